@@ -1,0 +1,32 @@
+//! The contract between the shim (host) and the agent (guest): messages, services, connections, well-known paths.
+//!
+//! It knows neither side. The messages are described in `proto/agent.proto`.
+
+pub mod preamble;
+
+/// The generated messages and services.
+#[allow(missing_docs, clippy::all, clippy::pedantic, unused_qualifications, unreachable_pub)]
+mod generated {
+    include!(concat!(env!("OUT_DIR"), "/generated/mod.rs"));
+}
+
+pub use generated::{agent, agent_ttrpc};
+
+/// The vsock CID under which a guest finds its host (`VMADDR_CID_HOST`, vsock(7)).
+pub const HOST_CID: u32 = 2;
+
+/// The port of the host that the guest dials where the kernel's command line does not name one: fixed with vhost-user,
+/// where every VM has a socket of its own.
+pub const DEFAULT_HOST_PORT: u32 = 1024;
+
+/// Key of the kernel's command line that names the port of the host: `tatami.port=1024`.
+pub const PORT_PARAMETER: &str = "tatami.port";
+
+/// The virtio-fs tag of the sandbox's shared directory; Kata's name for it.
+pub const SHARE_TAG: &str = "kataShared";
+
+/// Where the guest mounts [`SHARE_TAG`].
+pub const SHARE_MOUNTPOINT: &str = "/run/tatami/shared";
+
+/// Largest message either side accepts, in bytes: ttrpc's own limit (4 MiB).
+pub const MAX_MESSAGE: usize = 4 << 20;

@@ -1,0 +1,1 @@
+//! Boots and drives one VM.

@@ -1,0 +1,3 @@
+//! Reports what a container got.
+
+fn main() {}
