@@ -5,7 +5,16 @@
 pub mod preamble;
 
 /// The generated messages and services.
-#[allow(missing_docs, clippy::all, clippy::pedantic, unused_qualifications, unreachable_pub)]
+#[allow(
+    missing_docs,
+    unused_qualifications,
+    unreachable_pub,
+    clippy::all,
+    clippy::expect_used,
+    clippy::needless_pass_by_value,
+    clippy::panic,
+    clippy::unwrap_used
+)]
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/generated/mod.rs"));
 }
