@@ -1,0 +1,107 @@
+# The one interface to building, running and testing Tatami. `make` lists the targets.
+#
+# Everything that is built lands in build/ (BUILD=… for another place); long steps are cached outside the checkout, in
+# $TATAMI_CACHE, by the hash of their inputs (docs/building.md).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+BUILD ?= $(CURDIR)/build
+PREFIX ?= /usr/local
+DESTDIR ?=
+QEMU ?= $(or $(shell command -v qemu-system-x86_64 2>/dev/null),/usr/bin/qemu-system-x86_64)
+
+target := x86_64-unknown-linux-gnu
+multiarch := x86_64-linux-gnu
+target_dir := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+# The static programs of the guest: no loader, no shared libraries, no path of this checkout or of crates' sources.
+guest_flags := -C target-feature=+crt-static -C relocation-model=static \
+	--remap-path-prefix=$(CURDIR)=/tatami --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/cargo
+guest_env := RUSTFLAGS="$(guest_flags)" LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=/usr/lib/$(multiarch)
+# A directory of its own: other flags would otherwise rebuild what both sides use, at every change between them.
+guest_dir := $(target_dir)/guest
+guest_out := $(guest_dir)/$(target)/guest
+
+.PHONY: help
+help: ## this list
+	@echo "Tatami: containers in microVMs. Targets:"
+	@sed -n 's/^\([a-z-]*\):.* ## /  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
+
+.PHONY: deps
+deps: ## what the machine needs: Debian packages and the pinned helper daemons (root)
+	@scripts/deps
+	@scripts/tool virtiofsd >/dev/null
+	@scripts/tool vhost-device-vsock >/dev/null
+
+.PHONY: build
+build: kernel initrd daemons binaries config ## everything into build/
+
+.PHONY: kernel
+kernel: ## build/share/vmlinuz, from the pinned source (cached)
+	@dir=$$(guest-kernel/build); mkdir -p $(BUILD)/share; \
+	cmp -s "$$dir/vmlinuz" $(BUILD)/share/vmlinuz || install -m 0644 "$$dir/vmlinuz" $(BUILD)/share/vmlinuz
+
+.PHONY: initrd
+initrd: guest-programs ## build/share/initrd.img, with the static agent as /init
+	@guest-kernel/initrd $(guest_out)/tatami-agent $(BUILD)/share/initrd.img
+
+.PHONY: guest-programs
+guest-programs: # the agent, and the tests' probe that runs inside containers
+	@$(guest_env) cargo build --quiet --locked --profile guest --target $(target) --target-dir $(guest_dir) \
+		-p tatami-agent -p guest-probe
+	@mkdir -p $(BUILD)/tests
+	@cmp -s $(guest_out)/guest-probe $(BUILD)/tests/guest-probe \
+		|| install -m 0755 $(guest_out)/guest-probe $(BUILD)/tests/guest-probe
+
+.PHONY: daemons
+daemons: ## build/bin/{virtiofsd,vhost-device-vsock}, at pinned versions (cached)
+	@mkdir -p $(BUILD)/bin; for name in virtiofsd vhost-device-vsock; do \
+		program=$$(scripts/tool $$name); \
+		cmp -s "$$program" $(BUILD)/bin/$$name || install -m 0755 "$$program" $(BUILD)/bin/$$name; \
+	done
+
+.PHONY: binaries
+binaries: ## build/bin/{containerd-shim-kata-v2,kata-ctl}
+	@cargo build --quiet --locked --release --target-dir $(target_dir) -p containerd-shim-kata-v2 -p kata-ctl
+	@mkdir -p $(BUILD)/bin; for name in containerd-shim-kata-v2 kata-ctl; do \
+		cmp -s $(target_dir)/release/$$name $(BUILD)/bin/$$name \
+			|| install -m 0755 $(target_dir)/release/$$name $(BUILD)/bin/$$name; \
+	done
+
+.PHONY: config
+config: ## build/etc/configuration.toml, pointing at what was built
+	@mkdir -p $(BUILD)/etc
+	@scripts/render-config $(BUILD)/bin $(BUILD)/share $(QEMU) >$(BUILD)/etc/configuration.toml
+
+# Not as prerequisites side by side: under -j the build must not start before its dependencies are there.
+.PHONY: run
+run: ## deps + build, then a container in a microVM by a private containerd
+	@$(MAKE) deps
+	@$(MAKE) build
+	@TATAMI_BUILD=$(BUILD) cargo run --quiet --locked --release --target-dir $(target_dir) -p tatami-tests --bin demo
+
+.PHONY: test
+test: ## deps + build, then all tests, the end-to-end ones included
+	@$(MAKE) deps
+	@$(MAKE) build
+	@$(MAKE) deps-containerd
+	@TATAMI_BUILD=$(BUILD) scripts/test
+
+.PHONY: deps-containerd
+deps-containerd: # the other containerd releases that the tests run against (cached)
+	@scripts/containerd-versions
+
+.PHONY: check
+check: ## format, lints, licences and sources of crates, spelling, unused dependencies, shell scripts
+	@scripts/check
+
+.PHONY: install
+install: build ## into DESTDIR/PREFIX; the result works without the checkout
+	@BUILD=$(BUILD) DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) QEMU=$(QEMU) scripts/install
+
+.PHONY: clean
+clean: ## removes build/; the cache and cargo's target directory stay
+	@rm -rf $(BUILD)
