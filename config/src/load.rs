@@ -297,14 +297,18 @@ impl<'a> Source<'a> {
             ));
             return Ok(());
         };
-        (setting.set)(config, Raw::File(entry.value.get_ref())).map_err(|refusal| {
-            self.refuse(
+        let value = entry.value.get_ref();
+        match (setting.set)(config, Raw::File(value)) {
+            Ok(()) => Ok(()),
+            // An empty string is Kata's way to leave a key unset; where it means something it was taken.
+            Err(_) if value.as_str().is_some_and(str::is_empty) => Ok(()),
+            Err(refusal) => Err(self.refuse(
                 format!("{}.{}", table.name(), entry.key),
                 entry.offset,
                 entry.value,
                 refusal.0,
-            )
-        })
+            )),
+        }
     }
 
     fn refuse(&self, key: String, offset: usize, value: &Spanned<DeValue<'_>>, allowed: String) -> ConfigError {

@@ -51,6 +51,7 @@ const MODULES: &str = "the guest's kernel has no modules";
 const MEM_AGENT: &str = "there is no memory agent in the guest";
 const DIAL: &str = "the guest calls the host, nothing is retried; dial_timeout limits it";
 const SELINUX: &str = "there is no SELinux in the guest";
+const HASH: &str = "files are not hashed; valid_boot_paths and valid_hypervisor_paths limit them";
 const FIRMWARE: &str = "the kernel is started directly";
 
 /// Table, key, which value is fine, and why the others have no effect.
@@ -243,6 +244,23 @@ static KEYS: &[(Table, &str, Neutral, &str)] = &[
     (Hypervisor, "valid_jailer_paths", Any, "QEMU has no jailer"),
     (Hypervisor, "ctlpath", Off, "QEMU has no control program"),
     (Hypervisor, "valid_ctlpaths", Any, "QEMU has no control program"),
+    // These exist as annotations only.
+    (Hypervisor, "asset_hash_type", Any, HASH),
+    (Hypervisor, "path_hash", Off, HASH),
+    (Hypervisor, "hypervisor_hash", Off, HASH),
+    (Hypervisor, "kernel_hash", Off, HASH),
+    (Hypervisor, "initrd_hash", Off, HASH),
+    (Hypervisor, "image_hash", Off, HASH),
+    (Hypervisor, "firmware_hash", Off, HASH),
+    (Hypervisor, "firmware_volume_hash", Off, HASH),
+    (Hypervisor, "jailer_hash", Off, HASH),
+    (Hypervisor, "use_vsock", Any, "it is always vsock"),
+    (Hypervisor, "blk_logical_sector_size", Off, BLOCK),
+    (Hypervisor, "blk_physical_sector_size", Off, BLOCK),
+    (Hypervisor, "block_device_num_queues", Any, BLOCK),
+    (Hypervisor, "block_device_queue_size", Any, BLOCK),
+    (Hypervisor, "default_gpus", Off, VFIO),
+    (Hypervisor, "default_gpu_model", Off, VFIO),
     (Agent, "enable_tracing", Off, TRACING),
     (Agent, "kernel_modules", Off, MODULES),
     (Agent, "container_pipe_size", Off, "the pipes have the kernel's size"),
@@ -301,6 +319,12 @@ static KEYS: &[(Table, &str, Neutral, &str)] = &[
     ),
     (Runtime, "emptydir_mode", Any, "volumes are always on the host"),
     (Runtime, "experimental", Off, "there are no experimental features"),
+    (
+        Runtime,
+        "experimental_force_guest_pull",
+        Off,
+        "images are pulled on the host",
+    ),
     (Runtime, "enable_pprof", Off, "the shim has no profiler"),
     (Runtime, "dan_conf", Any, "there is no directly attached network"),
     (Runtime, "pod_resource_api_sock", Off, VFIO),
