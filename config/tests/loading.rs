@@ -1,61 +1,73 @@
 //! Files, drop-ins, and what is said about what is wrong in them.
 
 use std::num::NonZeroU32;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use config::{ConfigError, Loaded, MAX_FILE_SIZE, Mebibytes, SharedFs, Vcpus};
+use config::{MAX_FILE_SIZE, Mebibytes, SharedFs, Vcpus};
 use proptest::prelude::*;
-use tempfile::TempDir;
 
 const NEEDED: &str = "[hypervisor.qemu]\nkernel = \"/k\"\ninitrd = \"/i\"\n";
 
-struct Files(TempDir);
+use files::{Files, error_in, warnings_in};
 
-impl Files {
-    fn new(main: &str) -> Self {
-        let files = Files(tempfile::tempdir().unwrap());
-        std::fs::write(files.path(), main).unwrap();
+#[cfg(test)]
+mod files {
+    use std::path::PathBuf;
+
+    use config::{ConfigError, Loaded};
+    use tempfile::TempDir;
+
+    use super::NEEDED;
+
+    /// A configuration in a directory of its own.
+    pub(super) struct Files(TempDir);
+
+    impl Files {
+        pub(super) fn new(main: &str) -> Self {
+            let files = Files(tempfile::tempdir().unwrap());
+            std::fs::write(files.path(), main).unwrap();
+            files
+        }
+
+        pub(super) fn path(&self) -> PathBuf {
+            self.0.path().join("configuration.toml")
+        }
+
+        pub(super) fn drop_in(&self, name: &str, text: &str) -> PathBuf {
+            let directory = self.0.path().join("config.d");
+            std::fs::create_dir_all(&directory).unwrap();
+            let path = directory.join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        }
+
+        pub(super) fn load(&self) -> Result<Loaded, ConfigError> {
+            config::load(&self.path())
+        }
+
+        /// What an error or warning says, without the temporary directory.
+        pub(super) fn said(&self, text: &dyn ToString) -> String {
+            text.to_string().replace(&format!("{}/", self.0.path().display()), "")
+        }
+    }
+
+    pub(super) fn error_in(text: &str) -> String {
+        let files = Files::new(text);
+        let error = files.load().unwrap_err();
+        files.said(&error)
+    }
+
+    pub(super) fn warnings_in(text: &str) -> Vec<String> {
+        let files = Files::new(&format!("{NEEDED}{text}"));
         files
+            .load()
+            .unwrap()
+            .warnings
+            .iter()
+            .map(|warning| files.said(warning))
+            .collect()
     }
-
-    fn path(&self) -> PathBuf {
-        self.0.path().join("configuration.toml")
-    }
-
-    fn drop_in(&self, name: &str, text: &str) -> PathBuf {
-        let directory = self.0.path().join("config.d");
-        std::fs::create_dir_all(&directory).unwrap();
-        let path = directory.join(name);
-        std::fs::write(&path, text).unwrap();
-        path
-    }
-
-    fn load(&self) -> Result<Loaded, ConfigError> {
-        config::load(&self.path())
-    }
-
-    /// What an error or warning says, without the temporary directory.
-    fn said(&self, text: &dyn ToString) -> String {
-        text.to_string().replace(&format!("{}/", self.0.path().display()), "")
-    }
-}
-
-fn error_in(text: &str) -> String {
-    let files = Files::new(text);
-    let error = files.load().unwrap_err();
-    files.said(&error)
-}
-
-fn warnings_in(text: &str) -> Vec<String> {
-    let files = Files::new(&format!("{NEEDED}{text}"));
-    files
-        .load()
-        .unwrap()
-        .warnings
-        .iter()
-        .map(|warning| files.said(warning))
-        .collect()
 }
 
 #[test]
