@@ -50,6 +50,12 @@ pub enum ConfigError {
         #[source]
         source: std::io::Error,
     },
+    /// A pipe, a device or a directory: opening or reading it might never end.
+    #[error("cannot read the configuration {}: not a regular file", path.display())]
+    NotAFile {
+        /// What it is not.
+        path: PathBuf,
+    },
     /// A file is too large to be meant.
     #[error("{}: larger than {MAX_FILE_SIZE} bytes", path.display())]
     TooLarge {
@@ -164,6 +170,9 @@ fn read(path: &Path) -> Result<String, ConfigError> {
         path: path.to_owned(),
         source,
     };
+    if !path.metadata().map_err(failed)?.is_file() {
+        return Err(ConfigError::NotAFile { path: path.to_owned() });
+    }
     let mut text = String::new();
     File::open(path)
         .map_err(failed)?
