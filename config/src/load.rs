@@ -13,7 +13,7 @@ use crate::model::Config;
 use crate::raw::Raw;
 use crate::settings::{self, Table};
 use crate::unsupported;
-use crate::warning::Warning;
+use crate::warning::{Reason, Warning};
 
 /// Where Kata looks, in its order.
 pub const DEFAULT_PATHS: [&str; 2] = [
@@ -93,7 +93,7 @@ pub enum ConfigError {
         allowed: String,
     },
     /// A key that is needed is in none of the files.
-    #[error("{}: {key} is not set: {why}", path.display())]
+    #[error("{}: {key} is not set: {why}{}", path.display(), hint(misspelt.as_deref()))]
     Missing {
         /// The main file.
         path: PathBuf,
@@ -101,7 +101,13 @@ pub enum ConfigError {
         key: &'static str,
         /// What it is needed for.
         why: &'static str,
+        /// A key that looks as if this one was meant.
+        misspelt: Option<Box<Warning>>,
     },
+}
+
+fn hint(misspelt: Option<&Warning>) -> String {
+    misspelt.map_or_else(String::new, |warning| format!(" ({warning})"))
 }
 
 /// The configuration file: the one that the runtime's options name, else the one of KATA_CONF_FILE, else the first of
@@ -136,7 +142,7 @@ pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
         let text = read(file)?;
         merge(&mut config, &mut warnings, file, &text)?;
     }
-    complete(&config, path)?;
+    complete(&config, &warnings, path)?;
     Ok(Loaded {
         config,
         warnings,
@@ -144,23 +150,30 @@ pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
     })
 }
 
-/// What has no default because nothing would be right everywhere.
-fn complete(config: &Config, path: &Path) -> Result<(), ConfigError> {
-    let missing = |key, why| {
-        Err(ConfigError::Missing {
-            path: path.to_owned(),
-            key,
-            why,
-        })
-    };
-    if config.hypervisor.kernel.as_os_str().is_empty() {
-        return missing("hypervisor.qemu.kernel", "the VM needs a kernel");
-    }
-    if config.hypervisor.initrd.as_os_str().is_empty() {
-        return missing(
+/// Refuses a configuration without what has no default, because nothing would be right everywhere.
+fn complete(config: &Config, warnings: &[Warning], path: &Path) -> Result<(), ConfigError> {
+    let hypervisor = &config.hypervisor;
+    for (key, why, value) in [
+        ("hypervisor.qemu.kernel", "the VM needs a kernel", &hypervisor.kernel),
+        (
             "hypervisor.qemu.initrd",
             "the VM boots from an initrd, not from an image",
-        );
+            &hypervisor.initrd,
+        ),
+    ] {
+        if value.as_os_str().is_empty() {
+            let meant = |warning: &&Warning| match warning.reason {
+                Reason::Unknown { nearest: Some(nearest) } => key.ends_with(nearest),
+                Reason::Unknown { nearest: None } | Reason::Unsupported(_) => false,
+            };
+            let misspelt = warnings.iter().find(meant).cloned().map(Box::new);
+            return Err(ConfigError::Missing {
+                path: path.to_owned(),
+                key,
+                why,
+                misspelt,
+            });
+        }
     }
     Ok(())
 }

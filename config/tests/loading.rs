@@ -215,6 +215,15 @@ fn kernel_and_initrd_have_no_default() {
 }
 
 #[test]
+fn a_missing_key_is_recognized_in_a_misspelt_one() {
+    assert_eq!(
+        error_in("[hypervisor.qemu]\nkernal = \"/k\"\n"),
+        "configuration.toml: hypervisor.qemu.kernel is not set: the VM needs a kernel (configuration.toml:2: \
+         hypervisor.qemu.kernal is unknown and has no effect; did you mean kernel?)"
+    );
+}
+
+#[test]
 fn a_file_that_is_not_there_or_too_large_is_an_error() {
     let error = config::load(Path::new("/nonexistent/configuration.toml")).unwrap_err();
     assert_eq!(

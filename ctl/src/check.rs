@@ -133,7 +133,8 @@ fn configuration(path: &Path, warnings: usize) -> Finding {
     if warnings == 0 {
         return Finding::ok("configuration", found);
     }
-    let found = format!("{found} has {warnings} settings without effect");
+    let settings = if warnings == 1 { "setting" } else { "settings" };
+    let found = format!("{found} has {warnings} {settings} without effect");
     Finding::warn(
         "configuration",
         found,
