@@ -1,0 +1,306 @@
+//! Every supported key: where it is, how it is read, what it fills, how it is shown.
+//!
+//! This is the only list of them; the loader, the annotations, `kata-ctl config` and the check of the shipped default
+//! all go through it.
+
+use toml::Value;
+
+use crate::codec::{
+    ACCELERATOR, BOOLEAN, CREATE_TIMEOUT, DIAL_TIMEOUT, FILE, KERNEL_PARAMS, MACHINE_TYPE, MAX_VCPUS, MEMORY,
+    NAME_PATTERNS, PATH_PATTERNS, PROGRAM, QUEUE_SIZE, SECCOMP_SANDBOX, SHARED_FS, SLOTS, VCPUS, VIRTIO_FS_ARGS,
+    VIRTIO_FS_CACHE, VSOCK,
+};
+use crate::model::Config;
+use crate::raw::{Raw, Refusal};
+use crate::value::PathPattern;
+
+/// A table of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Table {
+    Hypervisor,
+    Agent,
+    Runtime,
+}
+
+impl Table {
+    pub(crate) const ALL: [Table; 3] = [Table::Hypervisor, Table::Agent, Table::Runtime];
+
+    /// Its name in the file.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Table::Hypervisor => "hypervisor.qemu",
+            Table::Agent => "agent.kata",
+            Table::Runtime => "runtime",
+        }
+    }
+
+    /// What its annotations start with.
+    pub(crate) fn annotation_prefix(self) -> &'static str {
+        match self {
+            Table::Hypervisor => "io.katacontainers.config.hypervisor.",
+            Table::Agent => "io.katacontainers.config.agent.",
+            Table::Runtime => "io.katacontainers.config.runtime.",
+        }
+    }
+}
+
+/// Which list of the configuration has to allow the path in an annotation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PathList {
+    Hypervisor,
+    VirtioFsDaemon,
+    Boot,
+}
+
+impl PathList {
+    /// The list's key.
+    pub(crate) fn key(self) -> &'static str {
+        match self {
+            PathList::Hypervisor => "valid_hypervisor_paths",
+            PathList::VirtioFsDaemon => "valid_virtio_fs_daemon_paths",
+            PathList::Boot => "valid_boot_paths",
+        }
+    }
+
+    /// The list itself.
+    pub(crate) fn patterns(self, config: &Config) -> &[PathPattern] {
+        match self {
+            PathList::Hypervisor => &config.hypervisor.valid_hypervisor_paths,
+            PathList::VirtioFsDaemon => &config.hypervisor.valid_virtio_fs_daemon_paths,
+            PathList::Boot => &config.hypervisor.valid_boot_paths,
+        }
+    }
+}
+
+/// How a key can be set by an annotation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Only in the file.
+    File,
+    /// By the annotation of this name.
+    Annotation(&'static str),
+    /// By the annotation of this name, to a path that the list allows.
+    Path(&'static str, PathList),
+    /// By the annotation of this name, which adds to what the file says.
+    Append(&'static str),
+}
+
+/// A supported key.
+pub(crate) struct Setting {
+    pub(crate) table: Table,
+    pub(crate) key: &'static str,
+    pub(crate) access: Access,
+    /// Another place for a key that is listed elsewhere too: read, but not shown.
+    pub(crate) alias: bool,
+    pub(crate) set: fn(&mut Config, Raw<'_>) -> Result<(), Refusal>,
+    pub(crate) show: fn(&Config) -> Value,
+}
+
+impl Setting {
+    /// The name of its annotation, without the prefix.
+    pub(crate) fn annotation(&self) -> Option<&'static str> {
+        match self.access {
+            Access::File => None,
+            Access::Annotation(name) | Access::Path(name, _) | Access::Append(name) => Some(name),
+        }
+    }
+}
+
+/// The setting with that key.
+pub(crate) fn find(table: Table, key: &str) -> Option<&'static Setting> {
+    SETTINGS
+        .iter()
+        .find(|setting| setting.table == table && setting.key == key)
+}
+
+macro_rules! setting {
+    ($table:ident, $room:ident . $field:ident, $codec:expr, $access:expr) => {
+        setting!($table, $room.$field, $codec, $access, false)
+    };
+    ($table:ident, $room:ident . $field:ident, $codec:expr, $access:expr, $alias:expr) => {
+        Setting {
+            table: Table::$table,
+            key: stringify!($field),
+            access: $access,
+            alias: $alias,
+            set: |config, raw| {
+                config.$room.$field = ($codec.read)(raw)?;
+                Ok(())
+            },
+            show: |config| ($codec.show)(&config.$room.$field),
+        }
+    };
+}
+
+/// All supported keys, in the order in which they are shown.
+pub(crate) static SETTINGS: &[Setting] = &[
+    setting!(
+        Hypervisor,
+        hypervisor.path,
+        PROGRAM,
+        Access::Path("path", PathList::Hypervisor)
+    ),
+    setting!(
+        Hypervisor,
+        hypervisor.kernel,
+        FILE,
+        Access::Path("kernel", PathList::Boot)
+    ),
+    setting!(
+        Hypervisor,
+        hypervisor.initrd,
+        FILE,
+        Access::Path("initrd", PathList::Boot)
+    ),
+    setting!(
+        Hypervisor,
+        hypervisor.machine_type,
+        MACHINE_TYPE,
+        Access::Annotation("machine_type")
+    ),
+    setting!(Hypervisor, hypervisor.accelerator, ACCELERATOR, Access::File),
+    setting!(
+        Hypervisor,
+        hypervisor.default_vcpus,
+        VCPUS,
+        Access::Annotation("default_vcpus")
+    ),
+    setting!(
+        Hypervisor,
+        hypervisor.default_maxvcpus,
+        MAX_VCPUS,
+        Access::Annotation("default_max_vcpus")
+    ),
+    setting!(
+        Hypervisor,
+        hypervisor.default_memory,
+        MEMORY,
+        Access::Annotation("default_memory")
+    ),
+    setting!(
+        Hypervisor,
+        hypervisor.memory_slots,
+        SLOTS,
+        Access::Annotation("memory_slots")
+    ),
+    setting!(
+        Hypervisor,
+        hypervisor.kernel_params,
+        KERNEL_PARAMS,
+        Access::Append("kernel_params")
+    ),
+    setting!(
+        Hypervisor,
+        hypervisor.shared_fs,
+        SHARED_FS,
+        Access::Annotation("shared_fs")
+    ),
+    setting!(
+        Hypervisor,
+        hypervisor.virtio_fs_daemon,
+        PROGRAM,
+        Access::Path("virtio_fs_daemon", PathList::VirtioFsDaemon)
+    ),
+    setting!(
+        Hypervisor,
+        hypervisor.virtio_fs_cache,
+        VIRTIO_FS_CACHE,
+        Access::Annotation("virtio_fs_cache")
+    ),
+    setting!(
+        Hypervisor,
+        hypervisor.virtio_fs_queue_size,
+        QUEUE_SIZE,
+        Access::Annotation("virtio_fs_queue_size")
+    ),
+    setting!(
+        Hypervisor,
+        hypervisor.virtio_fs_extra_args,
+        VIRTIO_FS_ARGS,
+        Access::Annotation("virtio_fs_extra_args")
+    ),
+    setting!(Hypervisor, hypervisor.vsock, VSOCK, Access::File),
+    setting!(Hypervisor, hypervisor.vsock_daemon, PROGRAM, Access::File),
+    setting!(Hypervisor, hypervisor.seccompsandbox, SECCOMP_SANDBOX, Access::File),
+    setting!(
+        Hypervisor,
+        hypervisor.enable_iothreads,
+        BOOLEAN,
+        Access::Annotation("enable_iothreads")
+    ),
+    setting!(Hypervisor, hypervisor.enable_debug, BOOLEAN, Access::File),
+    setting!(Hypervisor, hypervisor.enable_annotations, NAME_PATTERNS, Access::File),
+    setting!(
+        Hypervisor,
+        hypervisor.valid_hypervisor_paths,
+        PATH_PATTERNS,
+        Access::File
+    ),
+    setting!(
+        Hypervisor,
+        hypervisor.valid_virtio_fs_daemon_paths,
+        PATH_PATTERNS,
+        Access::File
+    ),
+    setting!(Hypervisor, hypervisor.valid_boot_paths, PATH_PATTERNS, Access::File),
+    setting!(Agent, agent.dial_timeout, DIAL_TIMEOUT, Access::File),
+    setting!(Agent, agent.enable_debug, BOOLEAN, Access::File),
+    setting!(Agent, agent.debug_console_enabled, BOOLEAN, Access::File),
+    setting!(Runtime, runtime.enable_debug, BOOLEAN, Access::File),
+    setting!(
+        Runtime,
+        runtime.create_container_timeout,
+        CREATE_TIMEOUT,
+        Access::Annotation("create_container_timeout")
+    ),
+    setting!(
+        Runtime,
+        runtime.disable_guest_seccomp,
+        BOOLEAN,
+        Access::Annotation("disable_guest_seccomp")
+    ),
+    setting!(
+        Runtime,
+        runtime.sandbox_cgroup_only,
+        BOOLEAN,
+        Access::Annotation("sandbox_cgroup_only")
+    ),
+    setting!(Runtime, runtime.static_sandbox_resource_mgmt, BOOLEAN, Access::File),
+    // Kata's runtime-rs has it in the agent's table.
+    setting!(
+        Agent,
+        runtime.create_container_timeout,
+        CREATE_TIMEOUT,
+        Access::File,
+        true
+    ),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guide_names_every_annotation() {
+        let guide = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md")).unwrap();
+        for setting in SETTINGS.iter().filter(|setting| setting.annotation().is_some()) {
+            let name = format!(
+                "`{}{}`",
+                setting.table.annotation_prefix(),
+                setting.annotation().unwrap()
+            );
+            assert!(guide.contains(&name), "docs/configuration.md lacks {name}");
+        }
+    }
+
+    #[test]
+    fn an_annotation_is_named_as_its_key_but_for_katas_exception() {
+        for setting in SETTINGS {
+            match setting.annotation() {
+                Some("default_max_vcpus") => assert_eq!(setting.key, "default_maxvcpus"),
+                Some(name) => assert_eq!(setting.key, name),
+                None => {}
+            }
+        }
+    }
+}
