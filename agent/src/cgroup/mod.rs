@@ -1,0 +1,375 @@
+//! The guest's cgroup v2 tree: `/agent` for the agent itself, `/containers/<id>` for each container.
+//! One file per controller turns the specification's limits into values of files; this one reads and writes them.
+//! Rules: Documentation/admin-guide/cgroup-v2.rst of the kernel, config-linux.md of the OCI runtime specification.
+
+mod cpu;
+mod hugetlb;
+mod io;
+mod memory;
+mod pids;
+mod stats;
+mod unified;
+mod watch;
+
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use oci_spec::runtime::LinuxResources;
+use rustix::process::Pid;
+use tokio::time::timeout;
+
+use crate::ids::ContainerId;
+pub(crate) use watch::Watch;
+
+const ROOT: &str = "/sys/fs/cgroup";
+const AGENT: &str = "/sys/fs/cgroup/agent";
+const CONTAINERS: &str = "/sys/fs/cgroup/containers";
+
+/// How long the kernel may take to freeze, thaw or kill a cgroup: a process in an uninterruptible wait holds it up.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why a cgroup does not do what it should.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The specification asks for what cgroup v2 cannot do.
+    #[error("{0}")]
+    Invalid(String),
+    /// The kernel refuses a value of the specification.
+    #[error("set {file} to {value:?}")]
+    Refused {
+        /// The cgroup's file.
+        file: String,
+        /// What was written.
+        value: String,
+        /// Why it was refused.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Reading, writing, making or removing failed.
+    #[error("{what} {path}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The kernel did not get there in time.
+    #[error("the processes of {path} were not {what} within {} s", PATIENCE.as_secs())]
+    Slow {
+        /// The state that was awaited.
+        what: &'static str,
+        /// The cgroup.
+        path: PathBuf,
+    },
+}
+
+fn failed(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
+    move |source| Error::Io {
+        what,
+        path: path.into(),
+        source,
+    }
+}
+
+/// A value for one file of a cgroup.
+#[derive(Debug, PartialEq, Eq)]
+struct Setting {
+    file: String,
+    value: String,
+    /// The kernel may be built without it, and then there is nothing to limit.
+    optional: bool,
+}
+
+impl Setting {
+    fn new(file: impl Into<String>, value: impl Into<String>) -> Self {
+        Self {
+            file: file.into(),
+            value: value.into(),
+            optional: false,
+        }
+    }
+
+    fn optional(mut self) -> Self {
+        self.optional = true;
+        self
+    }
+}
+
+/// A limit as cgroup v2 writes it; -1 is "none" in the specification.
+fn limit(value: i64) -> String {
+    if value < 0 { "max".to_owned() } else { value.to_string() }
+}
+
+/// Everything that the specification asks for, in the order in which it is written.
+fn settings(resources: &LinuxResources) -> Result<Vec<Setting>, Error> {
+    let mut all = Vec::new();
+    if let Some(cpu) = resources.cpu() {
+        all.extend(cpu::settings(cpu));
+    }
+    if let Some(memory) = resources.memory() {
+        all.extend(memory::settings(memory)?);
+    }
+    if let Some(pids) = resources.pids() {
+        all.extend(pids::settings(*pids));
+    }
+    if let Some(block) = resources.block_io() {
+        all.extend(io::settings(block));
+    }
+    for page in resources.hugepage_limits().iter().flatten() {
+        all.push(hugetlb::setting(page)?);
+    }
+    if let Some(unified) = resources.unified() {
+        all.extend(unified::settings(unified)?);
+    }
+    Ok(all)
+}
+
+/// Moves this process into a leaf of its own, and passes every controller on to the containers.
+///
+/// # Errors
+/// The tree is not writable.
+pub(crate) fn lay_out() -> Result<(), Error> {
+    for directory in [AGENT, CONTAINERS] {
+        std::fs::create_dir_all(directory).map_err(failed("create", directory))?;
+    }
+    let procs = Path::new(AGENT).join("cgroup.procs");
+    std::fs::write(&procs, "0").map_err(failed("join", &procs))?;
+    for directory in [ROOT, CONTAINERS] {
+        let available = Path::new(directory).join("cgroup.controllers");
+        let controllers = std::fs::read_to_string(&available).map_err(failed("read", &available))?;
+        let enable: Vec<String> = controllers.split_whitespace().map(|name| format!("+{name}")).collect();
+        let control = Path::new(directory).join("cgroup.subtree_control");
+        std::fs::write(&control, enable.join(" ")).map_err(failed("write", &control))?;
+    }
+    Ok(())
+}
+
+/// `cgroup.procs` of the agent, open for writing.
+///
+/// # Errors
+/// It cannot be opened.
+pub(crate) fn agent_procs() -> Result<OwnedFd, Error> {
+    open_procs(Path::new(AGENT))
+}
+
+fn open_procs(directory: &Path) -> Result<OwnedFd, Error> {
+    let path = directory.join("cgroup.procs");
+    let file = File::options().write(true).open(&path).map_err(failed("open", path))?;
+    Ok(file.into())
+}
+
+/// The cgroup of one container.
+#[derive(Debug)]
+pub(crate) struct Cgroup {
+    path: PathBuf,
+}
+
+impl Cgroup {
+    /// Makes it, without limits.
+    ///
+    /// # Errors
+    /// It exists, or the kernel has no room for it.
+    pub(crate) fn create(id: &ContainerId) -> Result<Self, Error> {
+        let path = Path::new(CONTAINERS).join(id.as_str());
+        std::fs::create_dir(&path).map_err(failed("create", &path))?;
+        Ok(Self { path })
+    }
+
+    /// `cgroup.procs`, open for writing.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub(crate) fn procs(&self) -> Result<OwnedFd, Error> {
+        open_procs(&self.path)
+    }
+
+    /// The path of one of its files.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Sets what is given and leaves the rest. May block while the kernel reclaims memory.
+    ///
+    /// # Errors
+    /// The first value that is refused; those before it stay.
+    pub(crate) fn apply(&self, resources: &LinuxResources) -> Result<(), Error> {
+        for Setting { file, value, optional } in settings(resources)? {
+            match std::fs::write(self.path.join(&file), &value) {
+                Ok(()) => {}
+                Err(error) if optional && error.kind() == ErrorKind::NotFound => {}
+                Err(source) => return Err(Error::Refused { file, value, source }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Kills everything in it and below (cgroup.kill).
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub(crate) fn kill(&self) -> Result<(), Error> {
+        let path = self.file("cgroup.kill");
+        std::fs::write(&path, "1").map_err(failed("write", path))
+    }
+
+    /// Freezes or thaws it, and waits until the kernel says that it is so.
+    ///
+    /// # Errors
+    /// A process does not stop in time; the cgroup is thawed again.
+    pub(crate) async fn freeze(&self, frozen: bool) -> Result<(), Error> {
+        let path = self.file("cgroup.freeze");
+        let write = |on: bool| std::fs::write(&path, if on { "1" } else { "0" }).map_err(failed("write", &path));
+        let (value, what) = if frozen { (1, "frozen") } else { (0, "thawed") };
+        let watch = self.events()?;
+        write(frozen)?;
+        let result = self.reached(&watch, "frozen", value, what).await;
+        if result.is_err() && frozen {
+            write(false)?;
+        }
+        result
+    }
+
+    fn events(&self) -> Result<Watch, Error> {
+        let path = self.file("cgroup.events");
+        Watch::new(&path).map_err(failed("watch", path))
+    }
+
+    /// Changes of memory.events.
+    ///
+    /// # Errors
+    /// The kernel has no memory controller.
+    pub(crate) fn oom_changes(&self) -> Result<Watch, Error> {
+        let path = self.file("memory.events");
+        Watch::new(&path).map_err(failed("watch", path))
+    }
+
+    /// Waits until `cgroup.events` has `value` for `key`. The watch was made before the change was asked for.
+    async fn reached(&self, watch: &Watch, key: &str, value: u64, what: &'static str) -> Result<(), Error> {
+        let path = self.file("cgroup.events");
+        let wait = async {
+            loop {
+                let text = std::fs::read_to_string(&path).map_err(failed("read", &path))?;
+                if stats::flat(&text).any(|pair| pair == (key, value)) {
+                    return Ok(());
+                }
+                watch.changed().await.map_err(failed("watch", &path))?;
+            }
+        };
+        timeout(PATIENCE, wait).await.unwrap_or_else(|_| {
+            Err(Error::Slow {
+                what,
+                path: self.path.clone(),
+            })
+        })
+    }
+
+    /// Kills what is left and removes it with everything the container made below it. Done if it is not there.
+    ///
+    /// # Errors
+    /// A process cannot be killed in time.
+    pub(crate) async fn remove(&self) -> Result<(), Error> {
+        if !self.path.exists() {
+            return Ok(());
+        }
+        let watch = self.events()?;
+        self.kill()?;
+        self.reached(&watch, "populated", 0, "killed").await?;
+        remove_tree(&self.path)
+    }
+
+    /// The processes in it and below.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub(crate) fn pids(&self) -> Result<Vec<Pid>, Error> {
+        let mut pids = Vec::new();
+        for directory in tree(&self.path)? {
+            let path = directory.join("cgroup.procs");
+            let text = match std::fs::read_to_string(&path) {
+                Ok(text) => text,
+                // Removed since the directory was listed, or a threaded cgroup, whose processes its parent lists.
+                Err(_) if directory != self.path => continue,
+                Err(error) => return Err(failed("read", path)(error)),
+            };
+            pids.extend(text.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)));
+        }
+        Ok(pids)
+    }
+}
+
+/// The directory and all below it, parents first.
+fn tree(root: &Path) -> Result<Vec<PathBuf>, Error> {
+    let mut found = vec![root.to_owned()];
+    let mut next = 0;
+    while let Some(directory) = found.get(next).cloned() {
+        next += 1;
+        let entries = match std::fs::read_dir(&directory) {
+            Ok(entries) => entries,
+            Err(_) if directory != root => continue,
+            Err(error) => return Err(failed("list", directory)(error)),
+        };
+        let directories = entries
+            .flatten()
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        found.extend(directories.map(|entry| entry.path()));
+    }
+    Ok(found)
+}
+
+fn remove_tree(root: &Path) -> Result<(), Error> {
+    for directory in tree(root)?.into_iter().rev() {
+        match std::fs::remove_dir(&directory) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(failed("remove", directory)(error)),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_specification_is_written_controller_by_controller() {
+        let resources: LinuxResources = serde_json::from_str(
+            r#"{"memory":{"limit":1048576},"cpu":{"shares":1024,"quota":50000,"period":100000},
+                "pids":{"limit":10},"unified":{"memory.high":"900000"},
+                "hugepageLimits":[{"pageSize":"2MB","limit":0}]}"#,
+        )
+        .unwrap();
+        let lines: Vec<String> = settings(&resources)
+            .unwrap()
+            .into_iter()
+            .map(|set| format!("{} {}", set.file, set.value))
+            .collect();
+        assert_eq!(
+            lines,
+            [
+                "cpu.weight 100",
+                "cpu.max 50000 100000",
+                "memory.max 1048576",
+                "pids.max 10",
+                "hugetlb.2MB.max 0",
+                "memory.high 900000"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_tree_is_listed_parents_first_and_removed_children_first() {
+        let root = tempfile::tempdir().unwrap();
+        let top = root.path().join("top");
+        std::fs::create_dir_all(top.join("a/b")).unwrap();
+        assert_eq!(tree(&top).unwrap(), [top.clone(), top.join("a"), top.join("a/b")]);
+        remove_tree(&top).unwrap();
+        assert!(!top.exists());
+    }
+}

@@ -1,0 +1,224 @@
+//! What is done to a container that exists: signals, limits, the freezer, figures, removal.
+
+use std::collections::HashSet;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use oci_spec::runtime::LinuxResources;
+use protocol::agent::{Process as ProcessInfo, StatsResponse};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::{Container, Life, Slot, Verb};
+use crate::error::Error;
+use crate::ids::ExecId;
+use crate::sys;
+
+/// The last signal of Linux (SIGRTMAX, signal(7)).
+const LAST_SIGNAL: u32 = 64;
+
+impl Container {
+    /// Sends a signal to a process, or to all of the container.
+    ///
+    /// # Errors
+    /// The process has ended; there is no such signal.
+    pub(crate) fn signal(&self, exec: &ExecId, signal: u32, all: bool) -> Result<(), Error> {
+        let number = i32::try_from(signal)
+            .ok()
+            .filter(|number| (1..=LAST_SIGNAL.cast_signed()).contains(number))
+            .ok_or_else(|| Error::Range(self.id.clone(), "the signal"))?;
+        let state = self.lock();
+        let process = self.process(&state, exec)?;
+        if process.ended {
+            return Err(Error::Finished(self.id.clone(), exec.clone()));
+        }
+        self.check(&state, Verb::Signal)?;
+        match process.signal(number) {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
+                return Err(Error::Finished(self.id.clone(), exec.clone()));
+            }
+            Err(error) => return Err(self.system("send a signal")(error)),
+        }
+        drop(state);
+        if all { self.signal_cgroup(number) } else { Ok(()) }
+    }
+
+    fn signal_cgroup(&self, signal: i32) -> Result<(), Error> {
+        if signal == libc::SIGKILL {
+            return self.cgroup.kill().map_err(|error| self.in_cgroup(error));
+        }
+        let first: Vec<Pid> = {
+            let state = self.lock();
+            let known: HashSet<i32> = state.live().map(|(_, process)| process.pid.as_raw()).collect();
+            let pids = self.cgroup.pids().map_err(|error| self.in_cgroup(error))?;
+            let init = self.process(&state, &ExecId::Init)?.pid.as_raw();
+            // The first process has it already; execs of ours get it here like any other.
+            pids.into_iter()
+                .filter(|pid| pid.as_raw_nonzero().get() != init || !known.contains(&init))
+                .collect()
+        };
+        let held: Vec<_> = first
+            .into_iter()
+            .filter_map(|pid| Some((pid, pidfd_open(pid, PidfdFlags::empty()).ok()?)))
+            .collect();
+        // A number that is still listed now that its pidfd is open is the process that was meant.
+        let still: HashSet<Pid> = self
+            .cgroup
+            .pids()
+            .map_err(|error| self.in_cgroup(error))?
+            .into_iter()
+            .collect();
+        for (_, pidfd) in held.iter().filter(|(pid, _)| still.contains(pid)) {
+            // ESRCH: it has ended.
+            let _ = sys::send_signal(pidfd.as_fd(), signal);
+        }
+        Ok(())
+    }
+
+    /// Sets the size of a process's terminal.
+    ///
+    /// # Errors
+    /// It has none, or the size is out of range.
+    pub(crate) fn resize(&self, exec: &ExecId, columns: u32, rows: u32) -> Result<(), Error> {
+        let (Ok(columns), Ok(rows)) = (u16::try_from(columns), u16::try_from(rows)) else {
+            return Err(Error::Range(self.id.clone(), "the size of the terminal"));
+        };
+        let state = self.lock();
+        let process = self.process(&state, exec)?;
+        process
+            .streams
+            .resize(columns, rows)
+            .map_err(|source| self.stream_error(exec, source))
+    }
+
+    /// Closes a process's stdin after so many bytes.
+    ///
+    /// # Errors
+    /// There is no such process.
+    pub(crate) fn close_stdin(&self, exec: &ExecId, length: u64) -> Result<(), Error> {
+        let state = self.lock();
+        self.process(&state, exec)?.streams.close_stdin(length);
+        Ok(())
+    }
+
+    /// Its processes, in the order of their numbers.
+    ///
+    /// # Errors
+    /// The cgroup is gone.
+    pub(crate) fn processes(&self) -> Result<Vec<ProcessInfo>, Error> {
+        let state = self.lock();
+        let known: Vec<_> = state
+            .live()
+            .map(|(exec, process)| (process.pid.as_raw(), exec.as_str().to_owned()))
+            .collect();
+        let in_cgroup = self.cgroup.pids().map_err(|error| self.in_cgroup(error))?;
+        let mut all: Vec<i32> = in_cgroup.into_iter().map(|pid| pid.as_raw_nonzero().get()).collect();
+        // One that waits at the gate is not in the cgroup yet.
+        all.extend(known.iter().map(|(pid, _)| *pid));
+        all.sort_unstable();
+        all.dedup();
+        let info = |pid: i32| ProcessInfo {
+            pid: pid.unsigned_abs(),
+            exec_id: known
+                .iter()
+                .find(|(known, _)| *known == pid)
+                .map(|(_, exec)| exec.clone()),
+            ..ProcessInfo::default()
+        };
+        Ok(all.into_iter().map(info).collect())
+    }
+
+    /// What it has used.
+    pub(crate) fn stats(&self) -> StatsResponse {
+        self.cgroup.stats()
+    }
+
+    /// Freezes it.
+    ///
+    /// # Errors
+    /// It does not run, or a process cannot be stopped.
+    pub(crate) async fn pause(&self) -> Result<(), Error> {
+        self.check(&self.lock(), Verb::Pause)?;
+        self.cgroup.freeze(true).await.map_err(|error| self.in_cgroup(error))?;
+        let mut state = self.lock();
+        if matches!(state.life, Life::Running) {
+            state.life = Life::Paused;
+        }
+        Ok(())
+    }
+
+    /// Thaws it.
+    ///
+    /// # Errors
+    /// It is not paused.
+    pub(crate) async fn resume(&self) -> Result<(), Error> {
+        self.check(&self.lock(), Verb::Resume)?;
+        self.cgroup.freeze(false).await.map_err(|error| self.in_cgroup(error))?;
+        let mut state = self.lock();
+        if matches!(state.life, Life::Paused) {
+            state.life = Life::Running;
+        }
+        Ok(())
+    }
+
+    /// Changes the limits that are given. On a thread of its own: the kernel reclaims memory meanwhile.
+    ///
+    /// # Errors
+    /// The kernel refuses a value.
+    pub(crate) async fn update(&self, resources: LinuxResources) -> Result<(), Error> {
+        self.check(&self.lock(), Verb::Update)?;
+        let cgroup = Arc::clone(&self.cgroup);
+        match tokio::task::spawn_blocking(move || cgroup.apply(&resources)).await {
+            Ok(result) => result.map_err(|error| self.in_cgroup(error)),
+            Err(error) => Err(self.system("change the limits")(std::io::Error::other(error))),
+        }
+    }
+
+    /// Forgets an exec that has ended.
+    ///
+    /// # Errors
+    /// It runs, or does not exist.
+    pub(crate) fn delete_exec(&self, exec: &ExecId) -> Result<(), Error> {
+        let mut state = self.lock();
+        if !self.process(&state, exec)?.ended {
+            return Err(Error::Running(self.id.clone(), exec.clone()));
+        }
+        state.processes.remove(exec);
+        Ok(())
+    }
+
+    /// Removes what a stopped container holds.
+    ///
+    /// # Errors
+    /// It is not stopped, or a process in it cannot be killed.
+    pub(crate) async fn delete(&self) -> Result<(), Error> {
+        self.check(&self.lock(), Verb::Delete)?;
+        self.discard().await
+    }
+
+    /// Removes the cgroup and everything in it, and closes all streams.
+    ///
+    /// # Errors
+    /// A process in it cannot be killed.
+    pub(crate) async fn discard(&self) -> Result<(), Error> {
+        self.cgroup.remove().await.map_err(|error| self.in_cgroup(error))?;
+        let processes = std::mem::take(&mut self.lock().processes);
+        drop(processes);
+        Ok(())
+    }
+
+    /// Kills everything in it, whatever it is doing.
+    pub(crate) fn kill(&self) {
+        let state = self.lock();
+        for slot in state.processes.values() {
+            if let Slot::Process(process) = slot {
+                // ESRCH: it has ended.
+                let _ = process.signal(libc::SIGKILL);
+            }
+        }
+        drop(state);
+        if let Err(error) = self.cgroup.kill() {
+            tracing::warn!(container = %self.id, error = %crate::report::chain(&error), "cannot kill");
+        }
+    }
+}

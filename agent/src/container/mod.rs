@@ -1,0 +1,165 @@
+//! One container: its processes, its cgroup, and what may be done to it when.
+//!
+//! ```text
+//!            launch            Start          execve
+//!  Creating ───────► Created ───────► Starting ─────► Running ◄──► Paused
+//!                       │                │               │            │
+//!                       └────────────────┴───────────────┴────────────┴──► Stopped ──► Delete
+//!                                     the first process ends
+//! ```
+//!
+//! The lock is never held while something is awaited: a launch that takes long holds up nobody.
+
+mod control;
+mod launching;
+mod phase;
+mod supervise;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use oci_spec::runtime::Spec;
+use tokio::task::AbortHandle;
+
+use crate::cgroup::{self, Cgroup};
+use crate::dial::Dialer;
+use crate::error::Error;
+use crate::events::Events;
+use crate::ids::{ContainerId, ExecId};
+use crate::oom::OomReporter;
+use crate::process::Process;
+use crate::reaper::Reaper;
+use phase::Life;
+pub(crate) use phase::{Phase, Verb};
+
+/// What every container uses.
+#[derive(Debug, Clone)]
+pub(crate) struct Services {
+    pub(crate) dialer: Dialer,
+    pub(crate) events: Events,
+    pub(crate) reaper: Reaper,
+}
+
+/// A name that is taken, and the process once there is one.
+#[derive(Debug)]
+enum Slot {
+    Launching,
+    Process(Box<Process>),
+}
+
+#[derive(Debug)]
+struct State {
+    life: Life,
+    processes: HashMap<ExecId, Slot>,
+}
+
+/// One container. Shared by the requests for it and the supervisors of its processes.
+#[derive(Debug)]
+pub(crate) struct Container {
+    id: ContainerId,
+    spec: Box<Spec>,
+    cgroup: Arc<Cgroup>,
+    oom: Arc<OomReporter>,
+    oom_task: AbortHandle,
+    services: Services,
+    state: Mutex<State>,
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        self.oom_task.abort();
+    }
+}
+
+impl Container {
+    /// A container with its cgroup and limits, without a process.
+    ///
+    /// # Errors
+    /// The cgroup cannot be made as the specification asks.
+    pub(crate) async fn new(id: ContainerId, spec: Spec, services: Services) -> Result<Self, Error> {
+        let in_cgroup = |source| Error::Cgroup { id: id.clone(), source };
+        let cgroup = Arc::new(Cgroup::create(&id).map_err(in_cgroup)?);
+        match Self::with_cgroup(id.clone(), spec, services, Arc::clone(&cgroup)) {
+            Ok(container) => Ok(container),
+            Err(source) => {
+                // What failed first is the better thing to say.
+                let _ = cgroup.remove().await;
+                Err(Error::Cgroup { id, source })
+            }
+        }
+    }
+
+    fn with_cgroup(
+        id: ContainerId,
+        spec: Spec,
+        services: Services,
+        cgroup: Arc<Cgroup>,
+    ) -> Result<Self, cgroup::Error> {
+        if let Some(resources) = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) {
+            cgroup.apply(resources)?;
+        }
+        let changes = cgroup.oom_changes()?;
+        let oom = Arc::new(OomReporter::new(
+            id.clone(),
+            Arc::clone(&cgroup),
+            services.events.clone(),
+        ));
+        let oom_task = tokio::spawn(Arc::clone(&oom).run(changes)).abort_handle();
+        Ok(Self {
+            id,
+            spec: Box::new(spec),
+            cgroup,
+            oom,
+            oom_task,
+            services,
+            state: Mutex::new(State {
+                life: Life::Creating,
+                processes: HashMap::new(),
+            }),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn in_cgroup(&self, source: cgroup::Error) -> Error {
+        Error::Cgroup {
+            id: self.id.clone(),
+            source,
+        }
+    }
+
+    fn system(&self, what: &'static str) -> impl FnOnce(std::io::Error) -> Error {
+        let id = self.id.clone();
+        move |source| Error::System { id, what, source }
+    }
+
+    fn check(&self, state: &State, verb: Verb) -> Result<(), Error> {
+        let phase = state.life.phase();
+        if phase.allows(verb) {
+            return Ok(());
+        }
+        Err(Error::Phase {
+            id: self.id.clone(),
+            verb,
+            phase,
+        })
+    }
+
+    fn process<'a>(&self, state: &'a State, exec: &ExecId) -> Result<&'a Process, Error> {
+        match state.processes.get(exec) {
+            Some(Slot::Process(process)) => Ok(process),
+            Some(Slot::Launching) | None => Err(Error::NoProcess(self.id.clone(), exec.clone())),
+        }
+    }
+}
+
+impl State {
+    fn live(&self) -> impl Iterator<Item = (&ExecId, &Process)> {
+        self.processes.iter().filter_map(|(exec, slot)| match slot {
+            Slot::Process(process) if !process.ended => Some((exec, &**process)),
+            Slot::Process(_) | Slot::Launching => None,
+        })
+    }
+}

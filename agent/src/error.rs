@@ -1,0 +1,109 @@
+//! Why a request of the host was not carried out. `rpc::status` maps each of these to a status code.
+
+use crate::cgroup;
+use crate::container::{Phase, Verb};
+use crate::ids::{ContainerId, ExecId, IdError};
+use crate::streams::StreamError;
+use tatami_agent::launch::LaunchError;
+
+/// Why a request was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// A name that is no id.
+    #[error(transparent)]
+    Id(#[from] IdError),
+    /// No container of that name.
+    #[error("container {0}: not found")]
+    NoContainer(ContainerId),
+    /// No process of that name.
+    #[error("container {0}: {1}: not found")]
+    NoProcess(ContainerId, ExecId),
+    /// It has ended.
+    #[error("container {0}: {1}: process already finished")]
+    Finished(ContainerId, ExecId),
+    /// The name of a container is taken.
+    #[error("container {0}: already exists")]
+    ContainerExists(ContainerId),
+    /// The name of an exec is taken.
+    #[error("container {0}: {1}: already exists")]
+    ProcessExists(ContainerId, ExecId),
+    /// The container is in a phase in which this cannot be done.
+    #[error("container {id}: cannot {verb} while it is {phase}")]
+    Phase {
+        /// Which container.
+        id: ContainerId,
+        /// What was asked.
+        verb: Verb,
+        /// What it is.
+        phase: Phase,
+    },
+    /// The process still runs.
+    #[error("container {0}: {1}: still running")]
+    Running(ContainerId, ExecId),
+    /// JSON that is not what it should be.
+    #[error("container {id}: {what} is not valid: {source}")]
+    Json {
+        /// Which container.
+        id: ContainerId,
+        /// What should have been there.
+        what: &'static str,
+        /// What is wrong with it.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A namespace that cannot be joined.
+    #[error("container {id}: join the {kind} namespace of {of}: {reason}")]
+    Namespace {
+        /// Which container.
+        id: ContainerId,
+        /// OCI name of the type.
+        kind: String,
+        /// Whose namespace.
+        of: String,
+        /// Why not.
+        reason: String,
+    },
+    /// Not a signal, not a size.
+    #[error("container {0}: {1} is out of range")]
+    Range(ContainerId, &'static str),
+    /// The process could not be started.
+    #[error("container {id}: {source}")]
+    Launch {
+        /// Which container.
+        id: ContainerId,
+        /// Why not.
+        #[source]
+        source: LaunchError,
+    },
+    /// A limit, a statistic, the freezer.
+    #[error("container {id}: cgroup: {source}")]
+    Cgroup {
+        /// Which container.
+        id: ContainerId,
+        /// Why not.
+        #[source]
+        source: cgroup::Error,
+    },
+    /// The process's streams.
+    #[error("container {id}: {exec}: {source}")]
+    Stream {
+        /// Which container.
+        id: ContainerId,
+        /// Which process.
+        exec: ExecId,
+        /// Why not.
+        #[source]
+        source: StreamError,
+    },
+    /// A system call.
+    #[error("container {id}: {what}")]
+    System {
+        /// Which container.
+        id: ContainerId,
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+}

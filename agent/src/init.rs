@@ -1,0 +1,173 @@
+//! The life of PID 1: boot, say hello, set up, serve, power off.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::{self, StreamExt};
+use protocol::agent::{HelloRequest, SandboxSetup};
+use protocol::agent_ttrpc::{HostClient, create_agent};
+use protocol::preamble::Preamble;
+use rustix::system::RebootCommand;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+use ttrpc::r#async::transport::{Listener, Socket};
+use ttrpc::r#async::{Client, Server};
+use ttrpc::context::Context;
+
+use crate::container::Services;
+use crate::dial::{Dialer, Watched};
+use crate::events::{self, Events};
+use crate::log::Log;
+use crate::reaper::Reaper;
+use crate::rpc::Service;
+use crate::sandbox::Sandbox;
+use crate::setup::{SetupError, set_up};
+use crate::{boot, log, report};
+
+/// How long the host may take to hang up after the answer to Shutdown, or to acknowledge a fatal event.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Why there is no sandbox.
+#[derive(Debug, thiserror::Error)]
+enum InitError {
+    /// See [`boot::BootError`].
+    #[error(transparent)]
+    Boot(#[from] boot::BootError),
+    /// The runtime cannot be made, or SIGCHLD cannot be had.
+    #[error("start the runtime")]
+    Runtime(#[source] io::Error),
+    /// Somebody logs already.
+    #[error("start the log")]
+    Log(#[from] tracing_subscriber::util::TryInitError),
+    /// The host does not listen.
+    #[error("dial the host for {0}")]
+    Dial(&'static str, #[source] io::Error),
+    /// The host did not answer.
+    #[error("say hello to the host")]
+    Hello(#[source] ttrpc::Error),
+    /// The server did not start.
+    #[error("serve the host")]
+    Serve(#[source] ttrpc::Error),
+    /// See [`SetupError`].
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+}
+
+/// Runs the guest. Returns only where the power cannot be turned off.
+pub(crate) fn run() {
+    if let Err(error) = start() {
+        tracing::error!(error = report::chain(&error), "the sandbox cannot go on");
+    }
+    power_off();
+}
+
+fn power_off() {
+    rustix::fs::sync();
+    for command in [RebootCommand::PowerOff, RebootCommand::Restart] {
+        if let Err(error) = rustix::system::reboot(command) {
+            tracing::error!(%error, "cannot power off");
+        }
+    }
+}
+
+fn start() -> Result<(), InitError> {
+    let log = log::init()?;
+    boot::boot()?;
+    let dialer = Dialer::new(boot::host_port()?);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(InitError::Runtime)?;
+    // Whatever still blocks a thread of the runtime must not keep the power on.
+    let result = runtime.block_on(Box::pin(serve(dialer, &log)));
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(dialer: Dialer, log: &Log) -> Result<(), InitError> {
+    let lost = Arc::new(Notify::new());
+    let stream = dialer
+        .dial(Preamble::Host)
+        .await
+        .map_err(|error| InitError::Dial("the first time", error))?;
+    let host = HostClient::new(Client::new(Socket::new(Watched::new(stream, Arc::clone(&lost)))));
+    let setup = host
+        .hello(Context::default(), &hello())
+        .await
+        .map_err(InitError::Hello)?;
+    let services = match prepare(dialer, log, &setup).await {
+        Ok(services) => services,
+        Err(error) => {
+            let told = events::fatal(&host, report::chain(&error));
+            if !matches!(timeout(FAREWELL, told).await, Ok(Ok(()))) {
+                tracing::warn!("the host was not told");
+            }
+            return Err(error);
+        }
+    };
+    let shutdown = Arc::new(Notify::new());
+    let mut server = listen(dialer, services.clone(), &lost, &shutdown).await?;
+    tracing::info!(sandbox = setup.sandbox_id, "ready");
+    tokio::select! {
+        () = lost.notified() => tracing::error!("the host has hung up"),
+        error = services.events.publish(host) => tracing::error!(%error, "the host does not take events"),
+        () = shutdown.notified() => {
+            // Power that goes now would take the answer with it. The host hangs up when it has it.
+            let _ = timeout(FAREWELL, lost.notified()).await;
+        }
+    }
+    server.stop_listen().await;
+    Ok(())
+}
+
+/// Carries out the setup. What can fail here is told to the host.
+async fn prepare(dialer: Dialer, log: &Log, setup: &SandboxSetup) -> Result<Services, InitError> {
+    let connection = dialer
+        .dial(Preamble::Log)
+        .await
+        .map_err(|error| InitError::Dial("the log", error))?;
+    log.connect(connection, &setup.log_level);
+    set_up(setup)?;
+    let signals = Reaper::listen().map_err(InitError::Runtime)?;
+    let services = Services {
+        dialer,
+        events: Events::default(),
+        reaper: Reaper::default(),
+    };
+    tokio::spawn(services.reaper.clone().run(signals));
+    Ok(services)
+}
+
+async fn listen(
+    dialer: Dialer,
+    services: Services,
+    lost: &Arc<Notify>,
+    shutdown: &Arc<Notify>,
+) -> Result<Server, InitError> {
+    let stream = dialer
+        .dial(Preamble::Agent)
+        .await
+        .map_err(|error| InitError::Dial("the agent's service", error))?;
+    let connection = Watched::new(stream, Arc::clone(lost));
+    let sandbox = Arc::new(Sandbox::new(services, Arc::clone(shutdown)));
+    // One connection, and no other for ever: a listener that ends would end the server.
+    let listener = Listener::new(stream::iter([Ok(connection)]).chain(stream::pending()));
+    let mut server = Server::new()
+        .add_listener(listener)
+        .register_service(create_agent(Arc::new(Service::new(sandbox))));
+    server.start().await.map_err(InitError::Serve)?;
+    Ok(server)
+}
+
+fn hello() -> HelloRequest {
+    let system = rustix::system::sysinfo();
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    HelloRequest {
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
+        memory_bytes: system.totalram.saturating_mul(u64::from(system.mem_unit)),
+        cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
+        ..HelloRequest::default()
+    }
+}

@@ -1,0 +1,166 @@
+//! The socket between the agent and the child: small messages, each of them whole (SOCK_SEQPACKET, unix(7)).
+//!
+//! The child's end is closed by a successful `execve`: an end without a word after the gate is opened is success. The
+//! child uses `read` and `write` alone once a seccomp filter may be in force: no program can live without them.
+
+use std::{
+    io::{self, IoSlice, IoSliceMut},
+    mem::MaybeUninit,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, SocketType,
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use super::fault::Fault;
+
+/// Largest message, in bytes: a fault's text as JSON, at its worst, with room.
+const MAX_MESSAGE: usize = 32 << 10;
+
+/// Most descriptors in one message (SCM_MAX_FD, unix(7)).
+const MAX_DESCRIPTORS: usize = 253;
+
+/// What the agent says.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Order {
+    /// The descriptors beside it are a [`super::instructions::Parcel`].
+    Prepare,
+    /// The gate is open: execute the program.
+    Go,
+}
+
+/// What the child says.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Word {
+    /// The process is made; its number in the guest's root PID namespace.
+    Made(i32),
+    /// Everything before the gate is done. Beside it goes the terminal's master, if there is a terminal.
+    Ready,
+    /// It cannot be done.
+    Failed(Fault),
+}
+
+/// The two ends: the agent's, which does not block, and the child's, which does.
+pub(super) fn pair() -> io::Result<(AgentEnd, OwnedFd)> {
+    let (ours, theirs) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    rustix::io::ioctl_fionbio(&ours, true)?;
+    Ok((
+        AgentEnd(AsyncFd::register_with_interest(
+            ours,
+            Interest::READABLE | Interest::WRITABLE,
+        )?),
+        theirs,
+    ))
+}
+
+/// The agent's end.
+#[derive(Debug)]
+pub(super) struct AgentEnd(AsyncFd<OwnedFd>);
+
+impl AgentEnd {
+    pub(super) async fn send(&self, order: &Order, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let bytes = serde_json::to_vec(order)?;
+        self.0
+            .async_io(Interest::WRITABLE, |socket| send(socket.as_fd(), &bytes, fds))
+            .await
+    }
+
+    /// The next word, or nothing when the child has closed its end.
+    pub(super) async fn receive(&self) -> io::Result<Option<(Word, Vec<OwnedFd>)>> {
+        self.0
+            .async_io(Interest::READABLE, |socket| receive(socket.as_fd()))
+            .await
+    }
+}
+
+/// The child's end.
+#[derive(Debug)]
+pub(super) struct ChildEnd(OwnedFd);
+
+impl ChildEnd {
+    pub(super) fn new(socket: OwnedFd) -> Self {
+        Self(socket)
+    }
+
+    pub(super) fn send(&self, word: &Word, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        send(self.0.as_fd(), &serde_json::to_vec(word)?, fds)
+    }
+
+    /// Sends by `write`, for when a seccomp filter may be in force.
+    pub(super) fn say(&self, word: &Word) -> io::Result<()> {
+        rustix::io::write(&self.0, &serde_json::to_vec(word)?)?;
+        Ok(())
+    }
+
+    /// The next order, or nothing when the agent has lost interest.
+    pub(super) fn receive(&self) -> io::Result<Option<(Order, Vec<OwnedFd>)>> {
+        receive(self.0.as_fd())
+    }
+}
+
+fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = vec![MaybeUninit::uninit(); SendAncillaryMessage::ScmRights(fds).size()];
+    let mut beside = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && (fds.len() > MAX_DESCRIPTORS || !beside.push(SendAncillaryMessage::ScmRights(fds))) {
+        return Err(io::Error::other("too many file descriptors for one message"));
+    }
+    rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut beside, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+fn receive<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    let mut bytes = vec![0; MAX_MESSAGE];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut beside = RecvAncillaryBuffer::new(&mut space);
+    let got = rustix::net::recvmsg(
+        socket,
+        &mut [IoSliceMut::new(&mut bytes)],
+        &mut beside,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
+    let mut fds = Vec::new();
+    for message in beside.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            fds.extend(received);
+        }
+    }
+    if got.bytes == 0 {
+        return Ok(None);
+    }
+    Ok(Some((serde_json::from_slice(&bytes[..got.bytes])?, fds)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn words_and_descriptors_arrive_and_the_end_is_seen() {
+        let (agent, child) = pair().unwrap();
+        let child = ChildEnd::new(child);
+        let file = std::fs::File::open("/dev/null").unwrap();
+        agent
+            .send(&Order::Prepare, &[file.as_fd(), file.as_fd()])
+            .await
+            .unwrap();
+        let (order, fds) = child.receive().unwrap().unwrap();
+        assert!(matches!(order, Order::Prepare));
+        assert_eq!(fds.len(), 2);
+        child
+            .send(&Word::Failed(Fault::Refused("\u{1}".repeat(9000)).bounded()), &[])
+            .unwrap();
+        child.say(&Word::Ready).unwrap();
+        drop(child);
+        assert!(matches!(
+            agent.receive().await.unwrap(),
+            Some((Word::Failed(Fault::Refused(_)), _))
+        ));
+        assert!(matches!(agent.receive().await.unwrap(), Some((Word::Ready, _))));
+        assert!(agent.receive().await.unwrap().is_none());
+    }
+}

@@ -1,0 +1,229 @@
+//! Starts a process of a container, its first one and every exec alike, from a re-executed single-threaded child.
+//!
+//! ```text
+//!  agent (tokio)                child                          process
+//!   launch() ── instructions ──► namespaces ── fork ──────────► rootfs, mounts, devices, identity
+//!            ◄── Made(pid) ────── ends                              │
+//!            ◄── Ready, terminal ──────────────────────────────────┤ waits at the gate
+//!   Gate::open() ── Go ───────────────────────────────────────────► hooks, cgroup, seccomp, execve
+//!            ◄── end of the channel: it runs ─────────────────────┘
+//! ```
+//!
+//! It owns the sequence from a specification to a running program. It knows nothing of the container's life after
+//! that, of the cgroup's limits, or of the shim, and never waits for a process: who calls it reaps every child.
+
+mod channel;
+mod child;
+mod fault;
+mod instructions;
+
+use std::{
+    io,
+    os::fd::OwnedFd,
+    path::Path,
+    process::{Command, ExitCode, Stdio as CommandStdio},
+};
+
+use nix::unistd::Pid;
+use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
+
+use channel::{AgentEnd, Order, Word};
+use fault::Fault;
+use instructions::Parcel;
+
+/// The first argument that makes this program a child of [`launch`]: `main` then calls [`child_main`].
+pub const VERB: &str = "launch";
+
+/// What is started, and where.
+#[derive(Debug)]
+pub enum Target {
+    /// A new container's first process.
+    Container {
+        /// The whole specification. Paths in it are the guest's.
+        spec: Box<Spec>,
+        /// Namespaces that are joined instead of made: they take the place of the specification's own entry.
+        join: Vec<(LinuxNamespaceType, OwnedFd)>,
+    },
+    /// One more process in a container.
+    Exec {
+        /// The container's specification: its seccomp filter and its personality bind an exec too.
+        spec: Box<Spec>,
+        /// What to execute.
+        process: Box<Process>,
+        /// A pidfd of the container's first process, whose namespaces and root are joined.
+        init: OwnedFd,
+    },
+}
+
+/// Where the standard streams go.
+#[derive(Debug)]
+pub enum Stdio {
+    /// Each to its descriptor, or to /dev/null where it has none.
+    Pipes {
+        /// Read by the process.
+        stdin: Option<OwnedFd>,
+        /// Written by the process.
+        stdout: Option<OwnedFd>,
+        /// Written by the process.
+        stderr: Option<OwnedFd>,
+    },
+    /// All to a new terminal of the container, whose master comes back.
+    Terminal,
+}
+
+/// Everything that one launch needs.
+#[derive(Debug)]
+pub struct LaunchRequest {
+    /// The container's id: its keyring and its hooks are told.
+    pub id: String,
+    /// What is started, and where.
+    pub target: Target,
+    /// Where the standard streams go.
+    pub stdio: Stdio,
+    /// `cgroup.procs` of the container, open for writing.
+    pub cgroup: OwnedFd,
+    /// `cgroup.procs` of the agent, open for writing: set-up work is not charged to the container.
+    pub agent_cgroup: OwnedFd,
+}
+
+/// A process that waits at the gate.
+#[derive(Debug)]
+pub struct Launched {
+    /// In the guest's root PID namespace.
+    pub pid: Pid,
+    /// The master of the terminal, if one was asked for.
+    pub terminal: Option<OwnedFd>,
+    /// What lets it go on. Dropped unopened, it ends the process.
+    pub gate: Gate,
+}
+
+/// Why a process could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The specification asks for something that cannot be carried out: the sentence is for the user.
+    #[error("{0}")]
+    Refused(String),
+    /// A step of the set-up failed.
+    #[error("{0}")]
+    Internal(String),
+    /// The child was killed before it could say anything.
+    #[error("the process ended while it was being set up, without a word")]
+    Vanished,
+    /// The child could not be made or talked to.
+    #[error("cannot {what} the child that sets up the process")]
+    Child {
+        /// What was tried with it.
+        what: &'static str,
+        /// Why that failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl LaunchError {
+    fn child(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Child { what, source }
+    }
+}
+
+impl From<Fault> for LaunchError {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Refused(text) => Self::Refused(text),
+            Fault::Internal(text) => Self::Internal(text),
+        }
+    }
+}
+
+/// Starts a process up to the gate: everything but its program's execution is done.
+///
+/// The caller must reap the processes that end, which are one or two more than it is told of: the child that makes the
+/// process ends at once.
+///
+/// # Errors
+/// [`LaunchError::Refused`] where the specification cannot be carried out; otherwise what failed.
+pub async fn launch(request: LaunchRequest) -> Result<Launched, LaunchError> {
+    launch_by(Path::new("/proc/self/exe"), request).await
+}
+
+/// [`launch`] with another program as the child: one whose `main` calls [`child_main`] when its argument is [`VERB`].
+///
+/// # Errors
+/// As [`launch`].
+pub async fn launch_by(program: &Path, request: LaunchRequest) -> Result<Launched, LaunchError> {
+    let parcel = Parcel::pack(request).map_err(LaunchError::child("instruct"))?;
+    let channel = spawn(program).map_err(LaunchError::child("start"))?;
+    channel
+        .send(&Order::Prepare, &parcel.descriptors())
+        .await
+        .map_err(LaunchError::child("instruct"))?;
+    // The child has its own copies: held here, the ends of pipes would keep them open.
+    drop(parcel);
+    let mut made = None;
+    loop {
+        match channel.receive().await.map_err(LaunchError::child("hear"))? {
+            Some((Word::Made(pid), _)) => made = Some(Pid::from_raw(pid)),
+            Some((Word::Failed(fault), _)) => return Err(fault.into()),
+            Some((Word::Ready, fds)) => {
+                let pid = made.ok_or(LaunchError::Vanished)?;
+                return Ok(Launched {
+                    pid,
+                    terminal: fds.into_iter().next(),
+                    gate: Gate { channel },
+                });
+            }
+            None => return Err(LaunchError::Vanished),
+        }
+    }
+}
+
+/// Starts the child with its end of the channel as its standard input.
+///
+/// It inherits nothing else but the agent's own stdout and stderr: every descriptor of the agent is close-on-exec.
+fn spawn(program: &Path) -> io::Result<AgentEnd> {
+    let (ours, theirs) = channel::pair()?;
+    // The handle is dropped and nobody waits by it: the agent reaps every child of its.
+    Command::new(program)
+        .arg(VERB)
+        .env_clear()
+        .stdin(CommandStdio::from(theirs))
+        .spawn()?;
+    Ok(ours)
+}
+
+/// Holds a process back until it is opened.
+#[derive(Debug)]
+pub struct Gate {
+    channel: AgentEnd,
+}
+
+impl Gate {
+    /// Lets the process execute its program. Returns when that has been done.
+    ///
+    /// # Errors
+    /// [`LaunchError::Refused`] where the program cannot be executed; the process has ended or is about to.
+    pub async fn open(self) -> Result<(), LaunchError> {
+        self.channel
+            .send(&Order::Go, &[])
+            .await
+            .map_err(|source| match source.kind() {
+                io::ErrorKind::BrokenPipe => LaunchError::Vanished,
+                _ => LaunchError::Child {
+                    what: "go on with",
+                    source,
+                },
+            })?;
+        match self.channel.receive().await {
+            Ok(None) => Ok(()),
+            Ok(Some((Word::Failed(fault), _))) => Err(fault.into()),
+            Ok(Some(_)) => Err(LaunchError::Internal("the child spoke out of turn".to_owned())),
+            Err(source) => Err(LaunchError::Child { what: "hear", source }),
+        }
+    }
+}
+
+/// The `main` of the child: standard input is its end of the channel.
+#[must_use]
+pub fn child_main() -> ExitCode {
+    child::main()
+}

@@ -1,0 +1,191 @@
+//! The `Agent` service: decodes and checks a request, calls the sandbox, encodes the answer. No policy.
+
+mod status;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use protocol::agent::{
+    CloseStdinRequest, ContainerId as ContainerRequest, CreateContainerRequest, Empty, ExecRequest,
+    ListProcessesResponse, ProcessId, ProcessStarted, ResizeTerminalRequest, SignalRequest, StatsResponse,
+    UpdateRequest,
+};
+use protocol::agent_ttrpc::Agent;
+use serde::de::DeserializeOwned;
+use ttrpc::r#async::TtrpcContext;
+
+use crate::container::Container;
+use crate::error::Error;
+use crate::ids::{ContainerId, ExecId};
+use crate::sandbox::Sandbox;
+
+/// Serves the host.
+#[derive(Debug)]
+pub(crate) struct Service(Arc<Sandbox>);
+
+impl Service {
+    pub(crate) fn new(sandbox: Arc<Sandbox>) -> Self {
+        Self(sandbox)
+    }
+
+    fn container(&self, id: &str) -> Result<Arc<Container>, Error> {
+        self.0.container(&ContainerId::new(id)?)
+    }
+
+    fn process(&self, process: &ProcessId) -> Result<(Arc<Container>, ExecId), Error> {
+        let exec = ExecId::new(&process.exec_id)?;
+        Ok((self.container(&process.container_id)?, exec))
+    }
+
+    async fn try_create(&self, request: &CreateContainerRequest) -> Result<u32, Error> {
+        let id = ContainerId::new(&request.container_id)?;
+        let spec = json(&id, "the specification", &request.spec)?;
+        self.0.create(id, spec, &request.stdio, &request.join_namespaces).await
+    }
+
+    async fn try_exec(&self, request: &ExecRequest) -> Result<u32, Error> {
+        let id = ContainerId::new(&request.container_id)?;
+        let exec = ExecId::new(&request.exec_id)?;
+        if exec == ExecId::Init {
+            return Err(Error::ProcessExists(id, exec));
+        }
+        let process = json(&id, "the process", &request.process)?;
+        self.0.container(&id)?.exec(exec, process, &request.stdio).await
+    }
+
+    async fn try_update(&self, request: &UpdateRequest) -> Result<(), Error> {
+        let id = ContainerId::new(&request.container_id)?;
+        let resources = json(&id, "resources", &request.resources)?;
+        self.0.container(&id)?.update(resources).await
+    }
+
+    async fn try_delete(&self, request: &ProcessId) -> Result<(), Error> {
+        let id = ContainerId::new(&request.container_id)?;
+        match ExecId::new(&request.exec_id)? {
+            ExecId::Init => self.0.delete(&id).await,
+            exec @ ExecId::Exec(_) => self.0.container(&id)?.delete_exec(&exec),
+        }
+    }
+}
+
+fn json<T: DeserializeOwned>(id: &ContainerId, what: &'static str, bytes: &[u8]) -> Result<T, Error> {
+    serde_json::from_slice(bytes).map_err(|source| Error::Json {
+        id: id.clone(),
+        what,
+        source,
+    })
+}
+
+fn started(pid: u32) -> ProcessStarted {
+    ProcessStarted {
+        pid,
+        ..ProcessStarted::default()
+    }
+}
+
+fn done(verb: &'static str, result: Result<(), Error>) -> ttrpc::Result<Empty> {
+    answer(verb, result.map(|()| Empty::default()))
+}
+
+fn answer<T>(verb: &'static str, result: Result<T, Error>) -> ttrpc::Result<T> {
+    result.map_err(|error| {
+        let message = crate::report::chain(&error);
+        tracing::warn!(verb, error = message, "refused");
+        ttrpc::Error::RpcStatus(ttrpc::get_status(status::code(&error), message))
+    })
+}
+
+#[async_trait]
+impl Agent for Service {
+    async fn create_container(
+        &self,
+        _: &TtrpcContext,
+        request: CreateContainerRequest,
+    ) -> ttrpc::Result<ProcessStarted> {
+        answer("create", Box::pin(self.try_create(&request)).await.map(started))
+    }
+
+    async fn start_container(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
+        let result = match self.container(&request.container_id) {
+            Ok(container) => container.start().await,
+            Err(error) => Err(error),
+        };
+        done("start", result)
+    }
+
+    async fn exec(&self, _: &TtrpcContext, request: ExecRequest) -> ttrpc::Result<ProcessStarted> {
+        answer("exec", Box::pin(self.try_exec(&request)).await.map(started))
+    }
+
+    async fn signal(&self, _: &TtrpcContext, request: SignalRequest) -> ttrpc::Result<Empty> {
+        let result = self
+            .process(&request.process)
+            .and_then(|(container, exec)| container.signal(&exec, request.signal, request.all));
+        done("signal", result)
+    }
+
+    async fn resize_terminal(&self, _: &TtrpcContext, request: ResizeTerminalRequest) -> ttrpc::Result<Empty> {
+        let result = self
+            .process(&request.process)
+            .and_then(|(container, exec)| container.resize(&exec, request.columns, request.rows));
+        done("resize", result)
+    }
+
+    async fn close_stdin(&self, _: &TtrpcContext, request: CloseStdinRequest) -> ttrpc::Result<Empty> {
+        let result = self
+            .process(&request.process)
+            .and_then(|(container, exec)| container.close_stdin(&exec, request.length));
+        done("close stdin", result)
+    }
+
+    async fn list_processes(
+        &self,
+        _: &TtrpcContext,
+        request: ContainerRequest,
+    ) -> ttrpc::Result<ListProcessesResponse> {
+        let processes = self
+            .container(&request.container_id)
+            .and_then(|container| container.processes());
+        let encode = |processes| ListProcessesResponse {
+            processes,
+            ..ListProcessesResponse::default()
+        };
+        answer("list", processes.map(encode))
+    }
+
+    async fn stats(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<StatsResponse> {
+        answer(
+            "stats",
+            self.container(&request.container_id).map(|container| container.stats()),
+        )
+    }
+
+    async fn pause(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
+        let result = match self.container(&request.container_id) {
+            Ok(container) => container.pause().await,
+            Err(error) => Err(error),
+        };
+        done("pause", result)
+    }
+
+    async fn resume(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
+        let result = match self.container(&request.container_id) {
+            Ok(container) => container.resume().await,
+            Err(error) => Err(error),
+        };
+        done("resume", result)
+    }
+
+    async fn update(&self, _: &TtrpcContext, request: UpdateRequest) -> ttrpc::Result<Empty> {
+        done("update", self.try_update(&request).await)
+    }
+
+    async fn delete(&self, _: &TtrpcContext, request: ProcessId) -> ttrpc::Result<Empty> {
+        done("delete", self.try_delete(&request).await)
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        self.0.shut_down().await;
+        Ok(Empty::default())
+    }
+}

@@ -1,0 +1,46 @@
+//! Which status code an error becomes: the one table, without a catch-all.
+
+use tatami_agent::launch::LaunchError;
+use ttrpc::Code;
+
+use crate::cgroup;
+use crate::error::Error;
+use crate::streams::StreamError;
+
+pub(super) fn code(error: &Error) -> Code {
+    match error {
+        Error::Id(_) | Error::Json { .. } | Error::Namespace { .. } | Error::Range(..) => Code::INVALID_ARGUMENT,
+        // containerd takes NOT_FOUND from Kill to mean that the process has ended, as runc's shim has it.
+        Error::NoContainer(_) | Error::NoProcess(..) | Error::Finished(..) => Code::NOT_FOUND,
+        Error::ContainerExists(_) | Error::ProcessExists(..) => Code::ALREADY_EXISTS,
+        Error::Phase { .. } | Error::Running(..) => Code::FAILED_PRECONDITION,
+        Error::Launch { source, .. } => launch(source),
+        Error::Cgroup { source, .. } => cgroup(source),
+        Error::Stream { source, .. } => stream(source),
+        Error::System { .. } => Code::INTERNAL,
+    }
+}
+
+fn launch(error: &LaunchError) -> Code {
+    match error {
+        LaunchError::Refused(_) => Code::INVALID_ARGUMENT,
+        LaunchError::Internal(_) | LaunchError::Vanished | LaunchError::Child { .. } => Code::INTERNAL,
+    }
+}
+
+fn cgroup(error: &cgroup::Error) -> Code {
+    match error {
+        cgroup::Error::Invalid(_) | cgroup::Error::Refused { .. } => Code::INVALID_ARGUMENT,
+        cgroup::Error::Io { .. } | cgroup::Error::Slow { .. } => Code::INTERNAL,
+    }
+}
+
+fn stream(error: &StreamError) -> Code {
+    match error {
+        StreamError::Token { .. } | StreamError::Mixed => Code::INVALID_ARGUMENT,
+        StreamError::NoTerminal => Code::FAILED_PRECONDITION,
+        StreamError::Dial(..) | StreamError::Pipe(..) | StreamError::TerminalMissing | StreamError::Resize(_) => {
+            Code::INTERNAL
+        }
+    }
+}

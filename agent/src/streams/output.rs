@@ -1,0 +1,82 @@
+//! From a process to the host.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{oneshot, watch};
+use tokio::time::timeout;
+
+use super::BUFFER;
+use super::channel::Channel;
+
+/// How long a dead process's pipe must have been empty while others still hold it. What the process itself wrote is
+/// in the pipe when it is reaped; this is for the last words of the children it leaves behind.
+pub(super) const GRACE: Duration = Duration::from_millis(100);
+
+/// Copies until the end, or until the process is dead and the pipe stays empty; tells `drained` how many bytes that
+/// were; then empties the pipe for as long as somebody holds it, so that nobody gets SIGPIPE or blocks, and keeps the
+/// connection until the host has closed it.
+pub(super) async fn copy(
+    source: Channel,
+    mut to_host: impl AsyncWrite + Send + Unpin,
+    from_host: Option<impl AsyncRead + Send + Unpin>,
+    mut ended: watch::Receiver<bool>,
+    drained: oneshot::Sender<u64>,
+) {
+    let mut buffer = vec![0; BUFFER];
+    let length = until_drained(&source, &mut to_host, &mut ended, &mut buffer).await;
+    // The supervisor is gone only where the process has been deleted; then this task ends as well.
+    let _ = drained.send(length);
+    let discard = async { while let Ok(1..) = source.read(&mut buffer).await {} };
+    match from_host {
+        Some(mut connection) => {
+            let mut byte = [0; 1];
+            let closed = async { while let Ok(1..) = connection.read(&mut byte).await {} };
+            tokio::join!(discard, closed);
+        }
+        // The terminal's other direction reads the connection; `to_host` is held until Delete.
+        None => {
+            discard.await;
+            std::future::pending::<()>().await;
+        }
+    }
+    drop(to_host);
+}
+
+/// Bytes that were copied. A host that has closed the connection no longer wants them: they are counted all the same.
+async fn until_drained(
+    source: &Channel,
+    to_host: &mut (impl AsyncWrite + Unpin),
+    ended: &mut watch::Receiver<bool>,
+    buffer: &mut [u8],
+) -> u64 {
+    let mut length = 0;
+    let mut host_listens = true;
+    while let Some(count @ 1..) = next(source, ended, buffer).await {
+        length += count as u64;
+        host_listens = host_listens && to_host.write_all(&buffer[..count]).await.is_ok();
+    }
+    length
+}
+
+/// The next bytes; None where there is nothing more to wait for.
+async fn next(source: &Channel, ended: &mut watch::Receiver<bool>, buffer: &mut [u8]) -> Option<usize> {
+    let dead = *ended.borrow_and_update();
+    if dead {
+        if let Some(count) = source.read_now(buffer).transpose() {
+            return some(count);
+        }
+        return timeout(GRACE, source.read(buffer)).await.ok().and_then(some);
+    }
+    tokio::select! {
+        count = source.read(&mut *buffer) => return some(count),
+        // An error means that the process is being deleted: nobody waits for the bytes.
+        changed = ended.changed() => changed.ok()?,
+    }
+    Box::pin(next(source, ended, buffer)).await
+}
+
+fn some(count: io::Result<usize>) -> Option<usize> {
+    count.ok()
+}

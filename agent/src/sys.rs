@@ -1,0 +1,107 @@
+//! The system calls that the safe crates do not offer in the form we need. It knows no policy.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::process::Pid;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Watches a descriptor with the runtime's epoll; it must be non-blocking to be of use.
+///
+/// # Errors
+/// The descriptor is of a kind that epoll does not take.
+pub(crate) fn watched(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd is open, its number does not change, and it is closed only when the AsyncFd that now owns it
+    // is dropped.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
+}
+
+/// What waitid(2) says of a child that has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ended {
+    /// Its process id; the kernel may give it to another process from now on.
+    pub(crate) pid: Pid,
+    /// Its exit code, or 128 + the signal that ended it.
+    pub(crate) status: u32,
+}
+
+/// Reaps one child that has ended, without waiting; None: all of them live.
+///
+/// The wrappers of the crates in use either hide the pid or refuse real-time signals.
+///
+/// # Errors
+/// ECHILD where there is no child.
+pub(crate) fn reap_one() -> io::Result<Option<Ended>> {
+    // SAFETY: siginfo_t is plain data for which all zeroes is a valid value.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `info` is a valid, writable siginfo_t for the duration of the call.
+    if unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, libc::WEXITED | libc::WNOHANG) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: waitid filled in a SIGCHLD record, or left the zeroes, for which both fields read as 0.
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    let Some(pid) = Pid::from_raw(pid) else {
+        return Ok(None);
+    };
+    let status = if info.si_code == libc::CLD_EXITED {
+        status
+    } else {
+        128 + status
+    };
+    Ok(Some(Ended {
+        pid,
+        status: status.unsigned_abs(),
+    }))
+}
+
+/// Sends any signal, real-time ones included, to the process behind a pidfd (pidfd_send_signal(2)).
+///
+/// # Errors
+/// ESRCH where the process has been reaped; EINVAL where there is no such signal.
+pub(crate) fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: the descriptor is valid while it is borrowed; a null siginfo asks the kernel to fill it in.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Sets the interface's IFF_UP (netdevice(7)) through any socket of the network namespace.
+///
+/// # Errors
+/// ENODEV where there is no such interface.
+pub(crate) fn interface_up(socket: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    // SAFETY: ifreq is plain data for which all zeroes is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    // SAFETY: `request` is a valid ifreq with a terminated name; the kernel fills in the flags.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call above made `ifru_flags` the live member of the union.
+    unsafe {
+        request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short;
+    }
+    // SAFETY: as above.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
