@@ -5,7 +5,8 @@ use std::{
     fs::File,
     io::{Read, Write},
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, Command, Stdio},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::{Arc, Condvar, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -112,8 +113,8 @@ impl Ctr {
             .spawn()
             .map_err(Error::io(format!("starting {line}")))?;
         let stdin = child.stdin.take();
-        let stdout = collect(child.stdout.take());
-        let stderr = collect(child.stderr.take());
+        let stdout = Collector::new(child.stdout.take());
+        let stderr = Collector::new(child.stderr.take());
         Ok(Running {
             line,
             child,
@@ -123,6 +124,22 @@ impl Ctr {
             begun: Instant::now(),
             limit: self.limit,
         })
+    }
+
+    /// Starts the command, whose standard output the caller reads.
+    pub(crate) fn piped(self) -> Result<(Child, ChildStdout)> {
+        let line = self.line();
+        let mut child = self
+            .command()
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(Error::io(format!("starting {line}")))?;
+        let stdout = child
+            .stdout
+            .take()
+            .ok_or_else(|| Error::unexpected("a child without its pipe"))?;
+        Ok((child, stdout))
     }
 
     /// Starts the command on a new terminal of the given size.
@@ -152,8 +169,8 @@ impl Ctr {
             .stdout(output)
             .stderr(Stdio::piped())
             .spawn()?;
-        let stdout = collect(None::<File>);
-        let stderr = collect(child.stderr.take());
+        let stdout = Collector::new(None::<File>);
+        let stderr = Collector::new(child.stderr.take());
         Running {
             line,
             child,
@@ -183,8 +200,8 @@ pub struct Running {
     line: String,
     child: Child,
     stdin: Option<ChildStdin>,
-    stdout: thread::JoinHandle<Vec<u8>>,
-    stderr: thread::JoinHandle<Vec<u8>>,
+    stdout: Collector,
+    stderr: Collector,
     begun: Instant,
     limit: Duration,
 }
@@ -205,6 +222,18 @@ impl Running {
     /// Closes the standard input.
     pub fn close_stdin(&mut self) {
         self.stdin = None;
+    }
+
+    /// Waits until `text` is in the standard output.
+    pub fn shows(&self, text: &str) -> Result<()> {
+        let left = self.limit.saturating_sub(self.begun.elapsed());
+        if self
+            .stdout
+            .until(left, |bytes| String::from_utf8_lossy(bytes).contains(text))
+        {
+            return Ok(());
+        }
+        Err(Error::unexpected(format!("{} did not print {text:?}", self.line)))
     }
 
     /// Sends a signal to `ctr`, which passes it on to the container's process.
@@ -232,8 +261,8 @@ impl Running {
         let output = Output {
             command: self.line,
             code: status.code(),
-            stdout: self.stdout.join().unwrap_or_default(),
-            stderr: self.stderr.join().unwrap_or_default(),
+            stdout: self.stdout.end(),
+            stderr: self.stderr.end(),
             elapsed: self.begun.elapsed(),
         };
         if in_time {
@@ -319,13 +348,56 @@ fn end(stream: &[u8]) -> String {
 }
 
 /// Reads a stream to its end in a thread, so that no pipe fills up and blocks the command.
-fn collect(stream: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u8>> {
-    thread::spawn(move || {
-        let mut all = Vec::new();
-        if let Some(mut stream) = stream {
-            // What came before a read error is what the test shall see.
-            let _ = stream.read_to_end(&mut all);
-        }
-        all
-    })
+#[derive(Debug)]
+struct Collector {
+    shared: Arc<(Mutex<Collected>, Condvar)>,
+}
+
+#[derive(Debug, Default)]
+struct Collected {
+    bytes: Vec<u8>,
+    ended: bool,
+}
+
+impl Collector {
+    fn new(stream: Option<impl Read + Send + 'static>) -> Self {
+        let shared: Arc<(Mutex<Collected>, Condvar)> = Arc::default();
+        let collector = Self { shared: shared.clone() };
+        thread::spawn(move || {
+            let mut buffer = vec![0; 1 << 16];
+            let mut stream = stream;
+            loop {
+                // What came before a read error is what the test shall see.
+                let count = stream
+                    .as_mut()
+                    .map_or(0, |stream| stream.read(&mut buffer).unwrap_or(0));
+                let mut collected = shared.0.lock().unwrap_or_else(PoisonError::into_inner);
+                collected.bytes.extend_from_slice(&buffer[..count]);
+                collected.ended = count == 0;
+                shared.1.notify_all();
+                if count == 0 {
+                    return;
+                }
+            }
+        });
+        collector
+    }
+
+    /// Waits until `wanted` holds of what came, or nothing more can come; false when `limit` has passed.
+    fn until(&self, limit: Duration, wanted: impl Fn(&[u8]) -> bool) -> bool {
+        let collected = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (collected, _) = self
+            .shared
+            .1
+            .wait_timeout_while(collected, limit, |now| !now.ended && !wanted(&now.bytes))
+            .unwrap_or_else(PoisonError::into_inner);
+        wanted(&collected.bytes)
+    }
+
+    /// Everything, once the stream has ended. `ctr` is gone by then and nobody else has its pipes.
+    fn end(self) -> Vec<u8> {
+        self.until(LIMIT, |_| false);
+        let mut collected = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut collected.bytes)
+    }
 }

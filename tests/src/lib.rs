@@ -10,6 +10,7 @@
 pub mod containerd;
 pub mod ctr;
 pub mod error;
+pub mod events;
 pub mod image;
 pub mod leftovers;
 pub mod locate;

@@ -1,7 +1,7 @@
 //! One private containerd with the test image, as a test uses it.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     env,
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -12,6 +12,8 @@ use tempfile::TempDir;
 use crate::{
     Ctr, Error, Result, Spec,
     containerd::Containerd,
+    ctr::LIMIT,
+    events::Events,
     image::{self, Image},
     leftovers,
     locate::{self, Version},
@@ -60,6 +62,8 @@ pub struct Node {
     image: Image,
     roots: Cell<u32>,
     quiet: bool,
+    program: PathBuf,
+    events: RefCell<Events>,
     // Dropped in this order: containerd ends before its directory goes.
     containerd: Containerd,
     dir: TempDir,
@@ -68,57 +72,49 @@ pub struct Node {
 impl Node {
     /// Starts a node with the runtime and the containerd that the environment asks for.
     pub fn start() -> Result<Self> {
-        Self::start_with(Version::wanted()?, &locate::configuration)
+        Self::start_with(Version::wanted()?, None)
     }
 
     /// Starts a node with a given containerd.
     pub fn start_version(version: Version) -> Result<Self> {
-        Self::start_with(version, &locate::configuration)
+        Self::start_with(version, None)
     }
 
     /// Starts a node whose runtime reads the build's configuration and then `dropin`, a piece of TOML.
     pub fn start_configured(dropin: &str) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("tatami-conf-").tempdir()?.keep();
-        let file = dir.join("configuration.toml");
-        std::fs::copy(locate::configuration()?, &file)?;
-        std::fs::create_dir(dir.join("config.d"))?;
-        std::fs::write(dir.join("config.d/90-test.toml"), dropin)?;
-        let node = Self::start_with(Version::wanted()?, &|| Ok(file.clone()))?;
-        // Below the node's directory it goes when the node goes.
-        std::fs::rename(&dir, node.dir().join("conf"))?;
-        std::os::unix::fs::symlink(node.dir().join("conf"), &dir)?;
-        Ok(node)
+        Self::start_with(Version::wanted()?, Some(dropin))
     }
 
-    fn start_with(version: Version, configuration: &dyn Fn() -> Result<PathBuf>) -> Result<Self> {
+    fn start_with(version: Version, dropin: Option<&str>) -> Result<Self> {
         let runtime = Runtime::wanted()?;
-        let mut environment = Vec::new();
-        if runtime == Runtime::Kata {
-            locate::runtime_parts()?;
-            environment.push(("KATA_CONF_FILE".to_owned(), configuration()?.display().to_string()));
-        }
         let image = Image::get()?;
         let tag = tag();
         let dir = tempfile::Builder::new().prefix(&tag).rand_bytes(0).tempdir()?;
+        let mut environment = Vec::new();
+        if runtime == Runtime::Kata {
+            locate::runtime_parts()?;
+            environment.push((
+                "KATA_CONF_FILE".to_owned(),
+                configuration(dir.path(), dropin)?.display().to_string(),
+            ));
+        }
         let containerd = Containerd::start(dir.path(), version, environment)?;
-        let node = Self {
+        let address = containerd.address();
+        let program = version.binary("ctr")?;
+        let ctr = || Ctr::new(program.clone(), &address, &tag);
+        ctr().args(["image", "import"]).arg(image.archive()).ok()?;
+        let events = RefCell::new(Events::subscribe(&tag, ctr)?);
+        Ok(Self {
             tag,
             runtime,
             image,
+            program,
             roots: Cell::new(0),
             quiet: false,
+            events,
             containerd,
             dir,
-        };
-        node.ctr()
-            .args(["image", "import", "--no-unpack"])
-            .arg(node.image.archive())
-            .ok()
-            .or_else(|_| {
-                // 1.6 has no such flag; it unpacks, which `run` would do otherwise.
-                node.ctr().args(["image", "import"]).arg(node.image.archive()).ok()
-            })?;
-        Ok(node)
+        })
     }
 
     /// Has the node print no logs at its end.
@@ -133,9 +129,16 @@ impl Node {
         self.runtime
     }
 
-    /// The node's containerd.
-    pub fn containerd(&mut self) -> &mut Containerd {
-        &mut self.containerd
+    /// The version that this node's containerd says it is.
+    pub fn containerd_version(&self) -> Result<String> {
+        self.ctr().arg("version").ok()
+    }
+
+    /// Kills containerd as a crash would, and starts it anew on the same state.
+    pub fn crash_containerd(&mut self) -> Result<()> {
+        self.containerd.crash_and_restart()?;
+        self.events = RefCell::new(Events::subscribe(&self.tag, || self.ctr())?);
+        Ok(())
     }
 
     /// The node's directory on the host, for files that a test shares with a container.
@@ -155,12 +158,7 @@ impl Node {
 
     /// `ctr` on this node.
     pub fn ctr(&self) -> Ctr {
-        let program = self
-            .containerd
-            .version()
-            .binary("ctr")
-            .unwrap_or_else(|_| PathBuf::from("ctr"));
-        Ctr::new(program, &self.containerd.address(), &self.tag)
+        Ctr::new(self.program.clone(), &self.containerd.address(), &self.tag)
     }
 
     /// `ctr run` of the test image; flags may follow, and the program to run.
@@ -192,6 +190,16 @@ impl Node {
     /// Runs a spec to its end in the foreground and gives the report that its program, the probe, prints.
     pub fn report(&self, name: &str, spec: &Spec) -> Result<crate::Report> {
         crate::Report::parse(&self.run_spec(name, spec)?.arg("--rm").output()?.success()?)
+    }
+
+    /// Removes the container of a task that could not be created: some versions of `ctr run --rm` leave it.
+    pub fn discard(&self, name: &str) -> Result<()> {
+        let listed = self.ctr().args(["container", "ls", "-q"]).ok()?;
+        let id = self.id(name);
+        if listed.lines().any(|line| line == id) {
+            self.ctr().args(["container", "rm"]).arg(id).ok()?;
+        }
+        Ok(())
     }
 
     /// `ctr task exec` in a container; flags may follow, and the program to run.
@@ -229,24 +237,27 @@ impl Node {
     /// Kills a container's init, waits for its end, and removes task and container.
     pub fn remove(&self, name: &str) -> Result<()> {
         self.task("kill", name).args(["--signal", "9"]).ok()?;
-        // `task rm` answers only after the exit, which `task wait` of every version does not offer.
         self.await_stopped(name)?;
-        self.forget(name)
+        self.forget(name).map(drop)
     }
 
-    /// Removes a stopped task and its container.
-    pub fn forget(&self, name: &str) -> Result<()> {
-        self.task("rm", name).output()?;
-        self.ctr()
-            .args(["container", "rm"])
-            .tail([self.id(name)])
-            .ok()
-            .map(drop)
+    /// Removes a stopped task and its container; gives the exit code of its init, with which `ctr task rm` ends.
+    pub fn forget(&self, name: &str) -> Result<Option<i32>> {
+        let code = self.task("rm", name).output()?.code;
+        self.ctr().args(["container", "rm"]).tail([self.id(name)]).ok()?;
+        Ok(code)
     }
 
-    /// Waits until a task has stopped, by attaching to it: `ctr task attach` returns with the exit.
-    pub fn await_stopped(&self, name: &str) -> Result<Option<i32>> {
-        Ok(self.task("attach", name).output()?.code)
+    /// Waits until containerd announces that a container's init has ended.
+    pub fn await_stopped(&self, name: &str) -> Result<()> {
+        self.events.borrow_mut().await_exit(&self.id(name), LIMIT)
+    }
+
+    /// Waits until containerd announces that the kernel killed a process of a container for its memory.
+    pub fn await_oom(&self, name: &str) -> Result<()> {
+        self.events
+            .borrow_mut()
+            .await_topic("/tasks/oom ", &self.id(name), LIMIT)
     }
 
     /// The processes on the host that belong to a container or its sandbox.
@@ -294,6 +305,17 @@ impl Drop for Node {
         self.containerd.stop();
         leftovers::remove(&self.tag);
     }
+}
+
+/// The configuration file for a node in `dir`: the build's own, or a copy of it with a drop-in beside it.
+fn configuration(dir: &Path, dropin: Option<&str>) -> Result<PathBuf> {
+    let built = locate::configuration()?;
+    let Some(dropin) = dropin else { return Ok(built) };
+    let copy = dir.join("configuration.toml");
+    std::fs::copy(built, &copy)?;
+    std::fs::create_dir(dir.join("config.d"))?;
+    std::fs::write(dir.join("config.d/90-test.toml"), dropin)?;
+    Ok(copy)
 }
 
 /// A name that no other node on this machine has. Short, because sockets' paths are (108 bytes, unix(7)) and because

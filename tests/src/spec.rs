@@ -1,6 +1,6 @@
 //! OCI specs for `ctr run --config`, which can say what `ctr run`'s flags cannot.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -119,6 +119,11 @@ impl Spec {
             };
         }
         Ok(at)
+    }
+
+    /// The directory of the host that is the container's root.
+    pub fn root(&self) -> PathBuf {
+        PathBuf::from(self.0["root"]["path"].as_str().unwrap_or_default())
     }
 
     pub(crate) fn text(&self) -> String {
