@@ -5,6 +5,8 @@ use std::{
     time::Duration,
 };
 
+use serde_json::Value;
+
 use crate::{Ctr, Error, Result, wait};
 
 /// How many marks are published before the stream counts as broken, and how long each may take to arrive.
@@ -40,8 +42,9 @@ impl Events {
         Err(Error::unexpected("`ctr events` shows no event"))
     }
 
-    /// Waits until the init process of the container `id` has ended, and forgets all events up to that one.
-    pub(crate) fn await_exit(&mut self, id: &str, limit: Duration) -> Result<()> {
+    /// Waits until the init process of the container `id` has ended, gives its exit status, and forgets all events up to
+    /// that one.
+    pub(crate) fn await_exit(&mut self, id: &str, limit: Duration) -> Result<u64> {
         let container = format!(r#""container_id":"{id}","id":"{id}""#);
         let is_exit = |line: &str| line.contains("/tasks/exit ") && line.contains(&container);
         // A line counts only when it is complete.
@@ -55,8 +58,8 @@ impl Events {
         wait::text(&mut self.stream, limit, &mut self.seen, |seen| at(seen).is_some())
             .map_err(|error| Error::unexpected(format!("waiting for the exit of {id}: {error}")))?;
         let end = at(&self.seen).unwrap_or_default();
-        self.seen.drain(..end);
-        Ok(())
+        let past: String = self.seen.drain(..end).collect();
+        past.lines().last().map_or(Ok(0), exit_status)
     }
 
     /// Waits for an event on `topic` that names `id`.
@@ -65,6 +68,12 @@ impl Events {
         wait::text(&mut self.stream, limit, &mut self.seen, wanted)
             .map_err(|error| Error::unexpected(format!("waiting for {topic} of {id}: {error}")))
     }
+}
+
+/// The status in a line `<time> <namespace> /tasks/exit {…}`. Zero is not written, as always in protobuf's JSON.
+fn exit_status(line: &str) -> Result<u64> {
+    let event: Value = serde_json::from_str(line.find('{').map_or("", |at| &line[at..]))?;
+    Ok(event["exit_status"].as_u64().unwrap_or(0))
 }
 
 impl Drop for Events {

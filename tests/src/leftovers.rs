@@ -23,6 +23,13 @@ pub struct Process {
     pub command: String,
 }
 
+impl Process {
+    /// The path of its program, as its command line has it.
+    pub fn program(&self) -> &str {
+        self.command.split(' ').next().unwrap_or_default()
+    }
+}
+
 /// The processes whose command line or cgroup names `tag`. The test's own children, containerd and `ctr`, are not
 /// among them.
 pub fn processes(tag: &str) -> Vec<Process> {
@@ -32,7 +39,10 @@ pub fn processes(tag: &str) -> Vec<Process> {
     };
     entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
-        .filter(|pid| *pid != own && parent(*pid) != Some(own))
+        // One that has ended and that init has yet to reap holds nothing any more.
+        .filter(|pid| {
+            *pid != own && status(*pid, "PPid:") != own.to_string() && !status(*pid, "State:").starts_with('Z')
+        })
         .filter_map(|pid| {
             let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
             let command = String::from_utf8_lossy(&command).replace('\0', " ");
@@ -42,14 +52,15 @@ pub fn processes(tag: &str) -> Vec<Process> {
         .collect()
 }
 
-fn parent(pid: u32) -> Option<u32> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+/// A line of /proc/PID/status; empty if the process is gone.
+fn status(pid: u32, key: &str) -> String {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     status
         .lines()
-        .find_map(|line| line.strip_prefix("PPid:"))?
+        .find_map(|line| line.strip_prefix(key))
+        .unwrap_or_default()
         .trim()
-        .parse()
-        .ok()
+        .to_owned()
 }
 
 /// Everything that names `tag`, one line each: processes, mounts, cgroups, runtime directories, sockets, FIFOs.

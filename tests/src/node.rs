@@ -7,6 +7,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use tempfile::TempDir;
 
 use crate::{
@@ -238,18 +242,22 @@ impl Node {
     pub fn remove(&self, name: &str) -> Result<()> {
         self.task("kill", name).args(["--signal", "9"]).ok()?;
         self.await_stopped(name)?;
-        self.forget(name).map(drop)
+        self.forget(name)
     }
 
-    /// Removes a stopped task and its container; gives the exit code of its init, with which `ctr task rm` ends.
-    pub fn forget(&self, name: &str) -> Result<Option<i32>> {
-        let code = self.task("rm", name).output()?.code;
-        self.ctr().args(["container", "rm"]).tail([self.id(name)]).ok()?;
-        Ok(code)
+    /// Removes a stopped task and its container.
+    pub fn forget(&self, name: &str) -> Result<()> {
+        // Some versions end with the exit code of the container's init, so a failure shows in what is left instead.
+        self.task("rm", name).output()?;
+        self.ctr()
+            .args(["container", "rm"])
+            .tail([self.id(name)])
+            .ok()
+            .map(drop)
     }
 
-    /// Waits until containerd announces that a container's init has ended.
-    pub fn await_stopped(&self, name: &str) -> Result<()> {
+    /// Waits until containerd announces that a container's init has ended, and gives its exit status.
+    pub fn await_stopped(&self, name: &str) -> Result<u64> {
         self.events.borrow_mut().await_exit(&self.id(name), LIMIT)
     }
 
@@ -263,6 +271,32 @@ impl Node {
     /// The processes on the host that belong to a container or its sandbox.
     pub fn processes(&self, name: &str) -> Vec<leftovers::Process> {
         leftovers::processes(&self.id(name))
+    }
+
+    /// Kills, as a crash would, every process of a container's sandbox whose program's name has `program` in it.
+    pub fn kill_process(&self, name: &str, program: &str) -> Result<()> {
+        let victims: Vec<_> = self
+            .processes(name)
+            .into_iter()
+            .filter(|process| process.program().contains(program))
+            .collect();
+        if victims.is_empty() {
+            return Err(Error::unexpected(format!(
+                "no {program} among {:?}",
+                self.processes(name)
+            )));
+        }
+        for victim in victims {
+            let pid = i32::try_from(victim.pid).map_err(|_| Error::unexpected("a pid that is no pid"))?;
+            kill(Pid::from_raw(pid), Signal::SIGKILL)
+                .map_err(|error| Error::io(format!("killing {}", victim.command))(error.into()))?;
+        }
+        Ok(())
+    }
+
+    /// The bundle directory of a container's task.
+    pub fn bundle(&self, name: &str) -> PathBuf {
+        self.containerd.bundles(&self.tag).join(self.id(name))
     }
 
     /// Fails unless everything that the node's containers used is gone from the machine.

@@ -30,9 +30,9 @@ fn a_detached_container_is_listed_measured_paused_resumed_killed_and_removed() -
     assert_eq!(node.status("life")?.as_deref(), Some("RUNNING"));
 
     node.task("kill", "life").args(["--signal", "9"]).ok()?;
-    node.await_stopped("life")?;
+    assert_eq!(node.await_stopped("life")?, 137);
     assert_eq!(node.status("life")?.as_deref(), Some("STOPPED"));
-    assert_eq!(node.forget("life")?, Some(137));
+    node.forget("life")?;
     node.nothing_left()
 }
 
@@ -53,8 +53,8 @@ fn a_signal_to_all_ends_every_process_of_the_container() -> Result<()> {
     let node = Node::start()?;
     node.run("all").arg("-d").sh("sleep 1001 & sleep 1002 & wait").ok()?;
     node.task("kill", "all").args(["--all", "--signal", "KILL"]).ok()?;
-    node.await_stopped("all")?;
-    assert_eq!(node.forget("all")?, Some(137));
+    assert_eq!(node.await_stopped("all")?, 137);
+    node.forget("all")?;
     node.nothing_left()
 }
 
