@@ -133,6 +133,8 @@ impl Ctr {
             .command()
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            // Its complaint at the end, that containerd is gone, is no news.
+            .stderr(Stdio::null())
             .spawn()
             .map_err(Error::io(format!("starting {line}")))?;
         let stdout = child
