@@ -1,1 +1,28 @@
-//! Black-box tests.
+//! The framework of the black-box tests: a private containerd, an image made from busybox, the `ctr` command, and
+//! the search for what a container left behind.
+//!
+//! It knows the runtime only by its name and by the files that `make build` makes. Nothing here links to the runtime.
+//!
+//! Every [`Node`] has a tag that no other node has. The tag is its containerd namespace, its directory and the start
+//! of every container's id, so whatever on this machine names the tag belongs to that node and to nothing else. Tests
+//! can therefore run side by side and still prove that nothing of theirs is left.
+
+pub mod containerd;
+pub mod ctr;
+pub mod error;
+pub mod events;
+pub mod image;
+pub mod leftovers;
+pub mod locate;
+pub mod node;
+pub mod probe;
+pub mod spec;
+mod sys;
+pub mod terminal;
+pub mod wait;
+
+pub use ctr::{Ctr, Output, Running};
+pub use error::{Error, Result};
+pub use node::{Node, Runtime};
+pub use probe::Report;
+pub use spec::Spec;

@@ -1,3 +1,114 @@
-//! Reports what a container got.
+//! Runs inside containers, static, and reports what they really got. It knows nothing of the runtime.
+//!
+//! ```text
+//! guest-probe report [SYSCTL…]      every fact as one JSON object
+//! guest-probe try VERB PATH…        tries an operation on each path; prints each one's errno, 0 for success
+//! guest-probe touch-memory BYTES    writes to that many bytes, then says so
+//! guest-probe listen SOCKET         answers one connection with a greeting
+//! guest-probe connect SOCKET        prints what the other side says
+//! guest-probe log-to FILE           containerd's binary logger: copies descriptors 3 and 4 to a file
+//! ```
 
-fn main() {}
+mod facts;
+
+use std::{
+    env,
+    error::Error,
+    fs::{self, File},
+    io::{self, Read, Write},
+    os::unix::net::{UnixListener, UnixStream},
+    process::ExitCode,
+    thread,
+};
+
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use serde_json::{Map, json};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+fn main() -> ExitCode {
+    let args: Vec<String> = env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let done = match words.as_slice() {
+        ["report", sysctls @ ..] => report(sysctls),
+        ["try", verb, paths @ ..] => try_paths(verb, paths),
+        ["touch-memory", bytes] => touch_memory(bytes),
+        ["listen", socket] => listen(socket),
+        ["connect", socket] => connect(socket),
+        ["log-to", file] => log_to(file),
+        other => Err(format!("unknown: {other:?}").into()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("guest-probe: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn report(sysctls: &[&str]) -> Result<()> {
+    let mut out = io::stdout();
+    serde_json::to_writer(&mut out, &facts::all(sysctls))?;
+    Ok(writeln!(out)?)
+}
+
+/// Prints an object from path to errno, so that a test can ask for many refusals at once.
+fn try_paths(verb: &str, paths: &[&str]) -> Result<()> {
+    let mut results = Map::new();
+    for path in paths {
+        let result = match verb {
+            "mkdir" => fs::create_dir(path),
+            "read" => File::open(path).and_then(|mut file| file.read(&mut [0]).map(drop)),
+            "write" => File::options()
+                .write(true)
+                .open(path)
+                .and_then(|mut file| file.write(&[0]).map(drop)),
+            "create" => File::create(path).map(drop),
+            // Any device will do: /dev/null's numbers.
+            "mknod" => mknod(*path, SFlag::S_IFCHR, Mode::S_IRUSR, makedev(1, 3)).map_err(io::Error::from),
+            other => return Err(format!("cannot try {other}").into()),
+        };
+        let errno = result.err().map_or(0, |error| error.raw_os_error().unwrap_or(-1));
+        results.insert((*path).to_owned(), json!(errno));
+    }
+    println!("{}", serde_json::Value::Object(results));
+    Ok(())
+}
+
+fn touch_memory(bytes: &str) -> Result<()> {
+    let count: usize = bytes.parse()?;
+    // A value other than zero, because the kernel gives zeroed pages only when they are written.
+    let memory = vec![1_u8; count];
+    println!(
+        "touched {}",
+        memory.iter().map(|byte| usize::from(*byte)).sum::<usize>()
+    );
+    Ok(())
+}
+
+fn listen(socket: &str) -> Result<()> {
+    let listener = UnixListener::bind(socket)?;
+    println!("listening");
+    let (mut peer, _) = listener.accept()?;
+    Ok(peer.write_all(b"greetings from the socket\n")?)
+}
+
+fn connect(socket: &str) -> Result<()> {
+    io::copy(&mut UnixStream::connect(socket)?, &mut io::stdout())?;
+    Ok(())
+}
+
+/// The protocol of containerd's `binary://` loggers: 3 is the container's stdout, 4 its stderr, and closing 5 says that
+/// the logger is ready (containerd, runtime/v2/logging).
+fn log_to(file: &str) -> Result<()> {
+    let log = File::options().create(true).append(true).open(file)?;
+    let (mut out, mut err) = (File::open("/proc/self/fd/3")?, File::open("/proc/self/fd/4")?);
+    nix::unistd::close(5)?;
+    let mut first = log.try_clone()?;
+    let mut second = log;
+    let other = thread::spawn(move || io::copy(&mut err, &mut second));
+    io::copy(&mut out, &mut first)?;
+    other.join().map_err(|_| "the second copier failed")??;
+    Ok(())
+}

@@ -1,0 +1,114 @@
+//! A container's life as containerd's user sees it, from create to delete, once and many times.
+
+use std::time::Duration;
+
+use framework::{Node, Result};
+
+#[test]
+fn a_detached_container_is_listed_measured_paused_resumed_killed_and_removed() -> Result<()> {
+    let node = Node::start()?;
+    node.run("life").arg("-d").sh("sleep 1001 & sleep 1002").ok()?;
+    assert_eq!(node.status("life")?.as_deref(), Some("RUNNING"));
+
+    let processes = node.task("ps", "life").ok()?;
+    assert!(
+        processes.lines().count() >= 3,
+        "a heading, the shell and its children:\n{processes}"
+    );
+
+    let metrics = node.task("metrics", "life").ok()?;
+    assert!(metrics.contains("memory"), "{metrics}");
+
+    node.task("pause", "life").ok()?;
+    assert_eq!(node.status("life")?.as_deref(), Some("PAUSED"));
+    node.task("resume", "life").ok()?;
+    assert_eq!(node.status("life")?.as_deref(), Some("RUNNING"));
+    assert_eq!(node.exec("life", "after").program(["echo", "alive"]).ok()?, "alive\n");
+
+    let said = node.task("rm", "life").fails()?;
+    assert!(!said.trim().is_empty(), "a running task is not to be deleted");
+    assert_eq!(node.status("life")?.as_deref(), Some("RUNNING"));
+
+    node.task("kill", "life").args(["--signal", "9"]).ok()?;
+    assert_eq!(node.await_stopped("life")?, 137);
+    assert_eq!(node.status("life")?.as_deref(), Some("STOPPED"));
+    node.forget("life")?;
+    node.nothing_left()
+}
+
+#[test]
+fn a_signal_reaches_the_program_which_may_handle_it() -> Result<()> {
+    let node = Node::start()?;
+    let script = "trap 'echo got it; exit 42' TERM; echo ready; while :; do sleep 1; done";
+    let mut terminal = node.run("term").args(["--rm", "-t"]).sh(script).terminal(24, 80)?;
+    terminal.shows("ready")?;
+    node.task("kill", "term").args(["--signal", "TERM"]).ok()?;
+    terminal.shows("got it")?;
+    assert_eq!(terminal.wait()?, Some(42));
+    node.nothing_left()
+}
+
+#[test]
+fn a_signal_to_all_ends_every_process_of_the_container() -> Result<()> {
+    let node = Node::start()?;
+    node.run("all").arg("-d").sh("sleep 1001 & sleep 1002 & wait").ok()?;
+    node.task("kill", "all").args(["--all", "--signal", "KILL"]).ok()?;
+    assert_eq!(node.await_stopped("all")?, 137);
+    node.forget("all")?;
+    node.nothing_left()
+}
+
+#[test]
+fn an_init_that_ends_at_once_is_not_missed_and_its_id_can_be_used_again() -> Result<()> {
+    let node = Node::start()?;
+    for code in [0, 3, 0] {
+        let output = node.run("quick").arg("--rm").sh(&format!("exit {code}")).output()?;
+        assert_eq!(output.code, Some(code), "{}", output.stderr());
+    }
+    node.nothing_left()
+}
+
+#[test]
+fn what_is_asked_of_a_container_that_is_not_there_or_not_running_is_refused() -> Result<()> {
+    let node = Node::start()?;
+    assert!(node.task("kill", "nobody").fails()?.contains("not found"));
+    node.run("done").arg("-d").program(["true"]).ok()?;
+    node.await_stopped("done")?;
+    let said = node.task("kill", "done").fails()?;
+    assert!(said.contains("finished") || said.contains("not found"), "{said}");
+    node.task("pause", "done").fails()?;
+    node.forget("done")?;
+    node.nothing_left()
+}
+
+#[test]
+fn twenty_in_a_row_leave_nothing_behind() -> Result<()> {
+    let node = Node::start()?;
+    for number in 0..20 {
+        let name = format!("row{number}");
+        assert_eq!(
+            node.run(&name).arg("--rm").program(["echo", &name]).ok()?,
+            format!("{name}\n")
+        );
+    }
+    node.nothing_left()
+}
+
+#[test]
+fn five_at_once_leave_nothing_behind() -> Result<()> {
+    let node = Node::start()?;
+    let running: Vec<_> = (0..5)
+        .map(|number| {
+            let name = format!("once{number}");
+            node.run(&name)
+                .arg("--rm")
+                .program(["echo", &name])
+                .limit(Duration::from_secs(180))
+                .spawn()
+        })
+        .collect::<Result<_>>()?;
+    for (number, container) in running.into_iter().enumerate() {
+        assert_eq!(container.wait()?.success()?.stdout(), format!("once{number}\n"));
+    }
+    node.nothing_left()
+}

@@ -1,0 +1,165 @@
+//! No byte of a container's standard streams is lost, and each stream ends when it should.
+
+use std::{fs, fs::File, io::Read, time::Duration};
+
+use framework::{Node, Result, image::sha256, locate, wait};
+
+const MIB: usize = 1 << 20;
+
+#[test]
+fn what_goes_in_comes_out_and_an_end_of_input_arrives() -> Result<()> {
+    let node = Node::start()?;
+    let mut running = node.run("open").arg("--rm").program(["cat"]).spawn()?;
+    running.write(b"first ")?;
+    // `ctr` forwards an end of input only if the task exists by then, hence the wait for its answer.
+    running.shows("first ")?;
+    running.write(b"second")?;
+    running.close_stdin();
+    assert_eq!(running.wait()?.success()?.stdout(), "first second");
+    node.nothing_left()
+}
+
+#[test]
+fn fifty_megabytes_of_random_bytes_pass_through_cat_unchanged() -> Result<()> {
+    let node = Node::start()?;
+    let mut sent = vec![0; 50 * MIB];
+    File::open("/dev/urandom")?.read_exact(&mut sent)?;
+    fs::write(node.dir().join("in"), &sent)?;
+    let output = File::create(node.dir().join("out"))?;
+    let limit = Duration::from_secs(180);
+    node.run("big")
+        .arg("--rm")
+        .program(["cat"])
+        .limit(limit)
+        .through(File::open(node.dir().join("in"))?, output)?
+        .success()?;
+    let received = fs::read(node.dir().join("out"))?;
+    assert_eq!(received.len(), sent.len());
+    assert_eq!(sha256(&received), sha256(&sent));
+    Ok(())
+}
+
+#[test]
+fn ten_megabytes_of_output_and_ten_of_error_come_out_apart_and_whole() -> Result<()> {
+    let node = Node::start()?;
+    let script = "yes out | head -c 10485760 & yes err | head -c 10485760 >&2; wait";
+    let output = node.run("both").arg("--rm").sh(script).output()?.success()?;
+    assert_eq!(output.stdout.len(), 10 * MIB);
+    assert_eq!(output.stderr.len(), 10 * MIB);
+    assert!(output.stdout.chunks_exact(4).all(|line| line == b"out\n"));
+    assert!(output.stderr.chunks_exact(4).all(|line| line == b"err\n"));
+    Ok(())
+}
+
+#[test]
+fn thirty_bursts_in_a_row_lose_no_tail() -> Result<()> {
+    let node = Node::start()?;
+    node.run("burst").arg("-d").program(["sleep", "1000"]).ok()?;
+    let script = "seq 1 2000; seq 1 2000 >&2; echo the end; echo the end >&2";
+    let mut wanted: String = (1..=2000).map(|number| format!("{number}\n")).collect();
+    wanted.push_str("the end\n");
+    for round in 0..30 {
+        let output = node
+            .exec("burst", &format!("e{round}"))
+            .sh(script)
+            .output()?
+            .success()?;
+        assert_eq!(output.stdout(), wanted, "standard output of round {round}");
+        assert_eq!(output.stderr(), wanted, "standard error of round {round}");
+    }
+    node.remove("burst")?;
+    node.nothing_left()
+}
+
+#[test]
+fn a_terminal_has_the_size_of_the_users_and_follows_it_and_passes_control_characters() -> Result<()> {
+    let node = Node::start()?;
+    let mut terminal = node.run("tty").args(["--rm", "-t"]).program(["sh"]).terminal(40, 123)?;
+    // The quotes keep the echo of what is typed from being taken for the answer.
+    terminal.types("test -t 0 && test -t 1 && test -t 2 && echo all-'are'-terminals\n")?;
+    terminal.shows("all-are-terminals")?;
+    // A size is announced after the start, so the shell waits for it as it would for any change.
+    terminal.types("trap 'stty size' WINCH; echo re'ady'\n")?;
+    terminal.shows("ready")?;
+    terminal.resize(50, 91)?;
+    terminal.types("while ! stty size | grep -q '50 91'; do :; done; echo re'sized'\n")?;
+    terminal.shows("resized")?;
+    terminal.types("echo sl'eeps'; sleep 1000\n")?;
+    terminal.shows("sleeps")?;
+    // The shell drops the rest of an interrupted line, so the code is asked for in the next.
+    terminal.types("\x03")?;
+    terminal.types("echo code-'is'-$?\n")?;
+    terminal.shows("code-is-130")?;
+    terminal.types("exit 5\n")?;
+    assert_eq!(terminal.wait()?, Some(5));
+    node.nothing_left()
+}
+
+#[test]
+fn output_goes_to_a_file_or_to_a_logger_where_the_user_asks_for_it() -> Result<()> {
+    let node = Node::start()?;
+    let limit = Duration::from_secs(60);
+    let file = node.dir().join("container.log");
+    let uri = format!("file://{}", file.display());
+    node.run("file")
+        .args(["-d", "--log-uri", &uri])
+        .sh("echo out; echo err >&2")
+        .ok()?;
+    wait::content(node.dir(), "container.log", limit, |text| {
+        text.contains("out\n") && text.contains("err\n")
+    })?;
+
+    let uri = format!(
+        "binary://{}?log-to={}",
+        locate::guest_probe()?.display(),
+        node.dir().join("logger.log").display()
+    );
+    node.run("logger")
+        .args(["-d", "--log-uri", &uri])
+        .sh("seq 1 20000; echo err >&2; echo end")
+        .ok()?;
+    wait::content(node.dir(), "logger.log", limit, |text| {
+        text.lines()
+            .filter(|line| *line != "err")
+            .eq((1..=20000).map(|n| n.to_string()).chain(["end".to_owned()]))
+            && text.contains("err\n")
+    })?;
+    for name in ["file", "logger"] {
+        node.forget(name)?;
+    }
+    node.nothing_left()
+}
+
+#[test]
+fn an_exec_ends_although_a_child_of_it_keeps_its_pipes() -> Result<()> {
+    let node = Node::start()?;
+    node.run("holder").arg("-d").program(["sleep", "1000"]).ok()?;
+    let output = node
+        .exec("holder", "child")
+        .sh("sleep 999 & echo started")
+        .limit(Duration::from_secs(30))
+        .output()?
+        .success()?;
+    assert_eq!(output.stdout(), "started\n");
+    node.remove("holder")?;
+    node.nothing_left()
+}
+
+/// `ctr` closes its end of the FIFO before the task exists, and then never calls CloseIO; runc, which keeps a writing end
+/// of its own open until that call, hangs for ever.
+mod kata_only {
+    use super::*;
+
+    #[test]
+    fn an_end_of_input_that_comes_before_the_container_is_not_lost() -> Result<()> {
+        let node = Node::start()?;
+        let output = node
+            .run("echo")
+            .arg("--rm")
+            .program(["cat"])
+            .output_with(b"x\n".to_vec())?
+            .success()?;
+        assert_eq!(output.stdout(), "x\n");
+        node.nothing_left()
+    }
+}
