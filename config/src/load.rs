@@ -129,7 +129,7 @@ pub fn locate(options_path: Option<&Path>, environment: Option<&Path>) -> PathBu
     }
 }
 
-/// Reads a configuration file and the drop-ins `config.d/*.toml` beside it.
+/// Reads a configuration file and the drop-ins `config.d/*.toml` beside it (if it is a link: beside what it points to).
 ///
 /// # Errors
 /// A file cannot be read, is not TOML, or has a value of the wrong type or out of range; or kernel or initrd are not set.
@@ -199,7 +199,12 @@ fn read(path: &Path) -> Result<String, ConfigError> {
 }
 
 fn drop_ins(path: &Path) -> Result<Vec<PathBuf>, ConfigError> {
-    let directory = path.parent().unwrap_or_else(|| Path::new("")).join("config.d");
+    // Beside the file itself, not beside a link to it: as in Kata.
+    let file = path.canonicalize().map_err(|source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let directory = file.parent().unwrap_or_else(|| Path::new("/")).join("config.d");
     let failed = |source| ConfigError::Read {
         path: directory.clone(),
         source,

@@ -37,6 +37,7 @@ mod files {
         pub(super) fn drop_in(&self, name: &str, text: &str) -> PathBuf {
             let directory = self.0.path().join("config.d");
             std::fs::create_dir_all(&directory).unwrap();
+            let directory = directory.canonicalize().unwrap();
             let path = directory.join(name);
             std::fs::write(&path, text).unwrap();
             path
@@ -367,6 +368,18 @@ fn a_drop_in_replaces_single_keys_in_the_order_of_the_names() {
         Vcpus::Count(NonZeroU32::new(2).unwrap())
     );
     assert_eq!(loaded.config.hypervisor.kernel, Path::new("/k"));
+}
+
+#[test]
+fn drop_ins_belong_to_the_file_that_a_link_points_to() {
+    let files = Files::new(NEEDED);
+    let drop_in = files.drop_in("10.toml", "[hypervisor.qemu]\ndefault_memory = 1024\n");
+    let elsewhere = tempfile::tempdir().unwrap();
+    let link = elsewhere.path().join("configuration.toml");
+    std::os::unix::fs::symlink(files.path(), &link).unwrap();
+    let loaded = config::load(&link).unwrap();
+    assert_eq!(loaded.files, [link, drop_in]);
+    assert_eq!(loaded.config.hypervisor.default_memory, Mebibytes(1024));
 }
 
 #[test]
