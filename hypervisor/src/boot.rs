@@ -6,7 +6,7 @@
 use std::io;
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::Duration;
@@ -113,8 +113,13 @@ pub enum BootError {
     #[error("{0}")]
     ChildDied(ChildDeath),
     /// QEMU or a helper ended before QEMU's monitor answered.
-    #[error("the VM did not start: {0}")]
-    Ended(Arc<Ended>),
+    #[error("the VM with kernel {kernel:?} did not start: {ended}")]
+    Ended {
+        /// Its kernel, the part that QEMU complains about without naming it.
+        kernel: PathBuf,
+        /// How it ended.
+        ended: Arc<Ended>,
+    },
     /// QEMU refuses to talk.
     #[error("QEMU's monitor cannot be used")]
     Monitor(#[from] QmpError),
@@ -133,7 +138,7 @@ pub async fn boot(config: &Hypervisor, request: VmRequest) -> Result<(Vm, GuestL
     let plan = Plan::check(config)?;
     let (share, guest) = tokio::try_join!(start_share(&plan, config, &request), start_vsock(config, &request))?;
     let (vm, listener) = start_qemu(plan, config, request, share, guest).await?;
-    wait_for_monitor(&vm).await?;
+    wait_for_monitor(&vm, &config.kernel).await?;
     Ok((vm, listener))
 }
 
@@ -299,16 +304,20 @@ fn vsock_device(guest: &GuestChannel) -> VsockDevice {
 }
 
 /// Phase 4.
-async fn wait_for_monitor(vm: &Vm) -> Result<(), BootError> {
+async fn wait_for_monitor(vm: &Vm, kernel: &Path) -> Result<(), BootError> {
+    let failed = |ended| BootError::Ended {
+        kernel: kernel.to_owned(),
+        ended,
+    };
     let monitor = async {
         match vm.qmp().negotiate().await {
             // QEMU is about to end: how, is a better answer.
-            Err(QmpError::Closed) => Err(BootError::Ended(vm.ended().await)),
+            Err(QmpError::Closed) => Err(failed(vm.ended().await)),
             other => other.map_err(BootError::from),
         }
     };
     tokio::select! {
-        ended = vm.ended() => Err(BootError::Ended(ended)),
+        ended = vm.ended() => Err(failed(ended)),
         answer = tokio::time::timeout(QEMU_START_TIMEOUT, monitor) => answer.unwrap_or(Err(BootError::MonitorTimeout)),
     }
 }
