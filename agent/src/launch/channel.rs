@@ -16,7 +16,7 @@ use rustix::net::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::fault::Fault;
+use super::{fault::Fault, sys};
 
 /// Largest message, in bytes: a fault's text as JSON, at its worst, with room.
 const MAX_MESSAGE: usize = 32 << 10;
@@ -49,13 +49,7 @@ pub(super) fn pair() -> io::Result<(AgentEnd, OwnedFd)> {
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     rustix::io::ioctl_fionbio(&ours, true)?;
-    Ok((
-        AgentEnd(AsyncFd::register_with_interest(
-            ours,
-            Interest::READABLE | Interest::WRITABLE,
-        )?),
-        theirs,
-    ))
+    Ok((AgentEnd(sys::watch(ours)?), theirs))
 }
 
 /// The agent's end.

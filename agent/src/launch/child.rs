@@ -1,11 +1,36 @@
-//! The child.
+//! The child: from instructions to a running program, in the order in which each step can be done.
+//!
+//! It is a program of one thread that blocks wherever it likes, and everything it does it does to itself.
 
-use std::{os::fd::AsFd, process::ExitCode};
+use std::{
+    fs::{File, OpenOptions},
+    io::{Read, Write},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use caps::Capability;
+use nix::{
+    sys::signal::SigSet,
+    unistd::{ForkResult, sethostname},
+};
+use oci_spec::runtime::{ContainerState, Hook, Hooks, LinuxNamespaceType, Spec};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use super::{
+    Stdio, attributes, capabilities,
     channel::{ChildEnd, Order, Word},
+    devices,
     fault::{Context, Fault, Result},
-    instructions::{Instructions, Parcel},
+    hooks, identity,
+    instructions::{Instructions, Parcel, Place},
+    masked,
+    mounts::{self, Prepared},
+    namespaces::{self, Fresh},
+    program::Program,
+    rlimits, rootfs, seccomp, sys, sysctl, terminal,
+    tree::Root,
 };
 
 /// Reads the instructions from standard input and carries them out.
@@ -29,16 +54,253 @@ fn instructed(channel: &ChildEnd) -> Result<Instructions> {
     }
 }
 
+/// What was taken from the guest before its tree and its privileges are out of reach.
+struct Taken<'a> {
+    root: OwnedFd,
+    mounts: Vec<Prepared<'a>>,
+    bundle: PathBuf,
+    fresh: Fresh,
+}
+
+/// Enters the namespaces, makes the process in them, and ends; the process goes on in [`prepare_and_execute`].
 fn carry_out(channel: &ChildEnd, told: &Instructions) -> Result<()> {
-    let _ = (
-        channel,
+    let null = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .or_fail(|| "cannot open /dev/null")?;
+    // Standard input was the channel; nothing of ours may read from or write to what the agent has there.
+    let silence = [null.as_fd(), null.as_fd(), null.as_fd()].map(|fd| fd.try_clone_to_owned());
+    let [Ok(stdin), Ok(stdout), Ok(stderr)] = silence else {
+        return Err(Fault::Internal("cannot copy a descriptor".to_owned()));
+    };
+    attributes::place_streams(&[stdin, stdout, stderr])?;
+    attributes::set_oom_score(&told.process)?;
+    attributes::check_scheduler(told.process.scheduler().as_ref())?;
+    let streams = attributes::streams(&told.stdio, &null)?;
+
+    let taken = match &told.place {
+        Place::New(join) => Some(take(told, join)?),
+        Place::Of(init) => {
+            namespaces::join(init)?;
+            None
+        }
+    };
+    // From here on a process of the container may see ours: it must not reach our program's file (CVE-2019-5736).
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).or_fail(|| "cannot hide the process")?;
+
+    let (announced, announce) = nix::unistd::pipe().or_fail(|| "cannot make a pipe")?;
+    match sys::fork().or_refuse(|| "cannot make the process")? {
+        ForkResult::Parent { child } => {
+            drop(announced);
+            channel
+                .send(&Word::Made(child.as_raw()), &[])
+                .or_fail(|| "cannot announce the process")?;
+            File::from(announce).write_all(b"!").or_fail(|| "the process has ended")
+        }
+        ForkResult::Child => {
+            drop(announce);
+            // Nobody knows of a process that was not announced: it ends with who should have.
+            File::from(announced)
+                .read_exact(&mut [0])
+                .or_fail(|| "the process was not announced")?;
+            prepare_and_execute(channel, told, taken, streams)
+        }
+    }
+}
+
+fn take<'a>(told: &'a Instructions, join: &[(LinuxNamespaceType, OwnedFd)]) -> Result<Taken<'a>> {
+    let spec = &told.spec;
+    let bundle = rootfs::bundle(spec)?;
+    let root = rootfs::take(spec)?;
+    let mounts = mounts::prepare(
+        spec,
+        &bundle,
+        &cgroup_directory(&told.cgroup)?,
+        has_cgroup_namespace(spec),
+    )?;
+    sysctl::set(spec, false)?;
+    let fresh = namespaces::make(spec, join, &told.cgroup, &told.agent_cgroup)?;
+    Ok(Taken {
+        root,
+        mounts,
+        bundle,
+        fresh,
+    })
+}
+
+fn has_cgroup_namespace(spec: &Spec) -> bool {
+    let listed = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.namespaces().as_deref())
+        .unwrap_or_default();
+    listed
+        .iter()
+        .any(|namespace| namespace.typ() == LinuxNamespaceType::Cgroup)
+}
+
+/// Where the container's cgroup is in the guest's tree: the directory of its `cgroup.procs`.
+fn cgroup_directory(procs: &OwnedFd) -> Result<PathBuf> {
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", procs.as_raw_fd()))
+        .or_fail(|| "cannot tell where the container's cgroup is")?;
+    Ok(path.parent().unwrap_or(Path::new("/")).to_owned())
+}
+
+/// The process itself. Returns only to say why the program does not run.
+fn prepare_and_execute(
+    channel: &ChildEnd,
+    told: &Instructions,
+    taken: Option<Taken<'_>>,
+    streams: [OwnedFd; 3],
+) -> Result<()> {
+    rustix::process::setsid().or_fail(|| "cannot begin a session")?;
+    attributes::join_keyring(&told.id)?;
+    if let Some(taken) = &taken {
+        furnish(told, taken)?;
+    }
+    let (streams, master) = match &told.stdio {
+        Stdio::Pipes { .. } => (streams, None),
+        Stdio::Terminal => {
+            let (streams, master) = open_terminal(told, taken.is_some())?;
+            (streams, Some(master))
+        }
+    };
+    if taken.is_some() {
+        finish_tree(told)?;
+    }
+    let (program, filter) = assume_identity(told, &streams)?;
+    wait_at_the_gate(channel, master.as_ref().map(AsFd::as_fd))?;
+    drop(master);
+
+    let bundle = taken.as_ref().map_or(Path::new("/"), |taken| &taken.bundle);
+    if taken.is_some() {
+        let hooks = hooks_of(&told.spec, Hooks::start_container);
+        hooks::run(
+            "startContainer",
+            hooks,
+            &told.spec,
+            &told.id,
+            bundle,
+            ContainerState::Created,
+        )?;
+    }
+    attributes::place_streams(&streams)?;
+    sys::close_on_exec_from(3).or_fail(|| "cannot close what is ours")?;
+    reset_signals()?;
+    // From here on the container pays, and its limits hold.
+    namespaces::enter_cgroup(&told.cgroup)?;
+    if let Some(filter) = &filter {
+        seccomp::load(filter)?;
+    }
+    Err(program.execute())
+}
+
+/// Everything of a new container that needs the guest's tree, up to its root.
+fn furnish(told: &Instructions, taken: &Taken<'_>) -> Result<()> {
+    let spec = &told.spec;
+    if taken.fresh.uts {
+        if let Some(name) = spec.hostname() {
+            sethostname(name).or_refuse(|| format!("cannot set the hostname {name:?}"))?;
+        }
+        if let Some(name) = spec.domainname() {
+            sys::set_domain_name(name).or_refuse(|| format!("cannot set the domainname {name:?}"))?;
+        }
+    }
+    if taken.fresh.network {
+        sys::loopback_up().or_refuse(|| "cannot bring the loopback interface up")?;
+    }
+    sysctl::set(spec, true)?;
+    rootfs::place(&taken.root)?;
+    let root = Root::new(taken.root.as_fd());
+    // Modes are the specification's, not what is left of them by a mask.
+    rustix::process::umask(rustix::fs::Mode::empty());
+    mounts::carry_out(root, &taken.mounts)?;
+    devices::make(root, spec, taken.fresh.user)?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    let hooks = hooks_of(spec, Hooks::create_container);
+    hooks::run(
+        "createContainer",
+        hooks,
+        spec,
         &told.id,
-        &told.spec,
-        &told.process,
-        &told.place,
-        &told.stdio,
-        &told.cgroup,
-        &told.agent_cgroup,
-    );
-    channel.send(&Word::Made(0), &[]).or_fail(|| "x")
+        &taken.bundle,
+        ContainerState::Creating,
+    )?;
+    rootfs::enter(&taken.root)
+}
+
+fn hooks_of(spec: &Spec, select: fn(&Hooks) -> &Option<Vec<Hook>>) -> &[Hook] {
+    spec.hooks()
+        .as_ref()
+        .and_then(|hooks| select(hooks).as_deref())
+        .unwrap_or_default()
+}
+
+fn open_terminal(told: &Instructions, is_first: bool) -> Result<([OwnedFd; 3], OwnedFd)> {
+    let pair = terminal::open(&told.process)?;
+    if is_first {
+        terminal::show_as_console(&pair)?;
+    }
+    terminal::control(&pair.terminal)?;
+    let copy = || pair.terminal.try_clone().or_fail(|| "cannot copy the terminal");
+    Ok(([copy()?, copy()?, copy()?], pair.master))
+}
+
+/// What is left to do inside the new root while it can be written to.
+fn finish_tree(told: &Instructions) -> Result<()> {
+    rootfs::make_cwd(told.process.cwd())?;
+    if let Some(linux) = told.spec.linux() {
+        masked::carry_out(linux)?;
+    }
+    rootfs::finish(&told.spec)
+}
+
+/// Limits, user and capabilities; the program is looked up by who will execute it.
+fn assume_identity(
+    told: &Instructions,
+    streams: &[OwnedFd; 3],
+) -> Result<(Program, Option<libseccomp::ScmpFilterContext>)> {
+    let process = &told.process;
+    let linux = told.spec.linux().as_ref();
+    attributes::set_personality(linux.and_then(|linux| linux.personality().as_ref()))?;
+    attributes::set_io_priority(process.io_priority().as_ref())?;
+    rlimits::set(process.rlimits().as_deref().unwrap_or_default())?;
+    attributes::give_streams(streams, process.user().uid());
+    let filter = linux
+        .and_then(|linux| linux.seccomp().as_ref())
+        .map(seccomp::build)
+        .transpose()?;
+    let no_new_privileges = process.no_new_privileges().unwrap_or(false);
+    let environment = identity::environment(process);
+
+    capabilities::bound(process.capabilities().as_ref())?;
+    identity::assume(process)?;
+    // A filter needs either: no_new_privs, or this capability at the moment when it is loaded (seccomp(2)).
+    let also = (filter.is_some() && !no_new_privileges).then_some(Capability::CAP_SYS_ADMIN);
+    capabilities::apply(process.capabilities().as_ref(), also)?;
+    if no_new_privileges {
+        rustix::thread::set_no_new_privs(true).or_fail(|| "cannot set no_new_privs")?;
+    }
+    let program = Program::find(process.args().as_deref().unwrap_or_default(), &environment)?;
+    Ok((program, filter))
+}
+
+/// Says that everything is ready and waits to be let go on.
+fn wait_at_the_gate(channel: &ChildEnd, master: Option<BorrowedFd<'_>>) -> Result<()> {
+    channel
+        .send(&Word::Ready, master.as_slice())
+        .or_fail(|| "cannot report")?;
+    match channel.receive().or_fail(|| "cannot wait at the gate")? {
+        Some((Order::Go, _)) => Ok(()),
+        _ => Err(Fault::Internal("nobody wants the process any more".to_owned())),
+    }
+}
+
+/// Blocked and ignored signals would stay so in the program.
+fn reset_signals() -> Result<()> {
+    sys::reset_signal_actions();
+    SigSet::empty()
+        .thread_set_mask()
+        .or_fail(|| "cannot unblock the signals")
 }

@@ -12,10 +12,27 @@
 //! It owns the sequence from a specification to a running program. It knows nothing of the container's life after
 //! that, of the cgroup's limits, or of the shim, and never waits for a process: who calls it reaps every child.
 
+mod attributes;
+mod capabilities;
 mod channel;
 mod child;
+mod devices;
 mod fault;
+mod hooks;
+mod identity;
 mod instructions;
+mod masked;
+mod mounts;
+mod namespaces;
+mod options;
+mod program;
+mod rlimits;
+mod rootfs;
+mod seccomp;
+mod sys;
+mod sysctl;
+mod terminal;
+mod tree;
 
 use std::{
     io,

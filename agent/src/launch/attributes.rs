@@ -1,0 +1,123 @@
+//! Smaller attributes of a process: OOM score, personality, scheduling, I/O priority, keyring, standard streams.
+
+use std::{
+    ffi::CString,
+    fs::File,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use oci_spec::runtime::{
+    IOPriorityClass, LinuxIOPriority, LinuxPersonality, LinuxPersonalityDomain, LinuxSchedulerPolicy, Process,
+    Scheduler,
+};
+use rustix::process::Uid;
+
+use super::{
+    Stdio,
+    fault::{Context, Fault, Result},
+    sys,
+};
+
+/// How the kernel rates the process when memory runs out (proc_pid_oom_score_adj(5)); 0 unless the specification says
+/// otherwise, so that the agent's own does not pass on. Must come before a user namespace.
+pub(super) fn set_oom_score(process: &Process) -> Result<()> {
+    let score = process.oom_score_adj().unwrap_or(0);
+    std::fs::write("/proc/self/oom_score_adj", score.to_string())
+        .or_refuse(|| format!("cannot set oomScoreAdj to {score}"))
+}
+
+/// personality(2).
+pub(super) fn set_personality(wanted: Option<&LinuxPersonality>) -> Result<()> {
+    let Some(wanted) = wanted else { return Ok(()) };
+    if wanted.flags().as_ref().is_some_and(|flags| !flags.is_empty()) {
+        return Err(Fault::Refused(
+            "personality: flags are not defined by the OCI specification".to_owned(),
+        ));
+    }
+    // PER_LINUX and PER_LINUX32 of linux/personality.h.
+    let domain = match wanted.domain() {
+        LinuxPersonalityDomain::PerLinux => 0,
+        LinuxPersonalityDomain::PerLinux32 => 8,
+    };
+    sys::personality(domain).or_refuse(|| "cannot set the personality")
+}
+
+/// ioprio_set(2).
+pub(super) fn set_io_priority(wanted: Option<&LinuxIOPriority>) -> Result<()> {
+    const CLASS_SHIFT: libc::c_int = 13;
+    let Some(wanted) = wanted else { return Ok(()) };
+    let class = match wanted.class() {
+        IOPriorityClass::IoprioClassRt => 1,
+        IOPriorityClass::IoprioClassBe => 2,
+        IOPriorityClass::IoprioClassIdle => 3,
+    };
+    let level = i32::try_from(wanted.priority())
+        .ok()
+        .filter(|level| (0..8).contains(level))
+        .ok_or_else(|| Fault::Refused(format!("ioPriority {} is not between 0 and 7", wanted.priority())))?;
+    sys::set_io_priority((class << CLASS_SHIFT) | level).or_refuse(|| "cannot set ioPriority")
+}
+
+/// A scheduler other than the default would need the agent to hold real-time capacity back: it is refused, clearly.
+pub(super) fn check_scheduler(wanted: Option<&Scheduler>) -> Result<()> {
+    match wanted {
+        Some(scheduler) if *scheduler.policy() != LinuxSchedulerPolicy::SchedOther || scheduler.nice().is_some() => {
+            Err(Fault::Refused("process.scheduler is not supported".to_owned()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A session keyring of the container's own (keyrings(7)), named as runc names it. A kernel may lack keyrings.
+pub(super) fn join_keyring(id: &str) -> Result<()> {
+    /// The user may search it: without this a process that changed its user could not.
+    const ALL_OF_POSSESSOR_AND_USER_SEARCH: u32 = 0x3f08_0000;
+    let name = CString::new(format!("_ses.{id}")).map_err(|why| Fault::refused("the container's id", why))?;
+    match sys::join_session_keyring(&name) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+        joined => {
+            let serial = joined.or_fail(|| "cannot join the container's session keyring")?;
+            // A keyring that another user of the container made stays as that one set it.
+            match sys::set_key_permissions(serial, ALL_OF_POSSESSOR_AND_USER_SEARCH) {
+                Err(error) if error.raw_os_error() == Some(libc::EACCES) => Ok(()),
+                set => set.or_fail(|| "cannot set the permissions of the session keyring"),
+            }
+        }
+    }
+}
+
+/// The standard streams at hand, /dev/null of the guest where there is none.
+pub(super) fn streams(stdio: &Stdio, null: &File) -> Result<[OwnedFd; 3]> {
+    let copy = |stream: Option<&OwnedFd>| {
+        stream
+            .map_or(null.as_fd(), AsFd::as_fd)
+            .try_clone_to_owned()
+            .or_fail(|| "cannot copy a standard stream")
+    };
+    match stdio {
+        Stdio::Pipes { stdin, stdout, stderr } => {
+            Ok([copy(stdin.as_ref())?, copy(stdout.as_ref())?, copy(stderr.as_ref())?])
+        }
+        Stdio::Terminal => Ok([copy(None)?, copy(None)?, copy(None)?]),
+    }
+}
+
+/// Gives the streams to the user, who may want to open /dev/stdout again. What cannot be given stays as it is.
+pub(super) fn give_streams(streams: &[OwnedFd; 3], uid: u32) {
+    for stream in streams {
+        let is_null = rustix::fs::fstat(stream)
+            .is_ok_and(|stat| (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)) == (1, 3));
+        if !is_null {
+            // A descriptor on a file system of somebody else's cannot be given away, and need not be; as with runc.
+            let _ = rustix::fs::fchown(stream, Some(Uid::from_raw(uid)), None);
+        }
+    }
+}
+
+/// Puts the streams where a program expects them.
+pub(super) fn place_streams(streams: &[OwnedFd; 3]) -> Result<()> {
+    nix::unistd::dup2_stdin(&streams[0])
+        .and_then(|()| nix::unistd::dup2_stdout(&streams[1]))
+        .and_then(|()| nix::unistd::dup2_stderr(&streams[2]))
+        .or_fail(|| "cannot place the standard streams")
+}

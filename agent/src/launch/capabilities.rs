@@ -1,0 +1,75 @@
+//! The five capability sets of a process (capabilities(7)).
+
+use std::collections::HashSet;
+
+use caps::{CapSet, Capability, CapsHashSet};
+use oci_spec::runtime::{Capabilities, LinuxCapabilities};
+
+use super::fault::{Fault, Result};
+
+/// Drops from the bounding set what the process shall never have. Must come before the user changes.
+pub(super) fn bound(wanted: Option<&LinuxCapabilities>) -> Result<()> {
+    let keep = known(wanted.and_then(|sets| sets.bounding().as_ref()));
+    for capability in caps::runtime::thread_all_supported().difference(&keep) {
+        caps::drop(None, CapSet::Bounding, *capability)
+            .map_err(|why| Fault::internal(format_args!("cannot drop {capability}"), why))?;
+    }
+    Ok(())
+}
+
+/// Sets the other four. `also` is held until the program is executed, and not by it: `execve` computes the sets anew
+/// from the inheritable, the bounding and the ambient one.
+pub(super) fn apply(wanted: Option<&LinuxCapabilities>, also: Option<Capability>) -> Result<()> {
+    let set =
+        |select: fn(&LinuxCapabilities) -> &Option<Capabilities>| known(wanted.and_then(|sets| select(sets).as_ref()));
+    let (mut effective, mut permitted) = (set(LinuxCapabilities::effective), set(LinuxCapabilities::permitted));
+    let (inheritable, ambient) = (set(LinuxCapabilities::inheritable), set(LinuxCapabilities::ambient));
+    effective.extend(also);
+    permitted.extend(also);
+    // The effective set must always be within the permitted one, whether that shrinks or stays.
+    let steps = [
+        (CapSet::Effective, effective.intersection(&permitted).copied().collect()),
+        (CapSet::Permitted, permitted),
+        (CapSet::Inheritable, inheritable.clone()),
+        // The kernel refuses what is not inheritable, and runc does without it then.
+        (
+            CapSet::Ambient,
+            ambient.intersection(&inheritable).copied().collect::<CapsHashSet>(),
+        ),
+    ];
+    for (which, capabilities) in steps {
+        caps::set(None, which, &capabilities)
+            .map_err(|why| Fault::refused(format_args!("cannot set the {which:?} capabilities"), why))?;
+    }
+    Ok(())
+}
+
+/// The capabilities that this kernel has; runc ignores the others, too.
+fn known(wanted: Option<&Capabilities>) -> CapsHashSet {
+    let supported = caps::runtime::thread_all_supported();
+    let wanted: HashSet<Capability> = wanted
+        .into_iter()
+        .flatten()
+        .filter_map(|capability| format!("CAP_{capability}").parse().ok())
+        .collect();
+    wanted.intersection(&supported).copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use oci_spec::runtime::Capability as Oci;
+
+    #[test]
+    fn the_names_of_both_libraries_agree() {
+        let wanted = Capabilities::from([
+            Oci::Chown,
+            Oci::IpcLock,
+            Oci::SysAdmin,
+            Oci::Mknod,
+            Oci::Perfmon,
+            Oci::Bpf,
+        ]);
+        assert_eq!(known(Some(&wanted)).len(), 6);
+    }
+}

@@ -1,0 +1,146 @@
+//! The device nodes and links of a container's /dev (OCI runtime specification, config-linux.md "Default Devices" and
+//! "Default filesystems").
+
+use std::{ffi::OsStr, os::fd::OwnedFd, path::Path};
+
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Spec};
+use rustix::{
+    fs::{AtFlags, FileType, Gid, Mode, Uid, makedev},
+    io::Errno,
+};
+
+use super::{
+    fault::{Context, Fault, Result},
+    tree::{self, Root},
+};
+
+/// Path, major and minor of what every container has.
+const DEFAULT: [(&str, u32, u32); 6] = [
+    ("/dev/null", 1, 3),
+    ("/dev/zero", 1, 5),
+    ("/dev/full", 1, 7),
+    ("/dev/tty", 5, 0),
+    ("/dev/random", 1, 8),
+    ("/dev/urandom", 1, 9),
+];
+
+const LINKS: [(&str, &str); 5] = [
+    ("/dev/fd", "/proc/self/fd"),
+    ("/dev/stdin", "/proc/self/fd/0"),
+    ("/dev/stdout", "/proc/self/fd/1"),
+    ("/dev/stderr", "/proc/self/fd/2"),
+    ("/dev/ptmx", "pts/ptmx"),
+];
+
+/// One node to be made.
+struct Node<'a> {
+    path: &'a Path,
+    kind: FileType,
+    number: u64,
+    mode: Mode,
+    owner: (u32, u32),
+}
+
+/// Makes the nodes. Where nodes cannot be made, in a user namespace, the guest's own are bound.
+pub(super) fn make(root: Root<'_>, spec: &Spec, in_user_namespace: bool) -> Result<()> {
+    // A /dev that comes from elsewhere is left as it is.
+    let bound = spec.mounts().as_deref().unwrap_or_default().iter().any(|mount| {
+        mount.destination() == Path::new("/dev") && mount.typ().as_deref().is_none_or(|kind| kind == "bind")
+    });
+    if bound {
+        return Ok(());
+    }
+    let listed = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.devices().as_deref())
+        .unwrap_or_default();
+    for (path, major, minor) in DEFAULT {
+        if listed.iter().all(|device| device.path() != Path::new(path)) {
+            let node = Node {
+                path: Path::new(path),
+                kind: FileType::CharacterDevice,
+                number: makedev(major, minor),
+                mode: Mode::from_raw_mode(0o666),
+                owner: (0, 0),
+            };
+            make_node(root, &node, in_user_namespace)?;
+        }
+    }
+    for device in listed.iter().filter(|device| device.path() != Path::new("/dev/ptmx")) {
+        make_node(root, &node(device)?, in_user_namespace)?;
+    }
+    link(root)
+}
+
+fn node(device: &LinuxDevice) -> Result<Node<'_>> {
+    let number = |value: i64| {
+        u32::try_from(value).map_err(|why| Fault::refused(format_args!("device {}", device.path().display()), why))
+    };
+    let kind = match device.typ() {
+        LinuxDeviceType::B => FileType::BlockDevice,
+        LinuxDeviceType::P => FileType::Fifo,
+        LinuxDeviceType::C | LinuxDeviceType::U => FileType::CharacterDevice,
+        LinuxDeviceType::A => return Err(Fault::Refused(format!("device {}: no type", device.path().display()))),
+    };
+    let number = match kind {
+        FileType::Fifo => 0,
+        _ => makedev(number(device.major())?, number(device.minor())?),
+    };
+    Ok(Node {
+        path: device.path(),
+        kind,
+        number,
+        mode: Mode::from_raw_mode(device.file_mode().unwrap_or(0o666) & 0o7777),
+        owner: (device.uid().unwrap_or(0), device.gid().unwrap_or(0)),
+    })
+}
+
+fn make_node(root: Root<'_>, node: &Node<'_>, in_user_namespace: bool) -> Result<()> {
+    let what = || format!("cannot make the device {}", node.path.display());
+    if in_user_namespace {
+        return bind_node(root, node).or_refuse(what);
+    }
+    let (parent, name) = root.parent(node.path).or_refuse(what)?;
+    match rustix::fs::mknodat(&parent, &name, node.kind, node.mode, node.number) {
+        Err(Errno::EXIST) => return is_same(&parent, &name, node),
+        Err(Errno::PERM) => return bind_node(root, node).or_refuse(what),
+        made => made.or_refuse(what)?,
+    }
+    let (uid, gid) = (Uid::from_raw(node.owner.0), Gid::from_raw(node.owner.1));
+    rustix::fs::chownat(&parent, &name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+        .and_then(|()| rustix::fs::chmodat(&parent, &name, node.mode, AtFlags::empty()))
+        .or_refuse(what)
+}
+
+/// A node of an image without a mount on /dev may stay if it is the one that is wanted.
+fn is_same(parent: &OwnedFd, name: &OsStr, node: &Node<'_>) -> Result<()> {
+    let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).or_fail(|| "cannot examine a device")?;
+    let same = FileType::from_raw_mode(stat.st_mode) == node.kind
+        && (node.kind == FileType::Fifo || stat.st_rdev == node.number);
+    if same {
+        return Ok(());
+    }
+    Err(Fault::Refused(format!(
+        "cannot make the device {}: another file is there",
+        node.path.display()
+    )))
+}
+
+fn bind_node(root: Root<'_>, node: &Node<'_>) -> std::io::Result<()> {
+    let target = root.file(node.path)?;
+    tree::attach(&tree::clone_path(node.path, false)?, &target)
+}
+
+fn link(root: Root<'_>) -> Result<()> {
+    let core = Path::new("/proc/kcore")
+        .exists()
+        .then_some(("/dev/core", "/proc/kcore"));
+    for (path, target) in LINKS.into_iter().chain(core) {
+        let (parent, name) = root
+            .parent(Path::new(path))
+            .or_refuse(|| format!("cannot make the link {path}"))?;
+        tree::symlink(target, &parent, &name).or_refuse(|| format!("cannot make the link {path}"))?;
+    }
+    Ok(())
+}

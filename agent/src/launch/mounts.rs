@@ -1,0 +1,279 @@
+//! The mounts of a container, in the order of its specification.
+//!
+//! Sources of bind mounts are opened before the container's namespaces are made, with the guest's privileges and in
+//! the guest's tree; everything is attached by descriptor to what [`Root`] resolved.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use oci_spec::runtime::{Mount, Spec};
+use rustix::{
+    fs::OFlags,
+    mount::{
+        FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount,
+        fsopen,
+    },
+};
+
+use super::{
+    fault::{Context, Fault, Result},
+    options::Options,
+    tree::{self, Root},
+};
+
+const PROC_SUPER_MAGIC: i64 = 0x9fa0;
+
+/// What may be mounted below /proc: what lxcfs provides, as runc has it. All else there could deceive a program.
+const BELOW_PROC: [&str; 9] = [
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/uptime",
+    "/proc/loadavg",
+    "/proc/slabinfo",
+    "/proc/sys/kernel/ns_last_pid",
+];
+
+/// One mount whose source is at hand.
+#[derive(Debug)]
+pub(super) struct Prepared<'a> {
+    mount: &'a Mount,
+    options: Options,
+    /// A bind's source, attached nowhere yet, with its attributes set.
+    source: Option<OwnedFd>,
+}
+
+/// Opens what the mounts need of the guest. `cgroup` is the container's own directory in the guest's cgroup tree.
+pub(super) fn prepare<'a>(
+    spec: &'a Spec,
+    bundle: &Path,
+    cgroup: &Path,
+    cgroup_namespace: bool,
+) -> Result<Vec<Prepared<'a>>> {
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    mounts
+        .iter()
+        .map(|mount| prepare_one(mount, bundle, cgroup, cgroup_namespace))
+        .collect()
+}
+
+fn prepare_one<'a>(mount: &'a Mount, bundle: &Path, cgroup: &Path, cgroup_namespace: bool) -> Result<Prepared<'a>> {
+    let mut options = Options::parse(mount.options().as_deref().unwrap_or_default());
+    if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
+        options.unsupported = Some("uidMappings".to_owned());
+    }
+    if let Some(option) = &options.unsupported {
+        return Err(refusal(mount, format_args!("{option} is not supported")));
+    }
+    let source = match kind(mount) {
+        "cgroup" if !cgroup_namespace => Some((cgroup.to_owned(), true)),
+        "bind" => Some((bind_source(mount, bundle)?, options.bind.unwrap_or(false))),
+        _ if options.bind.is_some() => Some((bind_source(mount, bundle)?, options.bind.unwrap_or(false))),
+        _ => None,
+    };
+    let source = source.map(|(path, recursive)| {
+        let clone = tree::clone_path(&path, recursive)
+            .or_refuse(|| format!("cannot mount {} on {}", path.display(), mount.destination().display()))?;
+        if options.propagation.is_empty() {
+            // What the container mounts below must not reach the guest.
+            options.propagation.push((libc::MS_SLAVE, true));
+        }
+        tree::apply(&clone, &options).map_err(|why| refusal(mount, why))?;
+        Ok(clone)
+    });
+    Ok(Prepared {
+        mount,
+        source: source.transpose()?,
+        options,
+    })
+}
+
+/// The type of a mount. cgroup is cgroup2: the guest has no other.
+fn kind(mount: &Mount) -> &str {
+    match mount.typ().as_deref() {
+        Some("cgroup" | "cgroup2") => "cgroup",
+        Some(other) if !other.is_empty() && other != "none" => other,
+        _ => "bind",
+    }
+}
+
+fn bind_source(mount: &Mount, bundle: &Path) -> Result<PathBuf> {
+    let source = mount
+        .source()
+        .as_ref()
+        .ok_or_else(|| refusal(mount, "a bind mount without a source"))?;
+    Ok(bundle.join(source))
+}
+
+fn refusal(mount: &Mount, why: impl std::fmt::Display) -> Fault {
+    Fault::Refused(format!(
+        "cannot mount {} on {}: {why}",
+        kind(mount),
+        mount.destination().display()
+    ))
+}
+
+/// Carries the mounts out below the container's root.
+pub(super) fn carry_out(root: Root<'_>, mounts: &[Prepared<'_>]) -> Result<()> {
+    for prepared in mounts {
+        let what = || {
+            format!(
+                "cannot mount {} on {}",
+                kind(prepared.mount),
+                prepared.mount.destination().display()
+            )
+        };
+        match &prepared.source {
+            Some(source) => bind(root, prepared, source)?,
+            None => {
+                let target = target_directory(root, prepared.mount)?;
+                let mount = file_system(prepared, &target)?;
+                if prepared.options.copy_up {
+                    copy_up(&target, &mount).or_refuse(what)?;
+                }
+                tree::apply(&mount, &prepared.options).or_refuse(what)?;
+                tree::attach(&mount, &target).or_refuse(what)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn bind(root: Root<'_>, prepared: &Prepared<'_>, source: &OwnedFd) -> Result<()> {
+    let destination = prepared.mount.destination();
+    let what = || format!("cannot mount {} on {}", kind(prepared.mount), destination.display());
+    let target = if tree::is_directory(source).or_refuse(what)? {
+        root.directory(destination)
+    } else {
+        root.file(destination)
+    };
+    let target = target.or_refuse(|| format!("cannot make the mount point {}", destination.display()))?;
+    guard_proc(&target, prepared.mount)?;
+    tree::attach(source, &target).or_refuse(what)
+}
+
+fn target_directory(root: Root<'_>, mount: &Mount) -> Result<OwnedFd> {
+    let destination = mount.destination();
+    let target = root
+        .directory(destination)
+        .or_refuse(|| format!("cannot make the mount point {}", destination.display()))?;
+    if kind(mount) != "proc" {
+        guard_proc(&target, mount)?;
+    }
+    Ok(target)
+}
+
+/// Refuses to cover a part of a mounted /proc.
+fn guard_proc(target: &OwnedFd, mount: &Mount) -> Result<()> {
+    let inside = tree::magic(target).or_fail(|| "cannot examine a mount point")? == PROC_SUPER_MAGIC;
+    if inside
+        && !BELOW_PROC
+            .iter()
+            .any(|allowed| mount.destination() == Path::new(allowed))
+    {
+        return Err(refusal(mount, "it is inside /proc"));
+    }
+    Ok(())
+}
+
+/// A new mount of a file system, attached nowhere yet.
+fn file_system(prepared: &Prepared<'_>, target: &OwnedFd) -> Result<OwnedFd> {
+    let (mount, options) = (prepared.mount, &prepared.options);
+    let name = if kind(mount) == "cgroup" {
+        "cgroup2"
+    } else {
+        kind(mount)
+    };
+    let fail = |why: rustix::io::Errno| refusal(mount, super::fault::reason(&why.into()));
+    let context = fsopen(name, FsOpenFlags::FSOPEN_CLOEXEC).map_err(fail)?;
+    let explain = |why: rustix::io::Errno| match complaint(&context) {
+        Some(text) => refusal(mount, text),
+        None => fail(why),
+    };
+    if let Some(source) = mount.source() {
+        fsconfig_set_string(&context, "source", source.as_path()).map_err(explain)?;
+    }
+    // Options of the hierarchies of cgroup v1 ("memory", "xattr", …) mean nothing to v2.
+    let data = if name == "cgroup2" { &[][..] } else { &options.data[..] };
+    for parameter in data {
+        match parameter.split_once('=') {
+            Some((key, value)) => fsconfig_set_string(&context, key, value),
+            None => fsconfig_set_flag(&context, parameter.as_str()),
+        }
+        .map_err(|why| refusal(mount, format_args!("{parameter}: {}", explain(why))))?;
+    }
+    if name == "tmpfs" && !data.iter().any(|parameter| parameter.starts_with("mode=")) {
+        // The directory that is covered passes its mode on, as with runc.
+        let mode = rustix::fs::fstat(target).map_err(fail)?.st_mode & 0o7777;
+        fsconfig_set_string(&context, "mode", format!("{mode:o}")).map_err(explain)?;
+    }
+    fsconfig_create(&context).map_err(explain)?;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).map_err(explain)
+}
+
+/// What the file system has to say about its parameters: the kernel puts it into the context.
+fn complaint(context: &OwnedFd) -> Option<String> {
+    let mut text = vec![0; 1024];
+    let length = rustix::io::read(context, &mut text).ok()?;
+    let text = String::from_utf8_lossy(&text[..length]);
+    text.strip_prefix("e ").map(|text| text.trim_end().to_owned())
+}
+
+/// Copies a directory of the image into the tmpfs that will cover it.
+fn copy_up(from: &OwnedFd, to: &OwnedFd) -> std::io::Result<()> {
+    use rustix::fs::{Mode, openat};
+    let readable = openat(
+        from,
+        ".",
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    for entry in rustix::fs::Dir::read_from(&readable)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        copy_entry(readable.as_fd(), to.as_fd(), name)?;
+    }
+    Ok(())
+}
+
+fn copy_entry(
+    from: std::os::fd::BorrowedFd<'_>,
+    to: std::os::fd::BorrowedFd<'_>,
+    name: &std::ffi::CStr,
+) -> std::io::Result<()> {
+    use rustix::fs::{AtFlags, FileType, Mode, chownat, mkdirat, mknodat, openat, readlinkat, statat, symlinkat};
+    use rustix::process::{Gid, Uid};
+    let stat = statat(from, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
+    let open = |dir, flags| openat(dir, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, mode);
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => {
+            mkdirat(to, name, mode)?;
+            copy_up(
+                &open(from, OFlags::PATH | OFlags::DIRECTORY)?,
+                &open(to, OFlags::RDONLY | OFlags::DIRECTORY)?,
+            )?;
+        }
+        FileType::RegularFile => {
+            let source = open(from, OFlags::RDONLY | OFlags::NONBLOCK)?;
+            let copy = open(to, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)?;
+            std::io::copy(&mut std::fs::File::from(source), &mut std::fs::File::from(copy))?;
+        }
+        FileType::Symlink => symlinkat(readlinkat(from, name, Vec::new())?, to, name)?,
+        kind => mknodat(to, name, kind, mode, stat.st_rdev)?,
+    }
+    let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+    chownat(to, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+    // A change of owner takes the set-id bits off; a symbolic link has no mode of its own.
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
+        rustix::fs::chmodat(to, name, mode, AtFlags::empty())?;
+    }
+    Ok(())
+}

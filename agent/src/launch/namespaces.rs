@@ -1,0 +1,227 @@
+//! The namespaces of a container: made, joined, and for an exec those of its first process.
+//!
+//! Which order is right is the kernel's rule (namespaces(7), user_namespaces(7)): what belongs to the guest is joined
+//! while the child still has the guest's privileges, the user namespace comes next, and what is made after it belongs to it.
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+    os::fd::{AsFd, OwnedFd},
+};
+
+use nix::{
+    sched::{CloneFlags, setns, unshare},
+    sys::wait::{WaitStatus, waitpid},
+    unistd::{ForkResult, Pid},
+};
+use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType, Spec};
+use rustix::{
+    process::{DumpableBehavior, set_dumpable_behavior},
+    thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid},
+};
+
+use super::{
+    fault::{Context, Fault, Result},
+    sys,
+};
+
+/// Which namespaces the container has for itself.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Fresh {
+    pub(super) user: bool,
+    pub(super) uts: bool,
+    pub(super) network: bool,
+}
+
+/// Joins and makes the namespaces of a new container, but for the PID namespace: that begins with the next fork.
+pub(super) fn make(
+    spec: &Spec,
+    join: &[(LinuxNamespaceType, OwnedFd)],
+    cgroup: &OwnedFd,
+    agent_cgroup: &OwnedFd,
+) -> Result<Fresh> {
+    let listed = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.namespaces().as_deref())
+        .unwrap_or_default();
+    // A container has a mount namespace of its own in any case: its root could not be made without.
+    let mut new = CloneFlags::CLONE_NEWNS;
+    let mut joined = Vec::new();
+    for namespace in listed
+        .iter()
+        .filter(|listed| join.iter().all(|(kind, _)| *kind != listed.typ()))
+    {
+        match namespace.path() {
+            None => new |= flag(namespace.typ()),
+            Some(path) => {
+                let fd = File::open(path).or_refuse(|| format!("cannot open the namespace {}", path.display()))?;
+                joined.push((namespace.typ(), OwnedFd::from(fd)));
+            }
+        }
+    }
+    let mut all: Vec<_> = joined.iter().chain(join).collect();
+    all.sort_by_key(|(kind, _)| *kind == LinuxNamespaceType::User);
+    for (kind, fd) in all {
+        if *kind == LinuxNamespaceType::Mount {
+            return Err(Fault::Refused(
+                "a container cannot share the mount namespace of another".to_owned(),
+            ));
+        }
+        setns(fd, flag(*kind)).or_refuse(|| format!("cannot join the {kind} namespace"))?;
+    }
+    if new.contains(CloneFlags::CLONE_NEWUSER) {
+        enter_user_namespace(spec.linux().as_ref())?;
+    }
+    if new.contains(CloneFlags::CLONE_NEWCGROUP) {
+        unshare_cgroup(cgroup, agent_cgroup)?;
+    }
+    let rest = new - CloneFlags::CLONE_NEWUSER - CloneFlags::CLONE_NEWCGROUP;
+    unshare(rest).or_refuse(|| "cannot make the container's namespaces")?;
+    if new.contains(CLONE_NEWTIME) {
+        set_clocks(spec.linux().as_ref())?;
+    }
+    Ok(Fresh {
+        user: new.contains(CloneFlags::CLONE_NEWUSER),
+        uts: new.contains(CloneFlags::CLONE_NEWUTS),
+        network: new.contains(CloneFlags::CLONE_NEWNET),
+    })
+}
+
+fn flag(kind: LinuxNamespaceType) -> CloneFlags {
+    match kind {
+        LinuxNamespaceType::Mount => CloneFlags::CLONE_NEWNS,
+        LinuxNamespaceType::Cgroup => CloneFlags::CLONE_NEWCGROUP,
+        LinuxNamespaceType::Uts => CloneFlags::CLONE_NEWUTS,
+        LinuxNamespaceType::Ipc => CloneFlags::CLONE_NEWIPC,
+        LinuxNamespaceType::User => CloneFlags::CLONE_NEWUSER,
+        LinuxNamespaceType::Pid => CloneFlags::CLONE_NEWPID,
+        LinuxNamespaceType::Network => CloneFlags::CLONE_NEWNET,
+        LinuxNamespaceType::Time => CLONE_NEWTIME,
+    }
+}
+
+/// The root of a cgroup namespace is the cgroup of who makes it: the child visits the container's for that moment.
+fn unshare_cgroup(cgroup: &OwnedFd, agent_cgroup: &OwnedFd) -> Result<()> {
+    enter_cgroup(cgroup)?;
+    let unshared = unshare(CloneFlags::CLONE_NEWCGROUP).or_refuse(|| "cannot make the container's cgroup namespace");
+    enter_cgroup(agent_cgroup)?;
+    unshared
+}
+
+/// Moves the calling process into a cgroup. The kernel judges by who opened the file (cgroups(7)), not by who writes.
+pub(super) fn enter_cgroup(procs: &OwnedFd) -> Result<()> {
+    rustix::io::write(procs, b"0")
+        .map(drop)
+        .or_fail(|| "cannot move the process into its cgroup")
+}
+
+/// A new user namespace, with its maps written by a helper that stays in the old one.
+fn enter_user_namespace(linux: Option<&Linux>) -> Result<()> {
+    let maps = |select: fn(&Linux) -> &Option<Vec<LinuxIdMapping>>| {
+        linux
+            .and_then(|linux| select(linux).as_deref())
+            .map(map_lines)
+            .unwrap_or_default()
+    };
+    let (uid_map, gid_map) = (maps(Linux::uid_mappings), maps(Linux::gid_mappings));
+    let (begin, begun) = nix::unistd::pipe().or_fail(|| "cannot make a pipe")?;
+    let owner = Pid::this();
+    let fork = sys::fork().or_fail(|| "cannot start the helper that writes the id maps")?;
+    let ForkResult::Parent { child: helper } = fork else {
+        drop(begun);
+        let written = File::from(begin).read_exact(&mut [0]).is_ok()
+            && std::fs::write(format!("/proc/{owner}/uid_map"), &uid_map).is_ok()
+            && std::fs::write(format!("/proc/{owner}/gid_map"), &gid_map).is_ok();
+        std::process::exit(if written { 0 } else { 1 });
+    };
+    drop(begin);
+    unshare(CloneFlags::CLONE_NEWUSER).or_refuse(|| "cannot make the container's user namespace")?;
+    File::from(begun)
+        .write_all(b"!")
+        .or_fail(|| "the helper that writes the id maps ended")?;
+    if waitpid(helper, None) != Ok(WaitStatus::Exited(helper, 0)) {
+        return Err(Fault::Refused(format!(
+            "cannot map the ids of the user namespace: uidMappings {uid_map:?}, gidMappings {gid_map:?}"
+        )));
+    }
+    become_its_root()
+}
+
+/// Root of the new user namespace: what the child was outside has no name here.
+fn become_its_root() -> Result<()> {
+    let (uid, gid) = (rustix::process::Uid::ROOT, rustix::process::Gid::ROOT);
+    set_thread_groups(&[])
+        .and_then(|()| set_thread_res_gid(gid, gid, gid))
+        .and_then(|()| set_thread_res_uid(uid, uid, uid))
+        .or_refuse(|| "the user namespace maps nobody to root")?;
+    // A change of ids hides a process's files in /proc from itself, and they are needed once more.
+    set_dumpable_behavior(DumpableBehavior::Dumpable).or_fail(|| "cannot make the process dumpable")
+}
+
+/// The lines of uid_map and gid_map (user_namespaces(7)).
+fn map_lines(mappings: &[LinuxIdMapping]) -> String {
+    mappings
+        .iter()
+        .map(|map| format!("{} {} {}\n", map.container_id(), map.host_id(), map.size()))
+        .collect()
+}
+
+/// Where the clocks of the time namespace begin (time_namespaces(7)).
+fn set_clocks(linux: Option<&Linux>) -> Result<()> {
+    let Some(offsets) = linux.and_then(|linux| linux.time_offsets().as_ref()) else {
+        return Ok(());
+    };
+    let lines: String = offsets
+        .iter()
+        .map(|(clock, by)| format!("{clock} {} {}\n", by.secs().unwrap_or(0), by.nanosecs().unwrap_or(0)))
+        .collect();
+    std::fs::write("/proc/self/timens_offsets", &lines).or_refuse(|| format!("cannot set the clocks {lines:?}"))
+}
+
+/// Joins all namespaces of a running container that are not the agent's own.
+pub(super) fn join(init: &OwnedFd) -> Result<()> {
+    let pid = pid_of(init)?;
+    let mut flags = CloneFlags::empty();
+    for (name, flag) in NAMED {
+        let inode = |path: String| rustix::fs::stat(path).map(|stat| stat.st_ino);
+        let theirs = inode(format!("/proc/{pid}/ns/{name}")).or_refuse(|| "the container has ended")?;
+        if inode(format!("/proc/self/ns/{name}")).or_fail(|| "cannot read the agent's namespaces")? != theirs {
+            flags |= flag;
+        }
+    }
+    setns(init.as_fd(), flags).or_refuse(|| "cannot join the container's namespaces")?;
+    if flags.contains(CloneFlags::CLONE_NEWUSER) {
+        become_its_root()?;
+    }
+    Ok(())
+}
+
+/// The process that a pidfd names, as the agent numbers it (pidfd_open(2), fdinfo).
+fn pid_of(pidfd: &OwnedFd) -> Result<Pid> {
+    use std::os::fd::AsRawFd;
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))
+        .or_fail(|| "cannot read what the container's pidfd names")?;
+    let pid = info
+        .lines()
+        .find_map(|line| line.strip_prefix("Pid:"))
+        .and_then(|pid| pid.trim().parse().ok());
+    match pid {
+        Some(pid) if pid > 0 => Ok(Pid::from_raw(pid)),
+        _ => Err(Fault::Refused("the container has ended".to_owned())),
+    }
+}
+
+const NAMED: [(&str, CloneFlags); 8] = [
+    ("user", CloneFlags::CLONE_NEWUSER),
+    ("mnt", CloneFlags::CLONE_NEWNS),
+    ("pid", CloneFlags::CLONE_NEWPID),
+    ("uts", CloneFlags::CLONE_NEWUTS),
+    ("ipc", CloneFlags::CLONE_NEWIPC),
+    ("net", CloneFlags::CLONE_NEWNET),
+    ("cgroup", CloneFlags::CLONE_NEWCGROUP),
+    ("time", CLONE_NEWTIME),
+];
+
+/// nix has no name for it.
+const CLONE_NEWTIME: CloneFlags = CloneFlags::from_bits_retain(0x80);

@@ -1,0 +1,186 @@
+//! What the options of a mount mean (OCI runtime specification, config.md "Mounts"; mount(8)).
+//!
+//! Pure: it reads words and touches nothing.
+
+use libc::{
+    MOUNT_ATTR__ATIME, MOUNT_ATTR_NOATIME, MOUNT_ATTR_NODEV, MOUNT_ATTR_NODIRATIME, MOUNT_ATTR_NOEXEC,
+    MOUNT_ATTR_NOSUID, MOUNT_ATTR_NOSYMFOLLOW, MOUNT_ATTR_RDONLY, MOUNT_ATTR_STRICTATIME,
+};
+
+/// Attributes of a mount to be set and cleared (mount_setattr(2)).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Attributes {
+    pub(super) set: u64,
+    pub(super) clear: u64,
+}
+
+impl Attributes {
+    /// A later option overrides an earlier one, as with mount(8).
+    fn change(&mut self, (set, clear): (u64, u64)) {
+        self.set = (self.set & !clear) | set;
+        self.clear |= clear;
+    }
+
+    pub(super) fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+}
+
+/// What a mount's options ask for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Options {
+    /// Of the mount alone.
+    pub(super) here: Attributes,
+    /// Of the mount and all below it.
+    pub(super) below: Attributes,
+    /// `MS_*` propagation types, in order, each with whether it is recursive.
+    pub(super) propagation: Vec<(u64, bool)>,
+    /// A bind mount; with what is mounted below its source?
+    pub(super) bind: Option<bool>,
+    /// A tmpfs that begins with what the directory below it holds (an extension that runc has, too).
+    pub(super) copy_up: bool,
+    /// Parameters of the file system: `key` or `key=value`.
+    pub(super) data: Vec<String>,
+    /// An option that cannot be carried out.
+    pub(super) unsupported: Option<String>,
+}
+
+impl Options {
+    /// Reads the options in their order.
+    pub(super) fn parse<S: AsRef<str>>(options: &[S]) -> Self {
+        let mut parsed = Self::default();
+        for option in options.iter().flat_map(|option| option.as_ref().split(',')) {
+            parsed.add(option);
+        }
+        parsed
+    }
+
+    fn add(&mut self, option: &str) {
+        match option {
+            "" | "defaults" | "async" | "loud" | "silent" | "nomand" | "nolazytime" | "noiversion" => {}
+            "bind" => self.bind = Some(self.bind.unwrap_or(false)),
+            "rbind" => self.bind = Some(true),
+            "tmpcopyup" => self.copy_up = true,
+            "remount" | "idmap" | "ridmap" => self.unsupported = Some(option.to_owned()),
+            _ => {
+                if let Some(change) = attribute(option) {
+                    self.here.change(change);
+                } else if let Some(change) = option.strip_prefix('r').and_then(attribute) {
+                    self.below.change(change);
+                } else if let Some(propagation) = propagation(option) {
+                    self.propagation.push(propagation);
+                } else {
+                    self.data.push(option.to_owned());
+                }
+            }
+        }
+    }
+}
+
+/// What to set and what to clear for an option that concerns the mount and not the file system.
+fn attribute(option: &str) -> Option<(u64, u64)> {
+    let on = |flag| (flag, flag);
+    let off = |flag| (0, flag);
+    Some(match option {
+        "ro" => on(MOUNT_ATTR_RDONLY),
+        "rw" => off(MOUNT_ATTR_RDONLY),
+        "nosuid" => on(MOUNT_ATTR_NOSUID),
+        "suid" => off(MOUNT_ATTR_NOSUID),
+        "nodev" => on(MOUNT_ATTR_NODEV),
+        "dev" => off(MOUNT_ATTR_NODEV),
+        "noexec" => on(MOUNT_ATTR_NOEXEC),
+        "exec" => off(MOUNT_ATTR_NOEXEC),
+        "nodiratime" => on(MOUNT_ATTR_NODIRATIME),
+        "diratime" => off(MOUNT_ATTR_NODIRATIME),
+        "nosymfollow" => on(MOUNT_ATTR_NOSYMFOLLOW),
+        "symfollow" => off(MOUNT_ATTR_NOSYMFOLLOW),
+        // The access time is one field of which exactly one value holds; 0 is relatime, the kernel's default.
+        "noatime" => (MOUNT_ATTR_NOATIME, MOUNT_ATTR__ATIME),
+        "strictatime" => (MOUNT_ATTR_STRICTATIME, MOUNT_ATTR__ATIME),
+        "relatime" | "atime" | "norelatime" | "nostrictatime" => (0, MOUNT_ATTR__ATIME),
+        _ => return None,
+    })
+}
+
+/// The propagation type of an option, and whether it is recursive.
+pub(super) fn propagation(option: &str) -> Option<(u64, bool)> {
+    Some(match option {
+        "private" => (libc::MS_PRIVATE, false),
+        "rprivate" => (libc::MS_PRIVATE, true),
+        "shared" => (libc::MS_SHARED, false),
+        "rshared" => (libc::MS_SHARED, true),
+        "slave" => (libc::MS_SLAVE, false),
+        "rslave" => (libc::MS_SLAVE, true),
+        "unbindable" => (libc::MS_UNBINDABLE, false),
+        "runbindable" => (libc::MS_UNBINDABLE, true),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn what_containerd_asks_for_shm_is_understood() {
+        let options = Options::parse(&["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]);
+        assert_eq!(
+            options.here.set,
+            MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC | MOUNT_ATTR_NODEV
+        );
+        assert_eq!(options.data, ["mode=1777", "size=65536k"]);
+    }
+
+    #[test]
+    fn a_read_only_bind_is_understood() {
+        let options = Options::parse(&["rbind", "rprivate", "ro"]);
+        assert_eq!(options.bind, Some(true));
+        assert_eq!(options.propagation, [(libc::MS_PRIVATE, true)]);
+        assert_eq!(
+            options.here,
+            Attributes {
+                set: MOUNT_ATTR_RDONLY,
+                clear: MOUNT_ATTR_RDONLY
+            }
+        );
+    }
+
+    #[test]
+    fn recursive_options_go_below_and_their_namesakes_do_not() {
+        assert_eq!(Options::parse(&["rro"]).below.set, MOUNT_ATTR_RDONLY);
+        assert_eq!(Options::parse(&["rnosuid"]).below.set, MOUNT_ATTR_NOSUID);
+        let relatime = Options::parse(&["relatime"]);
+        assert!(relatime.below.is_empty());
+        assert_eq!(
+            relatime.here,
+            Attributes {
+                set: 0,
+                clear: MOUNT_ATTR__ATIME
+            }
+        );
+    }
+
+    #[test]
+    fn the_last_of_two_contradicting_options_wins() {
+        assert_eq!(Options::parse(&["ro", "rw"]).here.set, 0);
+        assert_eq!(
+            Options::parse(&["noatime", "strictatime"]).here.set,
+            MOUNT_ATTR_STRICTATIME
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_words_are_read(words: Vec<String>) {
+            let _ = Options::parse(&words);
+        }
+
+        #[test]
+        fn nothing_is_set_that_is_not_also_cleared_first(words in proptest::collection::vec("r?(no)?(atime|suid|dev|exec)|ro|rw", 0..9)) {
+            let options = Options::parse(&words);
+            prop_assert_eq!(options.here.set & !options.here.clear, 0);
+            prop_assert_eq!(options.below.set & !options.below.clear, 0);
+        }
+    }
+}

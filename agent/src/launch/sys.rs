@@ -1,0 +1,126 @@
+//! The system calls that no safe wrapper exists for. Each function says why its call is sound; none decides anything.
+#![allow(unsafe_code)]
+
+use std::{
+    ffi::CStr,
+    io, mem,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+};
+
+use nix::unistd::ForkResult;
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// Watches a socket for reading and writing.
+pub(super) fn watch(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd names the same open descriptor for as long as it lives, and the AsyncFd owns it.
+    Ok(unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE | Interest::WRITABLE) }?)
+}
+
+/// fork(2). Only for the child of a launch, which has one thread.
+pub(super) fn fork() -> io::Result<ForkResult> {
+    // SAFETY: the caller is single-threaded, so that no lock can be held by a thread that the copy lacks.
+    Ok(unsafe { nix::unistd::fork() }?)
+}
+
+/// mount_setattr(2) on a mount that is named by a descriptor of its root; `MS_*` propagation.
+pub(super) fn mount_setattr(
+    mount: BorrowedFd<'_>,
+    path: &CStr,
+    recursive: bool,
+    set: u64,
+    clear: u64,
+    propagation: u64,
+) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: set,
+        attr_clr: clear,
+        propagation,
+        userns_fd: 0,
+    };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is a C string, and the attributes are a whole structure of the size that is passed.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            path.as_ptr(),
+            flags,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    nix::errno::Errno::result(done).map(drop).map_err(io::Error::from)
+}
+
+/// Gives every signal its default action again: an ignored one would stay ignored in the program.
+pub(super) fn reset_signal_actions() {
+    for signal in 1..=libc::SIGRTMAX() {
+        // SAFETY: SIG_DFL is a valid action. SIGKILL, SIGSTOP and the C library's own refuse it, harmlessly.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
+
+/// Marks every descriptor from this one on as close-on-exec (close_range(2)).
+pub(super) fn close_on_exec_from(first: u32) -> io::Result<()> {
+    // SAFETY: nothing is closed before the program is replaced; descriptors keep their owners until then.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            first,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    nix::errno::Errno::result(done).map(drop).map_err(io::Error::from)
+}
+
+/// personality(2).
+pub(super) fn personality(domain: libc::c_ulong) -> io::Result<()> {
+    // SAFETY: takes and returns numbers.
+    nix::errno::Errno::result(unsafe { libc::personality(domain) })
+        .map(drop)
+        .map_err(io::Error::from)
+}
+
+/// Joins the session keyring of this name, or makes it, and returns its serial number (keyctl(2)).
+pub(super) fn join_session_keyring(name: &CStr) -> io::Result<libc::c_long> {
+    // SAFETY: the name is a C string.
+    let serial = unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) };
+    nix::errno::Errno::result(serial).map_err(io::Error::from)
+}
+
+/// Sets the permissions of a key.
+pub(super) fn set_key_permissions(serial: libc::c_long, permissions: u32) -> io::Result<()> {
+    // SAFETY: takes numbers alone.
+    let done = unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_SETPERM, serial, permissions) };
+    nix::errno::Errno::result(done).map(drop).map_err(io::Error::from)
+}
+
+/// ioprio_set(2) for the calling process.
+pub(super) fn set_io_priority(class_and_level: libc::c_int) -> io::Result<()> {
+    const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+    // SAFETY: takes numbers alone.
+    let done = unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, class_and_level) };
+    nix::errno::Errno::result(done).map(drop).map_err(io::Error::from)
+}
+
+/// Brings the loopback interface of the process's network namespace up (netdevice(7)).
+pub(super) fn loopback_up() -> io::Result<()> {
+    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
+    // SAFETY: an ifreq is plain data for which zeroes are valid.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: SIOCSIFFLAGS reads one ifreq, which outlives the call.
+    let done = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    nix::errno::Errno::result(done).map(drop).map_err(io::Error::from)
+}
+
+/// setdomainname(2).
+pub(super) fn set_domain_name(name: &str) -> io::Result<()> {
+    // SAFETY: the pointer and the length are those of one string.
+    let done = unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) };
+    nix::errno::Errno::result(done).map(drop).map_err(io::Error::from)
+}
