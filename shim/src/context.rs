@@ -1,0 +1,42 @@
+//! What the server is started with. Filled in by [`crate::start`], used by [`crate::server`].
+
+use std::path::PathBuf;
+
+use crate::host_ns::HostNamespace;
+use crate::id::{Namespace, SandboxId};
+use crate::logging::LogHandle;
+use crate::run_dir::RunDir;
+
+/// How containerd is reached.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Containerd {
+    /// Its GRPC socket: the `-address` flag.
+    pub address: String,
+    /// Its ttrpc socket for events: `TTRPC_ADDRESS` in the environment. Empty where it gave none.
+    pub ttrpc_address: String,
+    /// The binary that publishes an event where there is no ttrpc socket: the `-publish-binary` flag.
+    pub publish_binary: PathBuf,
+}
+
+/// Everything that identifies one sandbox's server.
+#[derive(Debug)]
+pub struct ServerContext {
+    /// containerd's namespace.
+    pub namespace: Namespace,
+    /// The sandbox.
+    pub id: SandboxId,
+    /// The bundle of the container that the sandbox was started for. Absolute.
+    pub bundle: PathBuf,
+    /// How containerd is reached.
+    pub containerd: Containerd,
+    /// The sandbox's files. It exists and holds the listening socket.
+    pub run_dir: RunDir,
+    /// The thread that stays in the host's mount namespace.
+    pub host: HostNamespace,
+    /// The configuration file that the runtime options named.
+    pub config_path: Option<PathBuf>,
+    /// Whether containerd was started for debugging (`-debug`).
+    pub debug: bool,
+    /// The log, for lines that the agent wrote.
+    pub log: LogHandle,
+}

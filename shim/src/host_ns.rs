@@ -1,0 +1,120 @@
+//! A thread that stays in the host's mount namespace.
+//!
+//! The server has a mount namespace of its own, so that its mounts die with it. What the host mounts later reaches
+//! it only where `/` is shared, and it need not be. Sources of bind mounts are therefore opened here, cloned, and
+//! handed over as descriptors; hooks are started here.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+
+use rustix::mount::{MountPropagationFlags, OpenTreeFlags, mount_change, open_tree};
+
+/// Why something could not be done in the host's mount namespace.
+#[derive(Debug, thiserror::Error)]
+pub enum HostNamespaceError {
+    /// The thread could not be started or is gone.
+    #[error("the thread in the host's mount namespace is not there")]
+    Thread(#[source] io::Error),
+    /// A source cannot be opened.
+    #[error("cannot open {} on the host", path.display())]
+    Open {
+        /// The source.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The server's own mount namespace could not be made.
+    #[error("cannot enter a mount namespace of our own: {operation}")]
+    Unshare {
+        /// The step that failed.
+        operation: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A handle on the thread; it ends when the last handle is dropped.
+#[derive(Debug, Clone)]
+pub struct HostNamespace {
+    jobs: mpsc::Sender<Job>,
+}
+
+impl HostNamespace {
+    /// Starts the thread in the caller's mount namespace and moves the *calling thread*, and so all threads that it
+    /// starts later, to a namespace of its own which is a slave of the host's. To be called before any other thread
+    /// is started.
+    ///
+    /// # Errors
+    /// The thread or the namespace cannot be made; the latter needs `CAP_SYS_ADMIN`.
+    pub fn spawn() -> Result<Self, HostNamespaceError> {
+        let host = Self::start_thread()?;
+        crate::sys::unshare_mount_namespace().map_err(|source| HostNamespaceError::Unshare {
+            operation: "unshare",
+            source,
+        })?;
+        mount_change(
+            OsStr::new("/"),
+            MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+        )
+        .map_err(|source| HostNamespaceError::Unshare {
+            operation: "make / a slave",
+            source: source.into(),
+        })?;
+        Ok(host)
+    }
+
+    /// Starts the thread and leaves the caller where it is: both are in the same namespace.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub fn start_thread() -> Result<Self, HostNamespaceError> {
+        let (jobs, queue) = mpsc::channel::<Job>();
+        thread::Builder::new()
+            .name("host-mounts".to_owned())
+            .spawn(move || queue.into_iter().for_each(|job| job()))
+            .map_err(HostNamespaceError::Thread)?;
+        Ok(Self { jobs })
+    }
+
+    /// Runs something short on the thread and waits for it. Blocks the caller.
+    ///
+    /// # Errors
+    /// The thread is gone.
+    pub fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> Result<T, HostNamespaceError> {
+        let gone = || HostNamespaceError::Thread(io::ErrorKind::BrokenPipe.into());
+        let (answer, result) = mpsc::sync_channel(1);
+        self.jobs
+            .send(Box::new(move || {
+                // The receiver waits below; it cannot have gone away.
+                let _ = answer.send(job());
+            }))
+            .map_err(|_| gone())?;
+        result.recv().map_err(|_| gone())
+    }
+
+    /// Clones the mount that `path` is on, seen from `path` down, with symbolic links followed; with all mounts below
+    /// it if `recursive`. The descriptor can be moved into any namespace by `move_mount(2)`. Blocks the caller.
+    ///
+    /// # Errors
+    /// There is no such path, or it cannot be cloned.
+    pub fn open_tree(&self, path: &Path, recursive: bool) -> Result<OwnedFd, HostNamespaceError> {
+        let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        if recursive {
+            flags |= OpenTreeFlags::AT_RECURSIVE;
+        }
+        let source = path.to_owned();
+        self.run(move || open_tree(rustix::fs::CWD, &source, flags))?
+            .map_err(|source| HostNamespaceError::Open {
+                path: path.to_owned(),
+                source: source.into(),
+            })
+    }
+}

@@ -1,0 +1,302 @@
+//! The one directory that holds a sandbox's files, and `sandbox.json` in it.
+//!
+//! It owns the names (docs/architecture.md, "Files of a sandbox"). It must not know what the files are for.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::id::{Namespace, SandboxId};
+use crate::process::ProcessRef;
+
+/// Where all sandboxes have their directories.
+pub const ROOT: &str = "/run/tatami";
+
+/// The form of `sandbox.json` that this build writes and reads.
+const STATE_VERSION: u32 = 1;
+
+/// Largest `sandbox.json` that is read, in bytes: many times what is written.
+const STATE_MAX: u64 = 1 << 20;
+
+/// Why a sandbox's directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RunDirError {
+    /// A file operation failed.
+    #[error("cannot {operation} {}", path.display())]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// `sandbox.json` is not what this program writes.
+    #[error("{} cannot be understood", path.display())]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// `sandbox.json` was written by another build.
+    #[error("{} has version {version}, this build knows {STATE_VERSION}", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// The version in it.
+        version: u32,
+    },
+}
+
+/// What `delete` needs when the shim is gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxState {
+    version: u32,
+    /// containerd's namespace.
+    pub namespace: String,
+    /// The sandbox.
+    pub id: String,
+    /// The server.
+    pub shim: Option<ProcessRef>,
+    /// QEMU and its helpers.
+    pub vm: Vec<ProcessRef>,
+    /// The sandbox's cgroup directories on the host.
+    pub cgroups: Vec<PathBuf>,
+}
+
+impl SandboxState {
+    /// The state of a sandbox of which nothing runs but the caller.
+    #[must_use]
+    pub fn new(namespace: &Namespace, id: &SandboxId) -> Self {
+        Self {
+            version: STATE_VERSION,
+            namespace: namespace.as_str().to_owned(),
+            id: id.as_str().to_owned(),
+            shim: ProcessRef::own(),
+            vm: Vec::new(),
+            cgroups: Vec::new(),
+        }
+    }
+}
+
+/// A sandbox's directory, whether or not it exists yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunDir {
+    path: PathBuf,
+}
+
+impl RunDir {
+    /// The directory below [`ROOT`].
+    #[must_use]
+    pub fn of(namespace: &Namespace, id: &SandboxId) -> Self {
+        Self::below(Path::new(ROOT), namespace, id)
+    }
+
+    /// The directory below another root: for tests.
+    #[must_use]
+    pub fn below(root: &Path, namespace: &Namespace, id: &SandboxId) -> Self {
+        Self {
+            path: root.join(name(namespace, id)),
+        }
+    }
+
+    /// The directory itself.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The socket of the task API.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.path.join("shim.sock")
+    }
+
+    /// The socket in the form containerd wants it.
+    #[must_use]
+    pub fn address(&self) -> String {
+        format!("unix://{}", self.socket().display())
+    }
+
+    /// The directory that virtiofsd serves.
+    #[must_use]
+    pub fn shared(&self) -> PathBuf {
+        self.path.join("shared")
+    }
+
+    /// The guest's console.
+    #[must_use]
+    pub fn console(&self) -> PathBuf {
+        self.path.join("console.log")
+    }
+
+    fn state(&self) -> PathBuf {
+        self.path.join("sandbox.json")
+    }
+
+    /// Makes the directory, mode 0700, and its parents. It may exist.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn create(&self) -> Result<(), RunDirError> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.path)
+            .map_err(|source| failed("create", &self.path, source))
+    }
+
+    /// Holds off every other `start` and removal of this host's sandboxes until the answer is dropped: taken for
+    /// a few milliseconds at a time. Blocks.
+    ///
+    /// # Errors
+    /// The root directory cannot be made or locked.
+    pub fn lock(&self) -> Result<Lock, RunDirError> {
+        let root = self.path.parent().unwrap_or(&self.path);
+        let lock = || -> io::Result<File> {
+            DirBuilder::new().recursive(true).mode(0o700).create(root)?;
+            let directory = File::open(root)?;
+            directory.lock()?;
+            Ok(directory)
+        };
+        lock()
+            .map(|directory| Lock { _directory: directory })
+            .map_err(|source| failed("lock", root, source))
+    }
+
+    /// Removes the directory and all in it. Nothing may be mounted in it. It may be gone.
+    ///
+    /// # Errors
+    /// Something cannot be removed.
+    pub fn remove(&self) -> Result<(), RunDirError> {
+        match fs::remove_dir_all(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &self.path, error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes `sandbox.json`: a reader sees the old one or the new one, whole.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write_state(&self, state: &SandboxState) -> Result<(), RunDirError> {
+        let path = self.state();
+        let new = self.path.join("sandbox.json.new");
+        let text = serde_json::to_vec_pretty(state).map_err(|source| RunDirError::State {
+            path: path.clone(),
+            source,
+        })?;
+        let write = || -> io::Result<()> {
+            let mut file = File::options()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&new)?;
+            file.write_all(&text)?;
+            fs::rename(&new, &path)
+        };
+        write().map_err(|source| failed("write", &path, source))
+    }
+
+    /// Reads `sandbox.json`; none where there is none.
+    ///
+    /// # Errors
+    /// It cannot be read or understood.
+    pub fn read_state(&self) -> Result<Option<SandboxState>, RunDirError> {
+        let path = self.state();
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(failed("open", &path, source)),
+        };
+        let state: SandboxState =
+            serde_json::from_reader(io::Read::take(file, STATE_MAX)).map_err(|source| RunDirError::State {
+                path: path.clone(),
+                source,
+            })?;
+        if state.version != STATE_VERSION {
+            return Err(RunDirError::Version {
+                path,
+                version: state.version,
+            });
+        }
+        Ok(Some(state))
+    }
+}
+
+/// See [`RunDir::lock`].
+#[derive(Debug)]
+pub struct Lock {
+    _directory: File,
+}
+
+fn failed(operation: &'static str, path: &Path, source: io::Error) -> RunDirError {
+    RunDirError::Io {
+        operation,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// Short enough for a socket's path, which may have 107 bytes (unix(7)), and still readable.
+fn name(namespace: &Namespace, id: &SandboxId) -> String {
+    let digest = Sha256::digest(format!("{namespace}/{id}"));
+    let readable: String = id.as_str().chars().take(24).collect();
+    let hash: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    format!("{readable}-{hash}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run_dir(root: &Path, id: &str) -> RunDir {
+        RunDir::below(root, &Namespace::new("default").unwrap(), &SandboxId::new(id).unwrap())
+    }
+
+    #[test]
+    fn the_longest_ids_still_give_paths_that_fit_a_socket() {
+        let long = "a".repeat(crate::id::MAX_LENGTH);
+        let longest = run_dir(Path::new(ROOT), &long).path().join("vsock.sock_4294967295");
+        assert!(longest.as_os_str().len() <= 107, "{}", longest.display());
+        let other = format!("{}b", "a".repeat(crate::id::MAX_LENGTH - 1));
+        assert_ne!(run_dir(Path::new(ROOT), &long), run_dir(Path::new(ROOT), &other));
+    }
+
+    #[test]
+    fn the_state_comes_back_and_is_absent_before() {
+        let root = tempfile::tempdir().unwrap();
+        let run_dir = run_dir(root.path(), "one");
+        assert_eq!(run_dir.read_state().unwrap(), None);
+        run_dir.create().unwrap();
+        let state = SandboxState::new(&Namespace::new("default").unwrap(), &SandboxId::new("one").unwrap());
+        run_dir.write_state(&state).unwrap();
+        assert_eq!(run_dir.read_state().unwrap(), Some(state));
+        run_dir.remove().unwrap();
+        run_dir.remove().unwrap();
+        assert!(!run_dir.path().exists());
+    }
+
+    #[test]
+    fn a_state_of_another_version_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let run_dir = run_dir(root.path(), "one");
+        run_dir.create().unwrap();
+        let text = r#"{"version":2,"namespace":"n","id":"i","shim":null,"vm":[],"cgroups":[]}"#;
+        fs::write(run_dir.state(), text).unwrap();
+        assert!(matches!(
+            run_dir.read_state(),
+            Err(RunDirError::Version { version: 2, .. })
+        ));
+        fs::write(run_dir.state(), "{").unwrap();
+        assert!(matches!(run_dir.read_state(), Err(RunDirError::State { .. })));
+    }
+}
