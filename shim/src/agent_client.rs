@@ -157,15 +157,13 @@ impl AgentClient {
     /// # Errors
     /// The agent refuses or does not answer in time.
     pub async fn shutdown(&self) -> Result<(), AgentError> {
-        let call = self.client.shutdown(context::with_duration(SHUTDOWN), &protocol::agent::Empty::new());
+        let request = Empty::new();
+        let call = self.client.shutdown(context::with_duration(SHUTDOWN), &request);
         bounded(SHUTDOWN, call).await.map(drop)
     }
 }
 
-async fn bounded<T>(
-    bound: Duration,
-    call: impl Future<Output = ttrpc::Result<T>>,
-) -> Result<T, AgentError> {
+async fn bounded<T>(bound: Duration, call: impl Future<Output = ttrpc::Result<T>>) -> Result<T, AgentError> {
     // The client has the same bound, but it only counts the wait for the answer, not the one for room in its queue.
     match tokio::time::timeout(bound + Duration::from_millis(200), call).await {
         Err(_) => Err(AgentError::TimedOut(bound)),
@@ -189,7 +187,11 @@ pub fn printable(text: &str, longest: usize) -> String {
             clean.push('…');
             break;
         }
-        clean.push(if character.is_control() && character != '\n' { ' ' } else { character });
+        clean.push(if character.is_control() && character != '\n' {
+            ' '
+        } else {
+            character
+        });
     }
     clean
 }
@@ -210,7 +212,10 @@ mod tests {
 
     #[test]
     fn an_ok_that_is_an_error_stays_an_error() {
-        let error = AgentError::Refused { code: Code::OK, message: String::new() };
+        let error = AgentError::Refused {
+            code: Code::OK,
+            message: String::new(),
+        };
         assert_eq!(error.code(), Code::INTERNAL);
     }
 }

@@ -6,8 +6,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use containerd_shim_protos::protobuf::MessageFull;
 use containerd_shim_protos::protobuf::well_known_types::{any::Any, timestamp::Timestamp};
-use containerd_shim_protos::protobuf::{Message, MessageFull};
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim::events::ForwardRequest;
 use containerd_shim_protos::shim_async::{Client, EventsClient};
@@ -164,11 +164,18 @@ async fn send(address: &str, client: &mut Option<EventsClient>, envelope: &Envel
         envelope: Some(envelope.clone()).into(),
         ..Default::default()
     };
-    match connected.forward(context::with_duration(FORWARD_TIMEOUT), &request).await {
+    match connected
+        .forward(context::with_duration(FORWARD_TIMEOUT), &request)
+        .await
+    {
         Ok(_) => {}
         // It was read and will not be taken: sending it again would hold up the others for ever.
         Err(ttrpc::Error::RpcStatus(status)) => {
-            tracing::warn!(topic = envelope.topic, message = status.message(), "containerd refused an event");
+            tracing::warn!(
+                topic = envelope.topic,
+                message = status.message(),
+                "containerd refused an event"
+            );
         }
         Err(error) => return Err(error),
     }

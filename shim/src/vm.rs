@@ -27,7 +27,7 @@ pub struct Ending {
 }
 
 /// Why a VM could not be launched.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[error("cannot start the VM: {message}")]
 pub struct LaunchError {
     /// What was tried and why it failed, causes included.

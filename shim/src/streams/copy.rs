@@ -46,7 +46,10 @@ pub(super) async fn output(
             }
         };
         if !bounded(&mut finish, target.write(&buffer[..count])).await {
-            tracing::warn!(copied, "nobody reads the output of a process that has ended: the rest is lost");
+            tracing::warn!(
+                copied,
+                "nobody reads the output of a process that has ended: the rest is lost"
+            );
             break;
         }
         copied += count as u64;

@@ -241,7 +241,11 @@ impl Streams {
         let (finish, ended) = watch::channel(None);
         let task = tokio::spawn(copy::output(connection, target, ended));
         let outputs = self.outputs.get_mut().unwrap_or_else(PoisonError::into_inner);
-        outputs.push(Output { is_stderr, finish, task });
+        outputs.push(Output {
+            is_stderr,
+            finish,
+            task,
+        });
     }
 
     /// Resolves to the number of bytes sent once stdin has ended. Can be had once; `None` if there is no stdin.
@@ -266,7 +270,11 @@ impl Streams {
         }
         let outputs = std::mem::take(&mut *self.outputs.lock().unwrap_or_else(PoisonError::into_inner));
         for output in &outputs {
-            let length = if output.is_stderr { lengths.stderr } else { lengths.stdout };
+            let length = if output.is_stderr {
+                lengths.stderr
+            } else {
+                lengths.stdout
+            };
             let patience = lengths.patience;
             output.finish.send_replace(Some(Finish { length, patience }));
         }
