@@ -1,1 +1,242 @@
-//! cli.
+//! The command line that containerd uses: flags in the style of Go's `flag` package, then an action.
+//!
+//! containerd 1.6 to 2.1 send `-namespace N -address A -publish-binary B -id ID [-debug] start`, and for `delete` also
+//! `-bundle D`; `-v` and `-info` come alone. Our own server is started without an action and with `-socket`.
+
+use std::path::PathBuf;
+
+use crate::id::{ContainerId, IdError, Namespace};
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Start the sandbox's server, or find it, and print its address.
+    Start(Arguments),
+    /// Remove what a dead shim has left.
+    Delete(Arguments),
+    /// Be the server.
+    Serve(Arguments),
+    /// Print the version for people.
+    Version,
+    /// Print a `RuntimeInfo` for containerd.
+    Info,
+}
+
+/// The flags' values.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Arguments {
+    /// containerd's namespace.
+    pub namespace: Namespace,
+    /// The container, or for the server the sandbox. Checked as both are.
+    pub id: ContainerId,
+    /// containerd's GRPC socket.
+    pub address: String,
+    /// The binary that publishes events.
+    pub publish_binary: PathBuf,
+    /// The bundle; empty: the working directory.
+    pub bundle: PathBuf,
+    /// Log more.
+    pub debug: bool,
+    /// Ours, for the server: the configuration that the runtime options named.
+    pub config_path: Option<PathBuf>,
+}
+
+/// Why the command line cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CliError {
+    /// Not one of ours.
+    #[error("unknown flag {0:?}")]
+    UnknownFlag(String),
+    /// A flag that needs a value is the last word.
+    #[error("flag -{0} has no value")]
+    NoValue(String),
+    /// A boolean flag with another value than true or false.
+    #[error("flag -{flag} is true or false, not {value:?}")]
+    Boolean {
+        /// The flag.
+        flag: String,
+        /// What it was given.
+        value: String,
+    },
+    /// Not one of start and delete.
+    #[error("unknown action {0:?}: expected start or delete")]
+    UnknownAction(String),
+    /// Neither action, nor -v, nor -info.
+    #[error("no action: expected start or delete, or one of the flags -v and -info")]
+    NoAction,
+    /// More than one action.
+    #[error("unexpected argument {0:?} after the action")]
+    Trailing(String),
+    /// -id or -namespace are missing or wrong.
+    #[error(transparent)]
+    Id(#[from] IdError),
+}
+
+#[derive(Default)]
+struct Flags {
+    namespace: String,
+    id: String,
+    address: String,
+    publish_binary: String,
+    bundle: String,
+    socket: String,
+    config_path: String,
+    debug: bool,
+    version: bool,
+    info: bool,
+}
+
+impl Flags {
+    fn value(&mut self, name: &str) -> Option<&mut String> {
+        match name {
+            "namespace" => Some(&mut self.namespace),
+            "id" => Some(&mut self.id),
+            "address" => Some(&mut self.address),
+            "publish-binary" => Some(&mut self.publish_binary),
+            "bundle" => Some(&mut self.bundle),
+            "socket" => Some(&mut self.socket),
+            "config-path" => Some(&mut self.config_path),
+            _ => None,
+        }
+    }
+
+    fn boolean(&mut self, name: &str) -> Option<&mut bool> {
+        match name {
+            "debug" => Some(&mut self.debug),
+            "v" => Some(&mut self.version),
+            "info" => Some(&mut self.info),
+            _ => None,
+        }
+    }
+}
+
+/// Reads the words after the program's name.
+///
+/// # Errors
+/// A flag or an action that is not known, or an id that is none.
+pub fn parse(words: impl IntoIterator<Item = String>) -> Result<Command, CliError> {
+    let mut words = words.into_iter();
+    let mut flags = Flags::default();
+    let mut action = None;
+    while let Some(word) = words.next() {
+        let Some(flag) = word.strip_prefix("--").or_else(|| word.strip_prefix('-')) else {
+            match action {
+                None => action = Some(word),
+                Some(_) => return Err(CliError::Trailing(word)),
+            }
+            continue;
+        };
+        let (name, value) = match flag.split_once('=') {
+            Some((name, value)) => (name, Some(value.to_owned())),
+            None => (flag, None),
+        };
+        if let Some(boolean) = flags.boolean(name) {
+            *boolean = match value.as_deref() {
+                None | Some("true" | "1") => true,
+                Some("false" | "0") => false,
+                Some(other) => {
+                    return Err(CliError::Boolean {
+                        flag: name.to_owned(),
+                        value: other.to_owned(),
+                    });
+                }
+            };
+        } else if let Some(string) = flags.value(name) {
+            *string = value
+                .or_else(|| words.next())
+                .ok_or_else(|| CliError::NoValue(name.to_owned()))?;
+        } else {
+            return Err(CliError::UnknownFlag(word));
+        }
+    }
+    command(flags, action.as_deref())
+}
+
+fn command(flags: Flags, action: Option<&str>) -> Result<Command, CliError> {
+    if flags.version {
+        return Ok(Command::Version);
+    }
+    if flags.info {
+        return Ok(Command::Info);
+    }
+    let make: fn(Arguments) -> Command = match action {
+        Some("start") => Command::Start,
+        Some("delete") => Command::Delete,
+        Some(other) => return Err(CliError::UnknownAction(other.to_owned())),
+        None if flags.socket.is_empty() => return Err(CliError::NoAction),
+        None => Command::Serve,
+    };
+    Ok(make(Arguments {
+        namespace: Namespace::new(&flags.namespace)?,
+        id: ContainerId::new(&flags.id)?,
+        address: flags.address,
+        publish_binary: flags.publish_binary.into(),
+        bundle: flags.bundle.into(),
+        debug: flags.debug,
+        config_path: Some(flags.config_path)
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn words(line: &str) -> Vec<String> {
+        line.split(' ').map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn what_containerd_sends_to_start() {
+        let line = "-namespace default -address /run/c.sock -publish-binary /usr/bin/containerd -id a -debug start";
+        let Ok(Command::Start(arguments)) = parse(words(line)) else {
+            panic!("not start")
+        };
+        assert_eq!(arguments.id.as_str(), "a");
+        assert_eq!(arguments.namespace.as_str(), "default");
+        assert_eq!(arguments.address, "/run/c.sock");
+        assert_eq!(arguments.publish_binary, PathBuf::from("/usr/bin/containerd"));
+        assert!(arguments.debug);
+    }
+
+    #[test]
+    fn what_containerd_sends_to_delete() {
+        let line = "-namespace k8s.io -address /c -publish-binary  -id a -bundle /b delete";
+        let Ok(Command::Delete(arguments)) = parse(words(line)) else {
+            panic!("not delete")
+        };
+        assert_eq!(arguments.bundle, PathBuf::from("/b"));
+        assert!(arguments.publish_binary.as_os_str().is_empty());
+    }
+
+    #[test]
+    fn two_dashes_and_equals_signs_are_as_good() {
+        assert_eq!(parse(words("--v")), Ok(Command::Version));
+        assert_eq!(parse(words("-info=true")), Ok(Command::Info));
+        assert!(matches!(
+            parse(words("--namespace=a --id=b start")),
+            Ok(Command::Start(_))
+        ));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        assert_eq!(parse(words("-wrong")), Err(CliError::UnknownFlag("-wrong".to_owned())));
+        assert_eq!(parse(words("-id")), Err(CliError::NoValue("id".to_owned())));
+        assert_eq!(parse(words("stop")), Err(CliError::UnknownAction("stop".to_owned())));
+        assert_eq!(parse([]), Err(CliError::NoAction));
+        assert!(matches!(
+            parse(words("-namespace a -id ../b start")),
+            Err(CliError::Id(_))
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn any_words_are_read_or_refused(words: Vec<String>) {
+            let _ = parse(words);
+        }
+    }
+}

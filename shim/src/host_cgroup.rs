@@ -2,9 +2,20 @@
 //!
 //! It holds QEMU and its helpers, so that they can be found and killed together. No limits are set.
 
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::id::SandboxId;
+use crate::mountinfo;
+use crate::process::{self, ProcessRef};
+
+/// Between two attempts to remove a cgroup whose processes are dead. See [`remove_directory`].
+const REMOVE_INTERVAL: Duration = Duration::from_millis(5);
+/// How long that is tried.
+const REMOVE_LIMIT: Duration = Duration::from_millis(500);
 
 /// The sandbox's cgroup directories.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -14,11 +25,35 @@ pub struct HostCgroup {
 
 impl HostCgroup {
     /// Makes the cgroup beside where `cgroups_path` (`linux.cgroupsPath`) would be. What cannot be made is left out
-    /// with a warning in the log.
+    /// with a warning in the log. Blocks.
     #[must_use]
     pub fn create(cgroups_path: Option<&Path>, sandbox: &SandboxId) -> Self {
-        let _ = (cgroups_path, sandbox);
-        Self::default()
+        let relative = relative_path(cgroups_path, sandbox);
+        let hierarchies = mountinfo::read().unwrap_or_else(|error| {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot list the cgroup hierarchies"
+            );
+            Vec::new()
+        });
+        let mut directories = Vec::new();
+        for hierarchy in hierarchies
+            .iter()
+            .filter(|line| line.kind == "cgroup" || line.kind == "cgroup2")
+        {
+            let directory = hierarchy.mountpoint.join(&relative);
+            let cpuset = hierarchy.kind == "cgroup" && hierarchy.super_options.split(',').any(|name| name == "cpuset");
+            match make(&hierarchy.mountpoint, &relative, cpuset) {
+                Ok(()) if directories.contains(&directory) => {}
+                Ok(()) => directories.push(directory),
+                Err(error) => tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    path = %directory.display(),
+                    "the sandbox has no cgroup here"
+                ),
+            }
+        }
+        Self { directories }
     }
 
     /// The cgroup that was recorded in `sandbox.json`.
@@ -40,5 +75,160 @@ impl HostCgroup {
             .iter()
             .map(|directory| directory.join("cgroup.procs"))
             .collect()
+    }
+
+    /// Kills every process in it but the caller, and those that they start meanwhile. Blocks until they are dead, at
+    /// most until the deadline.
+    pub fn kill_all(&self, deadline: Instant) {
+        for file in self.procs_files() {
+            loop {
+                let pids = fs::read_to_string(&file).unwrap_or_default();
+                let processes: Vec<ProcessRef> = pids
+                    .lines()
+                    .filter_map(|pid| pid.parse().ok())
+                    .filter_map(ProcessRef::of)
+                    .collect();
+                let own = ProcessRef::own();
+                if processes.iter().all(|process| Some(*process) == own) || Instant::now() >= deadline {
+                    break;
+                }
+                process::kill_all(&processes, deadline);
+            }
+        }
+    }
+
+    /// Removes it. It may be gone already. Blocks for at most about half a second.
+    pub fn remove(&self) {
+        for directory in &self.directories {
+            if let Err(error) = remove_directory(directory, Instant::now() + REMOVE_LIMIT) {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    path = %directory.display(),
+                    "cannot remove the sandbox's cgroup"
+                );
+            }
+        }
+    }
+}
+
+/// A dead process may hold its cgroup a moment longer than its parent or a pidfd can see it, and v1 announces the end of
+/// that nowhere: there is no event to wait for.
+fn remove_directory(directory: &Path, deadline: Instant) -> io::Result<()> {
+    loop {
+        match fs::remove_dir(directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                thread::sleep(REMOVE_INTERVAL);
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Makes the directories from the hierarchy's root down. In a cpuset of v1 a new cgroup has no CPUs and no memory nodes,
+/// and nobody can join it (cpuset(7)): it gets those of its parent.
+fn make(root: &Path, relative: &Path, cpuset: bool) -> io::Result<()> {
+    let mut directory = root.to_owned();
+    for component in relative.components() {
+        let parent = directory.clone();
+        directory.push(component);
+        match fs::create_dir(&directory) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        for file in ["cpuset.cpus", "cpuset.mems"].iter().filter(|_| cpuset) {
+            if fs::read_to_string(directory.join(file))?.trim().is_empty() {
+                fs::write(directory.join(file), fs::read(parent.join(file))?)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Where the sandbox's cgroup is below a hierarchy's root: in the parent of the container's, with Kata's name.
+fn relative_path(cgroups_path: Option<&Path>, sandbox: &SandboxId) -> PathBuf {
+    let text = cgroups_path.and_then(Path::to_str).unwrap_or_default();
+    let parent = match text.split(':').collect::<Vec<_>>()[..] {
+        [slice, _prefix, _name] => slice_path(slice),
+        _ => Path::new(text).parent().unwrap_or(Path::new("")).to_owned(),
+    };
+    // Nothing but plain names: config.json may not lead us out of the hierarchy.
+    let names = parent
+        .components()
+        .filter(|component| matches!(component, Component::Normal(_)));
+    names.collect::<PathBuf>().join(format!("kata_{sandbox}"))
+}
+
+/// systemd.slice(5): `a-b.slice` is in `a.slice`. `-.slice` is the root.
+fn slice_path(slice: &str) -> PathBuf {
+    let Some(name) = slice.strip_suffix(".slice") else {
+        return PathBuf::from(slice);
+    };
+    let mut path = PathBuf::new();
+    for (end, _) in name
+        .match_indices('-')
+        .chain([(name.len(), "")])
+        .filter(|(end, _)| *end > 0)
+    {
+        path.push(format!("{}.slice", &name[..end]));
+    }
+    if name == "-" { PathBuf::new() } else { path }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::process::Command;
+
+    fn relative(path: &str) -> String {
+        relative_path(Some(Path::new(path)), &SandboxId::new("id").unwrap())
+            .display()
+            .to_string()
+    }
+
+    #[test]
+    fn the_cgroup_is_beside_where_the_containers_would_be() {
+        assert_eq!(relative("/default/id"), "default/kata_id");
+        assert_eq!(
+            relative("/kubepods/burstable/pod1/id"),
+            "kubepods/burstable/pod1/kata_id"
+        );
+        assert_eq!(relative(""), "kata_id");
+        assert_eq!(relative("../../id"), "kata_id");
+    }
+
+    #[test]
+    fn a_systemd_slice_is_unfolded() {
+        assert_eq!(
+            relative("kubepods-burstable-pod1.slice:cri-containerd:id"),
+            "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/kata_id"
+        );
+        assert_eq!(relative("system.slice:docker:id"), "system.slice/kata_id");
+        assert_eq!(relative("-.slice:docker:id"), "kata_id");
+    }
+
+    proptest! {
+        #[test]
+        fn no_path_leads_out_of_the_hierarchy(path in "[a.:/-]{0,30}") {
+            let path = relative_path(Some(Path::new(&path)), &SandboxId::new("id").unwrap());
+            prop_assert!(path.components().all(|component| matches!(component, Component::Normal(_))));
+        }
+    }
+
+    #[test]
+    fn what_joined_the_cgroup_is_killed_and_the_cgroup_removed() {
+        let id = format!("test{}", std::process::id());
+        let cgroup = HostCgroup::create(None, &SandboxId::new(&id).unwrap());
+        let mut child = Command::new("sleep").arg("600").spawn().unwrap();
+        for file in cgroup.procs_files() {
+            fs::write(file, child.id().to_string()).unwrap();
+        }
+        assert!(!cgroup.directories().is_empty(), "no usable cgroup hierarchy");
+        cgroup.kill_all(Instant::now() + Duration::from_secs(5));
+        assert!(!child.wait().unwrap().success());
+        cgroup.remove();
+        cgroup.remove();
+        assert!(cgroup.directories().iter().all(|directory| !directory.exists()));
     }
 }

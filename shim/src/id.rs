@@ -107,6 +107,13 @@ id!(
     "exec id"
 );
 
+/// A container that is not part of a pod is its own sandbox.
+impl From<&ContainerId> for SandboxId {
+    fn from(container: &ContainerId) -> Self {
+        Self(container.0.clone())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,22 +1,27 @@
 //! The shim: containerd's contract, the sandbox, host mounts, streams, events, host hooks.
 //!
-//! Modules of two kinds. The host's side: [`cli`], [`start`], [`delete`], [`run_dir`], [`share`], [`host_ns`],
+//! Modules of two kinds. The host's side: [`entry`], [`cli`], [`bundle`], [`options`], [`start`], [`delete`], [`run_dir`], [`share`], [`host_ns`],
 //! [`guest_spec`], [`hooks`], [`host_cgroup`], [`cleanup`], [`logging`], [`stats`]. The service: [`server`] and
 //! what it uses. Neither knows QEMU's arguments.
 
 pub mod agent_client;
+pub mod bundle;
 pub mod cleanup;
 pub mod cli;
 pub mod context;
 pub mod delete;
 pub mod error;
 pub mod events;
+pub mod entry;
 pub mod guest_spec;
 pub mod hooks;
 pub mod host_cgroup;
 pub mod host_ns;
 pub mod id;
 pub mod logging;
+mod mountinfo;
+pub mod options;
+mod overlay;
 pub mod process;
 pub mod run_dir;
 pub mod sandbox;

@@ -1,3 +1,13 @@
-//! The shim.
+//! The program that containerd starts: see the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match shim::entry::run(std::env::args().skip(1)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("containerd-shim-kata-v2: {}", shim::logging::chain(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}

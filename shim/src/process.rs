@@ -3,9 +3,13 @@
 //! A pid alone can belong to somebody else by then; with the time of its start it cannot.
 
 use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::process::Child;
+use std::time::Instant;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 /// A pid and when that process started, in clock ticks since boot (field 22 of `/proc/PID/stat`, proc_pid_stat(5)).
@@ -34,17 +38,54 @@ impl ProcessRef {
         Self::of(i32::try_from(std::process::id()).ok()?)
     }
 
-    /// Whether the process is still there, as a zombie too.
-    #[must_use]
-    pub fn exists(&self) -> bool {
-        Self::of(self.pid) == Some(*self)
-    }
-
     /// Kills it if it is still the same process. Never this process itself.
     pub fn kill(&self) {
-        if self.pid > 1 && i32::try_from(std::process::id()) != Ok(self.pid) && self.exists() {
+        if let Some(pidfd) = self.open() {
             // Gone in between: that is what was wanted.
-            let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
+            let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+        }
+    }
+
+    /// A descriptor for the process if it is still the same one. None for this process itself and for init.
+    fn open(&self) -> Option<OwnedFd> {
+        if self.pid <= 1 || i32::try_from(std::process::id()) == Ok(self.pid) {
+            return None;
+        }
+        let pidfd = pidfd_open(Pid::from_raw(self.pid)?, PidfdFlags::empty()).ok()?;
+        // Compared after opening: if it is the same process now, then it was when the descriptor was made.
+        (Self::of(self.pid) == Some(*self)).then_some(pidfd)
+    }
+}
+
+/// Kills these processes and waits for their end, at most until the deadline. Blocks.
+pub(crate) fn kill_all(processes: &[ProcessRef], deadline: Instant) {
+    let pidfds: Vec<OwnedFd> = processes.iter().filter_map(ProcessRef::open).collect();
+    for pidfd in &pidfds {
+        let _ = pidfd_send_signal(pidfd, Signal::KILL);
+    }
+    for pidfd in &pidfds {
+        // After an error there is nothing better than to go on.
+        let _ = wait_for(pidfd, deadline);
+    }
+}
+
+/// Waits for a child's end, without reaping it; false if the deadline came first. Blocks.
+pub(crate) fn wait(child: &Child, deadline: Instant) -> io::Result<bool> {
+    let pid = i32::try_from(child.id())
+        .ok()
+        .and_then(Pid::from_raw)
+        .ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(wait_for(&pidfd_open(pid, PidfdFlags::empty())?, deadline)?)
+}
+
+/// A pidfd is readable once the process is dead (pidfd_open(2)).
+fn wait_for(pidfd: &OwnedFd, deadline: Instant) -> rustix::io::Result<bool> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 0, tv_nsec: 0 });
+        match poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&timeout)) {
+            Err(rustix::io::Errno::INTR) => {}
+            ready => return ready.map(|count| count > 0),
         }
     }
 }
@@ -53,4 +94,40 @@ impl ProcessRef {
 fn start_time(stat: &str) -> Option<u64> {
     let (_, rest) = stat.rsplit_once(')')?;
     rest.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+    use std::time::Duration;
+
+    #[test]
+    fn a_command_with_parentheses_does_not_shift_the_fields() {
+        let stat = "7 (a) b (c) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4711 1 1";
+        assert_eq!(start_time(stat), Some(4711));
+        assert_eq!(start_time("rubbish"), None);
+    }
+
+    #[test]
+    fn a_process_is_killed_and_one_that_only_has_its_pid_is_not() {
+        let mut child = Command::new("sleep").arg("600").spawn().unwrap();
+        let real = ProcessRef::of(child.id().try_into().unwrap()).unwrap();
+        let other = ProcessRef {
+            start_time: real.start_time + 1,
+            ..real
+        };
+        kill_all(&[other], Instant::now() + Duration::from_secs(5));
+        assert_eq!(child.try_wait().unwrap(), None);
+        kill_all(&[real], Instant::now() + Duration::from_secs(5));
+        assert!(!child.wait().unwrap().success());
+    }
+
+    #[test]
+    fn nobody_kills_themselves_or_init() {
+        kill_all(
+            &[ProcessRef::own().unwrap(), ProcessRef::of(1).unwrap()],
+            Instant::now(),
+        );
+    }
 }

@@ -150,7 +150,36 @@ impl RunDir {
             .recursive(true)
             .mode(0o700)
             .create(&self.path)
-            .map_err(|source| self.error("create", &self.path, source))
+            .map_err(|source| failed("create", &self.path, source))
+    }
+
+    /// Holds off every other `start` and removal of this host's sandboxes until the answer is dropped: taken for
+    /// a few milliseconds at a time. Blocks.
+    ///
+    /// # Errors
+    /// The root directory cannot be made or locked.
+    pub fn lock(&self) -> Result<Lock, RunDirError> {
+        let root = self.path.parent().unwrap_or(&self.path);
+        let lock = || -> io::Result<File> {
+            DirBuilder::new().recursive(true).mode(0o700).create(root)?;
+            let directory = File::open(root)?;
+            directory.lock()?;
+            Ok(directory)
+        };
+        lock()
+            .map(|directory| Lock { _directory: directory })
+            .map_err(|source| failed("lock", root, source))
+    }
+
+    /// Removes the directory and all in it. Nothing may be mounted in it. It may be gone.
+    ///
+    /// # Errors
+    /// Something cannot be removed.
+    pub fn remove(&self) -> Result<(), RunDirError> {
+        match fs::remove_dir_all(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &self.path, error)),
+            _ => Ok(()),
+        }
     }
 
     /// Writes `sandbox.json`: a reader sees the old one or the new one, whole.
@@ -174,7 +203,7 @@ impl RunDir {
             file.write_all(&text)?;
             fs::rename(&new, &path)
         };
-        write().map_err(|source| self.error("write", &path, source))
+        write().map_err(|source| failed("write", &path, source))
     }
 
     /// Reads `sandbox.json`; none where there is none.
@@ -186,7 +215,7 @@ impl RunDir {
         let file = match File::open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(self.error("open", &path, source)),
+            Err(source) => return Err(failed("open", &path, source)),
         };
         let state: SandboxState =
             serde_json::from_reader(io::Read::take(file, STATE_MAX)).map_err(|source| RunDirError::State {
@@ -201,14 +230,19 @@ impl RunDir {
         }
         Ok(Some(state))
     }
+}
 
-    #[allow(clippy::unused_self)]
-    fn error(&self, operation: &'static str, path: &Path, source: io::Error) -> RunDirError {
-        RunDirError::Io {
-            operation,
-            path: path.to_owned(),
-            source,
-        }
+/// See [`RunDir::lock`].
+#[derive(Debug)]
+pub struct Lock {
+    _directory: File,
+}
+
+fn failed(operation: &'static str, path: &Path, source: io::Error) -> RunDirError {
+    RunDirError::Io {
+        operation,
+        path: path.to_owned(),
+        source,
     }
 }
 
@@ -218,4 +252,51 @@ fn name(namespace: &Namespace, id: &SandboxId) -> String {
     let readable: String = id.as_str().chars().take(24).collect();
     let hash: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
     format!("{readable}-{hash}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run_dir(root: &Path, id: &str) -> RunDir {
+        RunDir::below(root, &Namespace::new("default").unwrap(), &SandboxId::new(id).unwrap())
+    }
+
+    #[test]
+    fn the_longest_ids_still_give_paths_that_fit_a_socket() {
+        let long = "a".repeat(crate::id::MAX_LENGTH);
+        let longest = run_dir(Path::new(ROOT), &long).path().join("vsock.sock_4294967295");
+        assert!(longest.as_os_str().len() <= 107, "{}", longest.display());
+        let other = format!("{}b", "a".repeat(crate::id::MAX_LENGTH - 1));
+        assert_ne!(run_dir(Path::new(ROOT), &long), run_dir(Path::new(ROOT), &other));
+    }
+
+    #[test]
+    fn the_state_comes_back_and_is_absent_before() {
+        let root = tempfile::tempdir().unwrap();
+        let run_dir = run_dir(root.path(), "one");
+        assert_eq!(run_dir.read_state().unwrap(), None);
+        run_dir.create().unwrap();
+        let state = SandboxState::new(&Namespace::new("default").unwrap(), &SandboxId::new("one").unwrap());
+        run_dir.write_state(&state).unwrap();
+        assert_eq!(run_dir.read_state().unwrap(), Some(state));
+        run_dir.remove().unwrap();
+        run_dir.remove().unwrap();
+        assert!(!run_dir.path().exists());
+    }
+
+    #[test]
+    fn a_state_of_another_version_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let run_dir = run_dir(root.path(), "one");
+        run_dir.create().unwrap();
+        let text = r#"{"version":2,"namespace":"n","id":"i","shim":null,"vm":[],"cgroups":[]}"#;
+        fs::write(run_dir.state(), text).unwrap();
+        assert!(matches!(
+            run_dir.read_state(),
+            Err(RunDirError::Version { version: 2, .. })
+        ));
+        fs::write(run_dir.state(), "{").unwrap();
+        assert!(matches!(run_dir.read_state(), Err(RunDirError::State { .. })));
+    }
 }

@@ -1,1 +1,142 @@
-//! start.
+//! `start`: finds the sandbox's server or starts one, and says where it listens.
+//!
+//! The listening socket is bound here and inherited by the server, so that containerd can connect as soon as the
+//! address is printed: nobody waits, nobody polls.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::bundle::{self, BundleError};
+use crate::cleanup;
+use crate::cli::Arguments;
+use crate::id::SandboxId;
+use crate::process::ProcessRef;
+use crate::run_dir::{RunDir, RunDirError, SandboxState};
+use crate::sys;
+
+/// Why there is no server.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The bundle does not say what is needed.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// The sandbox's directory cannot be used.
+    #[error(transparent)]
+    RunDir(#[from] RunDirError),
+    /// A container of a pod whose shim is gone.
+    #[error("the shim of sandbox {0} does not run")]
+    SandboxGone(SandboxId),
+    /// The socket cannot be made.
+    #[error("cannot listen on {}", path.display())]
+    Listen {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The server cannot be started.
+    #[error("cannot start the server")]
+    Spawn(#[source] io::Error),
+    /// The address cannot be left for containerd.
+    #[error("cannot write {}", path.display())]
+    Address {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Does the work; the answer is the address to print. `bundle` is absolute, `config_path` is what the runtime options
+/// on stdin say.
+///
+/// # Errors
+/// There is no server, and none can be started.
+pub fn start(arguments: &Arguments, bundle: &Path, config_path: Option<&Path>) -> Result<String, StartError> {
+    let sandbox = bundle::sandbox_of(bundle, &arguments.id)?;
+    let run_dir = RunDir::of(&arguments.namespace, &sandbox);
+    let address = run_dir.address();
+    let lock = run_dir.lock()?;
+    if UnixStream::connect(run_dir.socket()).is_err() {
+        if sandbox != SandboxId::from(&arguments.id) {
+            return Err(StartError::SandboxGone(sandbox));
+        }
+        // A server that died left it: what a new one needs is free after this.
+        cleanup::remove_locked(&run_dir, &lock);
+        if let Err(error) = launch(arguments, bundle, config_path, &sandbox, &run_dir) {
+            cleanup::remove_locked(&run_dir, &lock);
+            return Err(error);
+        }
+    }
+    drop(lock);
+    write_address(bundle, &address)?;
+    Ok(address)
+}
+
+fn launch(
+    arguments: &Arguments,
+    bundle: &Path,
+    config_path: Option<&Path>,
+    sandbox: &SandboxId,
+    run_dir: &RunDir,
+) -> Result<(), StartError> {
+    run_dir.create()?;
+    let path = run_dir.socket();
+    let listener = UnixListener::bind(&path).map_err(|source| StartError::Listen {
+        path: path.clone(),
+        source,
+    })?;
+    let program = std::env::current_exe().map_err(StartError::Spawn)?;
+    let mut command = Command::new(program);
+    command
+        .args([
+            "-namespace",
+            arguments.namespace.as_str(),
+            "-id",
+            sandbox.as_str(),
+            "-address",
+            &arguments.address,
+        ])
+        .arg("-publish-binary")
+        .arg(&arguments.publish_binary)
+        .arg("-bundle")
+        .arg(bundle)
+        .arg("-socket")
+        .arg(&path);
+    if let Some(config_path) = config_path {
+        command.arg("-config-path").arg(config_path);
+    }
+    if arguments.debug {
+        command.arg("-debug");
+    }
+    // The bundle must not be kept busy by the server's working directory.
+    command
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    sys::detach_with_listener(&mut command, OwnedFd::from(listener));
+    let child = command.spawn().map_err(StartError::Spawn)?;
+    let mut state = SandboxState::new(&arguments.namespace, sandbox);
+    state.shim = i32::try_from(child.id()).ok().and_then(ProcessRef::of);
+    let written = run_dir.write_state(&state);
+    if written.is_err() {
+        state.shim.iter().for_each(ProcessRef::kill);
+    }
+    Ok(written?)
+}
+
+/// containerd 1.6 and 1.7 read the address from here when they come back after a restart.
+fn write_address(bundle: &Path, address: &str) -> Result<(), StartError> {
+    let path = bundle.join("address");
+    let new = bundle.join(".address");
+    fs::write(&new, address)
+        .and_then(|()| fs::rename(&new, &path))
+        .map_err(|source| StartError::Address { path, source })
+}

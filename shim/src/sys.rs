@@ -2,12 +2,105 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+/// The descriptor by which the server gets its listening socket.
+const LISTENER_FD: i32 = 3;
 
 /// `unshare(CLONE_NEWNS)` for the calling thread.
 pub(crate) fn unshare_mount_namespace() -> io::Result<()> {
-    // SAFETY: CLONE_NEWNS changes this thread's view of the file systems and nothing about memory or descriptors.
-    match unsafe { libc::unshare(libc::CLONE_NEWNS) } {
+    unshare(libc::CLONE_NEWNS)
+}
+
+/// `unshare(CLONE_FS)`: from now on the calling thread has a working directory of its own.
+pub(crate) fn unshare_working_directory() -> io::Result<()> {
+    unshare(libc::CLONE_FS)
+}
+
+fn unshare(flags: i32) -> io::Result<()> {
+    // SAFETY: the flags that are used here change this thread's view of the file systems and nothing about memory or
+    // descriptors.
+    match unsafe { libc::unshare(flags) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// What `mount_setattr(2)` is used for here.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum SetAttr {
+    /// The mount alone becomes read-only.
+    ReadOnly,
+    /// The mount and all below it become slaves.
+    SlaveRecursive,
+}
+
+/// `mount_setattr(2)` on the mount that the descriptor is the root of.
+pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, change: SetAttr) -> io::Result<()> {
+    // SAFETY: all fields of the struct are integers, for which zero means "no change".
+    let mut attributes: libc::mount_attr = unsafe { std::mem::zeroed() };
+    let mut flags = libc::AT_EMPTY_PATH;
+    match change {
+        SetAttr::ReadOnly => attributes.attr_set = libc::MOUNT_ATTR_RDONLY,
+        SetAttr::SlaveRecursive => {
+            attributes.propagation = libc::MS_SLAVE;
+            flags |= libc::AT_RECURSIVE;
+        }
+    }
+    // SAFETY: the descriptor is open, the path is an empty C string, the struct is initialised and of the stated size.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Lets the child lead a session of its own and have `listener` as descriptor 3.
+pub(crate) fn detach_with_listener(command: &mut Command, listener: OwnedFd) {
+    let prepare = move || {
+        // SAFETY: setsid, dup2 and fcntl are async-signal-safe (signal-safety(7)); the listener is open, as this
+        // closure owns it.
+        unsafe {
+            if libc::setsid() < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            let result = match listener.as_raw_fd() {
+                // dup2 onto itself would leave close-on-exec set.
+                LISTENER_FD => libc::fcntl(LISTENER_FD, libc::F_SETFD, 0),
+                fd => libc::dup2(fd, LISTENER_FD),
+            };
+            if result < 0 {
+                Err(io::Error::last_os_error())
+            } else {
+                Ok(())
+            }
+        }
+    };
+    // SAFETY: the closure calls nothing but async-signal-safe functions and does not allocate.
+    unsafe {
+        command.pre_exec(prepare);
+    }
+}
+
+/// Takes over the listening socket that [`detach_with_listener`] has left. To be called once, before anything else
+/// opens a descriptor.
+pub(crate) fn inherited_listener() -> io::Result<OwnedFd> {
+    // SAFETY: F_SETFD takes no pointer; it fails if there is no such descriptor.
+    if unsafe { libc::fcntl(LISTENER_FD, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is open, and nobody else owns it: the parent put it there for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(LISTENER_FD) })
 }

@@ -1,0 +1,140 @@
+//! What the program does for each of its commands; `main` only calls it.
+
+use std::env;
+use std::error::Error;
+use std::io::{self, IsTerminal, Read, Write};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+
+use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
+use protobuf::{Message, MessageField};
+
+use crate::cli::{self, Arguments, Command};
+use crate::context::{Containerd, ServerContext};
+use crate::host_ns::HostNamespace;
+use crate::id::SandboxId;
+use crate::run_dir::{RunDir, SandboxState};
+use crate::{cleanup, delete, logging, options, server, start, sys};
+
+/// The runtime's name, as containerd calls it.
+const RUNTIME: &str = "io.containerd.kata.v2";
+
+/// Largest runtime options that are read, in bytes.
+const OPTIONS_MAX: u64 = 1 << 20;
+
+/// Threads of the server that run tasks. What blocks has threads of its own.
+const WORKERS: usize = 2;
+
+/// Runs the command line. Nothing but the answer goes to stdout.
+///
+/// # Errors
+/// The command failed: the caller prints why, on stderr, and exits with 1.
+pub fn run(words: impl IntoIterator<Item = String>) -> Result<(), Box<dyn Error>> {
+    match cli::parse(words)? {
+        Command::Version => print(version().as_bytes()),
+        Command::Info => {
+            // The options change nothing, but whoever writes them must not meet a closed pipe.
+            stdin()?;
+            print(&info().write_to_bytes()?)
+        }
+        Command::Start(arguments) => {
+            let config_path = options::config_path_on_stdin(&stdin()?)?;
+            let bundle = bundle(&arguments)?;
+            print(start::start(&arguments, &bundle, config_path.as_deref())?.as_bytes())
+        }
+        Command::Delete(arguments) => {
+            let bundle = bundle(&arguments)?;
+            print(&delete::delete(&arguments, &bundle).write_to_bytes()?)
+        }
+        Command::Serve(arguments) => serve(arguments),
+    }
+}
+
+fn print(bytes: &[u8]) -> Result<(), Box<dyn Error>> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(bytes)?;
+    Ok(stdout.flush()?)
+}
+
+/// All of stdin; nothing where a person would have to type it.
+fn stdin() -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let stdin = io::stdin().lock();
+    if !stdin.is_terminal() {
+        stdin.take(OPTIONS_MAX).read_to_end(&mut bytes)?;
+    }
+    Ok(bytes)
+}
+
+/// The bundle: the flag's value, or the working directory.
+fn bundle(arguments: &Arguments) -> io::Result<PathBuf> {
+    env::current_dir().map(|directory| directory.join(&arguments.bundle))
+}
+
+fn version() -> String {
+    format!(
+        "containerd-shim-kata-v2:\n  Runtime: {RUNTIME}\n  Version: {}\n",
+        env!("CARGO_PKG_VERSION")
+    )
+}
+
+fn info() -> RuntimeInfo {
+    RuntimeInfo {
+        name: RUNTIME.to_owned(),
+        version: MessageField::some(RuntimeVersion {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..RuntimeVersion::default()
+        }),
+        ..RuntimeInfo::default()
+    }
+}
+
+/// The server. The order matters: the descriptor is taken before another gets its number; the thread that stays behind
+/// is started before this one leaves the host's mount namespace; all others are started after.
+fn serve(arguments: Arguments) -> Result<(), Box<dyn Error>> {
+    let listener = UnixListener::from(sys::inherited_listener()?);
+    let id = SandboxId::from(&arguments.id);
+    let run_dir = RunDir::of(&arguments.namespace, &id);
+    let log = logging::init(&arguments.bundle, &arguments.namespace, &id, arguments.debug);
+    let result = serve_logged(listener, arguments, id, run_dir.clone(), log);
+    if let Err(error) = &result {
+        tracing::error!(error = &**error, "the server failed");
+    }
+    cleanup::remove_sandbox(&run_dir);
+    result
+}
+
+fn serve_logged(
+    listener: UnixListener,
+    arguments: Arguments,
+    id: SandboxId,
+    run_dir: RunDir,
+    log: logging::LogHandle,
+) -> Result<(), Box<dyn Error>> {
+    let host = HostNamespace::spawn()?;
+    run_dir.write_state(&SandboxState::new(&arguments.namespace, &id))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .enable_all()
+        .build()?;
+    let context = ServerContext {
+        namespace: arguments.namespace,
+        id,
+        bundle: arguments.bundle,
+        containerd: Containerd {
+            address: arguments.address,
+            ttrpc_address: env::var("TTRPC_ADDRESS").unwrap_or_default(),
+            publish_binary: arguments.publish_binary,
+        },
+        run_dir,
+        host,
+        config_path: arguments.config_path,
+        debug: arguments.debug,
+        log,
+    };
+    let reason = runtime.block_on(server::serve(listener, context))?;
+    tracing::info!(?reason, "the server ends");
+    // What still blocks in a thread must not hold up the end.
+    runtime.shutdown_background();
+    Ok(())
+}
