@@ -1,1 +1,22 @@
-//! Typed configuration.
+//! Typed configuration, in the layout of kata-containers' `configuration.toml` (3.x, QEMU).
+//!
+//! [`locate`] finds the file, [`load`] reads it with its drop-ins, [`annotations::apply`] changes the result as far as
+//! it allows. Everything that is wrong is said with file, line and key. The crate knows neither QEMU nor containerd,
+//! and it starts nothing.
+
+pub mod annotations;
+mod load;
+mod model;
+mod raw;
+mod settings;
+mod show;
+mod unsupported;
+mod value;
+mod warning;
+
+pub use load::{ConfigError, DEFAULT_PATHS, Loaded, MAX_DROP_INS, MAX_FILE_SIZE, load, locate};
+pub use model::{Agent, Config, Hypervisor, Runtime};
+pub use value::{
+    Accelerator, MAX_VCPUS, MachineType, Mebibytes, NamePattern, PathPattern, SharedFs, Vcpus, VirtioFsCache, Vsock,
+};
+pub use warning::{Place, Reason, Warning};

@@ -1,1 +1,42 @@
-//! Boots and drives one VM.
+//! Boots and drives one QEMU microVM and its helper daemons.
+//!
+//! ```text
+//! VmRequest + config ──boot──► files checked ──► virtiofsd, vsock daemon ──► QEMU ──► monitor answers
+//!                                                                                         │
+//!                          Vm: pause, resume, qmp, stop, ended  ◄─────────────────────────┤
+//!                          GuestListener: the guest's connections ◄───────────────────────┘
+//! ```
+//!
+//! Knows nothing of the guest's protocol, of containers or of containerd. Everything that a VM needs on the host is owned
+//! by [`Vm`] and [`GuestListener`]; dropping them, or cancelling [`boot`], leaves no process and no socket behind.
+
+mod accel;
+mod arch;
+mod argv;
+mod boot;
+mod children;
+mod command_line;
+mod console;
+mod ended;
+mod files;
+mod listener;
+mod qmp;
+mod spec;
+mod stderr;
+mod sys;
+mod tail;
+mod virtiofsd;
+mod vm;
+mod vsock;
+mod vsock_daemon;
+
+pub use accel::AccelError;
+pub use boot::{BootError, VmRequest, boot};
+pub use children::{ChildDeath, ChildName, SpawnError};
+pub use command_line::CommandLineError;
+pub use ended::{Cause, Ended};
+pub use files::FileError;
+pub use listener::{GuestListener, GuestStream};
+pub use qmp::{Event, Qmp, QmpError};
+pub use vm::Vm;
+pub use vsock::VsockError;

@@ -1,0 +1,135 @@
+//! Annotations of a container or pod that change the configuration of its sandbox.
+//!
+//! Whoever may create a pod writes them, so they are honoured only as far as the configuration says: the name has to
+//! match `enable_annotations`, and a path the list for its kind. One that is refused is an error, as in Kata: a
+//! sandbox that is not what was asked for is not created.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::load::shortened;
+use crate::model::Config;
+use crate::raw::Raw;
+use crate::settings::{Access, LONGEST_KERNEL_PARAMS, SETTINGS, Setting, Table};
+use crate::unsupported;
+use crate::warning::Warning;
+
+/// Why a sandbox is not created as its annotations ask.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AnnotationError {
+    /// The configuration does not allow it.
+    #[error(
+        "annotation {annotation} is not allowed: no entry of hypervisor.qemu.enable_annotations matches \"{name}\""
+    )]
+    NotEnabled {
+        /// The annotation.
+        annotation: String,
+        /// Its last part, which is what has to match.
+        name: String,
+    },
+    /// The configuration does not allow this path.
+    #[error(
+        "annotation {annotation}: the path \"{path}\" is not allowed: no entry of hypervisor.qemu.{key} matches it"
+    )]
+    PathNotAllowed {
+        /// The annotation.
+        annotation: String,
+        /// The path, as it was written.
+        path: String,
+        /// The list that has to allow it.
+        key: &'static str,
+    },
+    /// The value has the wrong type or is out of range.
+    #[error("annotation {annotation} = \"{value}\": must be {allowed}")]
+    Value {
+        /// The annotation.
+        annotation: String,
+        /// The value, as it was written; the beginning of it if it is long.
+        value: String,
+        /// What would be right.
+        allowed: String,
+    },
+}
+
+/// Changes the configuration as the annotations `io.katacontainers.config.*` ask. All others are left alone.
+///
+/// Nothing is changed if one of them is refused. A path in an annotation is compared with the patterns as it is
+/// written; a pattern should match a directory in which only the administrator can write.
+///
+/// # Errors
+/// An annotation is not allowed, or its value is not.
+pub fn apply(config: &mut Config, annotations: &BTreeMap<String, String>) -> Result<Vec<Warning>, AnnotationError> {
+    let mut changed = config.clone();
+    let mut warnings = Vec::new();
+    for (annotation, value) in annotations {
+        let Some((table, name)) = split(annotation) else {
+            continue;
+        };
+        // What the file says decides, whatever other annotations have changed.
+        if !config
+            .hypervisor
+            .enable_annotations
+            .iter()
+            .any(|pattern| pattern.matches(name))
+        {
+            return Err(AnnotationError::NotEnabled {
+                annotation: annotation.clone(),
+                name: name.to_owned(),
+            });
+        }
+        match SETTINGS
+            .iter()
+            .find(|setting| setting.table == table && setting.annotation() == Some(name))
+        {
+            Some(setting) => set(config, &mut changed, setting, annotation, value)?,
+            None => warnings.push(unsupported::annotation(annotation, table, name)),
+        }
+    }
+    *config = changed;
+    Ok(warnings)
+}
+
+/// The table that an annotation is about, and the last part of its name.
+fn split(annotation: &str) -> Option<(Table, &str)> {
+    Table::ALL
+        .into_iter()
+        .find_map(|table| Some((table, annotation.strip_prefix(table.annotation_prefix())?)))
+}
+
+fn set(
+    allowed: &Config,
+    changed: &mut Config,
+    setting: &Setting,
+    annotation: &str,
+    value: &str,
+) -> Result<(), AnnotationError> {
+    let refuse = |allowed| AnnotationError::Value {
+        annotation: annotation.to_owned(),
+        value: shortened(value),
+        allowed,
+    };
+    if let Access::Path(_, list) = setting.access
+        && !list
+            .patterns(allowed)
+            .iter()
+            .any(|pattern| pattern.matches(Path::new(value)))
+    {
+        return Err(AnnotationError::PathNotAllowed {
+            annotation: annotation.to_owned(),
+            path: shortened(value),
+            key: list.key(),
+        });
+    }
+    (setting.set)(changed, Raw::Annotation(value)).map_err(|refusal| refuse(refusal.0))?;
+    if let Access::Append(_) = setting.access {
+        let params = [&allowed.hypervisor.kernel_params, &changed.hypervisor.kernel_params];
+        let joined = params.map(String::as_str).join(" ").trim().to_owned();
+        if joined.len() > LONGEST_KERNEL_PARAMS {
+            return Err(refuse(format!(
+                "at most {LONGEST_KERNEL_PARAMS} bytes with what the configuration says"
+            )));
+        }
+        changed.hypervisor.kernel_params = joined;
+    }
+    Ok(())
+}

@@ -1,0 +1,344 @@
+//! Finds the configuration file, reads it and its drop-ins, and says what is wrong with them and where.
+//!
+//! Reads files and nothing else: whether a kernel or a program exists is for the one who uses it to say.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use crate::model::Config;
+use crate::raw::Raw;
+use crate::settings::{self, Table};
+use crate::unsupported;
+use crate::warning::Warning;
+
+/// Where Kata looks, in its order.
+pub const DEFAULT_PATHS: [&str; 2] = [
+    "/etc/kata-containers/configuration.toml",
+    "/usr/share/defaults/kata-containers/configuration.toml",
+];
+
+/// Bytes that a file may have; Kata's own, with all their comments, have about 36 KiB.
+pub const MAX_FILE_SIZE: u64 = 1 << 20;
+
+/// Files that a directory of drop-ins may have.
+pub const MAX_DROP_INS: usize = 256;
+
+/// A configuration and how it came about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loaded {
+    /// What holds.
+    pub config: Config,
+    /// What was read but has no effect.
+    pub warnings: Vec<Warning>,
+    /// The files, in the order in which they were read: a later one overrides an earlier one.
+    pub files: Vec<PathBuf>,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file cannot be read.
+    #[error("cannot read the configuration {}", path.display())]
+    Read {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file is too large to be meant.
+    #[error("{}: larger than {MAX_FILE_SIZE} bytes", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A directory has too many drop-ins to be meant.
+    #[error("{}: more than {MAX_DROP_INS} drop-ins", path.display())]
+    TooManyDropIns {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A file is not TOML.
+    #[error("{}:{line}: not valid TOML: {message}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What the parser says.
+        message: String,
+    },
+    /// A value has the wrong type or is out of range.
+    #[error("{}:{line}: {key} = {value}: must be {allowed}", path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// Table and key.
+        key: String,
+        /// The value, as it was written; the beginning of it if it is long.
+        value: String,
+        /// What would be right.
+        allowed: String,
+    },
+    /// A key that is needed is in none of the files.
+    #[error("{}: {key} is not set: {why}", path.display())]
+    Missing {
+        /// The main file.
+        path: PathBuf,
+        /// Table and key.
+        key: &'static str,
+        /// What it is needed for.
+        why: &'static str,
+    },
+}
+
+/// The configuration file: the one that the runtime's options name, else the one of KATA_CONF_FILE, else the first of
+/// [`DEFAULT_PATHS`] that exists, else the first of them.
+#[must_use]
+pub fn locate(options_path: Option<&Path>, environment: Option<&Path>) -> PathBuf {
+    let named = [options_path, environment]
+        .into_iter()
+        .flatten()
+        .find(|path| !path.as_os_str().is_empty());
+    if let Some(path) = named {
+        return path.to_owned();
+    }
+    let [first, second] = DEFAULT_PATHS.map(PathBuf::from);
+    if !first.exists() && second.exists() {
+        second
+    } else {
+        first
+    }
+}
+
+/// Reads a configuration file and the drop-ins `config.d/*.toml` beside it.
+///
+/// # Errors
+/// A file cannot be read, is not TOML, or has a value of the wrong type or out of range; or kernel or initrd are not set.
+pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
+    let mut files = vec![path.to_owned()];
+    files.extend(drop_ins(path)?);
+    let mut config = Config::default();
+    let mut warnings = Vec::new();
+    for file in &files {
+        let text = read(file)?;
+        merge(&mut config, &mut warnings, file, &text)?;
+    }
+    complete(&config, path)?;
+    Ok(Loaded {
+        config,
+        warnings,
+        files,
+    })
+}
+
+/// What has no default because nothing would be right everywhere.
+fn complete(config: &Config, path: &Path) -> Result<(), ConfigError> {
+    let missing = |key, why| {
+        Err(ConfigError::Missing {
+            path: path.to_owned(),
+            key,
+            why,
+        })
+    };
+    if config.hypervisor.kernel.as_os_str().is_empty() {
+        return missing("hypervisor.qemu.kernel", "the VM needs a kernel");
+    }
+    if config.hypervisor.initrd.as_os_str().is_empty() {
+        return missing(
+            "hypervisor.qemu.initrd",
+            "the VM boots from an initrd, not from an image",
+        );
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<String, ConfigError> {
+    let failed = |source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let mut text = String::new();
+    File::open(path)
+        .map_err(failed)?
+        .take(MAX_FILE_SIZE + 1)
+        .read_to_string(&mut text)
+        .map_err(failed)?;
+    if text.len() as u64 > MAX_FILE_SIZE {
+        return Err(ConfigError::TooLarge { path: path.to_owned() });
+    }
+    Ok(text)
+}
+
+fn drop_ins(path: &Path) -> Result<Vec<PathBuf>, ConfigError> {
+    let directory = path.parent().unwrap_or_else(|| Path::new("")).join("config.d");
+    let failed = |source| ConfigError::Read {
+        path: directory.clone(),
+        source,
+    };
+    let entries = match directory.read_dir() {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut files = Vec::new();
+    for entry in entries {
+        let file = entry.map_err(failed)?.path();
+        if file.extension().is_some_and(|extension| extension == "toml") {
+            files.push(file);
+        }
+        if files.len() > MAX_DROP_INS {
+            return Err(ConfigError::TooManyDropIns { path: directory });
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Puts what one file says on top of what is known.
+fn merge(config: &mut Config, warnings: &mut Vec<Warning>, path: &Path, text: &str) -> Result<(), ConfigError> {
+    let document = DeTable::parse(text).map_err(|error| ConfigError::Syntax {
+        path: path.to_owned(),
+        line: line_at(text, error.span().map_or(0, |span| span.start)),
+        message: error.message().to_owned(),
+    })?;
+    let source = Source { path, text };
+    let mut found = Vec::new();
+    source.collect(document.get_ref(), &mut found)?;
+    // In the order of the file, so that the first error and the warnings are where a reader expects them.
+    found.sort_by_key(|entry| entry.offset);
+    for entry in found {
+        source.apply(config, warnings, &entry)?;
+    }
+    Ok(())
+}
+
+/// A file and its text.
+struct Source<'a> {
+    path: &'a Path,
+    text: &'a str,
+}
+
+/// A key of the file, with the table that it is in; `None` if that is not a table of ours.
+struct Entry<'a> {
+    table: Option<Table>,
+    key: String,
+    offset: usize,
+    value: &'a Spanned<DeValue<'a>>,
+}
+
+impl<'a> Source<'a> {
+    /// Finds the three tables, and leaves everything else as entries of no table.
+    fn collect(&self, document: &'a DeTable<'a>, found: &mut Vec<Entry<'a>>) -> Result<(), ConfigError> {
+        for (name, value) in document {
+            let offset = name.span().start;
+            match (name.get_ref().as_ref(), value.get_ref()) {
+                ("hypervisor" | "agent", DeValue::Table(kinds)) => {
+                    for (kind, value) in kinds {
+                        let full = format!("{}.{}", name.get_ref(), kind.get_ref());
+                        self.collect_table(full, kind.span().start, value, found)?;
+                    }
+                }
+                (name, _) => self.collect_table(name.to_owned(), offset, value, found)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn collect_table(
+        &self,
+        name: String,
+        offset: usize,
+        value: &'a Spanned<DeValue<'a>>,
+        found: &mut Vec<Entry<'a>>,
+    ) -> Result<(), ConfigError> {
+        let Some(table) = Table::ALL.into_iter().find(|table| table.name() == name) else {
+            found.push(Entry {
+                table: None,
+                key: name,
+                offset,
+                value,
+            });
+            return Ok(());
+        };
+        let Some(keys) = value.get_ref().as_table() else {
+            return Err(self.refuse(name, offset, value, String::from("a table")));
+        };
+        for (key, value) in keys {
+            found.push(Entry {
+                table: Some(table),
+                key: key.get_ref().to_string(),
+                offset: key.span().start,
+                value,
+            });
+        }
+        Ok(())
+    }
+
+    fn apply(&self, config: &mut Config, warnings: &mut Vec<Warning>, entry: &Entry<'_>) -> Result<(), ConfigError> {
+        let line = line_at(self.text, entry.offset);
+        let Some(table) = entry.table else {
+            warnings.extend(unsupported::table(self.path, line, &entry.key, entry.value.get_ref()));
+            return Ok(());
+        };
+        let Some(setting) = settings::find(table, &entry.key) else {
+            warnings.extend(unsupported::key(
+                self.path,
+                line,
+                table,
+                &entry.key,
+                entry.value.get_ref(),
+            ));
+            return Ok(());
+        };
+        let value = entry.value.get_ref();
+        match (setting.set)(config, Raw::File(value)) {
+            Ok(()) => Ok(()),
+            // An empty string is Kata's way to leave a key unset; where it means something it was taken.
+            Err(_) if value.as_str().is_some_and(str::is_empty) => Ok(()),
+            Err(refusal) => Err(self.refuse(
+                format!("{}.{}", table.name(), entry.key),
+                entry.offset,
+                entry.value,
+                refusal.0,
+            )),
+        }
+    }
+
+    fn refuse(&self, key: String, offset: usize, value: &Spanned<DeValue<'_>>, allowed: String) -> ConfigError {
+        let written = self.text.get(value.span()).unwrap_or_default();
+        ConfigError::Value {
+            path: self.path.to_owned(),
+            line: line_at(self.text, offset),
+            key,
+            value: shortened(written),
+            allowed,
+        }
+    }
+}
+
+/// At most 120 characters, on one line.
+pub(crate) fn shortened(text: &str) -> String {
+    const MOST: usize = 120;
+    let line: String = text
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(MOST)
+        .collect();
+    if text.chars().count() > MOST {
+        format!("{line}…")
+    } else {
+        line
+    }
+}
+
+fn line_at(text: &str, offset: usize) -> usize {
+    let before = text.as_bytes().get(..offset).unwrap_or(text.as_bytes());
+    before.iter().filter(|byte| **byte == b'\n').count() + 1
+}

@@ -1,0 +1,157 @@
+//! What can be configured, and the values that hold where a file says nothing.
+//!
+//! The fields have Kata's names. Which table and key fills which field is in `settings`.
+
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::value::{
+    Accelerator, MachineType, Mebibytes, NamePattern, PathPattern, SharedFs, Vcpus, VirtioFsCache, Vsock,
+};
+
+/// The whole configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Config {
+    /// `[hypervisor.qemu]`
+    pub hypervisor: Hypervisor,
+    /// `[agent.kata]`
+    pub agent: Agent,
+    /// `[runtime]`
+    pub runtime: Runtime,
+}
+
+/// `[hypervisor.qemu]`: the VM and its helpers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hypervisor {
+    /// QEMU: an absolute path, or a bare name that is looked up in PATH.
+    pub path: PathBuf,
+    /// The guest kernel; absolute. Empty only in a default that was not loaded from a file.
+    pub kernel: PathBuf,
+    /// The guest's initrd; absolute. Empty only in a default that was not loaded from a file.
+    pub initrd: PathBuf,
+    /// QEMU's machine.
+    pub machine_type: MachineType,
+    /// KVM or not.
+    pub accelerator: Accelerator,
+    /// vCPUs at boot.
+    pub default_vcpus: Vcpus,
+    /// vCPUs that can be reached by hot-plugging.
+    pub default_maxvcpus: Vcpus,
+    /// Memory at boot.
+    pub default_memory: Mebibytes,
+    /// How often memory can be plugged.
+    pub memory_slots: u32,
+    /// Appended to the guest kernel's command line.
+    pub kernel_params: String,
+    /// How the host's directories reach the guest.
+    pub shared_fs: SharedFs,
+    /// virtiofsd: an absolute path, or a bare name that is looked up in PATH.
+    pub virtio_fs_daemon: PathBuf,
+    /// virtiofsd's `--cache`.
+    pub virtio_fs_cache: VirtioFsCache,
+    /// Entries of the virtio-fs queue; a power of two.
+    pub virtio_fs_queue_size: u16,
+    /// More arguments for virtiofsd, none of which the runtime sets itself.
+    pub virtio_fs_extra_args: Vec<String>,
+    /// What connects host and guest.
+    pub vsock: Vsock,
+    /// vhost-device-vsock: an absolute path, or a bare name that is looked up in PATH.
+    pub vsock_daemon: PathBuf,
+    /// The value of QEMU's `-sandbox`; none if it is to run without.
+    pub seccompsandbox: Option<String>,
+    /// Whether virtio devices of disks get a thread of their own.
+    pub enable_iothreads: bool,
+    /// Whether the guest's kernel and the helpers log more.
+    pub enable_debug: bool,
+    /// Names of the annotations that are honoured.
+    pub enable_annotations: Vec<NamePattern>,
+    /// What an annotation may set `path` to.
+    pub valid_hypervisor_paths: Vec<PathPattern>,
+    /// What an annotation may set `virtio_fs_daemon` to.
+    pub valid_virtio_fs_daemon_paths: Vec<PathPattern>,
+    /// What an annotation may set `kernel` and `initrd` to.
+    pub valid_boot_paths: Vec<PathPattern>,
+}
+
+impl Default for Hypervisor {
+    fn default() -> Self {
+        Self {
+            path: PathBuf::from("qemu-system-x86_64"),
+            kernel: PathBuf::new(),
+            initrd: PathBuf::new(),
+            machine_type: MachineType::Q35,
+            accelerator: Accelerator::Auto,
+            default_vcpus: Vcpus::Count(NonZeroU32::MIN),
+            default_maxvcpus: Vcpus::Host,
+            default_memory: Mebibytes(256),
+            memory_slots: 10,
+            kernel_params: String::new(),
+            shared_fs: SharedFs::VirtioFs,
+            virtio_fs_daemon: PathBuf::from("virtiofsd"),
+            virtio_fs_cache: VirtioFsCache::Auto,
+            virtio_fs_queue_size: 1024,
+            virtio_fs_extra_args: Vec::new(),
+            vsock: Vsock::Auto,
+            vsock_daemon: PathBuf::from("vhost-device-vsock"),
+            seccompsandbox: Some(String::from(
+                "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+            )),
+            enable_iothreads: false,
+            enable_debug: false,
+            enable_annotations: Vec::new(),
+            valid_hypervisor_paths: Vec::new(),
+            valid_virtio_fs_daemon_paths: Vec::new(),
+            valid_boot_paths: Vec::new(),
+        }
+    }
+}
+
+/// `[agent.kata]`: the agent in the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Agent {
+    /// How long a VM may take until its agent has called.
+    pub dial_timeout: Duration,
+    /// Whether the agent logs at debug level.
+    pub enable_debug: bool,
+    /// Whether the guest offers a shell to `kata-ctl exec`.
+    pub debug_console_enabled: bool,
+}
+
+impl Default for Agent {
+    fn default() -> Self {
+        Self {
+            dial_timeout: Duration::from_secs(45),
+            enable_debug: false,
+            debug_console_enabled: false,
+        }
+    }
+}
+
+/// `[runtime]`: the shim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Runtime {
+    /// Whether the shim logs at debug level.
+    pub enable_debug: bool,
+    /// How long the agent may take to create a container.
+    pub create_container_timeout: Duration,
+    /// Whether the seccomp profile of a container is dropped. Kata's default is true; here it is false: what the
+    /// specification asks for is applied.
+    pub disable_guest_seccomp: bool,
+    /// Whether everything of a sandbox is in one cgroup, the pod's, with its limits.
+    pub sandbox_cgroup_only: bool,
+    /// Whether the VM is sized at boot from the pod's limits, and never later.
+    pub static_sandbox_resource_mgmt: bool,
+}
+
+impl Default for Runtime {
+    fn default() -> Self {
+        Self {
+            enable_debug: false,
+            create_container_timeout: Duration::from_secs(60),
+            disable_guest_seccomp: false,
+            sandbox_cgroup_only: true,
+            static_sandbox_resource_mgmt: false,
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! The types of settings: sizes, counts, modes and patterns, each with its own rule of what is valid.
+//!
+//! Knows no key, no file and no host: how many CPUs the host has is told to [`Vcpus::resolve`].
+
+use std::fmt;
+use std::num::NonZeroU32;
+use std::path::Path;
+
+use regex_lite::Regex;
+
+/// Most vCPUs that a VM gets, whatever is asked: Kata's limit for QEMU on x86_64.
+pub const MAX_VCPUS: NonZeroU32 = match NonZeroU32::new(240) {
+    Some(number) => number,
+    None => NonZeroU32::MIN,
+};
+
+/// A size in MiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mebibytes(pub u32);
+
+impl Mebibytes {
+    /// The same size in bytes.
+    #[must_use]
+    pub fn bytes(self) -> u64 {
+        u64::from(self.0) << 20
+    }
+}
+
+impl fmt::Display for Mebibytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} MiB", self.0)
+    }
+}
+
+/// How many vCPUs: as many as the host has CPUs, or a number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Vcpus {
+    /// As many as the host has.
+    Host,
+    /// This many, if the host has them.
+    Count(NonZeroU32),
+}
+
+impl Vcpus {
+    /// The number for a host with `host_cpus` CPUs: never more than those, never more than [`MAX_VCPUS`].
+    #[must_use]
+    pub fn resolve(self, host_cpus: NonZeroU32) -> NonZeroU32 {
+        let wanted = match self {
+            Vcpus::Host => host_cpus,
+            Vcpus::Count(count) => count.min(host_cpus),
+        };
+        wanted.min(MAX_VCPUS)
+    }
+}
+
+/// Generates an enum whose variants have a name in the file.
+macro_rules! choice {
+    ($(#[$meta:meta])* $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $name { $($(#[$variant_meta])* $variant),+ }
+
+        impl $name {
+            /// All that there are.
+            pub(crate) const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The name in the configuration file.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
+}
+
+choice! {
+    /// QEMU's machine (`-machine`).
+    MachineType {
+        /// PCI Express on x86_64.
+        Q35 = "q35",
+    }
+}
+
+choice! {
+    /// How the host's directories reach the guest.
+    SharedFs {
+        /// virtio-fs, served by a virtiofsd of our own.
+        VirtioFs = "virtio-fs",
+        /// Not at all.
+        None = "none",
+    }
+}
+
+choice! {
+    /// virtiofsd's `--cache`.
+    VirtioFsCache {
+        /// Metadata is cached for a second, data while a file is open.
+        Auto = "auto",
+        /// Metadata and data are cached and never expire.
+        Always = "always",
+        /// Nothing is cached.
+        Never = "never",
+        /// Metadata is cached and never expires, data is not cached.
+        Metadata = "metadata",
+    }
+}
+
+choice! {
+    /// What runs the guest's instructions.
+    Accelerator {
+        /// KVM where it can run an ordinary guest, otherwise TCG.
+        Auto = "auto",
+        /// The kernel's KVM, or an error.
+        Kvm = "kvm",
+        /// QEMU's own translator.
+        Tcg = "tcg",
+    }
+}
+
+choice! {
+    /// What connects host and guest.
+    Vsock {
+        /// The kernel's where `/dev/vhost-vsock` is usable, otherwise the daemon.
+        Auto = "auto",
+        /// The kernel's vhost-vsock.
+        Vhost = "vhost",
+        /// The vhost-device-vsock daemon.
+        VhostUser = "vhost-user",
+    }
+}
+
+/// A regular expression that an annotation's name has to match as a whole.
+#[derive(Debug, Clone)]
+pub struct NamePattern {
+    text: String,
+    regex: Regex,
+}
+
+impl NamePattern {
+    /// Compiles the expression.
+    ///
+    /// # Errors
+    /// It is no valid expression, or too large a one; the text says why.
+    pub fn new(text: &str) -> Result<Self, regex_lite::Error> {
+        let regex = Regex::new(&format!("^(?:{text})$"))?;
+        // An expression that closes the group by itself would escape the anchors.
+        Regex::new(text)?;
+        Ok(Self {
+            text: text.to_owned(),
+            regex,
+        })
+    }
+
+    /// Whether the whole name matches.
+    #[must_use]
+    pub fn matches(&self, name: &str) -> bool {
+        self.regex.is_match(name)
+    }
+
+    /// The expression as it was written.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+impl PartialEq for NamePattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for NamePattern {}
+
+/// A pattern of absolute paths, as in glob(7): `*`, `?` and `[…]`, none of which matches a slash.
+#[derive(Debug, Clone)]
+pub struct PathPattern {
+    text: String,
+    regex: Regex,
+}
+
+impl PathPattern {
+    /// Compiles the pattern.
+    ///
+    /// # Errors
+    /// A bracket expression is not valid.
+    pub fn new(text: &str) -> Result<Self, regex_lite::Error> {
+        Ok(Self {
+            text: text.to_owned(),
+            regex: Regex::new(&glob_to_regex(text))?,
+        })
+    }
+
+    /// Whether the path is absolute, has no `.` or `..` in it, and matches.
+    #[must_use]
+    pub fn matches(&self, path: &Path) -> bool {
+        let Some(text) = path.to_str() else { return false };
+        let plain = text.starts_with('/') && !text.split('/').any(|part| part == "." || part == "..");
+        plain && self.regex.is_match(text)
+    }
+
+    /// The pattern as it was written.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+impl PartialEq for PathPattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for PathPattern {}
+
+fn glob_to_regex(glob: &str) -> String {
+    let mut regex = String::from("^");
+    let mut rest = glob.chars().peekable();
+    while let Some(character) = rest.next() {
+        match character {
+            '*' => regex.push_str("[^/]*"),
+            '?' => regex.push_str("[^/]"),
+            '[' => {
+                regex.push('[');
+                if rest.next_if(|next| matches!(next, '!' | '^')).is_some() {
+                    regex.push_str("^/");
+                }
+                let mut first = true;
+                for inner in rest.by_ref() {
+                    if inner == ']' && !first {
+                        break;
+                    }
+                    first = false;
+                    if matches!(inner, '[' | ']' | '^' | '\\' | '&' | '~') {
+                        regex.push('\\');
+                    }
+                    regex.push(inner);
+                }
+                regex.push(']');
+            }
+            other => regex.push_str(&regex_lite::escape(other.encode_utf8(&mut [0; 4]))),
+        }
+    }
+    regex.push('$');
+    regex
+}

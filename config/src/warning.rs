@@ -1,0 +1,57 @@
+//! What was read but has no effect, and why.
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// Where a setting was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// In a file.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+    },
+    /// In an annotation of the container.
+    Annotation,
+}
+
+/// A setting without effect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning {
+    /// Where it was written.
+    pub place: Place,
+    /// Table and key, or the annotation.
+    pub key: String,
+    /// Why it has no effect.
+    pub reason: Reason,
+}
+
+/// Why a setting has no effect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reason {
+    /// Kata has it, we do not.
+    Unsupported(&'static str),
+    /// Nobody has it.
+    Unknown {
+        /// The name that is most like it.
+        nearest: Option<&'static str>,
+    },
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.place {
+            Place::File { path, line } => write!(f, "{}:{line}: ", path.display())?,
+            Place::Annotation => f.write_str("annotation ")?,
+        }
+        match &self.reason {
+            Reason::Unsupported(why) => write!(f, "{} is not supported and has no effect: {why}", self.key),
+            Reason::Unknown { nearest: Some(nearest) } => {
+                write!(f, "{} is unknown and has no effect; did you mean {nearest}?", self.key)
+            }
+            Reason::Unknown { nearest: None } => write!(f, "{} is unknown and has no effect", self.key),
+        }
+    }
+}

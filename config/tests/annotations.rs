@@ -1,0 +1,229 @@
+//! What annotations may change, and what is said about those that may not.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::path::Path;
+use std::time::Duration;
+
+use config::annotations::{AnnotationError, apply};
+use config::{Config, Mebibytes, NamePattern, PathPattern, Vcpus, VirtioFsCache, Warning};
+use proptest::prelude::*;
+
+const PREFIX: &str = "io.katacontainers.config.hypervisor.";
+
+fn allowing(names: &[&str]) -> Config {
+    let mut config = Config::default();
+    config.hypervisor.enable_annotations = names.iter().map(|name| NamePattern::new(name).unwrap()).collect();
+    config
+}
+
+fn annotations(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    let key = |name: &str| {
+        if name.contains('.') {
+            name.to_owned()
+        } else {
+            format!("{PREFIX}{name}")
+        }
+    };
+    pairs
+        .iter()
+        .map(|(name, value)| (key(name), (*value).to_owned()))
+        .collect()
+}
+
+fn applied(config: &mut Config, pairs: &[(&str, &str)]) -> Result<Vec<Warning>, AnnotationError> {
+    apply(config, &annotations(pairs))
+}
+
+#[test]
+fn what_is_allowed_is_honoured() {
+    let mut config = allowing(&[".*"]);
+    config.hypervisor.kernel_params = String::from("quiet");
+    let warnings = applied(
+        &mut config,
+        &[
+            ("default_vcpus", "1.5"),
+            ("default_max_vcpus", "8"),
+            ("default_memory", "1024"),
+            ("kernel_params", "debug"),
+            ("virtio_fs_cache", "never"),
+            ("virtio_fs_queue_size", "256"),
+            (
+                "virtio_fs_extra_args",
+                "[\"--log-level=debug\", \"--thread-pool-size=1\"]",
+            ),
+            ("enable_iothreads", "true"),
+            ("io.katacontainers.config.runtime.create_container_timeout", "7"),
+            ("io.katacontainers.config.runtime.disable_guest_seccomp", "true"),
+        ],
+    );
+    assert_eq!(warnings, Ok(vec![]));
+    let hypervisor = &config.hypervisor;
+    assert_eq!(hypervisor.default_vcpus, Vcpus::Count(NonZeroU32::new(2).unwrap()));
+    assert_eq!(hypervisor.default_maxvcpus, Vcpus::Count(NonZeroU32::new(8).unwrap()));
+    assert_eq!(hypervisor.default_memory, Mebibytes(1024));
+    assert_eq!(hypervisor.kernel_params, "quiet debug");
+    assert_eq!(hypervisor.virtio_fs_cache, VirtioFsCache::Never);
+    assert_eq!(hypervisor.virtio_fs_queue_size, 256);
+    assert_eq!(
+        hypervisor.virtio_fs_extra_args,
+        ["--log-level=debug", "--thread-pool-size=1"]
+    );
+    assert!(hypervisor.enable_iothreads);
+    assert_eq!(config.runtime.create_container_timeout, Duration::from_secs(7));
+    assert!(config.runtime.disable_guest_seccomp);
+}
+
+#[test]
+fn arguments_may_have_commas_between_them() {
+    let mut config = allowing(&["virtio_fs_extra_args"]);
+    applied(&mut config, &[("virtio_fs_extra_args", "--a=1, --b")]).unwrap();
+    assert_eq!(config.hypervisor.virtio_fs_extra_args, ["--a=1", "--b"]);
+}
+
+#[test]
+fn nothing_is_allowed_unless_the_configuration_says_so() {
+    let error = applied(&mut Config::default(), &[("default_memory", "1024")]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "annotation io.katacontainers.config.hypervisor.default_memory is not allowed: no entry of \
+         hypervisor.qemu.enable_annotations matches \"default_memory\""
+    );
+}
+
+#[test]
+fn an_entry_has_to_match_the_whole_name() {
+    for pattern in ["memory", "default_mem", "default_memory|x y", "^default"] {
+        let result = applied(&mut allowing(&[pattern]), &[("default_memory_x", "1024")]);
+        assert!(matches!(result, Err(AnnotationError::NotEnabled { .. })), "{pattern}");
+    }
+    applied(
+        &mut allowing(&["a|default_(memory|vcpus)"]),
+        &[("default_memory", "1024")],
+    )
+    .unwrap();
+}
+
+#[test]
+fn a_path_has_to_be_in_its_own_list() {
+    let mut config = allowing(&["path", "kernel", "initrd", "virtio_fs_daemon"]);
+    config.hypervisor.valid_hypervisor_paths = vec![PathPattern::new("/opt/*/qemu-[0-9]*").unwrap()];
+    config.hypervisor.valid_boot_paths = vec![PathPattern::new("/opt/kernels/*").unwrap()];
+    applied(&mut config, &[("path", "/opt/a/qemu-10"), ("kernel", "/opt/kernels/k")]).unwrap();
+    assert_eq!(config.hypervisor.path, Path::new("/opt/a/qemu-10"));
+    assert_eq!(config.hypervisor.kernel, Path::new("/opt/kernels/k"));
+
+    let before = config.clone();
+    for (name, path, key) in [
+        ("path", "/opt/a/b/qemu-10", "valid_hypervisor_paths"),
+        ("path", "qemu-10", "valid_hypervisor_paths"),
+        ("path", "/opt/../qemu-1", "valid_hypervisor_paths"),
+        ("kernel", "/opt/kernels/..", "valid_boot_paths"),
+        ("initrd", "/etc/shadow", "valid_boot_paths"),
+        ("virtio_fs_daemon", "/opt/a/qemu-10", "valid_virtio_fs_daemon_paths"),
+    ] {
+        let error = applied(&mut config, &[(name, path)]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "annotation {PREFIX}{name}: the path \"{path}\" is not allowed: no entry of hypervisor.qemu.{key} matches it"
+            )
+        );
+    }
+    assert_eq!(config, before);
+}
+
+#[test]
+fn a_value_out_of_range_is_refused_and_changes_nothing() {
+    let mut config = allowing(&[".*"]);
+    let before = config.clone();
+    let error = applied(&mut config, &[("default_max_vcpus", "3"), ("default_memory", "1")]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "annotation io.katacontainers.config.hypervisor.default_memory = \"1\": must be a whole number of MiB from 64 \
+         to 1048576"
+    );
+    assert_eq!(config, before);
+}
+
+#[test]
+fn parameters_that_do_not_fit_together_are_refused() {
+    let mut config = allowing(&["kernel_params"]);
+    config.hypervisor.kernel_params = "a".repeat(1000);
+    let error = applied(&mut config, &[("kernel_params", &"b".repeat(1000))]).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .ends_with("must be at most 1536 bytes with what the configuration says"),
+        "{error}"
+    );
+}
+
+#[test]
+fn an_annotation_without_effect_is_a_warning() {
+    let warnings = applied(
+        &mut allowing(&[".*"]),
+        &[("cpu_features", "x"), ("default_memroy", "1")],
+    )
+    .unwrap();
+    let said: Vec<_> = warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        said,
+        [
+            "annotation io.katacontainers.config.hypervisor.cpu_features is not supported and has no effect: the CPU's \
+             features are set by the runtime",
+            "annotation io.katacontainers.config.hypervisor.default_memroy is unknown and has no effect; did you mean \
+             default_memory?",
+        ]
+    );
+}
+
+#[test]
+fn the_lists_themselves_cannot_be_changed() {
+    let mut config = allowing(&[".*"]);
+    let before = config.clone();
+    applied(
+        &mut config,
+        &[("enable_annotations", "[\".*\"]"), ("valid_boot_paths", "[\"/*\"]")],
+    )
+    .unwrap();
+    assert_eq!(config, before);
+}
+
+#[test]
+fn other_annotations_are_none_of_our_business() {
+    let pairs = [
+        ("io.kubernetes.cri.container-type", "sandbox"),
+        ("io.katacontainers.pkg.oci.bundle_path", "/"),
+    ];
+    assert_eq!(applied(&mut Config::default(), &pairs), Ok(vec![]));
+}
+
+proptest! {
+    #[test]
+    fn any_annotation_is_taken_or_refused(name: String, value: String) {
+        let _ = applied(&mut allowing(&[".*"]), &[(&format!("{PREFIX}{name}"), &value)]);
+    }
+
+    #[test]
+    fn any_value_of_a_supported_annotation_is_taken_or_refused(
+        name in prop::sample::select(vec!["path", "default_vcpus", "default_memory", "kernel_params",
+            "virtio_fs_extra_args", "virtio_fs_queue_size", "enable_iothreads", "machine_type"]),
+        value in "\\PC{0,20}|[0-9.e-]{1,12}|\\[.{0,12}\\]",
+    ) {
+        let mut config = allowing(&[".*"]);
+        config.hypervisor.valid_hypervisor_paths = vec![PathPattern::new("/*").unwrap()];
+        let _ = applied(&mut config, &[(name, &value)]);
+    }
+
+    #[test]
+    fn any_pattern_compiles_or_is_refused(text: String) {
+        let _ = NamePattern::new(&text);
+        let _ = PathPattern::new(&text);
+    }
+
+    #[test]
+    fn a_path_matches_itself(path in "(/[a-z0-9+(){}|^$ -]{1,8}){1,4}") {
+        prop_assert!(PathPattern::new(&path).unwrap().matches(Path::new(&path)));
+    }
+}

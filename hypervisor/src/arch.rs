@@ -1,0 +1,106 @@
+//! All that depends on the guest's architecture, which is the host's.
+
+use std::fs::File;
+use std::io::Read as _;
+
+use crate::accel::Accel;
+
+/// The properties of one architecture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Arch {
+    /// What to add to `-machine TYPE`: devices that a microVM does not need are left out.
+    pub(crate) machine_options: &'static str,
+    /// The guest's name of its serial port.
+    pub(crate) console: &'static str,
+    /// Kernel parameters of the architecture.
+    pub(crate) kernel_params: &'static str,
+    /// Longest command line that the kernel takes, in bytes (`COMMAND_LINE_SIZE` without its final zero).
+    pub(crate) max_command_line: usize,
+    /// `-cpu` under KVM.
+    cpu_kvm: &'static str,
+    /// `-cpu` under TCG.
+    cpu_tcg: &'static str,
+}
+
+/// PC. Without a keyboard controller a restart is a triple fault, which QEMU turns into its end (`-no-reboot`).
+const X86_64: Arch = Arch {
+    machine_options: "usb=off,vmport=off,smm=off,i8042=off,sata=off,smbus=off,hpet=off",
+    console: "ttyS0",
+    kernel_params: "reboot=t",
+    max_command_line: 2047,
+    cpu_kvm: "host",
+    cpu_tcg: "max",
+};
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) const HOST: Arch = X86_64;
+
+impl Arch {
+    /// `-cpu`
+    pub(crate) fn cpu(&self, accel: Accel) -> &'static str {
+        match accel {
+            Accel::Kvm => self.cpu_kvm,
+            Accel::Tcg => self.cpu_tcg,
+        }
+    }
+}
+
+/// The kernel parameter that spares a guest under TCG the calibration of its time stamp counter, which is the host's.
+/// Under KVM the guest is told by paravirtualization.
+pub(crate) fn clock_parameter(accel: Accel) -> Option<String> {
+    match accel {
+        Accel::Kvm => None,
+        Accel::Tcg => {
+            let khz = crate::sys::tsc_khz().or_else(|| tsc_khz_of_a_guest(&cpuinfo()?))?;
+            Some(format!("tsc_early_khz={khz}"))
+        }
+    }
+}
+
+/// The counter's frequency where CPUID does not tell it and this host is itself a VM: there "cpu MHz" is what the
+/// kernel calibrated. With cpufreq or APERF/MPERF it would be the clock of the moment instead.
+fn tsc_khz_of_a_guest(cpuinfo: &str) -> Option<u32> {
+    if !has_flag(cpuinfo, "hypervisor") || has_flag(cpuinfo, "aperfmperf") || !has_flag(cpuinfo, "constant_tsc") {
+        return None;
+    }
+    let line = cpuinfo.lines().find_map(|line| line.strip_prefix("cpu MHz"))?;
+    let (whole, fraction) = line.trim_start().strip_prefix(':')?.trim().split_once('.')?;
+    let (whole, thousandths): (u32, u32) = (whole.parse().ok()?, fraction.get(..3)?.parse().ok()?);
+    whole.checked_mul(1000)?.checked_add(thousandths)
+}
+
+/// The beginning of `/proc/cpuinfo`: all CPUs of a host have the same flags, so the first one is enough.
+pub(crate) fn cpuinfo() -> Option<String> {
+    let mut text = Vec::new();
+    File::open("/proc/cpuinfo")
+        .ok()?
+        .take(16 << 10)
+        .read_to_end(&mut text)
+        .ok()?;
+    Some(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// Whether the first CPU has a flag.
+pub(crate) fn has_flag(cpuinfo: &str, wanted: &str) -> bool {
+    cpuinfo
+        .lines()
+        .find_map(|line| line.strip_prefix("flags"))
+        .is_some_and(|flags| flags.split_whitespace().any(|flag| flag == wanted))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guests_clock_is_its_counters_frequency() {
+        let cpuinfo = "flags\t\t: fpu constant_tsc hypervisor\ncpu MHz\t\t: 2596.122\n";
+        assert_eq!(tsc_khz_of_a_guest(cpuinfo), Some(2_596_122));
+    }
+
+    #[test]
+    fn a_clock_that_may_change_is_not_taken() {
+        let bare_metal = "flags\t\t: fpu constant_tsc aperfmperf\ncpu MHz\t\t: 800.000\n";
+        assert_eq!(tsc_khz_of_a_guest(bare_metal), None);
+    }
+}

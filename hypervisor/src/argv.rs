@@ -1,0 +1,184 @@
+//! QEMU's arguments as a pure function of the VM's specification.
+//!
+//! One function per device, so that each can be read beside its page in QEMU's manual.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+
+use crate::accel::Accel;
+use crate::spec::{VirtioFs, VmSpec, VsockDevice};
+
+/// The arguments, without the program's own name.
+pub(crate) fn render(spec: &VmSpec) -> Vec<OsString> {
+    let mut argv = Argv::default();
+    argv.flag("-no-user-config");
+    argv.flag("-nodefaults");
+    argv.flag("-no-reboot");
+    argv.option("-name", &spec.name.replace(',', ",,"));
+    argv.option("-display", "none");
+    if let Some(seccomp) = &spec.seccomp {
+        argv.option("-sandbox", seccomp);
+    }
+    machine(&mut argv, spec);
+    argv.option("-kernel", &spec.kernel);
+    argv.option("-initrd", &spec.initrd);
+    argv.option("-append", &spec.command_line);
+    socket(&mut argv, "monitor", spec.monitor);
+    argv.option("-mon", "chardev=monitor,mode=control");
+    socket(&mut argv, "console", spec.console);
+    argv.option("-serial", "chardev:console");
+    argv.option("-device", "virtio-rng-pci");
+    if let Some(share) = &spec.share {
+        virtio_fs(&mut argv, share);
+    }
+    vsock(&mut argv, &spec.vsock);
+    argv.0
+}
+
+fn machine(argv: &mut Argv, spec: &VmSpec) {
+    let VmSpec {
+        machine_type,
+        arch,
+        memory_mib,
+        ..
+    } = spec;
+    argv.option(
+        "-machine",
+        &format!("{machine_type},{},memory-backend=memory", arch.machine_options),
+    );
+    argv.option(
+        "-accel",
+        match spec.accel {
+            Accel::Kvm => "kvm",
+            Accel::Tcg => "tcg,thread=multi",
+        },
+    );
+    argv.option("-cpu", arch.cpu(spec.accel));
+    argv.option("-smp", &spec.vcpus.to_string());
+    argv.option("-m", &format!("{memory_mib}M"));
+    // The daemons map the guest's memory, so it has to be shareable.
+    argv.option(
+        "-object",
+        &format!("memory-backend-memfd,id=memory,size={memory_mib}M,share=on"),
+    );
+}
+
+fn virtio_fs(argv: &mut Argv, share: &VirtioFs) {
+    socket(argv, "share", share.socket);
+    argv.option(
+        "-device",
+        &format!(
+            "vhost-user-fs-pci,id=share,chardev=share,tag={},queue-size={}",
+            share.tag.replace(',', ",,"),
+            share.queue_size
+        ),
+    );
+}
+
+fn vsock(argv: &mut Argv, device: &VsockDevice) {
+    match device {
+        VsockDevice::Vhost { device, cid } => {
+            argv.option(
+                "-device",
+                &format!("vhost-vsock-pci,id=vsock,guest-cid={cid},vhostfd={device}"),
+            );
+        }
+        VsockDevice::VhostUser { socket: fd } => {
+            socket(argv, "vsock", *fd);
+            argv.option("-device", "vhost-user-vsock-pci,id=vsock,chardev=vsock");
+        }
+    }
+}
+
+/// A character device on a connected socket that QEMU inherits.
+fn socket(argv: &mut Argv, id: &str, fd: i32) {
+    argv.option("-chardev", &format!("socket,id={id},fd={fd}"));
+}
+
+#[derive(Default)]
+struct Argv(Vec<OsString>);
+
+impl Argv {
+    fn flag(&mut self, name: &str) {
+        self.0.push(name.into());
+    }
+
+    fn option(&mut self, name: &str, value: &(impl AsRef<OsStr> + ?Sized)) {
+        self.0.push(name.into());
+        self.0.push(value.as_ref().to_owned());
+    }
+}
+
+/// One line per option, for logs.
+pub(crate) fn readable(argv: &[OsString]) -> String {
+    let words: Vec<Vec<u8>> = argv.iter().map(|word| word.as_bytes().to_owned()).collect();
+    OsString::from_vec(words.join(&b' ')).to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+
+    use super::*;
+    use crate::vsock::Cid;
+
+    fn spec() -> VmSpec {
+        VmSpec {
+            name: String::from("a,b"),
+            arch: crate::arch::HOST,
+            machine_type: "q35",
+            accel: Accel::Tcg,
+            vcpus: NonZeroU32::new(2).unwrap(),
+            memory_mib: 256,
+            kernel: "/k/vmlinuz".into(),
+            initrd: "/k/initrd.img".into(),
+            command_line: String::from("console=ttyS0 quiet"),
+            seccomp: Some(String::from("on,spawn=deny")),
+            monitor: 10,
+            console: 11,
+            share: Some(VirtioFs {
+                tag: String::from("share"),
+                queue_size: 1024,
+                socket: 12,
+            }),
+            vsock: VsockDevice::VhostUser { socket: 13 },
+        }
+    }
+
+    /// As in the golden files: a line per option, its value beside it.
+    fn lines(spec: &VmSpec) -> String {
+        let mut text = String::new();
+        for word in render(spec) {
+            let word = word.to_str().unwrap();
+            text.push_str(if text.is_empty() {
+                ""
+            } else if word.starts_with('-') {
+                "\n"
+            } else {
+                " "
+            });
+            text.push_str(word);
+        }
+        text + "\n"
+    }
+
+    #[test]
+    fn a_vm_on_tcg_with_daemons_has_these_arguments() {
+        assert_eq!(lines(&spec()), include_str!("../tests/golden/tcg-vhost-user.txt"));
+    }
+
+    #[test]
+    fn a_vm_on_kvm_with_the_kernels_vsock_has_these_arguments() {
+        let spec = VmSpec {
+            accel: Accel::Kvm,
+            seccomp: None,
+            share: None,
+            vsock: VsockDevice::Vhost {
+                device: 13,
+                cid: Cid::new(77).unwrap(),
+            },
+            ..spec()
+        };
+        assert_eq!(lines(&spec), include_str!("../tests/golden/kvm-vhost.txt"));
+    }
+}

@@ -1,0 +1,330 @@
+//! From a request to a running QEMU, in phases: check, start the helpers, start QEMU, wait for its monitor.
+//!
+//! What a phase has made is owned by a value that unmakes it when dropped: children are killed, sockets removed. So an
+//! error in, or a cancellation of, a later phase unwinds the earlier ones without a word here.
+
+use std::io;
+use std::num::NonZeroU32;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::available_parallelism;
+use std::time::Duration;
+
+use config::{Hypervisor, SharedFs};
+use tokio::net::UnixStream;
+use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
+
+use crate::accel::{self, Accel, AccelError};
+use crate::argv;
+use crate::children::{Child, ChildDeath, ChildName, Program, SpawnError, spawn};
+use crate::command_line::{self, CommandLineError};
+use crate::console::Console;
+use crate::ended::Ended;
+use crate::files::{self, FileError, SocketFile};
+use crate::listener::GuestListener;
+use crate::qmp::{Qmp, QmpError};
+use crate::spec::{VirtioFs, VmSpec, VsockDevice};
+use crate::sys::number;
+use crate::virtiofsd::{self, Share};
+use crate::vm::{Parts, Vm};
+use crate::vsock::{self, Backend, VsockError};
+use crate::{arch, vsock_daemon};
+
+/// How long QEMU may take to make its devices and answer.
+const QEMU_START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// `VMADDR_PORT_ANY` (vsock(7)): the kernel picks a free port.
+const ANY_PORT: u32 = u32::MAX;
+
+/// What the caller decides about one VM. The rest is configuration.
+#[derive(Debug, Clone)]
+pub struct VmRequest {
+    /// Names the VM in process lists and logs.
+    pub id: String,
+    /// Where sockets and the console's file go; exists, is private, and belongs to this VM alone.
+    pub run_dir: PathBuf,
+    /// What the guest sees as its shared directory. For mounts made below it later to be seen, it has to be on a
+    /// shared mount before the boot.
+    pub shared_dir: PathBuf,
+    /// The tag under which the guest mounts it.
+    pub share_tag: String,
+    /// The network namespace that QEMU enters.
+    pub netns: Option<PathBuf>,
+    /// The `cgroup.procs` files into which QEMU and the helpers move before they start.
+    pub cgroup_procs: Vec<PathBuf>,
+    /// Kernel parameters, before those of the configuration.
+    pub kernel_params: Vec<String>,
+    /// The host's port that the guest dials where the port is not picked by the kernel.
+    pub host_port: u32,
+    /// The kernel parameter that tells the guest the port.
+    pub port_parameter: String,
+}
+
+/// Why there is no VM.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// A file of the configuration or the run directory.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The accelerator.
+    #[error(transparent)]
+    Accelerator(#[from] AccelError),
+    /// The kernel's vsock.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
+    /// The kernel's command line.
+    #[error(transparent)]
+    CommandLine(#[from] CommandLineError),
+    /// A child cannot be started.
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    /// A socket cannot be made or connected to.
+    #[error("socket {path:?} cannot be used")]
+    Socket {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The run directory cannot be watched for the daemon's socket.
+    #[error("{path:?} cannot be watched")]
+    Watch {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The guest's connections cannot be listened for.
+    #[error("no vsock port to listen on")]
+    Listen(#[source] io::Error),
+    /// A pair of sockets for QEMU cannot be made.
+    #[error("no sockets for QEMU")]
+    SocketPair(#[source] io::Error),
+    /// The vsock daemon runs and does not listen.
+    #[error("vhost-device-vsock does not listen on {path:?}")]
+    NotListening {
+        /// Its socket.
+        path: PathBuf,
+    },
+    /// A helper ended before QEMU was started.
+    #[error("{0}")]
+    ChildDied(ChildDeath),
+    /// QEMU or a helper ended before QEMU's monitor answered.
+    #[error("the VM with kernel {kernel:?} did not start: {ended}")]
+    Ended {
+        /// Its kernel, the part that QEMU complains about without naming it.
+        kernel: PathBuf,
+        /// How it ended.
+        ended: Arc<Ended>,
+    },
+    /// QEMU refuses to talk.
+    #[error("QEMU's monitor cannot be used")]
+    Monitor(#[from] QmpError),
+    /// QEMU runs and its monitor does not answer.
+    #[error("QEMU's monitor has not answered for {} s", QEMU_START_TIMEOUT.as_secs())]
+    MonitorTimeout,
+}
+
+/// Boots a VM. Returns once QEMU runs the guest; whether the guest gets anywhere shows at the listener.
+///
+/// May be cancelled: then nothing is left of it. Must be called in a tokio runtime with I/O and time.
+///
+/// # Errors
+/// Each names what failed and where; see [`BootError`].
+pub async fn boot(config: &Hypervisor, request: VmRequest) -> Result<(Vm, GuestListener), BootError> {
+    let plan = Plan::check(config)?;
+    let (share, guest) = tokio::try_join!(start_share(&plan, config, &request), start_vsock(config, &request))?;
+    let (vm, listener) = start_qemu(plan, config, request, share, guest).await?;
+    wait_for_monitor(&vm, &config.kernel).await?;
+    Ok((vm, listener))
+}
+
+/// Phase 1: all that can be known to be wrong before anything runs.
+struct Plan {
+    qemu: PathBuf,
+    kernel: PathBuf,
+    initrd: PathBuf,
+    virtiofsd: Option<PathBuf>,
+    accel: Accel,
+    vcpus: NonZeroU32,
+}
+
+impl Plan {
+    fn check(config: &Hypervisor) -> Result<Self, BootError> {
+        let virtiofsd = match config.shared_fs {
+            SharedFs::VirtioFs => Some(files::program("virtio_fs_daemon", &config.virtio_fs_daemon)?),
+            SharedFs::None => None,
+        };
+        Ok(Self {
+            qemu: files::program("hypervisor path", &config.path)?,
+            kernel: files::readable("kernel", &config.kernel)?,
+            initrd: files::readable("initrd", &config.initrd)?,
+            virtiofsd,
+            accel: accel::choose(config.accelerator)?,
+            vcpus: config.default_vcpus.resolve(host_cpus()),
+        })
+    }
+}
+
+fn host_cpus() -> NonZeroU32 {
+    available_parallelism()
+        .ok()
+        .and_then(|cpus| cpus.try_into().ok())
+        .unwrap_or(NonZeroU32::MIN)
+}
+
+/// Phase 2, first half.
+async fn start_share(plan: &Plan, config: &Hypervisor, request: &VmRequest) -> Result<Option<Share>, BootError> {
+    let Some(program) = plan.virtiofsd.clone() else {
+        return Ok(None);
+    };
+    let socket = request.run_dir.join("virtiofsd.sock");
+    let share = virtiofsd::start(
+        program,
+        config,
+        &request.shared_dir,
+        socket,
+        request.cgroup_procs.clone(),
+    );
+    share.await.map(Some)
+}
+
+/// The vsock's parts: what QEMU gets, what stays here.
+struct GuestChannel {
+    device: OwnedFd,
+    cid: Option<vsock::Cid>,
+    port: u32,
+    listener: GuestListener,
+    daemon: Option<Child>,
+    files: Vec<SocketFile>,
+}
+
+/// Phase 2, second half.
+async fn start_vsock(config: &Hypervisor, request: &VmRequest) -> Result<GuestChannel, BootError> {
+    match vsock::choose(config.vsock)? {
+        Backend::Vhost { device, cid } => {
+            let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, ANY_PORT)).map_err(BootError::Listen)?;
+            let port = listener.local_addr().map_err(BootError::Listen)?.port();
+            let listener = GuestListener::vhost(listener, cid);
+            let device = device.into();
+            Ok(GuestChannel {
+                device,
+                cid: Some(cid),
+                port,
+                listener,
+                daemon: None,
+                files: Vec::new(),
+            })
+        }
+        Backend::VhostUser => {
+            let program = files::program("vsock_daemon", &config.vsock_daemon)?;
+            let port = request.host_port;
+            let daemon = vsock_daemon::start(program, &request.run_dir, port, request.cgroup_procs.clone()).await?;
+            let pid = daemon.child.handle().pid;
+            let listener = GuestListener::vhost_user(daemon.listener, daemon.listener_file, pid);
+            let (device, child, files) = (daemon.socket, daemon.child, daemon.files);
+            Ok(GuestChannel {
+                device,
+                cid: None,
+                port,
+                listener,
+                daemon: Some(child),
+                files,
+            })
+        }
+    }
+}
+
+/// Phase 3: everything that QEMU gets, it inherits as a connected socket; it makes no file and connects to none.
+async fn start_qemu(
+    plan: Plan,
+    config: &Hypervisor,
+    request: VmRequest,
+    share: Option<Share>,
+    guest: GuestChannel,
+) -> Result<(Vm, GuestListener), BootError> {
+    let (monitor, qemus_monitor) = socket_pair().map_err(BootError::SocketPair)?;
+    let (console, qemus_console) = socket_pair().map_err(BootError::SocketPair)?;
+    let (share_child, share_socket) = share.map(|share| (share.child, share.socket)).unzip();
+
+    let spec = VmSpec {
+        name: request.id.clone(),
+        arch: arch::HOST,
+        machine_type: config.machine_type.as_str(),
+        accel: plan.accel,
+        vcpus: plan.vcpus,
+        memory_mib: config.default_memory.0,
+        kernel: plan.kernel,
+        initrd: plan.initrd,
+        command_line: command_line::build(config, &request, plan.accel, guest.port)?,
+        seccomp: config.seccompsandbox.clone(),
+        monitor: number(qemus_monitor.as_fd()),
+        console: number(qemus_console.as_fd()),
+        share: share_socket.as_ref().map(|socket| VirtioFs {
+            tag: request.share_tag.clone(),
+            queue_size: config.virtio_fs_queue_size,
+            socket: number(socket.as_fd()),
+        }),
+        vsock: vsock_device(&guest),
+    };
+    let args = argv::render(&spec);
+    tracing::debug!(id = request.id, "{} {}", plan.qemu.display(), argv::readable(&args));
+
+    let program = Program {
+        child: ChildName::Qemu,
+        path: plan.qemu,
+        args,
+        netns: request.netns,
+        cgroup_procs: request.cgroup_procs,
+        pass: [qemus_monitor, qemus_console, guest.device]
+            .into_iter()
+            .chain(share_socket)
+            .collect(),
+    };
+    let qemu = spawn(program).await?;
+    let vm = Vm::new(Parts {
+        qemu,
+        helpers: share_child.into_iter().chain(guest.daemon).collect(),
+        qmp: Qmp::new(monitor),
+        console: Console::collect(console, request.run_dir.join("console.log")),
+        files: guest.files,
+    });
+    Ok((vm, guest.listener))
+}
+
+fn vsock_device(guest: &GuestChannel) -> VsockDevice {
+    let fd = number(guest.device.as_fd());
+    match guest.cid {
+        Some(cid) => VsockDevice::Vhost { device: fd, cid },
+        None => VsockDevice::VhostUser { socket: fd },
+    }
+}
+
+/// Phase 4.
+async fn wait_for_monitor(vm: &Vm, kernel: &Path) -> Result<(), BootError> {
+    let failed = |ended| BootError::Ended {
+        kernel: kernel.to_owned(),
+        ended,
+    };
+    let monitor = async {
+        match vm.qmp().negotiate().await {
+            // QEMU is about to end: how, is a better answer.
+            Err(QmpError::Closed) => Err(failed(vm.ended().await)),
+            other => other.map_err(BootError::from),
+        }
+    };
+    tokio::select! {
+        ended = vm.ended() => Err(failed(ended)),
+        answer = tokio::time::timeout(QEMU_START_TIMEOUT, monitor) => answer.unwrap_or(Err(BootError::MonitorTimeout)),
+    }
+}
+
+/// A socket for us, and one for QEMU.
+fn socket_pair() -> io::Result<(UnixStream, OwnedFd)> {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    Ok((UnixStream::from_std(ours)?, theirs.into()))
+}

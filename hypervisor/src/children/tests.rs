@@ -1,0 +1,104 @@
+//! Children that are shells.
+
+use std::os::fd::AsFd as _;
+
+use super::*;
+
+fn shell(script: &str) -> Program {
+    Program {
+        child: ChildName::Qemu,
+        path: "/bin/sh".into(),
+        args: vec!["-c".into(), script.into()],
+        netns: None,
+        cgroup_procs: Vec::new(),
+        pass: Vec::new(),
+    }
+}
+
+#[tokio::test]
+async fn a_childs_last_words_come_with_its_status() {
+    let child = spawn(shell("echo out; echo 'cannot go on' >&2; exit 7")).await.unwrap();
+    let death = child.handle().death().await;
+    assert_eq!(death.status.code(), Some(7));
+    assert_eq!(death.to_string(), "QEMU ended with exit status: 7: cannot go on");
+}
+
+#[tokio::test]
+async fn a_dropped_child_is_killed() {
+    let child = spawn(shell("exec sleep 1000")).await.unwrap();
+    let handle = child.handle().clone();
+    drop(child);
+    assert_eq!(handle.death().await.signal(), Some(9));
+}
+
+#[tokio::test]
+async fn a_child_that_is_not_waited_for_any_more_is_killed() {
+    let (held_by_the_child, theirs) = rustix::pipe::pipe().unwrap();
+    let mut spawning = Box::pin(spawn(Program {
+        pass: vec![theirs],
+        ..shell("exec sleep 1000")
+    }));
+    // The job is sent, and its answer never taken.
+    std::future::poll_fn(|cx| {
+        assert!(spawning.as_mut().poll(cx).is_pending());
+        std::task::Poll::Ready(())
+    })
+    .await;
+    drop(spawning);
+    // Blocks until the last holder of the other end is gone.
+    assert_eq!(stderr::read_rest(&held_by_the_child), "");
+}
+
+#[tokio::test]
+async fn only_the_passed_descriptors_are_inherited() {
+    let (ours, theirs) = rustix::pipe::pipe().unwrap();
+    let (leaked, _other) = rustix::pipe::pipe().unwrap();
+    let (passed, not_passed) = (crate::sys::number(theirs.as_fd()), crate::sys::number(leaked.as_fd()));
+    let script = format!("test ! -e /proc/self/fd/{not_passed} && echo here > /proc/self/fd/{passed}");
+    let child = spawn(Program {
+        pass: vec![theirs],
+        ..shell(&script)
+    })
+    .await
+    .unwrap();
+    let death = child.handle().death().await;
+    assert!(death.status.success(), "{death}");
+    assert_eq!(stderr::read_rest(&ours), "here\n");
+}
+
+#[tokio::test]
+async fn a_program_that_is_none_is_named() {
+    let error = spawn(Program {
+        path: "/etc/passwd".into(),
+        ..shell("")
+    })
+    .await
+    .unwrap_err();
+    assert!(error.to_string().contains("/etc/passwd"), "{error}");
+}
+
+#[tokio::test]
+async fn a_missing_namespace_is_named() {
+    let error = spawn(Program {
+        netns: Some("/nowhere/net".into()),
+        ..shell("")
+    })
+    .await
+    .unwrap_err();
+    assert!(error.to_string().contains("/nowhere/net"), "{error}");
+}
+
+#[tokio::test]
+async fn the_step_before_exec_that_failed_is_named() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let error = spawn(Program {
+        netns: Some(file.path().into()),
+        ..shell("")
+    })
+    .await
+    .unwrap_err();
+    assert!(
+        error.to_string().contains("cannot enter the network namespace"),
+        "{error}"
+    );
+}

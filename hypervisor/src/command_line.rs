@@ -1,0 +1,94 @@
+//! The guest kernel's command line.
+//!
+//! Order matters: where the kernel takes the last of several, the operator's word counts most.
+
+use config::Hypervisor;
+
+use crate::accel::Accel;
+use crate::arch;
+use crate::boot::VmRequest;
+
+/// A command line that the kernel would cut off.
+#[derive(Debug, thiserror::Error)]
+#[error("the kernel's command line has {length} bytes, and {limit} are possible")]
+pub struct CommandLineError {
+    length: usize,
+    limit: usize,
+}
+
+/// Joins the parameters of the architecture, the port, the caller's and the configuration's.
+pub(crate) fn build(
+    config: &Hypervisor,
+    request: &VmRequest,
+    accel: Accel,
+    port: u32,
+) -> Result<String, CommandLineError> {
+    let arch = arch::HOST;
+    let mut words = vec![format!("console={}", arch.console)];
+    // A panic restarts at once, and a restart ends QEMU.
+    words.extend([String::from("panic=-1"), arch.kernel_params.to_owned()]);
+    words.extend(arch::clock_parameter(accel));
+    if !config.enable_debug {
+        // Each line on the console costs visible time.
+        words.push(String::from("quiet"));
+    }
+    words.push(format!("{}={port}", request.port_parameter));
+    words.extend(request.kernel_params.iter().cloned());
+    words.push(config.kernel_params.trim().to_owned());
+    words.retain(|word| !word.is_empty());
+    let line = words.join(" ");
+    if line.len() > arch.max_command_line {
+        return Err(CommandLineError {
+            length: line.len(),
+            limit: arch.max_command_line,
+        });
+    }
+    Ok(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> VmRequest {
+        VmRequest {
+            id: String::from("a"),
+            run_dir: "/r".into(),
+            shared_dir: "/r/shared".into(),
+            share_tag: String::from("share"),
+            netns: None,
+            cgroup_procs: Vec::new(),
+            kernel_params: vec![String::from("caller=1")],
+            host_port: 1024,
+            port_parameter: String::from("x.port"),
+        }
+    }
+
+    #[test]
+    fn the_operators_parameters_come_last() {
+        let config = Hypervisor {
+            kernel_params: String::from(" loglevel=8 "),
+            ..Hypervisor::default()
+        };
+        let line = build(&config, &request(), Accel::Kvm, 77).unwrap();
+        assert!(line.ends_with("quiet x.port=77 caller=1 loglevel=8"), "{line}");
+    }
+
+    #[test]
+    fn a_debug_kernel_is_not_quiet() {
+        let config = Hypervisor {
+            enable_debug: true,
+            ..Hypervisor::default()
+        };
+        assert!(!build(&config, &request(), Accel::Kvm, 1).unwrap().contains("quiet"));
+    }
+
+    #[test]
+    fn a_line_that_would_be_cut_off_is_refused() {
+        let config = Hypervisor {
+            kernel_params: "x".repeat(3000),
+            ..Hypervisor::default()
+        };
+        assert!(build(&config, &request(), Accel::Kvm, 1).is_err());
+    }
+}

@@ -1,0 +1,53 @@
+//! A VM, described completely: what [`crate::argv`] turns into QEMU's arguments.
+//!
+//! Plain data. Knows no process and no configuration file. Descriptors are numbers that QEMU inherits.
+
+use std::num::NonZeroU32;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use crate::accel::Accel;
+use crate::arch::Arch;
+use crate::vsock::Cid;
+
+/// One VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct VmSpec {
+    /// `-name`, seen in process lists.
+    pub(crate) name: String,
+    pub(crate) arch: Arch,
+    pub(crate) machine_type: &'static str,
+    pub(crate) accel: Accel,
+    pub(crate) vcpus: NonZeroU32,
+    pub(crate) memory_mib: u32,
+    pub(crate) kernel: PathBuf,
+    pub(crate) initrd: PathBuf,
+    pub(crate) command_line: String,
+    /// The value of `-sandbox`.
+    pub(crate) seccomp: Option<String>,
+    /// Connected sockets.
+    pub(crate) monitor: RawFd,
+    pub(crate) console: RawFd,
+    pub(crate) share: Option<VirtioFs>,
+    pub(crate) vsock: VsockDevice,
+}
+
+/// A virtio-fs device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct VirtioFs {
+    /// Under which the guest mounts it.
+    pub(crate) tag: String,
+    /// Entries of the request queue.
+    pub(crate) queue_size: u16,
+    /// Connected to virtiofsd.
+    pub(crate) socket: RawFd,
+}
+
+/// A virtio-vsock device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum VsockDevice {
+    /// Served by the kernel.
+    Vhost { device: RawFd, cid: Cid },
+    /// Served by a daemon, to which the socket is connected.
+    VhostUser { socket: RawFd },
+}

@@ -1,0 +1,86 @@
+//! The last bytes of a text that may be endless, and how to show them.
+//!
+//! Does not know whose text it is. Console and helpers alike are written by others, so nothing in them may drive the
+//! terminal of whoever reads an error message.
+
+use std::collections::VecDeque;
+use std::fmt::Write as _;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Bytes kept of each text.
+pub(crate) const LIMIT: usize = 16 << 10;
+
+/// A shared, bounded tail. Clones are the same tail.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Tail(Arc<Mutex<VecDeque<u8>>>);
+
+impl Tail {
+    /// Appends, and forgets what is older than [`LIMIT`] bytes.
+    pub(crate) fn push(&self, bytes: &[u8]) {
+        let bytes = &bytes[bytes.len().saturating_sub(LIMIT)..];
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let excess = (kept.len() + bytes.len()).saturating_sub(LIMIT);
+        kept.drain(..excess);
+        kept.extend(bytes);
+    }
+
+    /// What is kept, without what could drive a terminal, and without blank space around it.
+    pub(crate) fn text(&self) -> String {
+        let bytes: Vec<u8> = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .copied()
+            .collect();
+        harmless(&bytes).trim().to_owned()
+    }
+}
+
+/// The text with control characters written out, apart from newline and tab; carriage returns are dropped.
+pub(crate) fn harmless(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for character in String::from_utf8_lossy(bytes).chars() {
+        match character {
+            '\n' | '\t' => text.push(character),
+            '\r' => {}
+            control if control.is_control() => {
+                // Writing to a String does not fail.
+                let _ = write!(text, "\\x{:02x}", u32::from(control));
+            }
+            other => text.push(other),
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn an_escape_sequence_is_written_out() {
+        assert_eq!(harmless(b"\x1b[2Jboom\r\n\x07"), "\\x1b[2Jboom\n\\x07");
+    }
+
+    proptest! {
+        #[test]
+        fn the_tail_is_the_end_of_all_that_was_pushed(
+            parts in proptest::collection::vec(proptest::collection::vec(b'a'..=b'z', 0..9000), 0..6),
+        ) {
+            let tail = Tail::default();
+            for part in &parts {
+                tail.push(part);
+            }
+            let all = parts.concat();
+            let end = &all[all.len().saturating_sub(LIMIT)..];
+            prop_assert_eq!(tail.text(), String::from_utf8_lossy(end));
+        }
+
+        #[test]
+        fn no_control_character_survives(bytes: Vec<u8>) {
+            prop_assert!(harmless(&bytes).chars().all(|c| c == '\n' || c == '\t' || !c.is_control()));
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! virtiofsd: serves the shared directory to one guest.
+//!
+//! We listen, and connect for QEMU, before the daemon starts: the connection waits in the socket's backlog, so nobody
+//! waits for anybody, and the socket's path is gone again before a stranger could use it.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use config::Hypervisor;
+
+use crate::boot::BootError;
+use crate::children::{Child, ChildName, Program, spawn};
+use crate::files::SocketFile;
+use crate::sys::number;
+
+/// A daemon that runs, and the socket that QEMU is to have.
+#[derive(Debug)]
+pub(crate) struct Share {
+    pub(crate) child: Child,
+    pub(crate) socket: OwnedFd,
+}
+
+/// Starts the daemon.
+pub(crate) async fn start(
+    program: PathBuf,
+    config: &Hypervisor,
+    shared_dir: &Path,
+    socket_path: PathBuf,
+    cgroup_procs: Vec<PathBuf>,
+) -> Result<Share, BootError> {
+    let file = SocketFile::new(socket_path)?;
+    let socket_error = |source| BootError::Socket {
+        path: file.path().to_owned(),
+        source,
+    };
+    let listener: OwnedFd = UnixListener::bind(file.path()).map_err(socket_error)?.into();
+    let socket = UnixStream::connect(file.path()).map_err(socket_error)?.into();
+    drop(file);
+    let program = Program {
+        child: ChildName::Virtiofsd,
+        path: program,
+        args: args(config, shared_dir, number(listener.as_fd())),
+        netns: None,
+        cgroup_procs,
+        pass: vec![listener],
+    };
+    Ok(Share {
+        child: spawn(program).await?,
+        socket,
+    })
+}
+
+/// The daemon's arguments. `--announce-submounts` is its default and is what lets a guest see a mount below the shared
+/// directory as a file system of its own. In its sandbox `namespace` its mounts are slaves of the host's, so it sees
+/// what is mounted below the directory later, if the directory is on a shared mount (mount_namespaces(7)).
+fn args(config: &Hypervisor, shared_dir: &Path, listener: i32) -> Vec<OsString> {
+    let mut args: Vec<OsString> = Vec::new();
+    let mut option = |name: &str, value: OsString| args.extend([name.into(), value]);
+    option("--fd", listener.to_string().into());
+    option("--shared-dir", shared_dir.into());
+    option("--cache", config.virtio_fs_cache.as_str().into());
+    option("--sandbox", "namespace".into());
+    option("--log-level", if config.enable_debug { "debug" } else { "warn" }.into());
+    args.extend(config.virtio_fs_extra_args.iter().map(OsString::from));
+    args
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_operators_arguments_come_last() {
+        let config = Hypervisor {
+            virtio_fs_extra_args: vec![String::from("--thread-pool-size=1")],
+            ..Hypervisor::default()
+        };
+        let args = args(&config, Path::new("/run/x/shared"), 9);
+        let expected =
+            "--fd 9 --shared-dir /run/x/shared --cache auto --sandbox namespace --log-level warn --thread-pool-size=1";
+        assert_eq!(args.join(std::ffi::OsStr::new(" ")), expected);
+    }
+}

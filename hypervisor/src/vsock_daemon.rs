@@ -1,0 +1,158 @@
+//! vhost-device-vsock: carries one guest's vsock connections to Unix sockets.
+//!
+//! Unlike virtiofsd it cannot be given a socket that listens. It makes its own and tells nobody, so the directory is
+//! watched for the file.
+
+use std::ffi::OsString;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::inotify;
+use tokio::io::unix::AsyncFd;
+use tokio::net::UnixListener;
+
+use crate::boot::BootError;
+use crate::children::{Child, ChildName, Program, spawn};
+use crate::files::SocketFile;
+use crate::vsock::Cid;
+
+/// How long the daemon may take to listen. It needs some milliseconds.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The pause while the daemon's socket has its name and does not listen yet.
+const BETWEEN_BIND_AND_LISTEN: Duration = Duration::from_millis(1);
+
+/// A daemon that listens, the socket that QEMU is to have, and ours for the guest's connections.
+#[derive(Debug)]
+pub(crate) struct VsockDaemon {
+    pub(crate) child: Child,
+    pub(crate) socket: OwnedFd,
+    pub(crate) listener: UnixListener,
+    pub(crate) listener_file: SocketFile,
+    pub(crate) files: Vec<SocketFile>,
+}
+
+/// Listens for the guest on `port`, starts the daemon in `run_dir`, and connects to it for QEMU.
+pub(crate) async fn start(
+    program: PathBuf,
+    run_dir: &Path,
+    port: u32,
+    cgroup_procs: Vec<PathBuf>,
+) -> Result<VsockDaemon, BootError> {
+    let host_side = SocketFile::new(run_dir.join("vsock.sock"))?;
+    // The daemon connects to the host side's name with the port at its end.
+    let listener_file = SocketFile::new(run_dir.join(format!("vsock.sock_{port}")))?;
+    let device_side = SocketFile::new(run_dir.join("vhost-vsock.sock"))?;
+    let listener = UnixListener::bind(listener_file.path()).map_err(|source| BootError::Socket {
+        path: listener_file.path().to_owned(),
+        source,
+    })?;
+
+    let waiting = NewFiles::watch(run_dir).map_err(|source| BootError::Watch {
+        path: run_dir.to_owned(),
+        source,
+    })?;
+    let program = Program {
+        child: ChildName::VsockDaemon,
+        path: program,
+        args: args(&host_side, &device_side),
+        netns: None,
+        cgroup_procs,
+        pass: Vec::new(),
+    };
+    let child = spawn(program).await?;
+    let connected = tokio::select! {
+        death = child.handle().death() => return Err(BootError::ChildDied(death)),
+        connected = tokio::time::timeout(START_TIMEOUT, connect(device_side.path(), waiting)) => connected,
+    };
+    let socket = match connected {
+        Ok(result) => result.map_err(|source| BootError::Socket {
+            path: device_side.path().to_owned(),
+            source,
+        })?,
+        Err(_) => {
+            return Err(BootError::NotListening {
+                path: device_side.path().to_owned(),
+            });
+        }
+    };
+    Ok(VsockDaemon {
+        child,
+        socket,
+        listener,
+        listener_file,
+        files: vec![host_side, device_side],
+    })
+}
+
+fn args(host_side: &SocketFile, device_side: &SocketFile) -> Vec<OsString> {
+    vec![
+        "--guest-cid".into(),
+        Cid::ALONE.to_string().into(),
+        "--socket".into(),
+        device_side.path().into(),
+        "--uds-path".into(),
+        host_side.path().into(),
+    ]
+}
+
+/// Connects as soon as the socket is there and listens.
+async fn connect(path: &Path, mut new_files: NewFiles) -> io::Result<OwnedFd> {
+    loop {
+        match UnixStream::connect(path) {
+            Ok(stream) => return Ok(stream.into()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => new_files.next().await?,
+            // bind(2) made the file, listen(2) is the daemon's next system call, and the kernel has no event for it.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                tokio::time::sleep(BETWEEN_BIND_AND_LISTEN).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Tells when a file has been made in a directory.
+struct NewFiles(AsyncFd<OwnedFd>);
+
+impl NewFiles {
+    fn watch(directory: &Path) -> io::Result<Self> {
+        let inotify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+        inotify::add_watch(&inotify, directory, inotify::WatchFlags::CREATE)?;
+        Ok(Self(crate::sys::watch_readable(inotify)?))
+    }
+
+    /// Waits for one or more.
+    async fn next(&mut self) -> io::Result<()> {
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        loop {
+            let mut ready = self.0.readable().await?;
+            let read = ready.try_io(|fd| Ok(inotify::Reader::new(fd, &mut buffer).next().map(drop)?));
+            if let Ok(result) = read {
+                return result;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_that_appears_later_is_connected_to() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let waiting = NewFiles::watch(directory.path()).unwrap();
+        let daemon = async {
+            std::fs::write(directory.path().join("other"), "").unwrap();
+            tokio::task::yield_now().await;
+            UnixListener::bind(&path).unwrap().accept().await.unwrap()
+        };
+        let (connected, _) = tokio::join!(connect(&path, waiting), daemon);
+        connected.unwrap();
+    }
+}
