@@ -7,10 +7,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use crate::codec::LONGEST_KERNEL_PARAMS;
 use crate::load::shortened;
 use crate::model::Config;
 use crate::raw::Raw;
-use crate::settings::{Access, LONGEST_KERNEL_PARAMS, SETTINGS, Setting, Table};
+use crate::settings::{Access, SETTINGS, Setting, Table};
 use crate::unsupported;
 use crate::warning::Warning;
 

@@ -5,6 +5,7 @@
 //! and it starts nothing.
 
 pub mod annotations;
+mod codec;
 mod load;
 mod model;
 mod raw;

@@ -13,7 +13,7 @@ use crate::model::Config;
 use crate::raw::Raw;
 use crate::settings::{self, Table};
 use crate::unsupported;
-use crate::warning::Warning;
+use crate::warning::{Reason, Warning};
 
 /// Where Kata looks, in its order.
 pub const DEFAULT_PATHS: [&str; 2] = [
@@ -49,6 +49,12 @@ pub enum ConfigError {
         /// Why not.
         #[source]
         source: std::io::Error,
+    },
+    /// A pipe, a device or a directory: opening or reading it might never end.
+    #[error("cannot read the configuration {}: not a regular file", path.display())]
+    NotAFile {
+        /// What it is not.
+        path: PathBuf,
     },
     /// A file is too large to be meant.
     #[error("{}: larger than {MAX_FILE_SIZE} bytes", path.display())]
@@ -87,7 +93,7 @@ pub enum ConfigError {
         allowed: String,
     },
     /// A key that is needed is in none of the files.
-    #[error("{}: {key} is not set: {why}", path.display())]
+    #[error("{}: {key} is not set: {why}{}", path.display(), hint(misspelt.as_deref()))]
     Missing {
         /// The main file.
         path: PathBuf,
@@ -95,7 +101,13 @@ pub enum ConfigError {
         key: &'static str,
         /// What it is needed for.
         why: &'static str,
+        /// A key that looks as if this one was meant.
+        misspelt: Option<Box<Warning>>,
     },
+}
+
+fn hint(misspelt: Option<&Warning>) -> String {
+    misspelt.map_or_else(String::new, |warning| format!(" ({warning})"))
 }
 
 /// The configuration file: the one that the runtime's options name, else the one of KATA_CONF_FILE, else the first of
@@ -117,7 +129,7 @@ pub fn locate(options_path: Option<&Path>, environment: Option<&Path>) -> PathBu
     }
 }
 
-/// Reads a configuration file and the drop-ins `config.d/*.toml` beside it.
+/// Reads a configuration file and the drop-ins `config.d/*.toml` beside it (if it is a link: beside what it points to).
 ///
 /// # Errors
 /// A file cannot be read, is not TOML, or has a value of the wrong type or out of range; or kernel or initrd are not set.
@@ -130,7 +142,7 @@ pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
         let text = read(file)?;
         merge(&mut config, &mut warnings, file, &text)?;
     }
-    complete(&config, path)?;
+    complete(&config, &warnings, path)?;
     Ok(Loaded {
         config,
         warnings,
@@ -138,23 +150,30 @@ pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
     })
 }
 
-/// What has no default because nothing would be right everywhere.
-fn complete(config: &Config, path: &Path) -> Result<(), ConfigError> {
-    let missing = |key, why| {
-        Err(ConfigError::Missing {
-            path: path.to_owned(),
-            key,
-            why,
-        })
-    };
-    if config.hypervisor.kernel.as_os_str().is_empty() {
-        return missing("hypervisor.qemu.kernel", "the VM needs a kernel");
-    }
-    if config.hypervisor.initrd.as_os_str().is_empty() {
-        return missing(
+/// Refuses a configuration without what has no default, because nothing would be right everywhere.
+fn complete(config: &Config, warnings: &[Warning], path: &Path) -> Result<(), ConfigError> {
+    let hypervisor = &config.hypervisor;
+    for (key, why, value) in [
+        ("hypervisor.qemu.kernel", "the VM needs a kernel", &hypervisor.kernel),
+        (
             "hypervisor.qemu.initrd",
             "the VM boots from an initrd, not from an image",
-        );
+            &hypervisor.initrd,
+        ),
+    ] {
+        if value.as_os_str().is_empty() {
+            let meant = |warning: &&Warning| match warning.reason {
+                Reason::Unknown { nearest: Some(nearest) } => key.ends_with(nearest),
+                Reason::Unknown { nearest: None } | Reason::Unsupported(_) => false,
+            };
+            let misspelt = warnings.iter().find(meant).cloned().map(Box::new);
+            return Err(ConfigError::Missing {
+                path: path.to_owned(),
+                key,
+                why,
+                misspelt,
+            });
+        }
     }
     Ok(())
 }
@@ -164,6 +183,9 @@ fn read(path: &Path) -> Result<String, ConfigError> {
         path: path.to_owned(),
         source,
     };
+    if !path.metadata().map_err(failed)?.is_file() {
+        return Err(ConfigError::NotAFile { path: path.to_owned() });
+    }
     let mut text = String::new();
     File::open(path)
         .map_err(failed)?
@@ -177,7 +199,12 @@ fn read(path: &Path) -> Result<String, ConfigError> {
 }
 
 fn drop_ins(path: &Path) -> Result<Vec<PathBuf>, ConfigError> {
-    let directory = path.parent().unwrap_or_else(|| Path::new("")).join("config.d");
+    // Beside the file itself, not beside a link to it: as in Kata.
+    let file = path.canonicalize().map_err(|source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let directory = file.parent().unwrap_or_else(|| Path::new("/")).join("config.d");
     let failed = |source| ConfigError::Read {
         path: directory.clone(),
         source,

@@ -251,3 +251,74 @@ fn glob_to_regex(glob: &str) -> String {
     regex.push('$');
     regex
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn count(number: u32) -> NonZeroU32 {
+        NonZeroU32::new(number).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn no_vm_has_more_cpus_than_the_host_or_the_limit(wanted in 1..=u32::MAX, host in 1..=u32::MAX) {
+            for vcpus in [Vcpus::Host, Vcpus::Count(count(wanted))] {
+                let resolved = vcpus.resolve(count(host));
+                prop_assert!(resolved.get() <= host && resolved <= MAX_VCPUS);
+            }
+        }
+    }
+
+    #[test]
+    fn a_number_that_the_host_has_is_kept() {
+        assert_eq!(Vcpus::Count(count(3)).resolve(count(4)), count(3));
+        assert_eq!(Vcpus::Count(count(5)).resolve(count(4)), count(4));
+        assert_eq!(Vcpus::Host.resolve(count(4)), count(4));
+        assert_eq!(Vcpus::Host.resolve(count(1000)), MAX_VCPUS);
+    }
+
+    #[test]
+    fn mebibytes_do_not_overflow() {
+        assert_eq!(Mebibytes(256).bytes(), 268_435_456);
+        assert_eq!(Mebibytes(u32::MAX).bytes(), 4_503_599_626_321_920);
+    }
+
+    #[test]
+    fn globs_match_within_one_directory() {
+        for (glob, path, expected) in [
+            ("/opt/*/qemu", "/opt/a/qemu", true),
+            ("/opt/*/qemu", "/opt/a/b/qemu", false),
+            ("/opt/*", "/opt/", true),
+            ("/opt/?", "/opt/ab", false),
+            ("/opt/?", "/opt//", false),
+            ("/opt/[a-c]x", "/opt/bx", true),
+            ("/opt/[!a-c]x", "/opt/bx", false),
+            ("/opt[!a]x", "/opt/x", false),
+            ("/opt/[]]", "/opt/]", true),
+            ("/opt/a.b", "/opt/aab", false),
+            ("*", "relative", false),
+            ("/*/x", "/../x", false),
+        ] {
+            assert_eq!(
+                PathPattern::new(glob).unwrap().matches(Path::new(path)),
+                expected,
+                "{glob} {path}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_name_pattern_cannot_escape_its_anchors() {
+        for text in ["a)|(?:b", "(?x) a # ", "a("] {
+            assert!(
+                !NamePattern::new(text).is_ok_and(|pattern| pattern.matches("ab")),
+                "{text}"
+            );
+        }
+        assert!(NamePattern::new("a|b").unwrap().matches("b"));
+        assert!(!NamePattern::new("a|b").unwrap().matches("bb"));
+        assert!(!NamePattern::new("a").unwrap().matches("a\n"));
+    }
+}

@@ -11,10 +11,18 @@ use proptest::prelude::*;
 
 const PREFIX: &str = "io.katacontainers.config.hypervisor.";
 
-fn allowing(names: &[&str]) -> Config {
-    let mut config = Config::default();
-    config.hypervisor.enable_annotations = names.iter().map(|name| NamePattern::new(name).unwrap()).collect();
-    config
+use support::allowing;
+
+#[cfg(test)]
+mod support {
+    use config::{Config, NamePattern};
+
+    /// The defaults, with these annotations enabled.
+    pub(super) fn allowing(names: &[&str]) -> Config {
+        let mut config = Config::default();
+        config.hypervisor.enable_annotations = names.iter().map(|name| NamePattern::new(name).unwrap()).collect();
+        config
+    }
 }
 
 fn annotations(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {

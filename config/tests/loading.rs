@@ -1,61 +1,74 @@
 //! Files, drop-ins, and what is said about what is wrong in them.
 
 use std::num::NonZeroU32;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use config::{ConfigError, Loaded, MAX_FILE_SIZE, Mebibytes, SharedFs, Vcpus};
+use config::{MAX_FILE_SIZE, Mebibytes, SharedFs, Vcpus};
 use proptest::prelude::*;
-use tempfile::TempDir;
 
 const NEEDED: &str = "[hypervisor.qemu]\nkernel = \"/k\"\ninitrd = \"/i\"\n";
 
-struct Files(TempDir);
+use files::{Files, error_in, warnings_in};
 
-impl Files {
-    fn new(main: &str) -> Self {
-        let files = Files(tempfile::tempdir().unwrap());
-        std::fs::write(files.path(), main).unwrap();
+#[cfg(test)]
+mod files {
+    use std::path::PathBuf;
+
+    use config::{ConfigError, Loaded};
+    use tempfile::TempDir;
+
+    use super::NEEDED;
+
+    /// A configuration in a directory of its own.
+    pub(super) struct Files(TempDir);
+
+    impl Files {
+        pub(super) fn new(main: &str) -> Self {
+            let files = Files(tempfile::tempdir().unwrap());
+            std::fs::write(files.path(), main).unwrap();
+            files
+        }
+
+        pub(super) fn path(&self) -> PathBuf {
+            self.0.path().join("configuration.toml")
+        }
+
+        pub(super) fn drop_in(&self, name: &str, text: &str) -> PathBuf {
+            let directory = self.0.path().join("config.d");
+            std::fs::create_dir_all(&directory).unwrap();
+            let directory = directory.canonicalize().unwrap();
+            let path = directory.join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        }
+
+        pub(super) fn load(&self) -> Result<Loaded, ConfigError> {
+            config::load(&self.path())
+        }
+
+        /// What an error or warning says, without the temporary directory.
+        pub(super) fn said(&self, text: &dyn ToString) -> String {
+            text.to_string().replace(&format!("{}/", self.0.path().display()), "")
+        }
+    }
+
+    pub(super) fn error_in(text: &str) -> String {
+        let files = Files::new(text);
+        let error = files.load().unwrap_err();
+        files.said(&error)
+    }
+
+    pub(super) fn warnings_in(text: &str) -> Vec<String> {
+        let files = Files::new(&format!("{NEEDED}{text}"));
         files
+            .load()
+            .unwrap()
+            .warnings
+            .iter()
+            .map(|warning| files.said(warning))
+            .collect()
     }
-
-    fn path(&self) -> PathBuf {
-        self.0.path().join("configuration.toml")
-    }
-
-    fn drop_in(&self, name: &str, text: &str) -> PathBuf {
-        let directory = self.0.path().join("config.d");
-        std::fs::create_dir_all(&directory).unwrap();
-        let path = directory.join(name);
-        std::fs::write(&path, text).unwrap();
-        path
-    }
-
-    fn load(&self) -> Result<Loaded, ConfigError> {
-        config::load(&self.path())
-    }
-
-    /// What an error or warning says, without the temporary directory.
-    fn said(&self, text: &dyn ToString) -> String {
-        text.to_string().replace(&format!("{}/", self.0.path().display()), "")
-    }
-}
-
-fn error_in(text: &str) -> String {
-    let files = Files::new(text);
-    let error = files.load().unwrap_err();
-    files.said(&error)
-}
-
-fn warnings_in(text: &str) -> Vec<String> {
-    let files = Files::new(&format!("{NEEDED}{text}"));
-    files
-        .load()
-        .unwrap()
-        .warnings
-        .iter()
-        .map(|warning| files.said(warning))
-        .collect()
 }
 
 #[test]
@@ -203,11 +216,25 @@ fn kernel_and_initrd_have_no_default() {
 }
 
 #[test]
+fn a_missing_key_is_recognized_in_a_misspelt_one() {
+    assert_eq!(
+        error_in("[hypervisor.qemu]\nkernal = \"/k\"\n"),
+        "configuration.toml: hypervisor.qemu.kernel is not set: the VM needs a kernel (configuration.toml:2: \
+         hypervisor.qemu.kernal is unknown and has no effect; did you mean kernel?)"
+    );
+}
+
+#[test]
 fn a_file_that_is_not_there_or_too_large_is_an_error() {
     let error = config::load(Path::new("/nonexistent/configuration.toml")).unwrap_err();
     assert_eq!(
         error.to_string(),
         "cannot read the configuration /nonexistent/configuration.toml"
+    );
+    let error = config::load(Path::new("/dev/null")).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "cannot read the configuration /dev/null: not a regular file"
     );
     let large = format!("#{}", "x".repeat(usize::try_from(MAX_FILE_SIZE).unwrap()));
     assert_eq!(error_in(&large), "configuration.toml: larger than 1048576 bytes");
@@ -248,6 +275,72 @@ fn a_known_key_is_a_warning_only_if_it_asks_for_something() {
 }
 
 #[test]
+fn a_configuration_of_katas_loads_and_says_what_is_lost() {
+    let text = r#"
+        [hypervisor.qemu]
+        path = "/opt/kata/bin/qemu-system-x86_64"
+        kernel = "/opt/kata/share/kata-containers/vmlinux.container"
+        initrd = "/opt/kata/share/kata-containers/kata-containers-initrd.img"
+        machine_type = "q35"
+        rootfs_type = "ext4"
+        enable_annotations = ["enable_iommu", "virtio_fs_extra_args", "kernel_params"]
+        valid_hypervisor_paths = ["/opt/kata/bin/qemu-system-x86_64"]
+        kernel_params = ""
+        firmware = ""
+        firmware_volume = ""
+        machine_accelerators = ""
+        cpu_features = "pmu=off"
+        default_vcpus = 1
+        default_maxvcpus = 0
+        default_bridges = 1
+        default_memory = 2048
+        default_maxmemory = 0
+        disable_block_device_use = false
+        shared_fs = "virtio-fs"
+        virtio_fs_daemon = "/opt/kata/libexec/virtiofsd"
+        valid_virtio_fs_daemon_paths = ["/opt/kata/libexec/virtiofsd"]
+        virtio_fs_cache_size = 0
+        virtio_fs_queue_size = 1024
+        virtio_fs_extra_args = ["--thread-pool-size=1", "--announce-submounts"]
+        virtio_fs_cache = "auto"
+        block_device_driver = "virtio-scsi"
+        block_device_aio = "io_uring"
+        enable_iothreads = false
+        enable_vhost_user_store = false
+        vhost_user_store_path = "/var/run/kata-containers/vhost-user"
+        valid_vhost_user_store_paths = ["/var/run/kata-containers/vhost-user"]
+        vhost_user_reconnect_timeout_sec = 0
+        valid_file_mem_backends = [""]
+        pflashes = []
+        disable_image_nvdimm = false
+        valid_entropy_sources = ["/dev/urandom", "/dev/random", ""]
+        disable_selinux = false
+        disable_guest_selinux = true
+        [factory]
+        [agent.kata]
+        kernel_modules = []
+        dial_timeout = 45
+        [runtime]
+        internetworking_model = "tcfilter"
+        disable_guest_seccomp = true
+        sandbox_cgroup_only = false
+        static_sandbox_resource_mgmt = false
+        sandbox_bind_mounts = []
+        vfio_mode = "guest-kernel"
+        disable_guest_empty_dir = false
+        experimental = []
+        create_container_timeout = 60
+        dan_conf = "/run/kata-containers/dans"
+    "#;
+    let files = Files::new(text);
+    let loaded = files.load().unwrap();
+    let said: Vec<_> = loaded.warnings.iter().map(|warning| warning.key.as_str()).collect();
+    assert_eq!(said, ["hypervisor.qemu.cpu_features", "runtime.internetworking_model"]);
+    assert_eq!(loaded.config.hypervisor.default_memory, Mebibytes(2048));
+    assert!(loaded.config.runtime.disable_guest_seccomp);
+}
+
+#[test]
 fn a_table_that_nobody_has_is_a_warning_and_an_empty_one_is_nothing() {
     assert_eq!(
         warnings_in("[factory]\n[nonsense]\n[runtimes]\na = 1\n[hypervisor.clh]\npath = \"/c\"\n"),
@@ -275,6 +368,18 @@ fn a_drop_in_replaces_single_keys_in_the_order_of_the_names() {
         Vcpus::Count(NonZeroU32::new(2).unwrap())
     );
     assert_eq!(loaded.config.hypervisor.kernel, Path::new("/k"));
+}
+
+#[test]
+fn drop_ins_belong_to_the_file_that_a_link_points_to() {
+    let files = Files::new(NEEDED);
+    let drop_in = files.drop_in("10.toml", "[hypervisor.qemu]\ndefault_memory = 1024\n");
+    let elsewhere = tempfile::tempdir().unwrap();
+    let link = elsewhere.path().join("configuration.toml");
+    std::os::unix::fs::symlink(files.path(), &link).unwrap();
+    let loaded = config::load(&link).unwrap();
+    assert_eq!(loaded.files, [link, drop_in]);
+    assert_eq!(loaded.config.hypervisor.default_memory, Mebibytes(1024));
 }
 
 #[test]

@@ -4,12 +4,18 @@ use std::path::{Path, PathBuf};
 
 use config::Config;
 
-fn rendered() -> String {
-    let template = concat!(env!("CARGO_MANIFEST_DIR"), "/configuration.toml.in");
-    let text = std::fs::read_to_string(template).unwrap();
-    let text = text.replace("@QEMU@", "/usr/bin/qemu-system-x86_64");
-    text.replace("@BIN@", "/opt/tatami/bin")
-        .replace("@SHARE@", "/opt/tatami/share")
+use template::rendered;
+
+#[cfg(test)]
+mod template {
+    /// The template with the paths of some installation.
+    pub(super) fn rendered() -> String {
+        let template = concat!(env!("CARGO_MANIFEST_DIR"), "/configuration.toml.in");
+        let text = std::fs::read_to_string(template).unwrap();
+        let text = text.replace("@QEMU@", "/usr/bin/qemu-system-x86_64");
+        text.replace("@BIN@", "/opt/tatami/bin")
+            .replace("@SHARE@", "/opt/tatami/share")
+    }
 }
 
 #[test]

@@ -1,0 +1,272 @@
+//! How each kind of value is read, and how it is shown.
+//!
+//! Here are the types and ranges of the settings; which setting has which is in `settings`.
+
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use toml::Value;
+
+use crate::raw::{Raw, Refusal};
+use crate::value::{
+    Accelerator, MachineType, Mebibytes, NamePattern, PathPattern, SharedFs, Vcpus, VirtioFsCache, Vsock,
+};
+
+/// Reads and shows one kind of value.
+pub(crate) struct Codec<T> {
+    pub(crate) read: fn(Raw<'_>) -> Result<T, Refusal>,
+    pub(crate) show: fn(&T) -> Value,
+}
+
+pub(crate) const BOOLEAN: Codec<bool> = Codec {
+    read: |raw| raw.boolean().ok_or_else(|| Refusal::new("true or false")),
+    show: |value| Value::Boolean(*value),
+};
+
+pub(crate) const FILE: Codec<PathBuf> = Codec {
+    read: |raw| path(raw, false),
+    show: |path| show_path(path),
+};
+pub(crate) const PROGRAM: Codec<PathBuf> = Codec {
+    read: |raw| path(raw, true),
+    show: |path| show_path(path),
+};
+
+/// Longest path that a system call takes, without its NUL (PATH_MAX, limits.h).
+const LONGEST_PATH: usize = 4095;
+
+fn path(raw: Raw<'_>, bare_name: bool) -> Result<PathBuf, Refusal> {
+    let valid = |text: &&str| {
+        let bare = bare_name && !text.contains('/') && !text.is_empty() && *text != "." && *text != "..";
+        let plain = text.len() <= LONGEST_PATH && !text.contains(char::is_control);
+        plain && (bare || (Path::new(text).is_absolute() && !text.ends_with('/')))
+    };
+    let allowed = if bare_name {
+        "an absolute path, or a name without a slash, which is looked up in PATH"
+    } else {
+        "an absolute path"
+    };
+    raw.text()
+        .filter(valid)
+        .map(PathBuf::from)
+        .ok_or_else(|| Refusal::new(allowed))
+}
+
+fn show_path(path: &Path) -> Value {
+    Value::String(path.to_string_lossy().into_owned())
+}
+
+/// Reads one of an enum's names.
+macro_rules! choice_codec {
+    ($type:ident) => {
+        Codec::<$type> {
+            read: |raw| {
+                let found = raw
+                    .text()
+                    .and_then(|text| $type::ALL.iter().find(|choice| choice.as_str() == text));
+                found.copied().ok_or_else(|| {
+                    let names: Vec<_> = $type::ALL.iter().map(|choice| format!("\"{choice}\"")).collect();
+                    Refusal::new(names.join(" or "))
+                })
+            },
+            show: |value| Value::String(value.as_str().to_owned()),
+        }
+    };
+}
+
+pub(crate) const MACHINE_TYPE: Codec<MachineType> = choice_codec!(MachineType);
+pub(crate) const ACCELERATOR: Codec<Accelerator> = choice_codec!(Accelerator);
+pub(crate) const SHARED_FS: Codec<SharedFs> = choice_codec!(SharedFs);
+pub(crate) const VIRTIO_FS_CACHE: Codec<VirtioFsCache> = choice_codec!(VirtioFsCache);
+pub(crate) const VSOCK: Codec<Vsock> = choice_codec!(Vsock);
+
+pub(crate) const VCPUS: Codec<Vcpus> = Codec {
+    read: |raw| {
+        // 0.5 is allowed in Kata 3, and the VM gets whole CPUs.
+        let number = raw
+            .number()
+            .ok_or_else(|| Refusal::new("a number of CPUs; negative for all of the host's"))?;
+        Ok(if number < 0.0 {
+            Vcpus::Host
+        } else {
+            Vcpus::Count(whole_cpus(number))
+        })
+    },
+    show: |value| match value {
+        Vcpus::Host => Value::Integer(-1),
+        Vcpus::Count(count) => Value::Integer(count.get().into()),
+    },
+};
+
+/// Rounds up; 0 is 1, as in Kata. A float that does not fit becomes the largest number (the `as` conversion saturates),
+/// and no VM gets more than `MAX_VCPUS` anyhow.
+fn whole_cpus(number: f64) -> NonZeroU32 {
+    NonZeroU32::new(number.ceil() as u32).unwrap_or(NonZeroU32::MIN)
+}
+
+pub(crate) const MAX_VCPUS: Codec<Vcpus> = Codec {
+    read: |raw| {
+        let number = raw.integer().and_then(|number| u32::try_from(number).ok());
+        let number = number.ok_or_else(|| Refusal::new("a whole number of CPUs; 0 for all of the host's"))?;
+        Ok(NonZeroU32::new(number).map_or(Vcpus::Host, Vcpus::Count))
+    },
+    show: |value| match value {
+        Vcpus::Host => Value::Integer(0),
+        Vcpus::Count(count) => Value::Integer(count.get().into()),
+    },
+};
+
+fn whole(raw: Raw<'_>, least: u32, most: u32, what: &str) -> Result<u32, Refusal> {
+    let number = raw.integer().and_then(|number| u32::try_from(number).ok());
+    let number = number.filter(|number| (least..=most).contains(number));
+    number.ok_or_else(|| Refusal::new(format!("{what} from {least} to {most}")))
+}
+
+/// 64 MiB is what the guest's kernel and initrd need; 1 TiB is beyond any host that this was tried on.
+pub(crate) const MEMORY: Codec<Mebibytes> = Codec {
+    read: |raw| whole(raw, 64, 1 << 20, "a whole number of MiB").map(Mebibytes),
+    show: |value| Value::Integer(value.0.into()),
+};
+
+/// QEMU's limit on x86_64 is ACPI_MAX_RAM_SLOTS, 256.
+pub(crate) const SLOTS: Codec<u32> = Codec {
+    read: |raw| whole(raw, 1, 256, "a whole number"),
+    show: |value| Value::Integer((*value).into()),
+};
+
+/// QEMU's limit is VIRTQUEUE_MAX_SIZE, 1024; a split virtqueue's size is a power of two (virtio 1.2, 2.7).
+pub(crate) const QUEUE_SIZE: Codec<u16> = Codec {
+    read: |raw| {
+        let size = raw.integer().and_then(|number| u16::try_from(number).ok());
+        let size = size.filter(|size| size.is_power_of_two() && (2..=1024).contains(size));
+        size.ok_or_else(|| Refusal::new("a power of two from 2 to 1024"))
+    },
+    show: |value| Value::Integer((*value).into()),
+};
+
+pub(crate) const DIAL_TIMEOUT: Codec<Duration> = Codec {
+    read: |raw| seconds(raw, 3_600),
+    show: show_seconds,
+};
+pub(crate) const CREATE_TIMEOUT: Codec<Duration> = Codec {
+    read: |raw| seconds(raw, 86_400),
+    show: show_seconds,
+};
+
+fn seconds(raw: Raw<'_>, most: u32) -> Result<Duration, Refusal> {
+    whole(raw, 1, most, "a whole number of seconds").map(|number| Duration::from_secs(number.into()))
+}
+
+fn show_seconds(duration: &Duration) -> Value {
+    Value::Integer(i64::try_from(duration.as_secs()).unwrap_or(i64::MAX))
+}
+
+/// The kernel's own limit is COMMAND_LINE_SIZE, 2048 on x86_64; the rest is for what the runtime adds.
+pub(crate) const LONGEST_KERNEL_PARAMS: usize = 1536;
+
+pub(crate) const KERNEL_PARAMS: Codec<String> = Codec {
+    read: |raw| {
+        let valid = |text: &&str| text.len() <= LONGEST_KERNEL_PARAMS && !text.contains(char::is_control);
+        let text = raw.text().filter(valid).map(|text| text.trim().to_owned());
+        text.ok_or_else(|| Refusal::new(format!("one line of at most {LONGEST_KERNEL_PARAMS} bytes")))
+    },
+    show: |value| Value::String(value.clone()),
+};
+
+/// What the runtime tells virtiofsd itself: an argument that says otherwise could serve other files to the guest.
+const OWN_VIRTIOFSD_OPTIONS: &[&str] = &[
+    "--socket-path",
+    "--fd",
+    "--shared-dir",
+    "--cache",
+    "--sandbox",
+    "--seccomp",
+    "--socket-group",
+    "--tag",
+    "-o",
+];
+
+pub(crate) const VIRTIO_FS_ARGS: Codec<Vec<String>> = Codec {
+    read: |raw| {
+        let arguments = raw.list().ok_or_else(|| Refusal::new("a list of strings"))?;
+        let refused = arguments.iter().find(|argument| !valid_virtiofsd_argument(argument));
+        match refused {
+            None => Ok(arguments),
+            Some(argument) => Err(Refusal::new(format!(
+                "a list of virtiofsd's long options with their values after a `=`, without {}; {argument:?} is not one",
+                OWN_VIRTIOFSD_OPTIONS.join(", ")
+            ))),
+        }
+    },
+    show: |value| Value::Array(value.iter().cloned().map(Value::String).collect()),
+};
+
+fn valid_virtiofsd_argument(argument: &str) -> bool {
+    let name = argument.split('=').next().unwrap_or_default();
+    name.len() > 2
+        && name.starts_with("--")
+        && !argument.contains(char::is_control)
+        && !OWN_VIRTIOFSD_OPTIONS.contains(&name)
+}
+
+pub(crate) const SECCOMP_SANDBOX: Codec<Option<String>> = Codec {
+    read: |raw| {
+        let valid = |text: &&str| text.is_empty() || *text == "off" || valid_sandbox(text);
+        let text = raw.text().filter(valid).ok_or_else(|| {
+            Refusal::new("\"off\", or \"on\" followed by options such as \",spawn=deny\" (qemu(1), -sandbox)")
+        })?;
+        Ok(text.starts_with("on").then(|| text.to_owned()))
+    },
+    show: |value| Value::String(value.clone().unwrap_or_else(|| String::from("off"))),
+};
+
+fn valid_sandbox(text: &str) -> bool {
+    let mut parts = text.split(',');
+    parts.next() == Some("on")
+        && parts.all(|part| match part.split_once('=') {
+            Some(("elevateprivileges", value)) => matches!(value, "allow" | "deny" | "children"),
+            Some(("obsolete" | "spawn" | "resourcecontrol", value)) => matches!(value, "allow" | "deny"),
+            _ => false,
+        })
+}
+
+pub(crate) const NAME_PATTERNS: Codec<Vec<NamePattern>> = Codec {
+    read: |raw| {
+        let texts = raw
+            .list()
+            .ok_or_else(|| Refusal::new("a list of regular expressions"))?;
+        let compile = |text: &String| {
+            NamePattern::new(text)
+                .map_err(|error| Refusal::new(format!("a list of regular expressions; {text:?} is none: {error}")))
+        };
+        texts.iter().map(compile).collect()
+    },
+    show: |value| {
+        Value::Array(
+            value
+                .iter()
+                .map(|pattern| Value::String(pattern.as_str().to_owned()))
+                .collect(),
+        )
+    },
+};
+
+pub(crate) const PATH_PATTERNS: Codec<Vec<PathPattern>> = Codec {
+    read: |raw| {
+        let texts = raw.list().ok_or_else(|| Refusal::new("a list of path patterns"))?;
+        let compile = |text: &String| {
+            PathPattern::new(text)
+                .map_err(|error| Refusal::new(format!("a list of path patterns; {text:?} is none: {error}")))
+        };
+        texts.iter().map(compile).collect()
+    },
+    show: |value| {
+        Value::Array(
+            value
+                .iter()
+                .map(|pattern| Value::String(pattern.as_str().to_owned()))
+                .collect(),
+        )
+    },
+};
