@@ -4,11 +4,14 @@
 //! [`guest_spec`], [`hooks`], [`host_cgroup`], [`cleanup`], [`logging`], [`stats`]. The service: [`server`] and
 //! what it uses. Neither knows QEMU's arguments.
 
+pub mod agent_client;
 pub mod bundle;
 pub mod cleanup;
 pub mod cli;
 pub mod context;
 pub mod delete;
+pub mod error;
+pub mod events;
 pub mod entry;
 pub mod guest_spec;
 pub mod hooks;
@@ -21,8 +24,12 @@ pub mod options;
 mod overlay;
 pub mod process;
 pub mod run_dir;
+pub mod sandbox;
 pub mod server;
+pub mod service;
 pub mod share;
 pub mod start;
 pub mod stats;
+pub mod streams;
 mod sys;
+pub mod vm;

@@ -1,0 +1,221 @@
+//! The shim's calls to the guest's agent, each with a bound in time.
+//!
+//! It knows the protocol and nothing of containers' states.
+
+use std::time::Duration;
+
+use protocol::agent::{
+    CloseStdinRequest, ContainerId, CreateContainerRequest, Empty, ExecRequest, ListProcessesResponse, ProcessId,
+    ProcessStarted, ResizeTerminalRequest, SignalRequest, StatsResponse, UpdateRequest,
+};
+use protocol::agent_ttrpc::AgentClient as Generated;
+use ttrpc::Code;
+use ttrpc::r#async::Client;
+use ttrpc::r#async::transport::Socket;
+use ttrpc::context;
+
+use crate::vm::Connection;
+
+/// For every call that only has to ask the guest's kernel for something.
+const ORDINARY: Duration = Duration::from_secs(30);
+
+/// For the guest's own shutdown: what does not answer by then is stopped by force.
+const SHUTDOWN: Duration = Duration::from_secs(3);
+
+/// Bytes of a message from the guest that are passed on.
+const LONGEST_MESSAGE: usize = 8 << 10;
+
+/// The guest said no, or nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The agent's own answer.
+    #[error("{message}")]
+    Refused {
+        /// Its status code.
+        code: Code,
+        /// Its message.
+        message: String,
+    },
+    /// No answer in time.
+    #[error("the guest's agent did not answer within {} s", .0.as_secs_f64())]
+    TimedOut(Duration),
+    /// The connection is gone.
+    #[error("the connection to the guest's agent is broken: {0}")]
+    Broken(String),
+}
+
+impl AgentError {
+    /// The status code: the agent's own is passed on.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match self {
+            // OK is no code of an error: whatever the guest means by it, the call has failed.
+            AgentError::Refused { code: Code::OK, .. } => Code::INTERNAL,
+            AgentError::Refused { code, .. } => *code,
+            AgentError::TimedOut(_) => Code::DEADLINE_EXCEEDED,
+            AgentError::Broken(_) => Code::UNAVAILABLE,
+        }
+    }
+}
+
+/// The agent of one VM.
+#[derive(Clone)]
+pub struct AgentClient {
+    client: Generated,
+    create_timeout: Duration,
+}
+
+macro_rules! call {
+    ($(#[$doc:meta])* $name:ident($request:ty) -> $answer:ty) => {
+        $(#[$doc])*
+        ///
+        /// # Errors
+        /// The agent refuses or does not answer in time.
+        pub async fn $name(&self, request: &$request) -> Result<$answer, AgentError> {
+            let call = self.client.$name(context::with_duration(ORDINARY), request);
+            bounded(ORDINARY, call).await
+        }
+    };
+}
+
+impl AgentClient {
+    /// Speaks on a connection that opened as AGENT. `create_timeout` bounds the creation and start of a process.
+    #[must_use]
+    pub fn new(connection: Connection, create_timeout: Duration) -> Self {
+        Self {
+            client: Generated::new(Client::new(Socket::new(connection))),
+            create_timeout,
+        }
+    }
+
+    /// Makes a container up to the gate.
+    ///
+    /// # Errors
+    /// The agent refuses or does not answer in time.
+    pub async fn create_container(&self, request: &CreateContainerRequest) -> Result<ProcessStarted, AgentError> {
+        let context = context::with_duration(self.create_timeout);
+        bounded(self.create_timeout, self.client.create_container(context, request)).await
+    }
+
+    /// Opens the gate.
+    ///
+    /// # Errors
+    /// The agent refuses or does not answer in time.
+    pub async fn start_container(&self, request: &ContainerId) -> Result<Empty, AgentError> {
+        let context = context::with_duration(self.create_timeout);
+        bounded(self.create_timeout, self.client.start_container(context, request)).await
+    }
+
+    /// Adds and starts a process.
+    ///
+    /// # Errors
+    /// The agent refuses or does not answer in time.
+    pub async fn exec(&self, request: &ExecRequest) -> Result<ProcessStarted, AgentError> {
+        let context = context::with_duration(self.create_timeout);
+        bounded(self.create_timeout, self.client.exec(context, request)).await
+    }
+
+    call!(
+        /// Sends a signal.
+        signal(SignalRequest) -> Empty
+    );
+    call!(
+        /// Tells a terminal its size.
+        resize_terminal(ResizeTerminalRequest) -> Empty
+    );
+    call!(
+        /// Says how long stdin is.
+        close_stdin(CloseStdinRequest) -> Empty
+    );
+    call!(
+        /// A container's processes.
+        list_processes(ContainerId) -> ListProcessesResponse
+    );
+    call!(
+        /// A container's figures.
+        stats(ContainerId) -> StatsResponse
+    );
+    call!(
+        /// Freezes a container.
+        pause(ContainerId) -> Empty
+    );
+    call!(
+        /// Thaws a container.
+        resume(ContainerId) -> Empty
+    );
+    call!(
+        /// Changes a container's limits.
+        update(UpdateRequest) -> Empty
+    );
+    call!(
+        /// Forgets a container or an exec.
+        delete(ProcessId) -> Empty
+    );
+
+    /// Powers the guest off.
+    ///
+    /// # Errors
+    /// The agent refuses or does not answer in time.
+    pub async fn shutdown(&self) -> Result<(), AgentError> {
+        let request = Empty::new();
+        let call = self.client.shutdown(context::with_duration(SHUTDOWN), &request);
+        bounded(SHUTDOWN, call).await.map(drop)
+    }
+}
+
+async fn bounded<T>(bound: Duration, call: impl Future<Output = ttrpc::Result<T>>) -> Result<T, AgentError> {
+    // The client has the same bound, but it only counts the wait for the answer, not the one for room in its queue.
+    match tokio::time::timeout(bound + Duration::from_millis(200), call).await {
+        Err(_) => Err(AgentError::TimedOut(bound)),
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(ttrpc::Error::RpcStatus(status))) => Err(AgentError::Refused {
+            code: status.code(),
+            message: printable(status.message(), LONGEST_MESSAGE),
+        }),
+        // ttrpc has no variant of its own for its deadline.
+        Ok(Err(ttrpc::Error::Others(text))) if text.contains("deadline elapsed") => Err(AgentError::TimedOut(bound)),
+        Ok(Err(error)) => Err(AgentError::Broken(error.to_string())),
+    }
+}
+
+/// Text from the guest made fit for a log or a terminal: no control characters, bounded in length.
+#[must_use]
+pub fn printable(text: &str, longest: usize) -> String {
+    let mut clean = String::with_capacity(text.len().min(longest));
+    for character in text.chars() {
+        if clean.len() + character.len_utf8() > longest {
+            clean.push('…');
+            break;
+        }
+        clean.push(if character.is_control() && character != '\n' {
+            ' '
+        } else {
+            character
+        });
+    }
+    clean
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn text_of_the_guest_is_bounded_and_has_no_control_characters(text: String, longest in 0usize..64) {
+            let clean = printable(&text, longest);
+            prop_assert!(clean.len() <= longest + '…'.len_utf8());
+            prop_assert!(clean.chars().all(|character| !character.is_control() || character == '\n'));
+        }
+    }
+
+    #[test]
+    fn an_ok_that_is_an_error_stays_an_error() {
+        let error = AgentError::Refused {
+            code: Code::OK,
+            message: String::new(),
+        };
+        assert_eq!(error.code(), Code::INTERNAL);
+    }
+}

@@ -1,0 +1,184 @@
+//! containerd's events: an ordered queue, forwarded over its ttrpc socket.
+//!
+//! containerd may restart while the sandbox runs: an event is kept until it has been taken, and the queue is bounded.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use containerd_shim_protos::protobuf::MessageFull;
+use containerd_shim_protos::protobuf::well_known_types::{any::Any, timestamp::Timestamp};
+use containerd_shim_protos::shim::event::Envelope;
+use containerd_shim_protos::shim::events::ForwardRequest;
+use containerd_shim_protos::shim_async::{Client, EventsClient};
+use tokio::sync::Notify;
+use ttrpc::context;
+
+/// Events that are kept for a containerd that does not answer; the oldest goes first.
+const BACKLOG: usize = 4096;
+
+/// For containerd to take one event.
+const FORWARD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Between two attempts to reach a containerd that is not there. Its socket is made anew when it starts: there is
+/// nothing of ours to wait on.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// The sending end. Clones share one queue.
+#[derive(Clone)]
+pub struct Publisher {
+    queue: Arc<Queue>,
+    namespace: String,
+}
+
+struct Queue {
+    envelopes: Mutex<VecDeque<Envelope>>,
+    /// Something came in.
+    filled: Notify,
+    /// Everything has gone out.
+    empty: Notify,
+}
+
+impl Queue {
+    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Envelope>> {
+        self.envelopes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Publisher {
+    /// Starts forwarding to `address`, containerd's ttrpc socket; with none, events are dropped.
+    #[must_use]
+    pub fn start(address: &str, namespace: &str) -> Self {
+        let queue = Arc::new(Queue {
+            envelopes: Mutex::default(),
+            filled: Notify::new(),
+            empty: Notify::new(),
+        });
+        if address.is_empty() {
+            tracing::warn!("containerd gave no TTRPC_ADDRESS: no events will be published");
+        }
+        let address = if address.is_empty() || address.starts_with("unix://") {
+            address.to_owned()
+        } else {
+            format!("unix://{address}")
+        };
+        tokio::spawn(forward(address, Arc::clone(&queue)));
+        Self {
+            queue,
+            namespace: namespace.to_owned(),
+        }
+    }
+
+    /// Queues one event. Events arrive in the order in which this was called.
+    pub fn publish<M: MessageFull>(&self, topic: &str, event: &M) {
+        let value = match event.write_to_bytes() {
+            Ok(value) => value,
+            Err(error) => {
+                tracing::error!(topic, %error, "an event cannot be encoded");
+                return;
+            }
+        };
+        let envelope = Envelope {
+            timestamp: Some(timestamp(SystemTime::now())).into(),
+            namespace: self.namespace.clone(),
+            topic: topic.to_owned(),
+            event: Some(Any {
+                // containerd's typeurl package uses the bare message name.
+                type_url: M::descriptor().full_name().to_owned(),
+                value,
+                ..Default::default()
+            })
+            .into(),
+            ..Default::default()
+        };
+        let mut queue = self.queue.lock();
+        if queue.len() == BACKLOG {
+            let lost = queue.pop_front().map(|envelope| envelope.topic);
+            tracing::warn!(?lost, "containerd takes no events: the oldest is lost");
+        }
+        queue.push_back(envelope);
+        drop(queue);
+        self.queue.filled.notify_one();
+    }
+
+    /// Waits until everything has been taken, for at most `bound`.
+    pub async fn flush(&self, bound: Duration) {
+        let flushed = async {
+            loop {
+                let empty = self.queue.empty.notified();
+                if self.queue.lock().is_empty() {
+                    return;
+                }
+                empty.await;
+            }
+        };
+        if tokio::time::timeout(bound, flushed).await.is_err() {
+            tracing::warn!(left = self.queue.lock().len(), "containerd did not take all events");
+        }
+    }
+}
+
+/// The protocol's form of a time.
+#[must_use]
+pub fn timestamp(time: SystemTime) -> Timestamp {
+    Timestamp::from(time)
+}
+
+async fn forward(address: String, queue: Arc<Queue>) {
+    let mut client: Option<EventsClient> = None;
+    loop {
+        let next = queue.lock().front().cloned();
+        let Some(envelope) = next else {
+            queue.empty.notify_waiters();
+            queue.filled.notified().await;
+            continue;
+        };
+        let sent = if address.is_empty() {
+            Ok(())
+        } else {
+            send(&address, &mut client, &envelope).await
+        };
+        match sent {
+            Ok(()) => {
+                // The front may have been dropped for a newer one in the meantime.
+                let mut queue = queue.lock();
+                if queue.front() == Some(&envelope) {
+                    queue.pop_front();
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, topic = envelope.topic, "containerd did not take an event");
+                client = None;
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+async fn send(address: &str, client: &mut Option<EventsClient>, envelope: &Envelope) -> ttrpc::Result<()> {
+    let connected = match client.take() {
+        Some(connected) => connected,
+        None => EventsClient::new(Client::connect(address).await?),
+    };
+    let request = ForwardRequest {
+        envelope: Some(envelope.clone()).into(),
+        ..Default::default()
+    };
+    match connected
+        .forward(context::with_duration(FORWARD_TIMEOUT), &request)
+        .await
+    {
+        Ok(_) => {}
+        // It was read and will not be taken: sending it again would hold up the others for ever.
+        Err(ttrpc::Error::RpcStatus(status)) => {
+            tracing::warn!(
+                topic = envelope.topic,
+                message = status.message(),
+                "containerd refused an event"
+            );
+        }
+        Err(error) => return Err(error),
+    }
+    *client = Some(connected);
+    Ok(())
+}

@@ -1,0 +1,274 @@
+//! The way from nothing to a VM whose agent answers: launch, hello, agent. Each step has the VM's end and the time limit
+//! against it, and a failure leaves nothing behind.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use protocol::agent::{Empty, Event, HelloRequest, SandboxSetup, event::What};
+use protocol::agent_ttrpc::{Host, create_host};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{mpsc, oneshot};
+use ttrpc::Code;
+use ttrpc::r#async::transport::Listener;
+use ttrpc::r#async::{Server, TtrpcContext};
+
+use super::connections::{Arrived, Expected, LogSink, accept};
+use crate::agent_client::{AgentClient, printable};
+use crate::vm::{Connection, LaunchError, Launcher, Machine};
+
+/// Bytes of the console in a message.
+const CONSOLE: usize = 4 << 10;
+
+/// Events of the guest that have been taken but not handled: the agent waits for the acknowledgement.
+const EVENTS: usize = 16;
+
+/// Why the VM did not come up.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum BootError {
+    /// It could not be started.
+    #[error(transparent)]
+    Launch(LaunchError),
+    /// The guest took too long.
+    #[error("{waited_for} within {} s (dial_timeout){console}", limit.as_secs())]
+    TimedOut {
+        /// What did not happen.
+        waited_for: &'static str,
+        /// The limit.
+        limit: Duration,
+        /// The console's tail, with its heading.
+        console: String,
+    },
+    /// It ended by itself.
+    #[error("the VM ended while it booted: {reason}{console}")]
+    Guest {
+        /// Why.
+        reason: String,
+        /// The console's tail, with its heading.
+        console: String,
+    },
+    /// The sandbox was stopped in the meantime.
+    #[error("the sandbox was stopped")]
+    Stopped,
+}
+
+/// What the boot needs to know.
+pub struct BootPlan {
+    /// Starts the VM.
+    pub launcher: Arc<dyn Launcher>,
+    /// The answer to the agent's hello; the clock is filled in then.
+    pub setup: SandboxSetup,
+    /// For the agent to be up, from the VMM's start.
+    pub dial_timeout: Duration,
+    /// For a process to be created.
+    pub create_timeout: Duration,
+    /// Takes the agent's log.
+    pub log: LogSink,
+}
+
+/// A VM whose agent answers.
+pub(super) struct Booted {
+    pub(super) machine: Arc<dyn Machine>,
+    pub(super) agent: AgentClient,
+}
+
+/// What a booted VM tells.
+pub(super) struct Signals {
+    pub(super) events: mpsc::Receiver<What>,
+    /// The agent's connection is gone.
+    pub(super) lost: oneshot::Receiver<()>,
+    /// Answers the agent as long as it lives.
+    pub(super) server: Server,
+}
+
+/// Boots.
+pub(super) async fn boot(
+    plan: &BootPlan,
+    expected: Expected,
+    started: impl FnOnce(&Arc<dyn Machine>),
+) -> Result<(Booted, Signals), BootError> {
+    let (machine, connections) = plan.launcher.launch().await.map_err(BootError::Launch)?;
+    let machine: Arc<dyn Machine> = machine.into();
+    started(&machine);
+    let (sender, arrived) = mpsc::channel(2);
+    tokio::spawn(accept(connections, expected, sender, Arc::clone(&plan.log)));
+    let waited_for = Mutex::new("the guest's agent did not call");
+    let failure = tokio::select! {
+        biased;
+        booted = greet(plan, arrived, &waited_for) => match booted {
+            Ok((agent, signals)) => return Ok((Booted { machine, agent }, signals)),
+            Err(reason) => Ok(reason),
+        },
+        ending = machine.ended() => Ok(ending.reason),
+        () = tokio::time::sleep(plan.dial_timeout) => Err(()),
+    };
+    let tail = printable(&machine.console_tail().await, CONSOLE);
+    let console = if tail.trim().is_empty() {
+        "; its console is empty".to_owned()
+    } else {
+        format!("; its console ends with:\n{}", tail.trim_end())
+    };
+    machine.stop(Duration::ZERO).await;
+    Err(match failure {
+        Ok(reason) => BootError::Guest { reason, console },
+        Err(()) => BootError::TimedOut {
+            waited_for: waited_for
+                .lock()
+                .map_or("the guest's agent did not call", |waited_for| *waited_for),
+            limit: plan.dial_timeout,
+            console,
+        },
+    })
+}
+
+async fn greet(
+    plan: &BootPlan,
+    mut arrived: mpsc::Receiver<Arrived>,
+    waited_for: &Mutex<&'static str>,
+) -> Result<(AgentClient, Signals), String> {
+    let waiting = |what| {
+        if let Ok(mut waited_for) = waited_for.lock() {
+            *waited_for = what;
+        }
+    };
+    let ended = || "the guest's connections ended".to_owned();
+    let host = match arrived.recv().await.ok_or_else(ended)? {
+        Arrived::Host(host) => host,
+        Arrived::Agent(_) => return Err("the agent offered its service before it said hello".to_owned()),
+    };
+    waiting("the guest's agent did not say hello");
+    let (events, received) = mpsc::channel(EVENTS);
+    let (hello, greeted) = oneshot::channel();
+    let service = Arc::new(HostService {
+        setup: plan.setup.clone(),
+        hello: Mutex::new(Some(hello)),
+        published: AtomicU64::new(0),
+        events,
+    });
+    // One connection, and then none for ever: a listener that ends would end the server.
+    let only = futures::stream::once(std::future::ready(Ok(host))).chain(futures::stream::pending());
+    let mut server = Server::new()
+        .add_listener(Listener::new(only))
+        .register_service(create_host(service));
+    server.start().await.map_err(|error| error.to_string())?;
+    let hello = greeted.await.map_err(|_| ended())?;
+    tracing::info!(
+        agent = printable(&hello.agent_version, 64),
+        kernel = printable(&hello.kernel_release, 64),
+        memory = hello.memory_bytes,
+        cpus = hello.cpus,
+        "the guest is up"
+    );
+    waiting("the guest's agent did not finish its setup");
+    let agent = match arrived.recv().await.ok_or_else(ended)? {
+        Arrived::Agent(agent) => agent,
+        Arrived::Host(_) => return Err("the agent called twice".to_owned()),
+    };
+    let (tell, lost) = oneshot::channel();
+    let agent = AgentClient::new(
+        Box::new(Watched {
+            inner: agent,
+            tell: Some(tell),
+        }),
+        plan.create_timeout,
+    );
+    let signals = Signals {
+        events: received,
+        lost,
+        server,
+    };
+    Ok((agent, signals))
+}
+
+/// What the agent calls.
+struct HostService {
+    setup: SandboxSetup,
+    hello: Mutex<Option<oneshot::Sender<HelloRequest>>>,
+    /// Number of the last event.
+    published: AtomicU64,
+    events: mpsc::Sender<What>,
+}
+
+fn refuse(code: Code, message: &str) -> ttrpc::Error {
+    ttrpc::Error::RpcStatus(ttrpc::get_status(code, message))
+}
+
+#[async_trait]
+impl Host for HostService {
+    async fn hello(&self, _: &TtrpcContext, request: HelloRequest) -> ttrpc::Result<SandboxSetup> {
+        let hello = self.hello.lock().ok().and_then(|mut hello| hello.take());
+        let Some(hello) = hello else {
+            return Err(refuse(Code::FAILED_PRECONDITION, "hello has been said"));
+        };
+        let mut setup = self.setup.clone();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        setup.clock_ns = u64::try_from(now.as_nanos()).unwrap_or_default();
+        // The boot may have been given up just now; then the VM is being stopped.
+        let _ = hello.send(request);
+        Ok(setup)
+    }
+
+    async fn publish(&self, _: &TtrpcContext, event: Event) -> ttrpc::Result<Empty> {
+        let last = self.published.load(Ordering::Acquire);
+        if event.sequence <= last {
+            // Sent again because the acknowledgement was lost.
+            return Ok(Empty::new());
+        }
+        if event.sequence != last + 1 {
+            return Err(refuse(Code::INVALID_ARGUMENT, "an event is missing before this one"));
+        }
+        let advanced = self
+            .published
+            .compare_exchange(last, event.sequence, Ordering::AcqRel, Ordering::Acquire);
+        if let (Ok(_), Some(what)) = (advanced, event.what) {
+            self.events
+                .send(what)
+                .await
+                .map_err(|_| refuse(Code::UNAVAILABLE, "the sandbox has ended"))?;
+        }
+        Ok(Empty::new())
+    }
+}
+
+/// A connection that tells when it has ended: ttrpc's client does not.
+struct Watched {
+    inner: Connection,
+    tell: Option<oneshot::Sender<()>>,
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.inner).poll_read(context, buffer);
+        if let Poll::Ready(result) = &read
+            && (result.is_err() || buffer.filled().len() == before)
+            && let Some(tell) = self.tell.take()
+        {
+            // The sandbox may have ended first.
+            let _ = tell.send(());
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(context)
+    }
+}

@@ -1,0 +1,250 @@
+//! The connections that the guest dials: told apart by their preamble and handed to who waits for them.
+//!
+//! Any program in the guest can dial the same port. What it can do with that is bounded here: the first HOST and the
+//! first AGENT connection are taken, and they are dialled before any container exists; a stream is named by 128 random
+//! bits, once; a connection that says nothing is dropped, and only so many may say nothing at once.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use protocol::preamble::{LENGTH, Preamble, TOKEN_LENGTH, Token};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::streams::StreamError;
+use crate::vm::{Connection, Connections};
+
+/// For a connection to say what it is.
+const PREAMBLE: Duration = Duration::from_secs(5);
+
+/// Connections that have not yet said what they are.
+const PENDING: usize = 64;
+
+/// Longest line of the agent's log in bytes; the rest of it is dropped.
+const LOG_LINE: usize = 8 << 10;
+
+/// Bytes of the agent's log per second.
+const LOG_RATE: usize = 256 << 10;
+
+type Waiting = Arc<Mutex<HashMap<Token, oneshot::Sender<Connection>>>>;
+
+/// The streams that the guest has been told to dial.
+#[derive(Clone, Default)]
+pub struct Expected {
+    waiting: Waiting,
+}
+
+impl Expected {
+    /// Makes up a token for one stream.
+    #[must_use]
+    pub fn stream(&self) -> (Token, Dialled) {
+        let mut token = [0; TOKEN_LENGTH];
+        fill_random(&mut token);
+        let (sender, receiver) = oneshot::channel();
+        self.waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(token, sender);
+        let waiting = Arc::clone(&self.waiting);
+        (
+            token,
+            Dialled {
+                token,
+                receiver,
+                waiting,
+            },
+        )
+    }
+
+    fn take(&self, token: &Token) -> Option<oneshot::Sender<Connection>> {
+        self.waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(token)
+    }
+}
+
+fn fill_random(token: &mut Token) {
+    let mut filled = 0;
+    while filled < token.len() {
+        // getrandom(2) gives up to 256 bytes at once; it can only be interrupted, and then it is asked again.
+        if let Ok(count) = rustix::rand::getrandom(&mut token[filled..], rustix::rand::GetRandomFlags::empty()) {
+            filled += count;
+        }
+    }
+}
+
+/// A stream that is to be dialled. Dropping it makes its token worthless.
+pub struct Dialled {
+    token: Token,
+    receiver: oneshot::Receiver<Connection>,
+    waiting: Waiting,
+}
+
+impl Dialled {
+    /// The connection, once it is there.
+    ///
+    /// # Errors
+    /// It can come no more.
+    pub async fn connection(mut self) -> Result<Connection, StreamError> {
+        (&mut self.receiver).await.map_err(|_| StreamError::NotDialled)
+    }
+}
+
+impl Drop for Dialled {
+    fn drop(&mut self) {
+        self.waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.token);
+    }
+}
+
+/// One of the two connections that ttrpc is spoken on.
+pub(super) enum Arrived {
+    /// The agent will say hello.
+    Host(Connection),
+    /// The agent serves.
+    Agent(Connection),
+}
+
+/// Takes a line of the agent's log.
+pub type LogSink = Arc<dyn Fn(&[u8]) + Send + Sync>;
+
+struct Dispatcher {
+    expected: Expected,
+    arrived: mpsc::Sender<Arrived>,
+    log: LogSink,
+    host_taken: AtomicBool,
+    agent_taken: AtomicBool,
+    log_taken: AtomicBool,
+}
+
+/// Accepts until there will be no more connections.
+pub(super) async fn accept(
+    mut connections: Box<dyn Connections>,
+    expected: Expected,
+    arrived: mpsc::Sender<Arrived>,
+    log: LogSink,
+) {
+    let pending = Arc::new(Semaphore::new(PENDING));
+    let dispatcher = Arc::new(Dispatcher {
+        expected,
+        arrived,
+        log,
+        host_taken: AtomicBool::new(false),
+        agent_taken: AtomicBool::new(false),
+        log_taken: AtomicBool::new(false),
+    });
+    loop {
+        let mut connection = match connections.accept().await {
+            Ok(connection) => connection,
+            Err(error) => {
+                tracing::debug!(%error, "the guest can dial no more");
+                return;
+            }
+        };
+        let Ok(permit) = Arc::clone(&pending).try_acquire_owned() else {
+            tracing::warn!("the guest opened too many connections that say nothing: one is dropped");
+            continue;
+        };
+        let dispatcher = Arc::clone(&dispatcher);
+        tokio::spawn(async move {
+            let mut bytes = [0; LENGTH];
+            match tokio::time::timeout(PREAMBLE, connection.read_exact(&mut bytes)).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => return tracing::debug!(%error, "a connection ended before it said what it is"),
+                Err(_) => return tracing::warn!("a connection of the guest did not say what it is"),
+            }
+            drop(permit);
+            match Preamble::decode(&bytes) {
+                Ok(preamble) => dispatcher.dispatch(preamble, connection).await,
+                Err(error) => tracing::warn!(%error, "a connection of the guest is dropped"),
+            }
+        });
+    }
+}
+
+impl Dispatcher {
+    async fn dispatch(&self, preamble: Preamble, connection: Connection) {
+        let first = |taken: &AtomicBool| {
+            let first = !taken.swap(true, Ordering::AcqRel);
+            if !first {
+                tracing::warn!(
+                    ?preamble,
+                    "the guest dialled this connection twice: the second is dropped"
+                );
+            }
+            first
+        };
+        match preamble {
+            // Nobody waits any more: the sandbox has ended.
+            Preamble::Host if first(&self.host_taken) => drop(self.arrived.send(Arrived::Host(connection)).await),
+            Preamble::Agent if first(&self.agent_taken) => drop(self.arrived.send(Arrived::Agent(connection)).await),
+            Preamble::Log if first(&self.log_taken) => relay(connection, &self.log).await,
+            Preamble::Host | Preamble::Agent | Preamble::Log => {}
+            Preamble::Stream(token) => match self.expected.take(&token) {
+                // Whoever expected it may have given up just now.
+                Some(waiting) => drop(waiting.send(connection)),
+                None => tracing::warn!("a connection of the guest names a stream that nobody expects"),
+            },
+        }
+    }
+}
+
+/// Passes on the agent's log, line by line, within [`LOG_LINE`] and [`LOG_RATE`].
+async fn relay(mut connection: impl AsyncRead + Unpin, log: &LogSink) {
+    let mut buffer = vec![0; LOG_LINE];
+    let mut line = Vec::new();
+    let mut window = (Instant::now(), 0_usize);
+    while let Ok(count @ 1..) = connection.read(&mut buffer).await {
+        for byte in &buffer[..count] {
+            if *byte != b'\n' {
+                if line.len() < LOG_LINE {
+                    line.push(*byte);
+                }
+                continue;
+            }
+            if window.0.elapsed() >= Duration::from_secs(1) {
+                window = (Instant::now(), 0);
+            }
+            window.1 += line.len();
+            if window.1 <= LOG_RATE {
+                log(&line);
+            }
+            line.clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+
+    #[tokio::test]
+    async fn a_giant_line_of_the_log_is_cut() {
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&lines);
+        let sink: LogSink = Arc::new(move |line: &[u8]| kept.lock().unwrap().push(line.len()));
+        let (mut guest, host) = tokio::io::duplex(1 << 16);
+        let writer = tokio::spawn(async move {
+            guest.write_all(&vec![b'x'; 1 << 20]).await.unwrap();
+            guest.write_all(b"\nshort\n").await.unwrap();
+        });
+        relay(host, &sink).await;
+        writer.await.unwrap();
+        assert_eq!(*lines.lock().unwrap(), [LOG_LINE, 5]);
+    }
+
+    #[tokio::test]
+    async fn a_token_is_worth_nothing_once_nobody_waits() {
+        let expected = Expected::default();
+        let (token, dialled) = expected.stream();
+        drop(dialled);
+        assert!(expected.take(&token).is_none());
+    }
+}

@@ -1,0 +1,170 @@
+//! What the sandbox asks of the host for one container: its mounts below the shared directory, its hooks.
+//!
+//! A seam, so that the sandbox is tested without mounts.
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use containerd_shim_protos::types::mount::Mount;
+use oci_spec::runtime::{Hooks, Spec};
+
+use crate::guest_spec::{Input, guest_spec};
+use crate::hooks::{self, HookPoint, HookState};
+use crate::host_ns::HostNamespace;
+use crate::id::{ContainerId, SandboxId};
+use crate::share::SharedTree;
+
+/// The host could not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The bundle's specification asks for what cannot be done.
+    #[error(transparent)]
+    Spec(Box<dyn Error + Send + Sync>),
+    /// A mount or a hook.
+    #[error(transparent)]
+    Other(Box<dyn Error + Send + Sync>),
+}
+
+/// A container's hooks and what they are told.
+#[derive(Debug, Clone)]
+pub struct ContainerHooks {
+    hooks: Hooks,
+    state: HookState,
+}
+
+/// A container as the guest is to see it.
+#[derive(Debug, Clone)]
+pub struct GuestContainer {
+    /// The OCI specification as JSON, with the guest's paths.
+    pub spec: Vec<u8>,
+    /// OCI type of a namespace to the container whose namespace is joined.
+    pub join_namespaces: HashMap<String, String>,
+    /// The specification asks for a terminal.
+    pub terminal: bool,
+    /// Hooks that the host runs.
+    pub hooks: Option<ContainerHooks>,
+}
+
+/// The host's side of the sandbox's containers.
+#[async_trait]
+pub trait HostSide: Send + Sync {
+    /// Reads the bundle, mounts the rootfs and the binds. What was begun is undone by [`HostSide::detach`].
+    ///
+    /// # Errors
+    /// The bundle cannot be read or something cannot be mounted.
+    async fn attach(
+        &self,
+        container: &ContainerId,
+        bundle: &Path,
+        rootfs: &[Mount],
+    ) -> Result<GuestContainer, HostError>;
+    /// Runs the hooks of one point.
+    ///
+    /// # Errors
+    /// One of them failed.
+    async fn run_hooks(&self, hooks: &ContainerHooks, point: HookPoint, pid: u32) -> Result<(), HostError>;
+    /// Unmounts everything of a container. May be called again.
+    ///
+    /// # Errors
+    /// Something is still mounted.
+    async fn detach(&self, container: &ContainerId) -> Result<(), HostError>;
+}
+
+/// The real one.
+pub struct RealHost {
+    /// Where containers are attached.
+    pub tree: SharedTree,
+    /// The thread in the host's mount namespace.
+    pub host: HostNamespace,
+    /// The sandbox.
+    pub sandbox: SandboxId,
+    /// Kata's `disable_guest_seccomp`.
+    pub disable_guest_seccomp: bool,
+}
+
+fn other(error: impl Error + Send + Sync + 'static) -> HostError {
+    HostError::Other(Box::new(error))
+}
+
+/// Runs blocking work on a thread of its own.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, HostError> + Send + 'static,
+) -> Result<T, HostError> {
+    tokio::task::spawn_blocking(work).await.map_err(other)?
+}
+
+#[async_trait]
+impl HostSide for RealHost {
+    async fn attach(
+        &self,
+        container: &ContainerId,
+        bundle: &Path,
+        rootfs: &[Mount],
+    ) -> Result<GuestContainer, HostError> {
+        let tree = self.tree.clone();
+        let (sandbox, container) = (self.sandbox.clone(), container.clone());
+        let (bundle, rootfs) = (bundle.to_owned(), rootfs.to_vec());
+        let disable_guest_seccomp = self.disable_guest_seccomp;
+        blocking(move || {
+            let spec = Spec::load(bundle.join("config.json")).map_err(|error| HostError::Spec(Box::new(error)))?;
+            let input = Input {
+                container: &container,
+                sandbox: &sandbox,
+                disable_guest_seccomp,
+            };
+            let guest = guest_spec(&spec, input).map_err(|error| HostError::Spec(Box::new(error)))?;
+            for warning in &guest.warnings {
+                tracing::warn!(%container, warning);
+            }
+            let root = spec
+                .root()
+                .as_ref()
+                .map_or_else(|| PathBuf::from("rootfs"), |root| root.path().clone());
+            tree.attach_rootfs(&container, &rootfs, &bundle.join(root))
+                .map_err(other)?;
+            for bind in &guest.binds {
+                tree.attach_bind(&container, bind).map_err(other)?;
+            }
+            let hooks = spec.hooks().clone().map(|hooks| ContainerHooks {
+                hooks,
+                state: HookState {
+                    oci_version: spec.version().clone(),
+                    id: container.as_str().to_owned(),
+                    status: "creating",
+                    pid: 0,
+                    bundle: bundle.clone(),
+                    annotations: spec.annotations().clone().unwrap_or_default(),
+                },
+            });
+            Ok(GuestContainer {
+                spec: serde_json::to_vec(&guest.spec).map_err(other)?,
+                join_namespaces: guest.join_namespaces.into_iter().collect(),
+                terminal: spec
+                    .process()
+                    .as_ref()
+                    .and_then(|process| process.terminal())
+                    .unwrap_or(false),
+                hooks,
+            })
+        })
+        .await
+    }
+
+    async fn run_hooks(&self, hooks: &ContainerHooks, point: HookPoint, pid: u32) -> Result<(), HostError> {
+        let mut state = hooks.state.clone();
+        state.status = match point {
+            HookPoint::Create => "creating",
+            HookPoint::Poststart => "running",
+            HookPoint::Poststop => "stopped",
+        };
+        state.pid = i32::try_from(pid).unwrap_or(0);
+        hooks::run(&self.host, &hooks.hooks, point, &state).await.map_err(other)
+    }
+
+    async fn detach(&self, container: &ContainerId) -> Result<(), HostError> {
+        let (tree, container) = (self.tree.clone(), container.clone());
+        blocking(move || tree.detach(&container).map_err(other)).await
+    }
+}

@@ -1,0 +1,324 @@
+//! The sandbox: one VM, its agent, its containers.
+//!
+//! ```text
+//!            boot                      the VM ends
+//! Booting ──────────► Ready ───────────────────────────► Ended
+//!    └──────────────► Failed            or is stopped
+//! ```
+//! The VM boots in a task of its own and under no lock. The map's lock is held for a look-up only; what takes time
+//! is serialized per container. After the end every call is answered from the record.
+//!
+//! It knows neither containerd's messages nor QEMU.
+
+pub mod boot;
+pub mod connections;
+mod create;
+mod exits;
+pub mod host;
+pub mod process;
+mod verbs;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use containerd_shim_protos::types::mount::Mount;
+use tokio::sync::watch;
+
+use self::boot::{BootError, BootPlan, Booted};
+use self::connections::Expected;
+use self::host::{ContainerHooks, HostSide};
+use self::process::{Process, ProcessName};
+use crate::agent_client::AgentClient;
+use crate::error::Error;
+use crate::events::Publisher;
+use crate::id::{ContainerId, ExecId, Namespace, SandboxId};
+use crate::vm::{Ending, Machine};
+
+pub use self::create::CreateRequest;
+
+/// For the guest to power itself off.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// The VM's life.
+#[derive(Clone)]
+enum Vm {
+    Booting,
+    Failed(BootError),
+    Ready(Arc<Booted>),
+    Ended { pid: u32, ending: Ending, at: SystemTime },
+}
+
+/// A container.
+pub struct Container {
+    /// Its id.
+    pub id: ContainerId,
+    /// Its bundle on the host.
+    pub bundle: PathBuf,
+    /// Its first process.
+    pub init: Arc<Process>,
+    execs: Mutex<HashMap<ExecId, Arc<Process>>>,
+    hooks: Option<ContainerHooks>,
+    /// Serializes start, pause, resume and delete.
+    changes: tokio::sync::Mutex<()>,
+    paused: AtomicBool,
+}
+
+impl Container {
+    fn execs(&self) -> MutexGuard<'_, HashMap<ExecId, Arc<Process>>> {
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+enum Slot {
+    /// Somebody creates it.
+    Creating(Arc<Process>),
+    Ready(Arc<Container>),
+}
+
+/// A sandbox.
+pub struct Sandbox {
+    /// Its id.
+    pub id: SandboxId,
+    namespace: Namespace,
+    host: Arc<dyn HostSide>,
+    events: Publisher,
+    expected: Expected,
+    slots: Mutex<HashMap<ContainerId, Slot>>,
+    vm: watch::Sender<Vm>,
+    machine: Mutex<Option<Arc<dyn Machine>>>,
+    stopping: watch::Sender<bool>,
+    patience: Duration,
+}
+
+/// What a sandbox is made of.
+pub struct Parts {
+    /// Its id.
+    pub id: SandboxId,
+    /// containerd's namespace.
+    pub namespace: Namespace,
+    /// The host's side of its containers.
+    pub host: Arc<dyn HostSide>,
+    /// containerd's events.
+    pub events: Publisher,
+    /// Longest time without progress that the output of an ended process is waited for.
+    pub patience: Duration,
+}
+
+impl Sandbox {
+    /// Begins to boot, and returns at once.
+    #[must_use]
+    pub fn start(parts: Parts, plan: BootPlan) -> Arc<Self> {
+        let sandbox = Arc::new(Self {
+            id: parts.id,
+            namespace: parts.namespace,
+            host: parts.host,
+            events: parts.events,
+            expected: Expected::default(),
+            slots: Mutex::default(),
+            vm: watch::Sender::new(Vm::Booting),
+            machine: Mutex::default(),
+            stopping: watch::Sender::new(false),
+            patience: parts.patience,
+        });
+        tokio::spawn(Arc::clone(&sandbox).live(plan));
+        sandbox
+    }
+
+    /// The VM's whole life.
+    async fn live(self: Arc<Self>, plan: BootPlan) {
+        let mut stopping = self.stopping.subscribe();
+        let booting = boot::boot(&plan, self.expected.clone(), |machine| {
+            *self.machine.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(machine));
+        });
+        let booted = tokio::select! {
+            booted = booting => booted,
+            () = told_to_stop(&mut stopping) => Err(BootError::Stopped),
+        };
+        let (booted, mut signals) = match booted {
+            Ok((booted, signals)) => (Arc::new(booted), signals),
+            Err(error) => {
+                tracing::error!(sandbox = %self.id, error = crate::error::chain(&error), "the sandbox did not start");
+                if let Some(machine) = self.machine() {
+                    machine.stop(Duration::ZERO).await;
+                }
+                self.vm.send_replace(Vm::Failed(error));
+                return;
+            }
+        };
+        self.vm.send_replace(Vm::Ready(Arc::clone(&booted)));
+        let ending = loop {
+            tokio::select! {
+                event = signals.events.recv() => match event {
+                    Some(event) => if let Some(ending) = self.handle(event) { break ending },
+                    None => break ended("its connections ended"),
+                },
+                ending = booted.machine.ended() => break ending,
+                _ = &mut signals.lost => {
+                    // A VM that dies takes its connections with it: its own reason is the better one.
+                    let ending = tokio::time::timeout(GRACE, booted.machine.ended()).await;
+                    break ending.unwrap_or_else(|_| ended("the guest's agent is gone"));
+                },
+                () = told_to_stop(&mut stopping) => {
+                    // It may have been told already; what matters is that it goes.
+                    let _ = booted.agent.shutdown().await;
+                    break ended("the sandbox was stopped");
+                }
+            }
+        };
+        let expected_end = *self.stopping.borrow();
+        if !expected_end {
+            let console = crate::agent_client::printable(&booted.machine.console_tail().await, 4 << 10);
+            tracing::error!(sandbox = %self.id, reason = ending.reason, console, "the sandbox's VM has ended");
+        }
+        booted
+            .machine
+            .stop(if expected_end { GRACE } else { Duration::ZERO })
+            .await;
+        // What the agent published before the end still counts.
+        signals.events.close();
+        while let Some(event) = signals.events.recv().await {
+            self.handle(event);
+        }
+        let pid = booted.machine.pid();
+        let at = SystemTime::now();
+        self.vm.send_replace(Vm::Ended {
+            pid,
+            ending: ending.clone(),
+            at,
+        });
+        self.end_all(&ending, at);
+        signals.server.disconnect().await;
+    }
+
+    fn machine(&self) -> Option<Arc<dyn Machine>> {
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn slots(&self) -> MutexGuard<'_, HashMap<ContainerId, Slot>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The VMM's pid; 0 before it runs. It stands for every process: the guest's own mean nothing on the host.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        match &*self.vm.borrow() {
+            Vm::Ended { pid, .. } => *pid,
+            Vm::Ready(booted) => booted.machine.pid(),
+            Vm::Booting | Vm::Failed(_) => self.machine().map_or(0, |machine| machine.pid()),
+        }
+    }
+
+    /// Waits until the VM is up.
+    ///
+    /// # Errors
+    /// It did not come up, or has ended.
+    pub async fn ready(&self) -> Result<AgentClient, Error> {
+        let mut vm = self.vm.subscribe();
+        if vm.wait_for(|vm| !matches!(vm, Vm::Booting)).await.is_err() {
+            return Err(self.boot_error(BootError::Stopped));
+        }
+        self.agent("create a container in", &format!("sandbox {}", self.id))
+    }
+
+    fn boot_error(&self, source: BootError) -> Error {
+        Error::Boot {
+            sandbox: self.id.to_string(),
+            source,
+        }
+    }
+
+    /// The agent, for a verb on a subject.
+    fn agent(&self, operation: &'static str, subject: &str) -> Result<AgentClient, Error> {
+        match &*self.vm.borrow() {
+            Vm::Ready(booted) => Ok(booted.agent.clone()),
+            Vm::Failed(error) => Err(self.boot_error(error.clone())),
+            Vm::Booting => Err(Error::State {
+                operation,
+                subject: subject.to_owned(),
+                state: "booting",
+            }),
+            Vm::Ended { ending, .. } => Err(Error::VmEnded {
+                operation,
+                subject: subject.to_owned(),
+                reason: ending.reason.clone(),
+            }),
+        }
+    }
+
+    /// A container that has been created.
+    ///
+    /// # Errors
+    /// There is none of this id.
+    pub fn container(&self, id: &ContainerId) -> Result<Arc<Container>, Error> {
+        match self.slots().get(id) {
+            Some(Slot::Ready(container)) => Ok(Arc::clone(container)),
+            Some(Slot::Creating(_)) | None => Err(Error::NotFound {
+                subject: format!("container {id}"),
+            }),
+        }
+    }
+
+    /// A process of a container.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub fn process(&self, name: &ProcessName) -> Result<(Arc<Container>, Arc<Process>), Error> {
+        let container = self.container(&name.container)?;
+        let process = match &name.exec {
+            None => Some(Arc::clone(&container.init)),
+            Some(exec) => container.execs().get(exec).cloned(),
+        };
+        match process {
+            Some(process) => Ok((container, process)),
+            None => Err(Error::NotFound {
+                subject: name.to_string(),
+            }),
+        }
+    }
+
+    /// Whether there is any container, made or in the making.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.slots().is_empty()
+    }
+
+    /// Ends the VM, and with it every container. Returns when it is gone; may be called again.
+    pub async fn stop(&self) {
+        self.stopping.send_replace(true);
+        let mut vm = self.vm.subscribe();
+        // The sender is in self: it cannot be gone.
+        let _ = vm.wait_for(|vm| matches!(vm, Vm::Failed(_) | Vm::Ended { .. })).await;
+    }
+
+    /// Waits for the VM's end. The answer is when.
+    pub async fn ended(&self) -> SystemTime {
+        let mut vm = self.vm.subscribe();
+        let ended = vm.wait_for(|vm| matches!(vm, Vm::Failed(_) | Vm::Ended { .. })).await;
+        match ended.as_deref() {
+            Ok(Vm::Ended { at, .. }) => *at,
+            _ => SystemTime::now(),
+        }
+    }
+
+    /// Whether the VM is up.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        matches!(&*self.vm.borrow(), Vm::Ready(_))
+    }
+}
+
+/// Waits without holding on to the channel's value.
+async fn told_to_stop(stopping: &mut watch::Receiver<bool>) {
+    // The sender lives as long as the sandbox.
+    let _ = stopping.wait_for(|stopping| *stopping).await;
+}
+
+fn ended(reason: &str) -> Ending {
+    Ending {
+        reason: reason.to_owned(),
+        out_of_memory: false,
+    }
+}

@@ -1,0 +1,169 @@
+//! The two loops: connection to target, FIFO to connection.
+
+use std::future::Future;
+use std::io;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{oneshot, watch};
+
+use super::endpoint::Target;
+use super::{BUFFER, Finish};
+
+/// Copies the guest's output until `finish` says how long it is and that much has come, or until the connection ends.
+pub(super) async fn output(
+    mut connection: impl AsyncRead + Send + Unpin,
+    mut target: Target,
+    mut finish: watch::Receiver<Option<Finish>>,
+) {
+    let mut buffer = vec![0; BUFFER];
+    let mut copied: u64 = 0;
+    loop {
+        let known = *finish.borrow_and_update();
+        let room = match known.and_then(|finish| finish.length) {
+            Some(length) if copied >= length => break,
+            // A guest that sends more than it says is cut off where it said.
+            Some(length) => usize::try_from(length - copied).unwrap_or(BUFFER).min(BUFFER),
+            None => BUFFER,
+        };
+        let read = tokio::select! {
+            read = connection.read(&mut buffer[..room]) => read,
+            changed = finish.changed(), if known.is_none() => match changed {
+                Ok(()) => continue,
+                Err(_) => break,
+            },
+            () = patience(known) => {
+                tracing::warn!(copied, "the guest announced more output than it sent");
+                break;
+            }
+        };
+        let count = match read {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(error) => {
+                tracing::debug!(%error, copied, "an output's connection ended");
+                break;
+            }
+        };
+        if !bounded(&mut finish, target.write(&buffer[..count])).await {
+            tracing::warn!(
+                copied,
+                "nobody reads the output of a process that has ended: the rest is lost"
+            );
+            break;
+        }
+        copied += count as u64;
+    }
+    target.flush().await;
+}
+
+async fn patience(finish: Option<Finish>) {
+    match finish {
+        Some(finish) => tokio::time::sleep(finish.patience).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Does the step; once the process has ended, for no longer than its patience. Says whether it was done.
+async fn bounded(finish: &mut watch::Receiver<Option<Finish>>, step: impl Future<Output = ()>) -> bool {
+    tokio::pin!(step);
+    let patience = tokio::select! {
+        biased;
+        () = &mut step => return true,
+        ended = finish.wait_for(Option::is_some) => match ended {
+            Ok(finish) => finish.map_or(Duration::ZERO, |finish| finish.patience),
+            Err(_) => return false,
+        },
+    };
+    tokio::time::timeout(patience, step).await.is_ok()
+}
+
+/// Copies stdin until it ends, then tells how long it was.
+pub(super) async fn input(
+    mut source: impl AsyncRead + Send + Unpin,
+    mut connection: impl AsyncWrite + Send + Unpin,
+    length: oneshot::Sender<u64>,
+) {
+    let mut buffer = vec![0; BUFFER];
+    let mut sent: u64 = 0;
+    let result: io::Result<()> = async {
+        loop {
+            let count = source.read(&mut buffer).await?;
+            if count == 0 {
+                return connection.flush().await;
+            }
+            connection.write_all(&buffer[..count]).await?;
+            sent += count as u64;
+        }
+    }
+    .await;
+    match result {
+        Ok(()) => {
+            // The agent closes the process's end after that many bytes; the connection stays until the exit.
+            if length.send(sent).is_ok() {
+                std::future::pending::<()>().await;
+            }
+        }
+        // The process does not read any more, or has ended.
+        Err(error) => tracing::debug!(%error, sent, "stdin's connection ended"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::unix::pipe;
+
+    fn announce(length: u64) -> Option<Finish> {
+        Some(Finish {
+            length: Some(length),
+            patience: Duration::from_millis(50),
+        })
+    }
+
+    #[tokio::test]
+    async fn output_stops_at_the_announced_length_though_the_connection_stays_open() {
+        let (mut guest, host) = tokio::io::duplex(1 << 20);
+        let (sender, mut reader) = pipe::pipe().unwrap();
+        let (finish, ended) = watch::channel(None);
+        let task = tokio::spawn(output(host, Target::pipe(sender), ended));
+        guest.write_all(b"0123456789").await.unwrap();
+        finish.send_replace(announce(10));
+        task.await.unwrap();
+        let mut text = String::new();
+        reader.read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, "0123456789");
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_announces_too_much_costs_only_the_patience() {
+        let (_guest, host) = tokio::io::duplex(1 << 10);
+        let (finish, ended) = watch::channel(None);
+        let task = tokio::spawn(output(host, Target::nowhere(), ended));
+        finish.send_replace(announce(u64::MAX));
+        task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_has_stalled_costs_only_the_patience() {
+        let (mut guest, host) = tokio::io::duplex(1 << 20);
+        let (sender, _reader) = pipe::pipe().unwrap();
+        let (finish, ended) = watch::channel(None);
+        let task = tokio::spawn(output(host, Target::pipe(sender), ended));
+        guest.write_all(&vec![7; 1 << 18]).await.unwrap();
+        finish.send_replace(announce(1 << 18));
+        task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_is_gone_does_not_stop_the_process() {
+        let (mut guest, host) = tokio::io::duplex(1 << 10);
+        let (sender, reader) = pipe::pipe().unwrap();
+        drop(reader);
+        let (finish, ended) = watch::channel(None);
+        let task = tokio::spawn(output(host, Target::pipe(sender), ended));
+        guest.write_all(&vec![7; 1 << 18]).await.unwrap();
+        finish.send_replace(announce(1 << 18));
+        task.await.unwrap();
+    }
+}

@@ -1,0 +1,168 @@
+//! What containerd named: FIFOs and files. Opens them so that neither the shim nor the client can block the other.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::net::unix::pipe;
+
+use super::StreamError;
+
+/// A writing end of stdin's FIFO that nobody writes to.
+pub(super) struct Hold {
+    _sender: pipe::Sender,
+}
+
+/// stdin's FIFO.
+pub(super) struct Input {
+    receiver: pipe::Receiver,
+    hold: Hold,
+}
+
+impl Input {
+    /// Opens the FIFO; none if the path is empty.
+    ///
+    /// It is opened without waiting for a writer. A writing end of our own keeps it from ending when a client
+    /// detaches and another attaches: it ends when CloseIO has let go of ours and the client has closed its own
+    /// (fifo(7): end of file comes with the last writer).
+    pub(super) fn open(uri: &str) -> Result<Option<Self>, StreamError> {
+        let Some(path) = plain_path(uri)? else {
+            return Ok(None);
+        };
+        let failed = |source| StreamError::Open {
+            name: "stdin",
+            path: path.clone(),
+            source,
+        };
+        let receiver = pipe::OpenOptions::new().open_receiver(&path).map_err(failed)?;
+        let sender = pipe::OpenOptions::new().open_sender(&path).map_err(failed)?;
+        Ok(Some(Self {
+            receiver,
+            hold: Hold { _sender: sender },
+        }))
+    }
+
+    pub(super) fn into_parts(self) -> (pipe::Receiver, Hold) {
+        (self.receiver, self.hold)
+    }
+}
+
+/// Where output goes.
+pub(super) struct Target(Option<Pin<Box<dyn AsyncWrite + Send + Sync>>>);
+
+impl Target {
+    /// Opens a FIFO or the file of a `file://` URI; none if the URI is empty.
+    ///
+    /// A FIFO is opened for reading as well, which never waits (fifo(7)) and lets a reader come late or come back:
+    /// until then the process waits in its write, as it does with runc.
+    pub(super) async fn open(name: &'static str, uri: &str) -> Result<Option<Self>, StreamError> {
+        if let Some(path) = uri.strip_prefix("file://") {
+            return open_file(name, absolute(uri, path)?).await.map(Some);
+        }
+        let Some(path) = plain_path(uri)? else {
+            return Ok(None);
+        };
+        let sender = pipe::OpenOptions::new().read_write(true).open_sender(&path);
+        let sender = sender.map_err(|source| StreamError::Open { name, path, source })?;
+        Ok(Some(Self::pipe(sender)))
+    }
+
+    /// Writes to a pipe.
+    pub(super) fn pipe(sender: pipe::Sender) -> Self {
+        Self(Some(Box::pin(sender)))
+    }
+
+    /// Drops everything.
+    pub(super) fn nowhere() -> Self {
+        Self(None)
+    }
+
+    /// Writes all of it. A reader that is gone for good is no error: the process must not notice.
+    pub(super) async fn write(&mut self, bytes: &[u8]) {
+        let Some(target) = self.0.as_mut() else {
+            return;
+        };
+        if let Err(error) = target.write_all(bytes).await {
+            if error.kind() != io::ErrorKind::BrokenPipe {
+                tracing::warn!(%error, "output cannot be written and is lost from here on");
+            }
+            self.0 = None;
+        }
+    }
+
+    /// Makes sure that a file has everything.
+    pub(super) async fn flush(&mut self) {
+        if let Some(target) = self.0.as_mut() {
+            // A failed flush has nobody left to be told.
+            let _ = target.flush().await;
+        }
+    }
+}
+
+async fn open_file(name: &'static str, path: PathBuf) -> Result<Target, StreamError> {
+    let opened = path.clone();
+    let open = move || {
+        if let Some(parent) = opened.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        OpenOptions::new().create(true).append(true).mode(0o644).open(opened)
+    };
+    let file = tokio::task::spawn_blocking(open)
+        .await
+        .unwrap_or_else(|error| Err(io::Error::other(error)));
+    match file {
+        Ok(file) => Ok(Target(Some(Box::pin(tokio::fs::File::from_std(file))))),
+        Err(source) => Err(StreamError::Open { name, path, source }),
+    }
+}
+
+/// The path of a FIFO; none for the empty string.
+fn plain_path(uri: &str) -> Result<Option<PathBuf>, StreamError> {
+    if uri.is_empty() {
+        return Ok(None);
+    }
+    absolute(uri, uri.strip_prefix("fifo://").unwrap_or(uri)).map(Some)
+}
+
+fn absolute(uri: &str, path: &str) -> Result<PathBuf, StreamError> {
+    let refused = |reason| StreamError::Uri {
+        uri: uri.to_owned(),
+        reason,
+    };
+    if path.contains("://") {
+        return Err(refused("the scheme is not known"));
+    }
+    if path.contains('\0') {
+        return Err(refused("a path holds no NUL"));
+    }
+    if !Path::new(path).is_absolute() {
+        return Err(refused("the path is not absolute"));
+    }
+    Ok(PathBuf::from(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn only_absolute_paths_pass(uri in "\\PC{0,40}") {
+            if let Ok(Some(path)) = plain_path(&uri) {
+                prop_assert!(path.is_absolute());
+            }
+        }
+    }
+
+    #[test]
+    fn a_scheme_that_is_not_known_is_named() {
+        let error = plain_path("streaming://x").unwrap_err();
+        assert!(error.to_string().contains("streaming://x"), "{error}");
+        assert!(plain_path("").unwrap().is_none());
+        assert!(plain_path("/run/fifo").unwrap().is_some());
+    }
+}

@@ -1,0 +1,184 @@
+//! The program of a `binary://` URI: it gets the output on two pipes and writes the log itself.
+//!
+//! The contract is containerd's (docs of its runtime v2, "Logging"): stdout on descriptor 3, stderr on 4, and a pipe on 5
+//! that the program closes when it is ready; `CONTAINER_ID` and `CONTAINER_NAMESPACE` in its environment; the query of
+//! the URI as its arguments.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+use tokio::process::{Child, Command};
+
+use super::endpoint::Target;
+use super::{StreamError, sys};
+
+/// For the program to say that it is ready.
+const READY: Duration = Duration::from_secs(10);
+
+/// For the program to write what it has got after its input has ended.
+const END: Duration = Duration::from_secs(10);
+
+/// A program and its arguments.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct LogCommand {
+    path: PathBuf,
+    arguments: Vec<String>,
+}
+
+/// Reads a `binary://` URI; none if it is another URI.
+pub(super) fn parse(uri: &str) -> Result<Option<LogCommand>, StreamError> {
+    let Some(rest) = uri.strip_prefix("binary://") else {
+        return Ok(None);
+    };
+    let refused = |reason| StreamError::Uri {
+        uri: uri.to_owned(),
+        reason,
+    };
+    let rest = rest.split('#').next().unwrap_or_default();
+    let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let path = decode(path, false).ok_or_else(|| refused("the path is not valid"))?;
+    if !Path::new(&path).is_absolute() {
+        return Err(refused("the program's path is not absolute"));
+    }
+    let mut arguments = Vec::new();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        for part in [key, value] {
+            arguments.push(decode(part, true).ok_or_else(|| refused("the query is not valid"))?);
+        }
+    }
+    Ok(Some(LogCommand {
+        path: PathBuf::from(path),
+        arguments,
+    }))
+}
+
+/// Percent-decoding (RFC 3986, 2.1); in a query a plus is a space.
+fn decode(text: &str, query: bool) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'%' => {
+                let digit = |byte: u8| char::from(byte).to_digit(16);
+                u8::try_from(digit(rest.next()?)? * 16 + digit(rest.next()?)?).ok()?
+            }
+            b'+' if query => b' ',
+            byte => byte,
+        });
+    }
+    // No argument of a program can hold a NUL.
+    String::from_utf8(bytes).ok().filter(|text| !text.contains('\0'))
+}
+
+/// A running program.
+pub(super) struct Logger {
+    child: Child,
+    path: PathBuf,
+}
+
+impl Logger {
+    /// Starts it, waits until it is ready, and gives the pipes it reads stdout and stderr from.
+    pub(super) async fn spawn(
+        command: LogCommand,
+        container: &str,
+        namespace: &str,
+    ) -> Result<(Self, Target, Target), StreamError> {
+        let path = command.path.clone();
+        let failed = |source| StreamError::Logger {
+            path: path.clone(),
+            source,
+        };
+        let (stdout, child_stdout) = pipe_for_child().map_err(failed)?;
+        let (stderr, child_stderr) = pipe_for_child().map_err(failed)?;
+        let (child_ready, mut ready) = pipe::pipe().map_err(failed)?;
+        let child_ready = high(&child_ready.into_blocking_fd().map_err(failed)?).map_err(failed)?;
+
+        let mut program = Command::new(&command.path);
+        program
+            .args(&command.arguments)
+            .env_clear()
+            .env("CONTAINER_ID", container)
+            .env("CONTAINER_NAMESPACE", namespace)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true);
+        sys::pass_descriptors(&mut program, vec![child_stdout, child_stderr, child_ready]);
+        let child = program.spawn().map_err(failed)?;
+        // It owns our copies of the child's ends: with them neither the child nor we would see an end of file.
+        drop(program);
+
+        // Closing the pipe is the sign; so is its end, should it die.
+        match tokio::time::timeout(READY, ready.read(&mut [0])).await {
+            Ok(Ok(_)) => Ok((
+                Self {
+                    child,
+                    path: command.path,
+                },
+                stdout,
+                stderr,
+            )),
+            Ok(Err(error)) => Err(failed(error)),
+            Err(_) => Err(failed(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("not ready within {} s", READY.as_secs()),
+            ))),
+        }
+    }
+
+    /// Waits for it to end: its input has. It is killed if it does not.
+    pub(super) async fn finish(mut self) {
+        if tokio::time::timeout(END, self.child.wait()).await.is_err() {
+            tracing::warn!(program = %self.path.display(), "the logging program does not end and is killed");
+            if let Err(error) = self.child.kill().await {
+                tracing::warn!(%error, "the logging program cannot be killed");
+            }
+        }
+    }
+}
+
+fn pipe_for_child() -> io::Result<(Target, OwnedFd)> {
+    let (sender, receiver) = pipe::pipe()?;
+    Ok((Target::pipe(sender), high(&receiver.into_blocking_fd()?)?))
+}
+
+/// A copy with a number that is none of those the child expects.
+fn high(descriptor: &impl AsFd) -> io::Result<OwnedFd> {
+    Ok(rustix::io::fcntl_dupfd_cloexec(descriptor, 16)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_uri_is_read_or_refused(uri in "binary://\\PC{0,60}") {
+            if let Ok(Some(command)) = parse(&uri) {
+                prop_assert!(command.path.is_absolute());
+                prop_assert!(command.arguments.iter().all(|argument| !argument.contains('\0')));
+            }
+        }
+    }
+
+    #[test]
+    fn the_query_becomes_the_arguments() {
+        let command = parse("binary:///usr/bin/log%20it?id=a+b&tag=%41").unwrap().unwrap();
+        assert_eq!(command.path, Path::new("/usr/bin/log it"));
+        assert_eq!(command.arguments, ["id", "a b", "tag", "A"]);
+    }
+
+    #[test]
+    fn a_program_without_a_path_is_refused() {
+        assert!(parse("binary://logger").is_err());
+        assert!(parse("binary:///x%0").is_err());
+        assert_eq!(parse("/run/fifo").unwrap(), None);
+    }
+}

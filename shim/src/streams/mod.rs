@@ -1,0 +1,302 @@
+//! The standard streams of one process: what containerd named on one side, connections from the guest on the other.
+//!
+//! Nothing is framed. The end of an output is said elsewhere: the agent tells with the exit how many bytes the process
+//! wrote, and when that many have been passed on the stream is closed. Nothing here waits for ever once the process
+//! has ended: a reader that has stalled, or a guest that lies about the length, costs a bounded time.
+
+mod copy;
+mod endpoint;
+mod logger;
+mod sys;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use protocol::agent::Stdio;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+
+use self::endpoint::{Hold, Input, Target};
+use self::logger::Logger;
+use crate::sandbox::connections::{Dialled, Expected};
+
+/// Bytes per read: what a pipe holds.
+const BUFFER: usize = 64 << 10;
+
+/// For the guest to dial a stream that it has been told of. It does so before the process starts.
+const DIAL: Duration = Duration::from_secs(10);
+
+/// Why streams cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// Neither a FIFO's path nor a URI that is understood.
+    #[error("{uri:?} is neither a FIFO's absolute path nor a file:// or binary:// URI: {reason}")]
+    Uri {
+        /// What containerd named.
+        uri: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// It is there, or not, and cannot be opened.
+    #[error("cannot open {} for {name}", path.display())]
+    Open {
+        /// stdin, stdout or stderr.
+        name: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The program of a binary:// URI.
+    #[error("the logging program {} does not run", path.display())]
+    Logger {
+        /// The program.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The process is there, and its streams are not connected.
+    #[error("the guest did not connect the streams")]
+    NotDialled,
+}
+
+/// What containerd named, as it named it. Empty where there is no such stream.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StdioPaths {
+    /// A FIFO.
+    pub stdin: String,
+    /// A FIFO or a URI.
+    pub stdout: String,
+    /// A FIFO or a URI. Not used with a terminal.
+    pub stderr: String,
+    /// One stream for both directions.
+    pub terminal: bool,
+}
+
+/// When an output is complete.
+#[derive(Debug, Clone, Copy)]
+struct Finish {
+    /// Bytes in all; `None`: as many as come before the connection ends.
+    length: Option<u64>,
+    /// Longest time without progress from now on.
+    patience: Duration,
+}
+
+/// What the agent said with the exit, or that it can say nothing any more.
+#[derive(Debug, Clone, Copy)]
+pub struct OutputLengths {
+    /// Bytes of stdout or of the terminal; `None` if nobody knows.
+    pub stdout: Option<u64>,
+    /// Bytes of stderr.
+    pub stderr: Option<u64>,
+    /// Longest time without progress.
+    pub patience: Duration,
+}
+
+/// Streams that are open on the host, and whose tokens are made up.
+pub struct Prepared {
+    stdio: Stdio,
+    stdin: Option<(Input, Dialled)>,
+    outputs: Vec<(bool, Target, Dialled)>,
+    terminal: Option<(Option<Input>, Target, Dialled)>,
+    logger: Option<Logger>,
+}
+
+impl Prepared {
+    /// Opens what `paths` names and makes up the tokens by which the guest's connections will be known.
+    ///
+    /// # Errors
+    /// One of them cannot be opened.
+    pub async fn open(
+        paths: &StdioPaths,
+        expected: &Expected,
+        container: &str,
+        namespace: &str,
+    ) -> Result<Self, StreamError> {
+        let mut prepared = Self {
+            stdio: Stdio::new(),
+            stdin: None,
+            outputs: Vec::new(),
+            terminal: None,
+            logger: None,
+        };
+        let input = Input::open(&paths.stdin)?;
+        let (stdout, stderr) = match logger::parse(&paths.stdout)? {
+            Some(command) => {
+                let (logger, stdout, stderr) = Logger::spawn(command, container, namespace).await?;
+                prepared.logger = Some(logger);
+                (Some(stdout), Some(stderr))
+            }
+            None if paths.terminal => (Target::open("stdout", &paths.stdout).await?, None),
+            None => (
+                Target::open("stdout", &paths.stdout).await?,
+                Target::open("stderr", &paths.stderr).await?,
+            ),
+        };
+        if paths.terminal {
+            let (token, dialled) = expected.stream();
+            prepared.stdio.terminal = token.to_vec();
+            prepared.terminal = Some((input, stdout.unwrap_or_else(Target::nowhere), dialled));
+            return Ok(prepared);
+        }
+        if let Some(input) = input {
+            let (token, dialled) = expected.stream();
+            prepared.stdio.stdin = token.to_vec();
+            prepared.stdin = Some((input, dialled));
+        }
+        if let Some(target) = stdout {
+            let (token, dialled) = expected.stream();
+            prepared.stdio.stdout = token.to_vec();
+            prepared.outputs.push((false, target, dialled));
+        }
+        if let Some(target) = stderr {
+            let (token, dialled) = expected.stream();
+            prepared.stdio.stderr = token.to_vec();
+            prepared.outputs.push((true, target, dialled));
+        }
+        Ok(prepared)
+    }
+
+    /// The tokens, for the agent.
+    #[must_use]
+    pub fn stdio(&self) -> Stdio {
+        self.stdio.clone()
+    }
+
+    /// Takes the connections and begins to copy. The guest dials them before it says that the process is there.
+    ///
+    /// # Errors
+    /// They have not come in time.
+    pub async fn connect(self) -> Result<Streams, StreamError> {
+        tokio::time::timeout(DIAL, self.connect_all())
+            .await
+            .map_err(|_| StreamError::NotDialled)?
+    }
+
+    async fn connect_all(self) -> Result<Streams, StreamError> {
+        let mut streams = Streams {
+            stdin: Mutex::default(),
+            outputs: Mutex::default(),
+            logger: Mutex::new(self.logger),
+        };
+        if let Some((input, target, dialled)) = self.terminal {
+            let (output, to_guest) = tokio::io::split(dialled.connection().await?);
+            streams.add_output(false, output, target);
+            if let Some(input) = input {
+                streams.set_stdin(input, to_guest);
+            }
+        }
+        if let Some((input, dialled)) = self.stdin {
+            streams.set_stdin(input, dialled.connection().await?);
+        }
+        for (is_stderr, target, dialled) in self.outputs {
+            streams.add_output(is_stderr, dialled.connection().await?, target);
+        }
+        Ok(streams)
+    }
+}
+
+struct Stdin {
+    /// Our own writing end of the FIFO: it holds off the end of file until CloseIO.
+    hold: Option<Hold>,
+    task: JoinHandle<()>,
+    length: Option<oneshot::Receiver<u64>>,
+}
+
+struct Output {
+    is_stderr: bool,
+    finish: watch::Sender<Option<Finish>>,
+    task: JoinHandle<()>,
+}
+
+/// Streams that are being copied.
+pub struct Streams {
+    stdin: Mutex<Option<Stdin>>,
+    outputs: Mutex<Vec<Output>>,
+    logger: Mutex<Option<Logger>>,
+}
+
+impl Streams {
+    fn set_stdin(&mut self, input: Input, connection: impl tokio::io::AsyncWrite + Send + Unpin + 'static) {
+        let (tell, length) = oneshot::channel();
+        let (source, hold) = input.into_parts();
+        let task = tokio::spawn(copy::input(source, connection, tell));
+        self.stdin = Mutex::new(Some(Stdin {
+            hold: Some(hold),
+            task,
+            length: Some(length),
+        }));
+    }
+
+    fn add_output(
+        &mut self,
+        is_stderr: bool,
+        connection: impl tokio::io::AsyncRead + Send + Unpin + 'static,
+        target: Target,
+    ) {
+        let (finish, ended) = watch::channel(None);
+        let task = tokio::spawn(copy::output(connection, target, ended));
+        let outputs = self.outputs.get_mut().unwrap_or_else(PoisonError::into_inner);
+        outputs.push(Output {
+            is_stderr,
+            finish,
+            task,
+        });
+    }
+
+    /// Resolves to the number of bytes sent once stdin has ended. Can be had once; `None` if there is no stdin.
+    pub fn stdin_length(&self) -> Option<oneshot::Receiver<u64>> {
+        let mut stdin = self.stdin.lock().unwrap_or_else(PoisonError::into_inner);
+        stdin.as_mut().and_then(|stdin| stdin.length.take())
+    }
+
+    /// CloseIO: stdin ends once the client has closed it too.
+    pub fn close_stdin(&self) {
+        let mut stdin = self.stdin.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(stdin) = stdin.as_mut() {
+            stdin.hold = None;
+        }
+    }
+
+    /// Passes on what is left of the output and closes everything.
+    pub async fn finish(&self, lengths: OutputLengths) {
+        let stdin = self.stdin.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(stdin) = stdin {
+            stdin.task.abort();
+        }
+        let outputs = std::mem::take(&mut *self.outputs.lock().unwrap_or_else(PoisonError::into_inner));
+        for output in &outputs {
+            let length = if output.is_stderr {
+                lengths.stderr
+            } else {
+                lengths.stdout
+            };
+            let patience = lengths.patience;
+            output.finish.send_replace(Some(Finish { length, patience }));
+        }
+        for output in outputs {
+            if let Err(error) = output.task.await {
+                tracing::error!(%error, "a stream's task failed");
+            }
+        }
+        let logger = self.logger.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(logger) = logger {
+            logger.finish().await;
+        }
+    }
+}
+
+impl Drop for Streams {
+    fn drop(&mut self) {
+        if let Some(stdin) = self.stdin.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            stdin.task.abort();
+        }
+        for output in self.outputs.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            output.task.abort();
+        }
+    }
+}
