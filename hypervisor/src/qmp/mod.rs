@@ -106,14 +106,16 @@ impl Qmp {
     /// Waits until QEMU greets, which it does when it has made all devices, and leaves negotiation mode.
     pub(crate) async fn negotiate(&self) -> Result<(), QmpError> {
         let mut state = self.state.clone();
-        let state = state
+        // Looked at in one expression: the value is locked as long as the guard lives, and a future that keeps it
+        // is not Send.
+        let greeted = state
             .wait_for(|state| state.greeted || state.closed)
             .await
-            .map_err(|_| QmpError::Closed)?;
-        if !state.greeted {
+            .map_err(|_| QmpError::Closed)?
+            .greeted;
+        if !greeted {
             return Err(QmpError::Closed);
         }
-        drop(state);
         self.execute("qmp_capabilities", Value::Null).await.map(drop)
     }
 

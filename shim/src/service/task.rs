@@ -235,8 +235,10 @@ impl Task for Service {
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
         let id = ContainerId::new(&request.id).map_err(Error::from)?;
         let stats = self.sandbox.stats(&id).await?;
+        let metrics =
+            metrics(&stats, CgroupMode::of_host()).map_err(|error| ttrpc::Error::Others(error.to_string()))?;
         Ok(StatsResponse {
-            stats: Some(metrics(&stats, CgroupMode::of_host())).into(),
+            stats: Some(metrics).into(),
             ..Default::default()
         })
     }
