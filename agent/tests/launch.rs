@@ -1,4 +1,6 @@
 //! Containers and execs that the launcher starts on this machine, as root: what their programs see.
+// Clippy exempts test functions from these, but not the helpers that they share.
+#![allow(clippy::panic, clippy::unwrap_used)]
 
 use std::{
     fs::File,

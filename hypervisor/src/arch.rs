@@ -45,14 +45,23 @@ impl Arch {
     }
 }
 
-/// The kernel parameter that spares a guest under TCG the calibration of its time stamp counter, which is the host's.
-/// Under KVM the guest is told by paravirtualization.
-pub(crate) fn clock_parameter(accel: Accel) -> Option<String> {
+/// The kernel parameters that a guest needs because its CPU is emulated; none under KVM.
+///
+/// - `tsc_early_khz`: spares it the calibration of its time stamp counter, which is the host's. Under KVM the guest is
+///   told by paravirtualization.
+/// - `no_timer_check`: under load the emulated timer is late, which the check takes for a broken one and panics.
+/// - `init_on_alloc=1`: TCG notices that translated code is out of date by the guest's own writes. virtiofsd writes file
+///   pages into the guest's memory behind its back, so a page that once held code and is used again would run as the old
+///   code. With this the guest itself overwrites each page before it is used again.
+pub(crate) fn emulation_parameters(accel: Accel) -> Vec<String> {
     match accel {
-        Accel::Kvm => None,
+        Accel::Kvm => Vec::new(),
         Accel::Tcg => {
-            let khz = crate::sys::tsc_khz().or_else(|| tsc_khz_of_a_guest(&cpuinfo()?))?;
-            Some(format!("tsc_early_khz={khz}"))
+            let khz = crate::sys::tsc_khz().or_else(|| tsc_khz_of_a_guest(&cpuinfo()?));
+            khz.map(|khz| format!("tsc_early_khz={khz}"))
+                .into_iter()
+                .chain(["no_timer_check", "init_on_alloc=1"].map(String::from))
+                .collect()
         }
     }
 }

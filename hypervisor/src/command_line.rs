@@ -27,7 +27,7 @@ pub(crate) fn build(
     let mut words = vec![format!("console={}", arch.console)];
     // A panic restarts at once, and a restart ends QEMU.
     words.extend([String::from("panic=-1"), arch.kernel_params.to_owned()]);
-    words.extend(arch::clock_parameter(accel));
+    words.extend(arch::emulation_parameters(accel));
     if !config.enable_debug {
         // Each line on the console costs visible time.
         words.push(String::from("quiet"));

@@ -104,7 +104,7 @@ fn carry_out(channel: &ChildEnd, told: &Instructions) -> Result<()> {
             File::from(announced)
                 .read_exact(&mut [0])
                 .or_fail(|| "the process was not announced")?;
-            prepare_and_execute(channel, told, taken, streams)
+            prepare_and_execute(channel, told, taken.as_ref(), streams)
         }
     }
 }
@@ -151,12 +151,12 @@ fn cgroup_directory(procs: &OwnedFd) -> Result<PathBuf> {
 fn prepare_and_execute(
     channel: &ChildEnd,
     told: &Instructions,
-    taken: Option<Taken<'_>>,
+    taken: Option<&Taken<'_>>,
     streams: [OwnedFd; 3],
 ) -> Result<()> {
     rustix::process::setsid().or_fail(|| "cannot begin a session")?;
     attributes::join_keyring(&told.id)?;
-    if let Some(taken) = &taken {
+    if let Some(taken) = taken {
         furnish(told, taken)?;
     }
     let (streams, master) = match &told.stdio {
@@ -173,7 +173,7 @@ fn prepare_and_execute(
     wait_at_the_gate(channel, master.as_ref().map(AsFd::as_fd))?;
     drop(master);
 
-    let bundle = taken.as_ref().map_or(Path::new("/"), |taken| &taken.bundle);
+    let bundle = taken.map_or(Path::new("/"), |taken| &taken.bundle);
     if taken.is_some() {
         let hooks = hooks_of(&told.spec, Hooks::start_container);
         hooks::run(

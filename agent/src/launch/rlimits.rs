@@ -56,7 +56,7 @@ pub(super) fn set(wanted: &[PosixRlimit]) -> Result<()> {
 
 /// A default that is more than the process may have gives way to the limit that is there.
 fn set_default(resource: Resource, limit: Rlimit) -> Result<()> {
-    match setrlimit(resource, limit.clone()) {
+    match setrlimit(resource, limit) {
         Err(Errno::PERM) => {
             let maximum = getrlimit(resource).maximum;
             let current = match (limit.current, maximum) {
