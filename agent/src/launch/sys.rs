@@ -53,10 +53,24 @@ pub(super) fn mount_setattr(
 }
 
 /// Gives every signal its default action again: an ignored one would stay ignored in the program.
+///
+/// By the kernel's own call: the C library keeps two signals to itself, which may be ignored all the same.
 pub(super) fn reset_signal_actions() {
-    for signal in 1..=libc::SIGRTMAX() {
-        // SAFETY: SIG_DFL is a valid action. SIGKILL, SIGSTOP and the C library's own refuse it, harmlessly.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    const LAST_SIGNAL: libc::c_int = 64;
+    const SIGNAL_SET_SIZE: usize = 8;
+    // The kernel's sigaction: handler, flags, restorer and mask. All zeroes is SIG_DFL without flags.
+    let default = [0_u64; 4];
+    for signal in 1..=LAST_SIGNAL {
+        // SAFETY: the kernel reads one sigaction, which is not larger than the array. SIGKILL and SIGSTOP refuse it.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null_mut::<u64>(),
+                SIGNAL_SET_SIZE,
+            )
+        };
     }
 }
 

@@ -67,6 +67,7 @@ impl<'a> Root<'a> {
 
     /// The file, made empty with all that leads to it where it is missing.
     pub(super) fn file(self, path: &Path) -> io::Result<OwnedFd> {
+        let path = &Path::new("/").join(components(path).iter().collect::<PathBuf>());
         match self.find(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let (parent, name) = self.parent(path)?;

@@ -1,0 +1,354 @@
+//! Containers and execs that the launcher starts on this machine, as root: what their programs see.
+
+use std::{
+    fs::File,
+    io::Read,
+    os::fd::{AsRawFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    sys::{
+        prctl,
+        wait::{WaitStatus, waitpid},
+    },
+    unistd::Pid,
+};
+use oci_spec::runtime::{Process, Spec};
+use serde_json::{Value, json};
+use tatami_agent::launch::{LaunchError, LaunchRequest, Launched, Stdio, Target, launch_by};
+
+const AGENT: &str = env!("CARGO_BIN_EXE_tatami-agent");
+
+/// A busybox image, and a cgroup, for one container.
+struct Bench {
+    image: tempfile::TempDir,
+    cgroup: PathBuf,
+    parent: PathBuf,
+}
+
+impl Bench {
+    fn new() -> Self {
+        // Orphans come to the test as they come to the agent.
+        prctl::set_child_subreaper(true).unwrap();
+        let image = tempfile::tempdir().unwrap();
+        let bin = image.path().join("rootfs/bin");
+        std::fs::create_dir_all(&bin).unwrap();
+        std::fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
+        for applet in [
+            "sh", "cat", "id", "ls", "true", "mkdir", "readlink", "sleep", "test", "grep", "tty",
+        ] {
+            std::os::unix::fs::symlink("busybox", bin.join(applet)).unwrap();
+        }
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        let tree = mounts
+            .lines()
+            .find(|line| line.split(' ').nth(2) == Some("cgroup2"))
+            .unwrap();
+        let tree = PathBuf::from(tree.split(' ').nth(1).unwrap());
+        let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();
+        let own = own
+            .lines()
+            .find_map(|line| line.strip_prefix("0::/"))
+            .unwrap()
+            .to_owned();
+        let cgroup = tree.join(format!(
+            "tatami-test-{}",
+            image.path().file_name().unwrap().to_str().unwrap()
+        ));
+        std::fs::create_dir(&cgroup).unwrap();
+        Self {
+            image,
+            cgroup,
+            parent: tree.join(own),
+        }
+    }
+
+    fn spec(&self, script: &str, change: impl FnOnce(&mut Value)) -> Box<Spec> {
+        let namespaces = ["pid", "mount", "ipc", "uts", "network", "cgroup"].map(|kind| json!({ "type": kind }));
+        let mut spec = json!({
+            "ociVersion": "1.1.0", "hostname": "tatami",
+            "root": { "path": self.image.path().join("rootfs") },
+            "process": process(script),
+            "mounts": [
+                { "destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"] },
+                { "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=65536k"] },
+                { "destination": "/dev/pts", "type": "devpts", "source": "devpts",
+                  "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"] },
+                { "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro", "nosuid"] },
+            ],
+            "linux": { "namespaces": namespaces, "maskedPaths": ["/proc/kcore", "/proc/scsi", "/no/such"],
+                       "readonlyPaths": ["/proc/sys"] },
+        });
+        change(&mut spec);
+        Box::new(serde_json::from_value(spec).unwrap())
+    }
+
+    async fn launch(&self, target: Target, stdio: Stdio) -> Result<Launched, LaunchError> {
+        let procs = |directory: &Path| -> OwnedFd {
+            File::options()
+                .write(true)
+                .open(directory.join("cgroup.procs"))
+                .unwrap()
+                .into()
+        };
+        let (cgroup, agent_cgroup) = (procs(&self.cgroup), procs(&self.parent));
+        launch_by(
+            Path::new(AGENT),
+            LaunchRequest {
+                id: "box".into(),
+                target,
+                stdio,
+                cgroup,
+                agent_cgroup,
+            },
+        )
+        .await
+    }
+
+    /// Runs a whole program: what it printed, and its exit code.
+    async fn run(&self, target: Target) -> Result<(String, i32), LaunchError> {
+        let (mut output, stdio) = piped();
+        let launched = self.launch(target, stdio).await?;
+        launched.gate.open().await?;
+        let mut text = String::new();
+        output.read_to_string(&mut text).unwrap();
+        Ok((text, wait(launched.pid)))
+    }
+
+    async fn run_script(&self, script: &str, change: impl FnOnce(&mut Value)) -> (String, i32) {
+        self.run(Target::Container {
+            spec: self.spec(script, change),
+            join: Vec::new(),
+        })
+        .await
+        .unwrap()
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.cgroup);
+    }
+}
+
+fn process(script: &str) -> Value {
+    json!({ "args": ["sh", "-c", script], "cwd": "/made/here", "env": ["PATH=/bin"], "user": { "uid": 0, "gid": 0 },
+            "capabilities": { "bounding": ["CAP_CHOWN"], "effective": ["CAP_CHOWN"], "permitted": ["CAP_CHOWN"] } })
+}
+
+fn piped() -> (File, Stdio) {
+    let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
+    let stderr = write.try_clone().unwrap();
+    (
+        read.into(),
+        Stdio::Pipes {
+            stdin: None,
+            stdout: Some(write),
+            stderr: Some(stderr),
+        },
+    )
+}
+
+fn wait(pid: Pid) -> i32 {
+    match waitpid(pid, None).unwrap() {
+        WaitStatus::Exited(_, code) => code,
+        WaitStatus::Signaled(_, signal, _) => 128 + signal as i32,
+        other => panic!("unexpected end: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_container_has_its_own_root_namespaces_and_directory() {
+    let bench = Bench::new();
+    let (text, code) = bench
+        .run_script(
+            "echo $$ $HOME; cat /proc/sys/kernel/hostname; pwd; ls /; exit 7",
+            |_| (),
+        )
+        .await;
+    assert_eq!(code, 7, "{text}");
+    assert_eq!(text, "1 /\ntatami\n/made/here\nbin\ndev\nmade\nproc\nsys\n");
+}
+
+#[tokio::test]
+async fn the_root_of_its_cgroup_namespace_is_its_cgroup() {
+    let bench = Bench::new();
+    let (text, code) = bench
+        .run_script("grep ^0: /proc/self/cgroup; cat /sys/fs/cgroup/cgroup.procs", |_| ())
+        .await;
+    assert_eq!((text.lines().next(), code), (Some("0::/"), 0), "{text}");
+    assert!(text.contains("\n1\n"), "{text}");
+}
+
+#[tokio::test]
+async fn a_user_has_its_ids_groups_and_no_more_capabilities_than_asked_for() {
+    let bench = Bench::new();
+    let (text, code) = bench
+        .run_script(
+            "id -u; id -g; id -G; umask; grep -E 'Cap|NoNew' /proc/self/status",
+            |spec| {
+                spec["process"]["user"] = json!({ "uid": 1000, "gid": 100, "additionalGids": [5, 6], "umask": 0o27 });
+                spec["process"]["noNewPrivileges"] = true.into();
+            },
+        )
+        .await;
+    assert_eq!(code, 0, "{text}");
+    assert!(text.starts_with("1000\n100\n100 5 6\n0027\n"), "{text}");
+    assert!(
+        text.contains("CapEff:\t0000000000000000") && text.contains("CapBnd:\t0000000000000001"),
+        "{text}"
+    );
+    assert!(text.contains("NoNewPrivs:\t1"), "{text}");
+}
+
+#[tokio::test]
+async fn seccomp_holds_without_no_new_privs_and_for_a_user() {
+    let bench = Bench::new();
+    let (text, code) = bench
+        .run_script("mkdir /tmp/x; grep -E 'Seccomp:|CapEff|NoNew' /proc/self/status", |spec| {
+            spec["process"]["user"] = json!({ "uid": 1000, "gid": 100 });
+            spec["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ALLOW",
+                "syscalls": [{ "names": ["mkdir", "mkdirat", "capset", "setuid"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38 }] });
+        })
+        .await;
+    assert_eq!(code, 0, "{text}");
+    assert!(
+        text.contains("Function not implemented") && text.contains("Seccomp:\t2"),
+        "{text}"
+    );
+    assert!(
+        text.contains("CapEff:\t0000000000000000") && text.contains("NoNewPrivs:\t0"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn a_missing_program_is_reported_before_the_gate() {
+    let bench = Bench::new();
+    let spec = bench.spec("", |spec| spec["process"]["args"] = json!(["no-such"]));
+    let error = bench
+        .run(Target::Container { spec, join: Vec::new() })
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, LaunchError::Refused(text) if text == "exec: \"no-such\": executable file not found in $PATH"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_user_namespace_maps_its_root() {
+    let bench = Bench::new();
+    std::os::unix::fs::chown(bench.image.path().join("rootfs"), Some(100_000), Some(100_000)).unwrap();
+    std::os::unix::fs::chown(bench.image.path(), Some(100_000), Some(100_000)).unwrap();
+    let (text, code) = bench
+        .run_script(
+            "id -u; cat /proc/self/uid_map; echo x >/dev/null; cat /sys/fs/cgroup/cgroup.procs",
+            |spec| {
+                let map = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
+                spec["linux"]["namespaces"]
+                    .as_array_mut()
+                    .unwrap()
+                    .push(json!({ "type": "user" }));
+                spec["linux"]["uidMappings"] = map.clone();
+                spec["linux"]["gidMappings"] = map;
+            },
+        )
+        .await;
+    assert_eq!(code, 0, "{text}");
+    assert!(text.starts_with("0\n") && text.contains("100000"), "{text}");
+}
+
+#[tokio::test]
+async fn a_link_in_the_image_does_not_lead_a_mount_outside_and_read_only_holds() {
+    let bench = Bench::new();
+    let root = bench.image.path().join("rootfs");
+    std::fs::create_dir(bench.image.path().join("data")).unwrap();
+    std::fs::write(bench.image.path().join("data/file"), "here\n").unwrap();
+    std::os::unix::fs::symlink("../../../../..", root.join("evil")).unwrap();
+    let (text, code) = bench
+        .run_script(
+            "cat /inside/file; echo no >/inside/file; echo no >/file; exit 3",
+            |spec| {
+                spec["root"]["readonly"] = true.into();
+                spec["mounts"].as_array_mut().unwrap().push(
+                json!({ "destination": "/evil/inside", "type": "bind", "source": "data", "options": ["rbind", "ro"] }),
+            );
+            },
+        )
+        .await;
+    assert_eq!(code, 3, "{text}");
+    assert!(
+        text.starts_with("here\n") && text.matches("Read-only file system").count() == 2,
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn an_exec_joins_its_container_and_ends_unopened_with_its_gate() {
+    let bench = Bench::new();
+    let spec = bench.spec("exec sleep 1000", |_| ());
+    let (_output, stdio) = piped();
+    let first = bench
+        .launch(
+            Target::Container {
+                spec: spec.clone(),
+                join: Vec::new(),
+            },
+            stdio,
+        )
+        .await
+        .unwrap();
+    first.gate.open().await.unwrap();
+    let pidfd = || {
+        let pid = rustix::process::Pid::from_raw(first.pid.as_raw()).unwrap();
+        rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap()
+    };
+    let exec = |script: &str| {
+        let mut process = process(script);
+        process["user"] = json!({ "uid": 1000, "gid": 1000 });
+        let process: Process = serde_json::from_value(process).unwrap();
+        Target::Exec {
+            spec: spec.clone(),
+            process: Box::new(process),
+            init: pidfd(),
+        }
+    };
+    let (text, code) = bench
+        .run(exec("cat /proc/sys/kernel/hostname /proc/1/comm; id -u; pwd; exit 4"))
+        .await
+        .unwrap();
+    assert_eq!((text.as_str(), code), ("tatami\nsleep\n1000\n/made/here\n", 4));
+
+    let terminal = bench.launch(exec("tty"), Stdio::Terminal).await.unwrap();
+    let mut master = File::from(terminal.terminal.unwrap());
+    terminal.gate.open().await.unwrap();
+    let mut bytes = [0; 64];
+    let length = master.read(&mut bytes).unwrap();
+    assert_eq!(String::from_utf8_lossy(&bytes[..length]).trim_end(), "/dev/pts/0");
+    assert_eq!(wait(terminal.pid), 0);
+
+    let unopened = bench.launch(exec("true"), piped().1).await.unwrap();
+    let pid = unopened.pid;
+    drop(unopened);
+    assert_eq!(wait(pid), 1);
+    nix::sys::signal::kill(first.pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    assert_eq!(wait(first.pid), 137);
+}
+
+#[tokio::test]
+async fn nothing_of_the_agent_reaches_a_program() {
+    let bench = Bench::new();
+    let leak = File::open("/dev/zero").unwrap();
+    rustix::io::fcntl_setfd(&leak, rustix::io::FdFlags::empty()).unwrap();
+    assert!(leak.as_raw_fd() > 2);
+    let (text, code) = bench
+        .run_script("ls /proc/self/fd; grep -E 'Sig(Blk|Ign)' /proc/self/status", |_| ())
+        .await;
+    assert_eq!(code, 0, "{text}");
+    assert!(
+        text.starts_with("0\n1\n2\n3\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000000000"),
+        "{text}"
+    );
+}
