@@ -27,12 +27,10 @@ impl Sandbox {
     pub(super) fn handle(self: &Arc<Self>, event: What) -> Option<Ending> {
         match event {
             What::Exit(exit) => self.exited(&exit),
-            What::Oom(oom) => {
-                match ContainerId::new(&oom.container_id).and_then(|id| Ok(self.container(&id).map(|_| id))) {
-                    Ok(Ok(id)) => self.publish_oom(&id),
-                    _ => tracing::warn!("the guest reports an OOM of a container that does not exist"),
-                }
-            }
+            What::Oom(oom) => match ContainerId::new(&oom.container_id).map(|id| self.container(&id).map(|_| id)) {
+                Ok(Ok(id)) => self.publish_oom(&id),
+                _ => tracing::warn!("the guest reports an OOM of a container that does not exist"),
+            },
             What::Fatal(reason) => return Some(ended(&format!("the agent gave up: {}", printable(&reason, 2048)))),
             // The generated enum is open for variants of a newer agent.
             _ => tracing::warn!("the guest reports something unknown"),
