@@ -61,7 +61,8 @@ fn a_start_without_a_bundle_fails_with_the_path() {
     let output = shim(
         bundle.path(),
         &["-namespace", "default", "-address", "/c", "-id", "nothing", "start"],
-    );
+    )
+    .unwrap();
     assert!(!output.status.success() && output.stdout.is_empty());
     assert!(String::from_utf8(output.stderr).unwrap().contains("config.json"));
 }
