@@ -19,16 +19,19 @@ pub(super) struct Hold {
 /// stdin's FIFO.
 pub(super) struct Input {
     receiver: pipe::Receiver,
-    hold: Hold,
+    hold: Option<Hold>,
 }
 
 impl Input {
     /// Opens the FIFO; none if the path is empty.
     ///
-    /// It is opened without waiting for a writer. A writing end of our own keeps it from ending when a client
-    /// detaches and another attaches: it ends when CloseIO has let go of ours and the client has closed its own
-    /// (fifo(7): end of file comes with the last writer).
-    pub(super) fn open(uri: &str) -> Result<Option<Self>, StreamError> {
+    /// It is opened without waiting for a writer, and ends with the last writer (fifo(7)); before the first one came it
+    /// has not ended. That is how `echo x | ctr run …` ends its container's stdin: ctr has read all there is before the
+    /// task exists, and then calls CloseIO for nobody.
+    ///
+    /// A terminal outlives its clients: one detaches and another attaches. A writing end of our own holds off its end
+    /// until CloseIO.
+    pub(super) fn open(uri: &str, terminal: bool) -> Result<Option<Self>, StreamError> {
         let Some(path) = plain_path(uri)? else {
             return Ok(None);
         };
@@ -38,14 +41,16 @@ impl Input {
             source,
         };
         let receiver = pipe::OpenOptions::new().open_receiver(&path).map_err(failed)?;
-        let sender = pipe::OpenOptions::new().open_sender(&path).map_err(failed)?;
-        Ok(Some(Self {
-            receiver,
-            hold: Hold { _sender: sender },
-        }))
+        let hold = if terminal {
+            let sender = pipe::OpenOptions::new().open_sender(&path).map_err(failed)?;
+            Some(Hold { _sender: sender })
+        } else {
+            None
+        };
+        Ok(Some(Self { receiver, hold }))
     }
 
-    pub(super) fn into_parts(self) -> (pipe::Receiver, Hold) {
+    pub(super) fn into_parts(self) -> (pipe::Receiver, Option<Hold>) {
         (self.receiver, self.hold)
     }
 }
@@ -148,6 +153,7 @@ fn absolute(uri: &str, path: &str) -> Result<PathBuf, StreamError> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use tokio::io::AsyncReadExt as _;
 
     proptest! {
         #[test]
@@ -156,6 +162,45 @@ mod tests {
                 prop_assert!(path.is_absolute());
             }
         }
+    }
+
+    fn fifo(directory: &tempfile::TempDir) -> String {
+        let path = directory.path().join("stdin");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    #[tokio::test]
+    async fn stdin_ends_with_its_last_writer_and_not_before_its_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = fifo(&directory);
+        let (mut stdin, hold) = Input::open(&path, false).unwrap().unwrap().into_parts();
+        assert!(hold.is_none());
+        let mut byte = [0];
+        let early = tokio::time::timeout(std::time::Duration::from_millis(50), stdin.read(&mut byte)).await;
+        assert!(early.is_err(), "{early:?}");
+        let writer = tokio::task::spawn_blocking(move || std::fs::write(path, "x"));
+        let mut text = String::new();
+        stdin.read_to_string(&mut text).await.unwrap();
+        writer.await.unwrap().unwrap();
+        assert_eq!(text, "x");
+    }
+
+    #[tokio::test]
+    async fn a_terminal_outlives_its_client_until_it_is_let_go() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = fifo(&directory);
+        let (mut stdin, hold) = Input::open(&path, true).unwrap().unwrap().into_parts();
+        tokio::task::spawn_blocking(move || std::fs::write(path, "x"))
+            .await
+            .unwrap()
+            .unwrap();
+        let mut byte = [0];
+        stdin.read_exact(&mut byte).await.unwrap();
+        let end = tokio::time::timeout(std::time::Duration::from_millis(50), stdin.read(&mut byte)).await;
+        assert!(end.is_err(), "{end:?}");
+        drop(hold);
+        assert_eq!(stdin.read(&mut byte).await.unwrap(), 0);
     }
 
     #[test]

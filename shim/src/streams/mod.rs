@@ -124,7 +124,7 @@ impl Prepared {
             terminal: None,
             logger: None,
         };
-        let input = Input::open(&paths.stdin)?;
+        let input = Input::open(&paths.stdin, paths.terminal)?;
         let (stdout, stderr) = match logger::parse(&paths.stdout)? {
             Some(command) => {
                 let (logger, stdout, stderr) = Logger::spawn(command, container, namespace).await?;
@@ -201,7 +201,7 @@ impl Prepared {
 }
 
 struct Stdin {
-    /// Our own writing end of the FIFO: it holds off the end of file until CloseIO.
+    /// Our own writing end of a terminal's FIFO: it holds off the end of file until CloseIO.
     hold: Option<Hold>,
     task: JoinHandle<()>,
     length: Option<oneshot::Receiver<u64>>,
@@ -226,7 +226,7 @@ impl Streams {
         let (source, hold) = input.into_parts();
         let task = tokio::spawn(copy::input(source, connection, tell));
         self.stdin = Mutex::new(Some(Stdin {
-            hold: Some(hold),
+            hold,
             task,
             length: Some(length),
         }));
