@@ -19,6 +19,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use oci_spec::runtime::Spec;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use crate::cgroup::{self, Cgroup};
@@ -29,6 +30,7 @@ use crate::ids::{ContainerId, ExecId};
 use crate::oom::OomReporter;
 use crate::process::Process;
 use crate::reaper::Reaper;
+pub(crate) use launching::Joined;
 use phase::Life;
 pub(crate) use phase::{Phase, Verb};
 
@@ -63,6 +65,8 @@ pub(crate) struct Container {
     oom_task: AbortHandle,
     services: Services,
     state: Mutex<State>,
+    /// Whether its first process has ended: no exec may be under way any longer then.
+    stopped: watch::Sender<bool>,
 }
 
 impl Drop for Container {
@@ -116,6 +120,7 @@ impl Container {
                 life: Life::Creating,
                 processes: HashMap::new(),
             }),
+            stopped: watch::Sender::new(false),
         })
     }
 

@@ -12,8 +12,8 @@ use std::{
 
 use oci_spec::runtime::{ContainerState, Hook, Spec, StateBuilder};
 use rustix::{
-    fs::MemfdFlags,
     event::{PollFd, PollFlags, Timespec, poll},
+    fs::MemfdFlags,
     process::{Pid, PidfdFlags, pidfd_open},
 };
 
@@ -44,7 +44,9 @@ pub(super) fn run(
         .build()
         .map_err(|why| Fault::internal("cannot write the container's state for its hooks", why))?;
     let state = serde_json::to_vec(&state).map_err(|why| Fault::internal("cannot write the container's state", why))?;
-    hooks.iter().try_for_each(|hook| run_one(kind, hook, &state_file(&state)?))
+    hooks
+        .iter()
+        .try_for_each(|hook| run_one(kind, hook, &state_file(&state)?))
 }
 
 /// The state as a file: a hook need not read it, and a pipe that is full would wait for it to.
