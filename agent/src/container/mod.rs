@@ -99,9 +99,12 @@ impl Container {
         services: Services,
         cgroup: Arc<Cgroup>,
     ) -> Result<Self, cgroup::Error> {
-        if let Some(resources) = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) {
+        let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+        if let Some(resources) = resources {
             cgroup.apply(resources)?;
         }
+        let devices = resources.and_then(|resources| resources.devices().as_deref());
+        cgroup.restrict_devices(devices.unwrap_or_default())?;
         let changes = cgroup.oom_changes()?;
         let oom = Arc::new(OomReporter::new(
             id.clone(),
