@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use config::Hypervisor;
 
-use crate::boot::BootError;
+use crate::boot::{BootError, NetworkNamespace};
 use crate::children::{Child, ChildName, Program, spawn};
 use crate::files::SocketFile;
 use crate::sys::number;
@@ -42,7 +42,7 @@ pub(crate) async fn start(
         child: ChildName::Virtiofsd,
         path: program,
         args: args(config, shared_dir, number(listener.as_fd())),
-        netns: None,
+        netns: NetworkNamespace::Inherited,
         cgroup_procs,
         pass: vec![listener],
     };

@@ -6,8 +6,8 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hypervisor::VmRequest;
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use hypervisor::{NetworkNamespace, VmRequest};
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
 use protocol::agent::{SandboxSetup, Share};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
@@ -79,7 +79,7 @@ pub async fn serve(listener: UnixListener, context: ServerContext) -> Result<Exi
 async fn serve_sandbox(listener: UnixListener, context: ServerContext) -> Result<ExitReason, ServerError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(ServerError::Listen)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServerError::Listen)?;
-    let events = Publisher::start(&context.containerd.ttrpc_address, context.namespace.as_str());
+    let events = Publisher::start(&context.ttrpc_address, context.namespace.as_str());
     let sandbox = start_sandbox(&context, events.clone())?;
     let shutdown = Arc::new(Notify::new());
     let service = Service::new(Arc::clone(&sandbox), Arc::clone(&shutdown));
@@ -110,12 +110,7 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
     let cgroups_path = linux.and_then(|linux| linux.cgroups_path().clone());
     let cgroup = HostCgroup::create(cgroups_path.as_deref(), &context.id);
     let namespaces = linux.and_then(|linux| linux.namespaces().as_ref());
-    let netns = namespaces.and_then(|namespaces| {
-        let network = namespaces
-            .iter()
-            .find(|namespace| namespace.typ() == LinuxNamespaceType::Network);
-        network.and_then(|namespace| namespace.path().clone())
-    });
+    let netns = network_namespace(namespaces.map_or(&[], Vec::as_slice));
     let mut state = SandboxState::new(&context.namespace, &context.id);
     state.shim = ProcessRef::own();
     state.cgroups = cgroup.directories().to_vec();
@@ -160,6 +155,19 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         patience: PATIENCE,
     };
     Ok(Sandbox::start(parts, plan))
+}
+
+/// Where QEMU runs. A network namespace without a path is a new one (OCI runtime spec, config-linux.md, "Namespaces"):
+/// Docker's createRuntime hook enters it by QEMU's pid and puts the network there.
+fn network_namespace(namespaces: &[LinuxNamespace]) -> NetworkNamespace {
+    let network = namespaces
+        .iter()
+        .find(|namespace| namespace.typ() == LinuxNamespaceType::Network);
+    match network.map(|namespace| namespace.path().clone().filter(|path| !path.as_os_str().is_empty())) {
+        None => NetworkNamespace::Inherited,
+        Some(Some(path)) => NetworkNamespace::At(path),
+        Some(None) => NetworkNamespace::New,
+    }
 }
 
 /// The file, then the sandbox's annotations.

@@ -94,16 +94,7 @@ fn launch(
     let program = std::env::current_exe().map_err(StartError::Spawn)?;
     let mut command = Command::new(program);
     command
-        .args([
-            "-namespace",
-            arguments.namespace.as_str(),
-            "-id",
-            sandbox.as_str(),
-            "-address",
-            &arguments.address,
-        ])
-        .arg("-publish-binary")
-        .arg(&arguments.publish_binary)
+        .args(["-namespace", arguments.namespace.as_str(), "-id", sandbox.as_str()])
         .arg("-bundle")
         .arg(bundle)
         .arg("-socket")
