@@ -78,6 +78,24 @@ async fn a_host_that_reads_nothing_stops_the_process_and_not_the_other_stream() 
 }
 
 #[tokio::test]
+async fn a_host_that_has_gone_away_holds_no_exit() {
+    let (pipe, host, mut streams) = stdout(1);
+    rustix::io::write(&pipe, &[0; 4096]).unwrap();
+    drop((pipe, host));
+    let lengths = timeout(LONG, streams.process_ended().lengths()).await.unwrap();
+    assert_eq!(lengths, (4096, 0));
+}
+
+#[tokio::test]
+async fn a_delete_ends_the_wait_for_a_host_that_reads_nothing() {
+    let (pipe, _deaf, mut streams) = stdout(1);
+    rustix::io::write(&pipe, &[0; 4096]).unwrap();
+    let lengths = tokio::spawn(streams.process_ended().lengths());
+    drop((pipe, streams));
+    assert_eq!(timeout(LONG, lengths).await.unwrap().unwrap(), (0, 0));
+}
+
+#[tokio::test]
 async fn the_connection_stays_open_until_the_host_closes_it() {
     let (pipe, mut host, mut streams) = stdout(4096);
     drop(pipe);
