@@ -83,12 +83,12 @@ async fn a_hook_may_ignore_a_state_that_no_pipe_holds() {
 #[tokio::test]
 async fn a_hook_that_fails_or_takes_too_long_ends_the_launch() {
     let bench = Bench::new();
-    let fails = hook(&bench, "fails", "exit 3");
+    let fails = hook(&bench, "fails", "echo the reason >&2; exit 3");
     let error = launch(&bench, json!({ "createContainer": [{ "path": fails }] }))
         .await
         .unwrap_err();
     assert!(
-        matches!(&error, LaunchError::Refused(text) if text.contains("createContainer hook") && text.contains("3")),
+        matches!(&error, LaunchError::Refused(text) if text.contains("createContainer hook") && text.ends_with("3, stderr: the reason")),
         "{error}"
     );
     let hangs = hook(&bench, "hangs", "exec sleep 1000");
