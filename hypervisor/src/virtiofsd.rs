@@ -66,7 +66,7 @@ fn args(config: &Hypervisor, shared_dir: &Path, listener: i32) -> Vec<OsString> 
     // With file handles it needs a directory or a file of each mount to open them by, so that a socket, which is a mount of
     // its own here, is EIO for the guest. Without them it also gives up CAP_DAC_READ_SEARCH.
     if !names(&config.virtio_fs_extra_args, "--inode-file-handles") {
-        option("--inode-file-handles", "never".into());
+        args.push("--inode-file-handles=never".into());
     }
     args.extend(config.virtio_fs_extra_args.iter().map(OsString::from));
     args
@@ -92,7 +92,7 @@ mod tests {
         };
         let args = args(&config, Path::new("/run/x/shared"), 9);
         let expected = "--fd 9 --shared-dir /run/x/shared --cache auto --sandbox namespace --log-level warn \
-                        --inode-file-handles never --thread-pool-size=1";
+                        --inode-file-handles=never --thread-pool-size=1";
         assert_eq!(args.join(std::ffi::OsStr::new(" ")), expected);
     }
 

@@ -81,6 +81,7 @@ impl Container {
     /// # Errors
     /// The cgroup cannot be made as the specification asks.
     pub(crate) async fn new(id: ContainerId, spec: Spec, services: Services) -> Result<Self, Error> {
+        warn_of_labels(&id, &spec);
         let in_cgroup = |source| Error::Cgroup { id: id.clone(), source };
         let cgroup = Arc::new(Cgroup::create(&id).map_err(in_cgroup)?);
         match Self::with_cgroup(id.clone(), spec, services, Arc::clone(&cgroup)) {
@@ -159,6 +160,30 @@ impl Container {
         match state.processes.get(exec) {
             Some(Slot::Process(process)) => Ok(process),
             Some(Slot::Launching) | None => Err(Error::NoProcess(self.id.clone(), exec.clone())),
+        }
+    }
+}
+
+/// The guest's kernel has neither AppArmor nor SELinux: the host's policy binds the whole virtual machine instead.
+fn warn_of_labels(id: &ContainerId, spec: &Spec) {
+    let process = spec.process().as_ref();
+    let asked = [
+        (
+            "apparmorProfile",
+            process.and_then(|process| process.apparmor_profile().as_deref()),
+        ),
+        (
+            "selinuxLabel",
+            process.and_then(|process| process.selinux_label().as_deref()),
+        ),
+        (
+            "mountLabel",
+            spec.linux().as_ref().and_then(|linux| linux.mount_label().as_deref()),
+        ),
+    ];
+    for (field, label) in asked {
+        if let Some(label) = label.filter(|label| !label.is_empty() && *label != "unconfined") {
+            tracing::warn!(container = %id, field, label, "has no effect in the guest");
         }
     }
 }

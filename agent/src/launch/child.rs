@@ -197,8 +197,9 @@ fn prepare_and_execute(
     // From here on the container pays, and its limits hold.
     namespaces::enter_cgroup(&told.cgroup)?;
     if let Some(filter) = &filter {
-        seccomp::load(filter)?;
+        filter.load()?;
     }
+    // Where the filter forbids `write`, nobody hears why the program cannot be executed: exit status 1 is all there is.
     Err(program.execute())
 }
 
@@ -263,10 +264,7 @@ fn finish_tree(told: &Instructions) -> Result<()> {
 }
 
 /// Limits, user and capabilities; the program is looked up by who will execute it.
-fn assume_identity(
-    told: &Instructions,
-    streams: &[OwnedFd; 3],
-) -> Result<(Program, Option<libseccomp::ScmpFilterContext>)> {
+fn assume_identity(told: &Instructions, streams: &[OwnedFd; 3]) -> Result<(Program, Option<seccomp::Filter>)> {
     let process = &told.process;
     let linux = told.spec.linux().as_ref();
     attributes::set_personality(linux.and_then(|linux| linux.personality().as_ref()))?;

@@ -3,7 +3,7 @@
 
 use std::{
     fs::File,
-    io::{Seek, Write},
+    io::{Read, Seek, Write},
     os::unix::process::CommandExt,
     path::Path,
     process::{Child, Command, Stdio},
@@ -21,6 +21,9 @@ use super::{
     fault::{Context, Fault, Result},
     sys,
 };
+
+/// Most of a hook's standard error that is handed on, in bytes.
+const MAX_COMPLAINT: u64 = 1024;
 
 /// Runs hooks in order with the container's state on their standard input; the first that fails ends the launch.
 pub(super) fn run(
@@ -44,24 +47,24 @@ pub(super) fn run(
         .build()
         .map_err(|why| Fault::internal("cannot write the container's state for its hooks", why))?;
     let state = serde_json::to_vec(&state).map_err(|why| Fault::internal("cannot write the container's state", why))?;
-    hooks
-        .iter()
-        .try_for_each(|hook| run_one(kind, hook, &state_file(&state)?))
+    hooks.iter().try_for_each(|hook| run_one(kind, hook, &file(&state)?))
 }
 
-/// The state as a file: a hook need not read it, and a pipe that is full would wait for it to.
-fn state_file(state: &[u8]) -> Result<File> {
+/// A file in memory, from its beginning. A hook need not read its state, and nobody reads what it says before it ends: a
+/// pipe that is full would wait for that.
+fn file(content: &[u8]) -> Result<File> {
     let write = || -> std::io::Result<File> {
-        let mut file = File::from(rustix::fs::memfd_create("state", MemfdFlags::CLOEXEC)?);
-        file.write_all(state)?;
+        let mut file = File::from(rustix::fs::memfd_create("hook", MemfdFlags::CLOEXEC)?);
+        file.write_all(content)?;
         file.rewind()?;
         Ok(file)
     };
-    write().or_fail(|| "cannot write the container's state for its hooks")
+    write().or_fail(|| "cannot make a file for a hook")
 }
 
 fn run_one(kind: &str, hook: &Hook, told: &File) -> Result<()> {
     let what = || format!("{kind} hook {}", hook.path().display());
+    let said = file(&[])?;
     let mut command = Command::new(hook.path());
     if let Some((name, rest)) = hook.args().as_deref().and_then(<[String]>::split_first) {
         command.arg0(name).args(rest);
@@ -77,7 +80,7 @@ fn run_one(kind: &str, hook: &Hook, told: &File) -> Result<()> {
         .envs(environment)
         .stdin(Stdio::from(told.try_clone().or_fail(what)?))
         .stdout(Stdio::null())
-        .stderr(Stdio::null());
+        .stderr(Stdio::from(said.try_clone().or_fail(what)?));
     sys::die_with_parent(&mut command);
     let mut child = command.spawn().or_refuse(what)?;
     if let Some(seconds) = hook.timeout().and_then(|seconds| u64::try_from(seconds).ok()) {
@@ -87,7 +90,20 @@ fn run_one(kind: &str, hook: &Hook, told: &File) -> Result<()> {
     if status.success() {
         Ok(())
     } else {
-        Err(Fault::refused(what(), status))
+        Err(Fault::refused(what(), format_args!("{status}{}", complaint(said))))
+    }
+}
+
+/// What the hook had to say about its failure.
+fn complaint(mut said: File) -> String {
+    let mut text = Vec::new();
+    match said
+        .rewind()
+        .and_then(|()| said.take(MAX_COMPLAINT).read_to_end(&mut text))
+    {
+        Ok(1..) => format!(", stderr: {}", String::from_utf8_lossy(&text).trim_end()),
+        // It said nothing, or nothing that can be had: its status stands alone.
+        Ok(0) | Err(_) => String::new(),
     }
 }
 

@@ -25,6 +25,7 @@ mod instructions;
 mod masked;
 mod mounts;
 mod namespaces;
+mod newer_calls;
 mod options;
 mod program;
 mod rlimits;

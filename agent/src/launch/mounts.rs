@@ -12,8 +12,8 @@ use oci_spec::runtime::{Mount, Spec};
 use rustix::{
     fs::OFlags,
     mount::{
-        FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount,
-        fsopen,
+        FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, fsconfig_create, fsconfig_reconfigure,
+        fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, fspick,
     },
 };
 
@@ -70,6 +70,7 @@ fn prepare_one<'a>(mount: &'a Mount, bundle: &Path, cgroup: &Path, cgroup_namesp
         return Err(refusal(mount, format_args!("{option} is not supported")));
     }
     let source = match kind(mount) {
+        _ if options.remount => None,
         "cgroup" if !cgroup_namespace => Some((cgroup.to_owned(), true)),
         "bind" => Some((bind_source(mount, bundle)?, options.bind.unwrap_or(false))),
         _ if options.bind.is_some() => Some((bind_source(mount, bundle)?, options.bind.unwrap_or(false))),
@@ -129,6 +130,7 @@ pub(super) fn carry_out(root: Root<'_>, mounts: &[Prepared<'_>]) -> Result<()> {
         };
         match &prepared.source {
             Some(source) => bind(root, prepared, source)?,
+            None if prepared.options.remount => remount(root, prepared).or_refuse(what)?,
             None => {
                 let target = target_directory(root, prepared.mount)?;
                 let mount = file_system(prepared, &target)?;
@@ -154,6 +156,28 @@ fn bind(root: Root<'_>, prepared: &Prepared<'_>, source: &OwnedFd) -> Result<()>
     let target = target.or_refuse(|| format!("cannot make the mount point {}", destination.display()))?;
     guard_proc(&target, prepared.mount)?;
     tree::attach(source, &target).or_refuse(what)
+}
+
+/// Changes what is mounted at the destination: the mount's attributes alone where it is a bind, as mount(8) has it, and
+/// the file system's parameters, too, where it is not.
+fn remount(root: Root<'_>, prepared: &Prepared<'_>) -> std::io::Result<()> {
+    let options = &prepared.options;
+    let target = root.find(prepared.mount.destination())?;
+    if options.bind.is_none() && !options.data.is_empty() {
+        let context = fspick(
+            &target,
+            "",
+            FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH,
+        )?;
+        for parameter in &options.data {
+            match parameter.split_once('=') {
+                Some((key, value)) => fsconfig_set_string(&context, key, value),
+                None => fsconfig_set_flag(&context, parameter.as_str()),
+            }?;
+        }
+        fsconfig_reconfigure(&context)?;
+    }
+    tree::apply(&target, options)
 }
 
 fn target_directory(root: Root<'_>, mount: &Mount) -> Result<OwnedFd> {

@@ -37,6 +37,8 @@ pub(super) struct Options {
     pub(super) propagation: Vec<(u64, bool)>,
     /// A bind mount; with what is mounted below its source?
     pub(super) bind: Option<bool>,
+    /// Nothing new is mounted: what is mounted there changes.
+    pub(super) remount: bool,
     /// A tmpfs that begins with what the directory below it holds (an extension that runc has, too).
     pub(super) copy_up: bool,
     /// Parameters of the file system: `key` or `key=value`.
@@ -61,7 +63,8 @@ impl Options {
             "bind" => self.bind = Some(self.bind.unwrap_or(false)),
             "rbind" => self.bind = Some(true),
             "tmpcopyup" => self.copy_up = true,
-            "remount" | "idmap" | "ridmap" => self.unsupported = Some(option.to_owned()),
+            "remount" => self.remount = true,
+            "idmap" | "ridmap" => self.unsupported = Some(option.to_owned()),
             _ => {
                 if let Some(change) = attribute(option) {
                     self.here.change(change);

@@ -1,4 +1,12 @@
 //! The seccomp filter of a specification (config-linux.md "Seccomp"; seccomp(2)).
+//!
+//! libseccomp writes the program; it is loaded here and not by the library, as another one comes before it
+//! ([`newer_calls`]).
+
+use std::{
+    fs::File,
+    io::{self, Read, Seek},
+};
 
 use libseccomp::{
     ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall, error::SeccompError,
@@ -7,10 +15,30 @@ use oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag, LinuxSeccompOperator,
 };
 
-use super::fault::{Fault, Result};
+use rustix::fs::MemfdFlags;
 
-/// The filter, ready to be loaded by [`load`] as the last thing before the program.
-pub(super) fn build(wanted: &LinuxSeccomp) -> Result<ScmpFilterContext> {
+use super::{
+    fault::{Context, Fault, Result},
+    newer_calls, sys,
+};
+
+/// A filter that is ready to be loaded, as the last thing before the program.
+#[derive(Debug)]
+pub(super) struct Filter {
+    program: Vec<libc::sock_filter>,
+    /// SECCOMP_FILTER_FLAG_*.
+    flags: libc::c_ulong,
+}
+
+impl Filter {
+    /// Puts it in force for the calling process.
+    pub(super) fn load(&self) -> Result<()> {
+        sys::set_seccomp_filter(&self.program, self.flags).or_refuse(|| "seccomp: cannot load the filter")
+    }
+}
+
+/// The filter that a specification asks for.
+pub(super) fn build(wanted: &LinuxSeccomp) -> Result<Filter> {
     if wanted.listener_path().is_some() {
         return Err(Fault::Refused(
             "seccomp: a listener is not supported: its socket is on the host, the process in the guest".to_owned(),
@@ -19,19 +47,22 @@ pub(super) fn build(wanted: &LinuxSeccomp) -> Result<ScmpFilterContext> {
     let default = action(wanted.default_action(), wanted.default_errno_ret())?;
     let failed = |why: SeccompError| Fault::refused("seccomp: cannot build the filter", why);
     let mut filter = ScmpFilterContext::new(default).map_err(failed)?;
-    // no_new_privs is the specification's own decision.
-    filter.set_ctl_nnp(false).map_err(failed)?;
+    let mut architectures = vec![ScmpArch::native()];
     for arch in wanted.architectures().as_deref().unwrap_or_default() {
-        filter.add_arch(architecture(*arch)?).map_err(failed)?;
+        let arch = architecture(*arch)?;
+        filter.add_arch(arch).map_err(failed)?;
+        architectures.push(arch);
     }
+    architectures.dedup();
+    let mut flags = 0;
     for flag in wanted.flags().as_deref().unwrap_or_default() {
         match flag {
-            LinuxSeccompFilterFlag::SeccompFilterFlagLog => filter.set_ctl_log(true).map_err(failed)?,
-            LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => filter.set_ctl_ssb(true).map_err(failed)?,
+            LinuxSeccompFilterFlag::SeccompFilterFlagLog => flags |= libc::SECCOMP_FILTER_FLAG_LOG,
+            LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => flags |= libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
             // There is one thread, and without a listener nobody to wait for.
             LinuxSeccompFilterFlag::SeccompFilterFlagTsync
-            | LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => &mut filter,
-        };
+            | LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => {}
+        }
     }
     for rule in wanted.syscalls().as_deref().unwrap_or_default() {
         let action = action(rule.action(), rule.errno_ret())?;
@@ -44,14 +75,38 @@ pub(super) fn build(wanted: &LinuxSeccomp) -> Result<ScmpFilterContext> {
             add(&mut filter, action, syscall, rule.args().as_deref().unwrap_or_default()).map_err(failed)?;
         }
     }
-    Ok(filter)
+    let mut program = if matches!(default, ScmpAction::Allow | ScmpAction::Log) {
+        // What is not named is allowed, new calls among it.
+        Vec::new()
+    } else {
+        let rules = wanted.syscalls().as_deref().unwrap_or_default();
+        let names: Vec<_> = rules.iter().flat_map(|rule| rule.names()).map(String::as_str).collect();
+        newer_calls::stub(&architectures, &names)
+    };
+    program.extend(export(&filter)?);
+    Ok(Filter { program, flags })
 }
 
-/// Puts the filter in force for the calling process.
-pub(super) fn load(filter: &ScmpFilterContext) -> Result<()> {
-    filter
-        .load()
-        .map_err(|why| Fault::refused("seccomp: cannot load the filter", why))
+/// The program as the library would load it.
+fn export(filter: &ScmpFilterContext) -> Result<Vec<libc::sock_filter>> {
+    let mut bytes = Vec::new();
+    let mut read = || -> io::Result<()> {
+        let mut file = File::from(rustix::fs::memfd_create("filter", MemfdFlags::CLOEXEC)?);
+        filter.export_bpf(&file).map_err(io::Error::other)?;
+        file.rewind()?;
+        file.read_to_end(&mut bytes).map(drop)
+    };
+    read().or_fail(|| "seccomp: cannot write the filter")?;
+    let (steps, _) = bytes.as_chunks::<8>();
+    Ok(steps
+        .iter()
+        .map(|[c0, c1, jt, jf, k0, k1, k2, k3]| libc::sock_filter {
+            code: u16::from_ne_bytes([*c0, *c1]),
+            jt: *jt,
+            jf: *jf,
+            k: u32::from_ne_bytes([*k0, *k1, *k2, *k3]),
+        })
+        .collect())
 }
 
 /// Conditions on different arguments hold together; several on the same one are alternatives, as runc has them.

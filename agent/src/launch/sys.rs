@@ -157,3 +157,21 @@ pub(super) fn die_with_parent(command: &mut std::process::Command) {
         })
     };
 }
+
+/// Puts a seccomp filter in force for the calling process (seccomp(2)).
+pub(super) fn set_seccomp_filter(program: &[libc::sock_filter], flags: libc::c_ulong) -> io::Result<()> {
+    let program = libc::sock_fprog {
+        len: u16::try_from(program.len()).map_err(io::Error::other)?,
+        filter: program.as_ptr().cast_mut(),
+    };
+    // SAFETY: the program names as many instructions as it says, and the kernel only reads them.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            flags,
+            &raw const program,
+        )
+    };
+    nix::errno::Errno::result(done).map(drop).map_err(io::Error::from)
+}

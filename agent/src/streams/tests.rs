@@ -87,6 +87,24 @@ async fn a_host_that_has_stopped_reading_does_not_hold_the_exit_of_a_dead_proces
 }
 
 #[tokio::test]
+async fn a_host_that_has_gone_away_holds_no_exit() {
+    let (pipe, host, mut streams) = stdout(1);
+    rustix::io::write(&pipe, &[0; 4096]).unwrap();
+    drop((pipe, host));
+    let lengths = timeout(LONG, streams.process_ended().lengths()).await.unwrap();
+    assert_eq!(lengths, (4096, 0));
+}
+
+#[tokio::test]
+async fn a_delete_ends_the_wait_for_a_host_that_reads_nothing() {
+    let (pipe, _deaf, mut streams) = stdout(1);
+    rustix::io::write(&pipe, &[0; 4096]).unwrap();
+    let lengths = tokio::spawn(streams.process_ended().lengths());
+    drop((pipe, streams));
+    assert_eq!(timeout(LONG, lengths).await.unwrap().unwrap(), (0, 0));
+}
+
+#[tokio::test]
 async fn the_connection_stays_open_until_the_host_closes_it() {
     let (pipe, mut host, mut streams) = stdout(4096);
     drop(pipe);

@@ -2,163 +2,17 @@
 // Clippy exempts test functions from these, but not the helpers that they share.
 #![allow(clippy::panic, clippy::unwrap_used)]
 
-use std::{
-    fs::File,
-    io::Read,
-    os::fd::{AsRawFd, OwnedFd},
-    path::{Path, PathBuf},
-};
+mod bench;
+mod hooks;
+mod isolation;
 
-use nix::{
-    sys::{
-        prctl,
-        wait::{WaitStatus, waitpid},
-    },
-    unistd::Pid,
-};
-use oci_spec::runtime::{Process, Spec};
-use serde_json::{Value, json};
-use tatami_agent::launch::{LaunchError, LaunchRequest, Launched, Stdio, Target, launch_by};
+use std::{fs::File, io::Read, os::fd::AsRawFd};
 
-const AGENT: &str = env!("CARGO_BIN_EXE_tatami-agent");
+use oci_spec::runtime::Process;
+use serde_json::json;
+use tatami_agent::launch::{LaunchError, Stdio, Target};
 
-/// A busybox image, and a cgroup, for one container.
-struct Bench {
-    image: tempfile::TempDir,
-    cgroup: PathBuf,
-    parent: PathBuf,
-}
-
-impl Bench {
-    fn new() -> Self {
-        // Orphans come to the test as they come to the agent.
-        prctl::set_child_subreaper(true).unwrap();
-        let image = tempfile::tempdir().unwrap();
-        let bin = image.path().join("rootfs/bin");
-        std::fs::create_dir_all(&bin).unwrap();
-        std::fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
-        for applet in [
-            "sh", "cat", "id", "ls", "true", "mkdir", "readlink", "sleep", "test", "grep", "tty",
-        ] {
-            std::os::unix::fs::symlink("busybox", bin.join(applet)).unwrap();
-        }
-        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
-        let tree = mounts
-            .lines()
-            .find(|line| line.split(' ').nth(2) == Some("cgroup2"))
-            .unwrap();
-        let tree = PathBuf::from(tree.split(' ').nth(1).unwrap());
-        let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();
-        let own = own
-            .lines()
-            .find_map(|line| line.strip_prefix("0::/"))
-            .unwrap()
-            .to_owned();
-        let cgroup = tree.join(format!(
-            "tatami-test-{}",
-            image.path().file_name().unwrap().to_str().unwrap()
-        ));
-        std::fs::create_dir(&cgroup).unwrap();
-        Self {
-            image,
-            cgroup,
-            parent: tree.join(own),
-        }
-    }
-
-    fn spec(&self, script: &str, change: impl FnOnce(&mut Value)) -> Box<Spec> {
-        let namespaces = ["pid", "mount", "ipc", "uts", "network", "cgroup"].map(|kind| json!({ "type": kind }));
-        let mut spec = json!({
-            "ociVersion": "1.1.0", "hostname": "tatami",
-            "root": { "path": self.image.path().join("rootfs") },
-            "process": process(script),
-            "mounts": [
-                { "destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"] },
-                { "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=65536k"] },
-                { "destination": "/dev/pts", "type": "devpts", "source": "devpts",
-                  "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"] },
-                { "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro", "nosuid"] },
-            ],
-            "linux": { "namespaces": namespaces, "maskedPaths": ["/proc/kcore", "/proc/scsi", "/no/such"],
-                       "readonlyPaths": ["/proc/sys"] },
-        });
-        change(&mut spec);
-        Box::new(serde_json::from_value(spec).unwrap())
-    }
-
-    async fn launch(&self, target: Target, stdio: Stdio) -> Result<Launched, LaunchError> {
-        let procs = |directory: &Path| -> OwnedFd {
-            File::options()
-                .write(true)
-                .open(directory.join("cgroup.procs"))
-                .unwrap()
-                .into()
-        };
-        let (cgroup, agent_cgroup) = (procs(&self.cgroup), procs(&self.parent));
-        launch_by(
-            Path::new(AGENT),
-            LaunchRequest {
-                id: "box".into(),
-                target,
-                stdio,
-                cgroup,
-                agent_cgroup,
-            },
-        )
-        .await
-    }
-
-    /// Runs a whole program: what it printed, and its exit code.
-    async fn run(&self, target: Target) -> Result<(String, i32), LaunchError> {
-        let (mut output, stdio) = piped();
-        let launched = self.launch(target, stdio).await?;
-        launched.gate.open().await?;
-        let mut text = String::new();
-        output.read_to_string(&mut text).unwrap();
-        Ok((text, wait(launched.pid)))
-    }
-
-    async fn run_script(&self, script: &str, change: impl FnOnce(&mut Value)) -> (String, i32) {
-        self.run(Target::Container {
-            spec: self.spec(script, change),
-            join: Vec::new(),
-        })
-        .await
-        .unwrap()
-    }
-}
-
-impl Drop for Bench {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir(&self.cgroup);
-    }
-}
-
-fn process(script: &str) -> Value {
-    json!({ "args": ["sh", "-c", script], "cwd": "/made/here", "env": ["PATH=/bin"], "user": { "uid": 0, "gid": 0 },
-            "capabilities": { "bounding": ["CAP_CHOWN"], "effective": ["CAP_CHOWN"], "permitted": ["CAP_CHOWN"] } })
-}
-
-fn piped() -> (File, Stdio) {
-    let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
-    let stderr = write.try_clone().unwrap();
-    (
-        read.into(),
-        Stdio::Pipes {
-            stdin: None,
-            stdout: Some(write),
-            stderr: Some(stderr),
-        },
-    )
-}
-
-fn wait(pid: Pid) -> i32 {
-    match waitpid(pid, None).unwrap() {
-        WaitStatus::Exited(_, code) => code,
-        WaitStatus::Signaled(_, signal, _) => 128 + signal as i32,
-        other => panic!("unexpected end: {other:?}"),
-    }
-}
+use bench::{Bench, piped, process, wait};
 
 #[tokio::test]
 async fn a_container_has_its_own_root_namespaces_and_directory() {
@@ -334,7 +188,7 @@ async fn an_exec_joins_its_container_and_ends_unopened_with_its_gate() {
     let unopened = bench.launch(exec("true"), piped().1).await.unwrap();
     let pid = unopened.pid;
     drop(unopened);
-    assert_eq!(wait(pid), 1);
+    assert_eq!(wait(pid), 137);
     nix::sys::signal::kill(first.pid, nix::sys::signal::Signal::SIGKILL).unwrap();
     assert_eq!(wait(first.pid), 137);
 }
