@@ -66,7 +66,7 @@ pub async fn serve(listener: UnixListener, context: ServerContext) -> Result<Exi
     let run_dir = context.run_dir.clone();
     let reason = serve_sandbox(listener, context).await;
     // Whatever happened: nothing stays.
-    let removed = tokio::task::spawn_blocking(move || remove_sandbox(&run_dir)).await;
+    let removed = tokio::task::spawn_blocking(move || remove_sandbox(&run_dir, ProcessRef::own())).await;
     if let Err(error) = removed {
         tracing::error!(%error, "the sandbox's files could not be removed");
     }
