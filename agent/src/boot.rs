@@ -8,6 +8,7 @@ use std::path::Path;
 
 use rustix::mount::{MountFlags, mount, mount_move};
 use rustix::net::{AddressFamily, SocketType, socket};
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 use crate::{cgroup, sys};
 
@@ -122,6 +123,7 @@ pub(crate) fn boot() -> Result<(), BootError> {
         "oom_score_adj",
         std::fs::write("/proc/self/oom_score_adj", "-1000"),
     )?;
+    raise_descriptors()?;
     loopback()
 }
 
@@ -155,6 +157,19 @@ fn enter_root() -> Result<(), BootError> {
     step("move", NEW_ROOT, mount_move(".", "/"))?;
     step("chroot", NEW_ROOT, rustix::process::chroot("."))?;
     step("enter", "/", rustix::process::chdir("/"))
+}
+
+/// As many descriptors as the kernel allows at all (fs.nr_open): a process of a container costs the agent about ten, and
+/// the kernel gives its first process 1024. Containers get their own limit when they are launched.
+fn raise_descriptors() -> Result<(), BootError> {
+    const MOST: &str = "/proc/sys/fs/nr_open";
+    let most = step("read", MOST, std::fs::read_to_string(MOST))?;
+    let most = step("parse", MOST, most.trim().parse().map_err(io::Error::other))?;
+    let limit = Rlimit {
+        current: Some(most),
+        maximum: Some(most),
+    };
+    step("raise", "RLIMIT_NOFILE", setrlimit(Resource::Nofile, limit))
 }
 
 /// Containers of a pod reach each other by it, whatever network the sandbox has.

@@ -37,6 +37,9 @@ pub(crate) enum Error {
         /// What it is.
         phase: Phase,
     },
+    /// Deleted, or not waited for, while it was being made.
+    #[error("container {0}: given up while it was being created")]
+    GivenUp(ContainerId),
     /// The process still runs.
     #[error("container {0}: {1}: still running")]
     Running(ContainerId, ExecId),

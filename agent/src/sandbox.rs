@@ -1,14 +1,14 @@
 //! The containers of the sandbox by name. The map's lock is held for a look-up, never for the work.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::hash_map;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use oci_spec::runtime::Spec;
 use protocol::agent::Stdio;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
-use crate::container::{Container, Services};
+use crate::container::{Container, Joined, Services};
 use crate::error::Error;
 use crate::ids::ContainerId;
 
@@ -16,25 +16,74 @@ use crate::ids::ContainerId;
 #[derive(Debug)]
 pub(crate) struct Sandbox {
     services: Services,
-    /// None: the name is taken by a container that is being made or removed.
-    containers: Mutex<HashMap<ContainerId, Option<Arc<Container>>>>,
+    containers: Mutex<HashMap<ContainerId, Entry>>,
     shutdown: Arc<Notify>,
 }
 
-type Containers<'a> = MutexGuard<'a, HashMap<ContainerId, Option<Arc<Container>>>>;
+type Containers<'a> = MutexGuard<'a, HashMap<ContainerId, Entry>>;
 
-/// A name that is taken: given back when dropped.
-struct Reserved<'a> {
-    sandbox: &'a Sandbox,
-    id: ContainerId,
+/// What a name stands for.
+#[derive(Debug)]
+enum Entry {
+    /// A container that is being made.
+    Making(Making),
+    Made(Arc<Container>),
 }
 
-impl Drop for Reserved<'_> {
+/// How others end the making of a container.
+#[derive(Debug, Clone)]
+struct Making {
+    given_up: Arc<Notify>,
+    /// Closed when nothing of it is left.
+    over: watch::Receiver<()>,
+}
+
+/// Ends the making of a container unless its caller has waited for it.
+struct GiveUp(Arc<Notify>);
+
+impl Drop for GiveUp {
     fn drop(&mut self) {
-        if let Entry::Occupied(entry) = self.sandbox.lock().entry(self.id.clone())
-            && entry.get().is_none()
+        self.0.notify_one();
+    }
+}
+
+/// A name that is taken: given back when dropped, unless a container has come of it.
+struct Reserved {
+    sandbox: Arc<Sandbox>,
+    id: ContainerId,
+    given_up: Arc<Notify>,
+    _over: watch::Sender<()>,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        if let hash_map::Entry::Occupied(entry) = self.sandbox.lock().entry(self.id.clone())
+            && matches!(entry.get(), Entry::Making(_))
         {
             entry.remove();
+        }
+    }
+}
+
+impl Reserved {
+    async fn make(self, spec: Spec, stdio: Stdio, joined: Vec<Joined>) -> Result<u32, Error> {
+        let (sandbox, id) = (&self.sandbox, &self.id);
+        let container = Arc::new(Container::new(id.clone(), spec, sandbox.services.clone()).await?);
+        let made = tokio::select! {
+            made = container.create(&stdio, joined) => made,
+            () = self.given_up.notified() => Err(Error::GivenUp(id.clone())),
+        };
+        match made {
+            Ok(pid) => {
+                sandbox.lock().insert(id.clone(), Entry::Made(container));
+                Ok(pid)
+            }
+            Err(error) => {
+                if let Err(left) = container.discard().await {
+                    tracing::warn!(container = %id, error = %crate::report::chain(&left), "not removed");
+                }
+                Err(error)
+            }
         }
     }
 }
@@ -59,56 +108,74 @@ impl Sandbox {
     /// There is none, or it is still being made.
     pub(crate) fn container(&self, id: &ContainerId) -> Result<Arc<Container>, Error> {
         match self.lock().get(id) {
-            Some(Some(container)) => Ok(Arc::clone(container)),
-            Some(None) | None => Err(Error::NoContainer(id.clone())),
+            Some(Entry::Made(container)) => Ok(Arc::clone(container)),
+            Some(Entry::Making(_)) | None => Err(Error::NoContainer(id.clone())),
         }
     }
 
-    /// Makes a container up to the gate.
+    /// Makes a container up to the gate. A caller that drops the future, and [`Sandbox::delete`], end the making.
     ///
     /// # Errors
     /// The name is taken, or the specification cannot be carried out; nothing is left then.
     pub(crate) async fn create(
-        &self,
+        self: &Arc<Self>,
         id: ContainerId,
         spec: Spec,
-        stdio: &Stdio,
+        stdio: Stdio,
         join: &HashMap<String, String>,
     ) -> Result<u32, Error> {
         let mut joined = Vec::new();
         for (kind, other) in join {
             joined.push(self.container(&ContainerId::new(other)?)?.namespace(&id, kind)?);
         }
-        let _reserved = match self.lock().entry(id.clone()) {
-            Entry::Occupied(_) => return Err(Error::ContainerExists(id)),
-            Entry::Vacant(entry) => {
-                entry.insert(None);
-                Reserved {
-                    sandbox: self,
-                    id: id.clone(),
-                }
-            }
-        };
-        let container = Arc::new(Container::new(id.clone(), spec, self.services.clone()).await?);
-        match container.create(stdio, joined).await {
-            Ok(pid) => {
-                self.lock().insert(id, Some(container));
-                Ok(pid)
-            }
-            Err(error) => {
-                if let Err(left) = container.discard().await {
-                    tracing::warn!(container = %id, error = %crate::report::chain(&left), "not removed");
-                }
-                Err(error)
-            }
-        }
+        let reserved = self.reserve(id.clone())?;
+        let _caller = GiveUp(Arc::clone(&reserved.given_up));
+        // A task of its own: what was begun is taken back also where the caller is no longer there to do it.
+        let making = tokio::spawn(reserved.make(spec, stdio, joined));
+        making.await.unwrap_or_else(|error| {
+            Err(Error::System {
+                id,
+                what: "make the container",
+                source: std::io::Error::other(error),
+            })
+        })
     }
 
-    /// Removes a stopped container.
+    fn reserve(self: &Arc<Self>, id: ContainerId) -> Result<Reserved, Error> {
+        let (over, watched) = watch::channel(());
+        let given_up = Arc::new(Notify::new());
+        match self.lock().entry(id.clone()) {
+            hash_map::Entry::Occupied(_) => return Err(Error::ContainerExists(id)),
+            hash_map::Entry::Vacant(entry) => entry.insert(Entry::Making(Making {
+                given_up: Arc::clone(&given_up),
+                over: watched,
+            })),
+        };
+        Ok(Reserved {
+            sandbox: Arc::clone(self),
+            id,
+            given_up,
+            _over: over,
+        })
+    }
+
+    /// Removes a stopped container, or one that is being made: its set-up may hang.
     ///
     /// # Errors
     /// It is not stopped, or something of it cannot be removed; then it stays.
     pub(crate) async fn delete(&self, id: &ContainerId) -> Result<(), Error> {
+        let making = match self.lock().get(id) {
+            Some(Entry::Making(making)) => Some(making.clone()),
+            Some(Entry::Made(_)) | None => None,
+        };
+        if let Some(Making { given_up, mut over }) = making {
+            given_up.notify_one();
+            // An error: its sender is gone, which is what is waited for.
+            while over.changed().await.is_ok() {}
+            if !self.lock().contains_key(id) {
+                return Ok(());
+            }
+        }
         self.container(id)?.delete().await?;
         self.lock().remove(id);
         Ok(())
@@ -116,9 +183,11 @@ impl Sandbox {
 
     /// Kills everything, syncs, and has the power turned off.
     pub(crate) async fn shut_down(&self) {
-        let all: Vec<_> = self.lock().values().flatten().cloned().collect();
-        for container in all {
-            container.kill();
+        for entry in self.lock().values() {
+            match entry {
+                Entry::Making(making) => making.given_up.notify_one(),
+                Entry::Made(container) => container.kill(),
+            }
         }
         // On a thread of its own: a file system may take its time, and the answer needs this one.
         if tokio::task::spawn_blocking(rustix::fs::sync).await.is_err() {

@@ -21,7 +21,7 @@ use crate::events::Publisher;
 use crate::host_cgroup::HostCgroup;
 use crate::process::ProcessRef;
 use crate::qemu::QemuLauncher;
-use crate::run_dir::SandboxState;
+use crate::run_dir::{RunDirError, SandboxState};
 use crate::sandbox::boot::BootPlan;
 use crate::sandbox::host::RealHost;
 use crate::sandbox::{Parts, Sandbox};
@@ -56,6 +56,9 @@ pub enum ServerError {
     /// The shared directory.
     #[error("cannot set up the sandbox's shared directory")]
     Share(#[from] ShareError),
+    /// What the sandbox is made of cannot be written down.
+    #[error(transparent)]
+    State(#[from] RunDirError),
 }
 
 /// Serves until the sandbox ends.
@@ -111,6 +114,8 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
     let mut state = SandboxState::new(&context.namespace, &context.id);
     state.shim = ProcessRef::own();
     state.cgroups = cgroup.directories().to_vec();
+    // Before anything else is made: whoever removes the sandbox finds the cgroup here, however early it ends.
+    context.run_dir.write_state(&state)?;
     let request = VmRequest {
         id: context.id.to_string(),
         run_dir: context.run_dir.path().to_owned(),

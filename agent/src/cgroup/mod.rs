@@ -3,6 +3,7 @@
 //! Rules: Documentation/admin-guide/cgroup-v2.rst of the kernel, config-linux.md of the OCI runtime specification.
 
 mod cpu;
+mod devices;
 mod hugetlb;
 mod io;
 mod memory;
@@ -17,7 +18,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
 use rustix::process::Pid;
 use tokio::time::timeout;
 
@@ -207,6 +208,14 @@ impl Cgroup {
             }
         }
         Ok(())
+    }
+
+    /// Allows the devices that the rules and every container's defaults allow, and no others, from now on.
+    ///
+    /// # Errors
+    /// A rule is none, or the kernel does not take them.
+    pub(crate) fn restrict_devices(&self, rules: &[LinuxDeviceCgroup]) -> Result<(), Error> {
+        devices::restrict(&self.path, rules)
     }
 
     /// Kills everything in it and below (cgroup.kill).

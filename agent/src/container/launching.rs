@@ -28,6 +28,18 @@ struct Newborn {
     exit: oneshot::Receiver<Exit>,
 }
 
+/// The name of an exec that is taken: given back when dropped, unless a process has come of it.
+struct Reserved<'a>(&'a Container, &'a ExecId);
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        if matches!(state.processes.get(self.1), Some(Slot::Launching)) {
+            state.processes.remove(self.1);
+        }
+    }
+}
+
 impl Container {
     /// Starts the first process up to the gate.
     ///
@@ -86,17 +98,18 @@ impl Container {
         Ok(())
     }
 
-    /// Adds a process and executes its program.
+    /// Adds a process and executes its program. Dropped, or overtaken by the container's end, it leaves nothing.
     ///
     /// # Errors
     /// The name is taken, the container does not run, or the program cannot be executed.
     pub(crate) async fn exec(self: &Arc<Self>, exec: ExecId, spec: ProcessSpec, stdio: &Stdio) -> Result<u32, Error> {
         let init = self.reserve(&exec)?;
-        let result = self.exec_reserved(&exec, init, spec, stdio).await;
-        if result.is_err() {
-            self.lock().processes.remove(&exec);
+        let _reserved = Reserved(self, &exec);
+        let mut stopped = self.stopped.subscribe();
+        tokio::select! {
+            result = self.exec_reserved(&exec, init, spec, stdio) => result,
+            _ = stopped.wait_for(|stopped| *stopped) => Err(Error::Finished(self.id.clone(), ExecId::Init)),
         }
-        result
     }
 
     /// Takes the name, and gives a pidfd of the first process.

@@ -19,6 +19,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use oci_spec::runtime::Spec;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use crate::cgroup::{self, Cgroup};
@@ -29,6 +30,7 @@ use crate::ids::{ContainerId, ExecId};
 use crate::oom::OomReporter;
 use crate::process::Process;
 use crate::reaper::Reaper;
+pub(crate) use launching::Joined;
 use phase::Life;
 pub(crate) use phase::{Phase, Verb};
 
@@ -63,6 +65,8 @@ pub(crate) struct Container {
     oom_task: AbortHandle,
     services: Services,
     state: Mutex<State>,
+    /// Whether its first process has ended: no exec may be under way any longer then.
+    stopped: watch::Sender<bool>,
 }
 
 impl Drop for Container {
@@ -95,9 +99,12 @@ impl Container {
         services: Services,
         cgroup: Arc<Cgroup>,
     ) -> Result<Self, cgroup::Error> {
-        if let Some(resources) = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) {
+        let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+        if let Some(resources) = resources {
             cgroup.apply(resources)?;
         }
+        let devices = resources.and_then(|resources| resources.devices().as_deref());
+        cgroup.restrict_devices(devices.unwrap_or_default())?;
         let changes = cgroup.oom_changes()?;
         let oom = Arc::new(OomReporter::new(
             id.clone(),
@@ -116,6 +123,7 @@ impl Container {
                 life: Life::Creating,
                 processes: HashMap::new(),
             }),
+            stopped: watch::Sender::new(false),
         })
     }
 

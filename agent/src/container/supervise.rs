@@ -50,6 +50,7 @@ impl Container {
         let mut state = self.lock();
         if *exec == ExecId::Init {
             state.life = Life::Stopped;
+            self.stopped.send_replace(true);
         }
         let Some(Slot::Process(process)) = state.processes.get_mut(exec) else {
             return None;

@@ -36,7 +36,7 @@ pub(super) enum Order {
 /// What the child says.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Word {
-    /// The process is made; its number in the guest's root PID namespace.
+    /// The process is made; its number in the guest's root PID namespace. Beside it goes a pidfd of it.
     Made(i32),
     /// Everything before the gate is done. Beside it goes the terminal's master, if there is a terminal.
     Ready,

@@ -16,7 +16,7 @@ use nix::{
     unistd::{ForkResult, sethostname},
 };
 use oci_spec::runtime::{ContainerState, Hook, Hooks, LinuxNamespaceType, Spec};
-use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use rustix::process::{DumpableBehavior, PidfdFlags, pidfd_open, set_dumpable_behavior};
 
 use super::{
     Stdio, attributes, capabilities,
@@ -76,6 +76,7 @@ fn carry_out(channel: &ChildEnd, told: &Instructions) -> Result<()> {
     };
     attributes::place_streams(&[stdin, stdout, stderr])?;
     attributes::set_oom_score(&told.process)?;
+    rlimits::make_room(told.process.rlimits().as_deref().unwrap_or_default())?;
     attributes::check_scheduler(told.process.scheduler().as_ref())?;
     let streams = attributes::streams(&told.stdio, &null)?;
 
@@ -93,8 +94,13 @@ fn carry_out(channel: &ChildEnd, told: &Instructions) -> Result<()> {
     match sys::fork().or_refuse(|| "cannot make the process")? {
         ForkResult::Parent { child } => {
             drop(announced);
+            // It is our child and not reaped: the number means nobody else.
+            let pidfd = rustix::process::Pid::from_raw(child.as_raw())
+                .ok_or(rustix::io::Errno::SRCH)
+                .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()))
+                .or_fail(|| "cannot hold the process")?;
             channel
-                .send(&Word::Made(child.as_raw()), &[])
+                .send(&Word::Made(child.as_raw()), &[pidfd.as_fd()])
                 .or_fail(|| "cannot announce the process")?;
             File::from(announce).write_all(b"!").or_fail(|| "the process has ended")
         }

@@ -2,7 +2,8 @@
 //! config.md "POSIX-platform Hooks"). The others are the host's, and the shim's.
 
 use std::{
-    io::Write,
+    fs::File,
+    io::{Seek, Write},
     os::unix::process::CommandExt,
     path::Path,
     process::{Child, Command, Stdio},
@@ -12,10 +13,14 @@ use std::{
 use oci_spec::runtime::{ContainerState, Hook, Spec, StateBuilder};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
+    fs::MemfdFlags,
     process::{Pid, PidfdFlags, pidfd_open},
 };
 
-use super::fault::{Context, Fault, Result};
+use super::{
+    fault::{Context, Fault, Result},
+    sys,
+};
 
 /// Runs hooks in order with the container's state on their standard input; the first that fails ends the launch.
 pub(super) fn run(
@@ -39,10 +44,23 @@ pub(super) fn run(
         .build()
         .map_err(|why| Fault::internal("cannot write the container's state for its hooks", why))?;
     let state = serde_json::to_vec(&state).map_err(|why| Fault::internal("cannot write the container's state", why))?;
-    hooks.iter().try_for_each(|hook| run_one(kind, hook, &state))
+    hooks
+        .iter()
+        .try_for_each(|hook| run_one(kind, hook, &state_file(&state)?))
 }
 
-fn run_one(kind: &str, hook: &Hook, state: &[u8]) -> Result<()> {
+/// The state as a file: a hook need not read it, and a pipe that is full would wait for it to.
+fn state_file(state: &[u8]) -> Result<File> {
+    let write = || -> std::io::Result<File> {
+        let mut file = File::from(rustix::fs::memfd_create("state", MemfdFlags::CLOEXEC)?);
+        file.write_all(state)?;
+        file.rewind()?;
+        Ok(file)
+    };
+    write().or_fail(|| "cannot write the container's state for its hooks")
+}
+
+fn run_one(kind: &str, hook: &Hook, told: &File) -> Result<()> {
     let what = || format!("{kind} hook {}", hook.path().display());
     let mut command = Command::new(hook.path());
     if let Some((name, rest)) = hook.args().as_deref().and_then(<[String]>::split_first) {
@@ -57,14 +75,11 @@ fn run_one(kind: &str, hook: &Hook, state: &[u8]) -> Result<()> {
     command
         .env_clear()
         .envs(environment)
-        .stdin(Stdio::piped())
+        .stdin(Stdio::from(told.try_clone().or_fail(what)?))
         .stdout(Stdio::null())
         .stderr(Stdio::null());
+    sys::die_with_parent(&mut command);
     let mut child = command.spawn().or_refuse(what)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A hook need not read its state; less than a pipe holds never blocks.
-        let _ = stdin.write_all(state);
-    }
     if let Some(seconds) = hook.timeout().and_then(|seconds| u64::try_from(seconds).ok()) {
         end_in_time(&mut child, Duration::from_secs(seconds)).or_refuse(what)?;
     }

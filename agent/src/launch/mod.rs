@@ -18,6 +18,7 @@ mod channel;
 mod child;
 mod devices;
 mod fault;
+mod guard;
 mod hooks;
 mod identity;
 mod instructions;
@@ -46,6 +47,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 
 use channel::{AgentEnd, Order, Word};
 use fault::Fault;
+use guard::Guard;
 use instructions::Parcel;
 
 /// The first argument that makes this program a child of [`launch`]: `main` then calls [`child_main`].
@@ -110,7 +112,7 @@ pub struct Launched {
     pub pid: Pid,
     /// The master of the terminal, if one was asked for.
     pub terminal: Option<OwnedFd>,
-    /// What lets it go on. Dropped unopened, it ends the process.
+    /// What lets it go on. Dropped unopened, it kills the process.
     pub gate: Gate,
 }
 
@@ -155,7 +157,8 @@ impl From<Fault> for LaunchError {
 /// Starts a process up to the gate: everything but its program's execution is done.
 ///
 /// The caller must reap the processes that end, which are one or two more than it is told of: the child that makes the
-/// process ends at once.
+/// process ends at once. No step has a time limit of its own: a caller that gives up drops the future, and everything
+/// that was started is killed then.
 ///
 /// # Errors
 /// [`LaunchError::Refused`] where the specification cannot be carried out; otherwise what failed.
@@ -169,7 +172,7 @@ pub async fn launch(request: LaunchRequest) -> Result<Launched, LaunchError> {
 /// As [`launch`].
 pub async fn launch_by(program: &Path, request: LaunchRequest) -> Result<Launched, LaunchError> {
     let parcel = Parcel::pack(request).map_err(LaunchError::child("instruct"))?;
-    let channel = spawn(program).map_err(LaunchError::child("start"))?;
+    let (channel, mut guard) = spawn(program).map_err(LaunchError::child("start"))?;
     channel
         .send(&Order::Prepare, &parcel.descriptors())
         .await
@@ -179,14 +182,17 @@ pub async fn launch_by(program: &Path, request: LaunchRequest) -> Result<Launche
     let mut made = None;
     loop {
         match channel.receive().await.map_err(LaunchError::child("hear"))? {
-            Some((Word::Made(pid), _)) => made = Some(Pid::from_raw(pid)),
+            Some((Word::Made(pid), fds)) => {
+                made = Some(Pid::from_raw(pid));
+                guard.hold(fds);
+            }
             Some((Word::Failed(fault), _)) => return Err(fault.into()),
             Some((Word::Ready, fds)) => {
                 let pid = made.ok_or(LaunchError::Vanished)?;
                 return Ok(Launched {
                     pid,
                     terminal: fds.into_iter().next(),
-                    gate: Gate { channel },
+                    gate: Gate { channel, guard },
                 });
             }
             None => return Err(LaunchError::Vanished),
@@ -197,25 +203,26 @@ pub async fn launch_by(program: &Path, request: LaunchRequest) -> Result<Launche
 /// Starts the child with its end of the channel as its standard input.
 ///
 /// It inherits nothing else but the agent's own stdout and stderr: every descriptor of the agent is close-on-exec.
-fn spawn(program: &Path) -> io::Result<AgentEnd> {
+fn spawn(program: &Path) -> io::Result<(AgentEnd, Guard)> {
     let (ours, theirs) = channel::pair()?;
     // The handle is dropped and nobody waits by it: the agent reaps every child of its.
-    Command::new(program)
+    let child = Command::new(program)
         .arg(VERB)
         .env_clear()
         .stdin(CommandStdio::from(theirs))
         .spawn()?;
-    Ok(ours)
+    Ok((ours, Guard::new(&child)?))
 }
 
 /// Holds a process back until it is opened.
 #[derive(Debug)]
 pub struct Gate {
     channel: AgentEnd,
+    guard: Guard,
 }
 
 impl Gate {
-    /// Lets the process execute its program. Returns when that has been done.
+    /// Lets the process execute its program. Returns when that has been done. Given up before that, it kills the process.
     ///
     /// # Errors
     /// [`LaunchError::Refused`] where the program cannot be executed; the process has ended or is about to.
@@ -231,7 +238,10 @@ impl Gate {
                 },
             })?;
         match self.channel.receive().await {
-            Ok(None) => Ok(()),
+            Ok(None) => {
+                self.guard.release();
+                Ok(())
+            }
             Ok(Some((Word::Failed(fault), _))) => Err(fault.into()),
             Ok(Some(_)) => Err(LaunchError::Internal("the child spoke out of turn".to_owned())),
             Err(source) => Err(LaunchError::Child { what: "hear", source }),

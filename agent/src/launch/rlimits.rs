@@ -27,6 +27,24 @@ const DEFAULTS: [(Resource, Option<u64>, Option<u64>); 14] = [
     (Resource::Rttime, None, None),
 ];
 
+/// Raises the maxima that the specification asks more of, while the process still has the guest's privileges: a
+/// capability over a user namespace is not enough for that (setrlimit(2)). What the set-up itself may use stays as it is.
+pub(super) fn make_room(wanted: &[PosixRlimit]) -> Result<()> {
+    for limit in wanted {
+        let (resource, hard) = (resource_of(limit.typ()), bytes(limit.hard()));
+        let Rlimit { current, maximum } = getrlimit(resource);
+        // None is without a limit.
+        if maximum.is_some_and(|maximum| hard.is_none_or(|hard| hard > maximum)) {
+            match setrlimit(resource, Rlimit { current, maximum: hard }) {
+                // Said when the limit itself is set, with its name.
+                Err(Errno::PERM) => {}
+                raised => raised.or_refuse(|| format!("cannot raise {} to {}", limit.typ(), limit.hard()))?,
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Sets all limits of the calling process.
 pub(super) fn set(wanted: &[PosixRlimit]) -> Result<()> {
     for (resource, soft, hard) in DEFAULTS {

@@ -138,3 +138,22 @@ pub(super) fn set_domain_name(name: &str) -> io::Result<()> {
     let done = unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) };
     nix::errno::Errno::result(done).map(drop).map_err(io::Error::from)
 }
+
+/// Has a program that is about to be started killed when the calling process ends (PR_SET_PDEATHSIG, prctl(2)).
+///
+/// The signal belongs to the thread that starts it: only for the child of a launch, which has one.
+pub(super) fn die_with_parent(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+    let parent = rustix::process::getpid();
+    // SAFETY: the closure makes two system calls and allocates nothing.
+    unsafe {
+        command.pre_exec(move || {
+            nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
+            // Who ended before that was not heard. A parent has no number in a PID namespace that it is not in.
+            match rustix::process::getppid() {
+                Some(now) if now != parent => Err(io::ErrorKind::BrokenPipe.into()),
+                _ => Ok(()),
+            }
+        })
+    };
+}

@@ -40,7 +40,8 @@ impl Service {
     async fn try_create(&self, request: &CreateContainerRequest) -> Result<u32, Error> {
         let id = ContainerId::new(&request.container_id)?;
         let spec = json(&id, "the specification", &request.spec)?;
-        self.0.create(id, spec, &request.stdio, &request.join_namespaces).await
+        let stdio = request.stdio.clone().unwrap_or_default();
+        self.0.create(id, spec, stdio, &request.join_namespaces).await
     }
 
     async fn try_exec(&self, request: &ExecRequest) -> Result<u32, Error> {

@@ -13,6 +13,7 @@ pub(super) fn code(error: &Error) -> Code {
         // containerd takes NOT_FOUND from Kill to mean that the process has ended, as runc's shim has it.
         Error::NoContainer(_) | Error::NoProcess(..) | Error::Finished(..) => Code::NOT_FOUND,
         Error::ContainerExists(_) | Error::ProcessExists(..) => Code::ALREADY_EXISTS,
+        Error::GivenUp(_) => Code::CANCELLED,
         Error::Phase { .. } | Error::Running(..) => Code::FAILED_PRECONDITION,
         Error::Launch { source, .. } => launch(source),
         Error::Cgroup { source, .. } => cgroup(source),
