@@ -13,9 +13,11 @@
 pub mod boot;
 pub mod connections;
 mod create;
+mod delete;
 mod exits;
 pub mod host;
 pub mod process;
+mod start;
 mod verbs;
 
 use std::collections::HashMap;
