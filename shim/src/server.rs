@@ -199,3 +199,22 @@ fn setup(context: &ServerContext, spec: &Spec, config: &config::Config) -> Sandb
         ..Default::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_namespace_is_the_hosts_a_given_one_or_a_new_one() {
+        let runs_in = |namespaces: serde_json::Value| {
+            let namespaces: Vec<LinuxNamespace> = serde_json::from_value(namespaces).unwrap();
+            network_namespace(&namespaces)
+        };
+        let pid = serde_json::json!({ "type": "pid" });
+        assert_eq!(runs_in(serde_json::json!([pid])), NetworkNamespace::Inherited);
+        let new = serde_json::json!([pid, { "type": "network" }]);
+        assert_eq!(runs_in(new), NetworkNamespace::New);
+        let given = serde_json::json!([{ "type": "network", "path": "/run/netns/a" }]);
+        assert_eq!(runs_in(given), NetworkNamespace::At("/run/netns/a".into()));
+    }
+}
