@@ -11,12 +11,23 @@ use crate::share;
 const KILL_LIMIT: Duration = Duration::from_secs(2);
 
 /// Kills what is left of the sandbox (never the caller), and removes its cgroup, mounts and directory. What cannot be
-/// removed is logged: there is nobody who could do better. Blocks for about 3 s at most.
-pub fn remove_sandbox(run_dir: &RunDir) {
+/// removed is logged: there is nobody who could do better. Blocks for about 3 s at most, and while a `start` of the same
+/// sandbox is under way.
+///
+/// `server` is who the caller knows the sandbox's server to be. If another one is recorded once the lock is had, the
+/// sandbox is a newer one of the same id, and it is left alone.
+pub fn remove_sandbox(run_dir: &RunDir, server: Option<ProcessRef>) {
     match run_dir.lock() {
-        Ok(lock) => remove_locked(run_dir, &lock),
+        Ok(lock) if recorded_server(run_dir) == server => remove_locked(run_dir, &lock),
+        Ok(_) => tracing::debug!(path = %run_dir.path().display(), "a newer sandbox has this directory"),
         Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "cannot remove the sandbox"),
     }
+}
+
+/// The server that `sandbox.json` names; none where it cannot be read.
+#[must_use]
+pub fn recorded_server(run_dir: &RunDir) -> Option<ProcessRef> {
+    run_dir.read_state().ok().flatten().and_then(|state| state.shim)
 }
 
 /// The same for a caller that has the lock.
@@ -46,5 +57,59 @@ pub(crate) fn remove_locked(run_dir: &RunDir, _lock: &Lock) {
         .and_then(|()| run_dir.remove().map_err(Into::into));
     if let Err(error) = removed {
         tracing::warn!(error = &*error, path = %run_dir.path().display(), "cannot remove the sandbox's directory");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{Namespace, SandboxId};
+    use crate::run_dir::SandboxState;
+
+    fn sandbox(root: &std::path::Path) -> (RunDir, SandboxState) {
+        let (namespace, id) = (Namespace::new("n").unwrap(), SandboxId::new("pod").unwrap());
+        let run_dir = RunDir::below(root, &namespace, &id);
+        run_dir.create().unwrap();
+        (run_dir, SandboxState::new(&namespace, &id))
+    }
+
+    #[test]
+    fn a_newer_sandbox_of_the_same_id_is_left_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let (run_dir, mut state) = sandbox(root.path());
+        let mut newer = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        state.shim = ProcessRef::of(newer.id().try_into().unwrap());
+        run_dir.write_state(&state).unwrap();
+        // The older server at its end, and a delete that looked before the newer one was there.
+        remove_sandbox(&run_dir, ProcessRef::own());
+        remove_sandbox(&run_dir, None);
+        assert!(run_dir.path().exists());
+        assert_eq!(newer.try_wait().unwrap(), None);
+        remove_sandbox(&run_dir, state.shim);
+        assert!(!newer.wait().unwrap().success());
+        let left: Vec<_> = std::fs::read_dir(root.path()).unwrap().collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+
+    #[test]
+    fn a_lock_holds_off_its_own_sandbox_and_no_other() {
+        let root = tempfile::tempdir().unwrap();
+        let (run_dir, _) = sandbox(root.path());
+        let held = run_dir.lock().unwrap();
+        let namespace = Namespace::new("n").unwrap();
+        let other = RunDir::below(root.path(), &namespace, &SandboxId::new("other").unwrap());
+        drop(other.lock().unwrap());
+        let (sender, removed) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                remove_sandbox(&run_dir, None);
+                sender.send(()).unwrap();
+            });
+            let early = removed.recv_timeout(Duration::from_millis(50));
+            assert!(early.is_err());
+            drop(held);
+            removed.recv().unwrap();
+        });
+        assert!(!run_dir.path().exists());
     }
 }

@@ -24,8 +24,10 @@ pub fn delete(arguments: &Arguments, bundle: &Path) -> DeleteResponse {
     // The bundle may be gone already; then the container can only be found by its own id.
     let sandbox = bundle::sandbox_of(bundle, &arguments.id).unwrap_or_else(|_| own.clone());
     let run_dir = RunDir::of(&arguments.namespace, &sandbox);
+    // Before the lock: whoever has it may be starting a new sandbox of this id.
+    let server = cleanup::recorded_server(&run_dir);
     if sandbox == own || std::os::unix::net::UnixStream::connect(run_dir.socket()).is_err() {
-        cleanup::remove_sandbox(&run_dir);
+        cleanup::remove_sandbox(&run_dir, server);
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     DeleteResponse {

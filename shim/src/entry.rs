@@ -13,6 +13,7 @@ use crate::cli::{self, Arguments, Command};
 use crate::context::ServerContext;
 use crate::host_ns::HostNamespace;
 use crate::id::SandboxId;
+use crate::process::ProcessRef;
 use crate::run_dir::{RunDir, SandboxState};
 use crate::{cleanup, delete, logging, options, server, start, sys};
 
@@ -100,7 +101,7 @@ fn serve(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     if let Err(error) = &result {
         tracing::error!(error = &**error, "the server failed");
     }
-    cleanup::remove_sandbox(&run_dir);
+    cleanup::remove_sandbox(&run_dir, ProcessRef::own());
     result
 }
 

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, Mount, Spec};
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResources, Mount, Spec};
 
 use crate::id::{ContainerId, SandboxId};
 use crate::share;
@@ -93,8 +93,11 @@ const GUEST_FILE_SYSTEMS: [&str; 11] = [
 /// Where the kernel's own files are: the guest's kernel has its own.
 const KERNEL_DIRECTORIES: [&str; 3] = ["/proc", "/sys", "/dev"];
 
+/// What `/dev/shm` is mounted with.
+const SHM_OPTIONS: [&str; 4] = ["nosuid", "noexec", "nodev", "mode=1777"];
+
 /// Size of a `/dev/shm` of which the specification gives no size: Docker's and containerd's default.
-const SHM_OPTIONS: [&str; 5] = ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"];
+const SHM_SIZE: &str = "size=65536k";
 
 /// Translates.
 ///
@@ -170,7 +173,10 @@ impl GuestSpec {
             ));
             mount.set_typ(Some("tmpfs".to_owned()));
             mount.set_source(Some(PathBuf::from("shm")));
-            mount.set_options(Some(SHM_OPTIONS.map(str::to_owned).to_vec()));
+            let size = options.iter().find(|option| option.starts_with("size="));
+            let mut shm = SHM_OPTIONS.map(str::to_owned).to_vec();
+            shm.push(size.map_or_else(|| SHM_SIZE.to_owned(), Clone::clone));
+            mount.set_options(Some(shm));
             return Ok(());
         }
         if KERNEL_DIRECTORIES.iter().any(|directory| source.starts_with(directory)) {
@@ -227,6 +233,9 @@ impl GuestSpec {
         linux.set_namespaces(Some(own));
         linux.set_cgroups_path(Some(Path::new("/").join(input.container.as_str())));
         linux.set_mount_label(None);
+        if let Some(resources) = linux.resources_mut() {
+            guest_resources(resources);
+        }
         if linux.intel_rdt().is_some() {
             self.warnings
                 .push("Intel RDT is not available in the guest: left out".to_owned());
@@ -288,6 +297,14 @@ impl GuestSpec {
             .set_poststart(None)
             .set_poststop(None);
         self.spec.set_hooks(Some(hooks));
+    }
+}
+
+/// Leaves out what names the host's CPUs and memory nodes (`cpuset.cpus` and `cpuset.mems`): the guest numbers its own from
+/// 0, and would refuse the container for a CPU that it does not have.
+pub fn guest_resources(resources: &mut LinuxResources) {
+    if let Some(cpu) = resources.cpu_mut() {
+        cpu.set_cpus(None).set_mems(None);
     }
 }
 
@@ -363,7 +380,30 @@ mod tests {
         }))
         .unwrap();
         assert!(guest.binds.is_empty());
-        assert_eq!(guest.spec.mounts().clone().unwrap()[0].typ().as_deref(), Some("tmpfs"));
+        let shm = guest.spec.mounts().clone().unwrap().remove(0);
+        assert_eq!(shm.typ().as_deref(), Some("tmpfs"));
+        assert_eq!(
+            shm.options().as_ref().unwrap().last().map(String::as_str),
+            Some("size=65536k")
+        );
+        let guest = mount(json!({
+            "destination": "/dev/shm", "type": "bind", "source": "/run/pod/shm", "options": ["bind", "size=1g"]
+        }))
+        .unwrap();
+        let shm = guest.spec.mounts().clone().unwrap().remove(0);
+        assert_eq!(
+            shm.options().as_ref().unwrap().last().map(String::as_str),
+            Some("size=1g")
+        );
+    }
+
+    #[test]
+    fn the_hosts_cpu_numbers_stay_on_the_host() {
+        let linux = json!({"linux": {"resources": {"cpu": {"quota": 1000, "cpus": "30-31", "mems": "1"}}}});
+        let guest = translate(linux, "me").unwrap();
+        let resources = guest.spec.linux().clone().unwrap().resources().clone().unwrap();
+        let cpu = resources.cpu().clone().unwrap();
+        assert_eq!((cpu.quota(), cpu.cpus(), cpu.mems()), (Some(1000), &None, &None));
     }
 
     #[test]

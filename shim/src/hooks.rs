@@ -9,13 +9,14 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use oci_spec::runtime::{Hook, Hooks};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use serde::Serialize;
 
 use crate::host_ns::{HostNamespace, HostNamespaceError};
-use crate::process;
+use crate::sys;
 
 /// How much of a failed hook's output goes into the error, in bytes.
 const OUTPUT_MAX: u64 = 1000;
@@ -93,15 +94,7 @@ pub enum HookError {
 pub async fn run(host: &HostNamespace, hooks: &Hooks, point: HookPoint, state: &HookState) -> Result<(), HookError> {
     let mut first = Ok(());
     for hook in at(hooks, point) {
-        let (host, state, path) = (host.clone(), state.clone(), hook.path().clone());
-        let result = tokio::task::spawn_blocking(move || run_one(&host, &hook, &state))
-            .await
-            .unwrap_or_else(|error| {
-                Err(HookError::Start {
-                    path,
-                    source: io::Error::other(error),
-                })
-            });
+        let result = run_one(host, hook, state).await;
         if result.is_err() && point == HookPoint::Create {
             return result;
         }
@@ -121,38 +114,81 @@ fn at(hooks: &Hooks, point: HookPoint) -> Vec<Hook> {
     lists.into_iter().flatten().flatten().cloned().collect()
 }
 
-fn run_one(host: &HostNamespace, hook: &Hook, state: &HookState) -> Result<(), HookError> {
+async fn run_one(host: &HostNamespace, hook: Hook, state: &HookState) -> Result<(), HookError> {
     let path = hook.path().clone();
-    let start = |source| HookError::Start {
+    let failed = |source| HookError::Start {
         path: path.clone(),
         source,
     };
-    let stdin = temporary(&serde_json::to_vec(state).map_err(|error| start(error.into()))?).map_err(start)?;
-    let output = temporary(&[]).map_err(start)?;
-    let (stdout, stderr) = (output.try_clone().map_err(start)?, output.try_clone().map_err(start)?);
     let timeout = hook
         .timeout()
         .and_then(|seconds| u64::try_from(seconds).ok())
         .map(Duration::from_secs);
+    let (host, state) = (host.clone(), state.clone());
+    let started = tokio::task::spawn_blocking(move || start(&host, &hook, &state)).await;
+    let (mut running, output) = started.unwrap_or_else(|error| Err(failed(io::Error::other(error))))?;
+    let ended = match timeout {
+        None => Some(running.end().await),
+        Some(timeout) => tokio::time::timeout(timeout, running.end()).await.ok(),
+    };
+    match ended.transpose().map_err(failed)? {
+        None => Err(HookError::Timeout {
+            path,
+            timeout: timeout.unwrap_or_default(),
+        }),
+        Some(status) if status.success() => Ok(()),
+        Some(status) => Err(HookError::Failed {
+            path,
+            status,
+            output: tail(output),
+        }),
+    }
+}
+
+/// Starts it. The file gets what it prints. Blocks.
+fn start(host: &HostNamespace, hook: &Hook, state: &HookState) -> Result<(Running, File), HookError> {
+    let failed = |source| HookError::Start {
+        path: hook.path().clone(),
+        source,
+    };
+    let stdin = temporary(&serde_json::to_vec(state).map_err(|error| failed(error.into()))?).map_err(failed)?;
+    let output = temporary(&[]).map_err(failed)?;
+    let (stdout, stderr) = (output.try_clone().map_err(failed)?, output.try_clone().map_err(failed)?);
     let mut command = command(hook);
     command
         .stdin(stdin)
         .stdout(stdout)
         .stderr(stderr)
         .current_dir(&state.bundle);
-    let child = host.run(move || command.spawn())?.map_err(start)?;
-    let status = wait(child, timeout).map_err(start)?;
-    match (status, timeout) {
-        (None, timeout) => Err(HookError::Timeout {
-            path,
-            timeout: timeout.unwrap_or_default(),
-        }),
-        (Some(status), _) if status.success() => Ok(()),
-        (Some(status), _) => Err(HookError::Failed {
-            path,
-            status,
-            output: tail(output),
-        }),
+    let child = host.run(move || command.spawn())?.map_err(failed)?;
+    Ok((Running(child), output))
+}
+
+/// A hook's process. Dropping it before its end ends it and its group: nobody waits any more, whether its time is over or
+/// the sandbox is shut down.
+struct Running(Child);
+
+impl Running {
+    async fn end(&mut self) -> io::Result<ExitStatus> {
+        let pid = self.pid().ok_or(io::ErrorKind::InvalidInput)?;
+        // A pidfd is readable once the process is dead (pidfd_open(2)).
+        let pidfd = sys::watch(pidfd_open(pid, PidfdFlags::empty())?)?;
+        let _dead = pidfd.readable().await?;
+        self.0.wait()
+    }
+
+    fn pid(&self) -> Option<Pid> {
+        i32::try_from(self.0.id()).ok().and_then(Pid::from_raw)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Not reaped yet, so the number is still the group's.
+        if let (Ok(None), Some(group)) = (self.0.try_wait(), self.pid()) {
+            let _ = kill_process_group(group, Signal::KILL);
+            let _ = self.0.wait();
+        }
     }
 }
 
@@ -172,22 +208,6 @@ fn command(hook: &Hook) -> Command {
     }
     command.stdin(Stdio::null());
     command
-}
-
-/// Waits for the hook; none if it was killed because its time was over.
-fn wait(mut child: Child, timeout: Option<Duration>) -> io::Result<Option<ExitStatus>> {
-    let Some(timeout) = timeout else {
-        return child.wait().map(Some);
-    };
-    if process::wait(&child, Instant::now() + timeout)? {
-        return child.wait().map(Some);
-    }
-    if let Some(group) = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw) {
-        // Not reaped yet, so the number is still the group's.
-        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
-    }
-    child.wait()?;
-    Ok(None)
 }
 
 /// A file in memory, read from its start. Unlike a pipe it needs nobody at the other end.
@@ -218,7 +238,7 @@ mod tests {
 
     fn hooks(script: &str, timeout: i64) -> Hooks {
         let hook = serde_json::json!({
-            "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["WHO=hook"], "timeout": timeout
+            "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["WHO=hook"], "timeout": (timeout > 0).then_some(timeout)
         });
         serde_json::from_value(serde_json::json!({ "createRuntime": [hook], "poststop": [hook, hook] })).unwrap()
     }
@@ -267,5 +287,18 @@ mod tests {
             create("sleep 600", 1, bundle.path()).await,
             Err(HookError::Timeout { .. })
         ));
+    }
+    #[tokio::test]
+    async fn a_hook_without_a_timeout_ends_when_nobody_waits_any_more() {
+        let bundle = tempfile::tempdir().unwrap();
+        let pid = bundle.path().join("pid");
+        nix::unistd::mkfifo(&pid, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let read = tokio::task::spawn_blocking(move || std::fs::read_to_string(pid));
+        let path = bundle.path().to_owned();
+        let create = tokio::spawn(async move { create("echo $$ > pid; exec sleep 600", 0, &path).await });
+        let pid = read.await.unwrap().unwrap();
+        create.abort();
+        assert!(create.await.unwrap_err().is_cancelled());
+        assert!(!std::path::Path::new("/proc").join(pid.trim()).exists());
     }
 }

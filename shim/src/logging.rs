@@ -28,6 +28,23 @@ const FIELD_MAX: usize = 2000;
 /// What is left of a message whose line would be too long: its escapes included it still fits.
 const MESSAGE_MIN: usize = 400;
 
+/// Fields of a line of the agent's that are passed on.
+const FIELDS_MAX: usize = 16;
+/// Longest name of such a field, in bytes.
+const NAME_MAX: usize = 32;
+/// What the agent's fields may not be called: the line's own.
+const OUR_FIELDS: [&str; 9] = [
+    "level",
+    "message",
+    "msg",
+    "timestamp",
+    "target",
+    "time",
+    "namespace",
+    "sandbox",
+    "dropped",
+];
+
 /// Takes the lines that the agent wrote, and all events of `tracing`.
 #[derive(Debug, Clone)]
 pub struct LogHandle {
@@ -75,13 +92,15 @@ impl LogHandle {
         Self { sink: Arc::new(sink) }
     }
 
-    /// Passes on one line of the agent's log. It may be anything: it is cut, and made part of a line of ours.
+    /// Passes on one line of the agent's log: its level, its message and its fields. It may be anything: what is no such
+    /// line is cut, and made the message of a line of ours.
     pub fn relay(&self, line: &[u8]) {
-        let text = String::from_utf8_lossy(&line[..line.len().min(FIELD_MAX)]);
-        let mut fields = Map::new();
+        let (level, mut fields) = agent_line(line).unwrap_or_else(|| {
+            let text = String::from_utf8_lossy(&line[..line.len().min(FIELD_MAX)]);
+            ("info", Map::from_iter([("msg".to_owned(), text.trim_end().into())]))
+        });
         fields.insert("source".to_owned(), "agent".into());
-        fields.insert("msg".to_owned(), text.trim_end().into());
-        self.sink.write("info", fields);
+        self.sink.write(level, fields);
     }
 
     /// Lines that were dropped since the last one that could be written.
@@ -139,6 +158,35 @@ impl Sink {
         line.push(b'\n');
         line
     }
+}
+
+/// Reads a line as the agent writes it: a flat JSON object with `level`, `message`, `timestamp`, `target` and the event's
+/// own fields. None if it is something else. What would not fit or has no place in our line is left out.
+fn agent_line(line: &[u8]) -> Option<(&'static str, Map<String, Value>)> {
+    let object: Map<String, Value> = serde_json::from_slice(line).ok()?;
+    let level = match object.get("level")?.as_str()? {
+        "ERROR" => "error",
+        "WARN" => "warning",
+        "INFO" => "info",
+        "DEBUG" => "debug",
+        "TRACE" => "trace",
+        _ => return None,
+    };
+    let message = object.get("message")?.as_str()?;
+    let mut fields = Map::new();
+    fields.insert("msg".to_owned(), cut(message, FIELD_MAX).into());
+    let others = object
+        .iter()
+        .filter(|(name, _)| !OUR_FIELDS.contains(&name.as_str()) && name.len() <= NAME_MAX);
+    for (name, value) in others.take(FIELDS_MAX) {
+        let value = match value {
+            Value::String(text) => cut(text, FIELD_MAX).into(),
+            Value::Bool(_) | Value::Number(_) => value.clone(),
+            Value::Null | Value::Array(_) | Value::Object(_) => continue,
+        };
+        fields.insert(name.clone(), value);
+    }
+    Some((level, fields))
 }
 
 /// Seconds since the epoch, with microseconds.
@@ -248,7 +296,37 @@ mod tests {
         assert_eq!(value["msg"], "again");
     }
 
+    #[test]
+    fn a_line_of_the_agent_keeps_its_level_and_its_fields() {
+        let line =
+            br#"{"timestamp":"t","level":"WARN","message":"not removed","container":"c","status":3,"sandbox":"x"}"#;
+        let (level, fields) = agent_line(line).unwrap();
+        assert_eq!(level, "warning");
+        let expected = serde_json::json!({"msg": "not removed", "container": "c", "status": 3});
+        assert_eq!(Value::Object(fields), expected);
+        assert!(agent_line(b"plain").is_none());
+    }
+
     proptest! {
+        #[test]
+        fn any_line_of_the_agent_fits_the_pipe(message in "(\\PC|\u{1}){0,3000}", name in "\\PC{0,40}", count in 0usize..40) {
+            let mut line = Map::new();
+            line.insert("level".to_owned(), "INFO".into());
+            line.insert("message".to_owned(), message.as_str().into());
+            for number in 0..count {
+                line.insert(format!("{name}{number}"), message.as_str().into());
+            }
+            let (level, fields) = agent_line(Value::Object(line).to_string().as_bytes()).unwrap();
+            let line = sink(None).sink.line(level, fields, 0);
+            prop_assert!(line.len() <= LINE_MAX);
+            prop_assert!(serde_json::from_slice::<Value>(&line).is_ok());
+        }
+
+        #[test]
+        fn any_bytes_are_a_line_or_not(bytes: Vec<u8>) {
+            let _ = agent_line(&bytes);
+        }
+
         #[test]
         fn every_line_is_json_and_fits_the_pipe(text in "(\\PC|\u{1}|\n){0,3000}") {
             let handle = sink(None);

@@ -3,9 +3,7 @@
 //! A pid alone can belong to somebody else by then; with the time of its start it cannot.
 
 use std::fs;
-use std::io;
 use std::os::fd::OwnedFd;
-use std::process::Child;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -67,15 +65,6 @@ pub(crate) fn kill_all(processes: &[ProcessRef], deadline: Instant) {
         // After an error there is nothing better than to go on.
         let _ = wait_for(pidfd, deadline);
     }
-}
-
-/// Waits for a child's end, without reaping it; false if the deadline came first. Blocks.
-pub(crate) fn wait(child: &Child, deadline: Instant) -> io::Result<bool> {
-    let pid = i32::try_from(child.id())
-        .ok()
-        .and_then(Pid::from_raw)
-        .ok_or(io::ErrorKind::InvalidInput)?;
-    Ok(wait_for(&pidfd_open(pid, PidfdFlags::empty())?, deadline)?)
 }
 
 /// A pidfd is readable once the process is dead (pidfd_open(2)).

@@ -4,7 +4,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -153,22 +153,45 @@ impl RunDir {
             .map_err(|source| failed("create", &self.path, source))
     }
 
-    /// Holds off every other `start` and removal of this host's sandboxes until the answer is dropped: taken for
-    /// a few milliseconds at a time. Blocks.
+    /// Holds off every other `start` and removal of this sandbox until the answer is dropped, and none of another's.
+    /// Blocks.
+    ///
+    /// The lock is on a file beside the directory, as the directory itself comes and goes.
     ///
     /// # Errors
-    /// The root directory cannot be made or locked.
+    /// The file cannot be made or locked.
     pub fn lock(&self) -> Result<Lock, RunDirError> {
-        let root = self.path.parent().unwrap_or(&self.path);
+        let mut name = self.path.clone().into_os_string();
+        name.push(".lock");
+        let path = PathBuf::from(name);
         let lock = || -> io::Result<File> {
-            DirBuilder::new().recursive(true).mode(0o700).create(root)?;
-            let directory = File::open(root)?;
-            directory.lock()?;
-            Ok(directory)
+            if let Some(root) = path.parent() {
+                DirBuilder::new().recursive(true).mode(0o700).create(root)?;
+            }
+            loop {
+                let file = File::options()
+                    .write(true)
+                    .create(true)
+                    .truncate(false)
+                    .mode(0o600)
+                    .open(&path)?;
+                file.lock()?;
+                // Whoever had it may have removed the name, and somebody may have made another file by now.
+                let named = fs::metadata(&path).ok().map(|named| (named.dev(), named.ino()));
+                let own = file.metadata()?;
+                if named == Some((own.dev(), own.ino())) {
+                    return Ok(file);
+                }
+            }
         };
-        lock()
-            .map(|directory| Lock { _directory: directory })
-            .map_err(|source| failed("lock", root, source))
+        match lock() {
+            Ok(file) => Ok(Lock {
+                path,
+                directory: self.path.clone(),
+                _file: file,
+            }),
+            Err(source) => Err(failed("lock", &path, source)),
+        }
     }
 
     /// Removes the directory and all in it. Nothing may be mounted in it. It may be gone.
@@ -235,7 +258,19 @@ impl RunDir {
 /// See [`RunDir::lock`].
 #[derive(Debug)]
 pub struct Lock {
-    _directory: File,
+    path: PathBuf,
+    directory: PathBuf,
+    _file: File,
+}
+
+/// The file goes with the sandbox's directory.
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if !self.directory.exists() {
+            // One that stays is used again.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
 }
 
 fn failed(operation: &'static str, path: &Path, source: io::Error) -> RunDirError {

@@ -69,7 +69,7 @@ pub async fn serve(listener: UnixListener, context: ServerContext) -> Result<Exi
     let run_dir = context.run_dir.clone();
     let reason = serve_sandbox(listener, context).await;
     // Whatever happened: nothing stays.
-    let removed = tokio::task::spawn_blocking(move || remove_sandbox(&run_dir)).await;
+    let removed = tokio::task::spawn_blocking(move || remove_sandbox(&run_dir, ProcessRef::own())).await;
     if let Err(error) = removed {
         tracing::error!(%error, "the sandbox's files could not be removed");
     }
@@ -197,5 +197,24 @@ fn setup(context: &ServerContext, spec: &Spec, config: &config::Config) -> Sandb
         }],
         log_level: if debug { "debug" } else { "info" }.to_owned(),
         ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_namespace_is_the_hosts_a_given_one_or_a_new_one() {
+        let runs_in = |namespaces: serde_json::Value| {
+            let namespaces: Vec<LinuxNamespace> = serde_json::from_value(namespaces).unwrap();
+            network_namespace(&namespaces)
+        };
+        let pid = serde_json::json!({ "type": "pid" });
+        assert_eq!(runs_in(serde_json::json!([pid])), NetworkNamespace::Inherited);
+        let new = serde_json::json!([pid, { "type": "network" }]);
+        assert_eq!(runs_in(new), NetworkNamespace::New);
+        let given = serde_json::json!([{ "type": "network", "path": "/run/netns/a" }]);
+        assert_eq!(runs_in(given), NetworkNamespace::At("/run/netns/a".into()));
     }
 }

@@ -6,6 +6,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
 /// The descriptor by which the server gets its listening socket.
 const LISTENER_FD: i32 = 3;
 
@@ -103,4 +106,10 @@ pub(crate) fn inherited_listener() -> io::Result<OwnedFd> {
     }
     // SAFETY: the descriptor is open, and nobody else owns it: the parent put it there for us.
     Ok(unsafe { OwnedFd::from_raw_fd(LISTENER_FD) })
+}
+
+/// Lets a task wait until the descriptor is readable.
+pub(crate) fn watch(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd always gives the same descriptor, and it stays open as long as the AsyncFd owns it.
+    unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }.map_err(Into::into)
 }

@@ -81,19 +81,22 @@ pub(super) struct Signals {
     pub(super) events: mpsc::Receiver<What>,
     /// The agent's connection is gone.
     pub(super) lost: oneshot::Receiver<()>,
-    /// Answers the agent as long as it lives.
-    server: Server,
-    /// Held as long as the agent's service is spoken to.
-    line: oneshot::Sender<()>,
+    /// Held as long as the agent is spoken to.
+    lines: Lines,
+}
+
+/// Keeps both of the agent's connections open.
+struct Lines {
+    _server: Server,
+    _host: oneshot::Sender<()>,
+    _agent: oneshot::Sender<()>,
 }
 
 impl Signals {
     /// Closes both of the agent's connections: it waits for that before it powers the guest off.
-    pub(super) async fn hang_up(mut self) -> mpsc::Receiver<What> {
-        drop(self.line);
-        // Whoever waits for room in it must not hold up the server's end.
+    pub(super) fn hang_up(mut self) -> mpsc::Receiver<What> {
+        drop(self.lines);
         self.events.close();
-        self.server.disconnect().await;
         self.events
     }
 }
@@ -162,6 +165,7 @@ async fn greet(
         published: AtomicU64::new(0),
         events,
     });
+    let (host, host_line) = Watched::new(host, None);
     // One connection, and then none for ever: a listener that ends would end the server.
     let only = futures::stream::once(std::future::ready(Ok(host))).chain(futures::stream::pending());
     let mut server = Server::new()
@@ -182,20 +186,16 @@ async fn greet(
         Arrived::Host(_) => return Err("the agent called twice".to_owned()),
     };
     let (tell, lost) = oneshot::channel();
-    let (line, hung_up) = oneshot::channel();
-    let agent = AgentClient::new(
-        Box::new(Watched {
-            inner: Some(agent),
-            tell: Some(tell),
-            hung_up,
-        }),
-        plan.create_timeout,
-    );
+    let (agent, agent_line) = Watched::new(agent, Some(tell));
+    let agent = AgentClient::new(Box::new(agent), plan.create_timeout);
     let signals = Signals {
         events: received,
         lost,
-        server,
-        line,
+        lines: Lines {
+            _server: server,
+            _host: host_line,
+            _agent: agent_line,
+        },
     };
     Ok((agent, signals))
 }
@@ -250,7 +250,8 @@ impl Host for HostService {
     }
 }
 
-/// A connection that tells when it has ended, and that can be ended: ttrpc's client can do neither.
+/// A connection that tells when it has ended, and that can be ended: ttrpc's client can do neither, and its server only
+/// with a wait.
 struct Watched {
     inner: Option<Connection>,
     tell: Option<oneshot::Sender<()>>,
@@ -259,6 +260,17 @@ struct Watched {
 }
 
 impl Watched {
+    /// The connection, and what is dropped to end it.
+    fn new(connection: Connection, tell: Option<oneshot::Sender<()>>) -> (Self, oneshot::Sender<()>) {
+        let (line, hung_up) = oneshot::channel();
+        let watched = Self {
+            inner: Some(connection),
+            tell,
+            hung_up,
+        };
+        (watched, line)
+    }
+
     fn connection(&mut self) -> std::io::Result<Pin<&mut Connection>> {
         let connection = self.inner.as_mut().ok_or(std::io::ErrorKind::BrokenPipe)?;
         Ok(Pin::new(connection))
@@ -271,7 +283,7 @@ impl AsyncRead for Watched {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
-        // The client always reads: it is woken by this.
+        // Both ends of ttrpc always read: they are woken by this.
         if self.inner.is_some() && Pin::new(&mut self.hung_up).poll(context).is_ready() {
             self.inner = None;
         }

@@ -13,9 +13,11 @@
 pub mod boot;
 pub mod connections;
 mod create;
+mod delete;
 mod exits;
 pub mod host;
 pub mod process;
+mod start;
 mod verbs;
 
 use std::collections::HashMap;
@@ -179,9 +181,10 @@ impl Sandbox {
             let console = crate::agent_client::printable(&booted.machine.console_tail().await, 4 << 10);
             tracing::error!(sandbox = %self.id, reason = ending.reason, console, "the sandbox's VM has ended");
         }
-        let stopped = booted.machine.stop(if expected_end { GRACE } else { Duration::ZERO });
         // An agent that has been told to power off waits for this.
-        let (mut events, ()) = tokio::join!(signals.hang_up(), stopped);
+        let mut events = signals.hang_up();
+        let grace = if expected_end { GRACE } else { Duration::ZERO };
+        booted.machine.stop(grace).await;
         // What the agent published before the end still counts.
         while let Some(event) = events.recv().await {
             self.handle(event);

@@ -13,12 +13,14 @@ use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::shim::oci::ProcessDetails;
 use containerd_shim_protos::shim_async::Task;
+use oci_spec::runtime::LinuxResources;
 use serde::de::DeserializeOwned;
 use ttrpc::r#async::TtrpcContext;
 
 use super::Service;
 use crate::error::Error;
 use crate::events::timestamp;
+use crate::guest_spec::guest_resources;
 use crate::id::{ContainerId, ExecId};
 use crate::sandbox::CreateRequest;
 use crate::sandbox::process::{Phase, ProcessName};
@@ -215,8 +217,14 @@ impl Task for Service {
     async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
         let id = ContainerId::new(&request.id).map_err(Error::from)?;
         let subject = format!("container {id}");
-        let _: oci_spec::runtime::LinuxResources = json(request.resources.as_ref(), "the resources", &subject)?;
-        let resources = request.resources.into_option().unwrap_or_default().value;
+        let what = "the resources";
+        let mut resources: LinuxResources = json(request.resources.as_ref(), what, &subject)?;
+        guest_resources(&mut resources);
+        let resources = serde_json::to_vec(&resources).map_err(|error| Error::Invalid {
+            what,
+            subject,
+            reason: error.to_string(),
+        })?;
         self.sandbox.update(&id, resources).await?;
         Ok(Empty::new())
     }

@@ -1,0 +1,129 @@
+//! Deletions: of containers and of execs, in the guest and on the host.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use containerd_shim_protos::events::task::TaskDelete;
+use containerd_shim_protos::topics::TASK_DELETE_EVENT_TOPIC;
+use ttrpc::Code;
+
+use super::process::{Exit, Phase, Process, ProcessName};
+use super::verbs::{SIGKILL, failed, signal_request};
+use super::{Container, Sandbox};
+use crate::agent_client::AgentError;
+use crate::error::{Error, chain};
+use crate::events::timestamp;
+use crate::hooks::HookPoint;
+
+/// For a process that was never started to die of SIGKILL.
+const KILL: Duration = Duration::from_secs(10);
+
+impl Sandbox {
+    /// Forgets a process that does not run. The answer is its pid and its exit.
+    ///
+    /// # Errors
+    /// There is no such process, it runs, or what it held cannot be freed.
+    pub async fn delete(self: &Arc<Self>, name: &ProcessName) -> Result<(u32, Exit), Error> {
+        let (container, process) = self.process(name)?;
+        let sandbox = Arc::clone(self);
+        let work = tokio::spawn(async move {
+            let _changes = container.changes.lock().await;
+            match process.phase() {
+                Phase::Created | Phase::Stopped(_) => {}
+                phase => return Err(process.not_allowed("delete", phase)),
+            }
+            if process.name.exec.is_some() {
+                sandbox.delete_exec(&container, &process).await
+            } else {
+                sandbox.delete_container(&container).await
+            }
+        });
+        work.await.unwrap_or_else(|_| {
+            Err(Error::Interrupted {
+                subject: name.to_string(),
+            })
+        })
+    }
+
+    async fn delete_exec(&self, container: &Container, process: &Process) -> Result<(u32, Exit), Error> {
+        let exit = match process.phase() {
+            Phase::Stopped(exit) => exit,
+            // Never started: the guest does not know it.
+            _ => Exit {
+                status: 0,
+                at: std::time::SystemTime::now(),
+            },
+        };
+        self.forget_in_guest(process).await?;
+        if let Some(exec) = &process.name.exec {
+            container.execs().remove(exec);
+        }
+        Ok((self.pid(), exit))
+    }
+
+    async fn delete_container(self: &Arc<Self>, container: &Container) -> Result<(u32, Exit), Error> {
+        let process = &container.init;
+        if process.phase() == Phase::Created
+            && let Ok(agent) = self.agent("delete", "the container")
+        {
+            // It waits at its gate for a start that will not come.
+            if let Err(error) = agent.signal(&signal_request(&process.name, SIGKILL, true)).await {
+                tracing::debug!(container = %container.id, %error, "there is nothing to kill");
+            }
+            // Its exit is reported as any other; if it is not, the deletion in the guest says why.
+            let _ = tokio::time::timeout(KILL, process.stopped()).await;
+        }
+        self.forget_in_guest(process).await?;
+        process.drop_streams();
+        self.host.detach(&container.id).await.map_err(|source| Error::Host {
+            operation: "unmount the files of",
+            subject: process.name.to_string(),
+            source,
+        })?;
+        let pid = self.pid();
+        let exit = match process.phase() {
+            Phase::Stopped(exit) => exit,
+            _ => {
+                let exit = Exit {
+                    status: 128 + SIGKILL,
+                    at: std::time::SystemTime::now(),
+                };
+                // Wakes who waits.
+                process.set_phase(Phase::Stopped(exit));
+                exit
+            }
+        };
+        if let Some(hooks) = &container.hooks {
+            // As for poststart.
+            if let Err(error) = self.host.run_hooks(hooks, HookPoint::Poststop, 0).await {
+                tracing::warn!(container = %container.id, error = chain(&error), "a poststop hook failed");
+            }
+        }
+        self.slots().remove(&container.id);
+        let event = TaskDelete {
+            container_id: container.id.to_string(),
+            pid,
+            exit_status: exit.status,
+            exited_at: Some(timestamp(exit.at)).into(),
+            ..Default::default()
+        };
+        self.events.publish(TASK_DELETE_EVENT_TOPIC, &event);
+        Ok((pid, exit))
+    }
+
+    async fn forget_in_guest(&self, process: &Process) -> Result<(), Error> {
+        // Without a VM there is nothing to forget.
+        let Ok(agent) = self.agent("delete", "the process") else {
+            return Ok(());
+        };
+        match agent.delete(&process.name.to_agent()).await {
+            Ok(_)
+            | Err(AgentError::Refused {
+                code: Code::NOT_FOUND, ..
+            }) => Ok(()),
+            // The VM has just ended: the same.
+            Err(AgentError::Broken(_)) => Ok(()),
+            Err(source) => Err(failed("delete", &process.name)(source)),
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! Starts: of a container's first process and of execs, with their streams and their terminals' sizes.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use containerd_shim_protos::events::task::{TaskExecAdded, TaskExecStarted, TaskStart};
+use containerd_shim_protos::topics::{
+    TASK_EXEC_ADDED_EVENT_TOPIC, TASK_EXEC_STARTED_EVENT_TOPIC, TASK_START_EVENT_TOPIC,
+};
+use protocol::agent::{CloseStdinRequest, ExecRequest, ResizeTerminalRequest};
+
+use super::process::{Exit, Phase, Process, ProcessName};
+use super::verbs::{agent_container, failed};
+use super::{Container, Sandbox};
+use crate::agent_client::AgentClient;
+use crate::error::{Error, chain};
+use crate::hooks::HookPoint;
+use crate::streams::{Prepared, StdioPaths, Streams};
+
+/// Status of an exec whose program could not be started: as a shell has it.
+const NOT_STARTED: u32 = 127;
+
+impl Sandbox {
+    /// Starts a container's first process or an exec. The answer is the pid that stands for it.
+    ///
+    /// # Errors
+    /// It is not there, was started before, or its program cannot be executed.
+    pub async fn start_process(self: &Arc<Self>, name: &ProcessName) -> Result<u32, Error> {
+        let (container, process) = self.process(name)?;
+        let sandbox = Arc::clone(self);
+        // A task of its own: whoever asked may go away, and a process must not stay half started.
+        let work = tokio::spawn(async move {
+            if process.name.exec.is_some() {
+                sandbox.start_exec(&container, &process).await
+            } else {
+                let _changes = container.changes.lock().await;
+                sandbox.start_init(&container, &process).await
+            }
+        });
+        work.await.unwrap_or_else(|_| {
+            Err(Error::Interrupted {
+                subject: name.to_string(),
+            })
+        })
+    }
+
+    async fn start_init(&self, container: &Container, process: &Process) -> Result<u32, Error> {
+        let agent = self.agent("start", &process.name.to_string())?;
+        process.begin_start()?;
+        let started = agent.start_container(&agent_container(&container.id)).await;
+        if let Err(source) = started {
+            process.set_phase(Phase::Created);
+            process.drop_streams();
+            return Err(failed("start", &process.name)(source));
+        }
+        self.apply_size(&agent, process).await;
+        let pid = self.pid();
+        let event = TaskStart {
+            container_id: container.id.to_string(),
+            pid,
+            ..Default::default()
+        };
+        self.events.publish(TASK_START_EVENT_TOPIC, &event);
+        process.set_phase(Phase::Running);
+        if let Some(hooks) = &container.hooks {
+            // OCI runtime spec, lifecycle: a poststart hook that fails is logged and the container goes on.
+            if let Err(error) = self.host.run_hooks(hooks, HookPoint::Poststart, pid).await {
+                tracing::warn!(container = %container.id, error = chain(&error), "a poststart hook failed");
+            }
+        }
+        Ok(pid)
+    }
+
+    async fn start_exec(&self, container: &Container, process: &Arc<Process>) -> Result<u32, Error> {
+        let agent = self.agent("start", &process.name.to_string())?;
+        match container.init.phase() {
+            Phase::Running if !container.paused.load(Ordering::Acquire) => {}
+            Phase::Running => {
+                return Err(Error::State {
+                    operation: "start",
+                    subject: process.name.to_string(),
+                    state: "in a paused container",
+                });
+            }
+            phase => return Err(container.init.not_allowed("start an exec in", phase)),
+        }
+        process.begin_start()?;
+        let started = self.run_exec(&agent, process).await;
+        if let Err(error) = started {
+            process.claim_exit();
+            process.drop_streams();
+            process.set_phase(Phase::Stopped(Exit {
+                status: NOT_STARTED,
+                at: std::time::SystemTime::now(),
+            }));
+            return Err(error);
+        }
+        let pid = self.pid();
+        let event = TaskExecStarted {
+            container_id: container.id.to_string(),
+            exec_id: process.name.exec_id().to_owned(),
+            pid,
+            ..Default::default()
+        };
+        self.events.publish(TASK_EXEC_STARTED_EVENT_TOPIC, &event);
+        process.set_phase(Phase::Running);
+        Ok(pid)
+    }
+
+    async fn run_exec(&self, agent: &AgentClient, process: &Arc<Process>) -> Result<(), Error> {
+        let name = &process.name;
+        let stream_error = |source| Error::Stream {
+            subject: name.to_string(),
+            source,
+        };
+        let opened = Prepared::open(
+            &process.stdio,
+            &self.expected,
+            name.container.as_str(),
+            self.namespace.as_str(),
+        );
+        let prepared = opened.await.map_err(stream_error)?;
+        let call = ExecRequest {
+            container_id: name.container.to_string(),
+            exec_id: name.exec_id().to_owned(),
+            process: process.spec.clone(),
+            stdio: Some(prepared.stdio()).into(),
+            ..Default::default()
+        };
+        agent.exec(&call).await.map_err(failed("start", name))?;
+        let streams = Arc::new(prepared.connect().await.map_err(stream_error)?);
+        self.watch_stdin(process, &streams, agent);
+        process.set_streams(streams);
+        self.apply_size(agent, process).await;
+        Ok(())
+    }
+
+    async fn apply_size(&self, agent: &AgentClient, process: &Process) {
+        if let Some((columns, rows)) = process.remembered_size() {
+            let request = ResizeTerminalRequest {
+                process: Some(process.name.to_agent()).into(),
+                columns,
+                rows,
+                ..Default::default()
+            };
+            // A terminal of the wrong size is no reason to fail a start.
+            if let Err(error) = agent.resize_terminal(&request).await {
+                tracing::debug!(process = %process.name, %error, "the terminal keeps its size");
+            }
+        }
+    }
+
+    /// Tells the agent how long stdin was, once it has ended. A terminal's end is the program's own affair.
+    pub(super) fn watch_stdin(&self, process: &Process, streams: &Arc<Streams>, agent: &AgentClient) {
+        let Some(length) = streams.stdin_length() else {
+            return;
+        };
+        if process.stdio.terminal {
+            return;
+        }
+        let (name, agent) = (process.name.clone(), agent.clone());
+        tokio::spawn(async move {
+            // No length: the process ended first.
+            if let Ok(length) = length.await {
+                let request = CloseStdinRequest {
+                    process: Some(name.to_agent()).into(),
+                    length,
+                    ..Default::default()
+                };
+                if let Err(error) = agent.close_stdin(&request).await {
+                    tracing::debug!(process = %name, %error, "stdin's end did not arrive");
+                }
+            }
+        });
+    }
+
+    /// Adds an exec; [`Sandbox::start_process`] runs it.
+    ///
+    /// # Errors
+    /// There is no such container, it has stopped, or the id is taken.
+    pub fn add_exec(&self, name: &ProcessName, stdio: StdioPaths, spec: Vec<u8>) -> Result<(), Error> {
+        let container = self.container(&name.container)?;
+        let Some(exec) = name.exec.clone() else {
+            return Err(Error::Exists {
+                subject: name.to_string(),
+            });
+        };
+        if let phase @ Phase::Stopped(_) = container.init.phase() {
+            return Err(container.init.not_allowed("add an exec to", phase));
+        }
+        {
+            let mut execs = container.execs();
+            if execs.contains_key(&exec) {
+                return Err(Error::Exists {
+                    subject: name.to_string(),
+                });
+            }
+            execs.insert(exec, Arc::new(Process::new(name.clone(), stdio, spec)));
+        }
+        let event = TaskExecAdded {
+            container_id: name.container.to_string(),
+            exec_id: name.exec_id().to_owned(),
+            ..Default::default()
+        };
+        self.events.publish(TASK_EXEC_ADDED_EVENT_TOPIC, &event);
+        Ok(())
+    }
+}
