@@ -25,10 +25,41 @@ impl Dialer {
     ///
     /// # Errors
     /// The host does not listen, or there is no vsock device.
-    pub(crate) async fn dial(self, preamble: Preamble) -> io::Result<VsockStream> {
-        let mut stream = VsockStream::connect(VsockAddr::new(protocol::HOST_CID, self.port)).await?;
+    pub(crate) async fn dial(self, preamble: Preamble) -> io::Result<HostStream> {
+        let mut stream = HostStream(VsockStream::connect(VsockAddr::new(protocol::HOST_CID, self.port)).await?);
         stream.write_all(&preamble.encode()).await?;
         Ok(stream)
+    }
+}
+
+/// Bytes that go into one packet. The kernel (`virtio_vsock_alloc_skb` in the pinned 6.12) puts what does not fit into
+/// 32 KiB with its headers into several fragments, each with a descriptor of its own, and the device of
+/// vhost-device-vsock 0.3 (its virtio-vsock 0.10) drops a packet of more than one fragment without a word: the bytes are
+/// lost, their credit with them, and the connection stands still.
+const MAX_PACKET: usize = 28 << 10;
+
+/// A connection to the host.
+#[derive(Debug)]
+pub(crate) struct HostStream(VsockStream);
+
+impl AsyncRead for HostStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for HostStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let packet = buf.get(..MAX_PACKET).unwrap_or(buf);
+        Pin::new(&mut self.0).poll_write(cx, packet)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }
 

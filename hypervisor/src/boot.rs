@@ -49,8 +49,8 @@ pub struct VmRequest {
     pub shared_dir: PathBuf,
     /// The tag under which the guest mounts it.
     pub share_tag: String,
-    /// The network namespace that QEMU enters.
-    pub netns: Option<PathBuf>,
+    /// The network namespace that QEMU runs in.
+    pub netns: NetworkNamespace,
     /// The `cgroup.procs` files into which QEMU and the helpers move before they start.
     pub cgroup_procs: Vec<PathBuf>,
     /// Kernel parameters, before those of the configuration.
@@ -59,6 +59,18 @@ pub struct VmRequest {
     pub host_port: u32,
     /// The kernel parameter that tells the guest the port.
     pub port_parameter: String,
+}
+
+/// The network namespace that QEMU runs in.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum NetworkNamespace {
+    /// The caller's.
+    #[default]
+    Inherited,
+    /// The one that a file stands for (network_namespaces(7)).
+    At(PathBuf),
+    /// One of its own, which ends with it. Others enter it by `/proc/PID/ns/net`.
+    New,
 }
 
 /// Why there is no VM.

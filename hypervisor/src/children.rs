@@ -17,8 +17,9 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
+use crate::boot::NetworkNamespace;
 use crate::stderr;
-use crate::sys::BeforeExec;
+use crate::sys::{BeforeExec, Network};
 use crate::tail::Tail;
 
 /// Which child.
@@ -125,8 +126,8 @@ pub(crate) struct Program {
     pub(crate) child: ChildName,
     pub(crate) path: PathBuf,
     pub(crate) args: Vec<OsString>,
-    /// The network namespace to enter.
-    pub(crate) netns: Option<PathBuf>,
+    /// Where it runs.
+    pub(crate) netns: NetworkNamespace,
     /// `cgroup.procs` files to enter.
     pub(crate) cgroup_procs: Vec<PathBuf>,
     /// The descriptors that it inherits, under the numbers that they have here.
@@ -296,9 +297,11 @@ fn start(program: Program) -> Result<Started, SpawnError> {
             source,
         })
     };
-    let netns = netns
-        .map(|path| open(&path, OpenOptions::new().read(true)))
-        .transpose()?;
+    let netns = match netns {
+        NetworkNamespace::Inherited => Network::Inherited,
+        NetworkNamespace::At(path) => Network::Entered(open(&path, OpenOptions::new().read(true))?),
+        NetworkNamespace::New => Network::New,
+    };
     let cgroups: Result<Vec<File>, _> = cgroup_procs
         .iter()
         .map(|path| open(path, OpenOptions::new().write(true)))

@@ -49,6 +49,7 @@ pub(crate) fn build(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::boot::NetworkNamespace;
 
     fn request() -> VmRequest {
         VmRequest {
@@ -56,7 +57,7 @@ mod tests {
             run_dir: "/r".into(),
             shared_dir: "/r/shared".into(),
             share_tag: String::from("share"),
-            netns: None,
+            netns: NetworkNamespace::Inherited,
             cgroup_procs: Vec::new(),
             kernel_params: vec![String::from("caller=1")],
             host_port: 1024,

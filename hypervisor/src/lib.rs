@@ -31,7 +31,7 @@ mod vsock;
 mod vsock_daemon;
 
 pub use accel::AccelError;
-pub use boot::{BootError, VmRequest, boot};
+pub use boot::{BootError, NetworkNamespace, VmRequest, boot};
 pub use children::{ChildDeath, ChildName, SpawnError};
 pub use command_line::CommandLineError;
 pub use ended::{Cause, Ended};

@@ -12,11 +12,22 @@ use rustix::thread::LinkNameSpaceType;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+/// What a child does about its network namespace.
+#[derive(Debug)]
+pub(crate) enum Network {
+    /// Nothing.
+    Inherited,
+    /// Enters this one.
+    Entered(File),
+    /// Makes one.
+    New,
+}
+
 /// What a child does to itself before it becomes its program.
 #[derive(Debug)]
 pub(crate) struct BeforeExec {
-    /// The network namespace to enter.
-    pub(crate) netns: Option<File>,
+    /// Its network namespace.
+    pub(crate) netns: Network,
     /// `cgroup.procs` files, open for writing, through which the child moves itself.
     pub(crate) cgroups: Vec<File>,
     /// The only descriptors, but for the standard ones, that the program inherits; their numbers stay.
@@ -51,12 +62,16 @@ impl BeforeExec {
             // 0 is the writer itself, in both versions of cgroups.
             rustix::io::write(cgroup, b"0").map_err(|errno| (&b"cannot move into the cgroup"[..], errno))?;
         }
-        if let Some(netns) = &self.netns {
-            rustix::thread::move_into_link_name_space(
+        match &self.netns {
+            Network::Inherited => {}
+            Network::Entered(netns) => rustix::thread::move_into_link_name_space(
                 std::os::fd::AsFd::as_fd(netns),
                 Some(LinkNameSpaceType::Network),
             )
-            .map_err(|errno| (&b"cannot enter the network namespace"[..], errno))?;
+            .map_err(|errno| (&b"cannot enter the network namespace"[..], errno))?,
+            Network::New => {
+                new_network_namespace().map_err(|errno| (&b"cannot make a network namespace"[..], errno))?;
+            }
         }
         close_on_exec_from(3).map_err(|errno| (&b"cannot mark descriptors close-on-exec"[..], errno))?;
         for fd in &self.pass {
@@ -64,6 +79,16 @@ impl BeforeExec {
                 .map_err(|errno| (&b"cannot pass a descriptor"[..], errno))?;
         }
         Ok(())
+    }
+}
+
+/// `unshare(CLONE_NEWNET)` (unshare(2)).
+fn new_network_namespace() -> Result<(), rustix::io::Errno> {
+    // SAFETY: the call takes one integer. The flag touches neither memory nor descriptors.
+    if unsafe { libc::unshare(libc::CLONE_NEWNET) } == 0 {
+        Ok(())
+    } else {
+        Err(errno())
     }
 }
 

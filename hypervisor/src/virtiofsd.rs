@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use config::Hypervisor;
 
-use crate::boot::BootError;
+use crate::boot::{BootError, NetworkNamespace};
 use crate::children::{Child, ChildName, Program, spawn};
 use crate::files::SocketFile;
 use crate::sys::number;
@@ -42,7 +42,7 @@ pub(crate) async fn start(
         child: ChildName::Virtiofsd,
         path: program,
         args: args(config, shared_dir, number(listener.as_fd())),
-        netns: None,
+        netns: NetworkNamespace::Inherited,
         cgroup_procs,
         pass: vec![listener],
     };
@@ -63,8 +63,21 @@ fn args(config: &Hypervisor, shared_dir: &Path, listener: i32) -> Vec<OsString> 
     option("--cache", config.virtio_fs_cache.as_str().into());
     option("--sandbox", "namespace".into());
     option("--log-level", if config.enable_debug { "debug" } else { "warn" }.into());
+    // With file handles it needs a directory or a file of each mount to open them by, so that a socket, which is a mount of
+    // its own here, is EIO for the guest. Without them it also gives up CAP_DAC_READ_SEARCH.
+    if !names(&config.virtio_fs_extra_args, "--inode-file-handles") {
+        option("--inode-file-handles", "never".into());
+    }
     args.extend(config.virtio_fs_extra_args.iter().map(OsString::from));
     args
+}
+
+/// Whether the operator gives an option: virtiofsd takes each once.
+fn names(args: &[String], option: &str) -> bool {
+    args.iter().any(|arg| {
+        arg.strip_prefix(option)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+    })
 }
 
 #[cfg(test)]
@@ -78,8 +91,21 @@ mod tests {
             ..Hypervisor::default()
         };
         let args = args(&config, Path::new("/run/x/shared"), 9);
-        let expected =
-            "--fd 9 --shared-dir /run/x/shared --cache auto --sandbox namespace --log-level warn --thread-pool-size=1";
+        let expected = "--fd 9 --shared-dir /run/x/shared --cache auto --sandbox namespace --log-level warn \
+                        --inode-file-handles never --thread-pool-size=1";
         assert_eq!(args.join(std::ffi::OsStr::new(" ")), expected);
+    }
+
+    #[test]
+    fn what_the_operator_says_is_said_once() {
+        let config = Hypervisor {
+            virtio_fs_extra_args: vec![String::from("--inode-file-handles=prefer")],
+            ..Hypervisor::default()
+        };
+        let args = args(&config, Path::new("/run/x/shared"), 9);
+        let told = args
+            .iter()
+            .filter(|arg| arg.to_string_lossy().starts_with("--inode-file-handles"));
+        assert_eq!(told.count(), 1);
     }
 }

@@ -15,7 +15,7 @@ use rustix::fs::inotify;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixListener;
 
-use crate::boot::BootError;
+use crate::boot::{BootError, NetworkNamespace};
 use crate::children::{Child, ChildName, Program, spawn};
 use crate::files::SocketFile;
 use crate::vsock::Cid;
@@ -60,7 +60,7 @@ pub(crate) async fn start(
         child: ChildName::VsockDaemon,
         path: program,
         args: args(&host_side, &device_side),
-        netns: None,
+        netns: NetworkNamespace::Inherited,
         cgroup_procs,
         pass: Vec::new(),
     };

@@ -29,10 +29,6 @@ pub struct Arguments {
     pub namespace: Namespace,
     /// The container, or for the server the sandbox. Checked as both are.
     pub id: ContainerId,
-    /// containerd's GRPC socket.
-    pub address: String,
-    /// The binary that publishes events.
-    pub publish_binary: PathBuf,
     /// The bundle; empty: the working directory.
     pub bundle: PathBuf,
     /// Log more.
@@ -76,14 +72,14 @@ pub enum CliError {
 struct Flags {
     namespace: String,
     id: String,
-    address: String,
-    publish_binary: String,
     bundle: String,
     socket: String,
     config_path: String,
     debug: bool,
     version: bool,
     info: bool,
+    /// containerd's GRPC socket and the binary that publishes events: they come, and events go by ttrpc.
+    unused: String,
 }
 
 impl Flags {
@@ -91,8 +87,7 @@ impl Flags {
         match name {
             "namespace" => Some(&mut self.namespace),
             "id" => Some(&mut self.id),
-            "address" => Some(&mut self.address),
-            "publish-binary" => Some(&mut self.publish_binary),
+            "address" | "publish-binary" => Some(&mut self.unused),
             "bundle" => Some(&mut self.bundle),
             "socket" => Some(&mut self.socket),
             "config-path" => Some(&mut self.config_path),
@@ -169,8 +164,6 @@ fn command(flags: Flags, action: Option<&str>) -> Result<Command, CliError> {
     Ok(make(Arguments {
         namespace: Namespace::new(&flags.namespace)?,
         id: ContainerId::new(&flags.id)?,
-        address: flags.address,
-        publish_binary: flags.publish_binary.into(),
         bundle: flags.bundle.into(),
         debug: flags.debug,
         config_path: Some(flags.config_path)
@@ -196,8 +189,6 @@ mod tests {
         };
         assert_eq!(arguments.id.as_str(), "a");
         assert_eq!(arguments.namespace.as_str(), "default");
-        assert_eq!(arguments.address, "/run/c.sock");
-        assert_eq!(arguments.publish_binary, PathBuf::from("/usr/bin/containerd"));
         assert!(arguments.debug);
     }
 
@@ -208,7 +199,6 @@ mod tests {
             panic!("not delete")
         };
         assert_eq!(arguments.bundle, PathBuf::from("/b"));
-        assert!(arguments.publish_binary.as_os_str().is_empty());
     }
 
     #[test]

@@ -7,17 +7,6 @@ use crate::id::{Namespace, SandboxId};
 use crate::logging::LogHandle;
 use crate::run_dir::RunDir;
 
-/// How containerd is reached.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Containerd {
-    /// Its GRPC socket: the `-address` flag.
-    pub address: String,
-    /// Its ttrpc socket for events: `TTRPC_ADDRESS` in the environment. Empty where it gave none.
-    pub ttrpc_address: String,
-    /// The binary that publishes an event where there is no ttrpc socket: the `-publish-binary` flag.
-    pub publish_binary: PathBuf,
-}
-
 /// Everything that identifies one sandbox's server.
 #[derive(Debug)]
 pub struct ServerContext {
@@ -27,8 +16,8 @@ pub struct ServerContext {
     pub id: SandboxId,
     /// The bundle of the container that the sandbox was started for. Absolute.
     pub bundle: PathBuf,
-    /// How containerd is reached.
-    pub containerd: Containerd,
+    /// containerd's ttrpc socket for events: `TTRPC_ADDRESS` in the environment. Empty where it gave none.
+    pub ttrpc_address: String,
     /// The sandbox's files. It exists and holds the listening socket.
     pub run_dir: RunDir,
     /// The thread that stays in the host's mount namespace.

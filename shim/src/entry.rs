@@ -10,7 +10,7 @@ use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
 use protobuf::{Message, MessageField};
 
 use crate::cli::{self, Arguments, Command};
-use crate::context::{Containerd, ServerContext};
+use crate::context::ServerContext;
 use crate::host_ns::HostNamespace;
 use crate::id::SandboxId;
 use crate::run_dir::{RunDir, SandboxState};
@@ -121,11 +121,7 @@ fn serve_logged(
         namespace: arguments.namespace,
         id,
         bundle: arguments.bundle,
-        containerd: Containerd {
-            address: arguments.address,
-            ttrpc_address: env::var("TTRPC_ADDRESS").unwrap_or_default(),
-            publish_binary: arguments.publish_binary,
-        },
+        ttrpc_address: env::var("TTRPC_ADDRESS").unwrap_or_default(),
         run_dir,
         host,
         config_path: arguments.config_path,

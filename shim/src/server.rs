@@ -6,8 +6,8 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hypervisor::VmRequest;
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use hypervisor::{NetworkNamespace, VmRequest};
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
 use protocol::agent::{SandboxSetup, Share};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
@@ -21,7 +21,7 @@ use crate::events::Publisher;
 use crate::host_cgroup::HostCgroup;
 use crate::process::ProcessRef;
 use crate::qemu::QemuLauncher;
-use crate::run_dir::SandboxState;
+use crate::run_dir::{RunDirError, SandboxState};
 use crate::sandbox::boot::BootPlan;
 use crate::sandbox::host::RealHost;
 use crate::sandbox::{Parts, Sandbox};
@@ -56,6 +56,9 @@ pub enum ServerError {
     /// The shared directory.
     #[error("cannot set up the sandbox's shared directory")]
     Share(#[from] ShareError),
+    /// What the sandbox is made of cannot be written down.
+    #[error(transparent)]
+    State(#[from] RunDirError),
 }
 
 /// Serves until the sandbox ends.
@@ -76,7 +79,7 @@ pub async fn serve(listener: UnixListener, context: ServerContext) -> Result<Exi
 async fn serve_sandbox(listener: UnixListener, context: ServerContext) -> Result<ExitReason, ServerError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(ServerError::Listen)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServerError::Listen)?;
-    let events = Publisher::start(&context.containerd.ttrpc_address, context.namespace.as_str());
+    let events = Publisher::start(&context.ttrpc_address, context.namespace.as_str());
     let sandbox = start_sandbox(&context, events.clone())?;
     let shutdown = Arc::new(Notify::new());
     let service = Service::new(Arc::clone(&sandbox), Arc::clone(&shutdown));
@@ -107,15 +110,12 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
     let cgroups_path = linux.and_then(|linux| linux.cgroups_path().clone());
     let cgroup = HostCgroup::create(cgroups_path.as_deref(), &context.id);
     let namespaces = linux.and_then(|linux| linux.namespaces().as_ref());
-    let netns = namespaces.and_then(|namespaces| {
-        let network = namespaces
-            .iter()
-            .find(|namespace| namespace.typ() == LinuxNamespaceType::Network);
-        network.and_then(|namespace| namespace.path().clone())
-    });
+    let netns = network_namespace(namespaces.map_or(&[], Vec::as_slice));
     let mut state = SandboxState::new(&context.namespace, &context.id);
     state.shim = ProcessRef::own();
     state.cgroups = cgroup.directories().to_vec();
+    // Before anything else is made: whoever removes the sandbox finds the cgroup here, however early it ends.
+    context.run_dir.write_state(&state)?;
     let request = VmRequest {
         id: context.id.to_string(),
         run_dir: context.run_dir.path().to_owned(),
@@ -155,6 +155,19 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         patience: PATIENCE,
     };
     Ok(Sandbox::start(parts, plan))
+}
+
+/// Where QEMU runs. A network namespace without a path is a new one (OCI runtime spec, config-linux.md, "Namespaces"):
+/// Docker's createRuntime hook enters it by QEMU's pid and puts the network there.
+fn network_namespace(namespaces: &[LinuxNamespace]) -> NetworkNamespace {
+    let network = namespaces
+        .iter()
+        .find(|namespace| namespace.typ() == LinuxNamespaceType::Network);
+    match network.map(|namespace| namespace.path().clone().filter(|path| !path.as_os_str().is_empty())) {
+        None => NetworkNamespace::Inherited,
+        Some(Some(path)) => NetworkNamespace::At(path),
+        Some(None) => NetworkNamespace::New,
+    }
 }
 
 /// The file, then the sandbox's annotations.

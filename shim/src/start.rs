@@ -14,8 +14,7 @@ use crate::bundle::{self, BundleError};
 use crate::cleanup;
 use crate::cli::Arguments;
 use crate::id::SandboxId;
-use crate::process::ProcessRef;
-use crate::run_dir::{RunDir, RunDirError, SandboxState};
+use crate::run_dir::{RunDir, RunDirError};
 use crate::sys;
 
 /// Why there is no server.
@@ -95,16 +94,7 @@ fn launch(
     let program = std::env::current_exe().map_err(StartError::Spawn)?;
     let mut command = Command::new(program);
     command
-        .args([
-            "-namespace",
-            arguments.namespace.as_str(),
-            "-id",
-            sandbox.as_str(),
-            "-address",
-            &arguments.address,
-        ])
-        .arg("-publish-binary")
-        .arg(&arguments.publish_binary)
+        .args(["-namespace", arguments.namespace.as_str(), "-id", sandbox.as_str()])
         .arg("-bundle")
         .arg(bundle)
         .arg("-socket")
@@ -122,14 +112,8 @@ fn launch(
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     sys::detach_with_listener(&mut command, OwnedFd::from(listener));
-    let child = command.spawn().map_err(StartError::Spawn)?;
-    let mut state = SandboxState::new(&arguments.namespace, sandbox);
-    state.shim = i32::try_from(child.id()).ok().and_then(ProcessRef::of);
-    let written = run_dir.write_state(&state);
-    if written.is_err() {
-        state.shim.iter().for_each(ProcessRef::kill);
-    }
-    Ok(written?)
+    // It writes down itself what it is made of: two writers would take each other's words away.
+    command.spawn().map(drop).map_err(StartError::Spawn)
 }
 
 /// containerd 1.6 and 1.7 read the address from here when they come back after a restart.

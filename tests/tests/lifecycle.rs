@@ -7,8 +7,12 @@ use framework::{Node, Result};
 #[test]
 fn a_detached_container_is_listed_measured_paused_resumed_killed_and_removed() -> Result<()> {
     let node = Node::start()?;
-    node.run("life").arg("-d").sh("sleep 1001 & sleep 1002").ok()?;
+    // The pipe is opened by both at once or by neither: after that the children are there.
+    let pipe = "mkfifo /up 2>/dev/null";
+    let script = format!("{pipe}; sleep 1001 & sleep 1002 & echo >/up; wait");
+    node.run("life").arg("-d").sh(&script).ok()?;
     assert_eq!(node.status("life")?.as_deref(), Some("RUNNING"));
+    node.exec("life", "up").sh(&format!("{pipe}; cat /up")).ok()?;
 
     let processes = node.task("ps", "life").ok()?;
     assert!(

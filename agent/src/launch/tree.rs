@@ -5,9 +5,13 @@
 //! that no symbolic link, exchanged at any moment, leads outside.
 
 use std::{
+    collections::VecDeque,
     ffi::{OsStr, OsString},
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
     path::{Component, Path, PathBuf},
 };
 
@@ -21,6 +25,9 @@ use super::{
     options::{Attributes, Options},
     sys,
 };
+
+/// Links that one path may lead through: the kernel's own limit (path_resolution(7)).
+const MAX_LINKS: usize = 40;
 
 /// The root directory of a container.
 #[derive(Debug, Clone, Copy)]
@@ -49,34 +56,50 @@ impl<'a> Root<'a> {
 
     /// The directory, made with all that leads to it where it is missing.
     pub(super) fn directory(self, path: &Path) -> io::Result<OwnedFd> {
-        let mut sofar = PathBuf::from("/");
-        let mut current = self.find(&sofar)?;
-        for name in components(path) {
-            sofar.push(&name);
-            let found = match self.find(&sofar) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    rustix::fs::mkdirat(&current, &name, Mode::from_raw_mode(0o755))?;
-                    self.find(&sofar)
-                }
-                other => other,
-            };
-            current = found?;
-        }
-        Ok(current)
+        self.walk(path, Missing::Directory)
     }
 
     /// The file, made empty with all that leads to it where it is missing.
     pub(super) fn file(self, path: &Path) -> io::Result<OwnedFd> {
-        let path = &Path::new("/").join(components(path).iter().collect::<PathBuf>());
-        match self.find(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let (parent, name) = self.parent(path)?;
-                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-                rustix::fs::openat(&parent, &name, flags, Mode::from_raw_mode(0o644))?;
-                self.find(path)
+        self.walk(path, Missing::File)
+    }
+
+    /// Goes name by name, makes what is missing, and reads links as the container would: one whose target is missing
+    /// too leads to where the target is made, as with runc. No link is left to the kernel to follow, and `..` goes
+    /// back the way that was come, so nothing leads above the root.
+    fn walk(self, path: &Path, last: Missing) -> io::Result<OwnedFd> {
+        let mut pending: VecDeque<OsString> = components(path).into();
+        let mut way = vec![self.find(Path::new("/"))?];
+        let mut links = 0;
+        while let (Some(name), Some(here)) = (pending.pop_front(), way.last()) {
+            if name == ".." {
+                way.truncate(way.len().saturating_sub(1).max(1));
+                continue;
             }
-            other => other,
+            let missing = if pending.is_empty() { last } else { Missing::Directory };
+            let found = missing.open_or_make(here, &name)?;
+            if FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode) != FileType::Symlink {
+                way.push(found);
+                continue;
+            }
+            links += 1;
+            if links > MAX_LINKS {
+                return Err(Errno::LOOP.into());
+            }
+            let target = rustix::fs::readlinkat(&found, "", Vec::new())?;
+            let target = Path::new(OsStr::from_bytes(target.as_bytes()));
+            if target.is_absolute() {
+                way.truncate(1);
+            }
+            for component in target.components().rev() {
+                match component {
+                    Component::Normal(name) => pending.push_front(name.to_owned()),
+                    Component::ParentDir => pending.push_front("..".into()),
+                    Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+                }
+            }
         }
+        way.pop().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     /// The directory that holds a path's last component, made where it is missing, and that component.
@@ -84,6 +107,43 @@ impl<'a> Root<'a> {
         let mut names = components(path);
         let name = names.pop().ok_or(io::ErrorKind::InvalidInput)?;
         Ok((self.directory(&names.iter().collect::<PathBuf>())?, name))
+    }
+}
+
+/// What a name stands for that is not there yet.
+#[derive(Debug, Clone, Copy)]
+enum Missing {
+    Directory,
+    File,
+}
+
+impl Missing {
+    /// What the name stands for, a link for itself.
+    fn open_or_make(self, parent: &OwnedFd, name: &OsStr) -> io::Result<OwnedFd> {
+        let open = || {
+            rustix::fs::openat(
+                parent,
+                name,
+                OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                Mode::empty(),
+            )
+        };
+        match open() {
+            Err(Errno::NOENT) => {}
+            other => return Ok(other?),
+        }
+        let made = match self {
+            Self::Directory => rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)),
+            Self::File => {
+                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+                rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o644)).map(drop)
+            }
+        };
+        match made {
+            // Another container on the same files was faster.
+            Ok(()) | Err(Errno::EXIST) => Ok(open()?),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 
@@ -208,8 +268,30 @@ mod tests {
             .directory(Path::new("relative/made/here"))
             .unwrap();
         assert!(inner.join("made/here").is_dir());
-        assert!(Root::new(fd.as_fd()).directory(Path::new("/absolute/x")).is_err());
+        Root::new(fd.as_fd()).directory(Path::new("/absolute/x")).unwrap();
+        assert!(inner.join("escape/x").is_dir());
         assert!(!outer.path().join("escape").exists());
+    }
+
+    #[test]
+    fn a_link_is_read_from_where_it_is_and_not_from_where_it_was_found() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("b/c")).unwrap();
+        std::os::unix::fs::symlink("b/c", dir.path().join("a")).unwrap();
+        std::os::unix::fs::symlink("../x", dir.path().join("b/c/link")).unwrap();
+        let fd = root(dir.path());
+        Root::new(fd.as_fd()).file(Path::new("/a/link")).unwrap();
+        assert!(dir.path().join("b/x").is_file());
+    }
+
+    #[test]
+    fn links_in_a_circle_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("b", dir.path().join("a")).unwrap();
+        std::os::unix::fs::symlink("a", dir.path().join("b")).unwrap();
+        let fd = root(dir.path());
+        let error = Root::new(fd.as_fd()).directory(Path::new("/a/x")).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ELOOP));
     }
 
     #[test]

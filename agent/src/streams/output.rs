@@ -14,6 +14,10 @@ use super::channel::Channel;
 /// in the pipe when it is reaped; this is for the last words of the children it leaves behind.
 pub(super) const GRACE: Duration = Duration::from_millis(100);
 
+/// How long a dead process's exit waits for a host that takes nothing: a reader that has stopped must not keep a killed
+/// container alive.
+pub(super) const STALL: Duration = Duration::from_secs(5);
+
 /// Copies until the end, or until the process is dead and the pipe stays empty; tells `drained` how many bytes that
 /// were; then empties the pipe for as long as somebody holds it, so that nobody gets SIGPIPE or blocks, and keeps the
 /// connection until the host has closed it.
@@ -54,10 +58,40 @@ async fn until_drained(
     let mut length = 0;
     let mut host_listens = true;
     while let Some(count @ 1..) = next(source, ended, buffer).await {
+        if host_listens {
+            match deliver(to_host, &buffer[..count], ended).await {
+                Delivery::Done => {}
+                Delivery::Closed => host_listens = false,
+                Delivery::Stalled => break,
+            }
+        }
         length += count as u64;
-        host_listens = host_listens && to_host.write_all(&buffer[..count]).await.is_ok();
     }
     length
+}
+
+enum Delivery {
+    Done,
+    Closed,
+    Stalled,
+}
+
+/// Waits for a host that is slow: while the process lives as long as it takes, then for no longer than [`STALL`].
+async fn deliver(to_host: &mut (impl AsyncWrite + Unpin), bytes: &[u8], ended: &mut watch::Receiver<bool>) -> Delivery {
+    let outcome = |result: io::Result<()>| {
+        if result.is_ok() {
+            Delivery::Done
+        } else {
+            Delivery::Closed
+        }
+    };
+    let write = to_host.write_all(bytes);
+    tokio::pin!(write);
+    tokio::select! {
+        result = &mut write => return outcome(result),
+        _ = ended.wait_for(|dead| *dead) => {}
+    }
+    timeout(STALL, write).await.map_or(Delivery::Stalled, outcome)
 }
 
 /// The next bytes; None where there is nothing more to wait for.

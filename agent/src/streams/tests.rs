@@ -96,6 +96,15 @@ async fn a_delete_ends_the_wait_for_a_host_that_reads_nothing() {
 }
 
 #[tokio::test]
+async fn a_host_that_has_stopped_reading_does_not_hold_the_exit_of_a_dead_process() {
+    let (pipe, _host, mut streams) = stdout(16);
+    rustix::io::write(&pipe, &[7; 4096]).unwrap();
+    drop(pipe);
+    let lengths = timeout(LONG, streams.process_ended().lengths()).await.unwrap();
+    assert_eq!(lengths, (0, 0), "what was not taken is not announced");
+}
+
+#[tokio::test]
 async fn the_connection_stays_open_until_the_host_closes_it() {
     let (pipe, mut host, mut streams) = stdout(4096);
     drop(pipe);

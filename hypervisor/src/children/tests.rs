@@ -9,7 +9,7 @@ fn shell(script: &str) -> Program {
         child: ChildName::Qemu,
         path: "/bin/sh".into(),
         args: vec!["-c".into(), script.into()],
-        netns: None,
+        netns: NetworkNamespace::Inherited,
         cgroup_procs: Vec::new(),
         pass: Vec::new(),
     }
@@ -80,7 +80,7 @@ async fn a_program_that_is_none_is_named() {
 #[tokio::test]
 async fn a_missing_namespace_is_named() {
     let error = spawn(Program {
-        netns: Some("/nowhere/net".into()),
+        netns: NetworkNamespace::At("/nowhere/net".into()),
         ..shell("")
     })
     .await
@@ -92,7 +92,7 @@ async fn a_missing_namespace_is_named() {
 async fn the_step_before_exec_that_failed_is_named() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let error = spawn(Program {
-        netns: Some(file.path().into()),
+        netns: NetworkNamespace::At(file.path().into()),
         ..shell("")
     })
     .await
@@ -101,4 +101,16 @@ async fn the_step_before_exec_that_failed_is_named() {
         error.to_string().contains("cannot enter the network namespace"),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn a_namespace_of_its_own_can_be_entered_by_its_pid() {
+    let child = spawn(Program {
+        netns: NetworkNamespace::New,
+        ..shell("exec sleep 600")
+    })
+    .await
+    .unwrap();
+    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
+    assert_ne!(namespace(&child.handle().pid.to_string()), namespace("self"));
 }

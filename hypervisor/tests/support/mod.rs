@@ -53,7 +53,7 @@ impl Sandbox {
             run_dir: self.directory.path().to_owned(),
             shared_dir: self.path("shared"),
             share_tag: String::from("share"),
-            netns: None,
+            netns: hypervisor::NetworkNamespace::Inherited,
             cgroup_procs: Vec::new(),
             kernel_params: Vec::new(),
             host_port: 1024,

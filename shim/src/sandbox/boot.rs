@@ -82,7 +82,20 @@ pub(super) struct Signals {
     /// The agent's connection is gone.
     pub(super) lost: oneshot::Receiver<()>,
     /// Answers the agent as long as it lives.
-    pub(super) server: Server,
+    server: Server,
+    /// Held as long as the agent's service is spoken to.
+    line: oneshot::Sender<()>,
+}
+
+impl Signals {
+    /// Closes both of the agent's connections: it waits for that before it powers the guest off.
+    pub(super) async fn hang_up(mut self) -> mpsc::Receiver<What> {
+        drop(self.line);
+        // Whoever waits for room in it must not hold up the server's end.
+        self.events.close();
+        self.server.disconnect().await;
+        self.events
+    }
 }
 
 /// Boots.
@@ -169,10 +182,12 @@ async fn greet(
         Arrived::Host(_) => return Err("the agent called twice".to_owned()),
     };
     let (tell, lost) = oneshot::channel();
+    let (line, hung_up) = oneshot::channel();
     let agent = AgentClient::new(
         Box::new(Watched {
-            inner: agent,
+            inner: Some(agent),
             tell: Some(tell),
+            hung_up,
         }),
         plan.create_timeout,
     );
@@ -180,6 +195,7 @@ async fn greet(
         events: received,
         lost,
         server,
+        line,
     };
     Ok((agent, signals))
 }
@@ -234,10 +250,19 @@ impl Host for HostService {
     }
 }
 
-/// A connection that tells when it has ended: ttrpc's client does not.
+/// A connection that tells when it has ended, and that can be ended: ttrpc's client can do neither.
 struct Watched {
-    inner: Connection,
+    inner: Option<Connection>,
     tell: Option<oneshot::Sender<()>>,
+    /// Its sender is dropped to hang up.
+    hung_up: oneshot::Receiver<()>,
+}
+
+impl Watched {
+    fn connection(&mut self) -> std::io::Result<Pin<&mut Connection>> {
+        let connection = self.inner.as_mut().ok_or(std::io::ErrorKind::BrokenPipe)?;
+        Ok(Pin::new(connection))
+    }
 }
 
 impl AsyncRead for Watched {
@@ -246,8 +271,16 @@ impl AsyncRead for Watched {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
+        // The client always reads: it is woken by this.
+        if self.inner.is_some() && Pin::new(&mut self.hung_up).poll(context).is_ready() {
+            self.inner = None;
+        }
         let before = buffer.filled().len();
-        let read = Pin::new(&mut self.inner).poll_read(context, buffer);
+        let read = match self.connection() {
+            Ok(connection) => connection.poll_read(context, buffer),
+            // The end of file.
+            Err(_) => Poll::Ready(Ok(())),
+        };
         if let Poll::Ready(result) = &read
             && (result.is_err() || buffer.filled().len() == before)
             && let Some(tell) = self.tell.take()
@@ -261,14 +294,23 @@ impl AsyncRead for Watched {
 
 impl AsyncWrite for Watched {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(context, bytes)
+        match self.connection() {
+            Ok(connection) => connection.poll_write(context, bytes),
+            Err(error) => Poll::Ready(Err(error)),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(context)
+        match self.connection() {
+            Ok(connection) => connection.poll_flush(context),
+            Err(error) => Poll::Ready(Err(error)),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(context)
+        match self.connection() {
+            Ok(connection) => connection.poll_shutdown(context),
+            Err(error) => Poll::Ready(Err(error)),
+        }
     }
 }

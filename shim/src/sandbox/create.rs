@@ -145,7 +145,6 @@ impl Sandbox {
             spec,
             join_namespaces,
             hooks,
-            ..
         } = guest;
         let call = CreateContainerRequest {
             container_id: request.id.to_string(),

@@ -9,15 +9,12 @@ use protocol::agent::event::What;
 use protocol::agent::{ProcessExit, ProcessId};
 
 use super::process::{Exit, Phase, Process, ProcessName};
-use super::{Sandbox, Slot, ended};
+use super::{KILLED, Sandbox, Slot, ended};
 use crate::agent_client::printable;
 use crate::events::timestamp;
 use crate::id::{ContainerId, ExecId};
 use crate::streams::OutputLengths;
 use crate::vm::Ending;
-
-/// The status of what ended with the VM: as if killed (128 + SIGKILL).
-const KILLED: u32 = 137;
 
 /// For what the connections of a dead VM still hold.
 const LAST_WORDS: Duration = Duration::from_secs(1);

@@ -41,8 +41,6 @@ pub struct GuestContainer {
     pub spec: Vec<u8>,
     /// OCI type of a namespace to the container whose namespace is joined.
     pub join_namespaces: HashMap<String, String>,
-    /// The specification asks for a terminal.
-    pub terminal: bool,
     /// Hooks that the host runs.
     pub hooks: Option<ContainerHooks>,
 }
@@ -141,11 +139,6 @@ impl HostSide for RealHost {
             Ok(GuestContainer {
                 spec: serde_json::to_vec(&guest.spec).map_err(other)?,
                 join_namespaces: guest.join_namespaces.into_iter().collect(),
-                terminal: spec
-                    .process()
-                    .as_ref()
-                    .and_then(|process| process.terminal())
-                    .unwrap_or(false),
                 hooks,
             })
         })

@@ -30,7 +30,7 @@ use tokio::sync::watch;
 use self::boot::{BootError, BootPlan, Booted};
 use self::connections::Expected;
 use self::host::{ContainerHooks, HostSide};
-use self::process::{Process, ProcessName};
+use self::process::{Exit, Process, ProcessName};
 use crate::agent_client::AgentClient;
 use crate::error::Error;
 use crate::events::Publisher;
@@ -42,13 +42,16 @@ pub use self::create::CreateRequest;
 /// For the guest to power itself off.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// The status of what ended with the VM: as if killed (128 + SIGKILL).
+const KILLED: u32 = 137;
+
 /// The VM's life.
 #[derive(Clone)]
 enum Vm {
     Booting,
     Failed(BootError),
     Ready(Arc<Booted>),
-    Ended { pid: u32, ending: Ending, at: SystemTime },
+    Ended { pid: u32, ending: Ending, exit: Exit },
 }
 
 /// A container.
@@ -82,6 +85,8 @@ enum Slot {
 pub struct Sandbox {
     /// Its id.
     pub id: SandboxId,
+    /// When it began.
+    pub created_at: SystemTime,
     namespace: Namespace,
     host: Arc<dyn HostSide>,
     events: Publisher,
@@ -113,6 +118,7 @@ impl Sandbox {
     pub fn start(parts: Parts, plan: BootPlan) -> Arc<Self> {
         let sandbox = Arc::new(Self {
             id: parts.id,
+            created_at: SystemTime::now(),
             namespace: parts.namespace,
             host: parts.host,
             events: parts.events,
@@ -173,24 +179,22 @@ impl Sandbox {
             let console = crate::agent_client::printable(&booted.machine.console_tail().await, 4 << 10);
             tracing::error!(sandbox = %self.id, reason = ending.reason, console, "the sandbox's VM has ended");
         }
-        booted
-            .machine
-            .stop(if expected_end { GRACE } else { Duration::ZERO })
-            .await;
+        let stopped = booted.machine.stop(if expected_end { GRACE } else { Duration::ZERO });
+        // An agent that has been told to power off waits for this.
+        let (mut events, ()) = tokio::join!(signals.hang_up(), stopped);
         // What the agent published before the end still counts.
-        signals.events.close();
-        while let Some(event) = signals.events.recv().await {
+        while let Some(event) = events.recv().await {
             self.handle(event);
         }
         let pid = booted.machine.pid();
         let at = SystemTime::now();
+        let status = if expected_end { 0 } else { KILLED };
         self.vm.send_replace(Vm::Ended {
             pid,
             ending: ending.clone(),
-            at,
+            exit: Exit { status, at },
         });
         self.end_all(&ending, at);
-        signals.server.disconnect().await;
     }
 
     fn machine(&self) -> Option<Arc<dyn Machine>> {
@@ -293,13 +297,16 @@ impl Sandbox {
         let _ = vm.wait_for(|vm| matches!(vm, Vm::Failed(_) | Vm::Ended { .. })).await;
     }
 
-    /// Waits for the VM's end. The answer is when.
-    pub async fn ended(&self) -> SystemTime {
+    /// Waits for the VM's end. The status is 0 if it was stopped, 137 if it died, and 1 if it never came up.
+    pub async fn ended(&self) -> Exit {
         let mut vm = self.vm.subscribe();
         let ended = vm.wait_for(|vm| matches!(vm, Vm::Failed(_) | Vm::Ended { .. })).await;
         match ended.as_deref() {
-            Ok(Vm::Ended { at, .. }) => *at,
-            _ => SystemTime::now(),
+            Ok(Vm::Ended { exit, .. }) => *exit,
+            _ => Exit {
+                status: 1,
+                at: SystemTime::now(),
+            },
         }
     }
 

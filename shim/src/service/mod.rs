@@ -6,12 +6,15 @@ mod task;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::create_task;
 use tokio::sync::Notify;
 use ttrpc::r#async::Service as Methods;
 
+use crate::id::ContainerId;
 use crate::sandbox::Sandbox;
+use crate::stats::{CgroupMode, metrics};
 
 const TASK_V2: &str = "containerd.task.v2.Task";
 
@@ -27,6 +30,12 @@ impl Service {
     #[must_use]
     pub fn new(sandbox: Arc<Sandbox>, shutdown: Arc<Notify>) -> Self {
         Self { sandbox, shutdown }
+    }
+
+    /// A container's figures in the form of the host's version of cgroups.
+    async fn metrics(&self, id: &ContainerId) -> ttrpc::Result<Any> {
+        let stats = self.sandbox.stats(id).await?;
+        metrics(&stats, CgroupMode::of_host()).map_err(|error| ttrpc::Error::Others(error.to_string()))
     }
 
     /// The method tables. The task service has both of its names: version 3 of it has the same methods and messages as

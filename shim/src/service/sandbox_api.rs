@@ -16,6 +16,7 @@ use ttrpc::r#async::TtrpcContext;
 use super::Service;
 use crate::error::Error;
 use crate::events::timestamp;
+use crate::id::ContainerId;
 
 impl Service {
     fn check(&self, id: &str) -> Result<(), Error> {
@@ -49,7 +50,7 @@ impl SandboxApi for Service {
         self.sandbox.ready().await?;
         Ok(StartSandboxResponse {
             pid: self.sandbox.pid(),
-            created_at: Some(timestamp(SystemTime::now())).into(),
+            created_at: Some(timestamp(self.sandbox.created_at)).into(),
             ..Default::default()
         })
     }
@@ -81,9 +82,10 @@ impl SandboxApi for Service {
 
     async fn wait_sandbox(&self, _: &TtrpcContext, request: WaitSandboxRequest) -> ttrpc::Result<WaitSandboxResponse> {
         self.check(&request.sandbox_id)?;
-        let at = self.sandbox.ended().await;
+        let exit = self.sandbox.ended().await;
         Ok(WaitSandboxResponse {
-            exited_at: Some(timestamp(at)).into(),
+            exit_status: exit.status,
+            exited_at: Some(timestamp(exit.at)).into(),
             ..Default::default()
         })
     }
@@ -103,6 +105,7 @@ impl SandboxApi for Service {
             sandbox_id: request.sandbox_id,
             pid: self.sandbox.pid(),
             state: state.to_owned(),
+            created_at: Some(timestamp(self.sandbox.created_at)).into(),
             ..Default::default()
         })
     }
@@ -128,6 +131,15 @@ impl SandboxApi for Service {
         request: SandboxMetricsRequest,
     ) -> ttrpc::Result<SandboxMetricsResponse> {
         self.check(&request.sandbox_id)?;
-        Err(Error::Unsupported("the sandbox's own metrics").into())
+        // The figures of a pod's sandbox are those of its first container, which has its id, as they are where
+        // containerd's own sandboxer asks for them.
+        let id = ContainerId::new(&request.sandbox_id).map_err(Error::from)?;
+        let mut response = SandboxMetricsResponse::new();
+        // The crate does not export this message's type.
+        let metrics = response.metrics.mut_or_insert_default();
+        metrics.timestamp = Some(timestamp(SystemTime::now())).into();
+        metrics.data = Some(self.metrics(&id).await?).into();
+        metrics.id = request.sandbox_id;
+        Ok(response)
     }
 }

@@ -22,7 +22,6 @@ use crate::events::timestamp;
 use crate::id::{ContainerId, ExecId};
 use crate::sandbox::CreateRequest;
 use crate::sandbox::process::{Phase, ProcessName};
-use crate::stats::{CgroupMode, metrics};
 use crate::streams::StdioPaths;
 
 fn name(container: &str, exec: &str) -> Result<ProcessName, Error> {
@@ -234,11 +233,8 @@ impl Task for Service {
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
         let id = ContainerId::new(&request.id).map_err(Error::from)?;
-        let stats = self.sandbox.stats(&id).await?;
-        let metrics =
-            metrics(&stats, CgroupMode::of_host()).map_err(|error| ttrpc::Error::Others(error.to_string()))?;
         Ok(StatsResponse {
-            stats: Some(metrics).into(),
+            stats: Some(self.metrics(&id).await?).into(),
             ..Default::default()
         })
     }

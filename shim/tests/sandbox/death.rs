@@ -1,0 +1,97 @@
+//! The VM dies: whatever phase a process is in, containerd hears of its end, and every later call is answered.
+
+use containerd_shim_protos::api::Status;
+use ttrpc::Code;
+
+use crate::support::{Boot, Shim, Stdio, refusal, soon};
+
+const KILLED: u32 = 137;
+
+#[tokio::test]
+async fn running_processes_are_killed_by_it_the_execs_first() {
+    let shim = Shim::new(Boot::Works).await;
+    shim.run("c", &["sleep"]).await;
+    shim.exec("c", "e", &["sleep"]).await.unwrap();
+    shim.start("c", "e").await.unwrap();
+    shim.guest.die("QEMU was killed by signal 9", false);
+    assert_eq!(shim.wait("c", "e").await.unwrap(), KILLED);
+    assert_eq!(shim.wait("c", "").await.unwrap(), KILLED);
+    assert_eq!(shim.containerd.exit("e").await.exit_status, KILLED);
+    assert_eq!(shim.containerd.exit("c").await.exit_status, KILLED);
+    later_calls_answer(&shim, "c").await;
+}
+
+async fn later_calls_answer(shim: &Shim, id: &str) {
+    assert_eq!(shim.status(id, "").await, Status::STOPPED);
+    assert_eq!(refusal(shim.kill(id, "", 9).await).0, Code::NOT_FOUND);
+    assert_eq!(
+        refusal(shim.exec(id, "late", &["sleep"]).await).0,
+        Code::FAILED_PRECONDITION
+    );
+    assert_eq!(refusal(shim.create("late", &["sleep"]).await).0, Code::UNAVAILABLE);
+    assert_eq!(shim.delete(id, "").await.unwrap().exit_status, KILLED);
+    assert_eq!(refusal(shim.state(id, "").await).0, Code::NOT_FOUND);
+    assert!(shim.host.attached().is_empty());
+    assert_eq!(shim.containerd.exits(id), 1, "an exit is told once");
+}
+
+#[tokio::test]
+async fn a_container_that_is_not_started_is_killed_by_it() {
+    let shim = Shim::new(Boot::Works).await;
+    shim.create("c", &["sleep"]).await.unwrap();
+    shim.guest.die("QEMU was killed by signal 9", false);
+    assert_eq!(shim.wait("c", "").await.unwrap(), KILLED);
+    assert_eq!(shim.containerd.exit("c").await.exit_status, KILLED);
+    later_calls_answer(&shim, "c").await;
+}
+
+#[tokio::test]
+async fn a_create_that_is_under_way_fails_and_is_undone() {
+    let shim = Shim::new(Boot::Works).await;
+    let request = shim.create_request("c", &["slow"], Stdio::default());
+    let tasks = shim.connect().await;
+    let create = tokio::spawn(async move { tasks.create(soon(), &request).await });
+    shim.guest.called("create c").await;
+    shim.guest.die("QEMU was killed by signal 9", false);
+    assert_eq!(refusal(create.await.unwrap()).0, Code::UNAVAILABLE);
+    assert!(shim.host.attached().is_empty());
+    assert_eq!(refusal(shim.state("c", "").await).0, Code::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_start_that_is_under_way_fails_and_the_container_ends() {
+    let shim = Shim::new(Boot::Works).await;
+    shim.create("c", &["stuck"]).await.unwrap();
+    let (start, ()) = tokio::join!(shim.start("c", ""), async {
+        shim.guest.called("start c").await;
+        shim.guest.die("QEMU was killed by signal 9", false);
+    });
+    assert_eq!(refusal(start).0, Code::UNAVAILABLE);
+    assert_eq!(shim.wait("c", "").await.unwrap(), KILLED);
+    later_calls_answer(&shim, "c").await;
+}
+
+#[tokio::test]
+async fn an_exec_that_is_being_started_fails() {
+    let shim = Shim::new(Boot::Works).await;
+    shim.run("c", &["sleep"]).await;
+    shim.exec("c", "e", &["stuck"]).await.unwrap();
+    let (start, ()) = tokio::join!(shim.start("c", "e"), async {
+        shim.guest.called("exec c").await;
+        shim.guest.die("QEMU was killed by signal 9", false);
+    });
+    assert_eq!(refusal(start).0, Code::UNAVAILABLE);
+    assert_eq!(shim.wait("c", "").await.unwrap(), KILLED);
+    shim.wait("c", "e").await.unwrap();
+    later_calls_answer(&shim, "c").await;
+}
+
+#[tokio::test]
+async fn a_host_that_ran_out_of_memory_is_named_before_the_exit() {
+    let shim = Shim::new(Boot::Works).await;
+    shim.run("c", &["sleep"]).await;
+    shim.guest.die("QEMU was killed by signal 9", true);
+    assert_eq!(shim.wait("c", "").await.unwrap(), KILLED);
+    let topics = shim.containerd.topics(4).await;
+    assert_eq!(topics, ["/tasks/create", "/tasks/start", "/tasks/oom", "/tasks/exit"]);
+}

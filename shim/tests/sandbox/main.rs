@@ -1,0 +1,17 @@
+//! The shim as containerd meets it, with a fake VM and a fake agent: neither QEMU nor root is needed.
+
+#[cfg(test)]
+mod boot;
+#[cfg(test)]
+mod death;
+#[cfg(test)]
+mod hostile;
+#[cfg(test)]
+mod life;
+#[cfg(test)]
+mod order;
+#[cfg(test)]
+mod stdio;
+#[cfg(test)]
+#[path = "../support/mod.rs"]
+mod support;

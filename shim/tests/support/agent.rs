@@ -1,0 +1,159 @@
+//! The agent's service as the shim calls it.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use protocol::agent::{
+    CloseStdinRequest, ContainerId, CreateContainerRequest, Empty, ExecRequest, ListProcessesResponse, Process,
+    ProcessId, ProcessStarted, ResizeTerminalRequest, SignalRequest, StatsResponse, UpdateRequest,
+};
+use protocol::agent_ttrpc::Agent;
+use serde_json::Value;
+use ttrpc::Code;
+use ttrpc::r#async::TtrpcContext;
+
+use super::guest::{Guest, GuestProcess, Key};
+
+pub(super) struct FakeAgent(pub(super) Arc<Guest>);
+
+fn refused(code: Code, message: &str) -> ttrpc::Error {
+    ttrpc::Error::RpcStatus(ttrpc::get_status(code, message))
+}
+
+fn args(process: &Value) -> Vec<String> {
+    let words = process["args"].as_array().into_iter().flatten();
+    words.filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+impl FakeAgent {
+    fn called(&self, verb: &str, container: &str) {
+        self.0
+            .calls
+            .send_modify(|calls| calls.push(format!("{verb} {container}")));
+    }
+
+    fn process(&self, key: &Key) -> ttrpc::Result<Arc<GuestProcess>> {
+        let process = self.0.processes.lock().unwrap().get(key).cloned();
+        process.ok_or_else(|| refused(Code::NOT_FOUND, "no such process"))
+    }
+
+    fn of(&self, process: Option<&ProcessId>) -> ttrpc::Result<Arc<GuestProcess>> {
+        self.process(&process.map(key).unwrap_or_default())
+    }
+}
+
+fn key(process: &ProcessId) -> Key {
+    (process.container_id.clone(), process.exec_id.clone())
+}
+
+#[async_trait]
+impl Agent for FakeAgent {
+    async fn create_container(
+        &self,
+        _: &TtrpcContext,
+        request: CreateContainerRequest,
+    ) -> ttrpc::Result<ProcessStarted> {
+        self.called("create", &request.container_id);
+        let spec: Value = serde_json::from_slice(&request.spec).unwrap();
+        let args = args(&spec["process"]);
+        match args[0].as_str() {
+            "slow" => self.0.until_released().await,
+            "refused" => return Err(refused(Code::INVALID_ARGUMENT, "the device does not exist")),
+            _ => {}
+        }
+        let added = self
+            .0
+            .add((request.container_id, String::new()), args, &request.stdio)
+            .await;
+        added.map_err(|error| refused(Code::INTERNAL, &error.to_string()))?;
+        Ok(ProcessStarted::new())
+    }
+
+    async fn start_container(&self, _: &TtrpcContext, request: ContainerId) -> ttrpc::Result<Empty> {
+        self.called("start", &request.container_id);
+        let key = (request.container_id, String::new());
+        let process = self.process(&key)?;
+        match process.args[0].as_str() {
+            "missing" => return Err(refused(Code::NOT_FOUND, "exec /bin/missing: no such file")),
+            "stuck" => self.0.until_released().await,
+            _ => {}
+        }
+        tokio::spawn(Arc::clone(&self.0).run(key, process));
+        Ok(Empty::new())
+    }
+
+    async fn exec(&self, _: &TtrpcContext, request: ExecRequest) -> ttrpc::Result<ProcessStarted> {
+        self.called("exec", &request.container_id);
+        let args = args(&serde_json::from_slice(&request.process).unwrap());
+        match args[0].as_str() {
+            "missing" => return Err(refused(Code::NOT_FOUND, "exec /bin/missing: no such file")),
+            "stuck" => self.0.until_released().await,
+            _ => {}
+        }
+        let key = (request.container_id, request.exec_id);
+        let process = self.0.add(key.clone(), args, &request.stdio).await;
+        let process = process.map_err(|error| refused(Code::INTERNAL, &error.to_string()))?;
+        tokio::spawn(Arc::clone(&self.0).run(key, process));
+        Ok(ProcessStarted::new())
+    }
+
+    async fn signal(&self, _: &TtrpcContext, request: SignalRequest) -> ttrpc::Result<Empty> {
+        let process = self.of(request.process.as_ref())?;
+        self.0.signal(key(&request.process), &process, request.signal);
+        Ok(Empty::new())
+    }
+
+    async fn resize_terminal(&self, _: &TtrpcContext, request: ResizeTerminalRequest) -> ttrpc::Result<Empty> {
+        self.of(request.process.as_ref()).map(|_| Empty::new())
+    }
+
+    async fn close_stdin(&self, _: &TtrpcContext, request: CloseStdinRequest) -> ttrpc::Result<Empty> {
+        let process = self.of(request.process.as_ref())?;
+        process.stdin_length.send_replace(Some(request.length));
+        Ok(Empty::new())
+    }
+
+    async fn list_processes(&self, _: &TtrpcContext, request: ContainerId) -> ttrpc::Result<ListProcessesResponse> {
+        let processes = self.0.processes.lock().unwrap();
+        let own = processes.keys().filter(|key| key.0 == request.container_id);
+        let processes = (1..).zip(own).map(|(pid, key)| Process {
+            pid,
+            exec_id: Some(key.1.clone()),
+            ..Default::default()
+        });
+        Ok(ListProcessesResponse {
+            processes: processes.collect(),
+            ..Default::default()
+        })
+    }
+
+    async fn stats(&self, _: &TtrpcContext, _: ContainerId) -> ttrpc::Result<StatsResponse> {
+        Ok(StatsResponse::new())
+    }
+
+    async fn pause(&self, _: &TtrpcContext, _: ContainerId) -> ttrpc::Result<Empty> {
+        Ok(Empty::new())
+    }
+
+    async fn resume(&self, _: &TtrpcContext, _: ContainerId) -> ttrpc::Result<Empty> {
+        Ok(Empty::new())
+    }
+
+    async fn update(&self, _: &TtrpcContext, _: UpdateRequest) -> ttrpc::Result<Empty> {
+        Ok(Empty::new())
+    }
+
+    async fn delete(&self, _: &TtrpcContext, request: ProcessId) -> ttrpc::Result<Empty> {
+        self.called("delete", &request.container_id);
+        self.process(&key(&request))?;
+        let mut processes = self.0.processes.lock().unwrap();
+        processes.remove(&key(&request));
+        Ok(Empty::new())
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        self.called("shutdown", "");
+        tokio::spawn(Arc::clone(&self.0).power_off());
+        Ok(Empty::new())
+    }
+}

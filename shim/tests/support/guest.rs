@@ -1,0 +1,347 @@
+//! The guest: it boots, dials the host, runs make-believe programs, and lies if a test wants it to.
+//!
+//! The programs, by the first word of `args`: `exit N`; `sleep` until a signal comes; `flood N`, N bytes of output and a word on stderr;
+//! `cat`; `liar`, which announces more output than it writes; `missing`, which cannot be executed; `slow`, whose creation
+//! waits until the guest is released; `stuck`, whose start does; `refused`, which cannot be created.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use protocol::agent::event::What;
+use protocol::agent::{Event, HelloRequest, ProcessExit, ProcessId, SandboxSetup, Stdio};
+use protocol::agent_ttrpc::{HostClient, create_agent};
+use protocol::preamble::{Preamble, Token};
+use shim::sandbox::connections::LogSink;
+use shim::vm::Ending;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::{OnceCell, mpsc, watch};
+use ttrpc::r#async::transport::{Listener, Socket};
+use ttrpc::r#async::{Client, Server};
+
+use super::agent::FakeAgent;
+use super::machine::Cables;
+use super::soon;
+
+/// Container and exec.
+pub(super) type Key = (String, String);
+
+pub(crate) struct Guest {
+    cables: Cables,
+    dial: mpsc::UnboundedSender<UnixStream>,
+    dialled: Mutex<Option<mpsc::UnboundedReceiver<UnixStream>>>,
+    host: OnceCell<HostClient>,
+    /// The number of the last event.
+    published: tokio::sync::Mutex<u64>,
+    pub(super) processes: Mutex<HashMap<Key, Arc<GuestProcess>>>,
+    released: watch::Sender<bool>,
+    /// The calls that came, as "verb container".
+    pub(super) calls: watch::Sender<Vec<String>>,
+    log: watch::Sender<Vec<Vec<u8>>>,
+    ended: watch::Sender<Option<Ending>>,
+}
+
+/// A process of the guest.
+pub(super) struct GuestProcess {
+    pub(super) args: Vec<String>,
+    streams: tokio::sync::Mutex<GuestStreams>,
+    signal: watch::Sender<u32>,
+    started: AtomicBool,
+    pub(super) stdin_length: watch::Sender<Option<u64>>,
+}
+
+#[derive(Default)]
+pub(super) struct GuestStreams {
+    stdin: Option<UnixStream>,
+    stdout: Option<UnixStream>,
+    stderr: Option<UnixStream>,
+}
+
+/// How a program ended.
+#[derive(Default)]
+struct End {
+    status: u32,
+    stdout: u64,
+    stderr: u64,
+}
+
+impl Guest {
+    pub(super) fn new() -> Arc<Self> {
+        let (dial, dialled) = mpsc::unbounded_channel();
+        Arc::new(Self {
+            cables: Cables::default(),
+            dial,
+            dialled: Mutex::new(Some(dialled)),
+            host: OnceCell::new(),
+            published: tokio::sync::Mutex::default(),
+            processes: Mutex::default(),
+            released: watch::Sender::new(false),
+            calls: watch::Sender::default(),
+            log: watch::Sender::default(),
+            ended: watch::Sender::default(),
+        })
+    }
+
+    pub(super) fn take_dialled(&self) -> mpsc::UnboundedReceiver<UnixStream> {
+        self.dialled.lock().unwrap().take().expect("a VM is launched once")
+    }
+
+    pub(super) fn ended(&self) -> watch::Receiver<Option<Ending>> {
+        self.ended.subscribe()
+    }
+
+    /// What the shim passed on of the agent's log.
+    pub(super) fn log_sink(&self) -> LogSink {
+        let log = self.log.clone();
+        Arc::new(move |line: &[u8]| log.send_modify(|lines| lines.push(line.to_vec())))
+    }
+
+    /// The log's lines, once there are that many.
+    pub(crate) async fn logged(&self, count: usize) -> Vec<Vec<u8>> {
+        let mut log = self.log.subscribe();
+        log.wait_for(|lines| lines.len() >= count).await.unwrap().clone()
+    }
+
+    /// The VM ends.
+    pub(crate) fn die(&self, reason: &str, out_of_memory: bool) {
+        self.ended.send_if_modified(|ended| {
+            let first = ended.is_none();
+            if first {
+                *ended = Some(Ending {
+                    reason: reason.to_owned(),
+                    out_of_memory,
+                });
+            }
+            first
+        });
+        self.cables.cut();
+    }
+
+    /// Ends as the real agent does: once the host has hung up HOST and AGENT.
+    pub(super) async fn power_off(self: Arc<Self>) {
+        let guest = Arc::clone(&self);
+        let hung_up = tokio::task::spawn_blocking(move || guest.cables.hung_up(2)).await;
+        if hung_up.unwrap() {
+            self.die("the guest powered off", false);
+        }
+    }
+
+    /// Lets everything slow go on.
+    pub(crate) fn release(&self) {
+        self.released.send_replace(true);
+    }
+
+    pub(super) async fn until_released(&self) {
+        let mut released = self.released.subscribe();
+        released.wait_for(|released| *released).await.unwrap();
+    }
+
+    /// Waits for a call of the shim: "create c".
+    pub(crate) async fn called(&self, call: &str) {
+        let mut calls = self.calls.subscribe();
+        calls
+            .wait_for(|calls| calls.iter().any(|one| one == call))
+            .await
+            .unwrap();
+    }
+
+    /// What the guest has of a container or an exec.
+    pub(crate) fn has(&self, id: &str, exec: &str) -> bool {
+        let key = (id.to_owned(), exec.to_owned());
+        self.processes.lock().unwrap().contains_key(&key)
+    }
+
+    /// Opens a connection to the host.
+    pub(crate) async fn dial(&self, preamble: Preamble) -> io::Result<UnixStream> {
+        self.dial_raw(&preamble.encode()).await
+    }
+
+    /// Opens a connection that starts with something else.
+    pub(crate) async fn dial_raw(&self, bytes: &[u8]) -> io::Result<UnixStream> {
+        let (mut guest, host) = self.cables.lay()?;
+        self.dial.send(host).map_err(io::Error::other)?;
+        guest.write_all(bytes).await?;
+        Ok(guest)
+    }
+
+    /// Says hello and gets the answer.
+    pub(super) async fn hello(self: Arc<Self>) -> SandboxSetup {
+        let connection = self.dial(Preamble::Host).await.unwrap();
+        let host = HostClient::new(Client::new(Socket::new(connection)));
+        let request = HelloRequest {
+            agent_version: "fake".to_owned(),
+            ..Default::default()
+        };
+        let setup = host.hello(soon(), &request).await.unwrap();
+        assert!(self.host.set(host).is_ok(), "hello is said once");
+        setup
+    }
+
+    pub(super) async fn boot(self: Arc<Self>) {
+        let setup = Arc::clone(&self).hello().await;
+        assert!(setup.clock_ns > 0, "the guest is told the time");
+        let connection = self.dial(Preamble::Agent).await.unwrap();
+        let only = futures::stream::once(std::future::ready(Ok(connection)));
+        let only = futures::StreamExt::chain(only, futures::stream::pending());
+        let mut server = Server::new()
+            .add_listener(Listener::new(only))
+            .register_service(create_agent(Arc::new(FakeAgent(Arc::clone(&self)))));
+        server.start().await.unwrap();
+        let mut ended = self.ended();
+        ended.wait_for(Option::is_some).await.unwrap();
+    }
+
+    /// Reports what a test made up.
+    pub(crate) async fn publish(&self, what: What) -> ttrpc::Result<()> {
+        let mut published = self.published.lock().await;
+        *published += 1;
+        self.publish_as(*published, what).await
+    }
+
+    /// Reports under a number of the test's choice.
+    pub(crate) async fn publish_as(&self, sequence: u64, what: What) -> ttrpc::Result<()> {
+        let event = Event {
+            sequence,
+            what: Some(what),
+            ..Default::default()
+        };
+        let host = self.host.get().expect("hello has been said");
+        host.publish(soon(), &event).await.map(drop)
+    }
+
+    /// Dials the streams of a process and keeps it until it is started.
+    pub(super) async fn add(&self, key: Key, args: Vec<String>, stdio: &Stdio) -> io::Result<Arc<GuestProcess>> {
+        let process = Arc::new(GuestProcess {
+            args,
+            streams: tokio::sync::Mutex::new(GuestStreams {
+                stdin: self.stream(&stdio.stdin).await?,
+                stdout: self.stream(&stdio.stdout).await?,
+                stderr: self.stream(&stdio.stderr).await?,
+            }),
+            signal: watch::Sender::default(),
+            started: AtomicBool::new(false),
+            stdin_length: watch::Sender::default(),
+        });
+        self.processes.lock().unwrap().insert(key, Arc::clone(&process));
+        Ok(process)
+    }
+
+    async fn stream(&self, token: &[u8]) -> io::Result<Option<UnixStream>> {
+        if token.is_empty() {
+            return Ok(None);
+        }
+        let token = Token::try_from(token).map_err(io::Error::other)?;
+        self.dial(Preamble::Stream(token)).await.map(Some)
+    }
+
+    /// Runs a process to its end and reports it.
+    pub(super) async fn run(self: Arc<Self>, key: Key, process: Arc<GuestProcess>) {
+        process.started.store(true, Ordering::SeqCst);
+        let mut signal = process.signal.subscribe();
+        let end = tokio::select! {
+            end = process.program() => end.unwrap_or(End { status: 1, ..End::default() }),
+            signal = signal.wait_for(|signal| *signal != 0) => End { status: 128 + *signal.unwrap(), ..End::default() },
+        };
+        // The VM may have ended, or the sandbox: then nobody listens.
+        let mut what = exit(&key.0, &key.1, end.status, end.stdout);
+        if let What::Exit(exit) = &mut what {
+            exit.stderr_length = end.stderr;
+        }
+        let _ = self.publish(what).await;
+    }
+}
+
+impl Guest {
+    /// A signal: what waits at its gate dies of it, too.
+    pub(super) fn signal(self: &Arc<Self>, key: Key, process: &GuestProcess, signal: u32) {
+        if process.started.swap(true, Ordering::SeqCst) {
+            process.signal.send_replace(signal);
+            return;
+        }
+        let guest = Arc::clone(self);
+        tokio::spawn(async move { guest.publish(exit(&key.0, &key.1, 128 + signal, 0)).await });
+    }
+}
+
+/// The report of an exit.
+pub(crate) fn exit(container: &str, exec: &str, status: u32, stdout_length: u64) -> What {
+    let process = ProcessId {
+        container_id: container.to_owned(),
+        exec_id: exec.to_owned(),
+        ..Default::default()
+    };
+    What::Exit(ProcessExit {
+        process: Some(process).into(),
+        status,
+        exited_at_ns: 1_700_000_000_000_000_000,
+        stdout_length,
+        ..Default::default()
+    })
+}
+
+/// The bytes that `flood` writes: they differ from place to place, so that neither loss nor a swap goes unseen.
+pub(crate) fn flood(length: usize) -> Vec<u8> {
+    (0..length).map(|at| ((at * 31) ^ (at >> 13)) as u8).collect()
+}
+
+impl GuestProcess {
+    async fn program(&self) -> io::Result<End> {
+        let number = || self.args.get(1).and_then(|word| word.parse().ok()).unwrap_or(0);
+        let mut streams = self.streams.lock().await;
+        let GuestStreams { stdin, stdout, stderr } = &mut *streams;
+        let written = match (self.args[0].as_str(), stdin, stdout) {
+            ("exit", ..) => {
+                let status = u32::try_from(number()).unwrap_or(255);
+                return Ok(End {
+                    status,
+                    ..End::default()
+                });
+            }
+            ("flood", _, Some(stdout)) => {
+                stdout.write_all(&flood(number())).await?;
+                number() as u64
+            }
+            ("cat", Some(stdin), Some(stdout)) => self.cat(stdin, stdout).await?,
+            ("liar", _, Some(stdout)) => {
+                stdout.write_all(b"hello").await?;
+                u64::MAX
+            }
+            _ => std::future::pending().await,
+        };
+        let complaint = b"done\n";
+        if let Some(stderr) = stderr {
+            stderr.write_all(complaint).await?;
+        }
+        Ok(End {
+            status: 0,
+            stdout: written,
+            stderr: if stderr.is_some() { complaint.len() as u64 } else { 0 },
+        })
+    }
+
+    /// Copies stdin until as much has come as the shim says there is.
+    async fn cat(&self, stdin: &mut UnixStream, stdout: &mut UnixStream) -> io::Result<u64> {
+        let mut length = self.stdin_length.subscribe();
+        let mut buffer = vec![0; 1 << 16];
+        let mut copied = 0;
+        loop {
+            let known = *length.borrow_and_update();
+            if known == Some(copied) {
+                return Ok(copied);
+            }
+            tokio::select! {
+                read = stdin.read(&mut buffer) => {
+                    let count = read?;
+                    if count == 0 {
+                        return Ok(copied);
+                    }
+                    stdout.write_all(&buffer[..count]).await?;
+                    copied += count as u64;
+                }
+                changed = length.changed() => changed.map_err(io::Error::other)?,
+            }
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! A VM without a VM: it is launched, may end, and hands over the connections that the fake guest dials.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use shim::vm::{Connection, Connections, Ending, LaunchError, Launcher, Machine};
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, watch};
+
+use super::guest::Guest;
+
+/// The VMM's pid.
+pub(crate) const PID: u32 = 4242;
+
+/// What is on the console.
+pub(crate) const CONSOLE: &str = "Kernel panic - not syncing: No working init found";
+
+/// What becomes of the VM when it is started.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Boot {
+    /// The agent calls, says hello, and serves.
+    Works,
+    /// The VMM cannot be started.
+    NoLaunch,
+    /// Nothing is ever heard of the guest.
+    Silent,
+    /// The agent says hello and is not heard of again.
+    OnlyHello,
+    /// The VM ends before the agent calls.
+    Dies,
+}
+
+impl Boot {
+    pub(super) fn dial_timeout(self) -> Duration {
+        match self {
+            Boot::Silent | Boot::OnlyHello => Duration::from_millis(300),
+            Boot::Works | Boot::NoLaunch | Boot::Dies => Duration::from_secs(20),
+        }
+    }
+}
+
+pub(super) struct FakeLauncher {
+    boot: Boot,
+    guest: Arc<Guest>,
+}
+
+impl FakeLauncher {
+    pub(super) fn new(boot: Boot, guest: Arc<Guest>) -> Self {
+        Self { boot, guest }
+    }
+}
+
+#[async_trait]
+impl Launcher for FakeLauncher {
+    async fn launch(&self) -> Result<(Box<dyn Machine>, Box<dyn Connections>), LaunchError> {
+        if self.boot == Boot::NoLaunch {
+            return Err(LaunchError {
+                message: "QEMU did not start: /dev/kvm: Permission denied".to_owned(),
+            });
+        }
+        let connections = FakeConnections {
+            dialled: self.guest.take_dialled(),
+            ended: self.guest.ended(),
+        };
+        match self.boot {
+            Boot::Works => drop(tokio::spawn(Arc::clone(&self.guest).boot())),
+            Boot::OnlyHello => drop(tokio::spawn(Arc::clone(&self.guest).hello())),
+            Boot::Dies => self.guest.die("QEMU exited with status 1", false),
+            Boot::Silent | Boot::NoLaunch => {}
+        }
+        Ok((Box::new(FakeMachine(Arc::clone(&self.guest))), Box::new(connections)))
+    }
+}
+
+struct FakeMachine(Arc<Guest>);
+
+#[async_trait]
+impl Machine for FakeMachine {
+    fn pid(&self) -> u32 {
+        PID
+    }
+
+    async fn ended(&self) -> Ending {
+        let mut ended = self.0.ended();
+        let ended = ended.wait_for(Option::is_some).await.unwrap();
+        ended.clone().unwrap()
+    }
+
+    async fn console_tail(&self) -> String {
+        CONSOLE.to_owned()
+    }
+
+    async fn stop(&self, grace: Duration) {
+        let _ = tokio::time::timeout(grace, self.ended()).await;
+        self.0.die("it was stopped", false);
+    }
+}
+
+struct FakeConnections {
+    dialled: mpsc::UnboundedReceiver<UnixStream>,
+    ended: watch::Receiver<Option<Ending>>,
+}
+
+#[async_trait]
+impl Connections for FakeConnections {
+    async fn accept(&mut self) -> io::Result<Connection> {
+        tokio::select! {
+            connection = self.dialled.recv() => match connection {
+                Some(connection) => Ok(Box::new(connection)),
+                None => Err(io::ErrorKind::BrokenPipe.into()),
+            },
+            _ = self.ended.wait_for(Option::is_some) => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+}
+
+/// The guest's ends of its connections: they break when the VM ends.
+#[derive(Default)]
+pub(super) struct Cables(Mutex<Vec<std::os::unix::net::UnixStream>>);
+
+impl Cables {
+    /// A new connection: the guest's end, the host's end.
+    pub(super) fn lay(&self) -> io::Result<(UnixStream, UnixStream)> {
+        let (guest, host) = std::os::unix::net::UnixStream::pair()?;
+        guest.set_nonblocking(true)?;
+        host.set_nonblocking(true)?;
+        self.0.lock().unwrap().push(guest.try_clone()?);
+        Ok((UnixStream::from_std(guest)?, UnixStream::from_std(host)?))
+    }
+
+    /// Waits until the host has hung up the first few; false if it has not after 5 s. Blocks.
+    pub(super) fn hung_up(&self, count: usize) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let cables: Vec<_> = {
+            let cables = self.0.lock().unwrap();
+            cables[..count].iter().map(|cable| cable.try_clone().unwrap()).collect()
+        };
+        let limit = Timespec { tv_sec: 5, tv_nsec: 0 };
+        cables
+            .iter()
+            .all(|cable| poll(&mut [PollFd::new(cable, PollFlags::RDHUP)], Some(&limit)).unwrap() > 0)
+    }
+
+    pub(super) fn cut(&self) {
+        for cable in self.0.lock().unwrap().drain(..) {
+            // One that has been closed already is as good as cut.
+            let _ = cable.shutdown(std::net::Shutdown::Both);
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! A shim without QEMU: the real sandbox and the real services, between a fake containerd and a fake guest.
+
+mod agent;
+mod containerd;
+pub(crate) mod guest;
+mod host;
+mod machine;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use containerd_shim_protos::api::{
+    CreateTaskRequest, DeleteRequest, DeleteResponse, ExecProcessRequest, KillRequest, StartRequest, StateRequest,
+    StateResponse, Status, WaitRequest,
+};
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::sandbox_async::SandboxClient;
+use containerd_shim_protos::shim_async::{Client, TaskClient};
+use protocol::agent::SandboxSetup;
+use shim::events::Publisher;
+use shim::id::{Namespace, SandboxId};
+use shim::sandbox::boot::BootPlan;
+use shim::sandbox::{Parts, Sandbox};
+use shim::service::Service;
+use tempfile::TempDir;
+use tokio::sync::Notify;
+use ttrpc::r#async::Server;
+use ttrpc::context::{self, Context};
+
+use self::containerd::Containerd;
+use self::guest::Guest;
+use self::host::FakeHost;
+pub(crate) use self::machine::{Boot, CONSOLE, PID};
+
+/// The sandbox's id.
+pub(crate) const POD: &str = "pod";
+
+/// The streams of a process: paths of FIFOs, or nothing.
+#[derive(Clone, Default)]
+pub(crate) struct Stdio {
+    pub(crate) stdin: String,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    pub(crate) terminal: bool,
+}
+
+/// A sandbox with its server, as containerd meets it.
+pub(crate) struct Shim {
+    pub(crate) tasks: TaskClient,
+    pub(crate) sandbox: SandboxClient,
+    pub(crate) containerd: Containerd,
+    pub(crate) guest: Arc<Guest>,
+    pub(crate) host: Arc<FakeHost>,
+    /// Notified when containerd has asked for the server's end and got it.
+    pub(crate) shutdown: Arc<Notify>,
+    core: Arc<Sandbox>,
+    _server: Server,
+    directory: TempDir,
+}
+
+impl Shim {
+    /// A sandbox that begins to boot.
+    pub(crate) async fn new(boot: Boot) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let containerd = Containerd::listen(&directory.path().join("containerd.sock")).await;
+        let host = Arc::new(FakeHost::default());
+        let guest = Guest::new();
+        let core = Sandbox::start(
+            Parts {
+                id: SandboxId::new(POD).unwrap(),
+                namespace: Namespace::new("default").unwrap(),
+                host: Arc::clone(&host) as _,
+                events: Publisher::start(containerd.address(), "default"),
+                patience: Duration::from_millis(500),
+            },
+            BootPlan {
+                dial_timeout: boot.dial_timeout(),
+                launcher: Arc::new(machine::FakeLauncher::new(boot, Arc::clone(&guest))),
+                setup: SandboxSetup {
+                    sandbox_id: POD.to_owned(),
+                    ..Default::default()
+                },
+                create_timeout: Duration::from_secs(20),
+                log: guest.log_sink(),
+            },
+        );
+        let shutdown = Arc::new(Notify::new());
+        let service = Service::new(Arc::clone(&core), Arc::clone(&shutdown));
+        let address = format!("unix://{}", directory.path().join("shim.sock").display());
+        let server = Server::new().bind(&address).unwrap();
+        let mut server = server.register_service(service.methods());
+        server.start().await.unwrap();
+        Self {
+            tasks: TaskClient::new(Client::connect(&address).await.unwrap()),
+            sandbox: SandboxClient::new(Client::connect(&address).await.unwrap()),
+            containerd,
+            guest,
+            host,
+            shutdown,
+            core,
+            _server: server,
+            directory,
+        }
+    }
+
+    /// Another connection to the same server.
+    pub(crate) async fn connect(&self) -> TaskClient {
+        let address = format!("unix://{}", self.directory.path().join("shim.sock").display());
+        TaskClient::new(Client::connect(&address).await.unwrap())
+    }
+
+    /// A FIFO that containerd has made.
+    pub(crate) fn fifo(&self, name: &str) -> String {
+        let path = self.directory.path().join(name);
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    fn bundle(&self, id: &str, program: &[&str]) -> PathBuf {
+        let bundle = self.directory.path().join("bundles").join(id);
+        std::fs::create_dir_all(&bundle).unwrap();
+        std::fs::write(bundle.join("config.json"), spec(program)).unwrap();
+        bundle
+    }
+
+    /// What containerd sends to create a container that runs one of the guest's programs.
+    pub(crate) fn create_request(&self, id: &str, program: &[&str], stdio: Stdio) -> CreateTaskRequest {
+        CreateTaskRequest {
+            id: id.to_owned(),
+            bundle: self.bundle(id, program).to_str().unwrap().to_owned(),
+            stdin: stdio.stdin,
+            stdout: stdio.stdout,
+            stderr: stdio.stderr,
+            terminal: stdio.terminal,
+            ..Default::default()
+        }
+    }
+
+    pub(crate) async fn create(&self, id: &str, program: &[&str]) -> ttrpc::Result<u32> {
+        self.create_with(id, program, Stdio::default()).await
+    }
+
+    pub(crate) async fn create_with(&self, id: &str, program: &[&str], stdio: Stdio) -> ttrpc::Result<u32> {
+        let request = self.create_request(id, program, stdio);
+        self.tasks.create(soon(), &request).await.map(|response| response.pid)
+    }
+
+    /// Starts a container, or an exec where one is named.
+    pub(crate) async fn start(&self, id: &str, exec: &str) -> ttrpc::Result<u32> {
+        let request = StartRequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            ..Default::default()
+        };
+        self.tasks.start(soon(), &request).await.map(|response| response.pid)
+    }
+
+    /// A container that runs.
+    pub(crate) async fn run(&self, id: &str, program: &[&str]) {
+        self.create(id, program).await.unwrap();
+        self.start(id, "").await.unwrap();
+    }
+
+    pub(crate) async fn exec(&self, id: &str, exec: &str, program: &[&str]) -> ttrpc::Result<()> {
+        self.exec_with(id, exec, program, Stdio::default()).await
+    }
+
+    pub(crate) async fn exec_with(&self, id: &str, exec: &str, program: &[&str], stdio: Stdio) -> ttrpc::Result<()> {
+        let request = ExecProcessRequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            stdin: stdio.stdin,
+            stdout: stdio.stdout,
+            stderr: stdio.stderr,
+            terminal: stdio.terminal,
+            spec: Some(Any {
+                value: serde_json::json!({ "args": program }).to_string().into_bytes(),
+                ..Default::default()
+            })
+            .into(),
+            ..Default::default()
+        };
+        self.tasks.exec(soon(), &request).await.map(drop)
+    }
+
+    /// The exit status, once there is one.
+    pub(crate) async fn wait(&self, id: &str, exec: &str) -> ttrpc::Result<u32> {
+        let request = WaitRequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            ..Default::default()
+        };
+        let response = self.tasks.wait(soon(), &request).await?;
+        assert!(response.exited_at.seconds > 0, "an exit has a time");
+        Ok(response.exit_status)
+    }
+
+    pub(crate) async fn kill(&self, id: &str, exec: &str, signal: u32) -> ttrpc::Result<()> {
+        let request = KillRequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            signal,
+            ..Default::default()
+        };
+        self.tasks.kill(soon(), &request).await.map(drop)
+    }
+
+    pub(crate) async fn state(&self, id: &str, exec: &str) -> ttrpc::Result<StateResponse> {
+        let request = StateRequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            ..Default::default()
+        };
+        self.tasks.state(soon(), &request).await
+    }
+
+    /// The status as `State` gives it.
+    pub(crate) async fn status(&self, id: &str, exec: &str) -> Status {
+        self.state(id, exec).await.unwrap().status.enum_value().unwrap()
+    }
+
+    pub(crate) async fn delete(&self, id: &str, exec: &str) -> ttrpc::Result<DeleteResponse> {
+        let request = DeleteRequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            ..Default::default()
+        };
+        self.tasks.delete(soon(), &request).await
+    }
+
+    /// Ends the sandbox as the server does when containerd wants it gone.
+    pub(crate) async fn stop(&self) {
+        self.core.stop().await;
+    }
+}
+
+/// No call of a test may hang.
+pub(crate) fn soon() -> Context {
+    context::with_duration(Duration::from_secs(30))
+}
+
+/// The code and the message of a call that must have failed.
+pub(crate) fn refusal<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> (ttrpc::Code, String) {
+    match result {
+        Err(ttrpc::Error::RpcStatus(status)) => (status.code(), status.message().to_owned()),
+        other => panic!("a refusal was expected, and this came: {other:?}"),
+    }
+}
+
+fn spec(program: &[&str]) -> String {
+    serde_json::json!({ "process": { "args": program } }).to_string()
+}
