@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Instant;
 
 use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxNamespaceType, Process as ProcessSpec};
@@ -51,14 +50,11 @@ impl Container {
             spec: self.spec.clone(),
             join,
         };
-        let began = Instant::now();
         let (prepared, stdio) = self.prepare(&ExecId::Init, stdio).await?;
-        let dialled = began.elapsed();
         let launching = self.services.reaper.launching();
         let launched = launch(self.request(target, stdio)?)
             .await
             .map_err(|source| self.launch_error(source))?;
-        tracing::debug!(container = %self.id, streams = ?dialled, gate = ?began.elapsed(), "launched");
         let newborn = self.register(&launching, launched.pid)?;
         let streams = self.start_streams(&ExecId::Init, prepared, launched.terminal)?;
         let pid = newborn.pid;

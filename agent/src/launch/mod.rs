@@ -41,6 +41,7 @@ use std::{
     os::fd::OwnedFd,
     path::Path,
     process::{Command, ExitCode, Stdio as CommandStdio},
+    time::{Duration, Instant},
 };
 
 use nix::unistd::Pid;
@@ -172,24 +173,28 @@ pub async fn launch(request: LaunchRequest) -> Result<Launched, LaunchError> {
 /// # Errors
 /// As [`launch`].
 pub async fn launch_by(program: &Path, request: LaunchRequest) -> Result<Launched, LaunchError> {
+    let began = Instant::now();
     let parcel = Parcel::pack(request).map_err(LaunchError::child("instruct"))?;
     let (channel, mut guard) = spawn(program).map_err(LaunchError::child("start"))?;
     channel
         .send(&Order::Prepare, &parcel.descriptors())
         .await
         .map_err(LaunchError::child("instruct"))?;
+    let started = began.elapsed();
     // The child has its own copies: held here, the ends of pipes would keep them open.
     drop(parcel);
-    let mut made = None;
+    let (mut made, mut made_after) = (None, Duration::ZERO);
     loop {
         match channel.receive().await.map_err(LaunchError::child("hear"))? {
             Some((Word::Made(pid), fds)) => {
                 made = Some(Pid::from_raw(pid));
+                made_after = began.elapsed();
                 guard.hold(fds);
             }
             Some((Word::Failed(fault), _)) => return Err(fault.into()),
             Some((Word::Ready, fds)) => {
                 let pid = made.ok_or(LaunchError::Vanished)?;
+                tracing::debug!(%pid, ?started, made = ?made_after, ready = ?began.elapsed(), "waits at the gate");
                 return Ok(Launched {
                     pid,
                     terminal: fds.into_iter().next(),
