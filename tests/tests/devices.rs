@@ -4,7 +4,8 @@ use framework::{Node, Result};
 use serde_json::json;
 
 /// Opening a device of the kernel's that needs no capability, made by the container itself.
-const SCRIPT: &str = "echo nothing >/dev/null && head -c 4 /dev/zero | wc -c; mknod /dev/own c 10 229 && : <>/dev/own && echo opened";
+const SCRIPT: &str =
+    "echo nothing >/dev/null && head -c 4 /dev/zero | wc -c; mknod /dev/own c 10 229 && : <>/dev/own && echo opened";
 
 #[test]
 fn a_device_is_opened_only_where_a_rule_allows_it() -> Result<()> {
