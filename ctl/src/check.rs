@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use config::{Config, SharedFs, Vsock};
+use hypervisor::{Accel, AccelError};
 
 use crate::{Report, chain};
 
@@ -147,6 +148,7 @@ fn configuration(path: &Path, warnings: usize) -> Finding {
 fn parts(config: &Config, search: Option<&OsStr>) -> Vec<Finding> {
     let hypervisor = &config.hypervisor;
     let mut findings = vec![
+        accelerator(hypervisor::accelerator(hypervisor.accelerator)),
         program(
             "QEMU",
             &hypervisor.path,
@@ -173,6 +175,25 @@ fn parts(config: &Config, search: Option<&OsStr>) -> Vec<Finding> {
         program("vsock", &hypervisor.vsock_daemon, search, remedy)
     }));
     findings
+}
+
+/// What runs the guest's instructions.
+fn accelerator(chosen: Result<(Accel, Option<String>), AccelError>) -> Finding {
+    match chosen {
+        Ok((Accel::Kvm, _)) => Finding::ok("accelerator", "KVM"),
+        Ok((Accel::Tcg, None)) => Finding::ok("accelerator", "TCG, as configured"),
+        Ok((Accel::Tcg, Some(why))) => Finding::warn(
+            "accelerator",
+            format!("TCG: {why}"),
+            "guests are emulated, which is slow",
+            "use a host with hardware virtualization, or a VM with nested virtualization turned on",
+        ),
+        Err(error) => Finding::fail(
+            "accelerator",
+            chain(&error),
+            "use such a host, or set hypervisor.qemu.accelerator to \"auto\"",
+        ),
+    }
 }
 
 /// The kernel's backend, or the daemon that stands in for it.
@@ -368,6 +389,14 @@ mod tests {
     }
 
     #[test]
+    fn an_emulated_guest_is_a_warning_only_where_it_was_not_asked_for() {
+        assert_eq!(accelerator(Ok((Accel::Kvm, None))).verdict, Verdict::Ok);
+        assert_eq!(accelerator(Ok((Accel::Tcg, None))).verdict, Verdict::Ok);
+        let emulated = accelerator(Ok((Accel::Tcg, Some(String::from("no svm")))));
+        assert!(matches!(emulated.verdict, Verdict::Warn(_)) && emulated.found.contains("no svm"));
+    }
+
+    #[test]
     fn a_directory_without_virtio_fs_needs_no_virtiofsd() {
         let mut config = Config::default();
         let names = |config: &Config| {
@@ -376,9 +405,12 @@ mod tests {
                 .map(|finding| finding.what)
                 .collect::<Vec<_>>()
         };
-        assert_eq!(names(&config), ["QEMU", "kernel", "initrd", "virtiofsd", "vsock"]);
+        assert_eq!(
+            names(&config),
+            ["accelerator", "QEMU", "kernel", "initrd", "virtiofsd", "vsock"]
+        );
         config.hypervisor.shared_fs = SharedFs::None;
-        assert_eq!(names(&config), ["QEMU", "kernel", "initrd", "vsock"]);
+        assert_eq!(names(&config), ["accelerator", "QEMU", "kernel", "initrd", "vsock"]);
     }
 
     #[test]

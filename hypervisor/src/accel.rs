@@ -9,7 +9,7 @@ use config::Accelerator;
 
 /// The accelerator of one VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Accel {
+pub enum Accel {
     /// `-accel kvm`
     Kvm,
     /// `-accel tcg`
@@ -30,12 +30,20 @@ struct Host {
     cpu: bool,
 }
 
-/// Picks the accelerator for this host; warns where TCG is used because KVM cannot be.
-pub(crate) fn choose(wanted: Accelerator) -> Result<Accel, AccelError> {
-    let (accel, warning) = decide(wanted, || Host {
+/// Picks the accelerator for this host. Where TCG is taken because KVM cannot be, the second part says why not.
+///
+/// # Errors
+/// KVM is wanted, and cannot be used.
+pub fn accelerator(wanted: Accelerator) -> Result<(Accel, Option<String>), AccelError> {
+    decide(wanted, || Host {
         device: open_kvm(),
         cpu: cpu_virtualizes(),
-    })?;
+    })
+}
+
+/// The same for a VM that is about to start: the reason goes into the log.
+pub(crate) fn choose(wanted: Accelerator) -> Result<Accel, AccelError> {
+    let (accel, warning) = accelerator(wanted)?;
     if let Some(why) = warning {
         tracing::warn!("the guest's instructions are emulated (TCG), which is slow: {why}");
     }

@@ -30,7 +30,7 @@ mod vm;
 mod vsock;
 mod vsock_daemon;
 
-pub use accel::AccelError;
+pub use accel::{Accel, AccelError, accelerator};
 pub use boot::{BootError, NetworkNamespace, VmRequest, boot};
 pub use children::{ChildDeath, ChildName, SpawnError};
 pub use command_line::CommandLineError;

@@ -223,8 +223,9 @@ fn spawn(program: &Path) -> io::Result<(AgentEnd, Guard)> {
 /// Holds a process back until it is opened.
 #[derive(Debug)]
 pub struct Gate {
-    channel: AgentEnd,
+    // Dropped before the channel: the process is killed, and does not end by itself first because nobody listens.
     guard: Guard,
+    channel: AgentEnd,
 }
 
 impl Gate {
