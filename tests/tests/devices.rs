@@ -26,18 +26,3 @@ fn a_device_is_opened_only_where_a_rule_allows_it() -> Result<()> {
     assert_eq!(said, "4\nopened\n");
     node.nothing_left()
 }
-
-#[test]
-fn a_process_may_have_more_descriptors_than_the_kernel_s_default() -> Result<()> {
-    let node = Node::start()?;
-    let spec = node.spec("descriptors", &["guest-probe", "report"])?.set(
-        "/process/rlimits",
-        json!([
-            { "type": "RLIMIT_NOFILE", "soft": 1_000_000, "hard": 1_048_576 },
-            { "type": "RLIMIT_MEMLOCK", "soft": u64::MAX, "hard": u64::MAX },
-        ]),
-    )?;
-    let report = node.report("descriptors", &spec)?;
-    assert_eq!(report.fact("/rlimits/NOFILE"), &json!([1_000_000, 1_048_576]));
-    node.nothing_left()
-}

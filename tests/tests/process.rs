@@ -310,13 +310,13 @@ mod kata_only {
             .set(
                 "/process/rlimits",
                 json!([
-                    { "type": "RLIMIT_NOFILE", "soft": 1_000_000, "hard": 1_000_000 },
+                    { "type": "RLIMIT_NOFILE", "soft": 1_000_000, "hard": 1_048_576 },
                     { "type": "RLIMIT_MEMLOCK", "soft": 5_u64 << 30, "hard": 5_u64 << 30 },
                 ]),
             )?;
         let report = node.report("high", &spec)?;
         assert_eq!(report.text("/oom_score_adj")?, "-500");
-        assert_eq!(report.fact("/rlimits/NOFILE"), &json!([1_000_000, 1_000_000]));
+        assert_eq!(report.fact("/rlimits/NOFILE"), &json!([1_000_000, 1_048_576]));
         assert_eq!(report.fact("/rlimits/MEMLOCK"), &json!([5_u64 << 30, 5_u64 << 30]));
         node.nothing_left()
     }
