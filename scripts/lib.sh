@@ -22,8 +22,9 @@ die() {
     exit 1
 }
 
-# logged LOG COMMAND…: runs a long step with its output in LOG; on failure shows the tail and names the file. Not to be
-# called as a condition: the shell would then carry on after a failing command inside COMMAND.
+# logged LOG COMMAND…: runs a long step with its output in LOG; on failure shows the tail and names the file, after what
+# $remedy says if the caller has set it. Not to be called as a condition: the shell would then carry on after a failing
+# command inside COMMAND.
 logged() {
     local log=$1 begin=$SECONDS status
     shift
@@ -37,7 +38,7 @@ logged() {
     set -e
     if [ "$status" -ne 0 ]; then
         tail -n 30 "$log" >&2
-        die "$(basename "$1") failed after $((SECONDS - begin)) s" "the whole output is in $log"
+        die "$(basename "$1") failed after $((SECONDS - begin)) s" "${remedy:+$remedy; }the whole output is in $log"
     fi
     say "  done in $((SECONDS - begin)) s"
 }
