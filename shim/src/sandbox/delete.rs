@@ -8,7 +8,7 @@ use containerd_shim_protos::topics::TASK_DELETE_EVENT_TOPIC;
 use ttrpc::Code;
 
 use super::process::{Exit, Phase, Process, ProcessName};
-use super::verbs::{SIGKILL, failed, signal_request};
+use super::verbs::{SIGKILL, failed};
 use super::{Container, Sandbox};
 use crate::agent_client::AgentError;
 use crate::error::{Error, chain};
@@ -67,7 +67,7 @@ impl Sandbox {
             && let Ok(agent) = self.agent("delete", "the container")
         {
             // It waits at its gate for a start that will not come.
-            if let Err(error) = agent.signal(&signal_request(&process.name, SIGKILL, true)).await {
+            if let Err(error) = self.kill_surely(&agent, &process.name, true).await {
                 tracing::debug!(container = %container.id, %error, "there is nothing to kill");
             }
             // Its exit is reported as any other; if it is not, the deletion in the guest says why.
@@ -123,6 +123,11 @@ impl Sandbox {
             }) => Ok(()),
             // The VM has just ended: the same.
             Err(AgentError::Broken(_)) => Ok(()),
+            // It hangs. A container that has stopped must be deletable; an exec is not worth the VM.
+            Err(source @ AgentError::TimedOut(_)) if process.name.exec.is_none() => {
+                self.give_up(format!("{source} (deletion of {})", process.name)).await;
+                Ok(())
+            }
             Err(source) => Err(failed("delete", &process.name)(source)),
         }
     }

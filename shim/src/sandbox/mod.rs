@@ -97,6 +97,8 @@ pub struct Sandbox {
     vm: watch::Sender<Vm>,
     machine: Mutex<Option<Arc<dyn Machine>>>,
     stopping: watch::Sender<bool>,
+    /// Why the VM has been given up, once it has been.
+    given_up: watch::Sender<Option<String>>,
     patience: Duration,
 }
 
@@ -129,6 +131,7 @@ impl Sandbox {
             vm: watch::Sender::new(Vm::Booting),
             machine: Mutex::default(),
             stopping: watch::Sender::new(false),
+            given_up: watch::Sender::new(None),
             patience: parts.patience,
         });
         tokio::spawn(Arc::clone(&sandbox).live(plan));
@@ -138,6 +141,7 @@ impl Sandbox {
     /// The VM's whole life.
     async fn live(self: Arc<Self>, plan: BootPlan) {
         let mut stopping = self.stopping.subscribe();
+        let mut hopeless = self.given_up.subscribe();
         let booting = boot::boot(&plan, self.expected.clone(), |machine| {
             *self.machine.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(machine));
         });
@@ -169,6 +173,7 @@ impl Sandbox {
                     let ending = tokio::time::timeout(GRACE, booted.machine.ended()).await;
                     break ending.unwrap_or_else(|_| ended("the guest's agent is gone"));
                 },
+                reason = given_up(&mut hopeless) => break ended(&reason),
                 () = told_to_stop(&mut stopping) => {
                     // It may have been told already; what matters is that it goes.
                     let _ = booted.agent.shutdown().await;
@@ -300,6 +305,16 @@ impl Sandbox {
         let _ = vm.wait_for(|vm| matches!(vm, Vm::Failed(_) | Vm::Ended { .. })).await;
     }
 
+    /// Ends a VM that does not do what it must, as if it had died: its containers are killed. Returns when it is gone.
+    async fn give_up(&self, reason: String) {
+        self.given_up.send_if_modified(|given_up| {
+            let first = given_up.is_none();
+            given_up.get_or_insert(reason);
+            first
+        });
+        self.ended().await;
+    }
+
     /// Waits for the VM's end. The status is 0 if it was stopped, 137 if it died, and 1 if it never came up.
     pub async fn ended(&self) -> Exit {
         let mut vm = self.vm.subscribe();
@@ -324,6 +339,13 @@ impl Sandbox {
 async fn told_to_stop(stopping: &mut watch::Receiver<bool>) {
     // The sender lives as long as the sandbox.
     let _ = stopping.wait_for(|stopping| *stopping).await;
+}
+
+/// Waits until the VM is given up, and says why.
+async fn given_up(reason: &mut watch::Receiver<Option<String>>) -> String {
+    let given_up = reason.wait_for(Option::is_some).await;
+    // The sender lives as long as the sandbox, and there is a reason now.
+    given_up.ok().and_then(|reason| reason.clone()).unwrap_or_default()
 }
 
 fn ended(reason: &str) -> Ending {

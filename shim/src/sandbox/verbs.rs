@@ -1,6 +1,7 @@
 //! What is asked of containers and processes that exist, and changes neither their number nor their streams.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use containerd_shim_protos::events::task::{TaskPaused, TaskResumed};
 use containerd_shim_protos::topics::{TASK_PAUSED_EVENT_TOPIC, TASK_RESUMED_EVENT_TOPIC};
@@ -18,6 +19,9 @@ use crate::id::ContainerId;
 
 /// SIGKILL on Linux (signal(7)).
 pub(super) const SIGKILL: u32 = 9;
+
+/// For the agent to take a SIGKILL: it only has to ask the guest's kernel.
+const KILL_ANSWER: Duration = Duration::from_secs(10);
 
 pub(super) fn agent_container(id: &ContainerId) -> AgentContainerId {
     AgentContainerId {
@@ -53,14 +57,39 @@ impl Sandbox {
         let Ok(agent) = self.agent("signal", &name.to_string()) else {
             return Err(finished());
         };
-        match agent.signal(&signal_request(name, signal, all)).await {
-            Ok(_) => Ok(()),
+        let sent = if signal == SIGKILL {
+            self.kill_surely(&agent, name, all).await
+        } else {
+            agent.signal(&signal_request(name, signal, all)).await.map(drop)
+        };
+        match sent {
+            Ok(()) => Ok(()),
             // Its exit is on the way here.
             Err(AgentError::Refused {
                 code: Code::NOT_FOUND, ..
             }) => Err(finished()),
             Err(source) => Err(failed("signal", name)(source)),
         }
+    }
+
+    /// Sends SIGKILL. A guest that does not take it in time is ended itself, with every container in it: it answers
+    /// none of them, and whoever sends SIGKILL must get rid of what it is sent to.
+    pub(super) async fn kill_surely(
+        &self,
+        agent: &AgentClient,
+        name: &ProcessName,
+        all: bool,
+    ) -> Result<(), AgentError> {
+        let request = signal_request(name, SIGKILL, all);
+        if let Ok(answer) = tokio::time::timeout(KILL_ANSWER, agent.signal(&request)).await {
+            return answer.map(drop);
+        }
+        let seconds = KILL_ANSWER.as_secs();
+        self.give_up(format!(
+            "its agent did not answer a SIGKILL of {name} within {seconds} s"
+        ))
+        .await;
+        Ok(())
     }
 
     /// Freezes (`true`) or thaws a container.

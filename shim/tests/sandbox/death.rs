@@ -95,3 +95,20 @@ async fn a_host_that_ran_out_of_memory_is_named_before_the_exit() {
     let topics = shim.containerd.topics(4).await;
     assert_eq!(topics, ["/tasks/create", "/tasks/start", "/tasks/oom", "/tasks/exit"]);
 }
+
+#[tokio::test]
+async fn a_guest_that_does_not_answer_a_sigkill_is_ended_itself() {
+    let shim = Shim::new(Boot::Works).await;
+    shim.run("c", &["hung"]).await;
+    shim.kill("c", "", 9).await.unwrap();
+    assert_eq!(shim.wait("c", "").await.unwrap(), KILLED);
+    later_calls_answer(&shim, "c").await;
+}
+
+#[tokio::test]
+async fn a_container_that_waits_at_its_gate_in_such_a_guest_can_be_deleted() {
+    let shim = Shim::new(Boot::Works).await;
+    shim.create("c", &["hung"]).await.unwrap();
+    assert_eq!(shim.delete("c", "").await.unwrap().exit_status, KILLED);
+    assert!(shim.host.attached().is_empty());
+}

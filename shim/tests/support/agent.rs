@@ -99,6 +99,9 @@ impl Agent for FakeAgent {
 
     async fn signal(&self, _: &TtrpcContext, request: SignalRequest) -> ttrpc::Result<Empty> {
         let process = self.of(request.process.as_ref())?;
+        if process.args[0] == "hung" {
+            self.0.until_released().await;
+        }
         self.0.signal(key(&request.process), &process, request.signal);
         Ok(Empty::new())
     }
