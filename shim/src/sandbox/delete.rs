@@ -123,8 +123,9 @@ impl Sandbox {
             }) => Ok(()),
             // The VM has just ended: the same.
             Err(AgentError::Broken(_)) => Ok(()),
-            // It hangs. A container that has stopped must be deletable; an exec is not worth the VM.
-            Err(source @ AgentError::TimedOut(_)) if process.name.exec.is_none() => {
+            // It hangs. A container that has stopped must be deletable, but neither an exec nor a neighbour that may be well is
+            // worth the VM: those are told to try again.
+            Err(source @ AgentError::TimedOut(_)) if process.name.exec.is_none() && self.slots().len() == 1 => {
                 self.give_up(format!("{source} (deletion of {})", process.name)).await;
                 Ok(())
             }
