@@ -231,6 +231,10 @@ fn valid_sandbox(text: &str) -> bool {
         })
 }
 
+fn strings<'a>(texts: impl Iterator<Item = &'a str>) -> Value {
+    Value::Array(texts.map(|text| Value::String(text.to_owned())).collect())
+}
+
 pub(crate) const NAME_PATTERNS: Codec<Vec<NamePattern>> = Codec {
     read: |raw| {
         let texts = raw
@@ -242,14 +246,7 @@ pub(crate) const NAME_PATTERNS: Codec<Vec<NamePattern>> = Codec {
         };
         texts.iter().map(compile).collect()
     },
-    show: |value| {
-        Value::Array(
-            value
-                .iter()
-                .map(|pattern| Value::String(pattern.as_str().to_owned()))
-                .collect(),
-        )
-    },
+    show: |value| strings(value.iter().map(NamePattern::as_str)),
 };
 
 pub(crate) const PATH_PATTERNS: Codec<Vec<PathPattern>> = Codec {
@@ -261,12 +258,5 @@ pub(crate) const PATH_PATTERNS: Codec<Vec<PathPattern>> = Codec {
         };
         texts.iter().map(compile).collect()
     },
-    show: |value| {
-        Value::Array(
-            value
-                .iter()
-                .map(|pattern| Value::String(pattern.as_str().to_owned()))
-                .collect(),
-        )
-    },
+    show: |value| strings(value.iter().map(PathPattern::as_str)),
 };

@@ -4,8 +4,6 @@
 //! guest-probe report [SYSCTL…]      every fact as one JSON object
 //! guest-probe try VERB PATH…        tries an operation on each path; prints each one's errno, 0 for success
 //! guest-probe touch-memory BYTES    writes to that many bytes, then says so
-//! guest-probe listen SOCKET         answers one connection with a greeting
-//! guest-probe connect SOCKET        prints what the other side says
 //! guest-probe log-to FILE           containerd's binary logger: copies descriptors 3 and 4 to a file
 //! ```
 
@@ -16,7 +14,6 @@ use std::{
     error::Error,
     fs::{self, File},
     io::{self, Read, Write},
-    os::unix::net::{UnixListener, UnixStream},
     process::ExitCode,
     thread,
 };
@@ -33,8 +30,6 @@ fn main() -> ExitCode {
         ["report", sysctls @ ..] => report(sysctls),
         ["try", verb, paths @ ..] => try_paths(verb, paths),
         ["touch-memory", bytes] => touch_memory(bytes),
-        ["listen", socket] => listen(socket),
-        ["connect", socket] => connect(socket),
         ["log-to", file] => log_to(file),
         other => Err(format!("unknown: {other:?}").into()),
     };
@@ -84,18 +79,6 @@ fn touch_memory(bytes: &str) -> Result<()> {
         "touched {}",
         memory.iter().map(|byte| usize::from(*byte)).sum::<usize>()
     );
-    Ok(())
-}
-
-fn listen(socket: &str) -> Result<()> {
-    let listener = UnixListener::bind(socket)?;
-    println!("listening");
-    let (mut peer, _) = listener.accept()?;
-    Ok(peer.write_all(b"greetings from the socket\n")?)
-}
-
-fn connect(socket: &str) -> Result<()> {
-    io::copy(&mut UnixStream::connect(socket)?, &mut io::stdout())?;
     Ok(())
 }
 
