@@ -129,9 +129,9 @@ fn serve_logged(
         debug: arguments.debug,
         log,
     };
-    let reason = runtime.block_on(server::serve(listener, context))?;
-    tracing::info!(?reason, "the server ends");
+    let served = runtime.block_on(server::serve(listener, context));
     // What still blocks in a thread must not hold up the end.
     runtime.shutdown_background();
+    tracing::info!(reason = ?served?, "the server has ended");
     Ok(())
 }

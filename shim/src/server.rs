@@ -14,7 +14,6 @@ use tokio::sync::Notify;
 use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
 
-use crate::cleanup::remove_sandbox;
 use crate::context::ServerContext;
 use crate::error::chain;
 use crate::events::Publisher;
@@ -61,22 +60,11 @@ pub enum ServerError {
     State(#[from] RunDirError),
 }
 
-/// Serves until the sandbox ends.
+/// Serves until the sandbox ends, and its VM with it. What it leaves on the host is the caller's to remove.
 ///
 /// # Errors
 /// The socket cannot be served on, or the shared directory cannot be set up.
 pub async fn serve(listener: UnixListener, context: ServerContext) -> Result<ExitReason, ServerError> {
-    let run_dir = context.run_dir.clone();
-    let reason = serve_sandbox(listener, context).await;
-    // Whatever happened: nothing stays.
-    let removed = tokio::task::spawn_blocking(move || remove_sandbox(&run_dir, ProcessRef::own())).await;
-    if let Err(error) = removed {
-        tracing::error!(%error, "the sandbox's files could not be removed");
-    }
-    reason
-}
-
-async fn serve_sandbox(listener: UnixListener, context: ServerContext) -> Result<ExitReason, ServerError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(ServerError::Listen)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServerError::Listen)?;
     let events = Publisher::start(&context.ttrpc_address, context.namespace.as_str());
