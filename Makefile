@@ -39,14 +39,28 @@ deps: ## what the machine needs: Debian packages and the pinned helper daemons (
 .PHONY: build
 build: kernel initrd daemons binaries config ## everything into build/
 
+# ARCH=arm64 builds for another machine, beside this one's: build/share/vmlinuz-arm64.
+kernel_suffix := $(if $(filter-out $(shell uname -m),$(ARCH)),-$(ARCH))
+
 .PHONY: kernel
-kernel: ## build/share/vmlinuz, from the pinned source (cached)
-	@dir=$$(guest-kernel/build); mkdir -p $(BUILD)/share; \
-	cmp -s "$$dir/vmlinuz" $(BUILD)/share/vmlinuz || install -m 0644 "$$dir/vmlinuz" $(BUILD)/share/vmlinuz
+kernel: ## build/share/{vmlinuz,System.map}, from the pinned source (cached); ARCH=arm64 cross-compiles
+	@dir=$$(guest-kernel/build $(if $(ARCH),--arch $(ARCH))); mkdir -p $(BUILD)/share; for file in vmlinuz System.map; do \
+		cmp -s "$$dir/$$file" $(BUILD)/share/$$file$(kernel_suffix) \
+			|| install -m 0644 "$$dir/$$file" $(BUILD)/share/$$file$(kernel_suffix); \
+	done
+
+.PHONY: kernel-bump
+kernel-bump: ## VERSION=X.Y.Z: moves the pin to that kernel, with all that has to follow
+	@guest-kernel/bump "$(VERSION)"
+
+.PHONY: test-kernel
+test-kernel: build ## every kernel fix, on the shipped kernel and on one without it (builds those, cached)
+	@TATAMI_BUILD=$(BUILD) cargo run --quiet --locked --release --target-dir $(target_dir) -p tatami-tests --bin kernel-table -- $(FIXES)
 
 .PHONY: initrd
-initrd: guest-programs ## build/share/initrd.img, with the static agent as /init
+initrd: guest-programs ## build/share/initrd.img, with the static agent as /init, and debug-console.img
 	@guest-kernel/initrd $(guest_out)/tatami-agent $(BUILD)/share/initrd.img
+	@guest-kernel/debug-console $(BUILD)/share/debug-console.img
 
 .PHONY: guest-programs
 guest-programs: # the agent, and the tests' probe that runs inside containers
@@ -93,6 +107,12 @@ test: ## deps + build, then all tests, the end-to-end ones included
 .PHONY: deps-containerd
 deps-containerd: # the other containerd releases that the tests run against (cached)
 	@scripts/containerd-versions
+
+.PHONY: bench
+bench: build ## the benchmark: ratios against floors (root; BENCH=--json for programs, or names of sections)
+	@floor=$$(guest-kernel/floor); cmp -s "$$floor" $(BUILD)/tests/vmlinuz-floor \
+		|| install -m 0644 "$$floor" $(BUILD)/tests/vmlinuz-floor
+	@TATAMI_BUILD=$(BUILD) cargo run --quiet --locked --release --target-dir $(target_dir) -p tatami-tests --bin bench -- $(BENCH)
 
 .PHONY: check
 check: ## format, lints, licences and sources of crates, spelling, unused dependencies, shell scripts

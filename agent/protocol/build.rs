@@ -7,7 +7,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?).join("generated");
     std::fs::create_dir_all(&out)?;
     Codegen::new()
-        .inputs(["proto/agent.proto"])
+        .inputs(["proto/agent.proto", "proto/diagnostics.proto"])
         .include("proto")
         .out_dir(&out)
         .rust_protobuf()
@@ -17,6 +17,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             ..Default::default()
         })
         .run()?;
-    std::fs::write(out.join("mod.rs"), "pub mod agent;\npub mod agent_ttrpc;\n")?;
+    std::fs::write(
+        out.join("mod.rs"),
+        "pub mod agent;\npub mod agent_ttrpc;\npub mod diagnostics;\npub mod diagnostics_ttrpc;\n",
+    )?;
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use rustix::mount::{MountFlags, mount, mount_move};
+use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
 use rustix::net::{AddressFamily, SocketType, socket};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
@@ -124,6 +124,7 @@ pub(crate) fn boot() -> Result<(), BootError> {
         std::fs::write("/proc/self/oom_score_adj", "-1000"),
     )?;
     raise_descriptors()?;
+    allow_mounts()?;
     loopback()
 }
 
@@ -147,7 +148,18 @@ fn new_root() -> Result<(), BootError> {
         step("create", path.display(), std::fs::create_dir_all(&path))?;
         step("mount", path.display(), mount(*kind, &path, *kind, *flags, *data))?;
     }
-    Ok(())
+    keep_programs(root)
+}
+
+/// The programs of the debug console, where the image has them (guest-kernel/debug-console), stay in reach.
+fn keep_programs(root: &Path) -> Result<(), BootError> {
+    let programs = Path::new("/bin");
+    if !programs.is_dir() {
+        return Ok(());
+    }
+    let target = root.join("bin");
+    step("create", target.display(), std::fs::create_dir_all(&target))?;
+    step("bind", target.display(), mount_bind(programs, &target))
 }
 
 /// Moves to the new root. The root of an initramfs cannot be pivoted away from (pivot_root(2)), a mount on top of it
@@ -170,6 +182,14 @@ fn raise_descriptors() -> Result<(), BootError> {
         maximum: Some(most),
     };
     step("raise", "RLIMIT_NOFILE", setrlimit(Resource::Nofile, limit))
+}
+
+/// A mount that is attached nowhere yet has a mount namespace of its own (open_tree(2) with OPEN_TREE_CLONE), and all that a
+/// container is to have are made before the first is attached. The kernel allows half as many as there may be threads, in a
+/// small guest 900; this is as many as fs.mount-max allows mounts.
+fn allow_mounts() -> Result<(), BootError> {
+    const MOST: &str = "/proc/sys/user/max_mnt_namespaces";
+    step("raise", MOST, std::fs::write(MOST, "100000"))
 }
 
 /// Containers of a pod reach each other by it, whatever network the sandbox has.

@@ -3,8 +3,11 @@
 use crate::cgroup;
 use crate::container::{Phase, Verb};
 use crate::ids::{ContainerId, ExecId, IdError};
+use crate::network::NetworkError;
+use crate::storage::StorageError;
 use crate::streams::StreamError;
 use tatami_agent::launch::LaunchError;
+use tatami_agent::memlock::ProbeError;
 
 /// Why a request was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +24,9 @@ pub(crate) enum Error {
     /// It has ended.
     #[error("container {0}: {1}: process already finished")]
     Finished(ContainerId, ExecId),
+    /// The network is not what the host wants.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// The name of a container is taken.
     #[error("container {0}: already exists")]
     ContainerExists(ContainerId),
@@ -54,6 +60,9 @@ pub(crate) enum Error {
         #[source]
         source: serde_json::Error,
     },
+    /// The kernel has no way to tell that a file has changed on the host.
+    #[error("this guest kernel cannot tell programs of the host's changes")]
+    NoChanges(#[source] std::io::Error),
     /// A namespace that cannot be joined.
     #[error("container {id}: join the {kind} namespace of {of}: {reason}")]
     Namespace {
@@ -97,6 +106,24 @@ pub(crate) enum Error {
         /// Why not.
         #[source]
         source: StreamError,
+    },
+    /// What there is to say about locked memory.
+    #[error("container {id}: locked memory: {source}")]
+    Memlock {
+        /// Which container.
+        id: ContainerId,
+        /// Why it cannot be said.
+        #[source]
+        source: ProbeError,
+    },
+    /// A file system or a disk of the container.
+    #[error("container {id}: {source}")]
+    Storage {
+        /// Which container.
+        id: ContainerId,
+        /// Why not.
+        #[source]
+        source: StorageError,
     },
     /// A system call.
     #[error("container {id}: {what}")]

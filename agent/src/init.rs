@@ -19,11 +19,12 @@ use crate::container::Services;
 use crate::dial::{Dialer, Watched};
 use crate::events::{self, Events};
 use crate::log::Log;
+use crate::network::{GuestNetwork, NetworkError};
 use crate::reaper::Reaper;
 use crate::rpc::Service;
 use crate::sandbox::Sandbox;
 use crate::setup::{SetupError, set_up};
-use crate::{boot, log, report};
+use crate::{boot, cgroup, log, report};
 
 /// How long the host may take to hang up after the answer to Shutdown, or to acknowledge a fatal event.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -52,6 +53,9 @@ enum InitError {
     /// See [`SetupError`].
     #[error(transparent)]
     Setup(#[from] SetupError),
+    /// See [`NetworkError`].
+    #[error(transparent)]
+    Network(#[from] NetworkError),
 }
 
 /// Runs the guest. Returns only where the power cannot be turned off.
@@ -96,7 +100,8 @@ async fn serve(dialer: Dialer, log: &Log) -> Result<(), InitError> {
         .hello(Context::default(), &hello())
         .await
         .map_err(InitError::Hello)?;
-    let services = match prepare(dialer, log, &setup).await {
+    let network = Arc::new(GuestNetwork::default());
+    let services = match prepare(dialer, log, &setup, &network).await {
         Ok(services) => services,
         Err(error) => {
             let told = events::fatal(&host, report::chain(&error));
@@ -107,7 +112,7 @@ async fn serve(dialer: Dialer, log: &Log) -> Result<(), InitError> {
         }
     };
     let shutdown = Arc::new(Notify::new());
-    let mut server = listen(dialer, services.clone(), &lost, &shutdown).await?;
+    let mut server = listen(dialer, services.clone(), network, &lost, &shutdown).await?;
     tracing::info!(sandbox = setup.sandbox_id, "ready");
     tokio::select! {
         () = lost.notified() => tracing::error!("the host has hung up"),
@@ -122,13 +127,21 @@ async fn serve(dialer: Dialer, log: &Log) -> Result<(), InitError> {
 }
 
 /// Carries out the setup. What can fail here is told to the host.
-async fn prepare(dialer: Dialer, log: &Log, setup: &SandboxSetup) -> Result<Services, InitError> {
+async fn prepare(
+    dialer: Dialer,
+    log: &Log,
+    setup: &SandboxSetup,
+    network: &GuestNetwork,
+) -> Result<Services, InitError> {
     let connection = dialer
         .dial(Preamble::Log)
         .await
         .map_err(|error| InitError::Dial("the log", error))?;
     log.connect(connection, &setup.log_level);
     set_up(setup)?;
+    if let Some(wanted) = setup.network.as_ref() {
+        network.apply(wanted).await?;
+    }
     let signals = Reaper::listen().map_err(InitError::Runtime)?;
     let services = Services {
         dialer,
@@ -136,12 +149,14 @@ async fn prepare(dialer: Dialer, log: &Log, setup: &SandboxSetup) -> Result<Serv
         reaper: Reaper::default(),
     };
     tokio::spawn(services.reaper.clone().run(signals));
+    tokio::spawn(cgroup::watch_reserve());
     Ok(services)
 }
 
 async fn listen(
     dialer: Dialer,
     services: Services,
+    network: Arc<GuestNetwork>,
     lost: &Arc<Notify>,
     shutdown: &Arc<Notify>,
 ) -> Result<Server, InitError> {
@@ -155,7 +170,7 @@ async fn listen(
     let listener = Listener::new(stream::iter([Ok(connection)]).chain(stream::pending()));
     let mut server = Server::new()
         .add_listener(listener)
-        .register_service(create_agent(Arc::new(Service::new(sandbox))));
+        .register_service(create_agent(Arc::new(Service::new(sandbox, network))));
     server.start().await.map_err(InitError::Serve)?;
     Ok(server)
 }

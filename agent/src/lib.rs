@@ -1,3 +1,5 @@
-//! The part of the guest agent that its tests reach: how a process of a container is started.
+//! The part of the guest agent that its tests reach: how a process of a container is started, and what it may lock.
 
 pub mod launch;
+pub mod memlock;
+mod proc;

@@ -1,7 +1,9 @@
-//! The guest agent: `/init`, and (as `launch`) the child that becomes a container's process.
+//! The guest agent: `/init`, (as `launch`) the child that becomes a container's process, (as `memlock-probe`) one that maps
+//! perf buffers as a process would, and (as `/pause`) the process of a pod's sandbox.
 
 mod boot;
 mod cgroup;
+mod changes;
 mod container;
 mod dial;
 mod error;
@@ -9,24 +11,33 @@ mod events;
 mod ids;
 mod init;
 mod log;
+mod metrics;
+mod network;
 mod oom;
+mod pause;
 mod process;
 mod reaper;
 mod report;
 mod rpc;
 mod sandbox;
 mod setup;
+mod storage;
 mod streams;
 mod sys;
 
 use std::process::ExitCode;
 
-use tatami_agent::launch;
+use tatami_agent::{launch, memlock};
 
 fn main() -> ExitCode {
     // Before anything else: the child must stay single-threaded.
-    if std::env::args_os().nth(1).is_some_and(|verb| verb == launch::VERB) {
-        return launch::child_main();
+    match std::env::args_os().nth(1) {
+        Some(verb) if verb == launch::VERB => return launch::child_main(),
+        Some(verb) if verb == memlock::VERB => return memlock::child_main(),
+        Some(_) | None => {}
+    }
+    if pause::is_pause(std::env::args_os().next().as_deref()) {
+        return pause::main(std::env::args().skip(1));
     }
     if std::process::id() == 1 {
         init::run();

@@ -5,19 +5,33 @@ use std::collections::hash_map;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use oci_spec::runtime::Spec;
-use protocol::agent::Stdio;
+use protocol::agent::{BlockDevice, Stdio, Storage};
 use tokio::sync::{Notify, watch};
 
 use crate::container::{Container, Joined, Services};
 use crate::error::Error;
 use crate::ids::ContainerId;
+use crate::storage::{self, Storages};
 
 /// All containers.
 #[derive(Debug)]
 pub(crate) struct Sandbox {
     services: Services,
     containers: Mutex<HashMap<ContainerId, Entry>>,
+    storages: Storages,
     shutdown: Arc<Notify>,
+}
+
+/// A container that the host asks for.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    pub(crate) id: ContainerId,
+    pub(crate) spec: Spec,
+    pub(crate) stdio: Stdio,
+    /// File systems that it needs.
+    pub(crate) storages: Vec<Storage>,
+    /// Disks that are devices of it.
+    pub(crate) devices: Vec<BlockDevice>,
 }
 
 type Containers<'a> = MutexGuard<'a, HashMap<ContainerId, Entry>>;
@@ -66,8 +80,28 @@ impl Drop for Reserved {
 }
 
 impl Reserved {
-    async fn make(self, spec: Spec, stdio: Stdio, joined: Vec<Joined>) -> Result<u32, Error> {
+    async fn make(self, wanted: Wanted, joined: Vec<Joined>) -> Result<u32, Error> {
+        let made = Box::pin(self.make_on_storages(wanted, joined)).await;
+        if made.is_err()
+            && let Err(left) = self.sandbox.storages.release(&self.id).await
+        {
+            tracing::warn!(container = %self.id, error = %crate::report::chain(&left), "not released");
+        }
+        made
+    }
+
+    async fn make_on_storages(&self, wanted: Wanted, joined: Vec<Joined>) -> Result<u32, Error> {
         let (sandbox, id) = (&self.sandbox, &self.id);
+        let Wanted {
+            mut spec,
+            stdio,
+            storages,
+            devices,
+            ..
+        } = wanted;
+        let failed = |source| Error::Storage { id: id.clone(), source };
+        let plugged = sandbox.storages.acquire(id, &storages, &devices).await;
+        storage::rewrite(&mut spec, &plugged.map_err(failed)?).map_err(failed)?;
         let container = Arc::new(Container::new(id.clone(), spec, sandbox.services.clone()).await?);
         let made = tokio::select! {
             made = container.create(&stdio, joined) => made,
@@ -94,6 +128,7 @@ impl Sandbox {
         Self {
             services,
             containers: Mutex::default(),
+            storages: Storages::default(),
             shutdown,
         }
     }
@@ -117,13 +152,8 @@ impl Sandbox {
     ///
     /// # Errors
     /// The name is taken, or the specification cannot be carried out; nothing is left then.
-    pub(crate) async fn create(
-        self: &Arc<Self>,
-        id: ContainerId,
-        spec: Spec,
-        stdio: Stdio,
-        join: &HashMap<String, String>,
-    ) -> Result<u32, Error> {
+    pub(crate) async fn create(self: &Arc<Self>, wanted: Wanted, join: &HashMap<String, String>) -> Result<u32, Error> {
+        let id = wanted.id.clone();
         let mut joined = Vec::new();
         for (kind, other) in join {
             joined.push(self.container(&ContainerId::new(other)?)?.namespace(&id, kind)?);
@@ -131,7 +161,7 @@ impl Sandbox {
         let reserved = self.reserve(id.clone())?;
         let _caller = GiveUp(Arc::clone(&reserved.given_up));
         // A task of its own: what was begun is taken back also where the caller is no longer there to do it.
-        let making = tokio::spawn(reserved.make(spec, stdio, joined));
+        let making = tokio::spawn(reserved.make(wanted, joined));
         making.await.unwrap_or_else(|error| {
             Err(Error::System {
                 id,
@@ -177,6 +207,8 @@ impl Sandbox {
             }
         }
         self.container(id)?.delete().await?;
+        let released = self.storages.release(id).await;
+        released.map_err(|source| Error::Storage { id: id.clone(), source })?;
         self.lock().remove(id);
         Ok(())
     }

@@ -22,6 +22,9 @@ pub(crate) enum SetupError {
     /// Not the name of a sysctl.
     #[error("{0:?} is not the name of a sysctl")]
     SysctlName(String),
+    /// The root of a pod's sandbox cannot be made.
+    #[error("make the root of the sandbox's process")]
+    Pause(#[source] io::Error),
     /// A share cannot be mounted.
     #[error("mount virtio-fs {0} on {1}")]
     Share(String, String, #[source] io::Error),
@@ -40,6 +43,7 @@ pub(crate) fn set_up(setup: &SandboxSetup) -> Result<(), SetupError> {
     for (name, value) in &setup.sysctls {
         set_sysctl(name, value)?;
     }
+    crate::pause::prepare().map_err(SetupError::Pause)?;
     setup.shares.iter().try_for_each(mount_share)
 }
 

@@ -105,3 +105,16 @@ pub(crate) fn interface_up(socket: BorrowedFd<'_>, name: &str) -> io::Result<()>
     }
     Ok(())
 }
+
+/// Puts the calling thread into a network namespace of its own (unshare(2)).
+///
+/// # Errors
+/// The kernel has no memory left.
+pub(crate) fn unshare_network_namespace() -> io::Result<()> {
+    // SAFETY: the call takes one integer; the flag touches neither memory nor descriptors.
+    if unsafe { libc::unshare(libc::CLONE_NEWNET) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}

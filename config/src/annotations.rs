@@ -94,7 +94,7 @@ pub fn apply(config: &mut Config, annotations: &BTreeMap<String, String>) -> Res
 fn split(annotation: &str) -> Option<(Table, &str)> {
     Table::ALL
         .into_iter()
-        .find_map(|table| Some((table, annotation.strip_prefix(table.annotation_prefix())?)))
+        .find_map(|table| Some((table, annotation.strip_prefix(table.annotation_prefix()?)?)))
 }
 
 fn set(

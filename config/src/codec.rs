@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use toml::Value;
 
+use crate::locked::{CapPolicy, LockLimit, OnExcess, PerfEventKb};
 use crate::raw::{Raw, Refusal};
 use crate::value::{
-    Accelerator, MachineType, Mebibytes, NamePattern, PathPattern, SharedFs, Vcpus, VirtioFsCache, Vsock,
+    Accelerator, HostNetwork, InterNetworking, MachineType, Mebibytes, NamePattern, PathPattern, SharedFs, Vcpus,
+    VirtioFsCache, Vsock,
 };
 
 /// Reads and shows one kind of value.
@@ -80,6 +82,10 @@ pub(crate) const ACCELERATOR: Codec<Accelerator> = choice_codec!(Accelerator);
 pub(crate) const SHARED_FS: Codec<SharedFs> = choice_codec!(SharedFs);
 pub(crate) const VIRTIO_FS_CACHE: Codec<VirtioFsCache> = choice_codec!(VirtioFsCache);
 pub(crate) const VSOCK: Codec<Vsock> = choice_codec!(Vsock);
+pub(crate) const ON_EXCESS: Codec<OnExcess> = choice_codec!(OnExcess);
+pub(crate) const CAP_POLICY: Codec<CapPolicy> = choice_codec!(CapPolicy);
+pub(crate) const INTERNETWORKING: Codec<InterNetworking> = choice_codec!(InterNetworking);
+pub(crate) const HOST_NETWORK: Codec<HostNetwork> = choice_codec!(HostNetwork);
 
 pub(crate) const VCPUS: Codec<Vcpus> = Codec {
     read: |raw| {
@@ -259,4 +265,24 @@ pub(crate) const PATH_PATTERNS: Codec<Vec<PathPattern>> = Codec {
         texts.iter().map(compile).collect()
     },
     show: |value| strings(value.iter().map(PathPattern::as_str)),
+};
+
+pub(crate) const LOCK_LIMIT: Codec<LockLimit> = Codec {
+    read: |raw| {
+        let number = raw.integer().and_then(|number| u64::try_from(number).ok());
+        let limit = match number {
+            Some(bytes) => LockLimit::bytes(bytes),
+            None => raw.text().and_then(LockLimit::parse),
+        };
+        limit.ok_or_else(|| Refusal::new(LockLimit::ALLOWED))
+    },
+    show: |value| Value::String(value.to_string()),
+};
+
+pub(crate) const PERF_EVENT_KB: Codec<PerfEventKb> = Codec {
+    read: |raw| {
+        let number = whole(raw, 0, PerfEventKb::MAX.get(), "a whole number of KiB")?;
+        PerfEventKb::new(number).ok_or_else(|| Refusal::new("a number that the kernel takes"))
+    },
+    show: |value| Value::Integer(value.get().into()),
 };

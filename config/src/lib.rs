@@ -6,7 +6,9 @@
 
 pub mod annotations;
 mod codec;
+pub mod kernel;
 mod load;
+mod locked;
 mod model;
 mod raw;
 mod settings;
@@ -16,8 +18,10 @@ mod value;
 mod warning;
 
 pub use load::{ConfigError, DEFAULT_PATHS, Loaded, MAX_DROP_INS, MAX_FILE_SIZE, load, locate};
-pub use model::{Agent, Config, Hypervisor, Runtime};
+pub use locked::{CapPolicy, LockLimit, OnExcess, PerfEventKb};
+pub use model::{Agent, CapIpcLock, Config, Hypervisor, Memlock, Runtime};
 pub use value::{
-    Accelerator, MAX_VCPUS, MachineType, Mebibytes, NamePattern, PathPattern, SharedFs, Vcpus, VirtioFsCache, Vsock,
+    Accelerator, HostNetwork, InterNetworking, MAX_VCPUS, MachineType, Mebibytes, NamePattern, PathPattern, SharedFs,
+    Vcpus, VirtioFsCache, Vsock,
 };
 pub use warning::{Place, Reason, Warning};

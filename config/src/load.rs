@@ -261,7 +261,7 @@ struct Entry<'a> {
 }
 
 impl<'a> Source<'a> {
-    /// Finds the three tables, and leaves everything else as entries of no table.
+    /// Finds our tables, and leaves everything else as entries of no table.
     fn collect(&self, document: &'a DeTable<'a>, found: &mut Vec<Entry<'a>>) -> Result<(), ConfigError> {
         for (name, value) in document {
             let offset = name.span().start;
@@ -298,6 +298,11 @@ impl<'a> Source<'a> {
             return Err(self.refuse(name, offset, value, String::from("a table")));
         };
         for (key, value) in keys {
+            let full = format!("{name}.{}", key.get_ref());
+            if Table::ALL.into_iter().any(|table| table.name() == full) {
+                self.collect_table(full, key.span().start, value, found)?;
+                continue;
+            }
             found.push(Entry {
                 table: Some(table),
                 key: key.get_ref().to_string(),
@@ -315,6 +320,10 @@ impl<'a> Source<'a> {
             return Ok(());
         };
         let Some(setting) = settings::find(table, &entry.key) else {
+            if let Some(allowed) = unsupported::refused(table, &entry.key, entry.value.get_ref()) {
+                let key = format!("{}.{}", table.name(), entry.key);
+                return Err(self.refuse(key, entry.offset, entry.value, allowed));
+            }
             warnings.extend(unsupported::key(
                 self.path,
                 line,

@@ -6,8 +6,10 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::locked::{CapPolicy, LockLimit, OnExcess, PerfEventKb};
 use crate::value::{
-    Accelerator, MachineType, Mebibytes, NamePattern, PathPattern, SharedFs, Vcpus, VirtioFsCache, Vsock,
+    Accelerator, HostNetwork, InterNetworking, MachineType, Mebibytes, NamePattern, PathPattern, SharedFs, Vcpus,
+    VirtioFsCache, Vsock,
 };
 
 /// The whole configuration.
@@ -19,6 +21,10 @@ pub struct Config {
     pub agent: Agent,
     /// `[runtime]`
     pub runtime: Runtime,
+    /// `[runtime.memlock]`
+    pub memlock: Memlock,
+    /// `[runtime.cap_ipc_lock]`
+    pub cap_ipc_lock: CapIpcLock,
 }
 
 /// `[hypervisor.qemu]`: the VM and its helpers.
@@ -62,6 +68,8 @@ pub struct Hypervisor {
     pub seccompsandbox: Option<String>,
     /// Whether virtio devices of disks get a thread of their own.
     pub enable_iothreads: bool,
+    /// Whether QEMU moves the frames of the network itself, even where `/dev/vhost-net` exists.
+    pub disable_vhost_net: bool,
     /// Whether the guest's kernel and the helpers log more.
     pub enable_debug: bool,
     /// Names of the annotations that are honoured.
@@ -98,6 +106,7 @@ impl Default for Hypervisor {
                 "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
             )),
             enable_iothreads: false,
+            disable_vhost_net: false,
             enable_debug: false,
             enable_annotations: Vec::new(),
             valid_hypervisor_paths: Vec::new(),
@@ -142,6 +151,10 @@ pub struct Runtime {
     pub sandbox_cgroup_only: bool,
     /// Whether the VM is sized at boot from the pod's limits, and never later.
     pub static_sandbox_resource_mgmt: bool,
+    /// How the pod's interfaces reach the VM.
+    pub internetworking_model: InterNetworking,
+    /// What becomes of a container that asks for the host's network.
+    pub host_network: HostNetwork,
 }
 
 impl Default for Runtime {
@@ -152,6 +165,56 @@ impl Default for Runtime {
             disable_guest_seccomp: false,
             sandbox_cgroup_only: true,
             static_sandbox_resource_mgmt: false,
+            internetworking_model: InterNetworking::TcFilter,
+            host_network: HostNetwork::None,
+        }
+    }
+}
+
+/// `[runtime.memlock]`: how much memory a container's processes may lock (RLIMIT_MEMLOCK, getrlimit(2)).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Memlock {
+    /// What a process gets for which neither its specification nor an annotation says anything, soft and hard.
+    pub default: LockLimit,
+    /// The most that any process gets.
+    pub max: LockLimit,
+    /// What is done about a limit above it.
+    pub on_excess: OnExcess,
+    /// Whether annotations of containers and pods may ask for a limit.
+    pub allow_annotation: bool,
+    /// What each user may have of perf buffers before its limit counts, per CPU.
+    pub perf_event_mlock_kb: PerfEventKb,
+}
+
+impl Default for Memlock {
+    fn default() -> Self {
+        Self {
+            default: LockLimit::KERNEL_DEFAULT,
+            max: LockLimit::UNLIMITED,
+            on_excess: OnExcess::Deny,
+            allow_annotation: true,
+            perf_event_mlock_kb: PerfEventKb::KERNEL_DEFAULT,
+        }
+    }
+}
+
+/// `[runtime.cap_ipc_lock]`: who has CAP_IPC_LOCK, with which no limit counts (capabilities(7)).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CapIpcLock {
+    /// Whether processes have it.
+    pub policy: CapPolicy,
+    /// Whether those that have it keep it as another user than root.
+    pub ambient: bool,
+    /// Whether annotations of containers and pods may ask for it.
+    pub allow_annotation: bool,
+}
+
+impl Default for CapIpcLock {
+    fn default() -> Self {
+        Self {
+            policy: CapPolicy::Spec,
+            ambient: false,
+            allow_annotation: true,
         }
     }
 }

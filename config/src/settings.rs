@@ -6,9 +6,9 @@
 use toml::Value;
 
 use crate::codec::{
-    ACCELERATOR, BOOLEAN, CREATE_TIMEOUT, DIAL_TIMEOUT, FILE, KERNEL_PARAMS, MACHINE_TYPE, MAX_VCPUS, MEMORY,
-    NAME_PATTERNS, PATH_PATTERNS, PROGRAM, QUEUE_SIZE, SECCOMP_SANDBOX, SHARED_FS, SLOTS, VCPUS, VIRTIO_FS_ARGS,
-    VIRTIO_FS_CACHE, VSOCK,
+    ACCELERATOR, BOOLEAN, CAP_POLICY, CREATE_TIMEOUT, DIAL_TIMEOUT, FILE, HOST_NETWORK, INTERNETWORKING, KERNEL_PARAMS,
+    LOCK_LIMIT, MACHINE_TYPE, MAX_VCPUS, MEMORY, NAME_PATTERNS, ON_EXCESS, PATH_PATTERNS, PERF_EVENT_KB, PROGRAM,
+    QUEUE_SIZE, SECCOMP_SANDBOX, SHARED_FS, SLOTS, VCPUS, VIRTIO_FS_ARGS, VIRTIO_FS_CACHE, VSOCK,
 };
 use crate::model::Config;
 use crate::raw::{Raw, Refusal};
@@ -20,10 +20,18 @@ pub(crate) enum Table {
     Hypervisor,
     Agent,
     Runtime,
+    Memlock,
+    CapIpcLock,
 }
 
 impl Table {
-    pub(crate) const ALL: [Table; 3] = [Table::Hypervisor, Table::Agent, Table::Runtime];
+    pub(crate) const ALL: [Table; 5] = [
+        Table::Hypervisor,
+        Table::Agent,
+        Table::Runtime,
+        Table::Memlock,
+        Table::CapIpcLock,
+    ];
 
     /// Its name in the file.
     pub(crate) fn name(self) -> &'static str {
@@ -31,15 +39,18 @@ impl Table {
             Table::Hypervisor => "hypervisor.qemu",
             Table::Agent => "agent.kata",
             Table::Runtime => "runtime",
+            Table::Memlock => "runtime.memlock",
+            Table::CapIpcLock => "runtime.cap_ipc_lock",
         }
     }
 
-    /// What its annotations start with.
-    pub(crate) fn annotation_prefix(self) -> &'static str {
+    /// What its annotations start with; none if only a file can set its keys.
+    pub(crate) fn annotation_prefix(self) -> Option<&'static str> {
         match self {
-            Table::Hypervisor => "io.katacontainers.config.hypervisor.",
-            Table::Agent => "io.katacontainers.config.agent.",
-            Table::Runtime => "io.katacontainers.config.runtime.",
+            Table::Hypervisor => Some("io.katacontainers.config.hypervisor."),
+            Table::Agent => Some("io.katacontainers.config.agent."),
+            Table::Runtime => Some("io.katacontainers.config.runtime."),
+            Table::Memlock | Table::CapIpcLock => None,
         }
     }
 }
@@ -228,6 +239,12 @@ pub(crate) static SETTINGS: &[Setting] = &[
         BOOLEAN,
         Access::Annotation("enable_iothreads")
     ),
+    setting!(
+        Hypervisor,
+        hypervisor.disable_vhost_net,
+        BOOLEAN,
+        Access::Annotation("disable_vhost_net")
+    ),
     setting!(Hypervisor, hypervisor.enable_debug, BOOLEAN, Access::File),
     setting!(Hypervisor, hypervisor.enable_annotations, NAME_PATTERNS, Access::File),
     setting!(
@@ -266,6 +283,21 @@ pub(crate) static SETTINGS: &[Setting] = &[
         Access::Annotation("sandbox_cgroup_only")
     ),
     setting!(Runtime, runtime.static_sandbox_resource_mgmt, BOOLEAN, Access::File),
+    setting!(
+        Runtime,
+        runtime.internetworking_model,
+        INTERNETWORKING,
+        Access::Annotation("internetworking_model")
+    ),
+    setting!(Runtime, runtime.host_network, HOST_NETWORK, Access::File),
+    setting!(Memlock, memlock.default, LOCK_LIMIT, Access::File),
+    setting!(Memlock, memlock.max, LOCK_LIMIT, Access::File),
+    setting!(Memlock, memlock.on_excess, ON_EXCESS, Access::File),
+    setting!(Memlock, memlock.allow_annotation, BOOLEAN, Access::File),
+    setting!(Memlock, memlock.perf_event_mlock_kb, PERF_EVENT_KB, Access::File),
+    setting!(CapIpcLock, cap_ipc_lock.policy, CAP_POLICY, Access::File),
+    setting!(CapIpcLock, cap_ipc_lock.ambient, BOOLEAN, Access::File),
+    setting!(CapIpcLock, cap_ipc_lock.allow_annotation, BOOLEAN, Access::File),
     // Kata's runtime-rs has it in the agent's table.
     setting!(
         Agent,
@@ -284,11 +316,8 @@ mod tests {
     fn the_guide_names_every_annotation() {
         let guide = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md")).unwrap();
         for setting in SETTINGS.iter().filter(|setting| setting.annotation().is_some()) {
-            let name = format!(
-                "`{}{}`",
-                setting.table.annotation_prefix(),
-                setting.annotation().unwrap()
-            );
+            let prefix = setting.table.annotation_prefix().unwrap();
+            let name = format!("`{prefix}{}`", setting.annotation().unwrap());
             assert!(guide.contains(&name), "docs/configuration.md lacks {name}");
         }
     }

@@ -10,21 +10,30 @@ impl Config {
     /// All supported keys with what holds, in Kata's layout: loading it gives the same configuration again.
     #[must_use]
     pub fn to_table(&self) -> TomlTable {
-        let table = |wanted: Table| {
+        let table = |wanted: Table| -> TomlTable {
             let settings = SETTINGS
                 .iter()
                 .filter(|setting| setting.table == wanted && !setting.alias);
-            Value::Table(
-                settings
-                    .map(|setting| (setting.key.to_owned(), (setting.show)(self)))
-                    .collect(),
-            )
+            settings
+                .map(|setting| (setting.key.to_owned(), (setting.show)(self)))
+                .collect()
         };
-        let within = |kind: &str, value: Value| Value::Table(TomlTable::from_iter([(kind.to_owned(), value)]));
-        TomlTable::from_iter([
-            (String::from("hypervisor"), within("qemu", table(Table::Hypervisor))),
-            (String::from("agent"), within("kata", table(Table::Agent))),
-            (String::from("runtime"), table(Table::Runtime)),
-        ])
+        let mut shown = TomlTable::new();
+        for wanted in Table::ALL {
+            put(&mut shown, wanted.name(), table(wanted));
+        }
+        shown
+    }
+}
+
+/// Puts a table where its name, such as `runtime.memlock`, says.
+fn put(into: &mut TomlTable, name: &str, table: TomlTable) {
+    let Some((first, rest)) = name.split_once('.') else {
+        into.insert(name.to_owned(), Value::Table(table));
+        return;
+    };
+    let outer = into.entry(first).or_insert_with(|| Value::Table(TomlTable::new()));
+    if let Value::Table(outer) = outer {
+        put(outer, rest, table);
     }
 }

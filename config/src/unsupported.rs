@@ -27,6 +27,8 @@ enum Neutral {
     Any,
     /// False, zero, an empty string or an empty list.
     Off,
+    /// As `Off`, and anything else is an error.
+    OnlyOff,
     /// True.
     True,
     /// This string, or an empty one.
@@ -36,6 +38,7 @@ enum Neutral {
 impl Neutral {
     fn allows(self, value: &DeValue<'_>) -> bool {
         match (self, value) {
+            (Neutral::OnlyOff, value) => Neutral::Off.allows(value),
             (Neutral::Any, _) | (Neutral::Off, DeValue::Boolean(false)) | (Neutral::True, DeValue::Boolean(true)) => {
                 true
             }
@@ -61,6 +64,7 @@ fn groups() -> impl Iterator<Item = Group> {
         let neutral = match neutral {
             "any" => Neutral::Any,
             "off" => Neutral::Off,
+            "only off" => Neutral::OnlyOff,
             "true" => Neutral::True,
             text => Neutral::Text(text.trim_matches('"')),
         };
@@ -82,6 +86,14 @@ fn tables() -> impl Iterator<Item = (&'static str, &'static str)> {
             None
         }
     })
+}
+
+/// What a key that is not supported must be, if what it asks for is refused.
+pub(crate) fn refused(table: Table, key: &str, value: &DeValue<'_>) -> Option<String> {
+    match known(table, key) {
+        Some((neutral @ Neutral::OnlyOff, why)) if !neutral.allows(value) => Some(format!("off: {why}")),
+        _ => None,
+    }
 }
 
 /// What to say about a key that is not supported: nothing if it asks for nothing.

@@ -62,7 +62,7 @@ macro_rules! choice {
 
         impl $name {
             /// All that there are.
-            pub(crate) const ALL: &'static [Self] = &[$(Self::$variant),+];
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
 
             /// The name in the configuration file.
             #[must_use]
@@ -77,6 +77,30 @@ macro_rules! choice {
             }
         }
     };
+}
+
+pub(crate) use choice;
+
+choice! {
+    /// How an interface of the pod's network namespace reaches the VM.
+    InterNetworking {
+        /// By a tap, between which and the interface traffic control redirects every frame.
+        TcFilter = "tcfilter",
+        /// By a macvtap on top of the interface.
+        Macvtap = "macvtap",
+        /// Not at all: the VM has no network.
+        None = "none",
+    }
+}
+
+choice! {
+    /// What becomes of a container that asks for the host's network, which a VM cannot have.
+    HostNetwork {
+        /// It runs without a network, and there is a warning.
+        None = "none",
+        /// It is refused.
+        Deny = "deny",
+    }
 }
 
 choice! {

@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::path::Path;
 use std::time::Duration;
 
-use config::{MAX_FILE_SIZE, Mebibytes, SharedFs, Vcpus};
+use config::{CapPolicy, MAX_FILE_SIZE, Mebibytes, OnExcess, SharedFs, Vcpus};
 use proptest::prelude::*;
 
 const NEEDED: &str = "[hypervisor.qemu]\nkernel = \"/k\"\ninitrd = \"/i\"\n";
@@ -116,6 +116,11 @@ fn a_wrong_value_is_named_with_line_key_value_and_what_is_allowed() {
             "virtio_fs_cache = \"none\": must be \"auto\" or \"always\" or \"never\" or \"metadata\"",
         ),
         (
+            "virtio_fs_cache_size = 1024",
+            "virtio_fs_cache_size = 1024: must be off: QEMU's vhost-user-fs device has no window by which the host's files could \
+             be mapped into the guest (DAX)",
+        ),
+        (
             "virtio_fs_queue_size = 1000",
             "virtio_fs_queue_size = 1000: must be a power of two from 2 to 1024",
         ),
@@ -192,6 +197,51 @@ fn a_key_that_is_given_twice_is_not_toml() {
 }
 
 #[test]
+fn tables_within_runtime_are_read_and_their_mistakes_named() {
+    let files = Files::new(&format!(
+        "{NEEDED}[runtime]\nenable_debug = true\n[runtime.memlock]\ndefault = 65536\nmax = \"1GiB\"\n\
+         on_excess = \"clamp\"\nperf_event_mlock_kb = 0\n[runtime.cap_ipc_lock]\npolicy = \"drop\"\nambient = true\n"
+    ));
+    let loaded = files.load().unwrap();
+    assert_eq!(loaded.warnings, []);
+    let config = loaded.config;
+    assert!(config.runtime.enable_debug && config.memlock.allow_annotation && config.cap_ipc_lock.ambient);
+    assert_eq!(config.memlock.default.to_string(), "64KiB");
+    assert_eq!(config.memlock.max.to_string(), "1GiB");
+    assert_eq!(config.memlock.on_excess, OnExcess::Clamp);
+    assert_eq!(config.memlock.perf_event_mlock_kb.get(), 0);
+    assert_eq!(config.cap_ipc_lock.policy, CapPolicy::Drop);
+
+    let size = "\"unlimited\", or a whole number of bytes, or one of KiB, MiB, GiB or TiB as in \"64MiB\"";
+    for (table, line, allowed) in [
+        ("memlock", "default = \"8MB\"", size),
+        ("memlock", "max = -1", size),
+        ("memlock", "on_excess = \"ignore\"", "\"deny\" or \"clamp\""),
+        (
+            "memlock",
+            "perf_event_mlock_kb = 2147483648",
+            "a whole number of KiB from 0 to 2147483647",
+        ),
+        (
+            "cap_ipc_lock",
+            "policy = \"ambient\"",
+            "\"spec\" or \"grant\" or \"drop\"",
+        ),
+        ("cap_ipc_lock", "ambient = \"yes\"", "true or false"),
+    ] {
+        let said = error_in(&format!("{NEEDED}[runtime.{table}]\n{line}\n"));
+        assert_eq!(
+            said,
+            format!("configuration.toml:5: runtime.{table}.{line}: must be {allowed}")
+        );
+    }
+    assert_eq!(
+        error_in(&format!("{NEEDED}[runtime]\nmemlock = 1\n")),
+        "configuration.toml:5: runtime.memlock = 1: must be a table"
+    );
+}
+
+#[test]
 fn a_value_where_a_table_belongs_is_refused() {
     assert_eq!(
         error_in("runtime = 3\n"),
@@ -261,14 +311,11 @@ fn a_known_key_is_a_warning_only_if_it_asks_for_something() {
         [""; 0]
     );
     assert_eq!(
-        warnings_in(
-            "enable_hugepages = true\n[runtime]\ninternetworking_model = \"tcfilter\"\n[factory]\nenable_template = true\n"
-        ),
+        warnings_in("enable_hugepages = true\n[runtime]\nenable_pprof = true\n[factory]\nenable_template = true\n"),
         [
             "configuration.toml:4: hypervisor.qemu.enable_hugepages is not supported and has no effect: the guest's \
              memory is not on huge pages",
-            "configuration.toml:6: runtime.internetworking_model is not supported and has no effect: the guest has no \
-             network but its loopback interface",
+            "configuration.toml:6: runtime.enable_pprof is not supported and has no effect: the shim has no profiler",
             "configuration.toml:7: factory is not supported and has no effect: VMs are not kept ready",
         ]
     );
@@ -335,7 +382,7 @@ fn a_configuration_of_katas_loads_and_says_what_is_lost() {
     let files = Files::new(text);
     let loaded = files.load().unwrap();
     let said: Vec<_> = loaded.warnings.iter().map(|warning| warning.key.as_str()).collect();
-    assert_eq!(said, ["hypervisor.qemu.cpu_features", "runtime.internetworking_model"]);
+    assert_eq!(said, ["hypervisor.qemu.cpu_features"]);
     assert_eq!(loaded.config.hypervisor.default_memory, Mebibytes(2048));
     assert!(loaded.config.runtime.disable_guest_seccomp);
 }

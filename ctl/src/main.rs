@@ -1,56 +1,38 @@
-//! `kata-ctl`: what an operator asks when a sandbox does not start.
+//! `kata-ctl`: what an operator asks when a sandbox does not start, or does not do what it should.
 //!
 //! Reads and reports; it is never in the path of a container. Results go to standard output, everything about them to
 //! standard error. The exit status is 1 if something is wrong, 2 if the command line is.
 
+mod arguments;
 mod check;
+mod collect;
+mod command;
 mod config;
+mod direct_volume;
+mod env;
+mod exec;
+mod logs;
+mod manual;
+mod memlock;
+mod metrics;
+mod monitor;
+mod place;
+mod progress;
+mod redact;
+mod sandboxes;
+mod time;
 mod version;
 
 use std::error::Error;
-use std::io::{self, Write};
-use std::path::PathBuf;
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use clap::{Parser, Subcommand};
-
-#[derive(Parser)]
-#[command(
-    name = "kata-ctl",
-    version,
-    about = "Diagnostics for sandboxes of io.containerd.kata.v2"
-)]
-struct Arguments {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Print the version
-    Version {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Print the configuration that holds, and the files that it comes from
-    Config {
-        /// Read this file instead of the one that the runtime would read
-        #[arg(long, value_name = "FILE")]
-        path: Option<PathBuf>,
-        /// Print JSON instead of TOML
-        #[arg(long)]
-        json: bool,
-    },
-    /// Check that this host can run sandboxes
-    Check {
-        /// Read this file instead of the one that the runtime would read
-        #[arg(long, value_name = "FILE")]
-        path: Option<PathBuf>,
-    },
-}
+use arguments::{Command, VolumeCommand};
 
 /// What a command has to say.
+#[derive(Debug)]
 struct Report {
     /// For standard output.
     text: String,
@@ -58,18 +40,87 @@ struct Report {
     good: bool,
 }
 
+/// How a command ends.
+enum End {
+    Report(Report),
+    /// With a program's own exit code.
+    Code(u32),
+}
+
+type Failure = Box<dyn Error>;
+
 fn main() -> ExitCode {
-    let report = match Arguments::parse().command {
-        Command::Version { json } => Ok(version::report(json)),
-        Command::Config { path, json } => config::report(path.as_deref(), json),
-        Command::Check { path } => Ok(check::report(path.as_deref())),
-    };
-    match report {
-        Ok(report) => finish(&report),
+    let command = arguments::parse();
+    // Streams and sockets of one command: a thread of its own for each would be a waste.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
         Err(error) => {
-            complain(&chain(&error));
+            complain(&format!("cannot start: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let ended = runtime.block_on(Box::pin(run(command)));
+    // A program that still prints, or a terminal that is still read, must not keep us.
+    runtime.shutdown_background();
+    match ended {
+        Ok(End::Report(report)) => finish(&report),
+        // An exit code has eight bits (exit(3)).
+        Ok(End::Code(code)) => ExitCode::from(u8::try_from(code & 0xff).unwrap_or(u8::MAX)),
+        Err(error) => {
+            complain(&chain(&*error));
             ExitCode::FAILURE
         }
+    }
+}
+
+async fn run(command: Command) -> Result<End, Failure> {
+    let report = match command {
+        Command::Version { json } => version::report(json),
+        Command::Config { path, json } => config::report(path.as_deref(), json)?,
+        Command::Check {
+            kernel_version: Some(release),
+            ..
+        } => check::kernel::report(&release, io::stdout().is_terminal()),
+        Command::Check { path, .. } => check::report(path.as_deref(), io::stdout().is_terminal()).await,
+        Command::Env { path, json } => env::report(path.as_deref(), json).await?,
+        Command::CollectData(options) => collect::report(&options).await?,
+        Command::Metrics { sandbox } => metrics::report(sandbox.as_deref()).await?,
+        Command::Monitor { listen } => {
+            monitor::serve(listen).await?;
+            return Ok(End::Code(0));
+        }
+        Command::Where { sandbox, seconds, json } => {
+            place::report(&sandbox, Duration::from_secs_f64(seconds), json).await?
+        }
+        Command::Exec {
+            sandbox,
+            no_terminal,
+            command,
+        } => {
+            let terminal = !no_terminal && io::stdin().is_terminal() && io::stdout().is_terminal();
+            return Ok(End::Code(exec::run(&sandbox, &command, terminal).await?));
+        }
+        Command::LogParser(options) => logs::report(&options.into_request()?)?,
+        Command::DirectVolume { command } => volume(&command)?,
+        // It waits by itself, on a runtime of its own.
+        Command::Memlock(question) => tokio::task::spawn_blocking(move || memlock::report(&question)).await??,
+        Command::Completions { shell } => manual::completions(shell),
+        Command::Man => manual::page()?,
+    };
+    Ok(End::Report(report))
+}
+
+fn volume(command: &VolumeCommand) -> Result<Report, direct_volume::VolumeError> {
+    let root = Path::new(direct_volume::ROOT);
+    match command {
+        VolumeCommand::Add {
+            volume_path,
+            mount_info,
+        } => direct_volume::add(root, volume_path, mount_info),
+        VolumeCommand::Remove { volume_path } => direct_volume::remove(root, volume_path),
+        VolumeCommand::Stats { volume_path } => direct_volume::stats(root, volume_path),
+        VolumeCommand::Resize { volume_path, .. } => direct_volume::resize(root, volume_path),
     }
 }
 

@@ -3,10 +3,12 @@
 //! One function per device, so that each can be read beside its page in QEMU's manual.
 
 use std::ffi::{OsStr, OsString};
+use std::os::fd::RawFd;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
 use crate::accel::Accel;
-use crate::spec::{VirtioFs, VmSpec, VsockDevice};
+use crate::hotplug;
+use crate::spec::{NicDevice, VirtioFs, VmSpec, VsockDevice};
 
 /// The arguments, without the program's own name.
 pub(crate) fn render(spec: &VmSpec) -> Vec<OsString> {
@@ -32,6 +34,13 @@ pub(crate) fn render(spec: &VmSpec) -> Vec<OsString> {
         virtio_fs(&mut argv, share);
     }
     vsock(&mut argv, &spec.vsock);
+    argv.option("-device", hotplug::slots::BRIDGE);
+    if let Some(iothread) = spec.iothread {
+        argv.option("-object", &format!("iothread,id={iothread}"));
+    }
+    for (number, device) in spec.nics.iter().enumerate() {
+        nic(&mut argv, number, device);
+    }
     argv.0
 }
 
@@ -90,6 +99,26 @@ fn vsock(argv: &mut Argv, device: &VsockDevice) {
     }
 }
 
+/// Without an option ROM: nobody boots from it. Each queue has a vector for each direction, and the device two more for its
+/// configuration and its control queue (qemu(1), and the virtio specification, "5.1.2 Virtqueues").
+fn nic(argv: &mut Argv, number: usize, device: &NicDevice) {
+    let list = |fds: &[RawFd]| fds.iter().map(ToString::to_string).collect::<Vec<_>>().join(":");
+    let plural = if device.taps.len() > 1 { "s" } else { "" };
+    let mut netdev = format!("tap,id=net{number},fd{plural}={}", list(&device.taps));
+    if !device.vhost.is_empty() {
+        netdev += &format!(",vhost=on,vhostfd{plural}={}", list(&device.vhost));
+    }
+    argv.option("-netdev", &netdev);
+    let mut front = format!(
+        "virtio-net-pci,id=nic{number},netdev=net{number},mac={},romfile=",
+        device.mac
+    );
+    if device.taps.len() > 1 {
+        front += &format!(",mq=on,vectors={}", 2 * device.taps.len() + 2);
+    }
+    argv.option("-device", &front);
+}
+
 /// A character device on a connected socket that QEMU inherits.
 fn socket(argv: &mut Argv, id: &str, fd: i32) {
     argv.option("-chardev", &format!("socket,id={id},fd={fd}"));
@@ -120,6 +149,7 @@ mod tests {
     use std::num::NonZeroU32;
 
     use super::*;
+    use crate::nic::MacAddress;
     use crate::vsock::Cid;
 
     fn spec() -> VmSpec {
@@ -142,6 +172,12 @@ mod tests {
                 socket: 12,
             }),
             vsock: VsockDevice::VhostUser { socket: 13 },
+            iothread: None,
+            nics: vec![NicDevice {
+                mac: MacAddress([2, 0, 0, 0, 0, 0x1a]),
+                taps: vec![14],
+                vhost: Vec::new(),
+            }],
         }
     }
 
@@ -177,6 +213,12 @@ mod tests {
                 device: 13,
                 cid: Cid::new(77).unwrap(),
             },
+            iothread: Some("disks"),
+            nics: vec![NicDevice {
+                mac: MacAddress([2, 0, 0, 0, 0, 0x1b]),
+                taps: vec![14, 15],
+                vhost: vec![16, 17],
+            }],
             ..spec()
         };
         assert_eq!(lines(&spec), include_str!("../tests/golden/kvm-vhost.txt"));

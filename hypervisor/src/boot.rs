@@ -23,6 +23,7 @@ use crate::console::Console;
 use crate::ended::Ended;
 use crate::files::{self, FileError, SocketFile};
 use crate::listener::GuestListener;
+use crate::nic::{self, Nic};
 use crate::qmp::{Qmp, QmpError};
 use crate::spec::{VirtioFs, VmSpec, VsockDevice};
 use crate::sys::number;
@@ -51,6 +52,8 @@ pub struct VmRequest {
     pub share_tag: String,
     /// The network namespace that QEMU runs in.
     pub netns: NetworkNamespace,
+    /// Its network devices.
+    pub nics: Vec<Nic>,
     /// The `cgroup.procs` files into which QEMU and the helpers move before they start.
     pub cgroup_procs: Vec<PathBuf>,
     /// Kernel parameters, before those of the configuration.
@@ -62,15 +65,13 @@ pub struct VmRequest {
 }
 
 /// The network namespace that QEMU runs in.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub enum NetworkNamespace {
     /// The caller's.
     #[default]
     Inherited,
-    /// The one that a file stands for (network_namespaces(7)).
-    At(PathBuf),
-    /// One of its own, which ends with it. Others enter it by `/proc/PID/ns/net`.
-    New,
+    /// The one that the descriptor stands for (network_namespaces(7)).
+    Of(Arc<OwnedFd>),
 }
 
 /// Why there is no VM.
@@ -115,6 +116,9 @@ pub enum BootError {
     /// A pair of sockets for QEMU cannot be made.
     #[error("no sockets for QEMU")]
     SocketPair(#[source] io::Error),
+    /// The network devices' descriptors cannot be duplicated for QEMU.
+    #[error("no descriptors for QEMU's network devices")]
+    Nics(#[source] io::Error),
     /// The vsock daemon runs and does not listen.
     #[error("vhost-device-vsock does not listen on {path:?}")]
     NotListening {
@@ -176,9 +180,15 @@ impl Plan {
             initrd: files::readable("initrd", &config.initrd)?,
             virtiofsd,
             accel: accel::choose(config.accelerator)?,
-            vcpus: config.default_vcpus.resolve(host_cpus()),
+            vcpus: vcpus(config),
         })
     }
+}
+
+/// How many vCPUs a VM has when it boots.
+#[must_use]
+pub fn vcpus(config: &Hypervisor) -> NonZeroU32 {
+    config.default_vcpus.resolve(host_cpus())
 }
 
 fn host_cpus() -> NonZeroU32 {
@@ -260,6 +270,7 @@ async fn start_qemu(
 ) -> Result<(Vm, GuestListener), BootError> {
     let (monitor, qemus_monitor) = socket_pair().map_err(BootError::SocketPair)?;
     let (console, qemus_console) = socket_pair().map_err(BootError::SocketPair)?;
+    let (nics, nic_descriptors) = nic::devices(&request.nics).map_err(BootError::Nics)?;
     let (share_child, share_socket) = share.map(|share| (share.child, share.socket)).unzip();
 
     let spec = VmSpec {
@@ -281,6 +292,8 @@ async fn start_qemu(
             socket: number(socket.as_fd()),
         }),
         vsock: vsock_device(&guest),
+        iothread: config.enable_iothreads.then_some("disks"),
+        nics,
     };
     let args = argv::render(&spec);
     tracing::debug!(id = request.id, "{} {}", plan.qemu.display(), argv::readable(&args));
@@ -294,6 +307,7 @@ async fn start_qemu(
         pass: [qemus_monitor, qemus_console, guest.device]
             .into_iter()
             .chain(share_socket)
+            .chain(nic_descriptors)
             .collect(),
     };
     let qemu = spawn(program).await?;
@@ -303,6 +317,7 @@ async fn start_qemu(
         qmp: Qmp::new(monitor),
         console: Console::collect(console, request.run_dir.join("console.log")),
         files: guest.files,
+        iothread: spec.iothread,
     });
     Ok((vm, guest.listener))
 }

@@ -299,8 +299,7 @@ fn start(program: Program) -> Result<Started, SpawnError> {
     };
     let netns = match netns {
         NetworkNamespace::Inherited => Network::Inherited,
-        NetworkNamespace::At(path) => Network::Entered(open(&path, OpenOptions::new().read(true))?),
-        NetworkNamespace::New => Network::New,
+        NetworkNamespace::Of(namespace) => Network::Entered(namespace),
     };
     let cgroups: Result<Vec<File>, _> = cgroup_procs
         .iter()

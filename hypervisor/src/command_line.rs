@@ -8,6 +8,11 @@ use crate::accel::Accel;
 use crate::arch;
 use crate::boot::VmRequest;
 
+/// Drivers that are built into the guest's kernel make interfaces when they start (`dummy0`, `ifb0`, `ifb1`, `tunl0` and
+/// other tunnels' fall-back devices), which would be in every pod. `fb_tunnels` is in the kernel's
+/// `Documentation/admin-guide/kernel-parameters.txt`, the others are parameters of the drivers.
+const NO_SPARE_INTERFACES: &str = "dummy.numdummies=0 ifb.numifbs=0 fb_tunnels=none";
+
 /// A command line that the kernel would cut off.
 #[derive(Debug, thiserror::Error)]
 #[error("the kernel's command line has {length} bytes, and {limit} are possible")]
@@ -27,6 +32,7 @@ pub(crate) fn build(
     let mut words = vec![format!("console={}", arch.console)];
     // A panic restarts at once, and a restart ends QEMU.
     words.extend([String::from("panic=-1"), arch.kernel_params.to_owned()]);
+    words.push(String::from(NO_SPARE_INTERFACES));
     words.extend(arch::emulation_parameters(accel));
     if !config.enable_debug {
         // Each line on the console costs visible time.
@@ -58,6 +64,7 @@ mod tests {
             shared_dir: "/r/shared".into(),
             share_tag: String::from("share"),
             netns: NetworkNamespace::Inherited,
+            nics: Vec::new(),
             cgroup_procs: Vec::new(),
             kernel_params: vec![String::from("caller=1")],
             host_port: 1024,

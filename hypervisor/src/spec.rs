@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use crate::accel::Accel;
 use crate::arch::Arch;
+use crate::nic::MacAddress;
 use crate::vsock::Cid;
 
 /// One VM.
@@ -30,6 +31,9 @@ pub(crate) struct VmSpec {
     pub(crate) console: RawFd,
     pub(crate) share: Option<VirtioFs>,
     pub(crate) vsock: VsockDevice,
+    /// The name of a thread for disks that are plugged in later.
+    pub(crate) iothread: Option<&'static str>,
+    pub(crate) nics: Vec<NicDevice>,
 }
 
 /// A virtio-fs device.
@@ -50,4 +54,14 @@ pub(crate) enum VsockDevice {
     Vhost { device: RawFd, cid: Cid },
     /// Served by a daemon, to which the socket is connected.
     VhostUser { socket: RawFd },
+}
+
+/// A virtio-net device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NicDevice {
+    pub(crate) mac: MacAddress,
+    /// Queues of one tap, at least one.
+    pub(crate) taps: Vec<RawFd>,
+    /// `/dev/vhost-net`, opened once for each queue; or none.
+    pub(crate) vhost: Vec<RawFd>,
 }

@@ -3,9 +3,10 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::Arc;
 
 use rustix::process::{Pid, Signal};
 use rustix::thread::LinkNameSpaceType;
@@ -18,9 +19,7 @@ pub(crate) enum Network {
     /// Nothing.
     Inherited,
     /// Enters this one.
-    Entered(File),
-    /// Makes one.
-    New,
+    Entered(Arc<OwnedFd>),
 }
 
 /// What a child does to itself before it becomes its program.
@@ -64,13 +63,9 @@ impl BeforeExec {
         }
         match &self.netns {
             Network::Inherited => {}
-            Network::Entered(netns) => rustix::thread::move_into_link_name_space(
-                std::os::fd::AsFd::as_fd(netns),
-                Some(LinkNameSpaceType::Network),
-            )
-            .map_err(|errno| (&b"cannot enter the network namespace"[..], errno))?,
-            Network::New => {
-                new_network_namespace().map_err(|errno| (&b"cannot make a network namespace"[..], errno))?;
+            Network::Entered(netns) => {
+                rustix::thread::move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))
+                    .map_err(|errno| (&b"cannot enter the network namespace"[..], errno))?;
             }
         }
         close_on_exec_from(3).map_err(|errno| (&b"cannot mark descriptors close-on-exec"[..], errno))?;
@@ -79,16 +74,6 @@ impl BeforeExec {
                 .map_err(|errno| (&b"cannot pass a descriptor"[..], errno))?;
         }
         Ok(())
-    }
-}
-
-/// `unshare(CLONE_NEWNET)` (unshare(2)).
-fn new_network_namespace() -> Result<(), rustix::io::Errno> {
-    // SAFETY: the call takes one integer. The flag touches neither memory nor descriptors.
-    if unsafe { libc::unshare(libc::CLONE_NEWNET) } == 0 {
-        Ok(())
-    } else {
-        Err(errno())
     }
 }
 

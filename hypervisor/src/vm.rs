@@ -12,8 +12,10 @@ use tokio::sync::watch;
 
 use crate::children::Child;
 use crate::console::Console;
+use crate::cpus::{self, Sample};
 use crate::ended::{self, Ended, Watched};
 use crate::files::SocketFile;
+use crate::hotplug::{Disk, Hotplug, HotplugError};
 use crate::qmp::{Qmp, QmpError};
 
 /// How long QEMU may take to end when it is told to.
@@ -26,6 +28,7 @@ pub struct Vm {
     // Fields are dropped in this order: the children before the sockets that they may still make.
     children: Vec<Child>,
     qmp: Qmp,
+    hotplug: Hotplug,
     console: Console,
     stopping: Arc<AtomicBool>,
     ended: watch::Receiver<Option<Arc<Ended>>>,
@@ -39,6 +42,8 @@ pub(crate) struct Parts {
     pub(crate) qmp: Qmp,
     pub(crate) console: Console,
     pub(crate) files: Vec<SocketFile>,
+    /// QEMU's name of the thread that serves disks, if it has one.
+    pub(crate) iothread: Option<&'static str>,
 }
 
 impl Vm {
@@ -49,6 +54,7 @@ impl Vm {
             qmp,
             console,
             files,
+            iothread,
         } = parts;
         let stopping = Arc::new(AtomicBool::new(false));
         let ended = ended::watch(Watched {
@@ -63,6 +69,7 @@ impl Vm {
         Self {
             pid,
             children,
+            hotplug: Hotplug::new(qmp.clone(), iothread),
             qmp,
             console,
             stopping,
@@ -120,6 +127,40 @@ impl Vm {
             self.children.iter().for_each(|child| child.handle().kill());
             self.ended().await;
         }
+    }
+
+    /// QEMU's run state, such as `running` (RunState in QEMU's qapi/run-state.json).
+    ///
+    /// # Errors
+    /// QEMU has ended or does not answer.
+    pub async fn status(&self) -> Result<String, QmpError> {
+        let answer = self.qmp.execute("query-status", Value::Null).await?;
+        Ok(answer["status"].as_str().unwrap_or("unknown").to_owned())
+    }
+
+    /// Where the vCPUs are.
+    ///
+    /// # Errors
+    /// QEMU has ended or does not answer.
+    pub async fn sample(&self) -> Result<Sample, QmpError> {
+        cpus::sample(&self.qmp).await
+    }
+
+    /// Plugs a disk into the running guest. The answer is the serial number by which the guest finds it.
+    ///
+    /// # Errors
+    /// All places are taken, or QEMU refuses it; nothing is left of it then.
+    pub async fn attach_disk(&self, disk: Disk) -> Result<String, HotplugError> {
+        self.hotplug.attach(disk).await
+    }
+
+    /// Unplugs a disk. When it returns everything that the guest has flushed is on it, and QEMU has closed it.
+    ///
+    /// # Errors
+    /// There is no such disk, or the guest has not let go of it within ten seconds: it stays plugged in, and this may be
+    /// called again.
+    pub async fn detach_disk(&self, serial: &str) -> Result<(), HotplugError> {
+        self.hotplug.detach(serial).await
     }
 
     /// Stops the guest's vCPUs. Nothing happens if they are stopped.

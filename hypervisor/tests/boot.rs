@@ -8,7 +8,7 @@ mod support;
 use std::os::unix::process::ExitStatusExt as _;
 use std::time::{Duration, Instant};
 
-use hypervisor::{Cause, ChildName, boot};
+use hypervisor::{Cause, ChildName, Disk, DiskKind, HotplugError, boot};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::{Sandbox, runs};
@@ -161,5 +161,41 @@ fn a_guest_that_floods_its_console_fills_no_disk_and_still_stops() {
         vm.stop().await;
         assert!(std::fs::metadata(&log).unwrap().len() < 1 << 20);
         assert!(std::fs::metadata(&older).unwrap().len() < 1 << 20);
+    });
+}
+
+#[test]
+fn disks_are_plugged_in_and_unplugged_and_nobody_has_them_afterwards() {
+    run(async |sandbox| {
+        let (vm, mut guest) = sandbox.boot().await;
+        let image = sandbox.path("disk");
+        std::fs::write(&image, [0; 1 << 20]).unwrap();
+        let disk = |read_only: bool| Disk {
+            file: std::fs::File::options()
+                .read(true)
+                .write(!read_only)
+                .open(&image)
+                .unwrap()
+                .into(),
+            kind: DiskKind::File,
+            read_only,
+            direct: false,
+        };
+        let first = vm.attach_disk(disk(false)).await.unwrap();
+        assert_eq!(guest.ask("await /sys/block/vda/serial").await, first);
+        assert_eq!(guest.ask("await /sys/block/vda/ro").await, "0");
+        // QEMU's own lock: nobody else may read what is written to.
+        let refused = vm.attach_disk(disk(true)).await.unwrap_err();
+        assert!(matches!(refused, HotplugError::Step { .. }), "{refused}");
+        vm.detach_disk(&first).await.unwrap();
+        let second = vm.attach_disk(disk(true)).await.unwrap();
+        // The guest may not have seen it yet.
+        vm.detach_disk(&second).await.unwrap();
+        let third = vm.attach_disk(disk(true)).await.unwrap();
+        assert_eq!(guest.ask("await /sys/block/vda/serial").await, third);
+        vm.detach_disk(&third).await.unwrap();
+        let open = std::fs::read_dir(format!("/proc/{}/fd", vm.pid())).unwrap();
+        let open = open.filter_map(|file| std::fs::read_link(file.unwrap().path()).ok());
+        assert_eq!(open.filter(|target| target == &image).count(), 0);
     });
 }

@@ -5,8 +5,9 @@
 use std::time::Duration;
 
 use protocol::agent::{
-    CloseStdinRequest, ContainerId, CreateContainerRequest, Empty, ExecRequest, ListProcessesResponse, ProcessId,
-    ProcessStarted, ResizeTerminalRequest, SignalRequest, StatsResponse, UpdateRequest,
+    CloseStdinRequest, ContainerId, CreateContainerRequest, Empty, ExecRequest, GuestMetricsResponse, HostChanges,
+    ListProcessesResponse, MemlockReport, MemlockRequest, Network, ProcessId, ProcessStarted, ResizeTerminalRequest,
+    SignalRequest, StatsResponse, UpdateRequest,
 };
 use protocol::agent_ttrpc::AgentClient as Generated;
 use ttrpc::Code;
@@ -21,6 +22,9 @@ const ORDINARY: Duration = Duration::from_secs(30);
 
 /// For the guest's own shutdown: what does not answer by then is stopped by force.
 const SHUTDOWN: Duration = Duration::from_secs(3);
+
+/// For a look at the guest.
+const GLANCE: Duration = Duration::from_secs(2);
 
 /// Bytes of a message from the guest that are passed on.
 const LONGEST_MESSAGE: usize = 8 << 10;
@@ -128,12 +132,20 @@ impl AgentClient {
         close_stdin(CloseStdinRequest) -> Empty
     );
     call!(
+        /// Tells what the host has changed.
+        report_changes(HostChanges) -> Empty
+    );
+    call!(
         /// A container's processes.
         list_processes(ContainerId) -> ListProcessesResponse
     );
     call!(
         /// A container's figures.
         stats(ContainerId) -> StatsResponse
+    );
+    call!(
+        /// What a process may lock.
+        memlock(MemlockRequest) -> MemlockReport
     );
     call!(
         /// Freezes a container.
@@ -150,6 +162,20 @@ impl AgentClient {
     call!(
         /// Forgets a container or an exec.
         delete(ProcessId) -> Empty
+    );
+
+    /// What the guest as a whole uses. It has less time than the rest: whoever looks at a guest that hangs must not hang.
+    ///
+    /// # Errors
+    /// The agent refuses or does not answer in time.
+    pub async fn guest_metrics(&self) -> Result<GuestMetricsResponse, AgentError> {
+        let request = Empty::new();
+        let call = self.client.guest_metrics(context::with_duration(GLANCE), &request);
+        bounded(GLANCE, call).await
+    }
+    call!(
+        /// Makes the guest's network what the host's is.
+        update_network(Network) -> Empty
     );
 
     /// Powers the guest off.

@@ -66,14 +66,33 @@ struct Config {
 pub fn sandbox_of(bundle: &Path, container: &ContainerId) -> Result<SandboxId, BundleError> {
     let path = bundle.join("config.json");
     let mut text = Vec::new();
-    File::open(&path)
-        .and_then(|file| file.take(CONFIG_MAX).read_to_end(&mut text))
-        .map_err(|source| BundleError::Read {
+    let read = File::open(&path).and_then(|file| file.take(CONFIG_MAX).read_to_end(&mut text));
+    match read {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && is_awaited(bundle) => {
+            return Ok(SandboxId::from(container));
+        }
+        read => read.map_err(|source| BundleError::Read {
             path: path.clone(),
             source,
-        })?;
+        })?,
+    };
     let config: Config = serde_json::from_slice(&text).map_err(|source| BundleError::Json { path, source })?;
     sandbox_from(&config.annotations.unwrap_or_default(), container)
+}
+
+/// Whether containerd made this bundle for a sandbox that it describes later, by CreateSandbox: without a specification, but
+/// with the link to its working directory that each of its bundles has.
+#[must_use]
+pub fn is_awaited(bundle: &Path) -> bool {
+    !bundle.join("config.json").exists() && bundle.join("work").is_symlink()
+}
+
+/// Whether a container with these annotations is the first of a pod, which only keeps the pod's namespaces.
+#[must_use]
+pub fn is_pod_sandbox(annotations: &HashMap<String, String>) -> bool {
+    GROUPINGS
+        .iter()
+        .any(|(kind, _)| annotations.get(*kind).is_some_and(|kind| kind == "sandbox"))
 }
 
 fn sandbox_from(annotations: &HashMap<String, String>, container: &ContainerId) -> Result<SandboxId, BundleError> {
@@ -104,6 +123,18 @@ mod tests {
     #[test]
     fn a_container_without_a_pod_is_its_own_sandbox() {
         assert_eq!(sandbox(&[]), Ok("me".to_owned()));
+    }
+
+    #[test]
+    fn a_bundle_without_a_specification_is_awaited_if_containerd_made_it() {
+        let bundle = tempfile::tempdir().unwrap();
+        let container = ContainerId::new("me").unwrap();
+        let error = sandbox_of(bundle.path(), &container).unwrap_err();
+        assert!(error.to_string().contains("config.json"));
+        std::os::unix::fs::symlink("/work", bundle.path().join("work")).unwrap();
+        assert_eq!(sandbox_of(bundle.path(), &container).unwrap().as_str(), "me");
+        std::fs::write(bundle.path().join("config.json"), "{}").unwrap();
+        assert!(!is_awaited(bundle.path()));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::host_cgroup::HostCgroup;
+use crate::network;
 use crate::process::{self, ProcessRef};
 use crate::run_dir::{Lock, RunDir};
 use crate::share;
@@ -47,6 +48,9 @@ pub(crate) fn remove_locked(run_dir: &RunDir, _lock: &Lock) {
         // The server first, so that it does not take its VM's end for a failure to be reported.
         let processes: Vec<ProcessRef> = state.shim.into_iter().chain(state.vm).collect();
         process::kill_all(&processes, deadline);
+        if let Some(record) = &state.network {
+            network::remove(record);
+        }
         let cgroup = HostCgroup::recorded(state.cgroups);
         cgroup.kill_all(deadline);
         cgroup.remove();

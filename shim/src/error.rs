@@ -5,13 +5,16 @@
 
 use std::fmt::Write as _;
 
+use hypervisor::HotplugError;
 use ttrpc::Code;
 
 use crate::agent_client::AgentError;
 use crate::id::IdError;
+use crate::sandbox::DiskError;
 use crate::sandbox::boot::BootError;
 use crate::sandbox::host::HostError;
 use crate::streams::StreamError;
+use crate::volumes::VolumeError;
 
 /// A call that could not be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +60,16 @@ pub enum Error {
         /// Its state.
         state: &'static str,
     },
+    /// The configuration does not allow it.
+    #[error("cannot {operation} sandbox {sandbox}: {key} is off; set it, and start the sandbox anew")]
+    NotEnabled {
+        /// The verb.
+        operation: &'static str,
+        /// The sandbox.
+        sandbox: String,
+        /// Table and key, with the value that allows it.
+        key: &'static str,
+    },
     /// Not made.
     #[error("{0} is not supported by this runtime")]
     Unsupported(&'static str),
@@ -96,6 +109,15 @@ pub enum Error {
         #[source]
         source: HostError,
     },
+    /// A disk of the guest.
+    #[error("cannot create {subject}")]
+    Disk {
+        /// The container.
+        subject: String,
+        /// Why.
+        #[source]
+        source: Box<DiskError>,
+    },
     /// A standard stream.
     #[error("cannot open the standard streams of {subject}")]
     Stream {
@@ -126,7 +148,7 @@ impl Error {
             Error::Id(_) | Error::Invalid { .. } => Code::INVALID_ARGUMENT,
             Error::NotFound { .. } | Error::Finished { .. } => Code::NOT_FOUND,
             Error::Exists { .. } => Code::ALREADY_EXISTS,
-            Error::State { .. } => Code::FAILED_PRECONDITION,
+            Error::State { .. } | Error::NotEnabled { .. } => Code::FAILED_PRECONDITION,
             Error::Unsupported(_) => Code::UNIMPLEMENTED,
             Error::Boot { source, .. } => match source {
                 BootError::TimedOut { .. } => Code::DEADLINE_EXCEEDED,
@@ -137,6 +159,16 @@ impl Error {
             Error::Host { source, .. } => match source {
                 HostError::Spec(_) => Code::INVALID_ARGUMENT,
                 HostError::Other(_) => Code::INTERNAL,
+            },
+            Error::Disk { source, .. } => match &**source {
+                DiskError::Open(VolumeError::InUse { .. }) | DiskError::ReadOnly { .. } => Code::FAILED_PRECONDITION,
+                DiskError::Open(_) => Code::INVALID_ARGUMENT,
+                DiskError::Plug {
+                    source: HotplugError::Full,
+                    ..
+                } => Code::RESOURCE_EXHAUSTED,
+                DiskError::Plug { .. } => Code::INTERNAL,
+                DiskError::Interrupted => Code::CANCELLED,
             },
             Error::Stream { source, .. } => match source {
                 StreamError::Uri { .. } => Code::INVALID_ARGUMENT,

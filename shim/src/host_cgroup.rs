@@ -15,7 +15,7 @@ use crate::process::{self, ProcessRef};
 /// Between two attempts to remove a cgroup whose processes are dead. See [`remove_directory`].
 const REMOVE_INTERVAL: Duration = Duration::from_millis(5);
 /// How long that is tried.
-const REMOVE_LIMIT: Duration = Duration::from_millis(500);
+const REMOVE_LIMIT: Duration = Duration::from_secs(2);
 
 /// The sandbox's cgroup directories.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -97,10 +97,11 @@ impl HostCgroup {
         }
     }
 
-    /// Removes it. It may be gone already. Blocks for at most about half a second.
+    /// Removes it. It may be gone already. Blocks for at most about two seconds, for all hierarchies together.
     pub fn remove(&self) {
+        let deadline = Instant::now() + REMOVE_LIMIT;
         for directory in &self.directories {
-            if let Err(error) = remove_directory(directory, Instant::now() + REMOVE_LIMIT) {
+            if let Err(error) = remove_directory(directory, deadline) {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
                     path = %directory.display(),

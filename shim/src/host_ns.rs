@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
 
+use rustix::fs::{AtFlags, StatxFlags, statx};
 use rustix::mount::{MountPropagationFlags, OpenTreeFlags, mount_change, open_tree};
 
 /// Why something could not be done in the host's mount namespace.
@@ -37,6 +38,15 @@ pub enum HostNamespaceError {
         #[source]
         source: io::Error,
     },
+}
+
+/// A clone of a part of the host's mounts.
+#[derive(Debug)]
+pub struct HostTree {
+    /// The clone, attached nowhere.
+    pub tree: OwnedFd,
+    /// The number of the mount that it is a clone of (the first field of proc_pid_mountinfo(5)).
+    pub mount: u64,
 }
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -106,15 +116,30 @@ impl HostNamespace {
     /// # Errors
     /// There is no such path, or it cannot be cloned.
     pub fn open_tree(&self, path: &Path, recursive: bool) -> Result<OwnedFd, HostNamespaceError> {
-        let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        self.find_tree(path, recursive).map(|found| found.tree)
+    }
+
+    /// The same, with the number of the mount.
+    ///
+    /// # Errors
+    /// As for [`HostNamespace::open_tree`].
+    pub fn find_tree(&self, path: &Path, recursive: bool) -> Result<HostTree, HostNamespaceError> {
+        let mut flags =
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
         if recursive {
             flags |= OpenTreeFlags::AT_RECURSIVE;
         }
         let source = path.to_owned();
-        self.run(move || open_tree(rustix::fs::CWD, &source, flags))?
-            .map_err(|source| HostNamespaceError::Open {
-                path: path.to_owned(),
-                source: source.into(),
-            })
+        let open = move || -> rustix::io::Result<HostTree> {
+            // Once by its name, so that number and clone are of the same mount. An automount is made, as by stat(2).
+            let found = open_tree(rustix::fs::CWD, &source, OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+            let mount = statx(&found, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id;
+            let tree = open_tree(&found, "", flags)?;
+            Ok(HostTree { tree, mount })
+        };
+        self.run(open)?.map_err(|source| HostNamespaceError::Open {
+            path: path.to_owned(),
+            source: source.into(),
+        })
     }
 }

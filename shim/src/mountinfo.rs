@@ -9,8 +9,16 @@ use std::path::{Path, PathBuf};
 /// One line of the file, as far as it is used here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct MountLine {
+    /// Its number: no other mount has it as long as this one is there. statx(2) knows it, too.
+    pub(crate) id: u64,
+    /// The number of the mount that it is mounted on.
+    pub(crate) parent: u64,
     /// Where it is mounted.
     pub(crate) mountpoint: PathBuf,
+    /// It is a slave: it gets what is mounted in its master.
+    pub(crate) receives: bool,
+    /// It is shared: it has peers, which get what is mounted in it.
+    pub(crate) shared: bool,
     /// Type of the file system.
     pub(crate) kind: String,
     /// Options of the file system: for cgroup v1 the controllers.
@@ -23,12 +31,10 @@ pub(crate) fn read() -> io::Result<Vec<MountLine>> {
 }
 
 /// The mounts on and below a path, in the order in which they were made.
-pub(crate) fn below(path: &Path) -> io::Result<Vec<PathBuf>> {
-    Ok(read()?
-        .into_iter()
-        .map(|line| line.mountpoint)
-        .filter(|mountpoint| mountpoint.starts_with(path))
-        .collect())
+pub(crate) fn below(path: &Path) -> io::Result<Vec<MountLine>> {
+    let mut lines = read()?;
+    lines.retain(|line| line.mountpoint.starts_with(path));
+    Ok(lines)
 }
 
 fn parse(text: &[u8]) -> Vec<MountLine> {
@@ -37,13 +43,22 @@ fn parse(text: &[u8]) -> Vec<MountLine> {
 
 fn parse_line(line: &[u8]) -> Option<MountLine> {
     let mut fields = line.split(|byte| *byte == b' ');
-    let mountpoint = PathBuf::from(OsString::from_vec(unescape(fields.nth(4)?)));
-    // Optional fields end with a lone dash.
-    let mut rest = fields.skip_while(|field| *field != b"-");
+    let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+    let parent = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+    let mountpoint = PathBuf::from(OsString::from_vec(unescape(fields.nth(2)?)));
+    // Optional fields, which follow the options, end with a lone dash.
+    let tags: Vec<&[u8]> = fields.take_while(|field| *field != b"-").collect();
+    let tagged = |tag: &[u8]| tags.iter().any(|field| field.starts_with(tag));
+    let (receives, shared) = (tagged(b"master:"), tagged(b"shared:"));
+    let mut rest = line.split(|byte| *byte == b' ').skip_while(|field| *field != b"-");
     let kind = String::from_utf8(unescape(rest.nth(1)?)).ok()?;
     let super_options = String::from_utf8_lossy(rest.nth(1)?).into_owned();
     Some(MountLine {
+        id,
+        parent,
         mountpoint,
+        receives,
+        shared,
         kind,
         super_options,
     })
@@ -84,7 +99,11 @@ mod tests {
         let text =
             b"36 35 98:0 /mnt1 /mnt\\040two rw,noatime master:1 shared:2 - cgroup cgroup rw,cpu,cpuacct\nrubbish\n";
         let line = MountLine {
+            id: 36,
+            parent: 35,
             mountpoint: "/mnt two".into(),
+            receives: true,
+            shared: true,
             kind: "cgroup".to_owned(),
             super_options: "rw,cpu,cpuacct".to_owned(),
         };

@@ -5,10 +5,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use hypervisor::{Cause, GuestListener, Vm, VmRequest};
+use hypervisor::{Cause, Disk, GuestListener, HotplugError, Sample, Vm, VmRequest};
+use protocol::agent::Network;
 
+use crate::debug_image::DebugImage;
 use crate::error::chain;
 use crate::host_cgroup::HostCgroup;
+use crate::network::{MachineNetwork, NetworkError, NetworkPlan, PodNetwork};
 use crate::process::ProcessRef;
 use crate::run_dir::{RunDir, SandboxState};
 use crate::vm::{Connection, Connections, Ending, LaunchError, Launcher, Machine};
@@ -19,29 +22,62 @@ pub struct QemuLauncher {
     pub plan: Result<config::Hypervisor, LaunchError>,
     /// Where and with what.
     pub request: VmRequest,
+    /// Its network.
+    pub network: NetworkPlan,
     /// The sandbox's cgroup.
     pub cgroup: HostCgroup,
     /// Where the VM's processes are written down for `delete`.
     pub run_dir: RunDir,
     /// What is written down already.
     pub state: SandboxState,
+    /// Whether the guest gets the programs of the debug console.
+    pub debug_console: bool,
+}
+
+impl QemuLauncher {
+    /// The image with the console's programs, if it is wanted and can be had: a guest without them is better than none.
+    fn image(&self, config: &config::Hypervisor) -> Option<DebugImage> {
+        if !self.debug_console {
+            return None;
+        }
+        DebugImage::make(config, self.run_dir.path())
+            .inspect_err(|error| tracing::warn!(error = chain(error), "the debug console has no programs"))
+            .ok()
+    }
 }
 
 #[async_trait]
 impl Launcher for QemuLauncher {
     async fn launch(&self) -> Result<(Box<dyn Machine>, Box<dyn Connections>), LaunchError> {
         let config = self.plan.as_ref().map_err(Clone::clone)?;
-        let booted = Box::pin(hypervisor::boot(config, self.request.clone())).await;
-        let (vm, listener) = booted.map_err(|error| LaunchError { message: chain(&error) })?;
+        let image = self.image(config);
+        let config = image.as_ref().map_or(config, |image| &image.config);
+        let failed = |error: &dyn std::error::Error| LaunchError { message: chain(error) };
+        let network = PodNetwork::open(self.network.clone()).await;
+        let mut network = network.map_err(|error| failed(&error))?;
         let mut state = self.state.clone();
+        state.network = network.record();
+        if state.network.is_some() {
+            // Before anything is changed: whoever removes the sandbox finds it here.
+            self.run_dir.write_state(&state).map_err(|error| failed(&error))?;
+        }
+        let request = VmRequest {
+            nics: network.wire().await.map_err(|error| failed(&error))?,
+            netns: network.vm_namespace(),
+            ..self.request.clone()
+        };
+        let booted = Box::pin(hypervisor::boot(config, request)).await;
+        let (vm, listener) = booted.map_err(|error| failed(&error))?;
         let pids = vm.pids().filter_map(|pid| i32::try_from(pid).ok());
         state.vm = pids.filter_map(ProcessRef::of).collect();
         if let Err(error) = self.run_dir.write_state(&state) {
             vm.stop().await;
-            return Err(LaunchError { message: chain(&error) });
+            return Err(failed(&error));
         }
         let machine = QemuMachine {
             vm,
+            at_boot: network.guest(),
+            network: MachineNetwork::new(network),
             cgroups: self.cgroup.directories().to_vec(),
         };
         Ok((Box::new(machine), Box::new(QemuConnections(listener))))
@@ -50,6 +86,8 @@ impl Launcher for QemuLauncher {
 
 struct QemuMachine {
     vm: Vm,
+    at_boot: Option<Network>,
+    network: MachineNetwork,
     cgroups: Vec<PathBuf>,
 }
 
@@ -68,14 +106,46 @@ impl Machine for QemuMachine {
         }
     }
 
+    fn pids(&self) -> Vec<u32> {
+        self.vm.pids().collect()
+    }
+
+    async fn status(&self) -> Result<String, String> {
+        self.vm.status().await.map_err(|error| chain(&error))
+    }
+
+    async fn sample(&self) -> Result<Sample, String> {
+        self.vm.sample().await.map_err(|error| chain(&error))
+    }
+
     async fn console_tail(&self) -> String {
         self.vm.console_tail()
+    }
+
+    fn network(&self) -> Option<Network> {
+        self.at_boot.clone()
+    }
+
+    async fn network_after_hooks(&self) -> Result<Option<Network>, NetworkError> {
+        self.network.after_hooks().await
+    }
+
+    async fn next_network(&self) -> Network {
+        self.network.next().await
     }
 
     async fn stop(&self, grace: Duration) {
         // Over already, or not within its time: both are followed by the stop.
         let _ = tokio::time::timeout(grace, self.vm.ended()).await;
         self.vm.stop().await;
+    }
+
+    async fn attach_disk(&self, disk: Disk) -> Result<String, HotplugError> {
+        self.vm.attach_disk(disk).await
+    }
+
+    async fn detach_disk(&self, serial: &str) -> Result<(), HotplugError> {
+        self.vm.detach_disk(serial).await
     }
 }
 

@@ -11,10 +11,11 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::id::{Namespace, SandboxId};
+use crate::network::NetworkRecord;
 use crate::process::ProcessRef;
 
 /// Where all sandboxes have their directories.
-pub const ROOT: &str = "/run/tatami";
+pub const ROOT: &str = protocol::SANDBOXES;
 
 /// The form of `sandbox.json` that this build writes and reads.
 const STATE_VERSION: u32 = 1;
@@ -69,6 +70,9 @@ pub struct SandboxState {
     pub vm: Vec<ProcessRef>,
     /// The sandbox's cgroup directories on the host.
     pub cgroups: Vec<PathBuf>,
+    /// What is changed in the pod's network namespace.
+    #[serde(default)]
+    pub network: Option<NetworkRecord>,
 }
 
 impl SandboxState {
@@ -82,6 +86,7 @@ impl SandboxState {
             shim: ProcessRef::own(),
             vm: Vec::new(),
             cgroups: Vec::new(),
+            network: None,
         }
     }
 }
@@ -116,7 +121,7 @@ impl RunDir {
     /// The socket of the task API.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
-        self.path.join("shim.sock")
+        self.path.join(protocol::SHIM_SOCKET)
     }
 
     /// The socket in the form containerd wants it.
@@ -129,6 +134,12 @@ impl RunDir {
     #[must_use]
     pub fn shared(&self) -> PathBuf {
         self.path.join("shared")
+    }
+
+    /// Where the shim learns what the host mounts later: `<container>/<n>`.
+    #[must_use]
+    pub fn received(&self) -> PathBuf {
+        self.path.join("received")
     }
 
     /// The guest's console.

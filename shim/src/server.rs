@@ -7,26 +7,31 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hypervisor::{NetworkNamespace, VmRequest};
-use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
+use oci_spec::runtime::Spec;
 use protocol::agent::{SandboxSetup, Share};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
 
+use crate::bundle;
 use crate::context::ServerContext;
-use crate::error::chain;
+use crate::error::{Error, chain};
 use crate::events::Publisher;
+use crate::forward;
 use crate::host_cgroup::HostCgroup;
+use crate::memlock::{Rules, SandboxPolicy};
+use crate::network::{NetworkPlan, Place};
 use crate::process::ProcessRef;
 use crate::qemu::QemuLauncher;
 use crate::run_dir::{RunDirError, SandboxState};
 use crate::sandbox::boot::BootPlan;
-use crate::sandbox::host::RealHost;
+use crate::sandbox::host::{HostError, RealHost};
 use crate::sandbox::{Parts, Sandbox};
-use crate::service::Service;
+use crate::service::{Awaited, SandboxCell, Service};
 use crate::share::{ShareError, SharedTree};
 use crate::vm::LaunchError;
+use crate::watch::Watches;
 
 /// Longest time without progress that the output of an ended process is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -68,9 +73,17 @@ pub async fn serve(listener: UnixListener, context: ServerContext) -> Result<Exi
     let mut terminate = signal(SignalKind::terminate()).map_err(ServerError::Listen)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServerError::Listen)?;
     let events = Publisher::start(&context.ttrpc_address, context.namespace.as_str());
-    let sandbox = start_sandbox(&context, events.clone())?;
     let shutdown = Arc::new(Notify::new());
-    let service = Service::new(Arc::clone(&sandbox), Arc::clone(&shutdown));
+    let (context, cell) = (Arc::new(context), SandboxCell::default());
+    let service = if bundle::is_awaited(&context.bundle) {
+        let awaited = awaited(Arc::clone(&context), events.clone());
+        Service::awaiting(context.id.clone(), Arc::clone(&cell), awaited, Arc::clone(&shutdown))
+    } else {
+        let sandbox = start_sandbox(&context, events.clone())?;
+        // Nobody else has it yet.
+        let _ = cell.set(Arc::clone(&sandbox));
+        Service::new(sandbox, Arc::clone(&shutdown))
+    };
     let listener = Listener::try_from(listener).map_err(ServerError::Listen)?;
     let mut server = Server::new().add_listener(listener).register_service(service.methods());
     server.start().await.map_err(ServerError::Serve)?;
@@ -80,10 +93,26 @@ pub async fn serve(listener: UnixListener, context: ServerContext) -> Result<Exi
         _ = interrupt.recv() => ExitReason::Signal,
     };
     tracing::info!(sandbox = %context.id, ?reason, "the server ends");
-    sandbox.stop().await;
+    if let Some(sandbox) = cell.get() {
+        sandbox.stop().await;
+    }
     events.flush(FLUSH).await;
     server.disconnect().await;
     Ok(reason)
+}
+
+/// A bundle without a specification: containerd describes the sandbox by CreateSandbox.
+fn awaited(context: Arc<ServerContext>, events: Publisher) -> Awaited {
+    Awaited {
+        bundle: context.bundle.clone(),
+        begin: Box::new(move || {
+            start_sandbox(&context, events.clone()).map_err(|source| Error::Host {
+                operation: "start",
+                subject: format!("sandbox {}", context.id),
+                source: HostError::Other(Box::new(source)),
+            })
+        }),
+    }
 }
 
 fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandbox>, ServerError> {
@@ -97,8 +126,6 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
     let linux = spec.linux().as_ref();
     let cgroups_path = linux.and_then(|linux| linux.cgroups_path().clone());
     let cgroup = HostCgroup::create(cgroups_path.as_deref(), &context.id);
-    let namespaces = linux.and_then(|linux| linux.namespaces().as_ref());
-    let netns = network_namespace(namespaces.map_or(&[], Vec::as_slice));
     let mut state = SandboxState::new(&context.namespace, &context.id);
     state.shim = ProcessRef::own();
     state.cgroups = cgroup.directories().to_vec();
@@ -109,7 +136,8 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         run_dir: context.run_dir.path().to_owned(),
         shared_dir: tree.root().to_owned(),
         share_tag: protocol::SHARE_TAG.to_owned(),
-        netns,
+        netns: NetworkNamespace::Inherited,
+        nics: Vec::new(),
         cgroup_procs: cgroup.procs_files(),
         kernel_params: Vec::new(),
         host_port: protocol::DEFAULT_HOST_PORT,
@@ -118,9 +146,11 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
     let launcher = QemuLauncher {
         plan: problem.map_or(Ok(config.hypervisor.clone()), Err),
         request,
+        network: NetworkPlan::new(Place::of(&spec), &config),
         cgroup,
         run_dir: context.run_dir.clone(),
         state,
+        debug_console: config.agent.debug_console_enabled,
     };
     let log = context.log.clone();
     let plan = BootPlan {
@@ -134,27 +164,43 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         id: context.id.clone(),
         namespace: context.namespace.clone(),
         host: Arc::new(RealHost {
+            watches: watches(&tree),
             tree,
             host: context.host.clone(),
             sandbox: context.id.clone(),
             disable_guest_seccomp: config.runtime.disable_guest_seccomp,
+            memlock: SandboxPolicy::new(Rules::from(&config), spec.annotations().as_ref()),
         }),
         events,
         patience: PATIENCE,
+        debug_console: config.agent.debug_console_enabled,
+        kernel: config.hypervisor.kernel.clone(),
     };
-    Ok(Sandbox::start(parts, plan))
+    let sandbox = Sandbox::start(parts, plan);
+    let pod = spec.annotations().as_ref().is_some_and(bundle::is_pod_sandbox);
+    if let (true, Place::At(netns)) = (pod, Place::of(&spec)) {
+        let sandbox = Arc::clone(&sandbox);
+        tokio::spawn(async move {
+            if let Err(error) = forward::start(sandbox, netns).await {
+                tracing::warn!(
+                    error = chain(&error),
+                    "the pod's ports cannot be forwarded (kubectl port-forward)"
+                );
+            }
+        });
+    }
+    Ok(sandbox)
 }
 
-/// Where QEMU runs. A network namespace without a path is a new one (OCI runtime spec, config-linux.md, "Namespaces"):
-/// Docker's createRuntime hook enters it by QEMU's pid and puts the network there.
-fn network_namespace(namespaces: &[LinuxNamespace]) -> NetworkNamespace {
-    let network = namespaces
-        .iter()
-        .find(|namespace| namespace.typ() == LinuxNamespaceType::Network);
-    match network.map(|namespace| namespace.path().clone().filter(|path| !path.as_os_str().is_empty())) {
-        None => NetworkNamespace::Inherited,
-        Some(Some(path)) => NetworkNamespace::At(path),
-        Some(None) => NetworkNamespace::New,
+/// Without, the containers work; their programs are not told what the host changes.
+fn watches(tree: &SharedTree) -> Option<Watches> {
+    match Watches::new(tree.root()) {
+        Ok(watches) => Some(watches),
+        Err(error) => {
+            let remedy = "Linux 5.17 is needed, and a free group of fs.fanotify.max_user_groups";
+            tracing::warn!(%error, remedy, "programs in containers are not told what the host changes in their mounts");
+            None
+        }
     }
 }
 
@@ -183,26 +229,8 @@ fn setup(context: &ServerContext, spec: &Spec, config: &config::Config) -> Sandb
             mountpoint: protocol::SHARE_MOUNTPOINT.to_owned(),
             ..Default::default()
         }],
+        sysctls: Rules::from(config).sysctls(),
         log_level: if debug { "debug" } else { "info" }.to_owned(),
         ..Default::default()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_network_namespace_is_the_hosts_a_given_one_or_a_new_one() {
-        let runs_in = |namespaces: serde_json::Value| {
-            let namespaces: Vec<LinuxNamespace> = serde_json::from_value(namespaces).unwrap();
-            network_namespace(&namespaces)
-        };
-        let pid = serde_json::json!({ "type": "pid" });
-        assert_eq!(runs_in(serde_json::json!([pid])), NetworkNamespace::Inherited);
-        let new = serde_json::json!([pid, { "type": "network" }]);
-        assert_eq!(runs_in(new), NetworkNamespace::New);
-        let given = serde_json::json!([{ "type": "network", "path": "/run/netns/a" }]);
-        assert_eq!(runs_in(given), NetworkNamespace::At("/run/netns/a".into()));
     }
 }

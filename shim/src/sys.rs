@@ -22,9 +22,14 @@ pub(crate) fn unshare_working_directory() -> io::Result<()> {
     unshare(libc::CLONE_FS)
 }
 
+/// `unshare(CLONE_NEWNET)`: from now on the calling thread is in a network namespace of its own.
+pub(crate) fn unshare_network_namespace() -> io::Result<()> {
+    unshare(libc::CLONE_NEWNET)
+}
+
 fn unshare(flags: i32) -> io::Result<()> {
-    // SAFETY: the flags that are used here change this thread's view of the file systems and nothing about memory or
-    // descriptors.
+    // SAFETY: the flags that are used here change this thread's view of the file systems or of the network, and nothing
+    // about memory or descriptors.
     match unsafe { libc::unshare(flags) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
@@ -36,21 +41,30 @@ fn unshare(flags: i32) -> io::Result<()> {
 pub(crate) enum SetAttr {
     /// The mount alone becomes read-only.
     ReadOnly,
+    /// The mount and all below it become read-only.
+    ReadOnlyRecursive,
+    /// Device nodes and set-id programs of the mount, and of all below it, do nothing.
+    InertRecursive,
     /// The mount and all below it become slaves.
     SlaveRecursive,
+    /// The mount and all below it become private.
+    PrivateRecursive,
 }
 
 /// `mount_setattr(2)` on the mount that the descriptor is the root of.
 pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, change: SetAttr) -> io::Result<()> {
     // SAFETY: all fields of the struct are integers, for which zero means "no change".
     let mut attributes: libc::mount_attr = unsafe { std::mem::zeroed() };
-    let mut flags = libc::AT_EMPTY_PATH;
+    let mut flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
     match change {
-        SetAttr::ReadOnly => attributes.attr_set = libc::MOUNT_ATTR_RDONLY,
-        SetAttr::SlaveRecursive => {
-            attributes.propagation = libc::MS_SLAVE;
-            flags |= libc::AT_RECURSIVE;
+        SetAttr::ReadOnly => {
+            attributes.attr_set = libc::MOUNT_ATTR_RDONLY;
+            flags = libc::AT_EMPTY_PATH;
         }
+        SetAttr::ReadOnlyRecursive => attributes.attr_set = libc::MOUNT_ATTR_RDONLY,
+        SetAttr::InertRecursive => attributes.attr_set = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID,
+        SetAttr::SlaveRecursive => attributes.propagation = libc::MS_SLAVE,
+        SetAttr::PrivateRecursive => attributes.propagation = libc::MS_PRIVATE,
     }
     // SAFETY: the descriptor is open, the path is an empty C string, the struct is initialised and of the stated size.
     let result = unsafe {

@@ -7,7 +7,11 @@ use std::io;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use hypervisor::{Disk, HotplugError, Sample};
+use protocol::agent::Network;
 use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::network::NetworkError;
 
 /// The raw bytes of one connection that the guest has dialled.
 pub trait GuestStream: AsyncRead + AsyncWrite + Send + Sync + Unpin + 'static {}
@@ -41,11 +45,49 @@ pub trait Machine: Send + Sync {
     fn pid(&self) -> u32;
     /// Returns once the VM or a helper that it cannot do without is gone. Any number of tasks may wait.
     async fn ended(&self) -> Ending;
+    /// The VMM's and its helpers' processes.
+    fn pids(&self) -> Vec<u32> {
+        vec![self.pid()]
+    }
+    /// The VMM's run state, or why it does not tell.
+    async fn status(&self) -> Result<String, String> {
+        Err("this VMM does not tell its state".to_owned())
+    }
+    /// Where the vCPUs are, or why that cannot be said.
+    async fn sample(&self) -> Result<Sample, String> {
+        Err("this VMM does not tell where its vCPUs are".to_owned())
+    }
     /// The last lines that the guest wrote on its console; empty if there are none.
     async fn console_tail(&self) -> String;
+    /// What the guest's network is to be when it boots; none if there is none yet.
+    fn network(&self) -> Option<Network> {
+        None
+    }
+    /// What the guest's network is to be now that the runtime's hooks have run; none if that is what it is.
+    ///
+    /// # Errors
+    /// The host's part of the network cannot be made.
+    async fn network_after_hooks(&self) -> Result<Option<Network>, NetworkError> {
+        Ok(None)
+    }
+    /// What the guest's network is to be after the next change on the host, for which it waits. One task may wait; nothing
+    /// is lost if it does not wait to the end.
+    async fn next_network(&self) -> Network {
+        std::future::pending().await
+    }
     /// Ends the VM and its helpers: by itself within `grace` if it is powering off, else by force. May be called
     /// again.
     async fn stop(&self, grace: Duration);
+    /// Plugs in a disk. The answer is the serial number by which the guest finds it.
+    ///
+    /// # Errors
+    /// There is no place for it, or the VMM refuses it.
+    async fn attach_disk(&self, disk: Disk) -> Result<String, HotplugError>;
+    /// Unplugs a disk; what the guest has flushed is on it then.
+    ///
+    /// # Errors
+    /// The guest does not let go of it within some seconds: it stays, and this may be called again.
+    async fn detach_disk(&self, serial: &str) -> Result<(), HotplugError>;
 }
 
 /// The connections that one VM dials.

@@ -1,4 +1,6 @@
 //! A containerd of the test's own: its directories, its process, its log. Knows nothing of containers.
+//!
+//! Where it serves CRI it runs in a network namespace of its own, because CNI changes the network around it.
 
 use std::{
     env, fs,
@@ -17,6 +19,7 @@ use nix::{
 use crate::{
     Error, Result,
     locate::{self, Version},
+    netns::NetworkNamespace,
     sys, wait,
 };
 
@@ -30,21 +33,38 @@ pub struct Containerd {
     dir: PathBuf,
     version: Version,
     environment: Vec<(String, String)>,
+    netns: Option<NetworkNamespace>,
     child: Child,
 }
 
 impl Containerd {
     /// Starts containerd with everything it owns below `dir`, and waits until it says that it is ready.
     pub fn start(dir: &Path, version: Version, environment: Vec<(String, String)>) -> Result<Self> {
-        fs::write(dir.join("config.toml"), configuration(dir))
-            .map_err(Error::io("writing containerd's config.toml"))?;
-        let child = spawn(dir, version, &environment)?;
+        Self::start_with(dir, version, environment, &configuration(dir), None)
+    }
+
+    /// Starts containerd with a configuration and in a network namespace of the caller's choice.
+    pub fn start_with(
+        dir: &Path,
+        version: Version,
+        environment: Vec<(String, String)>,
+        configuration: &str,
+        netns: Option<NetworkNamespace>,
+    ) -> Result<Self> {
+        fs::write(dir.join("config.toml"), configuration).map_err(Error::io("writing containerd's config.toml"))?;
+        let child = spawn(dir, version, &environment, netns.as_ref())?;
         Ok(Self {
             dir: dir.to_owned(),
             version,
             environment,
+            netns,
             child,
         })
+    }
+
+    /// The network namespace that it runs in, if it is not the test's.
+    pub fn netns(&self) -> Option<&NetworkNamespace> {
+        self.netns.as_ref()
     }
 
     /// The socket that `ctr` connects to.
@@ -72,7 +92,7 @@ impl Containerd {
     /// Kills containerd as a crash would, then starts it anew on the same state.
     pub fn crash_and_restart(&mut self) -> Result<()> {
         self.kill();
-        self.child = spawn(&self.dir, self.version, &self.environment)?;
+        self.child = spawn(&self.dir, self.version, &self.environment, self.netns.as_ref())?;
         Ok(())
     }
 
@@ -117,7 +137,16 @@ const DISABLED: [&str; 11] = [
     "io.containerd.tracing.processor.v1.otlp",
 ];
 
-fn configuration(dir: &Path) -> String {
+/// The configuration of a containerd whose blockfile snapshotter makes each snapshot a copy of an image file.
+pub(crate) fn blockfile_configuration(dir: &Path, scratch: &Path) -> String {
+    let text = configuration(dir).replace("\"io.containerd.snapshotter.v1.blockfile\", ", "");
+    let scratch = scratch.display();
+    format!(
+        "{text}[plugins.\"io.containerd.snapshotter.v1.blockfile\"]\nscratch_file = \"{scratch}\"\nfs_type = \"ext4\"\n"
+    )
+}
+
+pub(crate) fn configuration(dir: &Path) -> String {
     let dir = dir.display();
     format!(
         r#"version = 2
@@ -134,7 +163,12 @@ path = "{dir}/opt"
     )
 }
 
-fn spawn(dir: &Path, version: Version, environment: &[(String, String)]) -> Result<Child> {
+fn spawn(
+    dir: &Path,
+    version: Version,
+    environment: &[(String, String)],
+    netns: Option<&NetworkNamespace>,
+) -> Result<Child> {
     let binary = version.binary("containerd")?;
     let log = File::options()
         .create(true)
@@ -150,7 +184,7 @@ fn spawn(dir: &Path, version: Version, environment: &[(String, String)]) -> Resu
     path.push(":");
     path.push(env::var_os("PATH").unwrap_or_default());
     path.push(":/usr/sbin:/sbin");
-    let mut command = Command::new(&binary);
+    let mut command = netns.map_or_else(|| Command::new(&binary), |netns| netns.command(&binary));
     command
         .arg("--config")
         .arg(dir.join("config.toml"))

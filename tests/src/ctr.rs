@@ -32,6 +32,9 @@ pub struct Ctr {
     args: Vec<OsString>,
     tail: Vec<OsString>,
     limit: Duration,
+    name: &'static str,
+    /// How many arguments say where the daemon is: they tell no command from another.
+    hidden: usize,
 }
 
 impl Ctr {
@@ -41,6 +44,8 @@ impl Ctr {
             args: Vec::new(),
             tail: Vec::new(),
             limit: LIMIT,
+            name: "ctr",
+            hidden: 4,
         };
         ctr.args.extend([
             "--address".into(),
@@ -49,6 +54,31 @@ impl Ctr {
             namespace.into(),
         ]);
         ctr
+    }
+
+    /// `kata-ctl`, which runs and fails as `ctr` does.
+    pub(crate) fn kata_ctl(program: PathBuf) -> Self {
+        Self {
+            program,
+            args: Vec::new(),
+            tail: Vec::new(),
+            limit: LIMIT,
+            name: "kata-ctl",
+            hidden: 0,
+        }
+    }
+
+    /// `docker`, which runs and fails as `ctr` does.
+    pub(crate) fn docker(program: PathBuf, socket: &Path) -> Self {
+        let host = format!("unix://{}", socket.display());
+        Self {
+            program,
+            args: vec!["-H".into(), host.into()],
+            tail: Vec::new(),
+            limit: LIMIT,
+            name: "docker",
+            hidden: 2,
+        }
     }
 
     /// Adds one argument, a flag for example.
@@ -93,13 +123,12 @@ impl Ctr {
     }
 
     fn line(&self) -> String {
-        // What follows `--address A --namespace N` is what tells one command from another.
-        let words: Vec<_> = self.args[4..]
+        let words: Vec<_> = self.args[self.hidden..]
             .iter()
             .chain(&self.tail)
             .map(|arg| arg.to_string_lossy())
             .collect();
-        format!("ctr {}", words.join(" "))
+        format!("{} {}", self.name, words.join(" "))
     }
 
     /// Starts the command with its standard streams as pipes.

@@ -50,6 +50,16 @@ pub enum Error {
         /// The end of its standard error.
         stderr: String,
     },
+    /// A call of CRI was answered with an error.
+    #[error("{method}: {code:?}: {message}")]
+    Rpc {
+        /// The call.
+        method: String,
+        /// gRPC's code.
+        code: tonic::Code,
+        /// What the other side says.
+        message: String,
+    },
     /// The machine is not as it should be.
     #[error("{0}")]
     Unexpected(String),

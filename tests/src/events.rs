@@ -45,6 +45,11 @@ impl Events {
     /// Waits until the init process of the container `id` has ended, gives its exit status, and forgets all events up to
     /// that one.
     pub(crate) fn await_exit(&mut self, id: &str, limit: Duration) -> Result<u64> {
+        self.await_end(id, limit).map(|(status, _)| status)
+    }
+
+    /// The same, with how many OOM kills in the container were announced before it.
+    pub(crate) fn await_end(&mut self, id: &str, limit: Duration) -> Result<(u64, usize)> {
         let container = format!(r#""container_id":"{id}","id":"{id}""#);
         let is_exit = |line: &str| line.contains("/tasks/exit ") && line.contains(&container);
         // A line counts only when it is complete.
@@ -59,7 +64,9 @@ impl Events {
             .map_err(|error| Error::unexpected(format!("waiting for the exit of {id}: {error}")))?;
         let end = at(&self.seen).unwrap_or_default();
         let past: String = self.seen.drain(..end).collect();
-        past.lines().last().map_or(Ok(0), exit_status)
+        let oom = |line: &&str| line.contains("/tasks/oom ") && line.contains(id);
+        let kills = past.lines().filter(oom).count();
+        Ok((past.lines().last().map_or(Ok(0), exit_status)?, kills))
     }
 
     /// Waits for an event on `topic` that names `id`.

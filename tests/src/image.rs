@@ -17,6 +17,8 @@ use crate::{Error, Result, locate};
 
 /// The image's name in containerd.
 pub const NAME: &str = "docker.io/tatami/test:1";
+/// The same files under another name, whose program does nothing for ever: a pod's sandbox.
+pub const PAUSE: &str = "docker.io/tatami/pause:1";
 
 /// The image on the host: an archive for `ctr image import`, and the same files as a directory.
 #[derive(Debug, Clone)]
@@ -66,32 +68,55 @@ fn make(dir: &Path, busybox: &Path, probe: &Path) -> Result<()> {
     tar(&dir.join("rootfs"), &dir.join("layer.tar"))?;
     let layer = read(&dir.join("layer.tar"))?;
     fs::rename(dir.join("layer.tar"), blobs.join(sha256(&layer)))?;
-    let config = json!({
-        "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
-        "os": "linux",
-        "config": { "Env": ["PATH=/bin:/sbin"], "Cmd": ["sh"] },
-        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", sha256(&layer))] },
-    });
-    let config = blob(&blobs, "application/vnd.oci.image.config.v1+json", &config)?;
-    let manifest = json!({
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": config,
-        "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &layer)],
-    });
-    let mut manifest = blob(&blobs, "application/vnd.oci.image.manifest.v1+json", &manifest)?;
-    manifest["annotations"] = json!({ "io.containerd.image.name": NAME, "org.opencontainers.image.ref.name": "1" });
+    let manifests = [
+        manifest(&blobs, &layer, NAME, &["sh"])?,
+        manifest(&blobs, &layer, PAUSE, &["sleep", "2147483647"])?,
+    ];
     fs::write(
         dir.join("oci/index.json"),
-        json!({ "schemaVersion": 2, "manifests": [manifest] }).to_string(),
+        json!({ "schemaVersion": 2, "manifests": manifests }).to_string(),
     )?;
     fs::write(
         dir.join("oci/oci-layout"),
         json!({ "imageLayoutVersion": "1.0.0" }).to_string(),
     )?;
+    let loaded = for_docker(&blobs, &manifests[0])?;
+    fs::write(dir.join("oci/manifest.json"), loaded.to_string())?;
     tar(&dir.join("oci"), &dir.join("image.tar"))?;
     fs::remove_dir_all(dir.join("oci"))?;
     Ok(())
+}
+
+/// What `docker load` reads, of the image with that line in the index: it finds the blobs where they are.
+fn for_docker(blobs: &Path, line: &Value) -> Result<Value> {
+    let path = |descriptor: &Value| descriptor["digest"].as_str().unwrap_or_default().replace(':', "/");
+    let name = path(line).replace("sha256/", "");
+    let manifest: Value = serde_json::from_slice(&read(&blobs.join(name))?)?;
+    Ok(json!([{
+        "Config": format!("blobs/{}", path(&manifest["config"])),
+        "RepoTags": ["tatami/test:1"],
+        "Layers": [format!("blobs/{}", path(&manifest["layers"][0]))],
+    }]))
+}
+
+/// Writes one image's blobs; the answer is its line of the index.
+fn manifest(blobs: &Path, layer: &[u8], name: &str, program: &[&str]) -> Result<Value> {
+    let config = json!({
+        "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+        "os": "linux",
+        "config": { "Env": ["PATH=/bin:/sbin"], "Cmd": program },
+        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", sha256(layer))] },
+    });
+    let config = blob(blobs, "application/vnd.oci.image.config.v1+json", &config)?;
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": config,
+        "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", layer)],
+    });
+    let mut manifest = blob(blobs, "application/vnd.oci.image.manifest.v1+json", &manifest)?;
+    manifest["annotations"] = json!({ "io.containerd.image.name": name, "org.opencontainers.image.ref.name": "1" });
+    Ok(manifest)
 }
 
 /// A root file system: busybox under the name of every applet, the probe, and the two account files.

@@ -179,6 +179,34 @@ fn sockets(tag: &str, state: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
+/// The runtimes' directories of one sandbox of CRI. Ours shows the first 24 characters of the id.
+pub fn sandbox_dirs(id: &str) -> Vec<PathBuf> {
+    let short = &id[..id.len().min(24)];
+    let ours = list(Path::new("/run/tatami"));
+    let runc = list(Path::new("/run/containerd/runc/k8s.io"));
+    ours.into_iter()
+        .filter(|path| names(path, short))
+        .chain(runc.into_iter().filter(|path| names(path, id)))
+        .collect()
+}
+
+/// What is left of one sandbox of CRI, one line each: its runtime's directories and its shim's socket.
+pub fn of_sandbox(id: &str, address: &Path, namespace: &str) -> Vec<String> {
+    let socket = sha256(format!("{}/{namespace}/{id}", address.display()).as_bytes());
+    let socket = Path::new("/run/containerd/s").join(socket);
+    sandbox_dirs(id)
+        .into_iter()
+        .chain(socket.exists().then_some(socket))
+        .map(|path| path.display().to_string())
+        .collect()
+}
+
+/// What CNI keeps of the network `name` outside of every test's directory.
+pub fn cni_notes(name: &str) -> Vec<PathBuf> {
+    let notes = list(Path::new("/var/lib/cni/results"));
+    notes.into_iter().filter(|path| names(path, name)).collect()
+}
+
 /// Removes by force what names `tag`, after a test that failed half-way.
 pub fn remove(tag: &str) {
     let found = processes(tag);

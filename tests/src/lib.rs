@@ -7,13 +7,21 @@
 //! of every container's id, so whatever on this machine names the tag belongs to that node and to nothing else. Tests
 //! can therefore run side by side and still prove that nothing of theirs is left.
 
+pub mod bench;
 pub mod containerd;
+pub mod cri;
 pub mod ctr;
+pub mod disk;
+pub mod docker;
 pub mod error;
 pub mod events;
+pub mod host_mount;
 pub mod image;
+pub mod kernel;
 pub mod leftovers;
 pub mod locate;
+pub mod named_netns;
+pub mod netns;
 pub mod node;
 pub mod probe;
 pub mod spec;
@@ -22,7 +30,10 @@ pub mod terminal;
 pub mod wait;
 
 pub use ctr::{Ctr, Output, Running};
+pub use docker::Docker;
 pub use error::{Error, Result};
+pub use host_mount::HostMount;
+pub use named_netns::NetNs;
 pub use node::{Node, Runtime};
 pub use probe::Report;
 pub use spec::Spec;

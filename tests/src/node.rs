@@ -14,9 +14,10 @@ use nix::{
 use tempfile::TempDir;
 
 use crate::{
-    Ctr, Error, Result, Spec,
-    containerd::Containerd,
+    Ctr, Error, Output, Result, Spec,
+    containerd::{self, Containerd},
     ctr::LIMIT,
+    disk::RawImage,
     events::Events,
     image::{self, Image},
     leftovers,
@@ -76,21 +77,43 @@ pub struct Node {
 impl Node {
     /// Starts a node with the runtime and the containerd that the environment asks for.
     pub fn start() -> Result<Self> {
-        Self::start_with(Version::wanted()?, None)
+        Self::start_with(Runtime::wanted()?, Version::wanted()?, None)
+    }
+
+    /// Starts a node with a given runtime, whatever the environment asks for.
+    pub fn start_runtime(runtime: Runtime) -> Result<Self> {
+        Self::start_with(runtime, Version::wanted()?, None)
     }
 
     /// Starts a node with a given containerd.
     pub fn start_version(version: Version) -> Result<Self> {
-        Self::start_with(version, None)
+        Self::start_with(Runtime::wanted()?, version, None)
     }
 
     /// Starts a node whose runtime reads the build's configuration and then `dropin`, a piece of TOML.
     pub fn start_configured(dropin: &str) -> Result<Self> {
-        Self::start_with(Version::wanted()?, Some(dropin))
+        Self::start_with(Runtime::wanted()?, Version::wanted()?, Some(dropin))
     }
 
-    fn start_with(version: Version, dropin: Option<&str>) -> Result<Self> {
-        let runtime = Runtime::wanted()?;
+    /// Starts a node whose containerd (2.1) makes root file systems in image files, as its snapshotter `blockfile`.
+    pub fn start_blockfile() -> Result<Self> {
+        Self::start_by(Runtime::wanted()?, Version::V2_1, None, |dir| {
+            let scratch = dir.join("scratch.img");
+            RawImage::ext4(&scratch, 32 << 20)?;
+            Ok(containerd::blockfile_configuration(dir, &scratch))
+        })
+    }
+
+    fn start_with(runtime: Runtime, version: Version, dropin: Option<&str>) -> Result<Self> {
+        Self::start_by(runtime, version, dropin, |dir| Ok(containerd::configuration(dir)))
+    }
+
+    fn start_by(
+        runtime: Runtime,
+        version: Version,
+        dropin: Option<&str>,
+        settings: impl FnOnce(&Path) -> Result<String>,
+    ) -> Result<Self> {
         let image = Image::get()?;
         let tag = tag();
         let dir = tempfile::Builder::new().prefix(&tag).rand_bytes(0).tempdir()?;
@@ -102,7 +125,8 @@ impl Node {
                 configuration(dir.path(), dropin)?.display().to_string(),
             ));
         }
-        let containerd = Containerd::start(dir.path(), version, environment)?;
+        let settings = settings(dir.path())?;
+        let containerd = Containerd::start_with(dir.path(), version, environment, &settings, None)?;
         let address = containerd.address();
         let program = version.binary("ctr")?;
         let ctr = || Ctr::new(program.clone(), &address, &tag);
@@ -145,6 +169,11 @@ impl Node {
         Ok(())
     }
 
+    /// containerd's log so far; shims write into it too.
+    pub fn log(&self) -> String {
+        self.containerd.log()
+    }
+
     /// The node's directory on the host, for files that a test shares with a container.
     pub fn dir(&self) -> &Path {
         self.dir.path()
@@ -163,6 +192,11 @@ impl Node {
     /// `ctr` on this node.
     pub fn ctr(&self) -> Ctr {
         Ctr::new(self.program.clone(), &self.containerd.address(), &self.tag)
+    }
+
+    /// `kata-ctl` of the build.
+    pub fn diagnose(&self) -> Result<Ctr> {
+        Ok(Ctr::kata_ctl(locate::built("bin/kata-ctl", "build")?))
     }
 
     /// `ctr run` of the test image; flags may follow, and the program to run.
@@ -261,11 +295,23 @@ impl Node {
         self.events.borrow_mut().await_exit(&self.id(name), LIMIT)
     }
 
+    /// Waits for the same, and gives the exit status and how many OOM kills in the container were announced until then.
+    pub fn await_end(&self, name: &str) -> Result<(u64, usize)> {
+        self.events.borrow_mut().await_end(&self.id(name), LIMIT)
+    }
+
     /// Waits until containerd announces that the kernel killed a process of a container for its memory.
     pub fn await_oom(&self, name: &str) -> Result<()> {
         self.events
             .borrow_mut()
             .await_topic("/tasks/oom ", &self.id(name), LIMIT)
+    }
+
+    /// Runs the build's `kata-ctl`.
+    pub fn kata_ctl(&self, words: &[&str]) -> Result<Output> {
+        Ctr::kata_ctl(locate::built("bin/kata-ctl", "build")?)
+            .args(words)
+            .output()
     }
 
     /// The processes on the host that belong to a container or its sandbox.
@@ -275,23 +321,34 @@ impl Node {
 
     /// Kills, as a crash would, every process of a container's sandbox whose program's name has `program` in it.
     pub fn kill_process(&self, name: &str, program: &str) -> Result<()> {
-        let victims: Vec<_> = self
+        self.signal_process(name, program, Signal::SIGKILL)
+    }
+
+    /// Sends a signal to every process of a container's sandbox whose program's name has `program` in it.
+    pub fn signal_process(&self, name: &str, program: &str, signal: Signal) -> Result<()> {
+        let targets: Vec<_> = self
             .processes(name)
             .into_iter()
             .filter(|process| process.program().contains(program))
             .collect();
-        if victims.is_empty() {
+        if targets.is_empty() {
             return Err(Error::unexpected(format!(
                 "no {program} among {:?}",
                 self.processes(name)
             )));
         }
-        for victim in victims {
-            let pid = i32::try_from(victim.pid).map_err(|_| Error::unexpected("a pid that is no pid"))?;
-            kill(Pid::from_raw(pid), Signal::SIGKILL)
-                .map_err(|error| Error::io(format!("killing {}", victim.command))(error.into()))?;
+        for target in targets {
+            let pid = i32::try_from(target.pid).map_err(|_| Error::unexpected("a pid that is no pid"))?;
+            kill(Pid::from_raw(pid), signal)
+                .map_err(|error| Error::io(format!("signalling {}", target.command))(error.into()))?;
         }
         Ok(())
+    }
+
+    /// Waits until containerd's log, in which the runtime's is, has all of these texts.
+    pub fn await_log(&self, texts: &[&str]) -> Result<()> {
+        let all = |log: &str| texts.iter().all(|text| log.contains(text));
+        wait::content(self.dir(), "log", LIMIT, all).map(drop)
     }
 
     /// The bundle directory of a container's task.
@@ -342,7 +399,7 @@ impl Drop for Node {
 }
 
 /// The configuration file for a node in `dir`: the build's own, or a copy of it with a drop-in beside it.
-fn configuration(dir: &Path, dropin: Option<&str>) -> Result<PathBuf> {
+pub(crate) fn configuration(dir: &Path, dropin: Option<&str>) -> Result<PathBuf> {
     let built = locate::configuration()?;
     let Some(dropin) = dropin else { return Ok(built) };
     let copy = dir.join("configuration.toml");
@@ -354,7 +411,7 @@ fn configuration(dir: &Path, dropin: Option<&str>) -> Result<PathBuf> {
 
 /// A name that no other node on this machine has. Short, because sockets' paths are (108 bytes, unix(7)) and because
 /// the runtime's directories show only the first 24 characters of a sandbox's id.
-fn tag() -> String {
+pub(crate) fn tag() -> String {
     let nanos = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |age| age.subsec_nanos());

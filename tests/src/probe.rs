@@ -14,6 +14,13 @@ impl Report {
         output.json().map(Self)
     }
 
+    /// Reads a report from the text that the probe printed.
+    pub fn parse_text(text: &str) -> Result<Self> {
+        serde_json::from_str(text)
+            .map(Self)
+            .map_err(|error| Error::unexpected(format!("{error}: {text}")))
+    }
+
     /// The fact at a JSON pointer (RFC 6901); null if there is none.
     pub fn fact(&self, pointer: &str) -> &Value {
         self.0.pointer(pointer).unwrap_or(&Value::Null)

@@ -91,6 +91,11 @@ impl Spec {
         )
     }
 
+    /// The field at a JSON pointer; null if there is none.
+    pub fn get(&self, pointer: &str) -> &Value {
+        self.0.pointer(pointer).unwrap_or(&Value::Null)
+    }
+
     /// Sets an annotation.
     pub fn annotation(mut self, key: &str, value: &str) -> Result<Self> {
         let annotations = self.field("/annotations")?;

@@ -53,8 +53,14 @@ pub fn gone(pid: u32, limit: Duration) -> Result<()> {
 pub fn changed<T>(dir: &Path, limit: Duration, mut done: impl FnMut() -> Option<T>) -> Result<T> {
     let what = || format!("watching {}", dir.display());
     let watch = inotify::init(inotify::CreateFlags::CLOEXEC).map_err(|error| Error::io(what())(error.into()))?;
-    inotify::add_watch(&watch, dir, inotify::WatchFlags::ALL_EVENTS)
-        .map_err(|error| Error::io(what())(error.into()))?;
+    // Not what reading does: `done` reads, and would find its own traces for ever.
+    let changes = inotify::WatchFlags::CREATE
+        | inotify::WatchFlags::DELETE
+        | inotify::WatchFlags::MOVE
+        | inotify::WatchFlags::MODIFY
+        | inotify::WatchFlags::ATTRIB
+        | inotify::WatchFlags::CLOSE_WRITE;
+    inotify::add_watch(&watch, dir, changes).map_err(|error| Error::io(what())(error.into()))?;
     let deadline = Instant::now() + limit;
     let mut space = [MaybeUninit::<u8>::uninit(); 4096];
     loop {

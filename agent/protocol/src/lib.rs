@@ -1,6 +1,7 @@
 //! The contract between the shim (host) and the agent (guest): messages, services, connections, well-known paths.
 //!
-//! It knows neither side. The messages are described in `proto/agent.proto`.
+//! It knows neither side. The messages are described in `proto/agent.proto`; those between `kata-ctl` and the shim, which
+//! hold some of the agent's, in `proto/diagnostics.proto`.
 
 pub mod preamble;
 
@@ -19,7 +20,7 @@ mod generated {
     include!(concat!(env!("OUT_DIR"), "/generated/mod.rs"));
 }
 
-pub use generated::{agent, agent_ttrpc};
+pub use generated::{agent, agent_ttrpc, diagnostics, diagnostics_ttrpc};
 
 /// The vsock CID under which a guest finds its host (`VMADDR_CID_HOST`, vsock(7)).
 pub const HOST_CID: u32 = 2;
@@ -36,6 +37,22 @@ pub const SHARE_TAG: &str = "kataShared";
 
 /// Where the guest mounts [`SHARE_TAG`].
 pub const SHARE_MOUNTPOINT: &str = "/run/tatami/shared";
+
+/// Where every sandbox of this host has a directory of its own, for root alone.
+pub const SANDBOXES: &str = "/run/tatami";
+
+/// The name in a sandbox's directory of the socket on which its shim serves containerd and `kata-ctl`.
+pub const SHIM_SOCKET: &str = "shim.sock";
+
+/// Where the guest mounts the file systems of its own that containers use ([`agent::Storage`]), each under its name.
+pub const STORAGE_DIRECTORY: &str = "/run/tatami/storage";
+
+/// Where the guest has the root of a pod's sandbox: its process is the agent's own, and needs no image.
+pub const PAUSE_ROOT: &str = "/run/tatami/pause";
+
+/// The program in [`PAUSE_ROOT`]. Without arguments it keeps the pod's namespaces; `dial PORT` connects its standard
+/// streams with a port of the pod.
+pub const PAUSE_PROGRAM: &str = "/pause";
 
 /// Largest message either side accepts, in bytes: ttrpc's own limit (4 MiB).
 pub const MAX_MESSAGE: usize = 4 << 20;

@@ -8,6 +8,7 @@ mod hugetlb;
 mod io;
 mod memory;
 mod pids;
+mod reserve;
 mod stats;
 mod unified;
 mod watch;
@@ -23,6 +24,8 @@ use rustix::process::Pid;
 use tokio::time::timeout;
 
 use crate::ids::ContainerId;
+pub(crate) use reserve::watch as watch_reserve;
+pub(crate) use stats::flat;
 pub(crate) use watch::Watch;
 
 const ROOT: &str = "/sys/fs/cgroup";
@@ -148,7 +151,7 @@ pub(crate) fn lay_out() -> Result<(), Error> {
         let control = Path::new(directory).join("cgroup.subtree_control");
         std::fs::write(&control, enable.join(" ")).map_err(failed("write", &control))?;
     }
-    Ok(())
+    reserve::keep()
 }
 
 /// `cgroup.procs` of the agent, open for writing.
@@ -200,6 +203,7 @@ impl Cgroup {
     /// # Errors
     /// The first value that is refused; those before it stay.
     pub(crate) fn apply(&self, resources: &LinuxResources) -> Result<(), Error> {
+        reserve::keep()?;
         for Setting { file, value, optional } in settings(resources)? {
             match std::fs::write(self.path.join(&file), &value) {
                 Ok(()) => {}
@@ -264,7 +268,7 @@ impl Cgroup {
         let wait = async {
             loop {
                 let text = std::fs::read_to_string(&path).map_err(failed("read", &path))?;
-                if stats::flat(&text).any(|pair| pair == (key, value)) {
+                if flat(&text).any(|pair| pair == (key, value)) {
                     return Ok(());
                 }
                 watch.changed().await.map_err(failed("watch", &path))?;

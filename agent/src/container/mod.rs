@@ -12,6 +12,7 @@
 
 mod control;
 mod launching;
+mod memlock;
 mod phase;
 mod supervise;
 
@@ -23,6 +24,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use crate::cgroup::{self, Cgroup};
+use crate::changes::Sources;
 use crate::dial::Dialer;
 use crate::error::Error;
 use crate::events::Events;
@@ -64,6 +66,8 @@ pub(crate) struct Container {
     oom: Arc<OomReporter>,
     oom_task: AbortHandle,
     services: Services,
+    /// Held as long as the container is: the host may tell of changes at any time.
+    pub(crate) sources: Sources,
     state: Mutex<State>,
     /// Whether its first process has ended: no exec may be under way any longer then.
     stopped: watch::Sender<bool>,
@@ -106,6 +110,7 @@ impl Container {
         }
         let devices = resources.and_then(|resources| resources.devices().as_deref());
         cgroup.restrict_devices(devices.unwrap_or_default())?;
+        let sources = Sources::open(&id, &spec);
         let changes = cgroup.oom_changes()?;
         let oom = Arc::new(OomReporter::new(
             id.clone(),
@@ -120,6 +125,7 @@ impl Container {
             oom,
             oom_task,
             services,
+            sources,
             state: Mutex::new(State {
                 life: Life::Creating,
                 processes: HashMap::new(),

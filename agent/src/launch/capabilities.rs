@@ -7,6 +7,33 @@ use oci_spec::runtime::{Capabilities, LinuxCapabilities};
 
 use super::fault::{Fault, Result};
 
+/// The sets as masks, as the kernel shows them in `/proc/PID/status`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Masks {
+    pub(super) bounding: u64,
+    pub(super) permitted: u64,
+    pub(super) effective: u64,
+    pub(super) inheritable: u64,
+    pub(super) ambient: u64,
+}
+
+/// What [`bound`] and [`apply`] make of the wanted sets.
+pub(super) fn masks(wanted: Option<&LinuxCapabilities>) -> Masks {
+    let mask = |select: fn(&LinuxCapabilities) -> &Option<Capabilities>| {
+        let set = known(wanted.and_then(|sets| select(sets).as_ref()));
+        set.iter().fold(0, |mask, capability| mask | capability.bitmask())
+    };
+    let permitted = mask(LinuxCapabilities::permitted);
+    let inheritable = mask(LinuxCapabilities::inheritable);
+    Masks {
+        bounding: mask(LinuxCapabilities::bounding),
+        permitted,
+        effective: mask(LinuxCapabilities::effective) & permitted,
+        inheritable,
+        ambient: mask(LinuxCapabilities::ambient) & inheritable,
+    }
+}
+
 /// Drops from the bounding set what the process shall never have. Must come before the user changes.
 pub(super) fn bound(wanted: Option<&LinuxCapabilities>) -> Result<()> {
     let keep = known(wanted.and_then(|sets| sets.bounding().as_ref()));

@@ -35,6 +35,7 @@ mod sys;
 mod sysctl;
 mod terminal;
 mod tree;
+mod verify;
 
 use std::{
     io,
@@ -174,6 +175,7 @@ pub async fn launch(request: LaunchRequest) -> Result<Launched, LaunchError> {
 /// As [`launch`].
 pub async fn launch_by(program: &Path, request: LaunchRequest) -> Result<Launched, LaunchError> {
     let began = Instant::now();
+    let expected = verify::Expected::of(&request);
     let parcel = Parcel::pack(request).map_err(LaunchError::child("instruct"))?;
     let (channel, mut guard) = spawn(program).map_err(LaunchError::child("start"))?;
     channel
@@ -194,6 +196,7 @@ pub async fn launch_by(program: &Path, request: LaunchRequest) -> Result<Launche
             Some((Word::Failed(fault), _)) => return Err(fault.into()),
             Some((Word::Ready, fds)) => {
                 let pid = made.ok_or(LaunchError::Vanished)?;
+                expected.check(pid).map_err(LaunchError::Internal)?;
                 tracing::debug!(%pid, ?started, made = ?made_after, ready = ?began.elapsed(), "waits at the gate");
                 return Ok(Launched {
                     pid,

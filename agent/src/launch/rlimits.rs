@@ -8,24 +8,35 @@ use rustix::{
 
 use super::fault::{Context, Result};
 
-/// What the kernel gives its first process (include/asm-generic/resource.h), but for NOFILE, which is what a service
-/// gets on a host with systemd. NPROC and SIGPENDING depend on the memory: the agent leaves them as they are.
-const DEFAULTS: [(Resource, Option<u64>, Option<u64>); 14] = [
-    (Resource::Cpu, None, None),
-    (Resource::Fsize, None, None),
-    (Resource::Data, None, None),
-    (Resource::Stack, Some(8 << 20), None),
-    (Resource::Core, Some(0), None),
-    (Resource::Rss, None, None),
-    (Resource::Nofile, Some(1024), Some(524_288)),
-    (Resource::Memlock, Some(8 << 20), Some(8 << 20)),
-    (Resource::As, None, None),
-    (Resource::Locks, None, None),
-    (Resource::Msgqueue, Some(819_200), Some(819_200)),
-    (Resource::Nice, Some(0), Some(0)),
-    (Resource::Rtprio, Some(0), Some(0)),
-    (Resource::Rttime, None, None),
+/// No limit (RLIM_INFINITY, getrlimit(2)).
+const NONE: u64 = u64::MAX;
+
+/// What the kernel gives its first process (include/asm-generic/resource.h), but for NOFILE, which is what a container gets
+/// from containerd and Docker where nothing is asked for: they set none, and systemd gives their services 1024:524288
+/// (containerd's pull request 8924, moby's 45534). NPROC and SIGPENDING depend on the memory: the agent leaves them as
+/// they are.
+const DEFAULTS: [(PosixRlimitType, u64, u64); 14] = [
+    (PosixRlimitType::RlimitCpu, NONE, NONE),
+    (PosixRlimitType::RlimitFsize, NONE, NONE),
+    (PosixRlimitType::RlimitData, NONE, NONE),
+    (PosixRlimitType::RlimitStack, 8 << 20, NONE),
+    (PosixRlimitType::RlimitCore, 0, NONE),
+    (PosixRlimitType::RlimitRss, NONE, NONE),
+    (PosixRlimitType::RlimitNofile, 1024, 524_288),
+    (PosixRlimitType::RlimitMemlock, 8 << 20, 8 << 20),
+    (PosixRlimitType::RlimitAs, NONE, NONE),
+    (PosixRlimitType::RlimitLocks, NONE, NONE),
+    (PosixRlimitType::RlimitMsgqueue, 819_200, 819_200),
+    (PosixRlimitType::RlimitNice, 0, 0),
+    (PosixRlimitType::RlimitRtprio, 0, 0),
+    (PosixRlimitType::RlimitRttime, NONE, NONE),
 ];
+
+/// The defaults of what the specification does not limit: kind, soft and hard.
+pub(super) fn defaults(wanted: &[PosixRlimit]) -> Vec<(PosixRlimitType, u64, u64)> {
+    let unset = |kind| wanted.iter().all(|limit| limit.typ() != kind);
+    DEFAULTS.into_iter().filter(|(kind, ..)| unset(*kind)).collect()
+}
 
 /// Raises the maxima that the specification asks more of, while the process still has the guest's privileges: a
 /// capability over a user namespace is not enough for that (setrlimit(2)). What the set-up itself may use stays as it is.
@@ -47,16 +58,12 @@ pub(super) fn make_room(wanted: &[PosixRlimit]) -> Result<()> {
 
 /// Sets all limits of the calling process.
 pub(super) fn set(wanted: &[PosixRlimit]) -> Result<()> {
-    for (resource, soft, hard) in DEFAULTS {
-        if wanted.iter().all(|limit| resource_of(limit.typ()) != resource) {
-            set_default(
-                resource,
-                Rlimit {
-                    current: soft,
-                    maximum: hard,
-                },
-            )?;
-        }
+    for (kind, soft, hard) in defaults(wanted) {
+        let limit = Rlimit {
+            current: bytes(soft),
+            maximum: bytes(hard),
+        };
+        set_default(resource_of(kind), limit)?;
     }
     for limit in wanted {
         let (soft, hard) = (bytes(limit.soft()), bytes(limit.hard()));
@@ -90,7 +97,7 @@ fn set_default(resource: Resource, limit: Rlimit) -> Result<()> {
 
 /// RLIM_INFINITY is no number to rustix.
 fn bytes(limit: u64) -> Option<u64> {
-    (limit != u64::MAX).then_some(limit)
+    (limit != NONE).then_some(limit)
 }
 
 fn resource_of(kind: PosixRlimitType) -> Resource {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use protocol::agent::{
     CloseStdinRequest, ContainerId as ContainerRequest, CreateContainerRequest, Empty, ExecRequest,
-    ListProcessesResponse, ProcessId, ProcessStarted, ResizeTerminalRequest, SignalRequest, StatsResponse,
-    UpdateRequest,
+    GuestMetricsResponse, HostChanges, ListProcessesResponse, MemlockReport, MemlockRequest, Network, ProcessId,
+    ProcessStarted, ResizeTerminalRequest, SignalRequest, StatsResponse, UpdateRequest,
 };
 use protocol::agent_ttrpc::Agent;
 use serde::de::DeserializeOwned;
@@ -17,15 +17,16 @@ use ttrpc::r#async::TtrpcContext;
 use crate::container::Container;
 use crate::error::Error;
 use crate::ids::{ContainerId, ExecId};
-use crate::sandbox::Sandbox;
+use crate::network::GuestNetwork;
+use crate::sandbox::{Sandbox, Wanted};
 
 /// Serves the host.
 #[derive(Debug)]
-pub(crate) struct Service(Arc<Sandbox>);
+pub(crate) struct Service(Arc<Sandbox>, Arc<GuestNetwork>);
 
 impl Service {
-    pub(crate) fn new(sandbox: Arc<Sandbox>) -> Self {
-        Self(sandbox)
+    pub(crate) fn new(sandbox: Arc<Sandbox>, network: Arc<GuestNetwork>) -> Self {
+        Self(sandbox, network)
     }
 
     fn container(&self, id: &str) -> Result<Arc<Container>, Error> {
@@ -41,7 +42,14 @@ impl Service {
         let id = ContainerId::new(&request.container_id)?;
         let spec = json(&id, "the specification", &request.spec)?;
         let stdio = request.stdio.clone().unwrap_or_default();
-        self.0.create(id, spec, stdio, &request.join_namespaces).await
+        let wanted = Wanted {
+            id,
+            spec,
+            stdio,
+            storages: request.storages.clone(),
+            devices: request.devices.clone(),
+        };
+        self.0.create(wanted, &request.join_namespaces).await
     }
 
     async fn try_exec(&self, request: &ExecRequest) -> Result<u32, Error> {
@@ -66,6 +74,27 @@ impl Service {
             ExecId::Init => self.0.delete(&id).await,
             exec @ ExecId::Exec(_) => self.0.container(&id)?.delete_exec(&exec),
         }
+    }
+}
+
+impl Service {
+    /// One after the other, and in the order in which the host made them.
+    async fn try_report(&self, request: HostChanges) -> Result<(), Error> {
+        let known = request.changes.into_iter().filter_map(|change| {
+            let container = self.container(&change.container_id).ok()?;
+            Some((container, change))
+        });
+        let known: Vec<_> = known.collect();
+        // Each may ask the host's file system.
+        let telling = tokio::task::spawn_blocking(move || {
+            known
+                .iter()
+                .try_for_each(|(container, change)| container.sources.tell(change))
+        });
+        telling
+            .await
+            .unwrap_or_else(|error| Err(std::io::Error::other(error)))
+            .map_err(Error::NoChanges)
     }
 }
 
@@ -116,6 +145,10 @@ impl Agent for Service {
 
     async fn exec(&self, _: &TtrpcContext, request: ExecRequest) -> ttrpc::Result<ProcessStarted> {
         answer("exec", Box::pin(self.try_exec(&request)).await.map(started))
+    }
+
+    async fn report_changes(&self, _: &TtrpcContext, request: HostChanges) -> ttrpc::Result<Empty> {
+        done("report changes", self.try_report(request).await)
     }
 
     async fn signal(&self, _: &TtrpcContext, request: SignalRequest) -> ttrpc::Result<Empty> {
@@ -185,8 +218,24 @@ impl Agent for Service {
         done("delete", self.try_delete(&request).await)
     }
 
+    async fn guest_metrics(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<GuestMetricsResponse> {
+        Ok(crate::metrics::guest())
+    }
+
+    async fn memlock(&self, _: &TtrpcContext, request: MemlockRequest) -> ttrpc::Result<MemlockReport> {
+        let report = match self.container(&request.container_id) {
+            Ok(container) => container.memlock(request.pid, request.pages).await,
+            Err(error) => Err(error),
+        };
+        answer("memlock", report)
+    }
+
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
         self.0.shut_down().await;
         Ok(Empty::default())
+    }
+
+    async fn update_network(&self, _: &TtrpcContext, request: Network) -> ttrpc::Result<Empty> {
+        done("update the network", self.1.apply(&request).await.map_err(Error::from))
     }
 }

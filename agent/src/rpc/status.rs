@@ -1,10 +1,13 @@
 //! Which status code an error becomes: the one table, without a catch-all.
 
 use tatami_agent::launch::LaunchError;
+use tatami_agent::memlock::ProbeError;
 use ttrpc::Code;
 
 use crate::cgroup;
 use crate::error::Error;
+use crate::network::NetworkError;
+use crate::storage::StorageError;
 use crate::streams::StreamError;
 
 pub(super) fn code(error: &Error) -> Code {
@@ -18,7 +21,22 @@ pub(super) fn code(error: &Error) -> Code {
         Error::Launch { source, .. } => launch(source),
         Error::Cgroup { source, .. } => cgroup(source),
         Error::Stream { source, .. } => stream(source),
+        Error::NoChanges(_) => Code::UNIMPLEMENTED,
+        Error::Memlock { source, .. } => probe(source),
+        Error::Network(error) => network(error),
+        Error::Storage { source, .. } => storage(source),
         Error::System { .. } => Code::INTERNAL,
+    }
+}
+
+fn network(error: &NetworkError) -> Code {
+    match error {
+        NetworkError::Message { .. } => Code::INVALID_ARGUMENT,
+        NetworkError::Socket(_)
+        | NetworkError::Attic(_)
+        | NetworkError::NoDevice { .. }
+        | NetworkError::Step { .. }
+        | NetworkError::Sysctl { .. } => Code::INTERNAL,
     }
 }
 
@@ -36,6 +54,15 @@ fn cgroup(error: &cgroup::Error) -> Code {
     }
 }
 
+fn probe(error: &ProbeError) -> Code {
+    match error {
+        ProbeError::NotAPowerOfTwo(_) => Code::INVALID_ARGUMENT,
+        ProbeError::TooMany { .. } => Code::FAILED_PRECONDITION,
+        ProbeError::Gone(_) => Code::NOT_FOUND,
+        ProbeError::System(..) | ProbeError::NoAnswer | ProbeError::Child(_) => Code::INTERNAL,
+    }
+}
+
 fn stream(error: &StreamError) -> Code {
     match error {
         StreamError::Token { .. } | StreamError::Mixed => Code::INVALID_ARGUMENT,
@@ -43,5 +70,19 @@ fn stream(error: &StreamError) -> Code {
         StreamError::Dial(..) | StreamError::Pipe(..) | StreamError::TerminalMissing | StreamError::Resize(_) => {
             Code::INTERNAL
         }
+    }
+}
+
+fn storage(error: &StorageError) -> Code {
+    match error {
+        StorageError::Invalid(_) | StorageError::Mount { .. } | StorageError::Different { .. } => {
+            Code::INVALID_ARGUMENT
+        }
+        StorageError::NoRoom { .. } => Code::RESOURCE_EXHAUSTED,
+        StorageError::Events(_)
+        | StorageError::NoDisk { .. }
+        | StorageError::Io { .. }
+        | StorageError::Busy { .. }
+        | StorageError::Thread(_) => Code::INTERNAL,
     }
 }

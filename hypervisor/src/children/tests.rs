@@ -78,21 +78,21 @@ async fn a_program_that_is_none_is_named() {
 }
 
 #[tokio::test]
-async fn a_missing_namespace_is_named() {
+async fn a_missing_cgroup_is_named() {
     let error = spawn(Program {
-        netns: NetworkNamespace::At("/nowhere/net".into()),
+        cgroup_procs: vec!["/nowhere/cgroup.procs".into()],
         ..shell("")
     })
     .await
     .unwrap_err();
-    assert!(error.to_string().contains("/nowhere/net"), "{error}");
+    assert!(error.to_string().contains("/nowhere/cgroup.procs"), "{error}");
 }
 
 #[tokio::test]
 async fn the_step_before_exec_that_failed_is_named() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let error = spawn(Program {
-        netns: NetworkNamespace::At(file.path().into()),
+        netns: NetworkNamespace::Of(Arc::new(file.into_file().into())),
         ..shell("")
     })
     .await
@@ -101,16 +101,4 @@ async fn the_step_before_exec_that_failed_is_named() {
         error.to_string().contains("cannot enter the network namespace"),
         "{error}"
     );
-}
-
-#[tokio::test]
-async fn a_namespace_of_its_own_can_be_entered_by_its_pid() {
-    let child = spawn(Program {
-        netns: NetworkNamespace::New,
-        ..shell("exec sleep 600")
-    })
-    .await
-    .unwrap();
-    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
-    assert_ne!(namespace(&child.handle().pid.to_string()), namespace("self"));
 }

@@ -3,20 +3,22 @@
 //! Owns one connection. Knows the protocol and no command's meaning, but for the event that says why a guest ended.
 //! Two tasks serve it, one per direction, so that a caller who gives up in mid-command leaves no half line behind.
 
+mod send;
 mod wire;
 
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
+use send::Line;
 use wire::{Message, WireError};
 
 /// How long QEMU may take for an answer. It answers at once unless its main loop is stuck.
@@ -63,7 +65,7 @@ type Pending = Arc<Mutex<HashMap<u64, oneshot::Sender<Result<Value, wire::Refusa
 /// A connection to the monitor. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Qmp {
-    lines: mpsc::Sender<Vec<u8>>,
+    lines: mpsc::Sender<Line>,
     pending: Pending,
     next_id: Arc<AtomicU64>,
     events: broadcast::Sender<Event>,
@@ -124,6 +126,18 @@ impl Qmp {
     /// # Errors
     /// QEMU refuses it, has ended, or does not answer within 30 s.
     pub async fn execute(&self, command: &str, arguments: Value) -> Result<Value, QmpError> {
+        self.run(command, arguments, None).await
+    }
+
+    /// Runs a command that takes a descriptor along (`add-fd`, `getfd`). QEMU has a copy of it when it has answered.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub async fn execute_with(&self, command: &str, arguments: Value, file: OwnedFd) -> Result<Value, QmpError> {
+        self.run(command, arguments, Some(file)).await
+    }
+
+    async fn run(&self, command: &str, arguments: Value, file: Option<OwnedFd>) -> Result<Value, QmpError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (sender, answer) = oneshot::channel();
         lock(&self.pending).insert(id, sender);
@@ -137,7 +151,10 @@ impl Qmp {
         }
         let answered = async {
             self.lines
-                .send(wire::command(command, arguments, id))
+                .send(Line {
+                    bytes: wire::command(command, arguments, id),
+                    file,
+                })
                 .await
                 .map_err(|_| QmpError::Closed)?;
             answer.await.map_err(|_| QmpError::Closed)
@@ -181,9 +198,9 @@ impl Drop for Forget<'_> {
     }
 }
 
-async fn write(mut writer: OwnedWriteHalf, mut queue: mpsc::Receiver<Vec<u8>>) {
+async fn write(mut writer: OwnedWriteHalf, mut queue: mpsc::Receiver<Line>) {
     while let Some(line) = queue.recv().await {
-        if writer.write_all(&line).await.is_err() {
+        if line.send(&mut writer).await.is_err() {
             // QEMU is gone; the reader sees it too and tells everybody.
             return;
         }

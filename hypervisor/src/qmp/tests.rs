@@ -1,7 +1,7 @@
 //! The client against a scripted QEMU at the other end of a socket pair.
 
 use serde_json::json;
-use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 
 use super::*;
 
@@ -103,4 +103,53 @@ async fn a_command_that_was_given_up_leaves_nothing() {
     };
     let (result, ()) = tokio::join!(qmp.execute("cont", Value::Null), script);
     assert_eq!(result.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_descriptor_travels_with_its_command() {
+    use std::io::{IoSliceMut, Read as _, Seek as _, Write as _};
+    use std::mem::MaybeUninit;
+
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let qmp = Qmp::new(ours);
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(b"the disk").unwrap();
+    let script = async {
+        theirs.readable().await.unwrap();
+        let mut bytes = [0; 4096];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let received = recvmsg(
+            &theirs,
+            &mut [IoSliceMut::new(&mut bytes)],
+            &mut control,
+            RecvFlags::CMSG_CLOEXEC,
+        )
+        .unwrap();
+        let command: Value = serde_json::from_slice(&bytes[..received.bytes]).unwrap();
+        let files: Vec<_> = control
+            .drain()
+            .filter_map(|message| match message {
+                RecvAncillaryMessage::ScmRights(files) => Some(files),
+                _ => None,
+            })
+            .flatten()
+            .collect();
+        let mut theirs = theirs;
+        let answer = json!({ "return": { "fdset-id": 1 }, "id": command["id"] });
+        theirs.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
+        (command, files)
+    };
+    let ask = qmp.execute_with("add-fd", json!({ "fdset-id": 1 }), file.into());
+    let (answer, (command, mut files)) = tokio::join!(ask, script);
+    assert_eq!(answer.unwrap()["fdset-id"], 1);
+    assert_eq!(command["arguments"]["fdset-id"], 1);
+    assert_eq!(files.len(), 1);
+    let mut received = std::fs::File::from(files.remove(0));
+    received.rewind().unwrap();
+    let mut text = String::new();
+    received.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "the disk");
 }

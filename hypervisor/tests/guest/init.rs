@@ -29,6 +29,7 @@ fn main() {
     let command_line = std::fs::read_to_string("/proc/cmdline").unwrap();
     let port = command_line.split_whitespace().find_map(|word| word.strip_prefix("test.port=")).unwrap();
     let mut host = dial(port.parse().unwrap());
+    mount_at("sys", "/sys", "sysfs");
     mount_at("share", "/share", "virtiofs");
     host.write_all(b"ready\n").unwrap();
     for line in BufReader::new(host.try_clone().unwrap()).lines() {
@@ -36,6 +37,13 @@ fn main() {
         let answer = match line.split_once(' ').unwrap_or((&line, "")) {
             ("read", path) => std::fs::read_to_string(path).unwrap_or_else(|error| format!("{error}\n")),
             ("write", path) => std::fs::write(path, "from the guest\n").map_or_else(|error| format!("{error}\n"), |()| String::from("done\n")),
+            // Answers when the file is there and says something: one of a device that is going says nothing.
+            ("await", path) => loop {
+                match std::fs::read_to_string(path) {
+                    Ok(text) if !text.is_empty() => break text.trim_end().to_owned() + "\n",
+                    _ => std::thread::yield_now(),
+                }
+            },
             ("flood", _) => flood(),
             // LINUX_REBOOT_CMD_POWER_OFF
             ("poweroff", _) => unsafe { reboot(0x4321_fedc) }.to_string(),

@@ -54,6 +54,7 @@ impl Sandbox {
             shared_dir: self.path("shared"),
             share_tag: String::from("share"),
             netns: hypervisor::NetworkNamespace::Inherited,
+            nics: Vec::new(),
             cgroup_procs: Vec::new(),
             kernel_params: Vec::new(),
             host_port: 1024,

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use futures::StreamExt;
-use protocol::agent::{Empty, Event, HelloRequest, SandboxSetup, event::What};
+use protocol::agent::{Empty, Event, HelloRequest, Network, SandboxSetup, event::What};
 use protocol::agent_ttrpc::{Host, create_host};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{mpsc, oneshot};
@@ -19,6 +19,7 @@ use ttrpc::r#async::{Server, TtrpcContext};
 
 use super::connections::{Arrived, Expected, LogSink, accept};
 use crate::agent_client::{AgentClient, printable};
+use crate::guest_kernel;
 use crate::vm::{Connection, LaunchError, Launcher, Machine};
 
 /// Bytes of the console in a message.
@@ -74,6 +75,7 @@ pub struct BootPlan {
 pub(super) struct Booted {
     pub(super) machine: Arc<dyn Machine>,
     pub(super) agent: AgentClient,
+    pub(super) hello: HelloRequest,
 }
 
 /// What a booted VM tells.
@@ -115,8 +117,8 @@ pub(super) async fn boot(
     let waited_for = Mutex::new("the guest's agent did not call");
     let failure = tokio::select! {
         biased;
-        booted = greet(plan, arrived, &waited_for) => match booted {
-            Ok((agent, signals)) => return Ok((Booted { machine, agent }, signals)),
+        booted = greet(plan, machine.network(), arrived, &waited_for) => match booted {
+            Ok((agent, hello, signals)) => return Ok((Booted { machine, agent, hello }, signals)),
             Err(reason) => Ok(reason),
         },
         ending = machine.ended() => Ok(ending.reason),
@@ -143,9 +145,10 @@ pub(super) async fn boot(
 
 async fn greet(
     plan: &BootPlan,
+    network: Option<Network>,
     mut arrived: mpsc::Receiver<Arrived>,
     waited_for: &Mutex<&'static str>,
-) -> Result<(AgentClient, Signals), String> {
+) -> Result<(AgentClient, HelloRequest, Signals), String> {
     let waiting = |what| {
         if let Ok(mut waited_for) = waited_for.lock() {
             *waited_for = what;
@@ -159,8 +162,10 @@ async fn greet(
     waiting("the guest's agent did not say hello");
     let (events, received) = mpsc::channel(EVENTS);
     let (hello, greeted) = oneshot::channel();
+    let mut setup = plan.setup.clone();
+    setup.network = network.into();
     let service = Arc::new(HostService {
-        setup: plan.setup.clone(),
+        setup,
         hello: Mutex::new(Some(hello)),
         published: AtomicU64::new(0),
         events,
@@ -180,6 +185,7 @@ async fn greet(
         cpus = hello.cpus,
         "the guest is up"
     );
+    guest_kernel::warn_of(&printable(&hello.kernel_release, 64));
     waiting("the guest's agent did not finish its setup");
     let agent = match arrived.recv().await.ok_or_else(ended)? {
         Arrived::Agent(agent) => agent,
@@ -197,7 +203,7 @@ async fn greet(
             _agent: agent_line,
         },
     };
-    Ok((agent, signals))
+    Ok((agent, hello, signals))
 }
 
 /// What the agent calls.

@@ -1,22 +1,25 @@
 //! Create: mounts while the VM boots, hooks, the agent. What was done is undone if it cannot be finished.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
 
 use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
 use containerd_shim_protos::topics::TASK_CREATE_EVENT_TOPIC;
-use protocol::agent::CreateContainerRequest;
+use protocol::agent::{BlockDevice, CreateContainerRequest, Storage};
 use tokio::sync::oneshot;
 
-use super::host::GuestContainer;
+use super::host::{GuestContainer, HostError};
 use super::process::{Exit, Phase, Process, ProcessName};
-use super::{Container, Mount, Sandbox, Slot};
+use super::stand_in::{StandIn, pid_in};
+use super::{Container, DiskError, Mount, Sandbox, Slot};
+use crate::agent_client::AgentClient;
 use crate::error::{Error, chain};
 use crate::hooks::HookPoint;
 use crate::id::ContainerId;
-use crate::streams::{Prepared, StdioPaths};
+use crate::streams::StdioPaths;
+use crate::volumes::Volumes;
 
 /// What is to be created.
 #[derive(Debug, Clone)]
@@ -95,6 +98,7 @@ impl Sandbox {
                 tracing::debug!(%error, "the guest has nothing to undo");
             }
         }
+        self.release_disks(&request.id).await;
         if progress.attaching
             && let Err(error) = self.host.detach(&request.id).await
         {
@@ -129,28 +133,28 @@ impl Sandbox {
                 subject: subject(),
                 source,
             })?;
+            self.update_network(&agent, &subject()).await?;
         }
-        let stream_error = |source| Error::Stream {
-            subject: subject(),
-            source,
-        };
-        let opened = Prepared::open(
-            &request.stdio,
-            &self.expected,
-            request.id.as_str(),
-            self.namespace.as_str(),
-        );
-        let prepared = opened.await.map_err(stream_error)?;
+        let prepared = self.open_streams(init).await?;
         let GuestContainer {
             spec,
-            join_namespaces,
+            mut join_namespaces,
+            pid_namespace,
             hooks,
+            memlock,
+            volumes,
         } = guest;
+        if let Some(owner) = pid_namespace.map(|path| self.owner_of(&path, &subject())).transpose()? {
+            join_namespaces.insert("pid".to_owned(), owner.to_string());
+        }
+        let (storages, devices) = self.plug_in(&request.id, volumes).await?;
         let call = CreateContainerRequest {
             container_id: request.id.to_string(),
             spec,
             stdio: Some(prepared.stdio()).into(),
             join_namespaces,
+            storages,
+            devices,
             ..Default::default()
         };
         progress.asked_agent = true;
@@ -160,19 +164,30 @@ impl Sandbox {
             subject: subject(),
             source,
         })?;
-        let streams = Arc::new(prepared.connect().await.map_err(stream_error)?);
-        self.watch_stdin(init, &streams, &agent);
-        init.set_streams(streams);
+        self.connect_streams(init, prepared, &agent).await?;
+        let stand_in = if request.id.as_str() == self.id.as_str() {
+            None
+        } else {
+            let made = StandIn::new(self.pid()).await;
+            Some(made.map_err(|source| Error::Host {
+                operation: "make a pid for",
+                subject: subject(),
+                source: HostError::Other(Box::new(source)),
+            })?)
+        };
         let container = Container {
             id: request.id.clone(),
             bundle: request.bundle.clone(),
             init: Arc::clone(init),
             execs: std::sync::Mutex::default(),
             hooks,
+            memlock,
             changes: tokio::sync::Mutex::default(),
             paused: AtomicBool::new(false),
+            doomed: AtomicBool::new(false),
+            stand_in,
         };
-        let pid = self.pid();
+        let pid = self.pid_of(&container);
         {
             let mut slots = self.slots();
             // The VM's end is recorded before the map is walked: either we see it here, or the walk sees the container.
@@ -182,6 +197,78 @@ impl Sandbox {
         }
         init.set_phase(Phase::Created);
         Ok(pid)
+    }
+
+    /// The container whose PID namespace a path of the host stands for: another one of the pod, by its pid, or the
+    /// sandbox's own.
+    fn owner_of(&self, path: &Path, subject: &str) -> Result<ContainerId, Error> {
+        let pid = match pid_in(path) {
+            Some(pid) if pid != self.pid() => pid,
+            Some(_) | None => return Ok(ContainerId::new(self.id.as_str())?),
+        };
+        let slots = self.slots();
+        let owner = slots.values().find_map(|slot| match slot {
+            Slot::Ready(container) if self.pid_of(container) == pid => Some(container.id.clone()),
+            Slot::Ready(_) | Slot::Creating(_) => None,
+        });
+        owner.ok_or_else(|| Error::Invalid {
+            what: "the PID namespace",
+            subject: subject.to_owned(),
+            reason: format!("{} is no container's of this sandbox", path.display()),
+        })
+    }
+
+    /// The hooks may have put a network into the VM's namespace, as Docker's do.
+    async fn update_network(&self, agent: &AgentClient, subject: &str) -> Result<(), Error> {
+        let Some(machine) = self.machine() else { return Ok(()) };
+        let network = machine.network_after_hooks().await.map_err(|error| Error::Host {
+            operation: "set up the network of",
+            subject: subject.to_owned(),
+            source: HostError::Other(Box::new(error)),
+        })?;
+        let Some(network) = network else { return Ok(()) };
+        let updated = agent.update_network(&network).await;
+        updated.map(drop).map_err(|source| Error::Agent {
+            operation: "set up the network of",
+            subject: subject.to_owned(),
+            source,
+        })
+    }
+
+    /// Plugs in what a container needs, and tells the guest by which numbers it finds it.
+    async fn plug_in(
+        &self,
+        container: &ContainerId,
+        volumes: Volumes,
+    ) -> Result<(Vec<Storage>, Vec<BlockDevice>), Error> {
+        let failed = |source| Error::Disk {
+            subject: format!("container {container}"),
+            source: Box::new(source),
+        };
+        let mut serials = Vec::new();
+        for disk in volumes.disks {
+            let machine = self.machine().ok_or_else(|| failed(DiskError::Interrupted))?;
+            serials.push(self.disks.attach(machine, container, disk).await.map_err(failed)?);
+        }
+        let serial = |index: usize| serials.get(index).cloned().unwrap_or_default();
+        let storages = volumes.storages.into_iter().map(|(mut storage, disk)| {
+            storage.serial = disk.map(serial).unwrap_or_default();
+            storage
+        });
+        let devices = volumes.devices.into_iter().map(|(mut device, disk)| {
+            device.serial = serial(disk);
+            device
+        });
+        Ok((storages.collect(), devices.collect()))
+    }
+
+    /// Unplugs what a container leaves. A guest that holds on to a disk does not hold up the deletion: the disk is freed by
+    /// the VM's end.
+    pub(super) async fn release_disks(&self, container: &ContainerId) {
+        let machine = self.machine().filter(|_| self.is_ready());
+        for (serial, error) in self.disks.release(machine, container).await {
+            tracing::error!(%container, serial, error = chain(&error), "a disk stays in the VM until its end");
+        }
     }
 
     fn publish_created(&self, request: &CreateRequest, pid: u32) {

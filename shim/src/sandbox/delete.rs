@@ -58,7 +58,7 @@ impl Sandbox {
         if let Some(exec) = &process.name.exec {
             container.execs().remove(exec);
         }
-        Ok((self.pid(), exit))
+        Ok((self.pid_of(container), exit))
     }
 
     async fn delete_container(self: &Arc<Self>, container: &Container) -> Result<(u32, Exit), Error> {
@@ -73,14 +73,16 @@ impl Sandbox {
             // Its exit is reported as any other; if it is not, the deletion in the guest says why.
             let _ = tokio::time::timeout(KILL, process.stopped()).await;
         }
+        // It unmounts what is on disks: they are clean when they are unplugged, and that is before the answer.
         self.forget_in_guest(process).await?;
+        self.release_disks(&container.id).await;
         process.drop_streams();
         self.host.detach(&container.id).await.map_err(|source| Error::Host {
             operation: "unmount the files of",
             subject: process.name.to_string(),
             source,
         })?;
-        let pid = self.pid();
+        let pid = self.pid_of(container);
         let exit = match process.phase() {
             Phase::Stopped(exit) => exit,
             _ => {

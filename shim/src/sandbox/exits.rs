@@ -45,6 +45,13 @@ impl Sandbox {
 
     fn exited(self: &Arc<Self>, exit: &ProcessExit) {
         let Some(process) = exit.process.as_ref().and_then(|name| self.reported(name)) else {
+            let forwarded = exit
+                .process
+                .as_ref()
+                .is_some_and(|name| self.forward_ended(name, exit.stdout_length));
+            if forwarded {
+                return;
+            }
             tracing::warn!("the guest reports the exit of a process that does not exist");
             return;
         };
@@ -70,6 +77,9 @@ impl Sandbox {
     /// The process that the guest names, also one whose creation is under way.
     fn reported(&self, name: &ProcessId) -> Option<Arc<Process>> {
         let container = ContainerId::new(&name.container_id).ok()?;
+        if let Some(console) = self.console(&container) {
+            return name.exec_id.is_empty().then_some(console);
+        }
         let slots = self.slots();
         match slots.get(&container)? {
             Slot::Creating(init) => name.exec_id.is_empty().then(|| Arc::clone(init)),
@@ -126,6 +136,10 @@ impl Sandbox {
         if matches!(process.phase(), Phase::Stopped(_)) {
             return;
         }
+        if self.console(&process.name.container).is_some() {
+            process.set_phase(Phase::Stopped(exit));
+            return;
+        }
         let event = TaskExit {
             container_id: process.name.container.to_string(),
             // containerd's shims give the container's id for its first process.
@@ -135,7 +149,9 @@ impl Sandbox {
                 .as_ref()
                 .map_or(process.name.container.as_str(), ExecId::as_str)
                 .to_owned(),
-            pid: self.pid(),
+            pid: self
+                .container(&process.name.container)
+                .map_or_else(|_| self.pid(), |container| self.pid_of(&container)),
             exit_status: exit.status,
             exited_at: Some(timestamp(exit.at)).into(),
             ..Default::default()
@@ -161,6 +177,9 @@ impl Sandbox {
             stderr: None,
             patience: LAST_WORDS,
         };
+        for console in self.all_consoles() {
+            self.finish(console, exit, lengths);
+        }
         for container in containers {
             if ending.out_of_memory {
                 self.publish_oom(&container.id);

@@ -14,7 +14,10 @@ use crate::guest_spec::{Input, guest_spec};
 use crate::hooks::{self, HookPoint, HookState};
 use crate::host_ns::HostNamespace;
 use crate::id::{ContainerId, SandboxId};
+use crate::memlock::{ContainerPolicy, SandboxPolicy};
 use crate::share::SharedTree;
+use crate::volumes::Volumes;
+use crate::watch::Watches;
 
 /// The host could not do it.
 #[derive(Debug, thiserror::Error)]
@@ -41,8 +44,14 @@ pub struct GuestContainer {
     pub spec: Vec<u8>,
     /// OCI type of a namespace to the container whose namespace is joined.
     pub join_namespaces: HashMap<String, String>,
+    /// The host's path of the PID namespace that a container of a pod joins.
+    pub pid_namespace: Option<PathBuf>,
     /// Hooks that the host runs.
     pub hooks: Option<ContainerHooks>,
+    /// How much memory its processes may lock.
+    pub memlock: ContainerPolicy,
+    /// What it needs of disks and of the guest's memory.
+    pub volumes: Volumes,
 }
 
 /// The host's side of the sandbox's containers.
@@ -68,6 +77,10 @@ pub trait HostSide: Send + Sync {
     /// # Errors
     /// Something is still mounted.
     async fn detach(&self, container: &ContainerId) -> Result<(), HostError>;
+    /// What the guest is to be told of; None: nothing is watched.
+    fn watches(&self) -> Option<Watches> {
+        None
+    }
 }
 
 /// The real one.
@@ -78,8 +91,12 @@ pub struct RealHost {
     pub host: HostNamespace,
     /// The sandbox.
     pub sandbox: SandboxId,
+    /// What the containers have of the host is watched here.
+    pub watches: Option<Watches>,
     /// Kata's `disable_guest_seccomp`.
     pub disable_guest_seccomp: bool,
+    /// How much memory the processes of its containers may lock.
+    pub memlock: SandboxPolicy,
 }
 
 fn other(error: impl Error + Send + Sync + 'static) -> HostError {
@@ -105,25 +122,46 @@ impl HostSide for RealHost {
         let (sandbox, container) = (self.sandbox.clone(), container.clone());
         let (bundle, rootfs) = (bundle.to_owned(), rootfs.to_vec());
         let disable_guest_seccomp = self.disable_guest_seccomp;
+        let policy = self.memlock.clone();
+        let watches = self.watches.clone();
+        let host = self.host.clone();
         blocking(move || {
-            let spec = Spec::load(bundle.join("config.json")).map_err(|error| HostError::Spec(Box::new(error)))?;
+            let mut spec = Spec::load(bundle.join("config.json")).map_err(|error| HostError::Spec(Box::new(error)))?;
+            let volumes = Volumes::plan(&mut spec, &rootfs, &host).map_err(|error| HostError::Spec(Box::new(error)))?;
             let input = Input {
                 container: &container,
                 sandbox: &sandbox,
                 disable_guest_seccomp,
             };
-            let guest = guest_spec(&spec, input).map_err(|error| HostError::Spec(Box::new(error)))?;
-            for warning in &guest.warnings {
+            let mut guest = guest_spec(&spec, input).map_err(|error| HostError::Spec(Box::new(error)))?;
+            let memlock = policy.of_container(spec.annotations().as_ref());
+            let notes = memlock.apply(&mut guest.spec);
+            let notes = notes.map_err(|error| HostError::Spec(Box::new(error)))?;
+            for warning in guest.warnings.iter().chain(&notes).chain(&volumes.warnings) {
                 tracing::warn!(%container, warning);
             }
             let root = spec
                 .root()
                 .as_ref()
                 .map_or_else(|| PathBuf::from("rootfs"), |root| root.path().clone());
-            tree.attach_rootfs(&container, &rootfs, &bundle.join(root))
-                .map_err(other)?;
-            for bind in &guest.binds {
-                tree.attach_bind(&container, bind).map_err(other)?;
+            match (&volumes.rootfs, guest.spec.root_mut()) {
+                (Some(path), Some(root)) => {
+                    root.set_path(path.clone());
+                }
+                // The guest has the root of a pod's sandbox itself.
+                _ if guest.pause => {}
+                _ => {
+                    tree.attach_rootfs(&container, &rootfs, &bundle.join(root))
+                        .map_err(other)?;
+                }
+            }
+            let propagating = tree.propagating().map_err(other)?;
+            for bind in guest.binds.clone() {
+                let allowed = tree.attach_bind(&container, &bind, &propagating).map_err(other)?;
+                guest.keep(&bind, input, allowed);
+                if let Some(watches) = &watches {
+                    watches.add(&container, bind.number);
+                }
             }
             let hooks = spec.hooks().clone().map(|hooks| ContainerHooks {
                 hooks,
@@ -139,7 +177,10 @@ impl HostSide for RealHost {
             Ok(GuestContainer {
                 spec: serde_json::to_vec(&guest.spec).map_err(other)?,
                 join_namespaces: guest.join_namespaces.into_iter().collect(),
+                pid_namespace: guest.pid_namespace,
                 hooks,
+                memlock,
+                volumes,
             })
         })
         .await
@@ -157,7 +198,14 @@ impl HostSide for RealHost {
     }
 
     async fn detach(&self, container: &ContainerId) -> Result<(), HostError> {
+        if let Some(watches) = &self.watches {
+            watches.forget(container);
+        }
         let (tree, container) = (self.tree.clone(), container.clone());
         blocking(move || tree.detach(&container).map_err(other)).await
+    }
+
+    fn watches(&self) -> Option<Watches> {
+        self.watches.clone()
     }
 }

@@ -11,35 +11,47 @@
 //! It knows neither containerd's messages nor QEMU.
 
 pub mod boot;
+mod changes;
 pub mod connections;
+pub mod console;
 mod create;
 mod delete;
+mod disks;
+mod doom;
 mod exits;
+mod forward;
+mod health;
 pub mod host;
 pub mod process;
+mod stand_in;
 mod start;
 mod verbs;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::types::mount::Mount;
-use tokio::sync::watch;
+use protocol::agent::Network;
+use tokio::sync::{oneshot, watch};
 
 use self::boot::{BootError, BootPlan, Booted};
 use self::connections::Expected;
+use self::disks::Disks;
 use self::host::{ContainerHooks, HostSide};
 use self::process::{Exit, Process, ProcessName};
+use self::stand_in::StandIn;
 use crate::agent_client::AgentClient;
 use crate::error::Error;
 use crate::events::Publisher;
 use crate::id::{ContainerId, ExecId, Namespace, SandboxId};
+use crate::memlock::ContainerPolicy;
 use crate::vm::{Ending, Machine};
 
 pub use self::create::CreateRequest;
+pub use self::disks::DiskError;
 
 /// For the guest to power itself off.
 const GRACE: Duration = Duration::from_secs(2);
@@ -66,9 +78,14 @@ pub struct Container {
     pub init: Arc<Process>,
     execs: Mutex<HashMap<ExecId, Arc<Process>>>,
     hooks: Option<ContainerHooks>,
+    memlock: ContainerPolicy,
     /// Serializes start, pause, resume and delete.
     changes: tokio::sync::Mutex<()>,
     paused: AtomicBool,
+    /// SIGKILL has been sent to its first process.
+    doomed: AtomicBool,
+    /// The pid of a container that is not the sandbox's first.
+    stand_in: Option<StandIn>,
 }
 
 impl Container {
@@ -94,12 +111,20 @@ pub struct Sandbox {
     events: Publisher,
     expected: Expected,
     slots: Mutex<HashMap<ContainerId, Slot>>,
+    /// The programs that run for `kata-ctl exec`: containerd does not know them.
+    consoles: Mutex<HashMap<ContainerId, Arc<Process>>>,
+    debug_console: bool,
+    kernel: PathBuf,
+    disks: Arc<Disks>,
     vm: watch::Sender<Vm>,
     machine: Mutex<Option<Arc<dyn Machine>>>,
     stopping: watch::Sender<bool>,
     /// Why the VM has been given up, once it has been.
     given_up: watch::Sender<Option<String>>,
     patience: Duration,
+    /// The processes of forwarded connections, which containerd does not know.
+    forwards: Mutex<HashMap<ExecId, oneshot::Sender<forward::Length>>>,
+    next_forward: AtomicU64,
 }
 
 /// What a sandbox is made of.
@@ -114,6 +139,10 @@ pub struct Parts {
     pub events: Publisher,
     /// Longest time without progress that the output of an ended process is waited for.
     pub patience: Duration,
+    /// Whether programs may be run in the guest's own namespaces.
+    pub debug_console: bool,
+    /// The guest's kernel.
+    pub kernel: PathBuf,
 }
 
 impl Sandbox {
@@ -128,11 +157,17 @@ impl Sandbox {
             events: parts.events,
             expected: Expected::default(),
             slots: Mutex::default(),
+            consoles: Mutex::default(),
+            debug_console: parts.debug_console,
+            kernel: parts.kernel,
+            disks: Arc::default(),
             vm: watch::Sender::new(Vm::Booting),
             machine: Mutex::default(),
             stopping: watch::Sender::new(false),
             given_up: watch::Sender::new(None),
             patience: parts.patience,
+            forwards: Mutex::default(),
+            next_forward: AtomicU64::new(0),
         });
         tokio::spawn(Arc::clone(&sandbox).live(plan));
         sandbox
@@ -161,6 +196,9 @@ impl Sandbox {
             }
         };
         self.vm.send_replace(Vm::Ready(Arc::clone(&booted)));
+        if let Some(watches) = self.host.watches() {
+            tokio::spawn(changes::tell(watches, booted.agent.clone(), self.vm.subscribe()));
+        }
         let ending = loop {
             tokio::select! {
                 event = signals.events.recv() => match event {
@@ -173,6 +211,7 @@ impl Sandbox {
                     let ending = tokio::time::timeout(GRACE, booted.machine.ended()).await;
                     break ending.unwrap_or_else(|_| ended("the guest's agent is gone"));
                 },
+                network = booted.machine.next_network() => self.network_changed(&booted.agent, network),
                 reason = given_up(&mut hopeless) => break ended(&reason),
                 () = told_to_stop(&mut stopping) => {
                     // It may have been told already; what matters is that it goes.
@@ -205,6 +244,16 @@ impl Sandbox {
         self.end_all(&ending, at);
     }
 
+    /// Tells the guest, without holding up the rest.
+    fn network_changed(&self, agent: &AgentClient, network: Network) {
+        let (agent, id) = (agent.clone(), self.id.clone());
+        tokio::spawn(async move {
+            if let Err(error) = agent.update_network(&network).await {
+                tracing::warn!(sandbox = %id, error = crate::error::chain(&error), "the guest keeps its network as it was");
+            }
+        });
+    }
+
     fn machine(&self) -> Option<Arc<dyn Machine>> {
         self.machine.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -213,7 +262,11 @@ impl Sandbox {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The VMM's pid; 0 before it runs. It stands for every process: the guest's own mean nothing on the host.
+    fn forwards(&self) -> MutexGuard<'_, HashMap<ExecId, oneshot::Sender<forward::Length>>> {
+        self.forwards.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The VMM's pid; 0 before it runs. It stands for the sandbox: the guest's own pids mean nothing on the host.
     #[must_use]
     pub fn pid(&self) -> u32 {
         match &*self.vm.borrow() {
@@ -221,6 +274,12 @@ impl Sandbox {
             Vm::Ready(booted) => booted.machine.pid(),
             Vm::Booting | Vm::Failed(_) => self.machine().map_or(0, |machine| machine.pid()),
         }
+    }
+
+    /// The pid that stands for a container's processes: the VMM's, or one of its own for a further container of a pod.
+    #[must_use]
+    pub fn pid_of(&self, container: &Container) -> u32 {
+        container.stand_in.as_ref().map_or_else(|| self.pid(), StandIn::pid)
     }
 
     /// Waits until the VM is up.
@@ -258,6 +317,22 @@ impl Sandbox {
                 reason: ending.reason.clone(),
             }),
         }
+    }
+
+    /// containerd's namespace.
+    #[must_use]
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// The containers that have been created, in the order of their ids.
+    #[must_use]
+    pub fn container_ids(&self) -> Vec<ContainerId> {
+        let slots = self.slots();
+        let made = slots.iter().filter(|(_, slot)| matches!(slot, Slot::Ready(_)));
+        let mut ids: Vec<_> = made.map(|(id, _)| id.clone()).collect();
+        ids.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+        ids
     }
 
     /// A container that has been created.

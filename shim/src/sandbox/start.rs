@@ -9,6 +9,7 @@ use containerd_shim_protos::topics::{
 };
 use protocol::agent::{CloseStdinRequest, ExecRequest, ResizeTerminalRequest};
 
+use super::host::HostError;
 use super::process::{Exit, Phase, Process, ProcessName};
 use super::verbs::{agent_container, failed};
 use super::{Container, Sandbox};
@@ -54,7 +55,7 @@ impl Sandbox {
             return Err(failed("start", &process.name)(source));
         }
         self.apply_size(&agent, process).await;
-        let pid = self.pid();
+        let pid = self.pid_of(container);
         let event = TaskStart {
             container_id: container.id.to_string(),
             pid,
@@ -95,7 +96,7 @@ impl Sandbox {
             }));
             return Err(error);
         }
-        let pid = self.pid();
+        let pid = self.pid_of(container);
         let event = TaskExecStarted {
             container_id: container.id.to_string(),
             exec_id: process.name.exec_id().to_owned(),
@@ -109,17 +110,7 @@ impl Sandbox {
 
     async fn run_exec(&self, agent: &AgentClient, process: &Arc<Process>) -> Result<(), Error> {
         let name = &process.name;
-        let stream_error = |source| Error::Stream {
-            subject: name.to_string(),
-            source,
-        };
-        let opened = Prepared::open(
-            &process.stdio,
-            &self.expected,
-            name.container.as_str(),
-            self.namespace.as_str(),
-        );
-        let prepared = opened.await.map_err(stream_error)?;
+        let prepared = self.open_streams(process).await?;
         let call = ExecRequest {
             container_id: name.container.to_string(),
             exec_id: name.exec_id().to_owned(),
@@ -128,10 +119,35 @@ impl Sandbox {
             ..Default::default()
         };
         agent.exec(&call).await.map_err(failed("start", name))?;
-        let streams = Arc::new(prepared.connect().await.map_err(stream_error)?);
+        self.connect_streams(process, prepared, agent).await?;
+        self.apply_size(agent, process).await;
+        Ok(())
+    }
+
+    /// Opens the host's end of a process's streams, for the guest to dial.
+    pub(super) async fn open_streams(&self, process: &Process) -> Result<Prepared, Error> {
+        let container = process.name.container.as_str();
+        let opened = Prepared::open(&process.stdio, &self.expected, container, self.namespace.as_str());
+        opened.await.map_err(|source| Error::Stream {
+            subject: process.name.to_string(),
+            source,
+        })
+    }
+
+    /// Connects them with what the guest has dialled.
+    pub(super) async fn connect_streams(
+        &self,
+        process: &Arc<Process>,
+        prepared: Prepared,
+        agent: &AgentClient,
+    ) -> Result<(), Error> {
+        let connected = prepared.connect().await.map_err(|source| Error::Stream {
+            subject: process.name.to_string(),
+            source,
+        })?;
+        let streams = Arc::new(connected);
         self.watch_stdin(process, &streams, agent);
         process.set_streams(streams);
-        self.apply_size(agent, process).await;
         Ok(())
     }
 
@@ -151,7 +167,7 @@ impl Sandbox {
     }
 
     /// Tells the agent how long stdin was, once it has ended. A terminal's end is the program's own affair.
-    pub(super) fn watch_stdin(&self, process: &Process, streams: &Arc<Streams>, agent: &AgentClient) {
+    fn watch_stdin(&self, process: &Process, streams: &Arc<Streams>, agent: &AgentClient) {
         let Some(length) = streams.stdin_length() else {
             return;
         };
@@ -174,11 +190,11 @@ impl Sandbox {
         });
     }
 
-    /// Adds an exec; [`Sandbox::start_process`] runs it.
+    /// Adds an exec, whose `process` object is given as JSON; [`Sandbox::start_process`] runs it.
     ///
     /// # Errors
-    /// There is no such container, it has stopped, or the id is taken.
-    pub fn add_exec(&self, name: &ProcessName, stdio: StdioPaths, spec: Vec<u8>) -> Result<(), Error> {
+    /// There is no such container, it has stopped, the id is taken, or it may not have what it asks for.
+    pub fn add_exec(&self, name: &ProcessName, stdio: StdioPaths, spec: &[u8]) -> Result<(), Error> {
         let container = self.container(&name.container)?;
         let Some(exec) = name.exec.clone() else {
             return Err(Error::Exists {
@@ -187,6 +203,14 @@ impl Sandbox {
         };
         if let phase @ Phase::Stopped(_) = container.init.phase() {
             return Err(container.init.not_allowed("add an exec to", phase));
+        }
+        let (spec, notes) = container.memlock.apply_to_exec(spec).map_err(|error| Error::Host {
+            operation: "add",
+            subject: name.to_string(),
+            source: HostError::Spec(Box::new(error)),
+        })?;
+        for note in notes {
+            tracing::warn!(process = %name, note);
         }
         {
             let mut execs = container.execs();

@@ -1,27 +1,35 @@
 //! What is asked of containers and processes that exist, and changes neither their number nor their streams.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use containerd_shim_protos::events::task::{TaskPaused, TaskResumed};
 use containerd_shim_protos::topics::{TASK_PAUSED_EVENT_TOPIC, TASK_RESUMED_EVENT_TOPIC};
 use protocol::agent::{
-    ContainerId as AgentContainerId, ListProcessesResponse, ResizeTerminalRequest, SignalRequest, StatsResponse,
-    UpdateRequest,
+    ContainerId as AgentContainerId, ListProcessesResponse, MemlockReport, MemlockRequest, Process as AgentProcess,
+    ResizeTerminalRequest, SignalRequest, StatsResponse, UpdateRequest,
 };
+use protocol::diagnostics::MemlockPolicy;
 use ttrpc::Code;
 
 use super::process::{Phase, ProcessName};
 use super::{Container, Sandbox};
-use crate::agent_client::{AgentClient, AgentError};
+use crate::agent_client::{AgentClient, AgentError, printable};
 use crate::error::Error;
 use crate::id::ContainerId;
 
 /// SIGKILL on Linux (signal(7)).
 pub(super) const SIGKILL: u32 = 9;
 
+/// containerd's namespace of Docker's containers.
+const DOCKER: &str = "moby";
+
 /// For the agent to take a SIGKILL: it only has to ask the guest's kernel.
 const KILL_ANSWER: Duration = Duration::from_secs(10);
+
+/// Bytes of a process's name that are passed on: the kernel's have 15, and some are escaped (proc_pid_comm(5)).
+const LONGEST_NAME: usize = 64;
 
 pub(super) fn agent_container(id: &ContainerId) -> AgentContainerId {
     AgentContainerId {
@@ -44,8 +52,8 @@ impl Sandbox {
     ///
     /// # Errors
     /// There is no such process, it was never started, or it has ended.
-    pub async fn kill(&self, name: &ProcessName, signal: u32, all: bool) -> Result<(), Error> {
-        let (_, process) = self.process(name)?;
+    pub async fn kill(self: &Arc<Self>, name: &ProcessName, signal: u32, all: bool) -> Result<(), Error> {
+        let (container, process) = self.process(name)?;
         let finished = || Error::Finished {
             subject: name.to_string(),
         };
@@ -63,7 +71,12 @@ impl Sandbox {
             agent.signal(&signal_request(name, signal, all)).await.map(drop)
         };
         match sent {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                if signal == SIGKILL && name.exec.is_none() {
+                    self.see_to_end(container);
+                }
+                Ok(())
+            }
             // Its exit is on the way here.
             Err(AgentError::Refused {
                 code: Code::NOT_FOUND, ..
@@ -191,15 +204,30 @@ impl Sandbox {
         Ok((self.agent(operation, &name.to_string())?, name))
     }
 
-    /// A container's processes.
+    /// A container's processes, as the guest numbers them. Docker is told the VMM alone: `docker top` looks the numbers up
+    /// with ps on the host, where the guest's numbers are other processes, of which it would show the command lines.
     ///
     /// # Errors
     /// It does not exist or has ended.
     pub async fn processes(&self, id: &ContainerId) -> Result<ListProcessesResponse, Error> {
         let operation = "list the processes of";
         let (agent, name) = self.living(id, operation)?;
+        if self.namespace.as_str() == DOCKER {
+            return Ok(self.the_vmm_alone());
+        }
         let listed = agent.list_processes(&agent_container(id)).await;
         listed.map_err(failed(operation, &name))
+    }
+
+    fn the_vmm_alone(&self) -> ListProcessesResponse {
+        let vmm = AgentProcess {
+            pid: self.pid(),
+            ..AgentProcess::default()
+        };
+        ListProcessesResponse {
+            processes: vec![vmm],
+            ..ListProcessesResponse::default()
+        }
     }
 
     /// A container's figures.
@@ -211,6 +239,25 @@ impl Sandbox {
         let (agent, name) = self.living(id, operation)?;
         let stats = agent.stats(&agent_container(id)).await;
         stats.map_err(failed(operation, &name))
+    }
+
+    /// What a process of a container may lock, as the guest tells it, and what the configuration says.
+    ///
+    /// # Errors
+    /// There is no such process, it has ended, or the guest cannot probe it.
+    pub async fn memlock(
+        &self,
+        id: &ContainerId,
+        request: MemlockRequest,
+    ) -> Result<(MemlockReport, MemlockPolicy), Error> {
+        let operation = "examine the locked memory of";
+        let policy = self.container(id)?.memlock.sandbox().to_message();
+        let (agent, name) = self.living(id, operation)?;
+        let report = agent.memlock(&request).await;
+        let mut report = report.map_err(failed(operation, &name))?;
+        // A program names itself.
+        report.command = printable(&report.command, LONGEST_NAME);
+        Ok((report, policy))
     }
 
     /// Changes a container's limits: OCI `linux.resources` as JSON.

@@ -1,26 +1,47 @@
-//! containerd's services: decode, check, call the sandbox, encode. They hold no state of containers.
+//! containerd's services, and `kata-ctl`'s: decode, check, call the sandbox, encode. They hold no state of containers.
 
+mod diagnostics;
+mod inspect;
 mod sandbox_api;
 mod task;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::create_task;
+use protocol::diagnostics_ttrpc::create_diagnostics;
 use tokio::sync::Notify;
 use ttrpc::r#async::Service as Methods;
 
-use crate::id::ContainerId;
+use crate::error::Error;
+use crate::id::{ContainerId, SandboxId};
 use crate::sandbox::Sandbox;
 use crate::stats::{CgroupMode, metrics};
 
 const TASK_V2: &str = "containerd.task.v2.Task";
 
+/// The sandbox, once there is one.
+pub type SandboxCell = Arc<OnceLock<Arc<Sandbox>>>;
+
+/// Begins a sandbox whose bundle has its specification now.
+pub type Begin = Box<dyn Fn() -> Result<Arc<Sandbox>, Error> + Send + Sync>;
+
+/// What it takes to begin a sandbox when containerd says what it is: by CreateSandbox, and not by a bundle.
+pub struct Awaited {
+    /// Where the specification belongs.
+    pub bundle: PathBuf,
+    /// Begins it.
+    pub begin: Begin,
+}
+
 /// The services of one sandbox.
 pub struct Service {
-    sandbox: Arc<Sandbox>,
+    id: SandboxId,
+    cell: SandboxCell,
+    awaited: Option<Awaited>,
     /// The server is to end.
     shutdown: Arc<Notify>,
 }
@@ -29,12 +50,36 @@ impl Service {
     /// Serves the sandbox; `shutdown` is notified when containerd wants the server to end.
     #[must_use]
     pub fn new(sandbox: Arc<Sandbox>, shutdown: Arc<Notify>) -> Self {
-        Self { sandbox, shutdown }
+        Self {
+            id: sandbox.id.clone(),
+            cell: Arc::new(OnceLock::from(sandbox)),
+            awaited: None,
+            shutdown,
+        }
+    }
+
+    /// Serves a sandbox that containerd will describe by CreateSandbox; it is in `cell` from then on.
+    #[must_use]
+    pub fn awaiting(id: SandboxId, cell: SandboxCell, awaited: Awaited, shutdown: Arc<Notify>) -> Self {
+        Self {
+            id,
+            cell,
+            awaited: Some(awaited),
+            shutdown,
+        }
+    }
+
+    fn sandbox(&self) -> Result<&Arc<Sandbox>, Error> {
+        self.cell.get().ok_or_else(|| Error::State {
+            operation: "use",
+            subject: format!("sandbox {}", self.id),
+            state: "not created yet",
+        })
     }
 
     /// A container's figures in the form of the host's version of cgroups.
-    async fn metrics(&self, id: &ContainerId) -> ttrpc::Result<Any> {
-        let stats = self.sandbox.stats(id).await?;
+    async fn cgroup_metrics(&self, id: &ContainerId) -> ttrpc::Result<Any> {
+        let stats = self.sandbox()?.stats(id).await?;
         metrics(&stats, CgroupMode::of_host()).map_err(|error| ttrpc::Error::Others(error.to_string()))
     }
 
@@ -49,6 +94,7 @@ impl Service {
                 .into_values()
                 .map(|table| (TASK_V2.to_owned(), table)),
         );
+        methods.extend(create_diagnostics(Arc::clone(&service) as Arc<_>));
         methods.extend(create_sandbox(service));
         methods
     }

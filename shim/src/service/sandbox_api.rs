@@ -13,19 +13,59 @@ use containerd_shim_protos::sandbox_async::Sandbox as SandboxApi;
 use containerd_shim_protos::types::platform::Platform;
 use ttrpc::r#async::TtrpcContext;
 
-use super::Service;
-use crate::error::Error;
+use super::{Awaited, Service};
+use crate::error::{Error, chain};
 use crate::events::timestamp;
 use crate::id::ContainerId;
+use crate::pod_config;
+use crate::sandbox::CreateRequest;
+use crate::sandbox::host::HostError;
+use crate::sandbox::process::ProcessName;
+use crate::streams::StdioPaths;
 
 impl Service {
     fn check(&self, id: &str) -> Result<(), Error> {
-        if id == self.sandbox.id.as_str() {
+        if id == self.id.as_str() {
             return Ok(());
         }
         Err(Error::NotFound {
             subject: format!("sandbox {id:?}"),
         })
+    }
+
+    /// The id of the container that keeps the pod's namespaces: the sandbox's own.
+    fn pause(&self) -> Result<ProcessName, Error> {
+        Ok(ProcessName {
+            container: ContainerId::new(self.id.as_str())?,
+            exec: None,
+        })
+    }
+
+    /// Leaves the sandbox's specification in the bundle, as containerd's own sandboxer would have done, and begins it.
+    fn begin(&self, awaited: &Awaited, request: &CreateSandboxRequest) -> Result<(), Error> {
+        let subject = || format!("sandbox {}", self.id);
+        let invalid = |reason: String| Error::Invalid {
+            what: "the configuration",
+            subject: subject(),
+            reason,
+        };
+        if self.cell.get().is_some() {
+            return Err(Error::Exists { subject: subject() });
+        }
+        let options = request
+            .options
+            .as_ref()
+            .ok_or_else(|| invalid("it is missing".to_owned()))?;
+        let spec = pod_config::specification(options, &request.netns_path, &self.id);
+        let spec = spec.map_err(|error| invalid(chain(&error)))?;
+        let path = awaited.bundle.join("config.json");
+        std::fs::write(&path, spec.to_string()).map_err(|source| Error::Host {
+            operation: "write the specification of",
+            subject: subject(),
+            source: HostError::Other(Box::new(source)),
+        })?;
+        let sandbox = (awaited.begin)()?;
+        self.cell.set(sandbox).map_err(|_| Error::Exists { subject: subject() })
     }
 }
 
@@ -36,8 +76,11 @@ impl SandboxApi for Service {
         _: &TtrpcContext,
         request: CreateSandboxRequest,
     ) -> ttrpc::Result<CreateSandboxResponse> {
-        // It has been booting since the server was started.
         self.check(&request.sandbox_id)?;
+        // A sandbox that a bundle describes has been booting since the server was started.
+        if let Some(awaited) = &self.awaited {
+            self.begin(awaited, &request)?;
+        }
         Ok(CreateSandboxResponse::new())
     }
 
@@ -47,10 +90,23 @@ impl SandboxApi for Service {
         request: StartSandboxRequest,
     ) -> ttrpc::Result<StartSandboxResponse> {
         self.check(&request.sandbox_id)?;
-        self.sandbox.ready().await?;
+        let sandbox = self.sandbox()?;
+        sandbox.ready().await?;
+        if let Some(awaited) = &self.awaited {
+            let pause = self.pause()?;
+            sandbox
+                .create(CreateRequest {
+                    id: pause.container.clone(),
+                    bundle: awaited.bundle.clone(),
+                    rootfs: Vec::new(),
+                    stdio: StdioPaths::default(),
+                })
+                .await?;
+            sandbox.start_process(&pause).await?;
+        }
         Ok(StartSandboxResponse {
-            pid: self.sandbox.pid(),
-            created_at: Some(timestamp(self.sandbox.created_at)).into(),
+            pid: sandbox.pid(),
+            created_at: Some(timestamp(sandbox.created_at)).into(),
             ..Default::default()
         })
     }
@@ -76,13 +132,29 @@ impl SandboxApi for Service {
 
     async fn stop_sandbox(&self, _: &TtrpcContext, request: StopSandboxRequest) -> ttrpc::Result<StopSandboxResponse> {
         self.check(&request.sandbox_id)?;
-        self.sandbox.stop().await;
+        // One that never began has stopped.
+        if let Some(sandbox) = self.cell.get() {
+            sandbox.stop().await;
+        }
         Ok(StopSandboxResponse::new())
     }
 
     async fn wait_sandbox(&self, _: &TtrpcContext, request: WaitSandboxRequest) -> ttrpc::Result<WaitSandboxResponse> {
         self.check(&request.sandbox_id)?;
-        let exit = self.sandbox.ended().await;
+        let sandbox = self.sandbox()?;
+        // A pod without the process that keeps its namespaces is no pod: the first end of the two counts.
+        let pause = sandbox.process(&self.pause()?).ok();
+        let paused = async {
+            match &pause {
+                Some((_, pause)) => pause.stopped().await,
+                None => std::future::pending().await,
+            }
+        };
+        let exit = tokio::select! {
+            exit = sandbox.ended() => exit,
+            // Where the VM has ended, that is why the process has.
+            exit = paused => if sandbox.is_ready() { exit } else { sandbox.ended().await },
+        };
         Ok(WaitSandboxResponse {
             exit_status: exit.status,
             exited_at: Some(timestamp(exit.at)).into(),
@@ -96,16 +168,17 @@ impl SandboxApi for Service {
         request: SandboxStatusRequest,
     ) -> ttrpc::Result<SandboxStatusResponse> {
         self.check(&request.sandbox_id)?;
-        let state = if self.sandbox.is_ready() {
+        let sandbox = self.sandbox()?;
+        let state = if sandbox.is_ready() {
             "SANDBOX_READY"
         } else {
             "SANDBOX_NOTREADY"
         };
         Ok(SandboxStatusResponse {
             sandbox_id: request.sandbox_id,
-            pid: self.sandbox.pid(),
+            pid: sandbox.pid(),
             state: state.to_owned(),
-            created_at: Some(timestamp(self.sandbox.created_at)).into(),
+            created_at: Some(timestamp(sandbox.created_at)).into(),
             ..Default::default()
         })
     }
@@ -138,7 +211,7 @@ impl SandboxApi for Service {
         // The crate does not export this message's type.
         let metrics = response.metrics.mut_or_insert_default();
         metrics.timestamp = Some(timestamp(SystemTime::now())).into();
-        metrics.data = Some(self.metrics(&id).await?).into();
+        metrics.data = Some(self.cgroup_metrics(&id).await?).into();
         metrics.id = request.sandbox_id;
         Ok(response)
     }

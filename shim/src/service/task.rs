@@ -51,7 +51,7 @@ fn json<T: DeserializeOwned>(any: Option<&Any>, what: &'static str, subject: &dy
 #[async_trait]
 impl Task for Service {
     async fn state(&self, _: &TtrpcContext, request: StateRequest) -> ttrpc::Result<StateResponse> {
-        let (container, process) = self.sandbox.process(&name(&request.id, &request.exec_id)?)?;
+        let (container, process) = self.sandbox()?.process(&name(&request.id, &request.exec_id)?)?;
         let phase = process.phase();
         let status = match phase {
             // Created until the start has succeeded.
@@ -64,7 +64,7 @@ impl Task for Service {
             id: container.id.to_string(),
             exec_id: request.exec_id,
             bundle: container.bundle.display().to_string(),
-            pid: self.sandbox.pid(),
+            pid: self.sandbox()?.pid_of(&container),
             status: status.into(),
             stdin: process.stdio.stdin.clone(),
             stdout: process.stdio.stdout.clone(),
@@ -104,7 +104,7 @@ impl Task for Service {
                 terminal: request.terminal,
             },
         };
-        let pid = self.sandbox.create(request).await?;
+        let pid = self.sandbox()?.create(request).await?;
         Ok(CreateTaskResponse {
             pid,
             ..Default::default()
@@ -113,7 +113,7 @@ impl Task for Service {
 
     async fn start(&self, _: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
         let pid = self
-            .sandbox
+            .sandbox()?
             .start_process(&name(&request.id, &request.exec_id)?)
             .await?;
         Ok(StartResponse {
@@ -123,7 +123,7 @@ impl Task for Service {
     }
 
     async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> ttrpc::Result<DeleteResponse> {
-        let (pid, exit) = self.sandbox.delete(&name(&request.id, &request.exec_id)?).await?;
+        let (pid, exit) = self.sandbox()?.delete(&name(&request.id, &request.exec_id)?).await?;
         Ok(DeleteResponse {
             pid,
             exit_status: exit.status,
@@ -134,7 +134,7 @@ impl Task for Service {
 
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
         let id = ContainerId::new(&request.id).map_err(Error::from)?;
-        let listed = self.sandbox.processes(&id).await?;
+        let listed = self.sandbox()?.processes(&id).await?;
         let mut response = PidsResponse::new();
         for process in listed.processes {
             let mut info = ProcessInfo::new();
@@ -161,13 +161,13 @@ impl Task for Service {
 
     async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
         let id = ContainerId::new(&request.id).map_err(Error::from)?;
-        self.sandbox.set_paused(&id, true).await?;
+        self.sandbox()?.set_paused(&id, true).await?;
         Ok(Empty::new())
     }
 
     async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> ttrpc::Result<Empty> {
         let id = ContainerId::new(&request.id).map_err(Error::from)?;
-        self.sandbox.set_paused(&id, false).await?;
+        self.sandbox()?.set_paused(&id, false).await?;
         Ok(Empty::new())
     }
 
@@ -177,7 +177,7 @@ impl Task for Service {
 
     async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {
         let name = name(&request.id, &request.exec_id)?;
-        self.sandbox.kill(&name, request.signal, request.all).await?;
+        self.sandbox()?.kill(&name, request.signal, request.all).await?;
         Ok(Empty::new())
     }
 
@@ -196,20 +196,20 @@ impl Task for Service {
             stderr: request.stderr,
             terminal: request.terminal,
         };
-        self.sandbox.add_exec(&name, stdio, process.to_string().into_bytes())?;
+        self.sandbox()?.add_exec(&name, stdio, process.to_string().as_bytes())?;
         Ok(Empty::new())
     }
 
     async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> ttrpc::Result<Empty> {
         let name = name(&request.id, &request.exec_id)?;
-        self.sandbox.resize(&name, request.width, request.height).await?;
+        self.sandbox()?.resize(&name, request.width, request.height).await?;
         Ok(Empty::new())
     }
 
     async fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> ttrpc::Result<Empty> {
         let name = name(&request.id, &request.exec_id)?;
         if request.stdin {
-            self.sandbox.close_stdin(&name)?;
+            self.sandbox()?.close_stdin(&name)?;
         }
         Ok(Empty::new())
     }
@@ -225,12 +225,12 @@ impl Task for Service {
             subject,
             reason: error.to_string(),
         })?;
-        self.sandbox.update(&id, resources).await?;
+        self.sandbox()?.update(&id, resources).await?;
         Ok(Empty::new())
     }
 
     async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {
-        let (_, process) = self.sandbox.process(&name(&request.id, &request.exec_id)?)?;
+        let (_, process) = self.sandbox()?.process(&name(&request.id, &request.exec_id)?)?;
         let exit = process.stopped().await;
         Ok(WaitResponse {
             exit_status: exit.status,
@@ -242,24 +242,25 @@ impl Task for Service {
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
         let id = ContainerId::new(&request.id).map_err(Error::from)?;
         Ok(StatsResponse {
-            stats: Some(self.metrics(&id).await?).into(),
+            stats: Some(self.cgroup_metrics(&id).await?).into(),
             ..Default::default()
         })
     }
 
     async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
-        self.sandbox
-            .container(&ContainerId::new(&request.id).map_err(Error::from)?)?;
+        let sandbox = self.sandbox()?;
+        let container = sandbox.container(&ContainerId::new(&request.id).map_err(Error::from)?)?;
         Ok(ConnectResponse {
             shim_pid: std::process::id(),
-            task_pid: self.sandbox.pid(),
+            task_pid: sandbox.pid_of(&container),
             ..Default::default()
         })
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {
         // containerd asks after every container of a pod that it deletes; the last one counts.
-        if self.sandbox.is_empty() {
+        // One that never began is as empty as can be.
+        if self.cell.get().is_none_or(|sandbox| sandbox.is_empty()) {
             self.shutdown.notify_one();
         }
         Ok(Empty::new())

@@ -112,3 +112,19 @@ async fn a_container_that_waits_at_its_gate_in_such_a_guest_can_be_deleted() {
     assert_eq!(shim.delete("c", "").await.unwrap().exit_status, KILLED);
     assert!(shim.host.attached().is_empty());
 }
+
+#[tokio::test]
+async fn what_sigkill_does_not_end_is_ended_with_its_machine_once_nobody_else_needs_it() {
+    let shim = Shim::new(Boot::Works).await;
+    shim.run("stuck", &["unkillable"]).await;
+    shim.run("neighbour", &["sleep"]).await;
+    shim.kill("stuck", "", 9).await.unwrap();
+    // A machine that ended because of it would take the neighbour with it, with the same status but earlier.
+    shim.exec("neighbour", "e", &["exit", "0"]).await.unwrap();
+    shim.start("neighbour", "e").await.unwrap();
+    assert_eq!(shim.wait("neighbour", "e").await.unwrap(), 0);
+    assert_eq!(shim.status("neighbour", "").await, Status::RUNNING);
+    shim.kill("neighbour", "", 9).await.unwrap();
+    assert_eq!(shim.wait("neighbour", "").await.unwrap(), 137);
+    assert_eq!(shim.wait("stuck", "").await.unwrap(), 137);
+}

@@ -9,7 +9,9 @@ use crate::support::{Boot, PID, POD, Shim, Stdio, refusal, soon};
 #[tokio::test]
 async fn a_container_lives_and_its_events_come_in_order() {
     let shim = Shim::new(Boot::Works).await;
-    assert_eq!(shim.create("c", &["exit", "3"]).await.unwrap(), PID);
+    let pid = shim.create("c", &["exit", "3"]).await.unwrap();
+    // A pid of its own, which is alive: the VMM's stands for the pod's first container.
+    assert!(pid != PID && std::path::Path::new(&format!("/proc/{pid}/ns/pid")).exists());
     assert_eq!(shim.status("c", "").await, Status::CREATED);
     shim.start("c", "").await.unwrap();
     assert_eq!(shim.wait("c", "").await.unwrap(), 3);
@@ -17,7 +19,7 @@ async fn a_container_lives_and_its_events_come_in_order() {
     // Whoever asks late gets the same answer.
     assert_eq!(shim.wait("c", "").await.unwrap(), 3);
     let deleted = shim.delete("c", "").await.unwrap();
-    assert_eq!((deleted.pid, deleted.exit_status), (PID, 3));
+    assert_eq!((deleted.pid, deleted.exit_status), (pid, 3));
     let topics = shim.containerd.topics(4).await;
     assert_eq!(
         topics,
@@ -182,6 +184,7 @@ async fn the_sandbox_has_a_status_and_an_end_of_its_own() {
         ..Default::default()
     };
     shim.run(POD, &["sleep"]).await;
+    assert_eq!(shim.state(POD, "").await.unwrap().pid, PID);
     let figures = shim.sandbox.sandbox_metrics(soon(), &metrics).await.unwrap();
     assert_eq!(figures.metrics.id, POD);
     assert!(figures.metrics.data.type_url.ends_with("Metrics"));
@@ -219,4 +222,24 @@ async fn containerds_shutdown_counts_once_nothing_is_left() {
     shim.delete("c", "").await.unwrap();
     shim.tasks.shutdown(soon(), &ShutdownRequest::new()).await.unwrap();
     shim.shutdown.notified().await;
+}
+
+#[tokio::test]
+async fn an_exec_that_may_not_lock_what_it_asks_for_is_refused_before_anything_is_started() {
+    let shim = Shim::new(Boot::Works).await;
+    shim.run("c", &["sleep"]).await;
+    let limit = serde_json::json!({ "type": "RLIMIT_MEMLOCK", "soft": 2, "hard": 1 });
+    let process = serde_json::json!({ "args": ["exit", "0"], "rlimits": [limit] });
+    let (code, message) = refusal(shim.exec_process("c", "e", &process, Stdio::default()).await);
+    assert_eq!(
+        (code, message.as_str()),
+        (
+            ttrpc::Code::INVALID_ARGUMENT,
+            "cannot add exec e of container c: process.rlimits RLIMIT_MEMLOCK = 2:1: the soft limit must be at most the \
+             hard one"
+        )
+    );
+    assert!(!shim.guest.has("c", "e"));
+    // The name is free.
+    shim.exec("c", "e", &["exit", "0"]).await.unwrap();
 }

@@ -4,6 +4,9 @@
 mod boot;
 #[cfg(test)]
 mod death;
+mod diagnostics;
+#[cfg(test)]
+mod disks;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]

@@ -1,11 +1,13 @@
 //! The agent's service as the shim calls it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use protocol::agent::{
-    CloseStdinRequest, ContainerId, CreateContainerRequest, Empty, ExecRequest, ListProcessesResponse, Process,
-    ProcessId, ProcessStarted, ResizeTerminalRequest, SignalRequest, StatsResponse, UpdateRequest,
+    CloseStdinRequest, ContainerId, CreateContainerRequest, Empty, ExecRequest, GuestMetricsResponse,
+    ListProcessesResponse, MemlockReport, MemlockRequest, Process, ProcessId, ProcessStarted, ResizeTerminalRequest,
+    SignalRequest, StatsResponse, UpdateRequest,
 };
 use protocol::agent_ttrpc::Agent;
 use serde_json::Value;
@@ -54,6 +56,12 @@ impl Agent for FakeAgent {
         request: CreateContainerRequest,
     ) -> ttrpc::Result<ProcessStarted> {
         self.called("create", &request.container_id);
+        let serials = request.devices.iter().map(|device| device.serial.clone()).collect();
+        self.0
+            .serials
+            .lock()
+            .unwrap()
+            .insert(request.container_id.clone(), serials);
         let spec: Value = serde_json::from_slice(&request.spec).unwrap();
         let args = args(&spec["process"]);
         match args[0].as_str() {
@@ -152,6 +160,23 @@ impl Agent for FakeAgent {
         let mut processes = self.0.processes.lock().unwrap();
         processes.remove(&key(&request));
         Ok(Empty::new())
+    }
+
+    async fn guest_metrics(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<GuestMetricsResponse> {
+        Ok(GuestMetricsResponse {
+            oom_kills: 3,
+            memory_bytes: HashMap::from([("Mem\"\nTotal".to_owned(), 4096)]),
+            ..Default::default()
+        })
+    }
+
+    async fn memlock(&self, _: &TtrpcContext, request: MemlockRequest) -> ttrpc::Result<MemlockReport> {
+        self.process(&(request.container_id, String::new()))?;
+        Ok(MemlockReport {
+            pid: request.pid,
+            command: "a\u{1b}[2J\u{7}".repeat(100),
+            ..Default::default()
+        })
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {

@@ -22,7 +22,7 @@ use ttrpc::r#async::transport::{Listener, Socket};
 use ttrpc::r#async::{Client, Server};
 
 use super::agent::FakeAgent;
-use super::machine::Cables;
+use super::machine::{Cables, FakeDisks};
 use super::soon;
 
 /// Container and exec.
@@ -30,6 +30,7 @@ pub(super) type Key = (String, String);
 
 pub(crate) struct Guest {
     cables: Cables,
+    pub(crate) disks: FakeDisks,
     dial: mpsc::UnboundedSender<UnixStream>,
     dialled: Mutex<Option<mpsc::UnboundedReceiver<UnixStream>>>,
     host: OnceCell<HostClient>,
@@ -39,6 +40,8 @@ pub(crate) struct Guest {
     released: watch::Sender<bool>,
     /// The calls that came, as "verb container".
     pub(super) calls: watch::Sender<Vec<String>>,
+    /// The serial numbers that each container was told.
+    pub(super) serials: Mutex<HashMap<String, Vec<String>>>,
     log: watch::Sender<Vec<Vec<u8>>>,
     ended: watch::Sender<Option<Ending>>,
 }
@@ -72,6 +75,7 @@ impl Guest {
         let (dial, dialled) = mpsc::unbounded_channel();
         Arc::new(Self {
             cables: Cables::default(),
+            disks: FakeDisks::default(),
             dial,
             dialled: Mutex::new(Some(dialled)),
             host: OnceCell::new(),
@@ -79,6 +83,7 @@ impl Guest {
             processes: Mutex::default(),
             released: watch::Sender::new(false),
             calls: watch::Sender::default(),
+            serials: Mutex::default(),
             log: watch::Sender::default(),
             ended: watch::Sender::default(),
         })
@@ -145,6 +150,11 @@ impl Guest {
             .wait_for(|calls| calls.iter().any(|one| one == call))
             .await
             .unwrap();
+    }
+
+    /// The serial numbers of the disks that a container was told of.
+    pub(crate) fn serials(&self, id: &str) -> Vec<String> {
+        self.serials.lock().unwrap().get(id).cloned().unwrap_or_default()
     }
 
     /// What the guest has of a container or an exec.
@@ -257,7 +267,10 @@ impl Guest {
     /// A signal: what waits at its gate dies of it, too.
     pub(super) fn signal(self: &Arc<Self>, key: Key, process: &GuestProcess, signal: u32) {
         if process.started.swap(true, Ordering::SeqCst) {
-            process.signal.send_replace(signal);
+            // One that waits in its kernel takes no signal.
+            if process.args[0] != "unkillable" {
+                process.signal.send_replace(signal);
+            }
             return;
         }
         let guest = Arc::clone(self);

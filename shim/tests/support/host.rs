@@ -5,9 +5,12 @@ use std::path::Path;
 
 use async_trait::async_trait;
 use containerd_shim_protos::types::mount::Mount;
+use protocol::agent::BlockDevice;
 use shim::hooks::HookPoint;
 use shim::id::ContainerId;
 use shim::sandbox::host::{ContainerHooks, GuestContainer, HostError, HostSide};
+use shim::volumes::Volumes;
+use shim::volumes::disk::HostDisk;
 use tokio::sync::watch;
 
 #[derive(Default)]
@@ -39,9 +42,12 @@ impl HostSide for FakeHost {
             return Err(HostError::Other("cannot mount /nowhere".into()));
         }
         Ok(GuestContainer {
+            volumes: volumes(&spec)?,
             spec,
             join_namespaces: Default::default(),
+            pid_namespace: None,
             hooks: None,
+            memlock: Default::default(),
         })
     }
 
@@ -55,4 +61,25 @@ impl HostSide for FakeHost {
         });
         Ok(())
     }
+}
+
+/// The images that a test's bundle names as `disks`, each a device of the container.
+fn volumes(spec: &[u8]) -> Result<Volumes, HostError> {
+    let spec: serde_json::Value = serde_json::from_slice(spec).map_err(|error| HostError::Spec(Box::new(error)))?;
+    let mut volumes = Volumes::default();
+    for image in spec["disks"].as_array().into_iter().flatten() {
+        let path = image["image"].as_str().unwrap();
+        let read_only = image["readOnly"].as_bool().unwrap_or(false);
+        let handle = std::fs::File::open(path).unwrap();
+        let disk = HostDisk::of(handle.into(), Path::new(path), read_only);
+        volumes
+            .disks
+            .push(disk.map_err(|error| HostError::Spec(Box::new(error)))?);
+        let device = BlockDevice {
+            path: "/dev/disk".to_owned(),
+            ..Default::default()
+        };
+        volumes.devices.push((device, volumes.disks.len() - 1));
+    }
+    Ok(volumes)
 }

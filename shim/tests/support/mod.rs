@@ -18,11 +18,13 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::sandbox_async::SandboxClient;
 use containerd_shim_protos::shim_async::{Client, TaskClient};
 use protocol::agent::SandboxSetup;
+use protocol::diagnostics_ttrpc::DiagnosticsClient;
 use shim::events::Publisher;
-use shim::id::{Namespace, SandboxId};
+use shim::id::{ContainerId, Namespace, SandboxId};
 use shim::sandbox::boot::BootPlan;
-use shim::sandbox::{Parts, Sandbox};
+use shim::sandbox::{CreateRequest, Parts, Sandbox};
 use shim::service::Service;
+use shim::streams::StdioPaths;
 use tempfile::TempDir;
 use tokio::sync::Notify;
 use ttrpc::r#async::Server;
@@ -73,6 +75,8 @@ impl Shim {
                 host: Arc::clone(&host) as _,
                 events: Publisher::start(containerd.address(), "default"),
                 patience: Duration::from_millis(500),
+                debug_console: true,
+                kernel: "/share/vmlinuz".into(),
             },
             BootPlan {
                 dial_timeout: boot.dial_timeout(),
@@ -106,8 +110,17 @@ impl Shim {
 
     /// Another connection to the same server.
     pub(crate) async fn connect(&self) -> TaskClient {
+        TaskClient::new(self.client().await)
+    }
+
+    /// The same server as `kata-ctl` meets it.
+    pub(crate) async fn diagnostics(&self) -> DiagnosticsClient {
+        DiagnosticsClient::new(self.client().await)
+    }
+
+    async fn client(&self) -> Client {
         let address = format!("unix://{}", self.directory.path().join("shim.sock").display());
-        TaskClient::new(Client::connect(&address).await.unwrap())
+        Client::connect(&address).await.unwrap()
     }
 
     /// A FIFO that containerd has made.
@@ -115,6 +128,46 @@ impl Shim {
         let path = self.directory.path().join(name);
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
         path.to_str().unwrap().to_owned()
+    }
+
+    /// An image of the host.
+    pub(crate) fn image(&self, name: &str) -> PathBuf {
+        let path = self.directory.path().join(name);
+        std::fs::write(&path, [0; 4096]).unwrap();
+        path
+    }
+
+    /// Creates a container with images as disks; `true` is one that it only reads.
+    pub(crate) async fn create_on(
+        &self,
+        id: &str,
+        program: &[&str],
+        images: &[(&std::path::Path, bool)],
+    ) -> ttrpc::Result<u32> {
+        let request = self.request_on(id, program, images);
+        self.tasks.create(soon(), &request).await.map(|response| response.pid)
+    }
+
+    /// The same without containerd: whoever drops the future gives the creation up.
+    pub(crate) async fn create_given_up(&self, id: &str, program: &[&str], image: &std::path::Path) {
+        let request = self.request_on(id, program, &[(image, false)]);
+        let request = CreateRequest {
+            id: ContainerId::new(id).unwrap(),
+            bundle: request.bundle.into(),
+            rootfs: Vec::new(),
+            stdio: StdioPaths::default(),
+        };
+        let _ = self.core.create(request).await;
+    }
+
+    fn request_on(&self, id: &str, program: &[&str], images: &[(&std::path::Path, bool)]) -> CreateTaskRequest {
+        let request = self.create_request(id, program, Stdio::default());
+        let images = images
+            .iter()
+            .map(|(image, read_only)| serde_json::json!({ "image": image, "readOnly": read_only }));
+        let spec = serde_json::json!({ "process": { "args": program }, "disks": images.collect::<Vec<_>>() });
+        std::fs::write(PathBuf::from(&request.bundle).join("config.json"), spec.to_string()).unwrap();
+        request
     }
 
     fn bundle(&self, id: &str, program: &[&str]) -> PathBuf {
@@ -167,6 +220,18 @@ impl Shim {
     }
 
     pub(crate) async fn exec_with(&self, id: &str, exec: &str, program: &[&str], stdio: Stdio) -> ttrpc::Result<()> {
+        let process = serde_json::json!({ "args": program });
+        self.exec_process(id, exec, &process, stdio).await
+    }
+
+    /// Adds an exec with all of its OCI `process` object.
+    pub(crate) async fn exec_process(
+        &self,
+        id: &str,
+        exec: &str,
+        process: &serde_json::Value,
+        stdio: Stdio,
+    ) -> ttrpc::Result<()> {
         let request = ExecProcessRequest {
             id: id.to_owned(),
             exec_id: exec.to_owned(),
@@ -175,7 +240,7 @@ impl Shim {
             stderr: stdio.stderr,
             terminal: stdio.terminal,
             spec: Some(Any {
-                value: serde_json::json!({ "args": program }).to_string().into_bytes(),
+                value: process.to_string().into_bytes(),
                 ..Default::default()
             })
             .into(),

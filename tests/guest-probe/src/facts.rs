@@ -45,7 +45,7 @@ fn sysctl(name: &str) -> Option<String> {
 }
 
 /// The lines of /proc/self/status by their keys.
-fn status() -> Map<String, Value> {
+pub(crate) fn status() -> Map<String, Value> {
     let text = read("/proc/self/status").unwrap_or_default();
     text.lines()
         .filter_map(|line| line.split_once(':'))

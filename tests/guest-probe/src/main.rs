@@ -4,10 +4,25 @@
 //! guest-probe report [SYSCTL…]      every fact as one JSON object
 //! guest-probe try VERB PATH…        tries an operation on each path; prints each one's errno, 0 for success
 //! guest-probe touch-memory BYTES    writes to that many bytes, then says so
+//! guest-probe watch COUNT PATH…     says "watching", then that many inotify events: PATH EVENT NAME COOKIE CONTENT
+//! guest-probe files DIR             mappings, locks, attributes and access lists of a file system, as one JSON object
+//! guest-probe escape CONTAINER PATH drives the virtio-fs device by itself and tries to reach a path of the host
 //! guest-probe log-to FILE           containerd's binary logger: copies descriptors 3 and 4 to a file
+//! guest-probe load DIR FILES MIB    file system load; prints rates
+//! guest-probe first-program …       as /init of a guest without an agent
+//! guest-probe fill-perf             maps perf buffers until the kernel refuses, and says how many there were
+//! guest-probe kernel TEST [PATH]    looks for one fault of the guest kernel, as root with every right
 //! ```
 
+mod escape;
 mod facts;
+mod files;
+mod fill;
+mod kernel;
+mod load;
+mod mapping;
+mod sys;
+mod watch;
 
 use std::{
     env,
@@ -30,7 +45,14 @@ fn main() -> ExitCode {
         ["report", sysctls @ ..] => report(sysctls),
         ["try", verb, paths @ ..] => try_paths(verb, paths),
         ["touch-memory", bytes] => touch_memory(bytes),
+        ["files", directory] => files::report(directory),
+        ["escape", container, secret] => escape::run(container, secret),
         ["log-to", file] => log_to(file),
+        ["watch", count, paths @ ..] => watch::watch(count, paths),
+        ["load", dir, files, mebibytes] => load::load(dir, files, mebibytes),
+        ["first-program", arguments @ ..] => load::first_program(arguments),
+        ["fill-perf"] => fill_perf(),
+        ["kernel", test, args @ ..] => kernel::run(test, args),
         other => Err(format!("unknown: {other:?}").into()),
     };
     match done {
@@ -60,6 +82,8 @@ fn try_paths(verb: &str, paths: &[&str]) -> Result<()> {
                 .open(path)
                 .and_then(|mut file| file.write(&[0]).map(drop)),
             "create" => File::create(path).map(drop),
+            "flock" => files::flock(path.as_ref()).map(drop),
+            "lock" => files::lock(path.as_ref()).map(drop),
             // Any device will do: /dev/null's numbers.
             "mknod" => mknod(*path, SFlag::S_IFCHR, Mode::S_IRUSR, makedev(1, 3)).map_err(io::Error::from),
             other => return Err(format!("cannot try {other}").into()),
@@ -68,6 +92,16 @@ fn try_paths(verb: &str, paths: &[&str]) -> Result<()> {
         results.insert((*path).to_owned(), json!(errno));
     }
     println!("{}", serde_json::Value::Object(results));
+    Ok(())
+}
+
+fn fill_perf() -> Result<()> {
+    let filled = fill::Filled::new()?;
+    let pinned = facts::status().get("VmPin").cloned();
+    println!(
+        "{}",
+        json!({ "buffers": filled.buffers, "pages": filled.pages, "pinned": pinned })
+    );
     Ok(())
 }
 

@@ -5,26 +5,29 @@
 //! that the guest cannot put a symbolic link where the next mount goes. The directories are made by a descriptor of
 //! the directory below that mount. All functions block.
 
+mod bind;
+mod mirror;
+mod rootfs;
+
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use containerd_shim_protos::types::mount::Mount;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     MountPropagationFlags, MoveMountFlags, UnmountFlags, mount_bind, mount_change, move_mount, unmount,
 };
 
-use crate::guest_spec::BindSource;
 use crate::host_ns::{HostNamespace, HostNamespaceError};
 use crate::id::ContainerId;
 use crate::mountinfo;
-use crate::overlay;
 use crate::run_dir::RunDir;
 use crate::sys::{self, SetAttr};
+use mirror::Mirrors;
 
 /// Why something cannot be shared with the guest.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +85,8 @@ pub struct SharedTree {
     host: HostNamespace,
     /// The directory below the read-only mount.
     backing: Arc<OwnedFd>,
+    /// Sources below which the host may mount something later.
+    mirrors: Arc<Mirrors>,
 }
 
 impl SharedTree {
@@ -109,6 +114,7 @@ impl SharedTree {
             root,
             host,
             backing: Arc::new(backing),
+            mirrors: Arc::new(Mirrors::new(run_dir.received())),
         })
     }
 
@@ -117,100 +123,6 @@ impl SharedTree {
     pub fn root(&self) -> &Path {
         &self.root
     }
-
-    /// Mounts the rootfs; `bundle_rootfs` (root.path, made absolute) is taken where there are no mounts. The answer is
-    /// the path in the guest.
-    ///
-    /// # Errors
-    /// Nothing can be mounted. What was begun is undone by [`SharedTree::detach`].
-    pub fn attach_rootfs(
-        &self,
-        container: &ContainerId,
-        mounts: &[Mount],
-        bundle_rootfs: &Path,
-    ) -> Result<PathBuf, ShareError> {
-        self.make_directory(container.as_str(), false)?;
-        let name = format!("{container}/rootfs");
-        self.make_directory(&name, true)?;
-        let target = self.root.join(&name);
-        if mounts.is_empty() {
-            self.bind_rootfs(bundle_rootfs, &target, true, false)?;
-        }
-        for mount in mounts {
-            self.mount_layer(mount, &target)?;
-        }
-        Ok(guest_rootfs(container))
-    }
-
-    fn mount_layer(&self, mount: &Mount, target: &Path) -> Result<(), ShareError> {
-        let refused = |source| ShareError::Rootfs {
-            kind: mount.type_.clone(),
-            from: mount.source.clone(),
-            options: mount.options.clone(),
-            source,
-        };
-        if !mount.target.is_empty() {
-            let why = format!("a mount on {:?} inside the rootfs is not supported", mount.target);
-            return Err(refused(io::Error::new(io::ErrorKind::Unsupported, why)));
-        }
-        let has = |option: &str| mount.options.iter().any(|other| other == option);
-        match mount.type_.as_str() {
-            "overlay" => overlay::mount(&mount.options, target).map_err(refused),
-            "bind" | "rbind" => {
-                let recursive = mount.type_ == "rbind" || has("rbind");
-                self.bind_rootfs(Path::new(&mount.source), target, recursive, has("ro"))
-            }
-            _ => {
-                let why = "only overlay and bind are supported; a rootfs on a block device is not yet";
-                Err(refused(io::Error::new(io::ErrorKind::Unsupported, why)))
-            }
-        }
-    }
-
-    fn bind_rootfs(&self, source: &Path, target: &Path, recursive: bool, ro: bool) -> Result<(), ShareError> {
-        let tree = self
-            .host
-            .open_tree(source, recursive)
-            .map_err(|error| ShareError::RootfsSource {
-                root: source.to_owned(),
-                source: Box::new(error),
-            })?;
-        attach(&tree, target, ro)
-    }
-
-    /// Mounts the source of one bind mount. The answer is the path in the guest, which the spec for the guest
-    /// already has.
-    ///
-    /// A symbolic link is resolved by the host. With `read_only` the mount on the host is read-only, too, but not
-    /// what is mounted below it, as with any `ro` bind mount (mount(8)).
-    ///
-    /// # Errors
-    /// The source does not exist or cannot be mounted. What was begun is undone by [`SharedTree::detach`].
-    pub fn attach_bind(&self, container: &ContainerId, bind: &BindSource) -> Result<PathBuf, ShareError> {
-        let tree = self
-            .host
-            .open_tree(&bind.source, bind.recursive)
-            .map_err(|error| ShareError::Bind {
-                bind: bind.source.clone(),
-                destination: bind.destination.clone(),
-                source: Box::new(error),
-            })?;
-        self.make_directory(container.as_str(), false)?;
-        self.make_directory(&format!("{container}/mounts"), false)?;
-        let name = format!("{container}/mounts/{}", bind.number);
-        let target = self.root.join(&name);
-        let stat = rustix::fs::fstat(&tree).map_err(|errno| io_error("examine", &bind.source, errno))?;
-        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-            self.make_directory(&name, true)?;
-        } else {
-            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-            rustix::fs::openat(&self.backing, &name, flags, Mode::from_raw_mode(0o600))
-                .map_err(|errno| io_error("create", &target, errno))?;
-        }
-        attach(&tree, &target, bind.read_only)?;
-        Ok(guest_bind(container, bind.number))
-    }
-
     /// Makes a directory below the shared one. `new`: it must not exist.
     fn make_directory(&self, name: &str, new: bool) -> Result<(), ShareError> {
         match rustix::fs::mkdirat(&self.backing, name, Mode::from_raw_mode(0o700)) {
@@ -225,6 +137,7 @@ impl SharedTree {
     /// # Errors
     /// Something is still mounted or cannot be removed.
     pub fn detach(&self, container: &ContainerId) -> Result<(), ShareError> {
+        self.mirrors.forget(container)?;
         unmount_below(&self.root.join(container.as_str()))?;
         let mounts = format!("{container}/mounts");
         for entry in self.entries(&mounts)? {
@@ -271,29 +184,35 @@ impl SharedTree {
 
 /// Attaches a cloned tree.
 ///
-/// The clone of a shared mount is its peer: unmounting below it would unmount on the host as well. As a slave it still
-/// gets what the host mounts there later, and gives nothing back (mount_namespaces(7)).
+/// The clone of a shared mount is its peer, or a slave: unmounting below it would unmount on the host as well, or
+/// whatever the guest uses would be EBUSY when the host unmounts it. So it becomes private: [`mirror`] is how a source gets
+/// what the host mounts there later. virtiofsd neither opens a device node nor runs a program: neither is of use here.
 fn attach(tree: &OwnedFd, target: &Path, read_only: bool) -> Result<(), ShareError> {
     let error = |operation, source| ShareError::Io {
         operation,
         path: target.to_owned(),
         source,
     };
-    sys::mount_setattr(tree.as_fd(), SetAttr::SlaveRecursive).map_err(|source| error("make a slave of", source))?;
+    harden(tree, read_only).map_err(|source| error("set the attributes of", source))?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(tree, "", rustix::fs::CWD, target, flags).map_err(|errno| error("mount on", errno.into()))
+}
+
+/// What every mount gets that the guest is to have.
+fn harden(tree: &OwnedFd, read_only: bool) -> io::Result<()> {
+    sys::mount_setattr(tree.as_fd(), SetAttr::PrivateRecursive)?;
+    sys::mount_setattr(tree.as_fd(), SetAttr::InertRecursive)?;
     if read_only {
-        sys::mount_setattr(tree.as_fd(), SetAttr::ReadOnly).map_err(|source| error("make read-only", source))?;
+        sys::mount_setattr(tree.as_fd(), SetAttr::ReadOnlyRecursive)?;
     }
-    move_mount(
-        tree,
-        "",
-        rustix::fs::CWD,
-        target,
-        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-    )
-    .map_err(|errno| error("mount on", errno.into()))
+    Ok(())
 }
 
 /// Unmounts everything on and below `path` in the caller's mount namespace, the last mount first.
+///
+/// Only mounts that are below no other are named: what is below them goes with them, and the guest, which may rename
+/// directories there, has no say in what is unmounted. What is still open, in virtiofsd for example, is taken away from
+/// here, and goes when it is closed.
 ///
 /// # Errors
 /// The list of mounts cannot be read, or one of them cannot be unmounted.
@@ -303,16 +222,16 @@ pub fn unmount_below(path: &Path) -> Result<(), ShareError> {
         path: path.to_owned(),
         source,
     })?;
+    let points: HashSet<&Path> = mounts.iter().map(|mount| mount.mountpoint.as_path()).collect();
+    let covered = |point: &Path| point.ancestors().skip(1).any(|above| points.contains(above));
     for mount in mounts.iter().rev() {
-        let result = match unmount(mount, UnmountFlags::NOFOLLOW) {
-            // Still open somewhere, in virtiofsd for example: take it away from here, it goes when it is closed.
-            Err(Errno::BUSY) => unmount(mount, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW),
-            result => result,
-        };
-        match result {
-            // Not there any more: a mount above it took it along.
+        if covered(&mount.mountpoint) {
+            continue;
+        }
+        match unmount(&mount.mountpoint, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            // Not there any more: somebody else has removed it at the same time.
             Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
-            Err(errno) => return Err(io_error("unmount", mount, errno)),
+            Err(errno) => return Err(io_error("unmount", &mount.mountpoint, errno)),
         }
     }
     Ok(())
@@ -346,11 +265,12 @@ pub fn guest_bind(container: &ContainerId, number: usize) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guest_spec::{BindSource, HostOptions};
     use crate::id::{Namespace, SandboxId};
     use std::thread;
 
     /// Runs the test in a mount namespace that ends with its thread; the host's is where the handle's thread is.
-    fn in_namespace(test: impl FnOnce(&SharedTree, &Path) + Send) {
+    pub(super) fn in_namespace(test: impl FnOnce(&SharedTree, &Path) + Send) {
         let directory = tempfile::tempdir().unwrap();
         let run_dir = RunDir::below(
             directory.path(),
@@ -361,7 +281,9 @@ mod tests {
         thread::scope(|scope| {
             let enter = || {
                 // HostNamespace::spawn leaves the mount namespace of the thread, which needs a file system view of
-                // its own: unshare(CLONE_NEWNS) includes it.
+                // its own: unshare(CLONE_NEWNS) includes it. What the test takes for the host's is one of its own, too.
+                sys::unshare_mount_namespace().unwrap();
+                mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
                 let tree = SharedTree::new(&run_dir, HostNamespace::spawn().unwrap()).unwrap();
                 test(&tree, directory.path());
                 unmount_below(tree.root()).unwrap();
@@ -371,13 +293,22 @@ mod tests {
         run_dir.remove().unwrap();
     }
 
-    fn bind(source: &Path, read_only: bool, number: usize) -> BindSource {
+    pub(super) fn attach_bind(
+        tree: &SharedTree,
+        container: &ContainerId,
+        bind: &BindSource,
+    ) -> Result<HostOptions, ShareError> {
+        tree.attach_bind(container, bind, &tree.propagating().unwrap())
+    }
+
+    pub(super) fn bind(source: &Path, read_only: bool, number: usize) -> BindSource {
         BindSource {
             number,
             source: source.to_owned(),
             destination: "/d".into(),
             read_only,
             recursive: true,
+            receives: true,
         }
     }
 
@@ -391,9 +322,8 @@ mod tests {
             std::os::unix::fs::symlink(&source, directory.join("link")).unwrap();
             let shared = tree.root().join("c");
             tree.attach_rootfs(&id, &[], &source).unwrap();
-            tree.attach_bind(&id, &bind(&source.join("file"), false, 0)).unwrap();
-            let guest = tree.attach_bind(&id, &bind(&directory.join("link"), true, 1)).unwrap();
-            assert_eq!(guest, Path::new("/run/tatami/shared/c/mounts/1"));
+            attach_bind(tree, &id, &bind(&source.join("file"), false, 0)).unwrap();
+            attach_bind(tree, &id, &bind(&directory.join("link"), true, 1)).unwrap();
             assert_eq!(fs::read_to_string(shared.join("rootfs/file")).unwrap(), "content");
             assert_eq!(fs::read_to_string(shared.join("mounts/0")).unwrap(), "content");
             let error = fs::write(shared.join("mounts/1/new"), "").unwrap_err();
@@ -419,49 +349,12 @@ mod tests {
         in_namespace(|tree, directory| {
             let id = ContainerId::new("c").unwrap();
             let missing = directory.join("missing");
-            let error = tree
-                .attach_bind(&id, &bind(&missing, false, 0))
+            let error = attach_bind(tree, &id, &bind(&missing, false, 0))
                 .unwrap_err()
                 .to_string();
             assert!(error.contains("missing") && error.contains("/d"), "{error}");
             tree.detach(&id).unwrap();
             assert!(!tree.root().join("c").exists());
-        });
-    }
-
-    #[test]
-    fn an_overlay_of_more_layers_than_a_page_of_options_is_mounted() {
-        in_namespace(|tree, directory| {
-            // The layers are on a tmpfs of the server's namespace: an overlay cannot have an overlay's upper layer.
-            let layers = directory.join("layers");
-            fs::create_dir(&layers).unwrap();
-            rustix::mount::mount("tmpfs", &layers, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
-            let layer = |number: usize| layers.join(format!("snapshots-with-a-long-name/{number}/fs"));
-            for number in 0..100 {
-                fs::create_dir_all(layer(number)).unwrap();
-                fs::write(layer(number).join(number.to_string()), "").unwrap();
-            }
-            let lower: Vec<String> = (0..100).map(|number| layer(number).display().to_string()).collect();
-            let mut mount = Mount::new();
-            mount.type_ = "overlay".to_owned();
-            mount.options = vec!["ro".to_owned(), format!("lowerdir={}", lower.join(":"))];
-            let id = ContainerId::new("c").unwrap();
-            tree.attach_rootfs(&id, &[mount], Path::new("/nowhere")).unwrap();
-            assert_eq!(fs::read_dir(tree.root().join("c/rootfs")).unwrap().count(), 100);
-            tree.detach(&id).unwrap();
-            unmount_below(&layers).unwrap();
-        });
-    }
-
-    #[test]
-    fn a_rootfs_on_a_block_device_is_refused_clearly() {
-        in_namespace(|tree, _| {
-            let mut mount = Mount::new();
-            mount.type_ = "ext4".to_owned();
-            let id = ContainerId::new("c").unwrap();
-            let error = tree.attach_rootfs(&id, &[mount], Path::new("/nowhere")).unwrap_err();
-            assert!(error.to_string().contains("ext4"));
-            tree.detach(&id).unwrap();
         });
     }
 }

@@ -1,0 +1,262 @@
+//! The guest's network: what the host's kernel says of the pod's network namespace, repeated on the VM's devices.
+//!
+//! It owns what the host has given: names, addresses, routes, rules, neighbours of the devices. What a container adds to
+//! that is its own and stays. It knows no container.
+
+mod attic;
+mod devices;
+mod message;
+
+use std::io;
+
+use protocol::agent::{Interface, Network};
+use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::address::AddressMessage;
+use rtnetlink::packet_route::neighbour::NeighbourMessage;
+use rtnetlink::packet_route::route::RouteMessage;
+use rtnetlink::packet_route::rule::RuleMessage;
+use rtnetlink::{Handle, LinkUnspec};
+use tokio::sync::Mutex;
+
+use self::attic::Attic;
+use self::devices::Devices;
+
+/// Why the network is not what the host wants.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NetworkError {
+    /// There is no netlink socket.
+    #[error("network: open a netlink socket")]
+    Socket(#[source] io::Error),
+    /// There is no place for devices that are not used.
+    #[error("network: make a namespace for devices that are not used")]
+    Attic(#[source] io::Error),
+    /// A message of the host that cannot be understood.
+    #[error("network: the host's message about {what} cannot be understood: {reason}")]
+    Message {
+        /// Of which list.
+        what: &'static str,
+        /// Why not.
+        reason: String,
+    },
+    /// A device did not come up.
+    #[error("network: no device with address {mac} appeared within {} s", devices::APPEARS.as_secs())]
+    NoDevice {
+        /// Its address.
+        mac: String,
+    },
+    /// The kernel refuses a step.
+    #[error("network: {step} {on}")]
+    Step {
+        /// What was tried.
+        step: &'static str,
+        /// On what.
+        on: String,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// A sysctl of an interface.
+    #[error("network: write {value} to {path}")]
+    Sysctl {
+        /// The file.
+        path: String,
+        /// What was to be in it.
+        value: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What the host has given, with the guest's numbers of the devices.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+struct Given {
+    /// By their place in the host's list.
+    links: Vec<u32>,
+    addresses: Vec<AddressMessage>,
+    routes: Vec<RouteMessage>,
+    rules: Vec<RuleMessage>,
+    neighbours: Vec<NeighbourMessage>,
+}
+
+/// The guest's network as far as the host decides it.
+#[derive(Debug, Default)]
+pub(crate) struct GuestNetwork(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    given: Given,
+    /// Made when the first device has no interface.
+    attic: Option<Attic>,
+}
+
+impl GuestNetwork {
+    /// Makes the network what the host wants: adds what is new, and removes what an earlier call gave and this one does
+    /// not. May be called again after an error.
+    ///
+    /// # Errors
+    /// The first step that failed.
+    pub(crate) async fn apply(&self, network: &Network) -> Result<(), NetworkError> {
+        let mut state = self.0.lock().await;
+        let State { given, attic } = &mut *state;
+        let mut devices = Devices::open()?;
+        let macs: Vec<&[u8]> = network
+            .interfaces
+            .iter()
+            .map(|interface| interface.device.as_slice())
+            .collect();
+        let links = devices.take(&macs, attic).await?;
+        let wanted = message::resolve(network, links)?;
+        let netlink = devices.handle();
+        remove(netlink, given, &wanted).await?;
+        // From here on both may be there; what is there twice is no error.
+        let before = std::mem::replace(given, wanted.clone());
+        give_way(netlink, network, &wanted.links).await?;
+        for (interface, index) in network.interfaces.iter().zip(&wanted.links) {
+            configure(netlink, interface, *index).await?;
+        }
+        add(netlink, &before, &wanted, network).await
+    }
+}
+
+/// Those of `these` that are not in `those`.
+fn without<'a, T: PartialEq>(these: &'a [T], those: &'a [T]) -> impl DoubleEndedIterator<Item = &'a T> {
+    these.iter().filter(|this| !those.contains(this))
+}
+
+/// Gives the result of a step its name; that the thing is there (or gone) already is none of its faults.
+fn step(
+    step: &'static str,
+    on: impl std::fmt::Debug,
+    fine: &[i32],
+    result: Result<(), rtnetlink::Error>,
+) -> Result<(), NetworkError> {
+    match result {
+        Err(rtnetlink::Error::NetlinkError(error)) if fine.contains(&-error.raw_code()) => Ok(()),
+        result => result.map_err(|source| NetworkError::Step {
+            step,
+            on: format!("{on:?}"),
+            source: cause(source),
+        }),
+    }
+}
+
+/// The kernel's word alone, where it is one.
+fn cause(error: rtnetlink::Error) -> io::Error {
+    match error {
+        rtnetlink::Error::NetlinkError(error) => error.to_io(),
+        error => io::Error::other(error),
+    }
+}
+
+/// What the kernel says of something to be removed that has gone by itself: with its device, or by a container.
+const GONE: [i32; 4] = [libc::ESRCH, libc::ENOENT, libc::EADDRNOTAVAIL, libc::ENODEV];
+
+/// In the reverse order of [`add`]: what needs something else goes first.
+async fn remove(netlink: &Handle, given: &Given, wanted: &Given) -> Result<(), NetworkError> {
+    for neighbour in without(&given.neighbours, &wanted.neighbours) {
+        let done = netlink.neighbours().del(neighbour.clone()).execute().await;
+        step("remove neighbour", neighbour, &GONE, done)?;
+    }
+    for rule in without(&given.rules, &wanted.rules) {
+        let done = netlink.rule().del(rule.clone()).execute().await;
+        step("remove rule", rule, &GONE, done)?;
+    }
+    for route in without(&given.routes, &wanted.routes).rev() {
+        let done = netlink.route().del(route.clone()).execute().await;
+        step("remove route", route, &GONE, done)?;
+    }
+    for address in without(&given.addresses, &wanted.addresses).rev() {
+        let done = netlink.address().del(address.clone()).execute().await;
+        step("remove address", address, &GONE, done)?;
+    }
+    Ok(())
+}
+
+/// Two devices may have each other's names, as the kernel gave them: those that get another one leave their own first.
+async fn give_way(netlink: &Handle, network: &Network, links: &[u32]) -> Result<(), NetworkError> {
+    for (interface, index) in network.interfaces.iter().zip(links) {
+        let named = std::fs::read_to_string(format!("/sys/class/net/{}/ifindex", interface.name));
+        if named.is_ok_and(|named| named.trim() == index.to_string()) {
+            continue;
+        }
+        let message = LinkUnspec::new_with_index(*index).name(format!("dev{index}"));
+        let done = netlink.link().set(message.build()).execute().await;
+        step("rename interface", index, &[], done)?;
+    }
+    Ok(())
+}
+
+/// The interface itself. It is not up yet, so that it comes up with its addresses.
+async fn configure(netlink: &Handle, interface: &Interface, index: u32) -> Result<(), NetworkError> {
+    let message = LinkUnspec::new_with_index(index)
+        .name(interface.name.clone())
+        .mtu(interface.mtu)
+        .address(interface.mac.clone());
+    let done = netlink.link().set(message.build()).execute().await;
+    step("set name, MTU and MAC address of", &interface.name, &[], done)?;
+    set_ipv6(interface)
+}
+
+/// The host's interface may be without IPv6 (`disable_ipv6`, the kernel's ip-sysctl.rst), as Docker's are.
+fn set_ipv6(interface: &Interface) -> Result<(), NetworkError> {
+    let path = format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", interface.name);
+    let value = if interface.ipv6 { "0" } else { "1" };
+    match std::fs::write(&path, value) {
+        // A kernel without IPv6 at all, started with `ipv6.disable=1`.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result.map_err(|source| NetworkError::Sysctl { path, value, source }),
+    }
+}
+
+async fn add(netlink: &Handle, before: &Given, wanted: &Given, network: &Network) -> Result<(), NetworkError> {
+    for address in without(&wanted.addresses, &before.addresses) {
+        let mut request = netlink
+            .address()
+            .add(0, std::net::Ipv4Addr::UNSPECIFIED.into(), 0)
+            .replace();
+        *request.message_mut() = address.clone();
+        step("add address", address, &[], request.execute().await)?;
+    }
+    for (interface, index) in network.interfaces.iter().zip(&wanted.links) {
+        let message = LinkUnspec::new_with_index(*index);
+        let message = if interface.up { message.up() } else { message.down() };
+        let done = netlink.link().set(message.build()).execute().await;
+        step("bring up", &interface.name, &[], done)?;
+    }
+    for route in without(&wanted.routes, &before.routes) {
+        step("add route", route, &[libc::EEXIST], add_route(netlink, route).await)?;
+    }
+    for rule in without(&wanted.rules, &before.rules) {
+        let mut request = netlink.rule().add();
+        *request.message_mut() = rule.clone();
+        step("add rule", rule, &[libc::EEXIST], request.execute().await)?;
+    }
+    for neighbour in without(&wanted.neighbours, &before.neighbours) {
+        let mut request = netlink
+            .neighbours()
+            .add(0, std::net::Ipv4Addr::UNSPECIFIED.into())
+            .replace();
+        *request.message_mut() = neighbour.clone();
+        step("add neighbour", neighbour, &[], request.execute().await)?;
+    }
+    Ok(())
+}
+
+/// rtnetlink's own request refuses a second route to one destination, which is how IPv6 has several ways to it.
+async fn add_route(netlink: &Handle, route: &RouteMessage) -> Result<(), rtnetlink::Error> {
+    use rtnetlink::packet_core::{NLM_F_APPEND, NetlinkMessage, NetlinkPayload};
+
+    let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewRoute(route.clone()));
+    request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_APPEND;
+    let mut answers = netlink.clone().request(request)?;
+    while let Some(answer) = futures::StreamExt::next(&mut answers).await {
+        if let NetlinkPayload::Error(error) = answer.payload
+            && error.code.is_some()
+        {
+            return Err(rtnetlink::Error::NetlinkError(error));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,180 @@
+//! Finding the disk of a serial number: at once if it is there, else when the kernel tells that it has come.
+//!
+//! The kernel announces a device when all its files in /sys and its node in /dev are there (uevents, on a netlink socket).
+//! What is announced is not read: an announcement means that it is worth looking again.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::net::netlink::{self, SocketAddrNetlink};
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, recv, socket_with};
+use tokio::io::Interest;
+
+use super::StorageError;
+use crate::sys;
+
+/// How long a disk may take to appear. The guest's kernel only has to enumerate a bus; under emulation on a busy host that
+/// takes a second.
+const APPEARS: Duration = Duration::from_secs(30);
+
+/// How long a disk may be in use after its last file system was unmounted: the kernel ends that in the background.
+const SETTLES: Duration = Duration::from_secs(10);
+
+const BLOCK: &str = "/sys/block";
+
+/// The kernel's multicast group of device events (`NETLINK_KOBJECT_UEVENT`, lib/kobject_uevent.c).
+const KERNEL_EVENTS: u32 = 1;
+
+/// A disk as the guest knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct DiskNode {
+    /// Its node, in the agent's /dev.
+    pub(super) path: PathBuf,
+    pub(super) major: u32,
+    pub(super) minor: u32,
+}
+
+/// Waits for a disk.
+pub(super) async fn find(serial: &str) -> Result<DiskNode, StorageError> {
+    if serial.is_empty() || serial.len() > 20 {
+        return Err(StorageError::Invalid("a disk without a serial number".to_owned()));
+    }
+    // Before the first look, so that nothing is missed between the two.
+    let socket = listen().map_err(StorageError::Events)?;
+    let events = sys::watched(socket, Interest::READABLE).map_err(StorageError::Events)?;
+    let found = async {
+        loop {
+            if let Some(disk) = look(Path::new(BLOCK), serial) {
+                return Ok(disk);
+            }
+            let mut ready = events.readable().await.map_err(StorageError::Events)?;
+            drain(events.get_ref()).map_err(StorageError::Events)?;
+            ready.clear_ready();
+        }
+    };
+    tokio::time::timeout(APPEARS, found).await.unwrap_or_else(|_| {
+        Err(StorageError::NoDisk {
+            serial: serial.to_owned(),
+            seconds: APPEARS.as_secs(),
+        })
+    })
+}
+
+fn listen() -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(
+        AddressFamily::NETLINK,
+        SocketType::RAW,
+        flags,
+        Some(netlink::KOBJECT_UEVENT),
+    )?;
+    bind(&socket, &SocketAddrNetlink::new(0, KERNEL_EVENTS))?;
+    Ok(socket)
+}
+
+/// Reads everything that has been announced so far.
+fn drain(socket: &OwnedFd) -> io::Result<()> {
+    let mut message = [0; 8192];
+    loop {
+        match recv(socket, &mut message, RecvFlags::DONTWAIT) {
+            // So many that some were lost: as good as one.
+            Ok(_) | Err(rustix::io::Errno::INTR | rustix::io::Errno::NOBUFS) => {}
+            Err(rustix::io::Errno::AGAIN) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Looks through the disks that there are.
+fn look(block: &Path, serial: &str) -> Option<DiskNode> {
+    let entries = fs::read_dir(block).ok()?;
+    entries.filter_map(Result::ok).find_map(|entry| {
+        let text = fs::read_to_string(entry.path().join("serial")).ok()?;
+        if text.trim_end_matches(['\n', '\0']) != serial {
+            return None;
+        }
+        let numbers = fs::read_to_string(entry.path().join("dev")).ok()?;
+        let (major, minor) = numbers.trim().split_once(':')?;
+        Some(DiskNode {
+            path: Path::new("/dev").join(entry.file_name()),
+            major: major.parse().ok()?,
+            minor: minor.parse().ok()?,
+        })
+    })
+}
+
+impl DiskNode {
+    /// Writes back what was written to the node itself, and waits until it is on the disk.
+    pub(super) fn write_back(&self) -> Result<(), StorageError> {
+        let disk = File::open(&self.path).map_err(StorageError::io("open", &self.path))?;
+        disk.sync_all().map_err(StorageError::io("write back", &self.path))
+    }
+
+    /// Waits until nothing in the guest uses the disk any more. Blocks.
+    ///
+    /// A file system lives on after its last unmount as long as the kernel is busy with what a mount namespace held
+    /// that has just ended, and tells nobody when it has gone. Only an exclusive open tells (open(2), `O_EXCL`), so that is
+    /// tried until it succeeds.
+    pub(super) fn settled(&self) -> Result<(), StorageError> {
+        let began = Instant::now();
+        loop {
+            match OpenOptions::new()
+                .read(true)
+                .custom_flags(libc::O_EXCL)
+                .open(&self.path)
+            {
+                Ok(disk) => {
+                    return disk.sync_all().map_err(StorageError::io("write back", &self.path));
+                }
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) && began.elapsed() < SETTLES => {
+                    thread::sleep(Duration::from_millis(2));
+                }
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                    return Err(StorageError::Busy {
+                        path: self.path.clone(),
+                        seconds: SETTLES.as_secs(),
+                    });
+                }
+                Err(error) => return Err(StorageError::io("open", &self.path)(error)),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_known_by_its_whole_serial_number() {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, serial, dev) in [
+            ("vda", "tatami-1", "254:0"),
+            ("vdb", "tatami-12\n", "254:16"),
+            ("loop0", "", "7:0"),
+        ] {
+            let disk = directory.path().join(name);
+            fs::create_dir(&disk).unwrap();
+            fs::write(disk.join("dev"), format!("{dev}\n")).unwrap();
+            if !serial.is_empty() {
+                fs::write(disk.join("serial"), serial).unwrap();
+            }
+        }
+        let found = look(directory.path(), "tatami-12").unwrap();
+        assert_eq!((found.path.as_path(), found.minor), (Path::new("/dev/vdb"), 16));
+        assert_eq!(look(directory.path(), "tatami-2"), None);
+        assert_eq!(look(directory.path(), "tatami-"), None);
+    }
+
+    #[tokio::test]
+    async fn a_serial_number_that_is_none_is_refused() {
+        for serial in ["", &"9".repeat(21)] {
+            assert!(matches!(find(serial).await, Err(StorageError::Invalid(_))));
+        }
+    }
+}

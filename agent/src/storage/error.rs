@@ -1,0 +1,92 @@
+//! Why a container has no storage, or cannot let go of it.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why not.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StorageError {
+    /// What the host asks for cannot be meant.
+    #[error("{0}")]
+    Invalid(String),
+    /// The kernel does not tell of new devices.
+    #[error("listen to the kernel's device events")]
+    Events(#[source] io::Error),
+    /// A disk that was plugged in does not show up.
+    #[error("disk {serial} has not appeared in the guest within {seconds} s")]
+    NoDisk {
+        /// Its serial number.
+        serial: String,
+        /// How long it was waited for.
+        seconds: u64,
+    },
+    /// The file system cannot be mounted.
+    #[error("cannot mount {fstype} from {source_name} with options {options:?}: {reason}")]
+    Mount {
+        /// Its type.
+        fstype: String,
+        /// The disk, or the type again.
+        source_name: String,
+        /// The options asked for.
+        options: Vec<String>,
+        /// Why not.
+        reason: String,
+    },
+    /// Two containers mean different things by one name.
+    #[error("storage {name} is mounted as {mounted} for another container, and {wanted} is asked for")]
+    Different {
+        /// The name.
+        name: String,
+        /// What it is.
+        mounted: String,
+        /// What is asked for.
+        wanted: String,
+    },
+    /// The memory does not do for so many huge pages.
+    #[error(
+        "the guest has room for {got} of {wanted} huge pages of {size_kib} KiB: give it more memory (default_memory) or \
+         ask for less"
+    )]
+    NoRoom {
+        /// Pages asked for.
+        wanted: u64,
+        /// Pages there are.
+        got: u64,
+        /// Size of a page in KiB.
+        size_kib: u64,
+    },
+    /// A file or mount operation.
+    #[error("cannot {operation} {}", path.display())]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The disk is still in use after its file system was unmounted.
+    #[error("disk {} is still in use {seconds} s after it was unmounted", path.display())]
+    Busy {
+        /// Its node.
+        path: PathBuf,
+        /// How long it was waited for.
+        seconds: u64,
+    },
+    /// The thread that did the work is gone.
+    #[error("the work was interrupted")]
+    Thread(#[source] io::Error),
+}
+
+impl StorageError {
+    /// For `map_err`.
+    pub(super) fn io<E: Into<io::Error>>(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(E) -> Self {
+        let path = path.into();
+        move |source| Self::Io {
+            operation,
+            path,
+            source: source.into(),
+        }
+    }
+}

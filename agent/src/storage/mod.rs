@@ -1,0 +1,272 @@
+//! File systems of the guest's own that containers use: on disks that the host plugs in, in memory, of huge pages.
+//!
+//! ```text
+//!  acquire: disk found ─► mounted (once) ─► container is a user        release: synced ─► unmounted ─► disk is free
+//! ```
+//! A storage has a name; containers that name the same one share it. It owns the mounts below
+//! [`protocol::STORAGE_DIRECTORY`] and who uses them. It knows nothing of processes: whoever releases has ended them.
+
+mod device_numbers;
+mod disk;
+mod error;
+mod filesystem;
+mod group;
+mod huge_pages;
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use protocol::agent::{BlockDevice, Storage};
+use tokio::sync::Mutex as AsyncMutex;
+
+pub(crate) use device_numbers::{Plugged, rewrite};
+use disk::DiskNode;
+pub(crate) use error::StorageError;
+use huge_pages::{HugePages, Reserved};
+
+use crate::ids::ContainerId;
+
+/// Most storages and devices of one container: more than disks can be plugged in.
+const MOST: usize = 128;
+
+/// All storages of the sandbox. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Storages {
+    table: Arc<Mutex<Table>>,
+    huge_pages: HugePages,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    storages: HashMap<String, Arc<AsyncMutex<Slot>>>,
+    held: HashMap<ContainerId, Held>,
+}
+
+/// What a container holds.
+#[derive(Debug, Default)]
+struct Held {
+    storages: Vec<String>,
+    disks: Vec<DiskNode>,
+    huge_pages: Vec<Reserved>,
+}
+
+/// One storage. Locked while it is mounted or unmounted.
+#[derive(Debug, Default)]
+struct Slot {
+    mounted: Option<Mounted>,
+    users: BTreeSet<ContainerId>,
+}
+
+#[derive(Debug)]
+struct Mounted {
+    storage: Storage,
+    disk: Option<DiskNode>,
+}
+
+/// Where a storage is mounted.
+fn place(name: &str) -> PathBuf {
+    Path::new(protocol::STORAGE_DIRECTORY).join(name)
+}
+
+fn check_name(name: &str) -> Result<(), StorageError> {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    match (1..=64).contains(&name.len()) && name.bytes().all(plain) {
+        true => Ok(()),
+        false => Err(StorageError::Invalid(format!(
+            "{:?} is not the name of a storage",
+            name.chars().take(64).collect::<String>()
+        ))),
+    }
+}
+
+impl Storages {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Mounts what a container needs and is not mounted yet, and finds its disks. The answer is the disks that become
+    /// devices. Not to be given up half-way; each step is bounded.
+    ///
+    /// # Errors
+    /// A disk does not appear, or something cannot be mounted; nothing is held then.
+    pub(crate) async fn acquire(
+        &self,
+        container: &ContainerId,
+        storages: &[Storage],
+        devices: &[BlockDevice],
+    ) -> Result<Vec<Plugged>, StorageError> {
+        let acquired = self.acquire_all(container, storages, devices).await;
+        if acquired.is_err()
+            && let Err(error) = self.release(container).await
+        {
+            tracing::warn!(%container, error = crate::report::chain(&error), "not all storages are released");
+        }
+        acquired
+    }
+
+    async fn acquire_all(
+        &self,
+        container: &ContainerId,
+        storages: &[Storage],
+        devices: &[BlockDevice],
+    ) -> Result<Vec<Plugged>, StorageError> {
+        if storages.len() > MOST || devices.len() > MOST {
+            return Err(StorageError::Invalid(format!("more than {MOST} storages or devices")));
+        }
+        for storage in storages {
+            check_name(&storage.name)?;
+            self.acquire_one(container, storage).await?;
+        }
+        let mut plugged = Vec::new();
+        for device in devices {
+            let disk = disk::find(&device.serial).await?;
+            self.hold(container, |held| held.disks.push(disk.clone()));
+            plugged.push(Plugged::new(device, &disk));
+        }
+        Ok(plugged)
+    }
+
+    fn hold(&self, container: &ContainerId, change: impl FnOnce(&mut Held)) {
+        change(self.table().held.entry(container.clone()).or_default());
+    }
+
+    async fn acquire_one(&self, container: &ContainerId, storage: &Storage) -> Result<(), StorageError> {
+        let disk = match storage.serial.as_str() {
+            "" => None,
+            serial => Some(disk::find(serial).await?),
+        };
+        if storage.huge_page_size > 0 {
+            let reserved = self.huge_pages.reserve(storage.huge_page_size, storage.huge_bytes)?;
+            self.hold(container, |held| held.huge_pages.push(reserved));
+        }
+        let slot = Arc::clone(self.table().storages.entry(storage.name.clone()).or_default());
+        let mut slot = slot.lock().await;
+        match &slot.mounted {
+            Some(mounted) if !same(&mounted.storage, storage) => {
+                return Err(StorageError::Different {
+                    name: storage.name.clone(),
+                    mounted: mounted.storage.fstype.clone(),
+                    wanted: storage.fstype.clone(),
+                });
+            }
+            Some(_) => {}
+            None => {
+                let work = {
+                    let (storage, disk) = (storage.clone(), disk.clone());
+                    move || filesystem::mount(&storage, disk.as_ref(), &place(&storage.name))
+                };
+                blocking(work).await?;
+                slot.mounted = Some(Mounted {
+                    storage: storage.clone(),
+                    disk,
+                });
+            }
+        }
+        slot.users.insert(container.clone());
+        self.hold(container, |held| held.storages.push(storage.name.clone()));
+        Ok(())
+    }
+
+    /// Lets go of everything that a container holds: what nobody else uses is written back and unmounted. May be called
+    /// again after an error, and for a container that holds nothing.
+    ///
+    /// # Errors
+    /// Something cannot be written back, or is still in use. The rest has been released.
+    pub(crate) async fn release(&self, container: &ContainerId) -> Result<(), StorageError> {
+        let Some(mut held) = self.table().held.remove(container) else {
+            return Ok(());
+        };
+        let mut first = None;
+        let mut kept = Held::default();
+        for name in held.storages {
+            if let Err(error) = self.release_one(container, &name).await {
+                kept.storages.push(name);
+                first.get_or_insert(error);
+            }
+        }
+        for disk in held.disks {
+            let settled = {
+                let disk = disk.clone();
+                blocking(move || disk.write_back()).await
+            };
+            if let Err(error) = settled {
+                kept.disks.push(disk);
+                first.get_or_insert(error);
+            }
+        }
+        for reserved in held.huge_pages.drain(..) {
+            self.huge_pages.give_back(&reserved);
+        }
+        match first {
+            None => Ok(()),
+            Some(error) => {
+                self.table().held.insert(container.clone(), kept);
+                Err(error)
+            }
+        }
+    }
+
+    async fn release_one(&self, container: &ContainerId, name: &str) -> Result<(), StorageError> {
+        let Some(slot) = self.table().storages.get(name).map(Arc::clone) else {
+            return Ok(());
+        };
+        let mut slot = slot.lock().await;
+        if slot.users.iter().any(|user| user != container) {
+            slot.users.remove(container);
+            return Ok(());
+        }
+        if let Some(mounted) = slot.mounted.take_if(|mounted| !mounted.storage.keep) {
+            let place = place(name);
+            let disk = mounted.disk.clone();
+            if let Err(error) = blocking(move || filesystem::unmount(&place, disk.as_ref())).await {
+                slot.mounted = Some(mounted);
+                return Err(error);
+            }
+        }
+        slot.users.remove(container);
+        Ok(())
+    }
+}
+
+/// Whether two containers mean the same file system by a name. What concerns one container alone need not be equal.
+fn same(one: &Storage, other: &Storage) -> bool {
+    one.fstype == other.fstype && one.serial == other.serial && one.keep == other.keep
+}
+
+/// Runs what may take long on a thread of its own.
+async fn blocking(work: impl FnOnce() -> Result<(), StorageError> + Send + 'static) -> Result<(), StorageError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(StorageError::Thread(std::io::Error::other(error))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_one_plain_component() {
+        check_name("disk-0f3a").unwrap();
+        for name in ["", "a/b", "..", "A", &"x".repeat(65), "a\n"] {
+            assert!(check_name(name).is_err(), "{name:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_holds_nothing_is_released_and_too_much_is_refused() {
+        let storages = Storages::default();
+        let id = ContainerId::new("c").unwrap();
+        storages.release(&id).await.unwrap();
+        let many = vec![Storage::default(); 129];
+        let refused = storages.acquire(&id, &many, &[]).await.unwrap_err();
+        assert!(matches!(refused, StorageError::Invalid(_)));
+        let outside = Storage {
+            name: "../../etc".to_owned(),
+            ..Storage::default()
+        };
+        assert!(matches!(
+            storages.acquire(&id, &[outside], &[]).await,
+            Err(StorageError::Invalid(_))
+        ));
+    }
+}

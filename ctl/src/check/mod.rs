@@ -1,0 +1,108 @@
+//! `kata-ctl check`: whether this host can run sandboxes, one line for each thing that is needed.
+//!
+//! Only what is wrong has a consequence and a remedy. Nothing is changed, and no VM is started.
+
+pub(crate) mod finding;
+mod host;
+pub(crate) mod kernel;
+pub(crate) mod parts;
+
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use finding::{Finding, Verdict};
+
+use crate::{Report, chain};
+
+/// Checks everything and says it, in colour or not.
+pub(crate) async fn report(named: Option<&Path>, colours: bool) -> Report {
+    let findings = all(named, std::env::var_os("PATH").as_deref()).await;
+    render(&findings, colours)
+}
+
+/// Checks everything. Without a configuration only what does not depend on it.
+pub(crate) async fn all(named: Option<&Path>, search: Option<&OsStr>) -> Vec<Finding> {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let path = crate::config::path(named);
+    let mut findings = Vec::new();
+    match config::load(&path) {
+        Ok(loaded) => {
+            findings.push(configuration(&path, loaded.warnings.len()));
+            findings.extend(parts::parts(&loaded.config, search).await);
+            findings.extend(kernel::of_file(&loaded.config.hypervisor.kernel));
+        }
+        Err(error) => findings.push(Finding::fail(
+            "configuration",
+            chain(&error),
+            "correct the file, or name another in KATA_CONF_FILE or the runtime's options",
+        )),
+    }
+    let virtualization = host::virtualization(&read("/proc/cpuinfo"), std::env::consts::ARCH);
+    let capable = virtualization.verdict == Verdict::Ok;
+    findings.extend([virtualization, host::kvm(Path::new("/dev/kvm"), capable)]);
+    findings.push(host::cgroups(&read("/proc/self/mounts")));
+    findings.push(host::shim(search));
+    findings.push(host::containerd(search).await);
+    findings.extend(host::runtime_class(search).await);
+    findings
+}
+
+fn render(findings: &[Finding], colours: bool) -> Report {
+    let mut text = String::new();
+    for finding in findings {
+        // Writing to a String cannot fail.
+        let _ = match colours {
+            true => writeln!(text, "{}", finding.coloured()),
+            false => writeln!(text, "{finding}"),
+        };
+    }
+    let good = !findings.iter().any(Finding::failed);
+    Report { text, good }
+}
+
+fn configuration(path: &Path, warnings: usize) -> Finding {
+    let found = path.display().to_string();
+    if warnings == 0 {
+        return Finding::ok("configuration", found);
+    }
+    let settings = if warnings == 1 { "setting" } else { "settings" };
+    let found = format!("{found} has {warnings} {settings} without effect");
+    Finding::warn(
+        "configuration",
+        found,
+        "sandboxes are not as it says",
+        "`kata-ctl config` names them",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_says_what_follows_and_what_to_do_only_if_something_is_wrong() {
+        let findings = [
+            Finding::ok("a", "here"),
+            Finding::warn("b", "half", "it is slow", "buy another"),
+            Finding::fail("c", "gone", "find it"),
+        ];
+        let report = render(&findings, false);
+        assert_eq!(
+            report.text,
+            "ok    a: here\nwarn  b: half; it is slow; buy another\nfail  c: gone; no sandbox can start; find it\n"
+        );
+        assert!(!report.good);
+        assert!(render(&findings[..2], false).good);
+        let plain = render(&findings, true).text.replace("\x1b[0m", "");
+        assert_eq!(plain.matches("\x1b[3").count(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_configuration_that_cannot_be_read_costs_no_more_than_what_depends_on_it() {
+        let findings = all(Some(Path::new("/nonexistent/configuration.toml")), None).await;
+        let of = |what: &str| findings.iter().find(|finding| finding.what == what);
+        assert!(of("configuration").unwrap().failed());
+        assert!(of("cgroups").is_some() && of("virtualization").is_some() && of("QEMU").is_none());
+    }
+}

@@ -1,0 +1,340 @@
+//! What the configuration names: accelerator, programs, files, vsock.
+
+use std::ffi::OsStr;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use config::{Config, SharedFs, Vsock};
+use hypervisor::{Accel, AccelError};
+
+use super::finding::Finding;
+use crate::chain;
+use crate::command;
+
+/// The kernel's vsock backend.
+const VHOST_VSOCK: &str = "/dev/vhost-vsock";
+
+/// For a program to say its version.
+const VERSION: Duration = Duration::from_secs(5);
+
+/// The oldest versions that the runtime is known to work with, of QEMU and virtiofsd.
+const QEMU: (u32, u32) = (8, 0);
+const VIRTIOFSD: (u32, u32) = (1, 10);
+
+/// What the configuration names.
+pub(super) async fn parts(config: &Config, search: Option<&OsStr>) -> Vec<Finding> {
+    let hypervisor = &config.hypervisor;
+    let remedy = "install it, or set hypervisor.qemu.path";
+    let qemu = program("QEMU", &hypervisor.path, search, remedy).await;
+    let mut findings = vec![
+        accelerator(hypervisor::accelerator(hypervisor.accelerator)),
+        recent(qemu, QEMU),
+        file(
+            "kernel",
+            &hypervisor.kernel,
+            "install it, or set hypervisor.qemu.kernel",
+        ),
+        file(
+            "initrd",
+            &hypervisor.initrd,
+            "install it, or set hypervisor.qemu.initrd",
+        ),
+    ];
+    if hypervisor.shared_fs == SharedFs::VirtioFs {
+        let remedy = "install it, or set hypervisor.qemu.virtio_fs_daemon";
+        let virtiofsd = program("virtiofsd", &hypervisor.virtio_fs_daemon, search, remedy).await;
+        findings.push(recent(virtiofsd, VIRTIOFSD));
+    }
+    let channel = match vsock(hypervisor.vsock, usable(Path::new(VHOST_VSOCK))) {
+        Some(finding) => finding,
+        None => {
+            let remedy = "load the module vhost_vsock, or install the daemon, or set hypervisor.qemu.vsock_daemon";
+            program("vsock", &hypervisor.vsock_daemon, search, remedy).await
+        }
+    };
+    findings.push(channel);
+    findings.push(memory(
+        u64::from(config.hypervisor.default_memory.0),
+        &std::fs::read_to_string("/proc/meminfo").unwrap_or_default(),
+    ));
+    if config.agent.debug_console_enabled {
+        let programs = hypervisor.initrd.with_file_name("debug-console.img");
+        findings.push(console(&programs));
+    }
+    findings
+}
+
+/// A guest that is larger than what is free is killed, or kills others.
+fn memory(wanted: u64, meminfo: &str) -> Finding {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let free = line.and_then(|line| line.split_ascii_whitespace().next()?.parse::<u64>().ok());
+    match free.map(|kibibytes| kibibytes / 1024) {
+        Some(free) if free < wanted => Finding::warn(
+            "memory",
+            format!("{free} MiB are available, a VM has {wanted} MiB"),
+            "the host's kernel may kill a VM for want of memory",
+            "free some, or lower hypervisor.qemu.default_memory",
+        ),
+        Some(free) => Finding::ok("memory", format!("{free} MiB are available, a VM has {wanted} MiB")),
+        None => Finding::warn(
+            "memory",
+            "/proc/meminfo does not tell what is available",
+            "a VM may be killed for want of memory",
+            "mount /proc",
+        ),
+    }
+}
+
+/// The programs of the debug console.
+fn console(programs: &Path) -> Finding {
+    match File::open(programs) {
+        Ok(_) => Finding::warn(
+            "debug console",
+            "it is enabled",
+            "root on this host gets a shell in every guest",
+            "set agent.kata.debug_console_enabled to false where it is not needed",
+        ),
+        Err(error) => Finding::warn(
+            "debug console",
+            unreadable(programs, &error),
+            "it has no shell",
+            "install it beside the initrd",
+        ),
+    }
+}
+
+/// Warns of a version that is older than what is known to work. One that cannot be told is left as it is.
+fn recent(finding: Finding, oldest: (u32, u32)) -> Finding {
+    let Some(version) = (!finding.failed()).then(|| numbers(&finding.found)).flatten() else {
+        return finding;
+    };
+    if version >= oldest {
+        return finding;
+    }
+    Finding::warn(
+        finding.what,
+        finding.found,
+        "it is older than any that the runtime was tried with",
+        format!("install {}.{} or newer", oldest.0, oldest.1),
+    )
+}
+
+/// The first `N.N` behind a colon: the path before it may have digits of its own.
+pub(super) fn numbers(text: &str) -> Option<(u32, u32)> {
+    let (_, text) = text.split_once(": ")?;
+    text.split(|c: char| !c.is_ascii_digit() && c != '.').find_map(|word| {
+        let mut parts = word.split('.');
+        Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+    })
+}
+
+/// What runs the guest's instructions.
+fn accelerator(chosen: Result<(Accel, Option<String>), AccelError>) -> Finding {
+    match chosen {
+        Ok((Accel::Kvm, _)) => Finding::ok("accelerator", "KVM"),
+        Ok((Accel::Tcg, None)) => Finding::ok("accelerator", "TCG, as configured"),
+        Ok((Accel::Tcg, Some(why))) => Finding::warn(
+            "accelerator",
+            format!("TCG: {why}"),
+            "guests are emulated, which is slow",
+            "use a host with hardware virtualization, or a VM with nested virtualization turned on",
+        ),
+        Err(error) => Finding::fail(
+            "accelerator",
+            chain(&error),
+            "use such a host, or set hypervisor.qemu.accelerator to \"auto\"",
+        ),
+    }
+}
+
+/// The kernel's backend; none where the daemon stands in for it.
+fn vsock(wanted: Vsock, device: Result<(), String>) -> Option<Finding> {
+    match (wanted, device) {
+        (Vsock::Auto | Vsock::Vhost, Ok(())) => Some(Finding::ok("vsock", VHOST_VSOCK)),
+        (Vsock::Vhost, Err(why)) => Some(Finding::fail(
+            "vsock",
+            format!("{VHOST_VSOCK}: {why}"),
+            "load the module vhost_vsock, or set hypervisor.qemu.vsock to \"auto\"",
+        )),
+        (Vsock::Auto | Vsock::VhostUser, _) => None,
+    }
+}
+
+fn usable(device: &Path) -> Result<(), String> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(device)
+        .map(drop)
+        .map_err(|error| error.to_string())
+}
+
+/// A program that says its version.
+pub(super) async fn program(
+    what: &'static str,
+    program: &Path,
+    search: Option<&OsStr>,
+    remedy: &'static str,
+) -> Finding {
+    let Some(path) = command::find(program, search) else {
+        return Finding::fail(
+            what,
+            format!("{} is not an executable file in PATH", program.display()),
+            remedy,
+        );
+    };
+    match version(&path).await {
+        Ok(version) => Finding::ok(what, format!("{}: {version}", path.display())),
+        Err(why) => Finding::fail(what, format!("{} --version: {why}", path.display()), remedy),
+    }
+}
+
+/// The first line that a program prints when asked for its version.
+pub(crate) async fn version(path: &Path) -> Result<String, String> {
+    let printed = command::run(path, &["--version"], VERSION).await;
+    let printed = printed.map_err(|error| chain(&error))?;
+    if !printed.success {
+        return Err(printed.status);
+    }
+    let line = printed.out.lines().next().unwrap_or("no version");
+    Ok(line.chars().take(120).collect())
+}
+
+/// A regular file that can be read.
+pub(super) fn file(what: &'static str, path: &Path, remedy: &'static str) -> Finding {
+    let readable = File::open(path).and_then(|file| file.metadata());
+    match readable {
+        Ok(metadata) if metadata.is_file() => Finding::ok(what, path.display().to_string()),
+        Ok(_) => Finding::fail(what, format!("{} is not a regular file", path.display()), remedy),
+        Err(error) => Finding::fail(what, unreadable(path, &error), remedy),
+    }
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> String {
+    format!("{} cannot be read: {error}", path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::check::finding::Verdict;
+
+    fn script(directory: &Path, name: &str, text: &str) -> PathBuf {
+        let path = directory.join(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+        path
+    }
+
+    #[tokio::test]
+    async fn a_bare_name_is_found_in_the_search_path_and_nowhere_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = script(directory.path(), "tool", "echo tool 1.2; echo more");
+        let search = std::env::join_paths([Path::new("/nonexistent"), directory.path()]).unwrap();
+        let finding = program("tool", Path::new("tool"), Some(&search), "").await;
+        assert_eq!(finding, Finding::ok("tool", format!("{}: tool 1.2", path.display())));
+        let elsewhere = Some(OsStr::new("/nonexistent"));
+        assert!(program("tool", Path::new("tool"), elsewhere, "").await.failed());
+        assert!(program("tool", Path::new("tool"), None, "").await.failed());
+    }
+
+    #[test]
+    fn a_file_of_that_name_that_cannot_be_executed_is_not_the_program() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("tool"), "").unwrap();
+        let search = Some(directory.path().as_os_str());
+        assert_eq!(command::find(Path::new("tool"), search), None);
+    }
+
+    #[tokio::test]
+    async fn a_program_that_fails_or_is_missing_is_reported_with_the_reason() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = script(directory.path(), "broken", "exit 3");
+        let finding = program("tool", &path, None, "mend it").await;
+        assert_eq!(finding.found, format!("{} --version: exit status: 3", path.display()));
+        let missing = program("tool", Path::new("/nonexistent/tool"), None, "").await;
+        assert!(missing.found.contains("No such file"), "{}", missing.found);
+    }
+
+    #[test]
+    fn a_kernel_is_a_regular_file_that_can_be_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vmlinuz");
+        std::fs::write(&path, "").unwrap();
+        assert!(!file("kernel", &path, "").failed());
+        assert!(file("kernel", directory.path(), "").failed());
+        assert!(file("kernel", &directory.path().join("other"), "").failed());
+    }
+
+    #[test]
+    fn the_daemon_is_looked_at_only_where_the_device_does_not_do() {
+        let gone = || Err(String::from("gone"));
+        assert_eq!(vsock(Vsock::Auto, Ok(())).unwrap().found, VHOST_VSOCK);
+        assert_eq!(vsock(Vsock::Auto, gone()), None);
+        assert_eq!(vsock(Vsock::VhostUser, Ok(())), None);
+        assert!(vsock(Vsock::Vhost, gone()).unwrap().failed());
+    }
+
+    #[test]
+    fn an_emulated_guest_is_a_warning_only_where_it_was_not_asked_for() {
+        assert_eq!(accelerator(Ok((Accel::Kvm, None))).verdict, Verdict::Ok);
+        assert_eq!(accelerator(Ok((Accel::Tcg, None))).verdict, Verdict::Ok);
+        let emulated = accelerator(Ok((Accel::Tcg, Some(String::from("no svm")))));
+        assert!(matches!(emulated.verdict, Verdict::Warn(_)) && emulated.found.contains("no svm"));
+    }
+
+    #[tokio::test]
+    async fn a_directory_without_virtio_fs_needs_no_virtiofsd() {
+        let mut config = Config::default();
+        let names = async |config: &Config| -> Vec<_> {
+            let findings = parts(config, None).await;
+            findings.into_iter().map(|finding| finding.what).collect()
+        };
+        assert_eq!(
+            names(&config).await,
+            [
+                "accelerator",
+                "QEMU",
+                "kernel",
+                "initrd",
+                "virtiofsd",
+                "vsock",
+                "memory"
+            ]
+        );
+        config.hypervisor.shared_fs = SharedFs::None;
+        assert_eq!(
+            names(&config).await,
+            ["accelerator", "QEMU", "kernel", "initrd", "vsock", "memory"]
+        );
+    }
+
+    #[test]
+    fn an_old_version_is_a_warning_and_digits_of_the_path_are_none() {
+        let found = |text: &str| recent(Finding::ok("QEMU", text), (8, 0));
+        assert_eq!(
+            found("/opt/7.2/qemu: QEMU emulator version 10.0.2 (Debian)").verdict,
+            Verdict::Ok
+        );
+        assert!(matches!(
+            found("/opt/qemu: QEMU emulator version 7.2.1").verdict,
+            Verdict::Warn(_)
+        ));
+        assert_eq!(found("/opt/qemu: no version").verdict, Verdict::Ok);
+    }
+
+    #[test]
+    fn a_vm_that_is_larger_than_what_is_free_is_a_warning() {
+        assert_eq!(memory(256, "MemAvailable:  1048576 kB\n").verdict, Verdict::Ok);
+        assert!(matches!(
+            memory(2048, "MemAvailable:  1048576 kB\n").verdict,
+            Verdict::Warn(_)
+        ));
+        assert!(matches!(memory(1, "").verdict, Verdict::Warn(_)));
+    }
+}

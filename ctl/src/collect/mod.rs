@@ -1,0 +1,194 @@
+//! `kata-ctl collect-data`: one Markdown report that a developer can work from.
+//!
+//! The sections are those of Kata's script in its order, and then what it lacks. Each is on its own: one that fails or
+//! hangs says so and costs nothing but itself. Nothing is written that has not gone through the redactor.
+
+mod host;
+mod logs;
+mod managers;
+mod page;
+mod runtime;
+mod sandboxes;
+
+use std::ffi::OsString;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::time::Duration;
+
+use page::Page;
+
+use crate::arguments::CollectOptions;
+use crate::check::finding::Verdict;
+use crate::redact::Redactor;
+use crate::{Report, check, progress, sandboxes as found, time};
+
+/// For one section.
+const SECTION: Duration = Duration::from_secs(60);
+
+/// Why there is no report.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CollectError {
+    /// The time of --since.
+    #[error("{0}")]
+    Since(String),
+    /// The file of --output.
+    #[error("cannot write the report to {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The host as the report looks at it: other places are for tests.
+pub(crate) struct Host {
+    /// Where programs are looked up.
+    search: Option<OsString>,
+    /// /etc
+    etc: PathBuf,
+    /// /var
+    var: PathBuf,
+    /// Where sandboxes have their directories.
+    run: PathBuf,
+    /// The configuration that the command line names.
+    config: Option<PathBuf>,
+    /// How far back logs are read, in nanoseconds since the epoch.
+    since: i128,
+    /// For one section.
+    limit: Duration,
+}
+
+/// Writes the report.
+pub(crate) async fn report(options: &CollectOptions) -> Result<Report, CollectError> {
+    let host = Host {
+        search: std::env::var_os("PATH"),
+        etc: "/etc".into(),
+        var: "/var".into(),
+        run: found::ROOT.into(),
+        config: options.path.clone(),
+        since: time::since(&options.since).map_err(CollectError::Since)?,
+        limit: SECTION,
+    };
+    let Some(path) = &options.output else {
+        let text = collect(&host).await;
+        return Ok(Report { text, good: true });
+    };
+    let failed = |source| CollectError::Write {
+        path: path.clone(),
+        source,
+    };
+    // Before the work: a name that cannot be used must not cost it. Nobody else may read it.
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(failed)?;
+    let text = collect(&host).await;
+    file.write_all(text.as_bytes()).map_err(failed)?;
+    crate::complain(&format!("the report is in {}", path.display()));
+    Ok(Report {
+        text: String::new(),
+        good: true,
+    })
+}
+
+type Work<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
+
+/// A section's title, and what fills its page.
+type Section = (&'static str, for<'a> fn(&'a Page<'a>, &'a Host) -> Work<'a>);
+
+const SECTIONS: [Section; 14] = [
+    ("Meta details", |page, host| Box::pin(meta(page, host))),
+    ("`kata-ctl env`", |page, host| {
+        Box::pin(runtime::environment(page, host))
+    }),
+    ("Runtime config files", |page, host| {
+        Box::pin(async { runtime::configuration(page, host) })
+    }),
+    ("Containerd shim v2", |page, host| Box::pin(runtime::shim(page, host))),
+    ("KSM throttler", |page, host| Box::pin(runtime::throttler(page, host))),
+    ("Image details", |page, _| Box::pin(async { runtime::image(page) })),
+    ("Initrd details", |page, host| {
+        Box::pin(async { runtime::initrd(page, host) })
+    }),
+    ("Logfiles", |page, host| Box::pin(logs::logs(page, host))),
+    ("Container manager details", |page, host| {
+        Box::pin(managers::managers(page, host))
+    }),
+    ("Packages", |page, host| Box::pin(managers::packages(page, host))),
+    ("Kata Monitor", |page, _| Box::pin(managers::monitor(page))),
+    ("Running sandboxes", |page, host| {
+        Box::pin(sandboxes::sandboxes(page, host))
+    }),
+    ("Guest kernel", |page, host| {
+        Box::pin(async { host::kernel(page, host) })
+    }),
+    ("Host state", |page, host| Box::pin(host::state(page, host))),
+];
+
+async fn collect(host: &Host) -> String {
+    let redactor = Redactor::default();
+    let mut text = String::new();
+    for (title, fill) in SECTIONS {
+        let page = Page::new(&redactor);
+        let filled = tokio::time::timeout(host.limit, progress::said(title, fill(&page, host))).await;
+        if filled.is_err() {
+            let seconds = host.limit.as_secs();
+            page.missing(&format!(
+                "this section has not ended within {seconds} s; what there is of it is above"
+            ));
+        }
+        let body = page.into_text();
+        text.push_str(&format!(
+            "<details>\n<summary>{title}</summary>\n<p>\n\n# {title}\n\n{}\n\n</p>\n</details>\n\n",
+            body.trim()
+        ));
+    }
+    text.push_str(&format!(
+        "{} secrets were taken out of this report.\n",
+        redactor.count()
+    ));
+    text
+}
+
+/// Version, date, and what is wrong at first sight.
+async fn meta(page: &Page<'_>, host: &Host) {
+    let (version, date) = (env!("CARGO_PKG_VERSION"), time::format(time::now()));
+    page.line(&format!(
+        "Running `kata-ctl collect-data` version `{version}` at `{date}`."
+    ));
+    page.line(&format!("Logs since `{}`.", time::format(host.since)));
+    if !rustix::process::geteuid().is_root() {
+        page.missing("this is not run as root: sandboxes, consoles and some logs cannot be read");
+    }
+    page.heading("Problems found");
+    let findings = check::all(host.config.as_deref(), host.search.as_deref()).await;
+    let mut lines: Vec<_> = findings
+        .iter()
+        .filter(|finding| finding.verdict != Verdict::Ok)
+        .map(ToString::to_string)
+        .collect();
+    match found::all(&host.run) {
+        Ok(all) => lines.extend(all.iter().filter_map(|sandbox| {
+            let error = sandbox.shim().err()?;
+            Some(format!("warn  sandbox {}: {error}", sandbox.id()))
+        })),
+        Err(error) => lines.push(format!("warn  sandboxes: {}", crate::chain(&error))),
+    }
+    if lines.is_empty() {
+        page.line("None: all that `kata-ctl check` looks at is as it should be.");
+    } else {
+        // What keeps sandboxes from starting comes first.
+        lines.sort_by_key(|line| !line.starts_with("fail"));
+        page.code("", &lines.join("\n"));
+    }
+}
+
+#[cfg(test)]
+mod tests;

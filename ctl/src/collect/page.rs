@@ -1,0 +1,137 @@
+//! One section of the report in the making: Markdown, from which every secret is taken as it is written.
+//!
+//! What is written stays, also if the section does not come to its end.
+
+use std::cell::RefCell;
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::time::Duration;
+
+use super::Host;
+use crate::command;
+use crate::redact::Redactor;
+
+/// Bytes of a file that are shown.
+const FILE: u64 = 128 << 10;
+
+/// For a program whose output is shown, unless it is given more.
+pub(super) const COMMAND: Duration = Duration::from_secs(10);
+
+/// A section.
+pub(super) struct Page<'a> {
+    redactor: &'a Redactor,
+    text: RefCell<String>,
+}
+
+impl<'a> Page<'a> {
+    pub(super) fn new(redactor: &'a Redactor) -> Self {
+        Self {
+            redactor,
+            text: RefCell::default(),
+        }
+    }
+
+    pub(super) fn into_text(self) -> String {
+        self.text.into_inner()
+    }
+
+    /// A heading within the section.
+    pub(super) fn heading(&self, title: &str) {
+        // Writing to a String cannot fail.
+        let _ = write!(self.text.borrow_mut(), "\n## {title}\n\n");
+    }
+
+    /// A paragraph. What is not ours in it goes between backticks.
+    pub(super) fn line(&self, line: &str) {
+        let _ = write!(self.text.borrow_mut(), "{}\n\n", self.redactor.clean(line));
+    }
+
+    /// What could not be found out.
+    pub(super) fn missing(&self, line: &str) {
+        self.line(&format!("**Missing:** {line}"));
+    }
+
+    /// A text as it is, in a fence that it does not close.
+    pub(super) fn code(&self, language: &str, text: &str) {
+        let text = self.redactor.clean(text.trim_end());
+        let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
+        let fence = "`".repeat(longest.max(2) + 1);
+        let _ = write!(self.text.borrow_mut(), "{fence}{language}\n{text}\n{fence}\n\n");
+    }
+
+    /// A program's output, if it is there. False where it is not.
+    pub(super) async fn command(&self, host: &Host, program: &str, arguments: &[&str]) -> bool {
+        self.command_within(host, program, arguments, COMMAND).await
+    }
+
+    /// A program's output, bounded in time.
+    pub(super) async fn command_within(&self, host: &Host, program: &str, arguments: &[&str], limit: Duration) -> bool {
+        let Some(path) = command::find(Path::new(program), host.search.as_deref()) else {
+            return false;
+        };
+        let words: Vec<_> = std::iter::once(program).chain(arguments.iter().copied()).collect();
+        let words = words.join(" ");
+        match command::run(&path, arguments, limit).await {
+            Ok(printed) => {
+                self.line(&format!("Output of `{words}`:"));
+                self.code("", &printed.all());
+            }
+            Err(error) => self.missing(&format!("`{words}` {}", crate::chain(&error))),
+        }
+        true
+    }
+
+    /// A file's contents, if it is there. False where it is not.
+    pub(super) fn file(&self, path: &Path, language: &str) -> bool {
+        let shown = path.display();
+        match read(path) {
+            Ok(text) => {
+                self.line(&format!("`{shown}`:"));
+                self.code(language, &text);
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return false,
+            Err(error) => self.missing(&format!("`{shown}` cannot be read: {error}")),
+        }
+        true
+    }
+}
+
+/// The beginning of a regular file: a pipe could keep us for ever.
+pub(super) fn read(path: &Path) -> std::io::Result<String> {
+    if !path.metadata()?.is_file() {
+        return Err(std::io::Error::other("it is not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    File::open(path)?.take(FILE).read_to_end(&mut bytes)?;
+    let mut text = command::harmless(&bytes);
+    if bytes.len() as u64 == FILE {
+        text.push_str("\n[the rest is left out]");
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_cannot_leave_its_fence_and_loses_its_secrets() {
+        let redactor = Redactor::default();
+        let page = Page::new(&redactor);
+        page.code("toml", "```\npassword = \"hunter2\"\n````x\n");
+        let text = page.into_text();
+        assert_eq!(text, "`````toml\n```\npassword = \"[REDACTED]\"\n````x\n`````\n\n");
+        assert_eq!(redactor.count(), 1);
+    }
+
+    #[test]
+    fn a_file_that_is_none_is_said_and_one_that_is_not_there_is_not() {
+        let redactor = Redactor::default();
+        let page = Page::new(&redactor);
+        assert!(!page.file(Path::new("/nonexistent/x"), ""));
+        assert!(page.file(Path::new("/dev/null"), ""));
+        assert!(page.into_text().contains("not a regular file"));
+    }
+}

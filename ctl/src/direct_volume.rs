@@ -1,0 +1,291 @@
+//! `kata-ctl direct-volume`: what Kata calls a direct-assigned volume: a path of a pod for which the runtime is to give the
+//! guest a block device instead of a mount of the host's.
+//!
+//! The form is Kata's (docs/design/direct-blk-device-assignment.md there): below
+//! `/run/kata-containers/shared/direct-volumes/`, a directory named by the base64url of the volume's path (RFC 4648, with
+//! padding), with `mountInfo.json` in it. A runtime that uses the volume adds a file named by its sandbox.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::Report;
+
+/// Where Kata's runtimes look.
+pub(crate) const ROOT: &str = "/run/kata-containers/shared/direct-volumes";
+
+const FILE: &str = "mountInfo.json";
+
+/// Largest mount information, in bytes.
+const MAX: usize = 64 << 10;
+
+/// Longest path of a volume: its name in base64 has to be a file's (NAME_MAX, 255 bytes).
+const LONGEST: usize = 189;
+
+/// What the guest is to mount, with Kata's names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct MountInfo {
+    /// "block", or another kind that the runtime knows.
+    volume_type: String,
+    /// The device on the host.
+    device: String,
+    #[serde(rename = "fstype", alias = "fs-type", alias = "fs_type", default)]
+    fs_type: String,
+    #[serde(default)]
+    metadata: BTreeMap<String, String>,
+    #[serde(default)]
+    options: Vec<String>,
+}
+
+/// Why a volume is not changed or shown.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum VolumeError {
+    /// Not a path of a volume.
+    #[error("the volume path {path:?} must be absolute and at most {LONGEST} bytes long")]
+    Path {
+        /// What was given.
+        path: String,
+    },
+    /// Not Kata's JSON.
+    #[error("the mount information is not {{\"volume-type\", \"device\", \"fstype\", \"metadata\", \"options\"}}")]
+    Json(#[source] serde_json::Error),
+    /// It is too large, or has values that mean nothing.
+    #[error("the mount information {0}")]
+    Information(&'static str),
+    /// A file operation failed.
+    #[error("cannot {operation} {}{hint}", path.display())]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What it means, if that is plain.
+        hint: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Nobody can be asked.
+    #[error("the volume {0} is in no running sandbox")]
+    NotInUse(String),
+    /// The runtime cannot.
+    #[error(
+        "cannot {operation} volume {volume} of sandbox {sandbox}: this runtime does not offer it for running sandboxes"
+    )]
+    Unsupported {
+        /// The verb.
+        operation: &'static str,
+        /// The volume.
+        volume: String,
+        /// Who has it.
+        sandbox: String,
+    },
+}
+
+fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> VolumeError {
+    let path = path.to_owned();
+    move |source| VolumeError::Io {
+        operation,
+        path,
+        hint: match source.kind() {
+            io::ErrorKind::NotFound => " (there is no such volume)",
+            io::ErrorKind::PermissionDenied => " (only root can)",
+            _ => "",
+        },
+        source,
+    }
+}
+
+/// RFC 4648, section 5, with padding.
+fn base64url(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let mut group = [0; 3];
+        group[..chunk.len()].copy_from_slice(chunk);
+        let bits = u32::from_be_bytes([0, group[0], group[1], group[2]]);
+        for digit in 0..4 {
+            if digit > chunk.len() {
+                text.push('=');
+            } else {
+                text.push(char::from(DIGITS[(bits >> (18 - 6 * digit) & 63) as usize]));
+            }
+        }
+    }
+    text
+}
+
+fn directory(root: &Path, volume: &str) -> Result<PathBuf, VolumeError> {
+    if !Path::new(volume).is_absolute() || volume.len() > LONGEST {
+        return Err(VolumeError::Path {
+            path: volume.to_owned(),
+        });
+    }
+    Ok(root.join(base64url(volume.as_bytes())))
+}
+
+/// Tells the runtime of a volume. One that is known is replaced.
+pub(crate) fn add(root: &Path, volume: &str, information: &str) -> Result<Report, VolumeError> {
+    if information.len() > MAX {
+        return Err(VolumeError::Information("is larger than 64 KiB"));
+    }
+    let information: MountInfo = serde_json::from_str(information).map_err(VolumeError::Json)?;
+    if information.device.is_empty() || information.volume_type.is_empty() {
+        return Err(VolumeError::Information("names no device or no volume-type"));
+    }
+    let directory = directory(root, volume)?;
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
+    made.map_err(failed("create", &directory))?;
+    let text = serde_json::to_string(&information).map_err(VolumeError::Json)?;
+    let (path, new) = (directory.join(FILE), directory.join(".mountInfo.json.new"));
+    // A runtime that reads it sees the old one or the new one, whole.
+    fs::write(&new, text)
+        .and_then(|()| fs::rename(&new, &path))
+        .map_err(failed("write", &path))?;
+    Ok(done())
+}
+
+/// Forgets a volume. A sandbox that uses it keeps it.
+pub(crate) fn remove(root: &Path, volume: &str) -> Result<Report, VolumeError> {
+    let directory = directory(root, volume)?;
+    fs::remove_dir_all(&directory).map_err(failed("remove", &directory))?;
+    Ok(done())
+}
+
+/// What is known of a volume, as JSON: what the guest mounts, who uses it, and how large its device is.
+pub(crate) fn stats(root: &Path, volume: &str) -> Result<Report, VolumeError> {
+    let directory = directory(root, volume)?;
+    let information = read(&directory)?;
+    let text = serde_json::json!({
+        "volume": volume,
+        "mount": information,
+        "sandboxes": users(&directory)?,
+        "device_bytes": size(Path::new(&information.device)).ok(),
+    });
+    Ok(Report {
+        text: format!("{text:#}\n"),
+        good: true,
+    })
+}
+
+/// Makes a volume of a running sandbox larger: its device must have grown already.
+pub(crate) fn resize(root: &Path, volume: &str) -> Result<Report, VolumeError> {
+    let directory = directory(root, volume)?;
+    read(&directory)?;
+    match users(&directory)?.into_iter().next() {
+        None => Err(VolumeError::NotInUse(volume.to_owned())),
+        Some(sandbox) => Err(VolumeError::Unsupported {
+            operation: "resize",
+            volume: volume.to_owned(),
+            sandbox,
+        }),
+    }
+}
+
+fn done() -> Report {
+    Report {
+        text: String::new(),
+        good: true,
+    }
+}
+
+fn read(directory: &Path) -> Result<MountInfo, VolumeError> {
+    let path = directory.join(FILE);
+    let text = fs::read_to_string(&path).map_err(failed("read", &path))?;
+    serde_json::from_str(&text).map_err(VolumeError::Json)
+}
+
+fn users(directory: &Path) -> Result<Vec<String>, VolumeError> {
+    let entries = fs::read_dir(directory).map_err(failed("read", directory))?;
+    let names = entries
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let mut names: Vec<_> = names.filter(|name| name != FILE && !name.starts_with('.')).collect();
+    names.sort();
+    Ok(names)
+}
+
+/// Of a block device or a file, in bytes.
+fn size(device: &Path) -> io::Result<u64> {
+    use std::io::{Seek, SeekFrom};
+    fs::File::open(device)?.seek(SeekFrom::End(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const INFORMATION: &str =
+        r#"{"volume-type":"block","device":"/dev/vdb","fstype":"ext4","metadata":{"a":"b"},"options":["ro"]}"#;
+
+    #[test]
+    fn a_volume_is_added_shown_replaced_and_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let volume = "/var/lib/kubelet/pods/1/volumes/x";
+        add(root.path(), volume, INFORMATION).unwrap();
+        let file = root.path().join(base64url(volume.as_bytes())).join(FILE);
+        assert_eq!(fs::read_to_string(&file).unwrap(), INFORMATION);
+        fs::write(file.with_file_name("sandbox-1"), "").unwrap();
+        let shown: serde_json::Value = serde_json::from_str(&stats(root.path(), volume).unwrap().text).unwrap();
+        assert_eq!(shown["mount"]["fstype"], "ext4");
+        assert_eq!(shown["sandboxes"], serde_json::json!(["sandbox-1"]));
+        let refused = resize(root.path(), volume).unwrap_err().to_string();
+        assert!(refused.contains("sandbox-1"), "{refused}");
+        add(root.path(), volume, &INFORMATION.replace("ext4", "xfs")).unwrap();
+        assert!(fs::read_to_string(&file).unwrap().contains("xfs"));
+        remove(root.path(), volume).unwrap();
+        let gone = remove(root.path(), volume).unwrap_err().to_string();
+        assert!(gone.contains("there is no such volume"), "{gone}");
+    }
+
+    #[test]
+    fn what_is_no_volume_is_refused_before_anything_is_made() {
+        let root = tempfile::tempdir().unwrap();
+        assert!(matches!(
+            add(root.path(), "a/b", INFORMATION),
+            Err(VolumeError::Path { .. })
+        ));
+        assert!(matches!(
+            add(root.path(), &format!("/{}", "a".repeat(200)), INFORMATION),
+            Err(VolumeError::Path { .. })
+        ));
+        assert!(matches!(add(root.path(), "/a", "{}"), Err(VolumeError::Json(_))));
+        let empty = r#"{"volume-type":"block","device":""}"#;
+        assert!(matches!(
+            add(root.path(), "/a", empty),
+            Err(VolumeError::Information(_))
+        ));
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn base64url_is_as_the_rfc_has_it() {
+        for (bytes, text) in [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg=="),
+            ("foobar", "Zm9vYmFy"),
+        ] {
+            assert_eq!(base64url(bytes.as_bytes()), text);
+        }
+        assert_eq!(base64url(&[0xfb, 0xff]), "-_8=");
+    }
+
+    proptest! {
+        #[test]
+        fn no_volume_leads_out_of_the_directory(volume in "/\\PC{0,60}") {
+            if let Ok(path) = directory(Path::new("/root"), &volume) {
+                prop_assert_eq!(path.parent(), Some(Path::new("/root")));
+                prop_assert!(path.file_name().is_some_and(|name| name.len() <= 255));
+            }
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! A sandbox's shim, asked over its socket. Every question has a bound in time: a shim that hangs is reported.
+
+use std::time::Duration;
+
+use protocol::diagnostics::{
+    ConsoleRequest, HealthRequest, HealthResponse, MetricsRequest, ResizeConsoleRequest, VcpusRequest, VcpusResponse,
+};
+use protocol::diagnostics_ttrpc::DiagnosticsClient;
+use ttrpc::Code;
+use ttrpc::r#async::Client;
+use ttrpc::context::{self, Context};
+
+use super::Found;
+
+/// For an answer: the shim itself waits for the guest for 2 s and for QEMU for 3.
+const ANSWER: Duration = Duration::from_secs(6);
+
+/// For all figures: each container's are asked for one by one.
+const FIGURES: Duration = Duration::from_secs(15);
+
+/// For a connection.
+const CONNECT: Duration = Duration::from_secs(2);
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ShimError {
+    /// There is no shim to ask.
+    #[error("the shim of sandbox {sandbox} cannot be asked: {reason}")]
+    Gone {
+        /// The sandbox.
+        sandbox: String,
+        /// Why.
+        reason: String,
+    },
+    /// It says no.
+    #[error("{0}")]
+    Refused(String),
+    /// It says nothing.
+    #[error("the shim of sandbox {sandbox} has not answered for {} s: it hangs", limit.as_secs())]
+    Hung {
+        /// The sandbox.
+        sandbox: String,
+        /// How long was waited.
+        limit: Duration,
+    },
+}
+
+/// A connection to a shim.
+#[derive(Clone)]
+pub(crate) struct Shim {
+    sandbox: String,
+    client: DiagnosticsClient,
+}
+
+impl Shim {
+    /// Connects. A socket that nobody serves is an error at once.
+    pub(crate) async fn connect(found: &Found) -> Result<Self, ShimError> {
+        let sandbox = found.id().to_owned();
+        let gone = |reason| ShimError::Gone {
+            sandbox: sandbox.clone(),
+            reason,
+        };
+        found.shim().map_err(gone)?;
+        let address = format!("unix://{}", found.socket().display());
+        let connecting = tokio::time::timeout(CONNECT, Client::connect(&address)).await;
+        let client = connecting
+            .map_err(|_| ShimError::Hung {
+                sandbox: sandbox.clone(),
+                limit: CONNECT,
+            })?
+            .map_err(|error| gone(format!("{}: {error}", found.socket().display())))?;
+        Ok(Self {
+            sandbox,
+            client: DiagnosticsClient::new(client),
+        })
+    }
+
+    async fn bounded<T>(&self, limit: Duration, call: impl Future<Output = ttrpc::Result<T>>) -> Result<T, ShimError> {
+        let answer = tokio::time::timeout(limit, call).await;
+        let answer = answer.map_err(|_| ShimError::Hung {
+            sandbox: self.sandbox.clone(),
+            limit,
+        })?;
+        answer.map_err(|error| self.failed(error))
+    }
+
+    fn failed(&self, error: ttrpc::Error) -> ShimError {
+        match error {
+            // A method, or the whole service, that it does not have (`handle_msg` of ttrpc's server).
+            ttrpc::Error::RpcStatus(status) if matches!(status.code(), Code::UNIMPLEMENTED) => ShimError::Gone {
+                sandbox: self.sandbox.clone(),
+                reason: "it is of an older version, which cannot tell this".to_owned(),
+            },
+            ttrpc::Error::RpcStatus(status) => ShimError::Refused(status.message().to_owned()),
+            other => ShimError::Gone {
+                sandbox: self.sandbox.clone(),
+                reason: other.to_string(),
+            },
+        }
+    }
+
+    /// Whether VMM and agent answer.
+    pub(crate) async fn health(&self) -> Result<HealthResponse, ShimError> {
+        self.bounded(ANSWER, self.client.health(Context::default(), &HealthRequest::new()))
+            .await
+    }
+
+    /// Where the vCPUs are.
+    pub(crate) async fn vcpus(&self) -> Result<VcpusResponse, ShimError> {
+        self.bounded(ANSWER, self.client.vcpus(Context::default(), &VcpusRequest::new()))
+            .await
+    }
+
+    /// Prometheus text.
+    pub(crate) async fn metrics(&self) -> Result<String, ShimError> {
+        let request = MetricsRequest::new();
+        let call = self.client.metrics(Context::default(), &request);
+        self.bounded(FIGURES, call).await.map(|answer| answer.text)
+    }
+
+    /// Runs a program in the guest to its end, however long that takes.
+    pub(crate) async fn console(&self, request: &ConsoleRequest) -> Result<u32, ShimError> {
+        let ended = self
+            .client
+            .console(context::with_duration(Duration::ZERO), request)
+            .await;
+        ended.map(|ended| ended.status).map_err(|error| self.failed(error))
+    }
+
+    /// Sets the size of a console's terminal.
+    pub(crate) async fn resize_console(&self, request: &ResizeConsoleRequest) -> Result<(), ShimError> {
+        let call = self.client.resize_console(Context::default(), request);
+        self.bounded(ANSWER, call).await.map(drop)
+    }
+}

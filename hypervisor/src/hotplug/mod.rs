@@ -1,0 +1,242 @@
+//! Devices that are plugged into a VM while it runs, and unplugged.
+//!
+//! ```text
+//!           add-fd, blockdev-add, device_add              device_del, the guest lets go, blockdev-del, remove-fd
+//!  (absent) ───────────────────────────────► plugged ────────────────────────────────────────────────► (absent)
+//! ```
+//! Each step that fails has the earlier ones undone. The work is a task of its own: a caller that gives up leaves nothing
+//! half done. Knows QEMU's names for a disk, and nothing of what is on it or who in the guest uses it.
+
+mod disk;
+pub(crate) mod slots;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::broadcast::error::RecvError;
+
+use self::disk::Names;
+use self::slots::{CAPACITY, Slot, Slots};
+use crate::qmp::{Event, Qmp, QmpError};
+
+pub use self::disk::{Disk, DiskKind};
+
+/// How long a guest may take to let go of a disk. It has to do nothing but to remove the driver.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a device could not be plugged or unplugged.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum HotplugError {
+    /// All places are taken.
+    #[error("all {CAPACITY} places for devices of the VM are taken")]
+    Full,
+    /// There is no such disk.
+    #[error("the VM has no disk {0}")]
+    Unknown(String),
+    /// QEMU refuses a step, or has ended.
+    #[error("cannot {step} disk {disk}")]
+    Step {
+        /// What was tried.
+        step: &'static str,
+        /// The disk's serial number.
+        disk: String,
+        /// Why not.
+        #[source]
+        source: QmpError,
+    },
+    /// The guest does not let go of it.
+    #[error("the guest has not let go of disk {disk}: {reason}")]
+    Held {
+        /// Its serial number.
+        disk: String,
+        /// What was seen.
+        reason: String,
+    },
+    /// The task that did the work is gone: the process is ending.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// What is plugged into one VM. Clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct Hotplug {
+    qmp: Qmp,
+    iothread: Option<&'static str>,
+    patience: Duration,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    slots: Slots,
+    last: u32,
+    /// By serial number.
+    disks: HashMap<String, (Names, Slot)>,
+}
+
+impl Hotplug {
+    /// `iothread` is QEMU's name of the thread that serves disks, if it has one.
+    pub(crate) fn new(qmp: Qmp, iothread: Option<&'static str>) -> Self {
+        Self {
+            qmp,
+            iothread,
+            patience: RELEASE_TIMEOUT,
+            state: Arc::default(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Plugs a disk. The answer is its serial number.
+    pub(crate) async fn attach(&self, disk: Disk) -> Result<String, HotplugError> {
+        let this = self.clone();
+        let work = tokio::spawn(async move { this.plug(disk).await });
+        work.await.unwrap_or(Err(HotplugError::Interrupted))
+    }
+
+    /// Unplugs it, once the guest has let go of it.
+    pub(crate) async fn detach(&self, serial: &str) -> Result<(), HotplugError> {
+        let this = self.clone();
+        let serial = serial.to_owned();
+        let work = tokio::spawn(async move { this.unplug(&serial).await });
+        work.await.unwrap_or(Err(HotplugError::Interrupted))
+    }
+
+    async fn plug(&self, disk: Disk) -> Result<String, HotplugError> {
+        let (names, slot) = {
+            let mut state = self.state();
+            let slot = state.slots.take().ok_or(HotplugError::Full)?;
+            state.last += 1;
+            (Names { number: state.last }, slot)
+        };
+        let plugged = self.plug_in(names, slot, disk).await;
+        let mut state = self.state();
+        match plugged {
+            Ok(()) => {
+                state.disks.insert(names.serial(), (names, slot));
+                Ok(names.serial())
+            }
+            Err(error) => {
+                state.slots.give_back(slot);
+                Err(error)
+            }
+        }
+    }
+
+    async fn plug_in(&self, names: Names, slot: Slot, disk: Disk) -> Result<(), HotplugError> {
+        let node = names.blockdev_add(&disk);
+        let given = self.qmp.execute_with("add-fd", names.add_fd(), disk.file).await;
+        given.map_err(failed("hand over the file of", names))?;
+        let node = self.qmp.execute("blockdev-add", node).await;
+        if let Err(error) = node {
+            self.undo("remove-fd", names.add_fd()).await;
+            return Err(failed("open", names)(error));
+        }
+        let device = self
+            .qmp
+            .execute("device_add", names.device_add(slot, self.iothread))
+            .await;
+        if let Err(error) = device {
+            self.undo("blockdev-del", json!({ "node-name": names.id() })).await;
+            self.undo("remove-fd", names.add_fd()).await;
+            return Err(failed("plug in", names)(error));
+        }
+        Ok(())
+    }
+
+    /// What failed first is what is told.
+    async fn undo(&self, command: &'static str, arguments: Value) {
+        if let Err(error) = self.qmp.execute(command, arguments).await {
+            tracing::warn!(%error, "QEMU keeps what is left of a disk that could not be plugged in");
+        }
+    }
+
+    async fn unplug(&self, serial: &str) -> Result<(), HotplugError> {
+        let unknown = || HotplugError::Unknown(serial.to_owned());
+        let (names, slot) = self.state().disks.get(serial).copied().ok_or_else(unknown)?;
+        self.release(names).await?;
+        // From here on QEMU alone decides, and it closes the file.
+        let node = json!({ "node-name": names.id() });
+        let closed = self.qmp.execute("blockdev-del", node).await;
+        closed.map_err(failed("close", names))?;
+        let forgotten = self.qmp.execute("remove-fd", names.add_fd()).await;
+        forgotten.map_err(failed("close the file of", names))?;
+        let mut state = self.state();
+        state.disks.remove(serial);
+        state.slots.give_back(slot);
+        Ok(())
+    }
+
+    /// Has the guest let go of the device, and waits until it has.
+    async fn release(&self, names: Names) -> Result<(), HotplugError> {
+        // Before the command: the event may be there before its answer.
+        let mut events = self.qmp.events();
+        let id = names.id();
+        match self.qmp.execute("device_del", json!({ "id": id })).await {
+            Ok(_) => {}
+            // The guest has let go of it after an earlier attempt had been given up.
+            Err(QmpError::Refused { class, .. }) if class == "DeviceNotFound" => return Ok(()),
+            Err(error) => return Err(failed("unplug", names)(error)),
+        }
+        let held = |reason: String| HotplugError::Held {
+            disk: names.serial(),
+            reason,
+        };
+        let answered = async {
+            loop {
+                match events.recv().await {
+                    Ok(event) => match verdict(&event, &id) {
+                        Some(true) => return Ok(()),
+                        Some(false) => return Err(held("it reports that it cannot".to_owned())),
+                        None => {}
+                    },
+                    Err(RecvError::Lagged(_)) if !self.exists(names).await? => return Ok(()),
+                    Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => return Err(failed("unplug", names)(QmpError::Closed)),
+                }
+            }
+        };
+        tokio::select! {
+            answered = tokio::time::timeout(self.patience, answered) => {
+                answered.unwrap_or_else(|_| Err(held(format!("it has not answered for {:?}", self.patience))))
+            }
+            _ = self.qmp.closed() => Err(failed("unplug", names)(QmpError::Closed)),
+        }
+    }
+
+    /// Asked where events were lost, because too many came.
+    async fn exists(&self, names: Names) -> Result<bool, HotplugError> {
+        let list = json!({ "path": "/machine/peripheral" });
+        let listed = self.qmp.execute("qom-list", list).await;
+        let listed = listed.map_err(failed("look for", names))?;
+        let devices = listed.as_array().map(Vec::as_slice).unwrap_or_default();
+        Ok(devices.iter().any(|device| device["name"] == names.id()))
+    }
+}
+
+fn failed(step: &'static str, names: Names) -> impl FnOnce(QmpError) -> HotplugError {
+    move |source| HotplugError::Step {
+        step,
+        disk: names.serial(),
+        source,
+    }
+}
+
+/// Whether an event says that the device is gone (true) or stays (QEMU's QAPI, "Device infrastructure").
+fn verdict(event: &Event, id: &str) -> Option<bool> {
+    if event.data["device"] != id {
+        return None;
+    }
+    match event.name.as_str() {
+        "DEVICE_DELETED" => Some(true),
+        "DEVICE_UNPLUG_GUEST_ERROR" => Some(false),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

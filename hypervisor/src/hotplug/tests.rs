@@ -1,0 +1,190 @@
+//! Plugging against a scripted QEMU: what is asked for, in which order, and what is undone.
+
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::UnixStream;
+
+use super::*;
+
+/// A QEMU that answers every command by a rule, and keeps their names.
+struct Qemu {
+    hotplug: Hotplug,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+/// What a scripted QEMU does with a command.
+enum Does {
+    Accepts,
+    Refuses(&'static str),
+    /// Accepts, and tells an event.
+    Tells(&'static str, Value),
+    Ends,
+}
+
+impl Qemu {
+    fn new(mut rule: impl FnMut(&str, &Value) -> Does + Send + 'static) -> Self {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&asked);
+        tokio::spawn(async move {
+            let mut stream = BufReader::new(theirs);
+            let mut line = String::new();
+            while stream.read_line(&mut line).await.unwrap() > 0 {
+                let command: Value = serde_json::from_str(&line).unwrap();
+                line.clear();
+                let name = command["execute"].as_str().unwrap().to_owned();
+                let done = rule(&name, &command["arguments"]);
+                kept.lock().unwrap().push(name);
+                let mut say = async |message: Value| {
+                    let text = format!("{message}\n");
+                    stream.get_mut().write_all(text.as_bytes()).await.unwrap();
+                };
+                match done {
+                    Does::Accepts => say(json!({ "return": {}, "id": command["id"] })).await,
+                    Does::Refuses(class) => {
+                        say(json!({ "error": { "class": class, "desc": "no" }, "id": command["id"] })).await;
+                    }
+                    Does::Tells(event, data) => {
+                        // Before the answer: it must not be missed.
+                        say(json!({ "event": event, "data": data })).await;
+                        say(json!({ "return": {}, "id": command["id"] })).await;
+                    }
+                    Does::Ends => return,
+                }
+            }
+        });
+        Self {
+            hotplug: Hotplug::new(Qmp::new(ours), None),
+            asked,
+        }
+    }
+
+    fn asked(&self) -> Vec<String> {
+        std::mem::take(&mut self.asked.lock().unwrap())
+    }
+}
+
+fn disk() -> Disk {
+    Disk {
+        file: std::fs::File::open("/dev/null").unwrap().into(),
+        kind: DiskKind::File,
+        read_only: true,
+        direct: false,
+    }
+}
+
+fn lets_go(name: &str, arguments: &Value) -> Does {
+    match name {
+        "device_del" => Does::Tells("DEVICE_DELETED", json!({ "device": arguments["id"] })),
+        _ => Does::Accepts,
+    }
+}
+
+#[tokio::test]
+async fn a_disk_is_plugged_in_and_unplugged() {
+    let qemu = Qemu::new(lets_go);
+    let serial = qemu.hotplug.attach(disk()).await.unwrap();
+    assert_eq!(serial, "tatami-1");
+    assert_eq!(qemu.asked(), ["add-fd", "blockdev-add", "device_add"]);
+    qemu.hotplug.detach(&serial).await.unwrap();
+    assert_eq!(qemu.asked(), ["device_del", "blockdev-del", "remove-fd"]);
+    assert!(matches!(
+        qemu.hotplug.detach(&serial).await,
+        Err(HotplugError::Unknown(_))
+    ));
+}
+
+#[tokio::test]
+async fn what_qemu_refuses_is_undone_and_its_place_is_free_again() {
+    for (refused, undone) in [
+        ("add-fd", &["add-fd"][..]),
+        ("blockdev-add", &["add-fd", "blockdev-add", "remove-fd"]),
+        (
+            "device_add",
+            &["add-fd", "blockdev-add", "device_add", "blockdev-del", "remove-fd"],
+        ),
+    ] {
+        let qemu = Qemu::new(move |name, _| match name {
+            name if name == refused => Does::Refuses("GenericError"),
+            _ => Does::Accepts,
+        });
+        for _ in 0..40 {
+            let error = qemu.hotplug.attach(disk()).await.unwrap_err();
+            assert!(matches!(error, HotplugError::Step { .. }), "{error}");
+            assert_eq!(qemu.asked(), undone);
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_thirty_second_disk_is_refused_until_one_goes() {
+    let qemu = Qemu::new(lets_go);
+    let mut serials = Vec::new();
+    for _ in 0..31 {
+        serials.push(qemu.hotplug.attach(disk()).await.unwrap());
+    }
+    let error = qemu.hotplug.attach(disk()).await.unwrap_err();
+    assert_eq!(error.to_string(), "all 31 places for devices of the VM are taken");
+    qemu.hotplug.detach(&serials[3]).await.unwrap();
+    assert_eq!(qemu.hotplug.attach(disk()).await.unwrap(), "tatami-32");
+}
+
+#[tokio::test]
+async fn a_guest_that_does_not_let_go_is_waited_for_so_long_and_may_be_asked_again() {
+    let mut asked = 0;
+    let mut qemu = Qemu::new(move |name, arguments| match name {
+        "device_del" => {
+            asked += 1;
+            match asked {
+                // It answers for another device.
+                1 => Does::Tells("DEVICE_DELETED", json!({ "device": "disk-9" })),
+                2 => Does::Tells("DEVICE_UNPLUG_GUEST_ERROR", json!({ "device": arguments["id"] })),
+                _ => Does::Refuses("DeviceNotFound"),
+            }
+        }
+        _ => Does::Accepts,
+    });
+    qemu.hotplug.patience = Duration::from_millis(50);
+    let serial = qemu.hotplug.attach(disk()).await.unwrap();
+    for reason in ["it has not answered for 50ms", "it reports that it cannot"] {
+        let error = qemu.hotplug.detach(&serial).await.unwrap_err();
+        assert!(error.to_string().ends_with(reason), "{error}");
+    }
+    qemu.hotplug.detach(&serial).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_qemu_that_ends_meanwhile_is_told_and_nothing_hangs() {
+    let qemu = Qemu::new(|name, _| match name {
+        "device_del" => Does::Ends,
+        _ => Does::Accepts,
+    });
+    let serial = qemu.hotplug.attach(disk()).await.unwrap();
+    let error = qemu.hotplug.detach(&serial).await.unwrap_err();
+    assert!(matches!(
+        error,
+        HotplugError::Step {
+            source: QmpError::Closed,
+            ..
+        }
+    ));
+}
+
+#[tokio::test]
+async fn a_caller_who_gives_up_leaves_nothing_half_done() {
+    let qemu = Qemu::new(lets_go);
+    let mut attaching = Box::pin(qemu.hotplug.attach(disk()));
+    // It has begun, and is dropped.
+    assert!(futures_poll_once(attaching.as_mut()).await.is_none());
+    drop(attaching);
+    // The next one is served after it: the first is whole by then.
+    qemu.hotplug.attach(disk()).await.unwrap();
+    qemu.hotplug.detach("tatami-1").await.unwrap();
+}
+
+async fn futures_poll_once<F: Future + Unpin>(mut future: F) -> Option<F::Output> {
+    std::future::poll_fn(|context| match std::pin::Pin::new(&mut future).poll(context) {
+        std::task::Poll::Ready(value) => std::task::Poll::Ready(Some(value)),
+        std::task::Poll::Pending => std::task::Poll::Ready(None),
+    })
+    .await
+}

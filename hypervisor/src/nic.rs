@@ -1,0 +1,53 @@
+//! Network devices: what the caller gives for each, and the descriptors that QEMU inherits.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+
+use crate::spec::NicDevice;
+use crate::sys::number;
+
+/// A MAC address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MacAddress(pub [u8; 6]);
+
+impl fmt::Display for MacAddress {
+    /// As QEMU and ip(8) have it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// One network device of a VM.
+#[derive(Debug, Clone)]
+pub struct Nic {
+    /// The MAC address that the guest finds.
+    pub mac: MacAddress,
+    /// The queues of one tap or macvtap, opened with `IFF_VNET_HDR`; at least one.
+    pub taps: Arc<[OwnedFd]>,
+    /// `/dev/vhost-net`, opened once for each queue; empty if QEMU is to move the frames itself.
+    pub vhost: Arc<[OwnedFd]>,
+}
+
+/// Duplicates for QEMU, and the devices that name them.
+pub(crate) fn devices(nics: &[Nic]) -> io::Result<(Vec<NicDevice>, Vec<OwnedFd>)> {
+    let mut pass = Vec::new();
+    let mut duplicates = |originals: &[OwnedFd]| {
+        let first = pass.len();
+        for original in originals {
+            pass.push(original.try_clone()?);
+        }
+        Ok::<_, io::Error>(pass[first..].iter().map(|fd| number(fd.as_fd())).collect())
+    };
+    let mut devices = Vec::with_capacity(nics.len());
+    for nic in nics {
+        devices.push(NicDevice {
+            mac: nic.mac,
+            taps: duplicates(&nic.taps)?,
+            vhost: duplicates(&nic.vhost)?,
+        });
+    }
+    Ok((devices, pass))
+}

@@ -1,0 +1,89 @@
+//! The guest's image with the programs of the debug console: two archives, one after the other, as the kernel takes them
+//! (Documentation/driver-api/early-userspace/buffer-format.rst). It knows nothing of what is in them.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The archive of the programs; it lies beside the guest's image.
+pub(crate) const PROGRAMS: &str = "debug-console.img";
+
+/// Why there is no such image.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {operation} {}", path.display())]
+pub(crate) struct DebugImageError {
+    operation: &'static str,
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// The image, which is removed when it is dropped: QEMU has read it once the VM runs.
+#[derive(Debug)]
+pub(crate) struct DebugImage {
+    /// The configuration that names it.
+    pub(crate) config: config::Hypervisor,
+}
+
+impl DebugImage {
+    /// Writes it into a directory.
+    ///
+    /// # Errors
+    /// One of the archives is missing, or it cannot be written.
+    pub(crate) fn make(config: &config::Hypervisor, directory: &Path) -> Result<Self, DebugImageError> {
+        let programs = config.initrd.with_file_name(PROGRAMS);
+        let path = directory.join("initrd.img");
+        let failed = |operation, path: &Path| {
+            let path = path.to_owned();
+            move |source| DebugImageError {
+                operation,
+                path,
+                source,
+            }
+        };
+        let mut parts = Vec::new();
+        for part in [&config.initrd, &programs] {
+            parts.push(File::open(part).map_err(failed("open", part))?);
+        }
+        let mut config = config.clone();
+        config.initrd.clone_from(&path);
+        let image = Self { config };
+        let mut file = File::create(&path).map_err(failed("create", &path))?;
+        for mut part in parts {
+            io::copy(&mut part, &mut file).map_err(failed("write", &path))?;
+        }
+        Ok(image)
+    }
+}
+
+impl Drop for DebugImage {
+    fn drop(&mut self) {
+        // What stays goes with the sandbox's directory.
+        let _ = fs::remove_file(&self.config.initrd);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_image_is_both_archives_and_goes_away() {
+        let (share, run) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::write(share.path().join("initrd.img"), "agent").unwrap();
+        fs::write(share.path().join(PROGRAMS), "shell").unwrap();
+        let config = config::Hypervisor {
+            initrd: share.path().join("initrd.img"),
+            ..Default::default()
+        };
+        let image = DebugImage::make(&config, run.path()).unwrap();
+        let path = image.config.initrd.clone();
+        assert_eq!(fs::read(&path).unwrap(), b"agentshell");
+        drop(image);
+        assert!(!path.exists());
+        fs::remove_file(share.path().join(PROGRAMS)).unwrap();
+        let error = DebugImage::make(&config, run.path()).unwrap_err();
+        assert!(error.to_string().contains(PROGRAMS), "{error}");
+        assert_eq!(fs::read_dir(run.path()).unwrap().count(), 0);
+    }
+}

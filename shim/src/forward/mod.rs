@@ -1,0 +1,149 @@
+//! Port forwarding: `kubectl port-forward` reaches a pod by a connection to localhost in the pod's network namespace, which
+//! containerd makes on the host. The pod's programs listen in the guest. So whatever is dialled in that namespace is
+//! accepted here, for any port, and continued inside the guest, where localhost is the pod's own.
+//!
+//! It owns the listening socket and the program that directs connections to it; both end with the shim. What comes from
+//! the network does not pass here: it goes by the pod's interface, and never reaches a socket of the namespace.
+
+mod sys;
+
+use std::fs::File;
+use std::io;
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use tokio::sync::Semaphore;
+
+use crate::error::chain;
+use crate::sandbox::Sandbox;
+
+/// Connections of one pod at a time; further ones wait.
+const CONNECTIONS: usize = 256;
+
+/// Why ports cannot be forwarded.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {operation} in the network namespace {}", netns.display())]
+pub struct ForwardError {
+    operation: &'static str,
+    netns: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// The listening socket, and what keeps connections directed to it.
+struct Directed {
+    listener: TcpListener,
+    _link: OwnedFd,
+}
+
+/// Listens in a pod's network namespace until the sandbox ends.
+///
+/// # Errors
+/// The namespace is gone, or the kernel cannot direct connections.
+pub async fn start(sandbox: Arc<Sandbox>, netns: PathBuf) -> Result<(), ForwardError> {
+    let failed = |operation| {
+        let netns = netns.clone();
+        move |source| ForwardError {
+            operation,
+            netns,
+            source,
+        }
+    };
+    let path = netns.clone();
+    // A thread of its own: the namespace that it enters is to be no other work's.
+    let (told, made) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        // Nobody listens any more where the server ends at this moment.
+        let _ = told.send(listen(&path));
+    });
+    let made = made.await.map_err(|error| failed("listen")(io::Error::other(error)))?;
+    let Directed { listener, _link: link } = made.map_err(failed("listen"))?;
+    let listener = tokio::net::TcpListener::from_std(listener).map_err(failed("listen"))?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = sandbox.ended() => {}
+            error = accept(&sandbox, &listener) => tracing::error!(%error, "ports are forwarded no more"),
+        }
+        drop(link);
+    });
+    Ok(())
+}
+
+fn listen(netns: &Path) -> io::Result<Directed> {
+    let netns = File::open(netns)?;
+    move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    listener.set_nonblocking(true)?;
+    let link = sys::direct_all(listener.as_fd(), netns.as_fd())?;
+    Ok(Directed { listener, _link: link })
+}
+
+async fn accept(sandbox: &Arc<Sandbox>, listener: &tokio::net::TcpListener) -> io::Error {
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let (connection, port) = match listener.accept().await {
+            // The address that was dialled: the socket's own is any.
+            Ok((connection, _)) => match connection.local_addr() {
+                Ok(address) => (connection, address.port()),
+                Err(_) => continue,
+            },
+            // Whoever dialled has gone (accept(2)).
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+            Err(error) => return error,
+        };
+        let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
+            return io::Error::other("the semaphore is closed");
+        };
+        let sandbox = Arc::clone(sandbox);
+        tokio::spawn(async move {
+            if let Err(error) = sandbox.forward(connection, port).await {
+                tracing::warn!(port, error = chain(&error), "a connection was not forwarded");
+            }
+            drop(permit);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpStream;
+
+    /// In a network namespace of its own, so that no other test's connections are taken.
+    fn in_a_new_namespace<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+        let thread = std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            let up = std::process::Command::new("ip")
+                .args(["link", "set", "lo", "up"])
+                .status();
+            assert!(up.unwrap().success());
+            work()
+        });
+        thread.join().unwrap()
+    }
+
+    #[test]
+    fn a_connection_to_any_port_arrives_and_tells_its_port_until_the_link_is_closed() {
+        in_a_new_namespace(|| {
+            let directed = listen(Path::new("/proc/thread-self/ns/net")).unwrap();
+            directed.listener.set_nonblocking(false).unwrap();
+            for port in [80, 8080, 65535] {
+                let dialled = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+                let (accepted, _) = directed.listener.accept().unwrap();
+                assert_eq!(accepted.local_addr().unwrap().port(), port);
+                assert_eq!(accepted.peer_addr().unwrap(), dialled.local_addr().unwrap());
+            }
+            drop(directed);
+            let refused = TcpStream::connect((Ipv4Addr::LOCALHOST, 80)).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        });
+    }
+
+    #[test]
+    fn a_namespace_that_is_gone_is_an_error() {
+        assert!(listen(Path::new("/no/such/namespace")).is_err());
+    }
+}

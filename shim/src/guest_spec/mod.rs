@@ -1,0 +1,209 @@
+//! From the OCI specification that containerd wrote for the host to the one that the guest carries out.
+//!
+//! Pure: no file is opened. What the host has to do (bind sources) is part of the answer. One file per part of the
+//! specification that is more than a few fields.
+
+mod mounts;
+mod namespaces;
+mod pause;
+mod process;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{LinuxResources, Spec};
+
+pub use mounts::{BindSource, HostOptions};
+
+use crate::id::{ContainerId, SandboxId};
+use crate::share;
+
+/// What to know besides the specification.
+#[derive(Debug, Clone, Copy)]
+pub struct Input<'a> {
+    /// The container.
+    pub container: &'a ContainerId,
+    /// The sandbox it belongs to; its first container has the same id.
+    pub sandbox: &'a SandboxId,
+    /// Kata's `disable_guest_seccomp`.
+    pub disable_guest_seccomp: bool,
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GuestSpec {
+    /// For the guest: `root.path` and the sources of bind mounts are where [`crate::share::SharedTree`] puts them.
+    pub spec: Spec,
+    /// OCI type of a namespace to the container whose namespace is joined.
+    pub join_namespaces: BTreeMap<String, String>,
+    /// The host's path of the PID namespace that a container of a pod joins: whose it is, the sandbox knows.
+    pub pid_namespace: Option<PathBuf>,
+    /// What the host has to attach.
+    pub binds: Vec<BindSource>,
+    /// What was left out, and why. One sentence each.
+    pub warnings: Vec<String>,
+    /// Whether it is a pod's sandbox, whose process is the guest's own: the host mounts no root for it.
+    pub pause: bool,
+}
+
+/// Why a specification cannot be carried out in a guest.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum GuestSpecError {
+    /// There is no `process`, `root` or `linux`.
+    #[error("config.json has no {0}")]
+    Missing(&'static str),
+    /// A mount that cannot be made in the guest.
+    #[error("mount on {}: {reason}", destination.display())]
+    Mount {
+        /// Where in the container.
+        destination: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// A namespace that cannot be joined from inside the guest.
+    #[error("namespace {kind} at {}: {reason}", path.display())]
+    Namespace {
+        /// OCI type.
+        kind: String,
+        /// The path asked for.
+        path: PathBuf,
+        /// Why not.
+        reason: &'static str,
+    },
+}
+
+/// Translates.
+///
+/// # Errors
+/// The specification asks for what a guest cannot do.
+pub fn guest_spec(spec: &Spec, input: Input<'_>) -> Result<GuestSpec, GuestSpecError> {
+    let mut answer = GuestSpec {
+        spec: spec.clone(),
+        join_namespaces: BTreeMap::new(),
+        pid_namespace: None,
+        binds: Vec::new(),
+        warnings: Vec::new(),
+        pause: pause::is_sandbox(spec, input),
+    };
+    answer.root(input)?;
+    if answer.pause {
+        answer.keep_only_the_guests_mounts();
+    }
+    answer.mounts(input)?;
+    answer.process()?;
+    answer.linux(input)?;
+    answer.hooks();
+    if answer.pause {
+        answer.become_pause()?;
+    }
+    Ok(answer)
+}
+
+impl GuestSpec {
+    fn root(&mut self, input: Input<'_>) -> Result<(), GuestSpecError> {
+        let mut root = self.spec.root().clone().ok_or(GuestSpecError::Missing("root"))?;
+        root.set_path(share::guest_rootfs(input.container));
+        self.spec.set_root(Some(root));
+        Ok(())
+    }
+
+    fn linux(&mut self, input: Input<'_>) -> Result<(), GuestSpecError> {
+        let mut linux = self.spec.linux().clone().ok_or(GuestSpecError::Missing("linux"))?;
+        let own = self.own_namespaces(linux.namespaces().as_deref().unwrap_or_default(), input)?;
+        linux.set_namespaces(Some(own));
+        linux.set_cgroups_path(Some(Path::new("/").join(input.container.as_str())));
+        linux.set_mount_label(None);
+        if let Some(resources) = linux.resources_mut() {
+            guest_resources(resources);
+        }
+        if linux.intel_rdt().is_some() {
+            self.warnings
+                .push("Intel RDT is not available in the guest: left out".to_owned());
+            linux.set_intel_rdt(None);
+        }
+        if input.disable_guest_seccomp {
+            linux.set_seccomp(None);
+        }
+        self.spec.set_linux(Some(linux));
+        Ok(())
+    }
+
+    /// The host runs the others: see [`crate::hooks`].
+    #[allow(deprecated)]
+    fn hooks(&mut self) {
+        let Some(mut hooks) = self.spec.hooks().clone() else {
+            return;
+        };
+        hooks
+            .set_prestart(None)
+            .set_create_runtime(None)
+            .set_poststart(None)
+            .set_poststop(None);
+        self.spec.set_hooks(Some(hooks));
+    }
+}
+
+/// Leaves out what names the host's CPUs and memory nodes (`cpuset.cpus` and `cpuset.mems`): the guest numbers its own from
+/// 0, and would refuse the container for a CPU that it does not have.
+pub fn guest_resources(resources: &mut LinuxResources) {
+    if let Some(cpu) = resources.cpu_mut() {
+        cpu.set_cpus(None).set_mems(None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    pub(super) fn translate(mut change: serde_json::Value, sandbox: &str) -> Result<GuestSpec, GuestSpecError> {
+        let mut spec = json!({
+            "ociVersion": "1.0.2",
+            "root": {"path": "/host/rootfs", "readonly": true},
+            "process": {"cwd": "/", "args": ["sh"], "user": {"uid": 0, "gid": 0}, "apparmorProfile": "p"},
+            "linux": {"cgroupsPath": "../../x", "namespaces": [{"type": "pid"}, {"type": "network"}]}
+        });
+        spec.as_object_mut().unwrap().append(change.as_object_mut().unwrap());
+        let (container, sandbox) = (ContainerId::new("me").unwrap(), SandboxId::new(sandbox).unwrap());
+        let input = Input {
+            container: &container,
+            sandbox: &sandbox,
+            disable_guest_seccomp: false,
+        };
+        guest_spec(&serde_json::from_value(spec).unwrap(), input)
+    }
+
+    #[test]
+    fn root_cgroup_network_and_labels_are_the_guests() {
+        let guest = translate(json!({}), "me").unwrap();
+        let root = guest.spec.root().clone().unwrap();
+        assert_eq!(root.path(), Path::new("/run/tatami/shared/me/rootfs"));
+        assert_eq!(root.readonly(), Some(true));
+        let linux = guest.spec.linux().clone().unwrap();
+        assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new("/me")));
+        assert_eq!(linux.namespaces().as_ref().unwrap().len(), 1);
+        assert_eq!(guest.spec.process().as_ref().unwrap().apparmor_profile(), &None);
+        assert_eq!(guest.warnings.len(), 1);
+    }
+
+    #[test]
+    fn the_hosts_cpu_numbers_stay_on_the_host() {
+        let linux = json!({"linux": {"resources": {"cpu": {"quota": 1000, "cpus": "30-31", "mems": "1"}}}});
+        let guest = translate(linux, "me").unwrap();
+        let resources = guest.spec.linux().clone().unwrap().resources().clone().unwrap();
+        let cpu = resources.cpu().clone().unwrap();
+        assert_eq!((cpu.quota(), cpu.cpus(), cpu.mems()), (Some(1000), &None, &None));
+    }
+
+    #[test]
+    fn only_the_hooks_of_the_container_reach_the_guest() {
+        let hook = json!([{"path": "/bin/true"}]);
+        let hooks =
+            json!({"hooks": {"prestart": hook, "createRuntime": hook, "createContainer": hook, "poststop": hook}});
+        let guest = translate(hooks, "me").unwrap();
+        assert_eq!(
+            serde_json::to_value(guest.spec.hooks()).unwrap(),
+            json!({"createContainer": [{"path": "/bin/true"}]})
+        );
+    }
+}

@@ -1,0 +1,93 @@
+//! The namespaces of a container: its own, those of the pod's first container, and the VM's network.
+
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType};
+
+use super::{GuestSpec, GuestSpecError, Input};
+
+impl GuestSpec {
+    /// The namespaces that the container gets for itself.
+    pub(super) fn own_namespaces(
+        &mut self,
+        wanted: &[LinuxNamespace],
+        input: Input<'_>,
+    ) -> Result<Vec<LinuxNamespace>, GuestSpecError> {
+        let mut own = Vec::new();
+        for namespace in wanted {
+            if self.keeps(namespace, input)? {
+                own.push(
+                    LinuxNamespaceBuilder::default()
+                        .typ(namespace.typ())
+                        .build()
+                        .unwrap_or_default(),
+                );
+            }
+        }
+        if !wanted
+            .iter()
+            .any(|namespace| namespace.typ() == LinuxNamespaceType::Network)
+        {
+            self.warnings
+                .push("the host's network is not available: the container has the VM's own".to_owned());
+        }
+        Ok(own)
+    }
+
+    /// Whether the container gets a namespace of this type of its own.
+    fn keeps(&mut self, namespace: &LinuxNamespace, input: Input<'_>) -> Result<bool, GuestSpecError> {
+        let typ = namespace.typ();
+        // The VM's network is the container's: there is one network per VM.
+        if typ == LinuxNamespaceType::Network {
+            return Ok(false);
+        }
+        let Some(path) = namespace.path().clone().filter(|path| !path.as_os_str().is_empty()) else {
+            return Ok(true);
+        };
+        let kind = serde_json::to_value(typ)
+            .ok()
+            .and_then(|kind| Some(kind.as_str()?.to_owned()))
+            .unwrap_or_default();
+        if typ == LinuxNamespaceType::Mount {
+            return Err(GuestSpecError::Namespace {
+                kind,
+                path,
+                reason: "a container has its own mount namespace",
+            });
+        }
+        if input.container.as_str() != input.sandbox.as_str() {
+            self.join_namespaces.insert(kind, input.sandbox.as_str().to_owned());
+            if typ == LinuxNamespaceType::Pid {
+                self.pid_namespace = Some(path);
+            }
+            return Ok(false);
+        }
+        if path.starts_with("/proc") {
+            let reason = "it belongs to a process of the host, which a guest cannot join";
+            return Err(GuestSpecError::Namespace { kind, path, reason });
+        }
+        // CRI-O pins a pod's namespaces to files: they stand for the pod's own, which are the guest's.
+        self.warnings.push(format!(
+            "namespace {kind} at {} is a new one of the guest",
+            path.display()
+        ));
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::translate;
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_container_of_a_pod_joins_the_pods_namespaces() {
+        let linux = json!({"linux": {"namespaces": [
+            {"type": "ipc", "path": "/proc/7/ns/ipc"}, {"type": "uts", "path": "/proc/7/ns/uts"},
+            {"type": "network", "path": "/proc/7/ns/net"}, {"type": "mount"}
+        ]}});
+        let guest = translate(linux.clone(), "pod").unwrap();
+        assert_eq!(guest.join_namespaces.keys().collect::<Vec<_>>(), ["ipc", "uts"]);
+        assert!(guest.join_namespaces.values().all(|container| container == "pod"));
+        assert!(matches!(translate(linux, "me"), Err(GuestSpecError::Namespace { .. })));
+    }
+}

@@ -1,0 +1,224 @@
+//! The decision about one process. Pure.
+//!
+//! The limit comes from the specification, else from the container's annotation, else from the pod's, else from the
+//! configuration, and is held to the ceiling wherever it comes from. The capability comes from the same places, but a
+//! `drop` in any of them wins: who asks for less always gets it.
+
+use config::{CapPolicy, LockLimit, OnExcess};
+use oci_spec::runtime::{
+    Capabilities, Capability, LinuxCapabilities, PosixRlimit, PosixRlimitBuilder, PosixRlimitType,
+};
+
+use super::annotations::{self, Annotations, CAP_IPC_LOCK, Limits, MEMLOCK, Whose, Wish, asked};
+use super::{MemlockError, Rules};
+
+/// What the specification says of a process.
+#[derive(Debug, Clone, Copy)]
+pub struct Described<'a> {
+    /// `process.rlimits`
+    pub rlimits: &'a [PosixRlimit],
+    /// `process.capabilities`
+    pub capabilities: Option<&'a LinuxCapabilities>,
+}
+
+/// What a process gets.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decision {
+    /// RLIMIT_MEMLOCK, soft.
+    pub soft: LockLimit,
+    /// RLIMIT_MEMLOCK, hard.
+    pub hard: LockLimit,
+    /// All of its capabilities; none where the specification has none and none is granted.
+    pub capabilities: Option<LinuxCapabilities>,
+    /// What was not carried out as it was asked for. One sentence each.
+    pub notes: Vec<String>,
+}
+
+impl Decision {
+    /// Puts the limit into a list of limits, in the place of the one that is there.
+    pub fn limit(&self, rlimits: &mut Vec<PosixRlimit>) {
+        // The builder fails for a missing field, and none is missing.
+        let limit = PosixRlimitBuilder::default()
+            .typ(PosixRlimitType::RlimitMemlock)
+            .soft(self.soft.as_rlimit())
+            .hard(self.hard.as_rlimit())
+            .build()
+            .unwrap_or_default();
+        match rlimits.iter_mut().find(|other| is_memlock(other)) {
+            Some(there) => *there = limit,
+            None => rlimits.push(limit),
+        }
+    }
+}
+
+fn is_memlock(limit: &PosixRlimit) -> bool {
+    limit.typ() == PosixRlimitType::RlimitMemlock
+}
+
+/// Decides.
+///
+/// # Errors
+/// An annotation is not allowed or means nothing, a soft limit is above its hard one, or a limit is above the ceiling.
+pub fn decide(
+    process: Described<'_>,
+    rules: &Rules,
+    container: &Annotations,
+    pod: &Annotations,
+) -> Result<Decision, MemlockError> {
+    // All annotations are read, so that a wrong one is never hidden by another.
+    let limits = [
+        (
+            Whose::Container,
+            annotations::memlock(Whose::Container, container, rules)?,
+        ),
+        (Whose::Pod, annotations::memlock(Whose::Pod, pod, rules)?),
+    ];
+    let wishes = [
+        annotations::cap_ipc_lock(Whose::Container, container, rules)?,
+        annotations::cap_ipc_lock(Whose::Pod, pod, rules)?,
+    ];
+    let mut notes = Vec::new();
+    let limits = limit(process.rlimits, limits, rules, &mut notes)?;
+    let capabilities = match choose(rules, wishes, &mut notes) {
+        (CapPolicy::Drop, _) => process.capabilities.map(without),
+        (CapPolicy::Grant, ambient) => Some(with(process.capabilities, ambient)),
+        (CapPolicy::Spec, true) if process.capabilities.is_some_and(holds) => Some(with(process.capabilities, true)),
+        (CapPolicy::Spec, _) => process.capabilities.cloned(),
+    };
+    Ok(Decision {
+        soft: limits.soft,
+        hard: limits.hard,
+        capabilities,
+        notes,
+    })
+}
+
+fn limit(
+    rlimits: &[PosixRlimit],
+    annotations: [(Whose, Option<Limits>); 2],
+    rules: &Rules,
+    notes: &mut Vec<String>,
+) -> Result<Limits, MemlockError> {
+    let mut candidates = Vec::new();
+    let mut given = rlimits.iter().filter(|limit| is_memlock(limit));
+    if let Some(limit) = given.next() {
+        let limits = Limits {
+            soft: LockLimit::from_rlimit(limit.soft()),
+            hard: LockLimit::from_rlimit(limit.hard()),
+        };
+        candidates.push(("process.rlimits RLIMIT_MEMLOCK".to_owned(), limits));
+    }
+    if given.next().is_some() {
+        return Err(MemlockError::Twice);
+    }
+    for (whose, limits) in annotations {
+        candidates.extend(limits.map(|limits| (asked(whose, MEMLOCK), limits)));
+    }
+    let default = Limits {
+        soft: rules.memlock.default,
+        hard: rules.memlock.default,
+    };
+    for (asked, limits) in &candidates {
+        if limits.soft > limits.hard {
+            return Err(MemlockError::SoftAboveHard {
+                asked: asked.clone(),
+                value: limits.to_string(),
+            });
+        }
+    }
+    let first = candidates.into_iter().next();
+    let (asked, limits) = first.unwrap_or_else(|| ("runtime.memlock.default".to_owned(), default));
+    held_to_the_ceiling(asked, limits, rules, notes)
+}
+
+fn held_to_the_ceiling(
+    asked: String,
+    limits: Limits,
+    rules: &Rules,
+    notes: &mut Vec<String>,
+) -> Result<Limits, MemlockError> {
+    let max = rules.memlock.max;
+    if limits.hard <= max {
+        return Ok(limits);
+    }
+    match rules.memlock.on_excess {
+        OnExcess::Deny => Err(MemlockError::AboveCeiling {
+            asked,
+            value: limits.to_string(),
+            max: max.to_string(),
+        }),
+        OnExcess::Clamp => {
+            notes.push(format!(
+                "{asked} = {limits} is more than runtime.memlock.max: the limit is {max}"
+            ));
+            Ok(Limits {
+                soft: limits.soft.min(max),
+                hard: max,
+            })
+        }
+    }
+}
+
+/// The policy, and whether who has the capability keeps it as any user. The wishes come in the order in which they count.
+fn choose(rules: &Rules, wishes: [Option<Wish>; 2], notes: &mut Vec<String>) -> (CapPolicy, bool) {
+    let CapPolicy::Drop = rules.cap_ipc_lock.policy else {
+        if wishes.contains(&Some(Wish::Policy(CapPolicy::Drop))) {
+            return (CapPolicy::Drop, false);
+        }
+        return match wishes.into_iter().flatten().next() {
+            None => (rules.cap_ipc_lock.policy, rules.cap_ipc_lock.ambient),
+            Some(Wish::Policy(policy)) => (policy, rules.cap_ipc_lock.ambient),
+            Some(Wish::Ambient) => (CapPolicy::Grant, true),
+        };
+    };
+    let grants = |wish: &Wish| matches!(wish, Wish::Ambient | Wish::Policy(CapPolicy::Grant));
+    if wishes.iter().flatten().any(grants) {
+        notes.push(format!(
+            "annotation {CAP_IPC_LOCK} has no effect: runtime.cap_ipc_lock.policy is drop"
+        ));
+    }
+    (CapPolicy::Drop, false)
+}
+
+/// Whether a program that root executes would have the capability.
+fn holds(sets: &LinuxCapabilities) -> bool {
+    let has = |set: &Option<Capabilities>| set.as_ref().is_some_and(|set| set.contains(&Capability::IpcLock));
+    has(sets.permitted()) || has(sets.bounding())
+}
+
+fn without(sets: &LinuxCapabilities) -> LinuxCapabilities {
+    changed(Some(sets), |_, set| {
+        set.remove(&Capability::IpcLock);
+    })
+}
+
+/// In the sets that matter to root, or in all of them: execve(2) gives another user what is ambient, and nothing can be
+/// ambient that is not inheritable (capabilities(7)).
+fn with(sets: Option<&LinuxCapabilities>, ambient: bool) -> LinuxCapabilities {
+    changed(sets, |for_any_user, set| {
+        if ambient || !for_any_user {
+            set.insert(Capability::IpcLock);
+        }
+    })
+}
+
+/// Changes each of the five sets; the change is told whether it is one of the two that matter to other users than root.
+fn changed(sets: Option<&LinuxCapabilities>, change: impl Fn(bool, &mut Capabilities)) -> LinuxCapabilities {
+    let set = |select: fn(&LinuxCapabilities) -> &Option<Capabilities>, for_any_user: bool| {
+        let mut set = sets.and_then(|sets| select(sets).clone()).unwrap_or_default();
+        change(for_any_user, &mut set);
+        Some(set)
+    };
+    // The crate's default has some capabilities in it: every set is replaced.
+    let mut changed = LinuxCapabilities::default();
+    changed
+        .set_bounding(set(LinuxCapabilities::bounding, false))
+        .set_permitted(set(LinuxCapabilities::permitted, false))
+        .set_effective(set(LinuxCapabilities::effective, false))
+        .set_inheritable(set(LinuxCapabilities::inheritable, true))
+        .set_ambient(set(LinuxCapabilities::ambient, true));
+    changed
+}
+
+#[cfg(test)]
+mod tests;

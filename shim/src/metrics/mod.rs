@@ -1,0 +1,237 @@
+//! The figures of a sandbox as Prometheus text: its processes on the host, its guest, its containers.
+//!
+//! Names and units are Prometheus's (<https://prometheus.io/docs/practices/naming/>): base units, `_total` for what only
+//! grows. What cannot be had is left out; `kata_guest_up` says whether the agent has answered.
+
+mod processes;
+mod text;
+
+use protocol::agent::{GuestMetricsResponse, StatsResponse};
+
+use self::processes::Usage;
+use self::text::{Kind, Text};
+use crate::sandbox::Sandbox;
+
+/// Microseconds in a second.
+const MICRO: f64 = 1e6;
+
+/// Names of the guest that are passed on: they are labels, and the guest could make up any number of them.
+const GUEST_NAMES: usize = 128;
+
+/// Everything that can be had within a few seconds.
+pub(crate) async fn render(sandbox: &Sandbox) -> String {
+    let guest = sandbox.guest_metrics().await.ok();
+    let mut containers = Vec::new();
+    if guest.is_some() {
+        for id in sandbox.container_ids() {
+            if let Ok(stats) = sandbox.stats(&id).await {
+                containers.push((id.to_string(), stats));
+            }
+        }
+    }
+    let mut pids = sandbox.vm_pids();
+    pids.push(std::process::id());
+    let usage = tokio::task::spawn_blocking(move || processes::usage(&pids))
+        .await
+        .unwrap_or_default();
+    let id = sandbox.id.to_string();
+    let mut text = Text::new(&id);
+    host(&mut text, &usage);
+    text.family("kata_guest_up", Kind::Gauge, "Whether the guest's agent has answered.");
+    text.sample(&[], if guest.is_some() { 1.0 } else { 0.0 });
+    if let Some(guest) = &guest {
+        system(&mut text, guest);
+    }
+    container_figures(&mut text, &containers);
+    text.finish()
+}
+
+/// A figure of one process.
+type Figure = (&'static str, Kind, &'static str, fn(&Usage) -> f64);
+
+const FIGURES: [Figure; 5] = [
+    (
+        "cpu_seconds_total",
+        Kind::Counter,
+        "CPU time, user and system.",
+        |usage| usage.cpu_seconds,
+    ),
+    (
+        "resident_memory_bytes",
+        Kind::Gauge,
+        "Resident memory (RSS).",
+        |usage| usage.resident as f64,
+    ),
+    (
+        "proportional_memory_bytes",
+        Kind::Gauge,
+        "Resident memory, each shared page divided by its users (PSS).",
+        |usage| usage.proportional as f64,
+    ),
+    ("threads", Kind::Gauge, "Threads.", |usage| usage.threads as f64),
+    ("open_fds", Kind::Gauge, "Open file descriptors.", |usage| {
+        usage.descriptors as f64
+    }),
+];
+
+fn host(text: &mut Text, usage: &[(&'static str, Usage)]) {
+    for (component, usage) in usage {
+        for (figure, kind, help, value) in FIGURES {
+            text.family(&format!("kata_{component}_{figure}"), kind, help);
+            text.sample(&[], value(usage));
+        }
+    }
+}
+
+fn system(text: &mut Text, guest: &GuestMetricsResponse) {
+    text.family(
+        "kata_guest_cpu_seconds_total",
+        Kind::Counter,
+        "Time of all the guest's CPUs, by mode.",
+    );
+    for (mode, micro) in sorted(&guest.cpu_usec) {
+        text.sample(&[("mode", mode)], micro as f64 / MICRO);
+    }
+    text.family(
+        "kata_guest_memory_bytes",
+        Kind::Gauge,
+        "The lines of the guest's /proc/meminfo.",
+    );
+    for (item, bytes) in sorted(&guest.memory_bytes) {
+        text.sample(&[("item", item)], bytes as f64);
+    }
+    text.family(
+        "kata_guest_pressure_seconds_total",
+        Kind::Counter,
+        "Time that some or all tasks of the guest have waited for a resource (PSI).",
+    );
+    for pressure in guest.pressure.iter().take(GUEST_NAMES) {
+        for (kind, micro) in [("some", pressure.some_usec), ("full", pressure.full_usec)] {
+            let labels = [("resource", pressure.resource.as_str()), ("kind", kind)];
+            text.sample(&labels, micro as f64 / MICRO);
+        }
+    }
+    let plain: [(&str, Kind, &str, f64); 6] = [
+        (
+            "kata_guest_oom_kills_total",
+            Kind::Counter,
+            "How often the guest's kernel has killed for want of memory.",
+            guest.oom_kills as f64,
+        ),
+        (
+            "kata_guest_tasks",
+            Kind::Gauge,
+            "Processes and threads of the guest.",
+            f64::from(guest.tasks),
+        ),
+        (
+            "kata_guest_runnable_tasks",
+            Kind::Gauge,
+            "Those that can run now.",
+            f64::from(guest.runnable),
+        ),
+        (
+            "kata_guest_load1",
+            Kind::Gauge,
+            "The guest's load average of a minute.",
+            f64::from(guest.load_milli) / 1e3,
+        ),
+        (
+            "kata_guest_cpus",
+            Kind::Gauge,
+            "The guest's CPUs that are online.",
+            f64::from(guest.cpus),
+        ),
+        (
+            "kata_guest_uptime_seconds",
+            Kind::Gauge,
+            "Since the guest's boot.",
+            guest.uptime_ms as f64 / 1e3,
+        ),
+    ];
+    for (name, kind, help, value) in plain {
+        text.family(name, kind, help);
+        text.sample(&[], value);
+    }
+}
+
+/// A figure of one container.
+type ContainerFigure = (&'static str, Kind, &'static str, fn(&StatsResponse) -> f64);
+
+const CONTAINER: [ContainerFigure; 5] = [
+    (
+        "kata_container_cpu_seconds_total",
+        Kind::Counter,
+        "CPU time of the container.",
+        |stats| stats.cpu.usage_usec as f64 / MICRO,
+    ),
+    (
+        "kata_container_cpu_throttled_seconds_total",
+        Kind::Counter,
+        "Time that the container was held back by its CPU limit.",
+        |stats| stats.cpu.throttled_usec as f64 / MICRO,
+    ),
+    (
+        "kata_container_memory_usage_bytes",
+        Kind::Gauge,
+        "Memory of the container, caches included.",
+        |stats| stats.memory.usage as f64,
+    ),
+    (
+        "kata_container_oom_kills_total",
+        Kind::Counter,
+        "How often a process of the container was killed for want of memory.",
+        |stats| stats.memory.events.get("oom_kill").copied().unwrap_or(0) as f64,
+    ),
+    (
+        "kata_container_processes",
+        Kind::Gauge,
+        "Tasks of the container.",
+        |stats| stats.pids.current as f64,
+    ),
+];
+
+fn container_figures(text: &mut Text, containers: &[(String, StatsResponse)]) {
+    for (name, kind, help, value) in CONTAINER.iter().filter(|_| !containers.is_empty()) {
+        text.family(name, *kind, help);
+        for (id, stats) in containers {
+            text.sample(&[("container", id)], value(stats));
+        }
+    }
+}
+
+fn sorted(map: &std::collections::HashMap<String, u64>) -> Vec<(&str, u64)> {
+    let mut pairs: Vec<_> = map.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+    pairs.sort_unstable();
+    pairs.truncate(GUEST_NAMES);
+    pairs
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    #[test]
+    fn a_guest_that_makes_up_names_gets_few_of_them_through() {
+        let guest = GuestMetricsResponse {
+            memory_bytes: (0..10_000).map(|n| (format!("evil\"\n{n}"), n)).collect(),
+            cpu_usec: HashMap::from([("user".to_owned(), 1_500_000)]),
+            ..Default::default()
+        };
+        let mut text = Text::new("pod");
+        system(&mut text, &guest);
+        let text = text.finish();
+        assert!(text.lines().count() < 2 * GUEST_NAMES, "{}", text.lines().count());
+        assert!(
+            text.contains("kata_guest_cpu_seconds_total{sandbox=\"pod\",mode=\"user\"} 1.5\n"),
+            "{text}"
+        );
+        assert!(
+            text.lines()
+                .all(|line| line.starts_with("kata_") || line.starts_with("# ")),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,115 @@
+//! What the sandbox's processes use on the host, from /proc. A process that ends meanwhile counts as far as it was read.
+
+use std::fs;
+
+/// Processes that are looked at: children of children included.
+const MOST: usize = 64;
+
+/// Clock ticks of a second in /proc: USER_HZ is 100 wherever there is KVM (time(7)).
+const TICKS: f64 = 100.0;
+
+/// What a process, and the children that it has made for its own work, use.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct Usage {
+    pub(super) cpu_seconds: f64,
+    pub(super) resident: u64,
+    pub(super) proportional: u64,
+    pub(super) threads: u64,
+    pub(super) descriptors: u64,
+}
+
+/// By component: what is started under that name.
+pub(super) fn usage(pids: &[u32]) -> Vec<(&'static str, Usage)> {
+    let own = std::process::id();
+    let mut found: Vec<(&'static str, Usage)> = Vec::new();
+    for &pid in pids {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let component = match name.trim() {
+            _ if pid == own => "shim",
+            name if name.starts_with("qemu") => "hypervisor",
+            name if name.starts_with("virtiofsd") => "virtiofsd",
+            name if name.starts_with("vhost-device") => "vsock",
+            _ => continue,
+        };
+        // The VMM and the helpers are children of the shim, and counted as what they are.
+        let family = if pid == own { vec![pid] } else { with_children(pid) };
+        let mut sum = Usage::default();
+        for pid in family {
+            sum.add(pid);
+        }
+        found.push((component, sum));
+    }
+    found.sort_by_key(|(component, _)| *component);
+    found.dedup_by_key(|(component, _)| *component);
+    found
+}
+
+/// virtiofsd's sandbox is a child that does the work.
+fn with_children(pid: u32) -> Vec<u32> {
+    let mut family = vec![pid];
+    let mut next = 0;
+    while next < family.len() && family.len() < MOST {
+        let pid = family[next];
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        family.extend(
+            children
+                .split_ascii_whitespace()
+                .filter_map(|child| child.parse::<u32>().ok()),
+        );
+        next += 1;
+    }
+    family
+}
+
+impl Usage {
+    fn add(&mut self, pid: u32) {
+        let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        self.cpu_seconds += cpu_seconds(&read("stat")).unwrap_or(0.0);
+        let status = read("status");
+        self.resident += kibibytes(&status, "VmRSS:");
+        self.threads += figure(&status, "Threads:");
+        self.proportional += kibibytes(&read("smaps_rollup"), "Pss:");
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
+        self.descriptors += u64::try_from(descriptors).unwrap_or(u64::MAX);
+    }
+}
+
+/// Fields 14 and 15 of /proc/PID/stat (proc_pid_stat(5)), counted from the command's closing parenthesis.
+fn cpu_seconds(stat: &str) -> Option<f64> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut fields = rest.split_ascii_whitespace().skip(11);
+    let (user, system): (f64, f64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+    Some((user + system) / TICKS)
+}
+
+fn figure(text: &str, name: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let number = line.and_then(|line| line.split_ascii_whitespace().next());
+    number.and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+fn kibibytes(text: &str, name: &str) -> u64 {
+    figure(text, name).saturating_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_is_the_shim_and_uses_something() {
+        let usage = usage(&[std::process::id(), u32::MAX]);
+        assert_eq!(usage.len(), 1);
+        let (component, usage) = usage[0];
+        assert_eq!(component, "shim");
+        assert!(usage.resident > 0 && usage.threads > 0 && usage.descriptors > 0);
+    }
+
+    #[test]
+    fn the_fields_are_counted_from_the_last_parenthesis() {
+        let stat = "7 (a) b (c) S 1 7 7 0 -1 4194560 1 0 0 0 250 50 0 0 20 0 1 0 4711 1 1";
+        assert_eq!(cpu_seconds(stat), Some(3.0));
+        assert_eq!(figure("Threads:\t12\n", "Threads:"), 12);
+        assert_eq!(kibibytes("Pss:  3 kB\n", "Pss:"), 3072);
+    }
+}

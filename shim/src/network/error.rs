@@ -1,0 +1,103 @@
+//! Why a sandbox has no network.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why a sandbox has no network.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// The namespace has gone, or never was.
+    #[error("cannot open network namespace {}", path.display())]
+    Namespace {
+        /// Its file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The namespace cannot be made or entered.
+    #[error("cannot {operation} network namespace {namespace}")]
+    Enter {
+        /// What was tried.
+        operation: &'static str,
+        /// Which one.
+        namespace: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The configuration forbids what the container asks for.
+    #[error(
+        "the container asks for the host's network, which a VM cannot have, and the configuration forbids to run it \
+         without one (runtime.host_network = \"deny\")"
+    )]
+    HostNetwork,
+    /// An interface whose frames a VM cannot take.
+    #[error(
+        "interface {name} of network namespace {namespace} is of a kind that a VM cannot have ({kind}): only interfaces \
+         with Ethernet frames are supported"
+    )]
+    Unsupported {
+        /// The interface.
+        name: String,
+        /// Where it is.
+        namespace: String,
+        /// What it is, as the kernel calls it.
+        kind: String,
+    },
+    /// Its incoming frames are redirected already.
+    #[error(
+        "interface {name} of network namespace {namespace} has an ingress qdisc: another sandbox uses it, or something \
+         limits it (tc qdisc show dev {name})"
+    )]
+    Taken {
+        /// The interface.
+        name: String,
+        /// Where it is.
+        namespace: String,
+    },
+    /// The kernel refuses a step.
+    #[error("network namespace {namespace}: cannot {step} {on}{}", hint(step))]
+    Step {
+        /// Where.
+        namespace: String,
+        /// What was tried.
+        step: &'static str,
+        /// On what.
+        on: String,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// A tap or one of its devices cannot be opened.
+    #[error("network namespace {namespace}: cannot open {device} for {on}")]
+    Tap {
+        /// Where.
+        namespace: String,
+        /// `/dev/net/tun`, `/dev/tapN` or `/dev/vhost-net`.
+        device: String,
+        /// For which tap.
+        on: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What the steps need that a kernel may lack.
+fn hint(step: &str) -> &'static str {
+    match step {
+        "redirect the frames of" => " (it needs the kernel's cls_u32 and act_mirred)",
+        "put an ingress qdisc on" => " (it needs the kernel's sch_ingress)",
+        "make a macvtap on" => " (it needs the kernel's macvtap, and an interface that has no macvlan yet)",
+        _ => "",
+    }
+}
+
+/// The kernel's word alone, where it is one.
+pub(super) fn cause(error: rtnetlink::Error) -> io::Error {
+    match error {
+        rtnetlink::Error::NetlinkError(error) => error.to_io(),
+        error => io::Error::other(error),
+    }
+}

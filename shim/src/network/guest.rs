@@ -1,0 +1,352 @@
+//! From what a namespace holds to what the guest is to have. Pure.
+//!
+//! The guest's kernel makes by itself what the host's has made by itself: local addresses' routes, the routes of their
+//! prefixes. What somebody has set goes to the guest; what belongs to the moment (lifetimes, states of links, learnt
+//! neighbours) does not.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use hypervisor::MacAddress;
+use protocol::agent::{Interface, Network};
+use rtnetlink::packet_core::Emitable;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
+use rtnetlink::packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHopFlags, RouteProtocol, RouteType,
+};
+use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
+
+use super::seen::{Seen, name};
+use super::{NetworkError, tap};
+
+/// The table that the kernel alone fills (`RT_TABLE_LOCAL`, rtnetlink(7)).
+const LOCAL_TABLE: u32 = 255;
+
+/// Priorities of the rules that every namespace has (ip-rule(8)).
+const DEFAULT_RULES: [u32; 3] = [0, 32766, 32767];
+
+/// An interface of the pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PodInterface {
+    pub(super) index: u32,
+    pub(super) name: String,
+    pub(super) mtu: u32,
+    pub(super) mac: MacAddress,
+    /// Of the VM's device when it comes up.
+    pub(super) device: MacAddress,
+}
+
+/// What the VM and its guest are to have.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Wanted {
+    /// In the order of the guest's list.
+    pub(super) interfaces: Vec<PodInterface>,
+    pub(super) network: Network,
+}
+
+/// What of the namespace is ours.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Own {
+    pub(super) taps: BTreeSet<String>,
+    /// Indexes of the interfaces that we have joined.
+    pub(super) joined: BTreeSet<u32>,
+}
+
+/// Chooses the interfaces and translates the rest. `device` gives, for a place in the guest's list and an interface, the
+/// MAC address of the device that is to be joined to it; without one the interface is left out.
+///
+/// # Errors
+/// An interface is in use for the pod and cannot be had in a VM, or another sandbox has it.
+pub(super) fn wanted(
+    seen: &Seen,
+    namespace: &str,
+    own: &Own,
+    device: &mut dyn FnMut(u32, &PodInterface) -> Option<MacAddress>,
+) -> Result<Wanted, NetworkError> {
+    let mut wanted = Wanted::default();
+    let mut places = BTreeMap::new();
+    for link in &seen.links {
+        let Some(mut interface) = chosen(link, seen, namespace, own)? else {
+            continue;
+        };
+        let place = u32::try_from(wanted.interfaces.len() + 1).unwrap_or(u32::MAX);
+        let Some(device) = device(place, &interface) else {
+            continue;
+        };
+        interface.device = device;
+        places.insert(interface.index, place);
+        wanted.network.interfaces.push(Interface {
+            device: device.0.to_vec(),
+            mac: interface.mac.0.to_vec(),
+            name: interface.name.clone(),
+            mtu: interface.mtu,
+            up: link.header.flags.contains(LinkFlags::Up),
+            ipv6: !seen.without_ipv6.contains(&interface.name),
+            ..Interface::default()
+        });
+        wanted.interfaces.push(interface);
+    }
+    let network = &mut wanted.network;
+    network.addresses = encoded(seen.addresses.iter().filter_map(|it| address(it, seen, &places)));
+    let mut routes: Vec<RouteMessage> = seen.routes.iter().filter_map(|it| route(it, seen, &places)).collect();
+    // A gateway is reached by a route without one.
+    routes.sort_by_key(has_gateway);
+    network.routes = encoded(routes);
+    network.rules = encoded(seen.rules.iter().filter(|rule| is_set(rule)).cloned());
+    network.neighbours = encoded(seen.neighbours.iter().filter_map(|it| neighbour(it, &places)));
+    Ok(wanted)
+}
+
+/// An address of our own for the device at a place: locally administered (IEEE 802), and not likely in use.
+pub(super) fn own_mac(place: u32) -> MacAddress {
+    let [.., high, low] = place.to_be_bytes();
+    MacAddress([0x02, b't', b'a', b't', high, low])
+}
+
+fn encoded<T: Emitable>(messages: impl IntoIterator<Item = T>) -> Vec<Vec<u8>> {
+    let encode = |message: T| {
+        let mut bytes = vec![0; message.buffer_len()];
+        message.emit(&mut bytes);
+        bytes
+    };
+    messages.into_iter().map(encode).collect()
+}
+
+/// The interface, if the VM gets it. Not in use, and so left out, are loopback, ports of bridges, and what is down and has no
+/// address: the fallback devices of tunnels, which every namespace has.
+fn chosen(link: &LinkMessage, seen: &Seen, namespace: &str, own: &Own) -> Result<Option<PodInterface>, NetworkError> {
+    let index = link.header.index;
+    let Some(name) = name(link).filter(|name| !own.taps.contains(name)) else {
+        return Ok(None);
+    };
+    let taken = |name| NetworkError::Taken {
+        name,
+        namespace: namespace.to_owned(),
+    };
+    if tap::is_name(&name) {
+        return Err(taken(name));
+    }
+    let addressed = seen.addresses.iter().any(|address| address.header.index == index);
+    let port = link
+        .attributes
+        .iter()
+        .any(|attribute| matches!(attribute, LinkAttribute::Controller(_)));
+    let flags = link.header.flags;
+    if flags.contains(LinkFlags::Loopback) || port || !(flags.contains(LinkFlags::Up) || addressed) {
+        return Ok(None);
+    }
+    let mac = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Address(mac) => mac.as_slice().try_into().ok().map(MacAddress),
+        _ => None,
+    });
+    let mtu = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    });
+    match (link.header.link_layer_type, mac) {
+        (LinkLayerType::Ether, Some(_)) if seen.ingress.contains(&index) && !own.joined.contains(&index) => {
+            Err(taken(name))
+        }
+        (LinkLayerType::Ether, Some(mac)) => Ok(Some(PodInterface {
+            index,
+            name,
+            mtu: mtu.unwrap_or_default(),
+            mac,
+            device: mac,
+        })),
+        _ if addressed => Err(NetworkError::Unsupported {
+            name,
+            namespace: namespace.to_owned(),
+            kind: kind(link),
+        }),
+        _ => Ok(None),
+    }
+}
+
+fn kind(link: &LinkMessage) -> String {
+    let infos = link.attributes.iter().filter_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    });
+    let kind = infos.flatten().find_map(|info| match info {
+        LinkInfo::Kind(InfoKind::Other(kind)) => Some(kind.clone()),
+        LinkInfo::Kind(kind) => Some(kind.to_string()),
+        _ => None,
+    });
+    let layer = format!("{:?}", link.header.link_layer_type).to_lowercase();
+    kind.map_or(layer.clone(), |kind| format!("{kind}, link layer {layer}"))
+}
+
+fn address(address: &AddressMessage, seen: &Seen, places: &BTreeMap<u32, u32>) -> Option<AddressMessage> {
+    let place = *places.get(&address.header.index)?;
+    let flags = flags_of(address);
+    let ipv6 = address.header.family == AddressFamily::Inet6;
+    // What a router has announced to the host, it announces to the guest too.
+    let announced = ipv6 && !flags.contains(AddressFlags::Permanent);
+    if announced || flags.contains(AddressFlags::Dadfailed) {
+        return None;
+    }
+    let mut kept = flags & (AddressFlags::Noprefixroute | AddressFlags::Homeaddress | AddressFlags::Mcautojoin);
+    if ipv6 {
+        // The host has made sure that nobody else has it, and asking again takes a second.
+        kept |= AddressFlags::Nodad;
+    }
+    let makes_a_route = address.header.prefix_len < if ipv6 { 128 } else { 32 };
+    if makes_a_route && !seen.routes.iter().any(|route| is_prefix_route(route, address)) {
+        kept |= AddressFlags::Noprefixroute;
+    }
+    let mut guest = address.clone();
+    guest.header.index = place;
+    guest.header.flags = AddressHeaderFlags::from_bits_truncate(kept.bits() as u8);
+    guest.attributes.retain(|attribute| {
+        matches!(
+            attribute,
+            AddressAttribute::Address(_)
+                | AddressAttribute::Local(_)
+                | AddressAttribute::Label(_)
+                | AddressAttribute::Broadcast(_)
+                | AddressAttribute::RoutePriority(_)
+        )
+    });
+    guest.attributes.push(AddressAttribute::Flags(kept));
+    Some(guest)
+}
+
+/// All 32 of them, of which the header has 8.
+fn flags_of(address: &AddressMessage) -> AddressFlags {
+    let all = address.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Flags(flags) => Some(*flags),
+        _ => None,
+    });
+    all.unwrap_or_else(|| AddressFlags::from_bits_retain(u32::from(address.header.flags.bits())))
+}
+
+/// Whether it is the route that the kernel makes for the prefix of this address.
+fn is_prefix_route(route: &RouteMessage, address: &AddressMessage) -> bool {
+    let same_place = route.header.protocol == RouteProtocol::Kernel
+        && route.header.address_family == address.header.family
+        && route.header.destination_prefix_length == address.header.prefix_len
+        && route.attributes.contains(&RouteAttribute::Oif(address.header.index))
+        && !has_gateway(route);
+    // With a peer IFA_ADDRESS is the peer's, and its prefix is the one that is routed (rtnetlink(7)).
+    let own = address.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Address(own) => Some(*own),
+        _ => None,
+    });
+    let prefix = own.map(|own| masked(own, address.header.prefix_len));
+    let destination = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(to)) => Some(IpAddr::V4(*to)),
+        RouteAttribute::Destination(RouteAddress::Inet6(to)) => Some(IpAddr::V6(*to)),
+        _ => None,
+    });
+    same_place && prefix.is_some() && prefix == destination
+}
+
+fn masked(address: IpAddr, length: u8) -> IpAddr {
+    match address {
+        IpAddr::V4(address) => {
+            let mask = u32::MAX.checked_shl(32 - u32::from(length.min(32))).unwrap_or(0);
+            IpAddr::V4((address.to_bits() & mask).into())
+        }
+        IpAddr::V6(address) => {
+            let mask = u128::MAX.checked_shl(128 - u32::from(length.min(128))).unwrap_or(0);
+            IpAddr::V6((address.to_bits() & mask).into())
+        }
+    }
+}
+
+fn has_gateway(route: &RouteMessage) -> bool {
+    route.attributes.iter().any(|attribute| {
+        matches!(
+            attribute,
+            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) | RouteAttribute::MultiPath(_)
+        )
+    })
+}
+
+fn route(route: &RouteMessage, seen: &Seen, places: &BTreeMap<u32, u32>) -> Option<RouteMessage> {
+    let table = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    let learnt = [RouteProtocol::Ra, RouteProtocol::IcmpRedirect].contains(&route.header.protocol);
+    let made = seen.addresses.iter().any(|address| is_prefix_route(route, address));
+    let cloned = route.header.flags.contains(RouteFlags::Cloned);
+    if table.unwrap_or(u32::from(route.header.table)) == LOCAL_TABLE || learnt || made || cloned {
+        return None;
+    }
+    let mut guest = route.clone();
+    // The rest is the state of the host's interface.
+    guest.header.flags &= RouteFlags::Onlink;
+    guest.attributes.retain(|attribute| {
+        !matches!(
+            attribute,
+            RouteAttribute::CacheInfo(_)
+                | RouteAttribute::NhId(_)
+                | RouteAttribute::Uid(_)
+                | RouteAttribute::Expires(_)
+                | RouteAttribute::MfcStats(_)
+        )
+    });
+    let rejects = [
+        RouteType::BlackHole,
+        RouteType::Unreachable,
+        RouteType::Prohibit,
+        RouteType::Throw,
+    ];
+    if rejects.contains(&route.header.kind) {
+        // IPv6 puts them on the loopback interface.
+        guest
+            .attributes
+            .retain(|attribute| !matches!(attribute, RouteAttribute::Oif(_)));
+        return Some(guest);
+    }
+    if route.header.kind != RouteType::Unicast {
+        return None;
+    }
+    let mut leads_somewhere = false;
+    for attribute in &mut guest.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => *index = *places.get(index)?,
+            RouteAttribute::MultiPath(hops) => {
+                for hop in hops {
+                    hop.interface_index = *places.get(&hop.interface_index)?;
+                    hop.flags &= RouteNextHopFlags::Onlink;
+                }
+            }
+            _ => continue,
+        }
+        leads_somewhere = true;
+    }
+    leads_somewhere.then_some(guest)
+}
+
+/// Whether somebody has set it.
+fn is_set(rule: &RuleMessage) -> bool {
+    let priority = rule.attributes.iter().find_map(|attribute| match attribute {
+        RuleAttribute::Priority(priority) => Some(*priority),
+        _ => None,
+    });
+    !DEFAULT_RULES.contains(&priority.unwrap_or_default())
+}
+
+fn neighbour(neighbour: &NeighbourMessage, places: &BTreeMap<u32, u32>) -> Option<NeighbourMessage> {
+    if neighbour.header.state != NeighbourState::Permanent {
+        return None;
+    }
+    let mut guest = neighbour.clone();
+    guest.header.ifindex = *places.get(&neighbour.header.ifindex)?;
+    guest.attributes.retain(|attribute| {
+        matches!(
+            attribute,
+            NeighbourAttribute::Destination(_) | NeighbourAttribute::LinkLayerAddress(_)
+        )
+    });
+    Some(guest)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,193 @@
+//! What is done in the namespace: devices are made and joined to interfaces, changes are watched for.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use config::InterNetworking;
+use futures::StreamExt;
+use hypervisor::{MacAddress, Nic};
+use rtnetlink::{Handle, MulticastGroup};
+use tokio::sync::mpsc;
+
+use super::guest::{self, Own, PodInterface, Wanted};
+use super::plan::NetworkPlan;
+use super::wire::Wiring;
+use super::{NetworkError, seen, tap};
+
+/// A change comes in many messages: they are told once when none has come for this long.
+const SETTLES: Duration = Duration::from_millis(50);
+
+/// Devices of a VM whose network comes after its start: for the network that is there when the hooks have run, and for one
+/// that is connected later.
+const SPARE_DEVICES: usize = 2;
+
+/// A device of the VM.
+#[derive(Debug, Clone)]
+pub(super) struct Device {
+    mac: MacAddress,
+    tap: String,
+}
+
+/// Which devices there are.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Devices {
+    /// By the indexes of the interfaces that they are joined to.
+    joined: BTreeMap<u32, Device>,
+    spare: VecDeque<Device>,
+}
+
+/// Looks what is there before anything is made.
+pub(super) async fn look(netlink: Handle, namespace: String) -> Result<Wanted, NetworkError> {
+    let seen = seen::look(&netlink, &namespace).await?;
+    let mut macs = BTreeSet::new();
+    guest::wanted(&seen, &namespace, &Own::default(), &mut |place, interface| {
+        // ipvlan interfaces share the address of their parent, but the guest finds its devices by theirs.
+        let first = macs.insert(interface.mac.0);
+        Some(if first { interface.mac } else { guest::own_mac(place) })
+    })
+}
+
+/// A device for each interface.
+pub(super) async fn join_all(
+    netlink: Handle,
+    namespace: String,
+    plan: NetworkPlan,
+    interfaces: Vec<PodInterface>,
+) -> Result<Vec<Nic>, NetworkError> {
+    let wiring = Wiring {
+        netlink: &netlink,
+        namespace: &namespace,
+    };
+    let mut nics = Vec::with_capacity(interfaces.len());
+    for (place, interface) in interfaces.iter().enumerate() {
+        let name = tap::name(place);
+        let taps = if plan.model == InterNetworking::Macvtap {
+            wiring.macvtap(interface, &name, plan.queues).await?
+        } else {
+            let taps = wiring.make_tap(&name, plan.queues)?;
+            wiring.redirect(interface, &name).await?;
+            taps
+        };
+        nics.push(nic(&wiring, interface.device, &name, taps, &plan)?);
+    }
+    Ok(nics)
+}
+
+fn nic(
+    wiring: &Wiring<'_>,
+    mac: MacAddress,
+    name: &str,
+    taps: Arc<[OwnedFd]>,
+    plan: &NetworkPlan,
+) -> Result<Nic, NetworkError> {
+    let vhost = if plan.vhost {
+        wiring.vhost(name, plan.queues)?
+    } else {
+        Arc::new([])
+    };
+    Ok(Nic { mac, taps, vhost })
+}
+
+/// Devices that nothing is joined to yet.
+pub(super) async fn make_spare(
+    netlink: Handle,
+    namespace: String,
+    plan: NetworkPlan,
+) -> Result<(Vec<Nic>, Devices), NetworkError> {
+    let wiring = Wiring {
+        netlink: &netlink,
+        namespace: &namespace,
+    };
+    let mut devices = Devices::default();
+    let mut nics = Vec::with_capacity(SPARE_DEVICES);
+    for place in 0..SPARE_DEVICES {
+        let device = Device {
+            mac: guest::own_mac(u32::try_from(place + 1).unwrap_or(u32::MAX)),
+            tap: tap::name(place),
+        };
+        let taps = wiring.make_tap(&device.tap, plan.queues)?;
+        nics.push(nic(&wiring, device.mac, &device.tap, taps, &plan)?);
+        devices.spare.push_back(device);
+    }
+    Ok((nics, devices))
+}
+
+/// Joins what is new and gives back the devices of what has gone.
+pub(super) async fn rejoin(
+    netlink: Handle,
+    namespace: String,
+    mut devices: Devices,
+) -> Result<(Wanted, Devices), NetworkError> {
+    let wiring = Wiring {
+        netlink: &netlink,
+        namespace: &namespace,
+    };
+    let seen = seen::look(&netlink, &namespace).await?;
+    let there: BTreeSet<u32> = seen.links.iter().map(|link| link.header.index).collect();
+    let gone = devices.joined.extract_if(.., |index, _| !there.contains(index));
+    for (_, device) in gone.collect::<Vec<_>>() {
+        wiring.release(&device.tap).await;
+        devices.spare.push_back(device);
+    }
+    let own = Own {
+        taps: devices
+            .joined
+            .values()
+            .chain(&devices.spare)
+            .map(|device| device.tap.clone())
+            .collect(),
+        joined: devices.joined.keys().copied().collect(),
+    };
+    let mut new = BTreeMap::new();
+    let wanted = guest::wanted(&seen, &namespace, &own, &mut |_, interface| {
+        if let Some(device) = devices.joined.get(&interface.index) {
+            return Some(device.mac);
+        }
+        let Some(device) = devices.spare.pop_front() else {
+            tracing::warn!(
+                name = interface.name,
+                "the VM has no device left for this interface: at most {SPARE_DEVICES} can come after the start"
+            );
+            return None;
+        };
+        let mac = device.mac;
+        new.insert(interface.index, device);
+        Some(mac)
+    })?;
+    for interface in &wanted.interfaces {
+        if let Some(device) = new.get(&interface.index) {
+            wiring.redirect(interface, &device.tap).await?;
+        }
+    }
+    devices.joined.extend(new);
+    Ok((wanted, devices))
+}
+
+/// Sends a word for every change, until the receiver is gone.
+pub(super) async fn tell_changes(sender: mpsc::Sender<()>) -> Result<(), std::io::Error> {
+    let groups = [
+        MulticastGroup::Link,
+        MulticastGroup::Ipv4Ifaddr,
+        MulticastGroup::Ipv6Ifaddr,
+        MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv6Route,
+        MulticastGroup::Ipv4Rule,
+        MulticastGroup::Ipv6Rule,
+    ];
+    let (connection, _handle, mut news) = rtnetlink::new_multicast_connection(&groups)?;
+    let connection = tokio::spawn(connection);
+    loop {
+        tokio::select! {
+            () = sender.closed() => break,
+            change = news.next() => if change.is_none() { break },
+        }
+        // More may be on the way; each of them starts the wait anew.
+        while let Ok(Some(_)) = tokio::time::timeout(SETTLES, news.next()).await {}
+        // A full channel: the word is there, and not taken yet.
+        let _ = sender.try_send(());
+    }
+    connection.abort();
+    Ok(())
+}

@@ -1,0 +1,187 @@
+//! The sandbox's network: from a network namespace of the host to the VM's devices and the guest's configuration.
+//!
+//! ```text
+//! host, pod's namespace                                    VM
+//! veth, macvlan, … ◄── every frame, both ways ──► tap ═══ virtio-net, same name, MAC address, MTU
+//! addresses, routes, rules, neighbours ── as they are ──► the guest's
+//! ```
+//! It owns the taps, the redirection, and the watch for changes. It changes nothing in a namespace but this, nothing at all
+//! in the host's own, and nothing because of what a guest says.
+
+mod error;
+mod guest;
+mod join;
+mod machine;
+mod namespace;
+mod plan;
+mod record;
+mod seen;
+mod sys;
+mod tap;
+mod wire;
+
+use config::{HostNetwork, InterNetworking};
+use hypervisor::{NetworkNamespace, Nic};
+use protocol::agent::Network;
+use tokio::sync::mpsc;
+
+pub use self::error::NetworkError;
+use self::guest::Wanted;
+use self::join::Devices;
+pub use self::machine::MachineNetwork;
+use self::namespace::Namespace;
+pub use self::plan::{NetworkPlan, Place};
+pub use self::record::{NetworkRecord, remove};
+
+/// The network of one sandbox.
+#[derive(Debug)]
+pub struct PodNetwork {
+    plan: NetworkPlan,
+    /// None: the host's, of which nothing is used.
+    namespace: Option<Namespace>,
+    wanted: Wanted,
+    devices: Devices,
+}
+
+impl PodNetwork {
+    /// Finds or makes the namespace and looks what is in it. Changes nothing there.
+    ///
+    /// # Errors
+    /// The namespace is gone, or holds what a VM cannot have.
+    pub async fn open(plan: NetworkPlan) -> Result<Self, NetworkError> {
+        let namespace = match &plan.place {
+            Place::Host => None,
+            Place::At(path) => not_own(Namespace::open(path)?)?,
+            Place::New { .. } => Some(Namespace::create()?),
+        };
+        if namespace.is_none() {
+            if plan.host_network == HostNetwork::Deny {
+                return Err(NetworkError::HostNetwork);
+            }
+            tracing::warn!(
+                "the container asks for the host's network, which a VM cannot have: it runs without a network \
+                 (runtime.host_network)"
+            );
+        }
+        let mut pod = Self {
+            plan,
+            namespace,
+            wanted: Wanted::default(),
+            devices: Devices::default(),
+        };
+        if let (Place::At(_), Some(namespace), true) = (&pod.plan.place, &pod.namespace, pod.is_wanted()) {
+            let name = namespace.name().to_owned();
+            pod.wanted = namespace.run(move |netlink| join::look(netlink, name)).await?;
+        }
+        Ok(pod)
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.plan.model != InterNetworking::None
+    }
+
+    /// Where QEMU runs.
+    #[must_use]
+    pub fn vm_namespace(&self) -> NetworkNamespace {
+        match &self.namespace {
+            None => NetworkNamespace::Inherited,
+            Some(namespace) => NetworkNamespace::Of(namespace.descriptor()),
+        }
+    }
+
+    /// What [`PodNetwork::wire`] is going to change, for [`remove`]; none if it goes by itself.
+    #[must_use]
+    pub fn record(&self) -> Option<NetworkRecord> {
+        let indexes: Vec<u32> = self.wanted.interfaces.iter().map(|interface| interface.index).collect();
+        match (&self.plan.place, &self.namespace) {
+            (Place::At(path), Some(namespace)) if !indexes.is_empty() => Some(NetworkRecord {
+                path: path.clone(),
+                identity: namespace.identity(),
+                interfaces: indexes,
+            }),
+            _ => None,
+        }
+    }
+
+    /// What the guest is told when it boots; none if there is no network, or not yet.
+    #[must_use]
+    pub fn guest(&self) -> Option<Network> {
+        (!self.wanted.interfaces.is_empty()).then(|| self.wanted.network.clone())
+    }
+
+    /// Whether the network comes, and changes, after the VM's start.
+    #[must_use]
+    pub fn comes_later(&self) -> bool {
+        self.is_wanted() && self.plan.place == (Place::New { filled_by_hooks: true })
+    }
+
+    /// Makes the taps, joins them to the interfaces, and gives the VM's devices.
+    ///
+    /// # Errors
+    /// The kernel refuses. What was done until then is for [`remove`].
+    pub async fn wire(&mut self) -> Result<Vec<Nic>, NetworkError> {
+        let Some(namespace) = &self.namespace else {
+            return Ok(Vec::new());
+        };
+        let (plan, name) = (self.plan.clone(), namespace.name().to_owned());
+        if self.comes_later() {
+            let made = namespace
+                .run(move |netlink| join::make_spare(netlink, name, plan))
+                .await;
+            let (nics, devices) = made?;
+            self.devices = devices;
+            return Ok(nics);
+        }
+        let interfaces = self.wanted.interfaces.clone();
+        if interfaces.is_empty() {
+            return Ok(Vec::new());
+        }
+        namespace
+            .run(move |netlink| join::join_all(netlink, name, plan, interfaces))
+            .await
+    }
+
+    /// Looks again where the network comes later, joins what is new as far as there are devices for it, and gives what the
+    /// guest is to have; none if that is what it was told.
+    ///
+    /// # Errors
+    /// As [`PodNetwork::open`] and [`PodNetwork::wire`].
+    pub async fn refresh(&mut self) -> Result<Option<Network>, NetworkError> {
+        let Some(namespace) = self.namespace.as_ref().filter(|_| self.comes_later()) else {
+            return Ok(None);
+        };
+        let (name, devices) = (namespace.name().to_owned(), self.devices.clone());
+        let joined = namespace.run(move |netlink| join::rejoin(netlink, name, devices)).await;
+        let (wanted, devices) = joined?;
+        self.devices = devices;
+        let changed = wanted.network != self.wanted.network;
+        self.wanted = wanted;
+        Ok(changed.then(|| self.wanted.network.clone()))
+    }
+
+    /// Tells of changes where the network comes later, until nobody listens any more. Those that follow one another
+    /// closely are told once.
+    #[must_use]
+    pub fn watch(&self) -> mpsc::Receiver<()> {
+        let (sender, changes) = mpsc::channel(1);
+        if let Some(namespace) = self.namespace.clone().filter(|_| self.comes_later()) {
+            tokio::spawn(async move {
+                let inside = namespace.clone();
+                let told = namespace.run(move |_| async move {
+                    let told = join::tell_changes(sender).await;
+                    told.map_err(|source| inside.cannot_enter(source))
+                });
+                if let Err(error) = told.await {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(error, "later changes of the network are not seen");
+                }
+            });
+        }
+        changes
+    }
+}
+
+/// None if it is the one that we are in, which is the host's.
+fn not_own(namespace: Namespace) -> Result<Option<Namespace>, NetworkError> {
+    Ok((!namespace.is_own()?).then_some(namespace))
+}

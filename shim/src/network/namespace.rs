@@ -1,0 +1,207 @@
+//! Network namespaces of the host: opened, made, and entered by a thread that ends with its work.
+
+use std::fs::File;
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use rtnetlink::Handle;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+use super::NetworkError;
+
+/// The calling thread's namespace (network_namespaces(7)).
+const OWN: &str = "/proc/thread-self/ns/net";
+
+/// What tells one namespace from every other that exists (ioctl_ns(2)): device and inode of its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Identity {
+    device: u64,
+    inode: u64,
+}
+
+/// A network namespace, which lives at least as long as this.
+#[derive(Debug, Clone)]
+pub(super) struct Namespace {
+    name: String,
+    file: Arc<OwnedFd>,
+    identity: Identity,
+}
+
+impl Namespace {
+    /// The one that a file stands for.
+    ///
+    /// # Errors
+    /// There is no such file.
+    pub(super) fn open(path: &Path) -> Result<Self, NetworkError> {
+        Self::opened(path, path.display().to_string()).map_err(|source| NetworkError::Namespace {
+            path: path.to_owned(),
+            source,
+        })
+    }
+
+    fn opened(path: &Path, name: String) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let metadata = file.metadata()?;
+        Ok(Self {
+            name,
+            identity: Identity {
+                device: metadata.dev(),
+                inode: metadata.ino(),
+            },
+            file: Arc::new(file.into()),
+        })
+    }
+
+    /// A new one, with nothing in it but a loopback interface that is down.
+    ///
+    /// # Errors
+    /// It cannot be made, which needs `CAP_SYS_ADMIN`.
+    pub(super) fn create() -> Result<Self, NetworkError> {
+        let failed = |source| NetworkError::Enter {
+            operation: "make",
+            namespace: String::from("of the sandbox"),
+            source,
+        };
+        let thread = thread::Builder::new().name(String::from("new-netns")).spawn(|| {
+            crate::sys::unshare_network_namespace()?;
+            Self::opened(Path::new(OWN), String::from("of the sandbox"))
+        });
+        joined(thread.map_err(failed)?).and_then(|made| made).map_err(failed)
+    }
+
+    /// As in messages.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// For whoever runs a program in it.
+    pub(super) fn descriptor(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.file)
+    }
+
+    /// What tells it from others.
+    pub(super) fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// Whether it is the one that the caller runs in: the host's.
+    ///
+    /// # Errors
+    /// It cannot be found out.
+    pub(super) fn is_own(&self) -> Result<bool, NetworkError> {
+        Self::open(&PathBuf::from(OWN)).map(|own| own.identity == self.identity)
+    }
+
+    /// Does something in the namespace, with a netlink connection to it. What is done is finished even if the future is
+    /// dropped.
+    ///
+    /// # Errors
+    /// What the work gives, or the namespace cannot be entered.
+    pub(super) async fn run<T, F>(&self, work: impl FnOnce(Handle) -> F + Send + 'static) -> Result<T, NetworkError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, NetworkError>>,
+    {
+        let (done, result) = oneshot::channel();
+        let namespace = self.clone();
+        let thread = thread::Builder::new().name(String::from("netns")).spawn(move || {
+            // Whoever waited may be gone.
+            let _ = done.send(namespace.enter_and_run(work));
+        });
+        thread.map_err(|source| self.cannot_enter(source))?;
+        let gone = || self.cannot_enter(io::Error::other("its thread is gone"));
+        result.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// The same for a caller without a runtime. Blocks.
+    ///
+    /// # Errors
+    /// As [`Namespace::run`].
+    pub(super) fn run_blocking<T, F>(&self, work: impl FnOnce(Handle) -> F + Send + 'static) -> Result<T, NetworkError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, NetworkError>>,
+    {
+        let namespace = self.clone();
+        let thread = thread::Builder::new()
+            .name(String::from("netns"))
+            .spawn(move || namespace.enter_and_run(work))
+            .map_err(|source| self.cannot_enter(source))?;
+        joined(thread).unwrap_or_else(|source| Err(self.cannot_enter(source)))
+    }
+
+    /// On a thread of its own, which ends after it.
+    pub(super) fn enter_and_run<T, F>(&self, work: impl FnOnce(Handle) -> F) -> Result<T, NetworkError>
+    where
+        F: Future<Output = Result<T, NetworkError>>,
+    {
+        move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))
+            .map_err(|errno| self.cannot_enter(errno.into()))?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|source| self.cannot_enter(source))?;
+        runtime.block_on(async {
+            let (connection, handle, _) = rtnetlink::new_connection().map_err(|source| self.cannot_enter(source))?;
+            let connection = tokio::spawn(connection);
+            let result = work(handle).await;
+            connection.abort();
+            result
+        })
+    }
+
+    pub(super) fn cannot_enter(&self, source: io::Error) -> NetworkError {
+        NetworkError::Enter {
+            operation: "enter",
+            namespace: self.name.clone(),
+            source,
+        }
+    }
+}
+
+fn joined<T>(thread: JoinHandle<T>) -> io::Result<T> {
+    thread.join().map_err(|_| io::Error::other("its thread has panicked"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::TryStreamExt;
+
+    #[tokio::test]
+    async fn a_new_namespace_has_a_loopback_interface_alone_and_its_creator_stays_where_it_was() {
+        let before = std::fs::read_link(OWN).unwrap();
+        let namespace = Namespace::create().unwrap();
+        let links = namespace
+            .run(|netlink| async move { Ok(netlink.link().get().execute().try_collect::<Vec<_>>().await) })
+            .await
+            .unwrap();
+        assert_eq!(links.unwrap().len(), 1);
+        assert_eq!(std::fs::read_link(OWN).unwrap(), before);
+        assert!(!namespace.is_own().unwrap());
+        assert!(Namespace::open(Path::new(OWN)).unwrap().is_own().unwrap());
+    }
+
+    #[test]
+    fn a_namespace_that_has_gone_is_named() {
+        let error = Namespace::open(Path::new("/nowhere/net")).unwrap_err();
+        assert!(error.to_string().contains("/nowhere/net"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_is_no_namespace_is_named() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let error = Namespace::open(file.path())
+            .unwrap()
+            .run_blocking(|_| async { Ok(()) })
+            .unwrap_err();
+        assert!(error.to_string().contains("cannot enter"), "{error}");
+    }
+}

@@ -1,0 +1,125 @@
+//! What a sandbox's network is made by: the specification's namespace and the configuration. Pure.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use config::{HostNetwork, InterNetworking};
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+
+/// Most queues of a device: more than this many CPUs do not send at once, and each costs descriptors and memory.
+const MAX_QUEUES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(7);
+
+/// Which network namespace the specification asks for (OCI runtime spec, config-linux.md, "Namespaces").
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// None of its own.
+    Host,
+    /// The one that a file stands for.
+    At(PathBuf),
+    /// A new one.
+    New {
+        /// Hooks of the runtime may put a network there, as Docker's do.
+        filled_by_hooks: bool,
+    },
+}
+
+impl Place {
+    /// Where the sandbox's first container is to be.
+    #[must_use]
+    pub fn of(spec: &Spec) -> Self {
+        let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+        let network = namespaces
+            .into_iter()
+            .flatten()
+            .find(|namespace| namespace.typ() == LinuxNamespaceType::Network);
+        match network.map(|namespace| namespace.path().clone().filter(|path| !path.as_os_str().is_empty())) {
+            None => Self::Host,
+            Some(Some(path)) => Self::At(path),
+            Some(None) => Self::New {
+                filled_by_hooks: has_hooks(spec),
+            },
+        }
+    }
+}
+
+// The OCI spec deprecates prestart, but Docker's network arrives by it.
+#[allow(deprecated)]
+fn has_hooks(spec: &Spec) -> bool {
+    let hooks = spec.hooks().as_ref();
+    let lists = hooks.map(|hooks| [hooks.prestart(), hooks.create_runtime()]);
+    lists
+        .into_iter()
+        .flatten()
+        .any(|list| list.as_ref().is_some_and(|list| !list.is_empty()))
+}
+
+/// What a sandbox's network is made by.
+#[derive(Debug, Clone)]
+pub struct NetworkPlan {
+    /// Where it is.
+    pub place: Place,
+    /// Kata's `internetworking_model`.
+    pub model: InterNetworking,
+    /// What becomes of a container that asks for the host's network.
+    pub host_network: HostNetwork,
+    /// Queues of each device: one for each vCPU, within bounds.
+    pub queues: NonZeroUsize,
+    /// Whether the host's kernel may move the frames.
+    pub vhost: bool,
+}
+
+impl NetworkPlan {
+    /// From the configuration.
+    #[must_use]
+    pub fn new(place: Place, config: &config::Config) -> Self {
+        let vcpus = hypervisor::vcpus(&config.hypervisor).get();
+        let queues = usize::try_from(vcpus).ok().and_then(NonZeroUsize::new);
+        Self {
+            place,
+            model: config.runtime.internetworking_model,
+            host_network: config.runtime.host_network,
+            queues: queues.unwrap_or(NonZeroUsize::MIN).min(MAX_QUEUES),
+            vhost: !config.hypervisor.disable_vhost_net,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn place(namespaces: &Value, hooks: &Value) -> Place {
+        let spec = json!({ "ociVersion": "1.0.2", "linux": { "namespaces": namespaces }, "hooks": hooks });
+        Place::of(&serde_json::from_value(spec).unwrap())
+    }
+
+    #[test]
+    fn a_network_namespace_is_the_hosts_a_given_one_or_a_new_one() {
+        let place = |namespaces: Value| place(&namespaces, &json!({}));
+        let pid = json!({ "type": "pid" });
+        assert_eq!(place(json!([pid])), Place::Host);
+        let given = json!([{ "type": "network", "path": "/run/netns/a" }]);
+        assert_eq!(place(given), Place::At("/run/netns/a".into()));
+        let new = json!([pid, { "type": "network", "path": "" }]);
+        assert_eq!(place(new), Place::New { filled_by_hooks: false });
+    }
+
+    #[test]
+    fn a_new_one_is_filled_by_the_hooks_that_run_before_the_container_does() {
+        let new = json!([{ "type": "network" }]);
+        let hook = json!([{ "path": "/bin/true" }]);
+        for (name, filled_by_hooks) in [
+            ("prestart", true),
+            ("createRuntime", true),
+            ("poststart", false),
+            ("createContainer", false),
+        ] {
+            assert_eq!(
+                place(&new, &json!({ name: hook })),
+                Place::New { filled_by_hooks },
+                "{name}"
+            );
+        }
+    }
+}

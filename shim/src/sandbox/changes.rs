@@ -1,0 +1,40 @@
+//! Passes what the host changes on to the guest, one batch after the other, as long as the VM lives.
+
+use protocol::agent::HostChanges;
+use tokio::sync::watch;
+use ttrpc::Code;
+
+use super::Vm;
+use crate::agent_client::AgentClient;
+use crate::watch::Watches;
+
+/// Ends with the VM, or when the guest says that it cannot.
+pub(super) async fn tell(watches: Watches, agent: AgentClient, mut vm: watch::Receiver<Vm>) {
+    let telling = async {
+        loop {
+            let changes = match watches.next().await {
+                Ok(changes) => changes,
+                Err(error) => {
+                    tracing::warn!(%error, "the host's changes cannot be read any longer");
+                    return;
+                }
+            };
+            let request = HostChanges {
+                changes,
+                ..Default::default()
+            };
+            match agent.report_changes(&request).await {
+                Ok(_) => {}
+                Err(error) if error.code() == Code::UNIMPLEMENTED => {
+                    tracing::info!(%error, "programs in containers are not told what the host changes");
+                    return;
+                }
+                Err(error) => tracing::warn!(%error, "some of the host's changes are not told to the guest"),
+            }
+        }
+    };
+    tokio::select! {
+        () = telling => {}
+        _ = vm.wait_for(|vm| matches!(vm, Vm::Failed(_) | Vm::Ended { .. })) => {}
+    }
+}

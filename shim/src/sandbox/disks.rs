@@ -1,0 +1,167 @@
+//! The disks of a sandbox: each plugged in once, however many containers use it, and unplugged with the last of them.
+//!
+//! ```text
+//!  (absent) ── first user ──► plugged ── last user goes ──► (absent)
+//!                                │ the guest does not let go
+//!                                └──────────────────────────► held, until the VM's end or the next release
+//! ```
+//! The table's lock is held for a look-up; a disk has a lock of its own while it is plugged in or unplugged. A user is
+//! entered before the work begins, and the work is a task of its own, so that a creation that is given up finds what it
+//! has to let go of.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use hypervisor::HotplugError;
+
+use crate::id::ContainerId;
+use crate::vm::Machine;
+use crate::volumes::VolumeError;
+use crate::volumes::disk::{DiskKey, HostDisk};
+
+/// Why a container has no disk.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// It cannot be opened on the host.
+    #[error(transparent)]
+    Open(#[from] VolumeError),
+    /// The VM does not take it.
+    #[error("cannot give {path} to the guest{advice}")]
+    Plug {
+        /// On the host.
+        path: String,
+        /// What to do.
+        advice: &'static str,
+        /// Why not.
+        #[source]
+        source: HotplugError,
+    },
+    /// Another container has it, and cannot write to it.
+    #[error("{path} is given to another container of the sandbox read-only, and this one is to write to it")]
+    ReadOnly {
+        /// On the host.
+        path: String,
+    },
+    /// The container is no longer wanted.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// All disks of a sandbox.
+#[derive(Debug, Default)]
+pub(super) struct Disks {
+    table: Mutex<HashMap<DiskKey, Entry>>,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    users: BTreeSet<ContainerId>,
+    disk: Arc<tokio::sync::Mutex<Option<Plugged>>>,
+}
+
+#[derive(Debug, Clone)]
+struct Plugged {
+    serial: String,
+    read_only: bool,
+}
+
+impl Disks {
+    fn table(&self) -> MutexGuard<'_, HashMap<DiskKey, Entry>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives a disk to a container. The answer is the serial number by which the guest finds it.
+    pub(super) async fn attach(
+        self: &Arc<Self>,
+        machine: Arc<dyn Machine>,
+        container: &ContainerId,
+        disk: HostDisk,
+    ) -> Result<String, DiskError> {
+        let slot = {
+            let mut table = self.table();
+            let entry = table.entry(disk.key).or_default();
+            entry.users.insert(container.clone());
+            Arc::clone(&entry.disk)
+        };
+        let (this, container) = (Arc::clone(self), container.clone());
+        let work = tokio::spawn(async move {
+            let mut slot = slot.lock().await;
+            let wanted = this
+                .table()
+                .get(&disk.key)
+                .is_some_and(|entry| entry.users.contains(&container));
+            if !wanted {
+                return Err(DiskError::Interrupted);
+            }
+            if let Some(plugged) = &*slot {
+                return match plugged.read_only && !disk.read_only {
+                    true => Err(DiskError::ReadOnly {
+                        path: disk.path.display().to_string(),
+                    }),
+                    false => Ok(plugged.serial.clone()),
+                };
+            }
+            let plugged = plug(machine.as_ref(), disk).await?;
+            Ok(slot.insert(plugged).serial.clone())
+        });
+        work.await.unwrap_or(Err(DiskError::Interrupted))
+    }
+
+    /// Takes all disks from a container, whose file systems the guest has unmounted; what nobody else uses is unplugged.
+    /// Without a machine there is nothing to unplug. The answer is the disks that the guest has not let go of: they stay
+    /// plugged in until somebody lets go of them again or the VM ends.
+    pub(super) async fn release(
+        &self,
+        machine: Option<Arc<dyn Machine>>,
+        container: &ContainerId,
+    ) -> Vec<(String, HotplugError)> {
+        let held: Vec<_> = {
+            let mut table = self.table();
+            let used = table.iter_mut().filter_map(|(key, entry)| {
+                // Those that were not let go of are tried again.
+                (entry.users.remove(container) || entry.users.is_empty()).then(|| (*key, Arc::clone(&entry.disk)))
+            });
+            used.collect()
+        };
+        let mut kept = Vec::new();
+        for (key, slot) in held {
+            let mut slot = slot.lock().await;
+            let unused = |disks: &Self| disks.table().get(&key).is_some_and(|entry| entry.users.is_empty());
+            if !unused(self) {
+                continue;
+            }
+            if let (Some(machine), Some(plugged)) = (&machine, &*slot)
+                && let Err(error) = machine.detach_disk(&plugged.serial).await
+            {
+                kept.push((plugged.serial.clone(), error));
+                continue;
+            }
+            *slot = None;
+            // Somebody may have come meanwhile, who waits for the lock and plugs it in again.
+            if unused(self) {
+                self.table().remove(&key);
+            }
+        }
+        kept
+    }
+}
+
+async fn plug(machine: &dyn Machine, disk: HostDisk) -> Result<Plugged, DiskError> {
+    let path = disk.path.display().to_string();
+    // On a thread of its own: a network block device may hang.
+    let opened = tokio::task::spawn_blocking(move || disk.open()).await;
+    let opened = opened.map_err(|_| DiskError::Interrupted)??;
+    let read_only = opened.read_only;
+    let serial = machine.attach_disk(opened).await.map_err(|source| DiskError::Plug {
+        path,
+        advice: match &source {
+            HotplugError::Full => {
+                " (a privileged container is given all devices of the host unless containerd's \
+                 privileged_without_host_devices is set)"
+            }
+            _ => "",
+        },
+        source,
+    })?;
+    Ok(Plugged { serial, read_only })
+}

@@ -1,0 +1,128 @@
+//! Whether the VM and its agent answer, for diagnostics: it waits for neither for long, and changes nothing.
+
+use std::path::Path;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use hypervisor::Sample;
+use protocol::agent::{GuestMetricsResponse, HelloRequest};
+
+use super::process::Phase;
+use super::{Sandbox, Slot, Vm};
+use crate::agent_client::AgentError;
+use crate::error::{Error, chain};
+use crate::id::ContainerId;
+
+/// For the VMM to answer: it does so at once unless its main loop is stuck.
+const ANSWER: Duration = Duration::from_secs(3);
+
+/// What was found.
+pub struct Health {
+    /// The VM's life in one word.
+    pub vm_state: &'static str,
+    /// Why it failed or ended; empty otherwise.
+    pub reason: String,
+    /// The VMM's run state, or why it does not tell.
+    pub vmm: Result<String, String>,
+    /// What the agent says, or why it says nothing.
+    pub agent: Result<GuestMetricsResponse, String>,
+    /// The agent's first message; empty before it.
+    pub hello: HelloRequest,
+    /// Whether the debug console is allowed.
+    pub debug_console: bool,
+    /// Every container, and its state in words.
+    pub containers: Vec<(ContainerId, &'static str)>,
+}
+
+impl Sandbox {
+    /// Looks.
+    pub async fn health(&self) -> Health {
+        let vm = self.vm.borrow().clone();
+        let (vm_state, reason, hello) = match &vm {
+            Vm::Booting => ("booting", String::new(), HelloRequest::new()),
+            Vm::Failed(error) => ("failed", chain(error), HelloRequest::new()),
+            Vm::Ready(booted) => ("ready", String::new(), booted.hello.clone()),
+            Vm::Ended { ending, .. } => ("ended", ending.reason.clone(), HelloRequest::new()),
+        };
+        let (vmm, agent) = tokio::join!(self.vmm_status(), self.guest_metrics());
+        Health {
+            vm_state,
+            reason,
+            vmm,
+            agent: agent.map_err(|error| chain(&error)),
+            hello,
+            debug_console: self.debug_console,
+            containers: self.container_states(),
+        }
+    }
+
+    async fn vmm_status(&self) -> Result<String, String> {
+        let machine = self.machine().ok_or("it does not run")?;
+        let asked = tokio::time::timeout(ANSWER, machine.status()).await;
+        asked.unwrap_or_else(|_| Err(silent()))
+    }
+
+    /// Where the vCPUs are.
+    ///
+    /// # Errors
+    /// There is no VMM, or it does not say.
+    pub async fn sample(&self) -> Result<Sample, Error> {
+        let failed = |reason| Error::VmEnded {
+            operation: "look at the vCPUs of",
+            subject: format!("sandbox {}", self.id),
+            reason,
+        };
+        let machine = self
+            .machine()
+            .ok_or_else(|| failed("its VMM does not run".to_owned()))?;
+        let asked = tokio::time::timeout(ANSWER, machine.sample()).await;
+        asked.unwrap_or_else(|_| Err(silent())).map_err(failed)
+    }
+
+    /// What the guest as a whole uses.
+    ///
+    /// # Errors
+    /// There is no agent, or it does not answer.
+    pub async fn guest_metrics(&self) -> Result<GuestMetricsResponse, Error> {
+        let subject = format!("sandbox {}", self.id);
+        let agent = self.agent("ask the agent of", &subject)?;
+        agent.guest_metrics().await.map_err(|source: AgentError| Error::Agent {
+            operation: "ask the agent of",
+            subject,
+            source,
+        })
+    }
+
+    /// The VMM's and its helpers' processes.
+    #[must_use]
+    pub fn vm_pids(&self) -> Vec<u32> {
+        self.machine().map_or_else(Vec::new, |machine| machine.pids())
+    }
+
+    /// The guest's kernel.
+    #[must_use]
+    pub fn kernel(&self) -> &Path {
+        &self.kernel
+    }
+
+    fn container_states(&self) -> Vec<(ContainerId, &'static str)> {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let states = slots.iter().map(|(id, slot)| {
+            let state = match slot {
+                Slot::Creating(_) => "being created",
+                Slot::Ready(container) => match container.init.phase() {
+                    Phase::Running if container.is_paused() => "paused",
+                    phase => phase.name(),
+                },
+            };
+            (id.clone(), state)
+        });
+        let mut states: Vec<_> = states.collect();
+        states.sort();
+        states
+    }
+}
+
+fn silent() -> String {
+    format!("QEMU's monitor has not answered for {} s", ANSWER.as_secs())
+}

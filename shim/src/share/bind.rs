@@ -1,0 +1,131 @@
+//! The sources of a container's bind mounts.
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{FileType, Mode, OFlags, StatVfsMountFlags};
+
+use super::{ShareError, SharedTree, attach, io_error};
+use crate::guest_spec::{BindSource, HostOptions};
+use crate::host_ns::HostTree;
+use crate::id::ContainerId;
+use crate::mountinfo::{self, MountLine};
+
+/// The host's mounts through which a later mount could arrive, by their numbers: each that is shared or a slave, and each
+/// that such a one is mounted on, however far above.
+#[derive(Debug, Default)]
+pub struct Propagating(HashSet<u64>);
+
+impl Propagating {
+    fn of(mounts: &[MountLine]) -> Self {
+        let mut found = HashSet::new();
+        // Listed in the order in which they were made, so that a parent comes before its children, but for what was moved.
+        for mount in mounts.iter().rev() {
+            if mount.shared || mount.receives || found.contains(&mount.id) {
+                found.extend([mount.id, mount.parent]);
+            }
+        }
+        Self(found)
+    }
+}
+
+impl SharedTree {
+    /// Looks at the host's mounts, for any number of [`SharedTree::attach_bind`].
+    ///
+    /// # Errors
+    /// They cannot be listed.
+    pub fn propagating(&self) -> Result<Propagating, ShareError> {
+        let listed = self.host.run(mountinfo::read).map_err(io::Error::other).flatten();
+        let mounts = listed.map_err(|source| ShareError::Io {
+            operation: "list the host's mounts of",
+            path: "/".into(),
+            source,
+        })?;
+        Ok(Propagating::of(&mounts))
+    }
+
+    /// Mounts the source of one bind mount, where the spec for the guest expects it. The answer is what the mount on the
+    /// host does not allow, which holds in the guest as well.
+    ///
+    /// A symbolic link is resolved by the host. With `read_only` the mount on the host is read-only, too, with all that
+    /// is mounted below it: the guest's kernel knows one attribute for a mount and what it finds below (submounts of
+    /// virtio-fs), and a guest that does not keep to it must not gain by that.
+    ///
+    /// # Errors
+    /// The source does not exist or cannot be mounted. What was begun is undone by [`SharedTree::detach`].
+    pub fn attach_bind(
+        &self,
+        container: &ContainerId,
+        bind: &BindSource,
+        propagating: &Propagating,
+    ) -> Result<HostOptions, ShareError> {
+        let HostTree { tree, mount } =
+            self.host
+                .find_tree(&bind.source, bind.recursive)
+                .map_err(|error| ShareError::Bind {
+                    bind: bind.source.clone(),
+                    destination: bind.destination.clone(),
+                    source: Box::new(error),
+                })?;
+        let examine = |errno| io_error("examine", &bind.source, errno);
+        let options = host_options(&tree).map_err(examine)?;
+        let stat = rustix::fs::fstat(&tree).map_err(examine)?;
+        self.make_directory(container.as_str(), false)?;
+        self.make_directory(&format!("{container}/mounts"), false)?;
+        let name = format!("{container}/mounts/{}", bind.number);
+        let target = self.root.join(&name);
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+            self.make_directory(&name, true)?;
+            if bind.receives && propagating.0.contains(&mount) {
+                self.mirrors.attach(container, bind, &tree, &target)?;
+                return Ok(options);
+            }
+        } else {
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            rustix::fs::openat(&self.backing, &name, flags, Mode::from_raw_mode(0o600))
+                .map_err(|errno| io_error("create", &target, errno))?;
+        }
+        attach(&tree, &target, bind.read_only)?;
+        Ok(options)
+    }
+}
+
+fn host_options(tree: &OwnedFd) -> rustix::io::Result<HostOptions> {
+    let flags = rustix::fs::fstatvfs(tree)?.f_flag;
+    Ok(HostOptions {
+        read_only: flags.contains(StatVfsMountFlags::RDONLY),
+        nosuid: flags.contains(StatVfsMountFlags::NOSUID),
+        nodev: flags.contains(StatVfsMountFlags::NODEV),
+        noexec: flags.contains(StatVfsMountFlags::NOEXEC),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_that_passes_nothing_on_itself_may_have_one_below_that_does() {
+        let line = |id, parent, shared, receives| MountLine {
+            id,
+            parent,
+            mountpoint: "/".into(),
+            receives,
+            shared,
+            kind: String::new(),
+            super_options: String::new(),
+        };
+        let mounts = [
+            line(1, 0, false, false),
+            line(2, 1, false, false),
+            line(3, 2, true, false),
+            line(4, 1, false, false),
+            line(5, 4, false, true),
+            line(6, 1, false, false),
+        ];
+        let mut found: Vec<u64> = Propagating::of(&mounts).0.into_iter().collect();
+        found.sort_unstable();
+        assert_eq!(found, [0, 1, 2, 3, 4, 5]);
+    }
+}

@@ -1,0 +1,117 @@
+//! The rootfs of a container: the mounts that containerd sends, or the bundle's own directory.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use containerd_shim_protos::types::mount::Mount;
+
+use super::{ShareError, SharedTree, attach, guest_rootfs};
+use crate::id::ContainerId;
+use crate::overlay;
+
+impl SharedTree {
+    /// Mounts the rootfs; `bundle_rootfs` (root.path, made absolute) is taken where there are no mounts. The answer is
+    /// the path in the guest.
+    ///
+    /// # Errors
+    /// Nothing can be mounted. What was begun is undone by [`SharedTree::detach`].
+    pub fn attach_rootfs(
+        &self,
+        container: &ContainerId,
+        mounts: &[Mount],
+        bundle_rootfs: &Path,
+    ) -> Result<PathBuf, ShareError> {
+        self.make_directory(container.as_str(), false)?;
+        let name = format!("{container}/rootfs");
+        self.make_directory(&name, true)?;
+        let target = self.root.join(&name);
+        if mounts.is_empty() {
+            self.bind_rootfs(bundle_rootfs, &target, true, false)?;
+        }
+        for mount in mounts {
+            self.mount_layer(mount, &target)?;
+        }
+        Ok(guest_rootfs(container))
+    }
+
+    fn mount_layer(&self, mount: &Mount, target: &Path) -> Result<(), ShareError> {
+        let refused = |source| ShareError::Rootfs {
+            kind: mount.type_.clone(),
+            from: mount.source.clone(),
+            options: mount.options.clone(),
+            source,
+        };
+        if !mount.target.is_empty() {
+            let why = format!("a mount on {:?} inside the rootfs is not supported", mount.target);
+            return Err(refused(io::Error::new(io::ErrorKind::Unsupported, why)));
+        }
+        let has = |option: &str| mount.options.iter().any(|other| other == option);
+        match mount.type_.as_str() {
+            "overlay" => overlay::mount(&mount.options, target).map_err(refused),
+            "bind" | "rbind" => {
+                let recursive = mount.type_ == "rbind" || has("rbind");
+                self.bind_rootfs(Path::new(&mount.source), target, recursive, has("ro"))
+            }
+            _ => {
+                let why = "the host mounts nothing but overlay and bind";
+                Err(refused(io::Error::new(io::ErrorKind::Unsupported, why)))
+            }
+        }
+    }
+
+    fn bind_rootfs(&self, source: &Path, target: &Path, recursive: bool, ro: bool) -> Result<(), ShareError> {
+        let tree = self
+            .host
+            .open_tree(source, recursive)
+            .map_err(|error| ShareError::RootfsSource {
+                root: source.to_owned(),
+                source: Box::new(error),
+            })?;
+        attach(&tree, target, ro)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::tests::in_namespace;
+    use super::super::unmount_below;
+    use super::*;
+
+    #[test]
+    fn an_overlay_of_more_layers_than_a_page_of_options_is_mounted() {
+        in_namespace(|tree, directory| {
+            // The layers are on a tmpfs of the server's namespace: an overlay cannot have an overlay's upper layer.
+            let layers = directory.join("layers");
+            fs::create_dir(&layers).unwrap();
+            rustix::mount::mount("tmpfs", &layers, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+            let layer = |number: usize| layers.join(format!("snapshots-with-a-long-name/{number}/fs"));
+            for number in 0..100 {
+                fs::create_dir_all(layer(number)).unwrap();
+                fs::write(layer(number).join(number.to_string()), "").unwrap();
+            }
+            let lower: Vec<String> = (0..100).map(|number| layer(number).display().to_string()).collect();
+            let mut mount = Mount::new();
+            mount.type_ = "overlay".to_owned();
+            mount.options = vec!["ro".to_owned(), format!("lowerdir={}", lower.join(":"))];
+            let id = ContainerId::new("c").unwrap();
+            tree.attach_rootfs(&id, &[mount], Path::new("/nowhere")).unwrap();
+            assert_eq!(fs::read_dir(tree.root().join("c/rootfs")).unwrap().count(), 100);
+            tree.detach(&id).unwrap();
+            unmount_below(&layers).unwrap();
+        });
+    }
+
+    #[test]
+    fn what_the_host_does_not_mount_is_refused_clearly() {
+        in_namespace(|tree, _| {
+            let mut mount = Mount::new();
+            mount.type_ = "ext4".to_owned();
+            let id = ContainerId::new("c").unwrap();
+            let error = tree.attach_rootfs(&id, &[mount], Path::new("/nowhere")).unwrap_err();
+            assert!(error.to_string().contains("ext4"));
+            tree.detach(&id).unwrap();
+        });
+    }
+}

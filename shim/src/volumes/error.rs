@@ -1,0 +1,87 @@
+//! Why a volume or a device cannot be had.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::host_ns::HostNamespaceError;
+
+/// Why not.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// A mount that cannot be what it says.
+    #[error("mount on {}: {reason}", destination.display())]
+    Mount {
+        /// Where in the container.
+        destination: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// What describes a direct-assigned volume.
+    #[error("the direct-assigned volume {}: {} {reason}", volume.display(), file.display())]
+    Direct {
+        /// The volume's path.
+        volume: PathBuf,
+        /// The file that describes it.
+        file: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A device of the specification.
+    #[error("device {}: {reason}", path.display())]
+    Device {
+        /// Its path in the container.
+        path: PathBuf,
+        /// Why it cannot be had.
+        reason: String,
+    },
+    /// The rootfs.
+    #[error("cannot use {from:?} as the rootfs: {reason}")]
+    Rootfs {
+        /// Its source.
+        from: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The device or image is not there.
+    #[error("cannot find {} for the guest", path.display())]
+    Missing {
+        /// On the host.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<HostNamespaceError>,
+    },
+    /// Neither a block device nor a regular file.
+    #[error("{} is neither a block device nor a regular file: it cannot be a disk of the guest", path.display())]
+    NoDisk {
+        /// On the host.
+        path: PathBuf,
+    },
+    /// A drive without a medium, a loop device without a file.
+    #[error("{} is empty: it has no medium, or no file", path.display())]
+    Empty {
+        /// On the host.
+        path: PathBuf,
+    },
+    /// Somebody on the host uses it.
+    #[error(
+        "{} is in use on the host (mounted, part of a volume group, or given to another sandbox): the guest cannot write to \
+         it safely; free it, or ask for it read-only",
+        path.display()
+    )]
+    InUse {
+        /// On the host.
+        path: PathBuf,
+    },
+    /// A file operation.
+    #[error("cannot {operation} {}", path.display())]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}

@@ -1,0 +1,194 @@
+//! What a container's root, mounts and devices become that are not files of the host: disks that are plugged into the VM,
+//! and file systems in the guest's memory.
+//!
+//! | on the host | in the guest |
+//! |---|---|
+//! | the rootfs is one file system on a block device or in a raw image | a disk, mounted there |
+//! | a mount for which there is a `mountInfo.json` (direct-assigned volume) | a disk, mounted there |
+//! | a block device in `linux.devices` | a disk |
+//! | a tmpfs that is `/dev/shm` or an emptyDir | a tmpfs, the same for all containers of the pod |
+//! | a hugetlbfs | a hugetlbfs with reserved pages |
+//!
+//! It decides and looks things up; it plugs in and mounts nothing. The mounts that it takes become binds from
+//! [`protocol::STORAGE_DIRECTORY`], which [`crate::guest_spec`] leaves as they are.
+
+mod devices;
+mod direct;
+pub mod disk;
+mod error;
+mod memory;
+mod rootfs;
+mod source;
+
+use std::path::{Path, PathBuf};
+
+use containerd_shim_protos::types::mount::Mount as RootfsMount;
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, Mount, Spec};
+use protocol::agent::{BlockDevice, Storage};
+use sha2::{Digest, Sha256};
+
+use self::disk::HostDisk;
+pub use self::error::VolumeError;
+use self::source::Source;
+use crate::host_ns::HostNamespace;
+
+/// Where things are found on the host.
+#[derive(Debug, Clone)]
+struct Places {
+    /// Kata's directory of direct-assigned volumes.
+    direct: PathBuf,
+    /// The kernel's list of block devices by number.
+    block: PathBuf,
+    /// Device nodes.
+    dev: PathBuf,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self {
+            direct: PathBuf::from("/run/kata-containers/shared/direct-volumes"),
+            block: PathBuf::from("/sys/dev/block"),
+            dev: PathBuf::from("/dev"),
+        }
+    }
+}
+
+/// What one container needs.
+#[derive(Debug, Clone, Default)]
+pub struct Volumes {
+    /// Disks to be plugged in.
+    pub disks: Vec<HostDisk>,
+    /// File systems for the guest to mount, each with the index of the disk that it is on.
+    pub storages: Vec<(Storage, Option<usize>)>,
+    /// Devices of the container, each with the index of its disk.
+    pub devices: Vec<(BlockDevice, usize)>,
+    /// The root in the guest, if it is on a disk.
+    pub rootfs: Option<PathBuf>,
+    /// What was left out, and why. One sentence each.
+    pub warnings: Vec<String>,
+}
+
+impl Volumes {
+    /// Looks through a specification, which is changed where a mount or a device becomes something of the guest's. Blocks.
+    ///
+    /// # Errors
+    /// Something cannot be had; it is named.
+    pub fn plan(spec: &mut Spec, rootfs: &[RootfsMount], host: &HostNamespace) -> Result<Self, VolumeError> {
+        Self::plan_at(&Places::default(), spec, rootfs, host)
+    }
+
+    fn plan_at(
+        places: &Places,
+        spec: &mut Spec,
+        rootfs: &[RootfsMount],
+        host: &HostNamespace,
+    ) -> Result<Self, VolumeError> {
+        let mut volumes = Self::default();
+        volumes.rootfs(rootfs, host)?;
+        let huge_pages = memory::huge_page_limits(spec);
+        let mut mounts = spec.mounts().clone().unwrap_or_default();
+        for mount in &mut mounts {
+            volumes.mount(places, mount, &huge_pages, host)?;
+        }
+        if spec.mounts().is_some() {
+            spec.set_mounts(Some(mounts));
+        }
+        volumes.devices(places, spec, host)?;
+        Ok(volumes)
+    }
+
+    fn mount(
+        &mut self,
+        places: &Places,
+        mount: &mut Mount,
+        huge_pages: &memory::HugePageLimits,
+        host: &HostNamespace,
+    ) -> Result<(), VolumeError> {
+        let Some(path) = bind_source(mount) else {
+            return Ok(());
+        };
+        if path.starts_with(protocol::STORAGE_DIRECTORY) {
+            return Err(VolumeError::Mount {
+                destination: mount.destination().clone(),
+                reason: format!("{} is a name of the guest's own", path.display()),
+            });
+        }
+        if let Some(info) = direct::find(&places.direct, &path)? {
+            let disk = HostDisk::locate(host, &info.device, info.read_only())?;
+            let storage = info.storage(&disk);
+            take(mount, &storage);
+            self.warnings.extend(info.warnings());
+            self.store_on(storage, disk);
+            return Ok(());
+        }
+        // A source that is not there is an error of whoever shares it.
+        let Ok(source) = Source::examine(host, &path) else {
+            return Ok(());
+        };
+        if let Some(storage) = memory::storage(&path, mount.destination(), &source, huge_pages) {
+            take(mount, &storage);
+            self.storages.push((storage, None));
+        }
+        Ok(())
+    }
+
+    fn store_on(&mut self, storage: Storage, disk: HostDisk) {
+        let index = self.add(disk);
+        self.storages.push((storage, Some(index)));
+    }
+
+    /// The index of a disk, which is there once even if it is named twice. It is written to if anything writes to it.
+    fn add(&mut self, disk: HostDisk) -> usize {
+        if let Some(index) = self.disks.iter().position(|other| other.key == disk.key) {
+            self.disks[index].read_only &= disk.read_only;
+            return index;
+        }
+        self.disks.push(disk);
+        self.disks.len() - 1
+    }
+}
+
+/// The source of a bind mount; none if it is no bind mount, or its source is not an absolute path.
+fn bind_source(mount: &Mount) -> Option<PathBuf> {
+    let options = mount.options().as_deref().unwrap_or_default();
+    let bind =
+        mount.typ().as_deref() == Some("bind") || options.iter().any(|option| option == "bind" || option == "rbind");
+    mount.source().clone().filter(|source| bind && source.is_absolute())
+}
+
+/// Where a storage is in the guest.
+fn guest_path(storage: &Storage) -> PathBuf {
+    Path::new(protocol::STORAGE_DIRECTORY).join(&storage.name)
+}
+
+/// Makes a mount one of a storage. Its options stay, but for those of the file system.
+fn take(mount: &mut Mount, storage: &Storage) {
+    let options = mount.options().clone().unwrap_or_default();
+    let mut kept: Vec<String> = options.into_iter().filter(|option| !option.contains('=')).collect();
+    if !kept.iter().any(|option| option == "bind" || option == "rbind") {
+        kept.push("bind".to_owned());
+    }
+    mount.set_typ(Some("bind".to_owned()));
+    mount.set_source(Some(guest_path(storage)));
+    mount.set_options(Some(kept));
+}
+
+/// A storage's name: the same for the same thing of the host.
+fn name(kind: &str, identity: &[u8]) -> String {
+    let mut name = format!("{kind}-");
+    for byte in &Sha256::digest(identity)[..8] {
+        name.push(char::from(b"0123456789abcdef"[usize::from(byte >> 4)]));
+        name.push(char::from(b"0123456789abcdef"[usize::from(byte & 15)]));
+    }
+    name
+}
+
+/// Whether the rules allow every device: what a privileged container has.
+fn allows_everything(rules: &[LinuxDeviceCgroup]) -> bool {
+    rules
+        .iter()
+        .any(|rule| rule.allow() && matches!(rule.typ(), None | Some(LinuxDeviceType::A)))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,290 @@
+//! Changes that the host makes to what it shares: found by fanotify(7), told to the guest, which cannot see them.
+//!
+//! Every directory of a bind mount is marked, down to [`MOST_DIRECTORIES`] of a sandbox, because fanotify's marks do not
+//! reach below a directory. What QEMU's helpers do is left out: those are the guest's own changes, which its kernel has
+//! told already. Without fanotify (Linux 5.17 is needed, and a file system with file handles) nobody is told.
+//!
+//! It knows neither the agent nor containerd.
+
+mod event;
+mod sys;
+mod table;
+
+use std::collections::{HashSet, VecDeque};
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use protocol::agent::HostChange;
+use tokio::io::unix::AsyncFd;
+
+use crate::id::ContainerId;
+use event::Event;
+use table::{Place, Table};
+
+/// Directories that are watched for one sandbox: a mark keeps about 1 KiB of the host's kernel memory.
+const MOST_DIRECTORIES: usize = 1024;
+
+/// Bytes read at once: at most some 300 events, so that what the guest is told at once stays far below a message's limit.
+const BUFFER: usize = 16 << 10;
+
+/// How far up a process's parents are looked at.
+const GENERATIONS: usize = 4;
+
+/// What one sandbox watches on the host. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Watches {
+    group: Arc<AsyncFd<OwnedFd>>,
+    /// The shared directory: a mount's root is `<container>/mounts/<n>` in it.
+    root: PathBuf,
+    table: Arc<Mutex<Table>>,
+    /// Processes that are known to be the VM's.
+    helpers: Arc<Mutex<HashSet<i32>>>,
+}
+
+impl Watches {
+    /// Nothing is watched yet. To be called within a runtime.
+    ///
+    /// # Errors
+    /// The host's kernel has no fanotify that names files, or all groups of the user are taken
+    /// (`fs.fanotify.max_user_groups`).
+    pub fn new(root: &Path) -> io::Result<Self> {
+        Ok(Self {
+            group: Arc::new(crate::sys::watch(sys::group()?)?),
+            root: root.to_owned(),
+            table: Arc::default(),
+            helpers: Arc::default(),
+        })
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn path_of(&self, place: &Place) -> PathBuf {
+        let mount = self.root.join(place.container.as_str()).join("mounts");
+        let root = mount.join(place.mount.to_string());
+        if place.path.is_empty() {
+            root
+        } else {
+            root.join(OsStr::from_bytes(&place.path))
+        }
+    }
+
+    /// Watches a bind mount that is in the shared directory. Blocks. A mount that cannot be watched is said in the log
+    /// and is no error: the container works without.
+    pub fn add(&self, container: &ContainerId, mount: usize) {
+        let Ok(mount) = u32::try_from(mount) else {
+            return;
+        };
+        let mut place = Place {
+            container: container.clone(),
+            mount,
+            path: Vec::new(),
+            file: false,
+        };
+        let path = self.path_of(&place);
+        let Ok(metadata) = fs::symlink_metadata(&path) else {
+            return;
+        };
+        if !metadata.is_dir() && !metadata.is_file() {
+            return;
+        }
+        place.file = metadata.is_file();
+        match self.mark(&place) {
+            Ok(()) if metadata.is_dir() => self.add_below(place, metadata.dev()),
+            Ok(()) => {}
+            Err(error) => tracing::warn!(
+                %container,
+                mount,
+                %error,
+                "programs in the container that watch this mount are not told what the host changes in it"
+            ),
+        }
+    }
+
+    fn mark(&self, place: &Place) -> io::Result<()> {
+        let path = self.path_of(place);
+        // The handle first: from the mark on, events are of use.
+        let handle = sys::handle_of(&path)?;
+        self.table().insert(handle, place.clone());
+        sys::mark(self.group.get_ref().as_fd(), &path, !place.file)
+    }
+
+    /// Marks what is below a marked directory, level by level, on the same file system.
+    fn add_below(&self, top: Place, device: u64) {
+        let mut left = VecDeque::from([top]);
+        while let Some(directory) = left.pop_front() {
+            // What is gone by now is no loss; what cannot be read cannot be watched.
+            let entries = fs::read_dir(self.path_of(&directory)).into_iter().flatten().flatten();
+            for entry in entries {
+                let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+                if !is_directory || entry.metadata().map_or(true, |metadata| metadata.dev() != device) {
+                    continue;
+                }
+                if self.table().len() >= MOST_DIRECTORIES {
+                    tracing::warn!(
+                        container = %directory.container,
+                        mount = directory.mount,
+                        most = MOST_DIRECTORIES,
+                        "too many directories to watch: changes in the deepest are not told to the container's programs"
+                    );
+                    return;
+                }
+                let mut path = directory.path.clone();
+                if !path.is_empty() {
+                    path.push(b'/');
+                }
+                path.extend(entry.file_name().into_vec());
+                let place = Place {
+                    path,
+                    ..directory.clone()
+                };
+                if self.mark(&place).is_ok() {
+                    left.push_back(place);
+                }
+            }
+        }
+    }
+
+    /// Nothing of this container is watched any longer.
+    pub fn forget(&self, container: &ContainerId) {
+        self.table().forget(container);
+    }
+
+    /// Waits for changes, and tells them in the order in which they were made.
+    ///
+    /// # Errors
+    /// The kernel gives no more events.
+    pub async fn next(&self) -> io::Result<Vec<HostChange>> {
+        loop {
+            let mut ready = self.group.readable().await?;
+            let mut buffer = vec![0; BUFFER];
+            let read = ready.try_io(|group| Ok(rustix::io::read(group.get_ref(), &mut buffer)?));
+            let length = match read {
+                Ok(length) => length?,
+                Err(_would_block) => continue,
+            };
+            buffer.truncate(length);
+            let watches = self.clone();
+            // Finding a process's parents and a name's existence asks the file system.
+            let told = tokio::task::spawn_blocking(move || watches.tell(&event::decode(&buffer)));
+            let changes = told.await.map_err(io::Error::other)?;
+            if !changes.is_empty() {
+                return Ok(changes);
+            }
+        }
+    }
+
+    fn tell(&self, events: &[Event]) -> Vec<HostChange> {
+        let mut changes = Vec::new();
+        for event in events {
+            if event.mask & libc::FAN_Q_OVERFLOW != 0 {
+                tracing::warn!("the host changed more at once than can be told to the guest: some changes are lost");
+            }
+            if self.is_helper(event.pid) {
+                continue;
+            }
+            let exists = |place: &Place, name: &[u8]| {
+                let path = self.path_of(place).join(OsStr::from_bytes(name));
+                fs::symlink_metadata(path).is_ok()
+            };
+            let told = self.table().translate(event, exists);
+            for place in told.appeared {
+                let metadata = fs::symlink_metadata(self.path_of(&place));
+                if let Ok(metadata) = metadata
+                    && metadata.is_dir()
+                    && self.table().len() < MOST_DIRECTORIES
+                    && self.mark(&place).is_ok()
+                {
+                    self.add_below(place, metadata.dev());
+                }
+            }
+            changes.extend(told.changes);
+        }
+        changes
+    }
+
+    /// Whether this server or a child of it did it: virtiofsd, that is, for the guest.
+    fn is_helper(&self, pid: i32) -> bool {
+        let known = |helpers: &Mutex<HashSet<i32>>| helpers.lock().is_ok_and(|helpers| helpers.contains(&pid));
+        if known(&self.helpers) {
+            return true;
+        }
+        let own = i32::try_from(std::process::id()).unwrap_or(0);
+        let mut ancestor = pid;
+        for _ in 0..GENERATIONS {
+            if ancestor == own {
+                // Kept for good: the helpers live as long as the VM, and what else we start is short-lived.
+                if let Ok(mut helpers) = self.helpers.lock() {
+                    helpers.insert(pid);
+                }
+                return true;
+            }
+            match parent(ancestor) {
+                Some(parent) if parent > 1 => ancestor = parent,
+                _ => return false,
+            }
+        }
+        false
+    }
+}
+
+/// A process's parent: the fourth field of `/proc/PID/stat` (proc_pid_stat(5)), behind the name's last parenthesis.
+fn parent(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_whitespace().nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    /// Runs a script that is nobody's child any more when it begins to work: what children of ours do is left out.
+    fn host(script: &str, directory: &Path) {
+        let gate = directory.join("../gate");
+        nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let script = format!("read line < ../gate; {script}");
+        let status = Command::new("setsid")
+            .args(["-f", "sh", "-c", &script])
+            .current_dir(directory)
+            .status();
+        assert!(status.unwrap().success());
+        fs::write(&gate, "go\n").unwrap();
+    }
+
+    #[tokio::test]
+    async fn changes_of_others_are_told_in_order_and_our_own_are_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("c/mounts/0");
+        fs::create_dir_all(root.join("sub")).unwrap();
+        let id = ContainerId::new("c").unwrap();
+        let watches = Watches::new(directory.path()).unwrap();
+        watches.add(&id, 0);
+        fs::write(root.join("own"), "not told").unwrap();
+        host("echo x > sub/new; mkdir later; mv sub/new renamed", &root);
+        let mut seen = Vec::new();
+        while seen.len() < 5 {
+            for change in watches.next().await.unwrap() {
+                let name = String::from_utf8(change.name).unwrap();
+                if name == "new" || name == "renamed" || name == "later" {
+                    seen.push((name, change.mask));
+                } else {
+                    assert_ne!(name, "own");
+                }
+            }
+        }
+        assert_eq!(seen[0], ("new".to_owned(), libc::IN_CREATE));
+        assert!(seen.contains(&("later".to_owned(), libc::IN_CREATE | libc::IN_ISDIR)));
+        assert_eq!(seen.last().unwrap(), &("renamed".to_owned(), libc::IN_MOVED_TO));
+        watches.forget(&id);
+        assert_eq!(watches.table().len(), 0);
+    }
+}

@@ -1,0 +1,170 @@
+//! What a file system does that programs take for granted: mappings, locks, extended attributes, access lists.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, Seek, Write},
+    os::unix::process::CommandExt,
+    path::Path,
+    process::Command,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, Flock, FlockArg, fcntl},
+    libc,
+};
+use rustix::fs::{FallocateFlags, Mode, OFlags, XattrFlags};
+use serde_json::{Map, Value, json};
+
+use crate::mapping::{PAGE, Shared};
+
+/// Users who own nothing.
+const USERS: [u32; 2] = [1000, 1001];
+
+/// Tries everything in a directory that may be written to, and prints an object from each try to its errno, 0 for success,
+/// or to what was found.
+pub(crate) fn report(directory: &str) -> crate::Result<()> {
+    let directory = Path::new(directory);
+    let mut said = Map::new();
+    let mut say = |what: &str, value: Value| drop(said.insert(what.to_owned(), value));
+    let path = directory.join("probed");
+    fs::write(&path, [b'a'; PAGE])?;
+    say("mmap shared", json!(mapped(&path, false)?));
+    say("mmap private", json!(mapped(&path, true)?));
+    say("fsync", errno(&File::options().write(true).open(&path)?.sync_all()));
+    say("second flock", second(&path, "flock", || flock(&path).map(drop_later))?);
+    say("second lock", second(&path, "lock", || lock(&path).map(drop_later))?);
+    for name in ["user.probe", "trusted.probe", "security.capability"] {
+        say(name, json!(attribute(&path, name)));
+    }
+    let direct = rustix::fs::open(&path, OFlags::RDWR | OFlags::DIRECT, Mode::empty());
+    say(
+        "O_DIRECT",
+        json!(direct.err().map_or(0, rustix::io::Errno::raw_os_error)),
+    );
+    let file = File::options().write(true).open(&path)?;
+    let grown = rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, 1 << 20);
+    say(
+        "fallocate",
+        json!(grown.err().map_or(0, rustix::io::Errno::raw_os_error)),
+    );
+    say("access list", access_list(directory)?);
+    println!("{}", Value::Object(said));
+    Ok(())
+}
+
+fn errno<T>(result: &io::Result<T>) -> Value {
+    json!(
+        result
+            .as_ref()
+            .err()
+            .map_or(0, |error| error.raw_os_error().unwrap_or(-1))
+    )
+}
+
+/// Writes by a mapping: the errno, or what the file has afterwards.
+fn mapped(path: &Path, private: bool) -> io::Result<Value> {
+    let mut file = File::options().read(true).write(true).open(path)?;
+    let mapping = match Shared::file(&file, private) {
+        Ok(mapping) => mapping,
+        Err(error) => return Ok(errno::<()>(&Err(error))),
+    };
+    mapping.write(0, if private { b'p' } else { b's' });
+    file.sync_all()?;
+    let mut first = [0];
+    file.rewind()?;
+    file.read_exact(&mut first)?;
+    Ok(json!(String::from_utf8_lossy(&first)))
+}
+
+type Held = Box<dyn std::any::Any>;
+
+fn drop_later<T: 'static>(held: T) -> Held {
+    Box::new(held)
+}
+
+/// The errno of another process that asks for a lock which we have.
+fn second(path: &Path, verb: &str, first: impl FnOnce() -> io::Result<Held>) -> crate::Result<Value> {
+    let _held = first()?;
+    child(None, verb, path)
+}
+
+/// Takes the whole file's lock without waiting.
+pub(crate) fn flock(path: &Path) -> io::Result<Flock<File>> {
+    let file = File::options().read(true).write(true).open(path)?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno.into())
+}
+
+/// Takes a lock of POSIX's on the whole file without waiting: it ends with the file.
+pub(crate) fn lock(path: &Path) -> io::Result<File> {
+    let file = File::options().read(true).write(true).open(path)?;
+    let all = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    fcntl(&file, FcntlArg::F_SETLK(&all)).map_err(|errno: Errno| io::Error::from(errno))?;
+    Ok(file)
+}
+
+/// What a process of its own gets of `try VERB PATH`.
+fn child(user: Option<u32>, verb: &str, path: &Path) -> crate::Result<Value> {
+    let mut command = Command::new("/proc/self/exe");
+    command.args(["try", verb]).arg(path);
+    if let Some(user) = user {
+        command.uid(user).gid(user);
+    }
+    let output = command.output()?;
+    let said: Map<String, Value> = serde_json::from_slice(&output.stdout)?;
+    Ok(said.values().next().cloned().unwrap_or_default())
+}
+
+/// Sets an attribute and reads it back: the errno of what failed first.
+fn attribute(path: &Path, name: &str) -> i32 {
+    // A capability is a structure of its own (capability.h): version 2, CAP_NET_BIND_SERVICE, effective.
+    let value: Vec<u8> = match name {
+        "security.capability" => [0x0200_0001_u32, 1 << 10, 0, 0, 0]
+            .iter()
+            .flat_map(|word| word.to_le_bytes())
+            .collect(),
+        _ => b"value".to_vec(),
+    };
+    let mut back = [0; 64];
+    let done = rustix::fs::setxattr(path, name, &value, XattrFlags::empty())
+        .and_then(|()| rustix::fs::getxattr(path, name, &mut back));
+    match done {
+        Ok(length) if back[..length] == value => 0,
+        Ok(_) => -1,
+        Err(errno) => errno.raw_os_error(),
+    }
+}
+
+/// A list that lets one user read a file, and what two users get; or the errno where there are no lists.
+fn access_list(directory: &Path) -> crate::Result<Value> {
+    let path = directory.join("listed");
+    let mut file = File::create(&path)?;
+    file.write_all(b"listed")?;
+    rustix::fs::fchmod(&file, Mode::from_raw_mode(0o600))?;
+    // posix_acl_xattr.h: version 2; tag, permissions and id of the owner, a user, the group, the mask and the others.
+    let mut list = 2_u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in [
+        (1_u16, 6_u16, u32::MAX),
+        (2, 4, USERS[0]),
+        (4, 0, u32::MAX),
+        (16, 4, u32::MAX),
+        (32, 0, u32::MAX),
+    ] {
+        list.extend(tag.to_le_bytes());
+        list.extend(permissions.to_le_bytes());
+        list.extend(id.to_le_bytes());
+    }
+    if let Err(errno) = rustix::fs::setxattr(&path, "system.posix_acl_access", &list, XattrFlags::empty()) {
+        return Ok(json!(errno.raw_os_error()));
+    }
+    Ok(json!([
+        child(Some(USERS[0]), "read", &path)?,
+        child(Some(USERS[1]), "read", &path)?
+    ]))
+}

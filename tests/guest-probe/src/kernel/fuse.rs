@@ -1,0 +1,105 @@
+//! Issue 8040: a bind mount of a host directory must outlive the place that it was bound from.
+//!
+//! The container's mount is a clone of an automount that the guest made below its virtio-fs mount. Once that automount is
+//! gone from the guest's own mount namespace, nothing holds the directory entry it was mounted on, and the kernel forgets
+//! the entry when memory is short. A kernel without the fix then tells virtiofsd to forget the directory, though the
+//! container still has it.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt,
+};
+
+use nix::{
+    errno::Errno,
+    libc,
+    mount::{MntFlags, umount2},
+    sched::{CloneFlags, setns},
+};
+
+use super::{Verdict, peer::Peer};
+use crate::Result;
+
+/// How often entries are dropped and the directory is read: FORGET reaches virtiofsd on a queue of its own, some time.
+const ROUNDS: u32 = 100;
+/// One page in so many is enough to have all of them.
+const STEP: usize = 4096;
+
+/// With `echo 3 > /proc/sys/vm/drop_caches`, which does what a shortage of memory does, for certain.
+pub(super) fn pruned(path: &str) -> Result<Verdict> {
+    part(path)?;
+    watch(path, drop_caches)
+}
+
+/// With a process that takes memory until it is killed: all that the guest has. The agent keeps containers from that by a
+/// limit of their common cgroup, and a shortage in a cgroup does not touch entries that are not the cgroup's; so the process
+/// leaves it.
+pub(super) fn pruned_by_oom(path: &str) -> Result<Verdict> {
+    part(path)?;
+    Peer::start(|_| {
+        setns(File::open("/proc/1/ns/mnt")?, CloneFlags::CLONE_NEWNS)?;
+        fs::write("/sys/fs/cgroup/cgroup.procs", "0")?;
+        fs::write("/proc/self/oom_score_adj", "1000")?;
+        exhaust()
+    })?
+    .killed()?;
+    watch(path, || Ok(()))
+}
+
+/// Unmounts in the guest's own mount namespace what the container's `path` was cloned from.
+fn part(path: &str) -> Result<()> {
+    let dev = fs::metadata(path)?.dev();
+    let device = format!("{}:{}", libc::major(dev), libc::minor(dev));
+    Peer::start(|_| {
+        // Needs the guest's PID namespace: its first process is the agent.
+        setns(File::open("/proc/1/ns/mnt")?, CloneFlags::CLONE_NEWNS)?;
+        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        let points: Vec<&str> = mounts
+            .lines()
+            .map(|line| line.split(' ').collect::<Vec<_>>())
+            .filter(|fields| fields.get(2) == Some(&device.as_str()))
+            .filter_map(|fields| fields.get(4).copied())
+            .collect();
+        if points.is_empty() {
+            return Err(format!("no mount of device {device} among the guest's:\n{mounts}").into());
+        }
+        for point in points {
+            // The agent has the mount open, for what the host changes below it: it leaves the tree, and the agent keeps it.
+            umount2(point, MntFlags::MNT_DETACH)?;
+        }
+        Ok(())
+    })?
+    .end()
+}
+
+fn watch(path: &str, between: impl Fn() -> io::Result<()>) -> Result<Verdict> {
+    for round in 1..=ROUNDS {
+        between()?;
+        match fs::read_dir(path).and_then(|entries| entries.collect::<io::Result<Vec<_>>>()) {
+            Ok(entries) if entries.is_empty() => return Err(format!("{path} is empty").into()),
+            Ok(_) => {}
+            Err(error) if error.raw_os_error() == Some(Errno::EBADF as i32) => {
+                return Ok(Verdict::Wrong(format!("{path} is EBADF at the {round}. look")));
+            }
+            Err(error) => return Err(format!("reading {path}: {error}").into()),
+        }
+    }
+    Ok(Verdict::Right(format!("{path} could be read {ROUNDS} times")))
+}
+
+fn drop_caches() -> io::Result<()> {
+    fs::write("/proc/sys/vm/drop_caches", "3")
+}
+
+/// Takes memory until there is none.
+fn exhaust() -> Result<()> {
+    let mut taken: Vec<Vec<u8>> = Vec::new();
+    loop {
+        let mut more = vec![0_u8; 4 << 20];
+        for byte in more.iter_mut().step_by(STEP) {
+            *byte = 1;
+        }
+        taken.push(more);
+    }
+}

@@ -1,0 +1,71 @@
+//! Tests of the guest kernel: each looks for one fault, from inside a container that may do everything.
+//!
+//! A test ends in one of three ways: the kernel is right, it is wrong in the very way that the test looks for, or the test
+//! could not tell (an error). A kernel without a fix has to be found wrong, which an error is not.
+
+mod fuse;
+mod peer;
+mod perf;
+
+use serde_json::json;
+
+use crate::Result;
+
+/// What a test found.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// The kernel does what it should; the figures.
+    Right(String),
+    /// The kernel has the fault; how it shows.
+    Wrong(String),
+}
+
+impl Verdict {
+    /// Right if the figure is what it should be. `what` names it.
+    fn figure(what: &str, found: i64, right: i64) -> Self {
+        let says = format!("{what} {found} kB ({right} is right)");
+        if found == right {
+            Self::Right(says)
+        } else {
+            Self::Wrong(says)
+        }
+    }
+
+    /// The first that is wrong, or the last.
+    fn all(verdicts: impl IntoIterator<Item = Self>) -> Self {
+        let mut last = Self::Right(String::new());
+        for verdict in verdicts {
+            let wrong = matches!(verdict, Self::Wrong(_));
+            last = verdict;
+            if wrong {
+                break;
+            }
+        }
+        last
+    }
+}
+
+/// Runs one test and prints its verdict as JSON. `args` are what the test needs, a path for example.
+pub(crate) fn run(test: &str, args: &[&str]) -> Result<()> {
+    let verdict = match (test, args) {
+        ("pruned", [path]) => fuse::pruned(path),
+        ("pruned-by-oom", [path]) => fuse::pruned_by_oom(path),
+        ("growth", []) => perf::growth(),
+        ("lowered", []) => perf::lowered(),
+        ("limit-used-up", []) => perf::limit_used_up(),
+        ("unmapped-by-other", []) => perf::unmapped_by_other(),
+        ("charged-ends-first", []) => perf::charged_ends_first(),
+        ("redirected", []) => perf::redirected(),
+        ("aux-unmapped-by-other", []) => perf::aux_unmapped_by_other(),
+        ("aux-user", []) => perf::aux_user(),
+        ("aux-failed", []) => perf::aux_failed(),
+        ("replaced-buffer", []) => perf::replaced_buffer(),
+        _ => Err(format!("there is no kernel test {test} that takes {args:?}").into()),
+    }?;
+    let (verdict, says) = match verdict {
+        Verdict::Right(says) => ("right", says),
+        Verdict::Wrong(says) => ("wrong", says),
+    };
+    println!("{}", json!({ "test": test, "verdict": verdict, "says": says }));
+    Ok(())
+}

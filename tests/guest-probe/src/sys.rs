@@ -1,0 +1,123 @@
+//! The one place that needs `unsafe`: system calls that no crate here wraps.
+#![allow(unsafe_code)]
+
+use std::{
+    ffi::c_void,
+    io,
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
+    process, ptr,
+};
+
+use nix::{
+    libc,
+    unistd::{ForkResult, Pid, fork},
+};
+
+/// The size of a page on every architecture that the guest kernel is built for.
+pub(crate) const PAGE: usize = 4096;
+/// `struct perf_event_attr` in its first version (PERF_ATTR_SIZE_VER0), as eight words.
+const ATTR_SIZE: u64 = 64;
+/// The bits `disabled` and `exclude_kernel` in its fifth word.
+const DISABLED: u64 = 1;
+const EXCLUDE_KERNEL: u64 = 1 << 5;
+/// `_IO('$', 5)`, linux/perf_event.h.
+const PERF_EVENT_IOC_SET_OUTPUT: libc::c_ulong = 0x2405;
+/// Where `aux_offset` and `aux_size` are in `struct perf_event_mmap_page`, in words.
+const AUX_OFFSET: usize = 1072 / 8;
+const AUX_SIZE: usize = 1080 / 8;
+
+/// Opens a perf event of this process, on any CPU (perf_event_open(2)).
+pub(crate) fn perf_event(kind: u32, config: u64) -> io::Result<OwnedFd> {
+    open_perf_event(0, kind, config, EXCLUDE_KERNEL)
+}
+
+/// Opens a perf event of another process that does not count until it is told to.
+pub(crate) fn idle_perf_event(pid: u32, kind: u32, config: u64) -> io::Result<OwnedFd> {
+    open_perf_event(pid, kind, config, DISABLED | EXCLUDE_KERNEL)
+}
+
+fn open_perf_event(pid: u32, kind: u32, config: u64, flags: u64) -> io::Result<OwnedFd> {
+    let attr: [u64; 8] = [u64::from(kind) | ATTR_SIZE << 32, config, 0, 0, 0, flags, 0, 0];
+    // SAFETY: the attribute is as long as it says, and the kernel only reads it.
+    let fd = unsafe { libc::syscall(libc::SYS_perf_event_open, attr.as_ptr(), pid, -1, -1, 0) };
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor, and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Has an event write into the buffer of another.
+pub(crate) fn set_output(event: impl AsFd, target: impl AsFd) -> io::Result<()> {
+    // SAFETY: the call takes two descriptors and no pointer.
+    let done = unsafe {
+        libc::ioctl(
+            event.as_fd().as_raw_fd(),
+            PERF_EVENT_IOC_SET_OUTPUT as _,
+            target.as_fd().as_raw_fd(),
+        )
+    };
+    if done < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// A shared mapping of an event's buffer, unmapped when dropped.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    at: *mut c_void,
+    length: usize,
+}
+
+impl Mapping {
+    /// Maps `pages` of an event's file, `offset` pages from its beginning.
+    pub(crate) fn new(event: impl AsFd, pages: usize, offset: usize) -> io::Result<Self> {
+        let length = pages * PAGE;
+        let offset = i64::try_from(offset * PAGE).map_err(io::Error::other)?;
+        // SAFETY: a new mapping at an address of the kernel's choice; nothing that exists is touched.
+        let at = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                length,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                event.as_fd().as_raw_fd(),
+                offset,
+            )
+        };
+        if at == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self { at, length })
+    }
+
+    /// Says in a data area's first page where the AUX area is to be and how long, in pages.
+    pub(crate) fn announce_aux(&mut self, offset: usize, pages: usize) {
+        let words = self.at.cast::<u64>();
+        // SAFETY: the first page of the mapping is mapped writable, and both words are in it.
+        unsafe {
+            words.add(AUX_OFFSET).write_volatile((offset * PAGE) as u64);
+            words.add(AUX_SIZE).write_volatile((pages * PAGE) as u64);
+        }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this one's alone, and no reference into it is ever given out. It can only fail for
+        // arguments that are no mapping.
+        let _ = unsafe { libc::munmap(self.at, self.length) };
+    }
+}
+
+/// Runs `work` in a forked process, which ends with its result as its exit code.
+pub(crate) fn forked(work: impl FnOnce() -> i32) -> io::Result<Pid> {
+    // SAFETY: the probe has one thread whenever it forks, so the child may do all that a process may.
+    match unsafe { fork() }? {
+        ForkResult::Parent { child } => Ok(child),
+        ForkResult::Child => process::exit(work()),
+    }
+}

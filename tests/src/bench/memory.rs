@@ -1,0 +1,75 @@
+//! What an idle container's sandbox takes of the host's memory: the proportional set size of each process, so that
+//! what they share is counted once (proc(5), `/proc/PID/smaps_rollup`).
+
+use std::fs;
+
+use super::{
+    Host, Row, Unit,
+    host::{IDLE, running},
+    machine::Plan,
+};
+use crate::{Error, Result, locate};
+
+/// Rows by the name of the program.
+const PROGRAMS: [&str; 4] = ["qemu-system", "virtiofsd", "vhost-device-vsock", "containerd-shim-kata"];
+
+/// See the module.
+pub(super) fn measure(host: &Host) -> Result<Vec<Row>> {
+    let mut bare = host.boot(&Plan {
+        kernel: locate::built("tests/vmlinuz-floor", "bench")?,
+        initrd: host.probe_initrd()?,
+        parameters: String::from("-- first-program"),
+        ..Plan::default()
+    })?;
+    bare.shows("first program runs")?;
+    let floor = bare.memory()?;
+    // Fails where there is no sandbox to measure.
+    running(&host.node, PROGRAMS[0])?;
+    let mut rows = Vec::new();
+    let mut sum = 0.0;
+    for program in PROGRAMS {
+        let processes = host.node.processes(IDLE);
+        let pids = processes.iter().filter(|process| process.program().contains(program));
+        let mut value = 0.0;
+        for process in pids {
+            value += pss(process.pid)?;
+        }
+        sum += value;
+        rows.push(row(program, value, (program == PROGRAMS[0]).then_some(floor)));
+    }
+    rows.push(row("sandbox with one idle container", sum, Some(floor)));
+    Ok(rows)
+}
+
+fn row(what: &str, value: f64, floor: Option<f64>) -> Row {
+    Row {
+        what: what.to_owned(),
+        floor_is: if floor.is_some() {
+            "QEMU with the smallest kernel"
+        } else {
+            ""
+        },
+        floor,
+        value,
+        unit: Unit::Mebibytes,
+        count: 1,
+    }
+}
+
+/// A process's proportional set size, in MiB.
+pub(super) fn pss(pid: u32) -> Result<f64> {
+    let path = format!("/proc/{pid}/smaps_rollup");
+    let text = fs::read_to_string(&path).map_err(Error::io(path.clone()))?;
+    let kibibytes = text
+        .lines()
+        .find_map(|line| {
+            line.strip_prefix("Pss:")?
+                .trim()
+                .strip_suffix(" kB")?
+                .trim()
+                .parse::<f64>()
+                .ok()
+        })
+        .ok_or_else(|| Error::unexpected(format!("no Pss in {path}")))?;
+    Ok(kibibytes / 1024.0)
+}

@@ -1,0 +1,90 @@
+//! How long until a container runs: of a bare boot, of the agent's first packet, of `ctr run`.
+
+use std::time::Instant;
+
+use super::{Host, Row, Unit, bare::LIMIT, best_in_turns, machine::Plan};
+use crate::{Node, Result, Runtime, locate};
+
+const COUNT: usize = 5;
+const FLOOR: &str = "the smallest kernel in the same QEMU, to /init";
+
+/// See the module.
+pub(super) fn measure(host: &Host) -> Result<Vec<Row>> {
+    let mut rows = boots(host)?;
+    rows.push(containers(host)?);
+    Ok(rows)
+}
+
+fn boots(host: &Host) -> Result<Vec<Row>> {
+    let probe = |kernel| -> Result<Plan> {
+        Ok(Plan {
+            kernel,
+            initrd: host.probe_initrd()?,
+            parameters: String::from("-- first-program"),
+            ..Plan::default()
+        })
+    };
+    let floor = probe(locate::built("tests/vmlinuz-floor", "bench")?)?;
+    let shipped = probe(host.kernel()?)?;
+    let agent = Plan {
+        kernel: host.kernel()?,
+        initrd: locate::built("share/initrd.img", "build")?,
+        vsock: true,
+        ..Plan::default()
+    };
+    let mut cpu = [f64::INFINITY; 3];
+    let wall = best_in_turns::<3>(COUNT, |kind| {
+        let cost = match kind {
+            0 => host.boot(&floor)?.shows("first program runs")?,
+            1 => host.boot(&shipped)?.shows("first program runs")?,
+            _ => host.boot(&agent)?.calls()?,
+        };
+        cpu[kind] = cpu[kind].min(cost.cpu);
+        Ok(cost.wall)
+    })?;
+    let row = |what: &str, value, floor| Row {
+        what: what.to_owned(),
+        floor_is: FLOOR,
+        floor: Some(floor),
+        value,
+        unit: Unit::Seconds,
+        count: COUNT,
+    };
+    Ok(vec![
+        row("QEMU to /init", wall[1], wall[0]),
+        row("QEMU to /init, CPU", cpu[1], cpu[0]),
+        row("QEMU to the agent's first packet", wall[2], wall[0]),
+        row("QEMU to the agent's first packet, CPU", cpu[2], cpu[0]),
+    ])
+}
+
+/// `ctr run` to the first output, against runc.
+fn containers(host: &Host) -> Result<Row> {
+    let runc = Node::start_runtime(Runtime::Runc)?.quiet();
+    let mut number = 0;
+    let [value, floor] = best_in_turns::<2>(COUNT, |kind| {
+        let node = [&host.node, &runc][kind];
+        number += 1;
+        let name = format!("start{number}");
+        let begun = Instant::now();
+        let running = node
+            .run(&name)
+            .arg("--rm")
+            .sh("echo first output")
+            .limit(LIMIT)
+            .spawn()?;
+        running.shows("first output")?;
+        let seconds = begun.elapsed().as_secs_f64();
+        running.wait()?.success()?;
+        Ok(seconds)
+    })?;
+    runc.nothing_left()?;
+    Ok(Row {
+        what: String::from("ctr run to the first output"),
+        floor_is: "runc",
+        floor: Some(floor),
+        value,
+        unit: Unit::Seconds,
+        count: COUNT,
+    })
+}

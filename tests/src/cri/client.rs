@@ -1,0 +1,252 @@
+//! The calls of CRI, one function each, over containerd's socket. Knows neither pods' files nor what a test wants.
+
+use std::{path::Path, time::Duration};
+
+use prost::Message;
+use tokio::runtime::Runtime;
+use tonic::{
+    Request, Status,
+    client::Grpc,
+    codegen::http::uri::PathAndQuery,
+    transport::{Channel, Endpoint},
+};
+use tonic_prost::ProstCodec;
+
+use super::messages::{
+    AttachRequest, Container, ContainerId, ContainerStats, ContainerStatsResponse, ContainerStatus,
+    ContainerStatusResponse, CreateContainerRequest, Empty, ExecRequest, ExecSyncRequest, ExecSyncResponse, ImageSpec,
+    ImageStatusRequest, ImageStatusResponse, ListContainerStatsResponse, ListContainersResponse,
+    ListPodSandboxResponse, PodId, PodSandbox, PodSandboxStatus, PodSandboxStatusResponse, PortForwardRequest,
+    RunPodSandboxRequest, StatusRequest, StopContainerRequest, StreamingUrl, UpdateContainerResourcesRequest,
+};
+use crate::{Error, Result};
+
+/// How long a call may take: a boot, on a machine that boots others as well.
+const LIMIT: Duration = Duration::from_secs(120);
+/// ExecSync answers with up to 16 MiB of each stream (api.proto).
+const LARGEST: usize = 40 << 20;
+
+/// A connection to a containerd's CRI plugin. Its calls block; any number of threads may make some.
+#[derive(Debug)]
+pub struct Client {
+    runtime: Runtime,
+    channel: Channel,
+}
+
+impl Client {
+    /// Connects to the socket at `address`, at the first call.
+    pub fn new(address: &Path) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .map_err(Error::io("starting the client's runtime"))?;
+        let endpoint = Endpoint::from_shared(format!("unix://{}", address.display()))
+            .map_err(|error| Error::unexpected(format!("{}: {error}", address.display())))?;
+        let channel = {
+            let _entered = runtime.enter();
+            endpoint.connect_lazy()
+        };
+        Ok(Self { runtime, channel })
+    }
+
+    fn call<Q, A>(&self, service: &str, method: &str, request: Q) -> Result<A>
+    where
+        Q: Message + 'static,
+        A: Message + Default + 'static,
+    {
+        let path = PathAndQuery::try_from(format!("/runtime.v1.{service}/{method}"))
+            .map_err(|error| Error::unexpected(format!("{method}: {error}")))?;
+        let answered = self.runtime.block_on(async {
+            let mut grpc = Grpc::new(self.channel.clone()).max_decoding_message_size(LARGEST);
+            let unary = async {
+                let ready = grpc.ready().await;
+                ready.map_err(|error| Status::unavailable(error.to_string()))?;
+                let codec: ProstCodec<Q, A> = ProstCodec::default();
+                grpc.unary(Request::new(request), path, codec).await
+            };
+            tokio::time::timeout(LIMIT, unary).await
+        });
+        match answered {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(Error::Rpc {
+                method: method.to_owned(),
+                code: status.code(),
+                message: status.message().to_owned(),
+            }),
+            Err(_) => Err(Error::Timeout {
+                what: format!("{method} answers"),
+                limit: LIMIT,
+            }),
+        }
+    }
+
+    fn runtime<Q: Message + 'static, A: Message + Default + 'static>(&self, method: &str, request: Q) -> Result<A> {
+        self.call("RuntimeService", method, request)
+    }
+
+    /// Starts a pod; the answer is its id.
+    pub fn run_pod(&self, request: RunPodSandboxRequest) -> Result<String> {
+        let pod: PodId = self.runtime("RunPodSandbox", request)?;
+        Ok(pod.pod_sandbox_id)
+    }
+
+    /// Stops a pod and all of its containers.
+    pub fn stop_pod(&self, pod: &str) -> Result<()> {
+        let _: Empty = self.runtime("StopPodSandbox", pod_id(pod))?;
+        Ok(())
+    }
+
+    /// Removes a pod and all of its containers.
+    pub fn remove_pod(&self, pod: &str) -> Result<()> {
+        let _: Empty = self.runtime("RemovePodSandbox", pod_id(pod))?;
+        Ok(())
+    }
+
+    /// A pod's status.
+    pub fn pod_status(&self, pod: &str) -> Result<PodSandboxStatus> {
+        let response: PodSandboxStatusResponse = self.runtime("PodSandboxStatus", status_of(pod))?;
+        response.status.ok_or_else(|| absent("PodSandboxStatus"))
+    }
+
+    /// What containerd tells of a pod besides its status, a JSON text.
+    pub fn pod_info(&self, pod: &str) -> Result<serde_json::Value> {
+        let response: PodSandboxStatusResponse = self.runtime("PodSandboxStatus", status_of(pod))?;
+        let info = response.info.get("info").ok_or_else(|| absent("PodSandboxStatus"))?;
+        Ok(serde_json::from_str(info)?)
+    }
+
+    /// All pods.
+    pub fn pods(&self) -> Result<Vec<PodSandbox>> {
+        let response: ListPodSandboxResponse = self.runtime("ListPodSandbox", Empty {})?;
+        Ok(response.items)
+    }
+
+    /// Creates a container; the answer is its id.
+    pub fn create_container(&self, request: CreateContainerRequest) -> Result<String> {
+        let container: ContainerId = self.runtime("CreateContainer", request)?;
+        Ok(container.container_id)
+    }
+
+    /// Starts a container.
+    pub fn start_container(&self, container: &str) -> Result<()> {
+        let _: Empty = self.runtime("StartContainer", container_id(container))?;
+        Ok(())
+    }
+
+    /// Stops a container: by its stop signal, and after so many seconds by force.
+    pub fn stop_container(&self, container: &str, timeout: i64) -> Result<()> {
+        let request = StopContainerRequest {
+            container_id: container.to_owned(),
+            timeout,
+        };
+        let _: Empty = self.runtime("StopContainer", request)?;
+        Ok(())
+    }
+
+    /// Removes a container.
+    pub fn remove_container(&self, container: &str) -> Result<()> {
+        let _: Empty = self.runtime("RemoveContainer", container_id(container))?;
+        Ok(())
+    }
+
+    /// A container's status.
+    pub fn container_status(&self, container: &str) -> Result<ContainerStatus> {
+        let response: ContainerStatusResponse = self.runtime("ContainerStatus", status_of(container))?;
+        response.status.ok_or_else(|| absent("ContainerStatus"))
+    }
+
+    /// All containers.
+    pub fn containers(&self) -> Result<Vec<Container>> {
+        let response: ListContainersResponse = self.runtime("ListContainers", Empty {})?;
+        Ok(response.containers)
+    }
+
+    /// Changes a container's limits.
+    pub fn update_resources(&self, request: UpdateContainerResourcesRequest) -> Result<()> {
+        let _: Empty = self.runtime("UpdateContainerResources", request)?;
+        Ok(())
+    }
+
+    /// Has the container's log opened anew, after a rotation.
+    pub fn reopen_log(&self, container: &str) -> Result<()> {
+        let _: Empty = self.runtime("ReopenContainerLog", container_id(container))?;
+        Ok(())
+    }
+
+    /// Runs a command in a container to its end, or for so many seconds; 0 is for ever.
+    pub fn exec_sync(&self, container: &str, cmd: &[&str], timeout: i64) -> Result<ExecSyncResponse> {
+        let request = ExecSyncRequest {
+            container_id: container.to_owned(),
+            cmd: cmd.iter().map(|word| (*word).to_owned()).collect(),
+            timeout,
+        };
+        self.runtime("ExecSync", request)
+    }
+
+    /// Prepares an exec; the answer is where its streams are.
+    pub fn exec(&self, request: ExecRequest) -> Result<String> {
+        let prepared: StreamingUrl = self.runtime("Exec", request)?;
+        Ok(prepared.url)
+    }
+
+    /// Prepares an attach; the answer is where its streams are.
+    pub fn attach(&self, request: AttachRequest) -> Result<String> {
+        let prepared: StreamingUrl = self.runtime("Attach", request)?;
+        Ok(prepared.url)
+    }
+
+    /// Prepares port forwarding; the answer is where its streams are.
+    pub fn port_forward(&self, pod: &str, port: u16) -> Result<String> {
+        let request = PortForwardRequest {
+            pod_sandbox_id: pod.to_owned(),
+            port: vec![port.into()],
+        };
+        let prepared: StreamingUrl = self.runtime("PortForward", request)?;
+        Ok(prepared.url)
+    }
+
+    /// A container's figures.
+    pub fn container_stats(&self, container: &str) -> Result<ContainerStats> {
+        let response: ContainerStatsResponse = self.runtime("ContainerStats", container_id(container))?;
+        response.stats.ok_or_else(|| absent("ContainerStats"))
+    }
+
+    /// All containers' figures.
+    pub fn all_container_stats(&self) -> Result<Vec<ContainerStats>> {
+        let response: ListContainerStatsResponse = self.runtime("ListContainerStats", Empty {})?;
+        Ok(response.stats)
+    }
+
+    /// Whether CRI knows an image.
+    pub fn has_image(&self, name: &str) -> Result<bool> {
+        let request = ImageStatusRequest {
+            image: Some(ImageSpec { image: name.to_owned() }),
+        };
+        let response: ImageStatusResponse = self.call("ImageService", "ImageStatus", request)?;
+        Ok(response.image.is_some())
+    }
+}
+
+fn pod_id(pod: &str) -> PodId {
+    PodId {
+        pod_sandbox_id: pod.to_owned(),
+    }
+}
+
+fn container_id(container: &str) -> ContainerId {
+    ContainerId {
+        container_id: container.to_owned(),
+    }
+}
+
+fn status_of(id: &str) -> StatusRequest {
+    StatusRequest {
+        id: id.to_owned(),
+        verbose: true,
+    }
+}
+
+fn absent(method: &str) -> Error {
+    Error::unexpected(format!("{method} answered without what was asked for"))
+}

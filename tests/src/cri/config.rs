@@ -1,0 +1,156 @@
+//! What a containerd that serves CRI is configured with, for each release's own format, and its CNI network.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde_json::json;
+
+use crate::{Error, Result, image, locate::Version};
+
+/// Who keeps a pod's sandbox, in containerd 2's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sandboxer {
+    /// containerd, by a pause container; the only way before 2.0.
+    Podsandbox,
+    /// The shim, by the sandbox API.
+    Shim,
+}
+
+impl Sandboxer {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Podsandbox => "podsandbox",
+            Self::Shim => "shim",
+        }
+    }
+}
+
+/// The plugins that would reach outside of the test's directory, or that need what the machine may not have.
+const DISABLED: [&str; 9] = [
+    "io.containerd.nri.v1.nri",
+    "io.containerd.snapshotter.v1.aufs",
+    "io.containerd.snapshotter.v1.blockfile",
+    "io.containerd.snapshotter.v1.btrfs",
+    "io.containerd.snapshotter.v1.devmapper",
+    "io.containerd.snapshotter.v1.zfs",
+    "io.containerd.internal.v1.restart",
+    "io.containerd.internal.v1.tracing",
+    "io.containerd.tracing.processor.v1.otlp",
+];
+
+/// containerd's configuration for everything below `dir`; `config_path` is the runtime's own configuration.
+pub(super) fn containerd(dir: &Path, version: Version, sandboxer: Sandboxer, config_path: &Path) -> Result<String> {
+    let cni = cni_programs()?;
+    let head = format!(
+        r#"root = "{dir}/root"
+state = "{dir}/state"
+disabled_plugins = {DISABLED:?}
+[grpc]
+address = "{dir}/c.sock"
+[debug]
+level = "debug"
+[plugins."io.containerd.internal.v1.opt"]
+path = "{dir}/opt"
+"#,
+        dir = dir.display()
+    );
+    // What this machine cannot do (lower a score, load an AppArmor profile) is left to the operator's own containerd.
+    let common = "restrict_oom_score_adj = true\ndisable_apparmor = true\nnetns_mounts_under_state_dir = true\n";
+    let network = format!(
+        "bin_dir = \"{}\"\nconf_dir = \"{}/net.d\"\n",
+        cni.display(),
+        dir.display()
+    );
+    let (runc, kata) = (runtime_runc(), runtime_kata());
+    let pause = image::PAUSE;
+    Ok(match version {
+        Version::Installed | Version::V1_7 => format!(
+            r#"version = 2
+{head}
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{pause}"
+{common}
+[plugins."io.containerd.grpc.v1.cri".cni]
+{network}
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+{runc}
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata]
+{kata}
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata.options]
+ConfigPath = "{config}"
+"#,
+            config = config_path.display()
+        ),
+        Version::V2_1 => format!(
+            r#"version = 3
+{head}
+[plugins."io.containerd.cri.v1.images".pinned_images]
+sandbox = "{pause}"
+[plugins."io.containerd.cri.v1.runtime"]
+{common}
+[plugins."io.containerd.cri.v1.runtime".cni]
+{network}
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+{runc}
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.kata]
+{kata}
+sandboxer = "{sandboxer}"
+{options}
+"#,
+            sandboxer = sandboxer.name(),
+            options = match sandboxer {
+                // With options of a runtime other than runc this containerd starts no container (its issue 12986): the
+                // environment names the file instead.
+                Sandboxer::Shim => String::new(),
+                Sandboxer::Podsandbox => format!(
+                    "[plugins.\"io.containerd.cri.v1.runtime\".containerd.runtimes.kata.options]\nConfigPath = \"{}\"",
+                    config_path.display()
+                ),
+            },
+        ),
+    })
+}
+
+fn runtime_runc() -> &'static str {
+    r#"runtime_type = "io.containerd.runc.v2""#
+}
+
+fn runtime_kata() -> &'static str {
+    r#"runtime_type = "io.containerd.kata.v2"
+privileged_without_host_devices = true
+pod_annotations = ["io.katacontainers.*"]
+container_annotations = ["io.katacontainers.*"]"#
+}
+
+/// Where the distribution puts CNI's programs.
+fn cni_programs() -> Result<PathBuf> {
+    let places = ["/usr/lib/cni", "/opt/cni/bin"].map(PathBuf::from);
+    let found = places.into_iter().find(|dir| dir.join("bridge").exists());
+    found.ok_or_else(|| Error::NoProgram {
+        program: "CNI bridge plugin (containernetworking-plugins)".to_owned(),
+    })
+}
+
+/// Writes the network that pods get: a bridge, addresses from its subnet, and ports of the node.
+pub(super) fn write_network(dir: &Path, name: &str) -> Result<()> {
+    let conf = dir.join("net.d");
+    fs::create_dir(&conf).map_err(Error::io(format!("making {}", conf.display())))?;
+    let network = json!({
+        "cniVersion": "0.4.0",
+        "name": name,
+        "plugins": [
+            {
+                "type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true,
+                "ipam": {
+                    "type": "host-local", "dataDir": dir.join("ipam"),
+                    "ranges": [[{ "subnet": "10.88.0.0/24" }]], "routes": [{ "dst": "0.0.0.0/0" }],
+                },
+            },
+            { "type": "portmap", "capabilities": { "portMappings": true } },
+        ],
+    });
+    let file = conf.join("10-test.conflist");
+    fs::write(&file, network.to_string()).map_err(Error::io(format!("writing {}", file.display())))
+}

@@ -1,0 +1,120 @@
+//! Raw images with a file system, and loop devices: the disks of tests. Removed when dropped.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::{Error, Result, locate};
+
+/// A raw image on the host.
+#[derive(Debug)]
+pub struct RawImage {
+    path: PathBuf,
+}
+
+impl RawImage {
+    /// One that holds `text` and then zeros.
+    pub fn with(path: &Path, text: &str, size: u64) -> Result<Self> {
+        fs::write(path, text).map_err(Error::io(format!("writing {}", path.display())))?;
+        fs::File::options()
+            .write(true)
+            .open(path)
+            .and_then(|file| file.set_len(size))
+            .map_err(Error::io(format!("growing {}", path.display())))?;
+        Ok(Self { path: path.to_owned() })
+    }
+
+    /// One with an empty ext4 file system.
+    pub fn ext4(path: &Path, size: u64) -> Result<Self> {
+        let image = Self::with(path, "", size)?;
+        run("mkfs.ext4", &["-q", "-F", &path.display().to_string()])?;
+        Ok(image)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What is in it, to the first zero byte from `offset` on.
+    pub fn text(&self, offset: usize) -> Result<String> {
+        let bytes = fs::read(&self.path).map_err(Error::io(format!("reading {}", self.path.display())))?;
+        let text = bytes.get(offset..).unwrap_or_default();
+        let end = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
+        Ok(String::from_utf8_lossy(&text[..end]).into_owned())
+    }
+
+    /// A file in its ext4 file system, read without mounting it.
+    pub fn file(&self, name: &str) -> Result<String> {
+        run(
+            "debugfs",
+            &["-R", &format!("cat {name}"), &self.path.display().to_string()],
+        )
+    }
+
+    /// Whether its ext4 file system was unmounted in order: its journal holds nothing that is not in its place.
+    pub fn is_clean(&self) -> Result<bool> {
+        let said = run("dumpe2fs", &["-h", &self.path.display().to_string()])?;
+        let clean = said
+            .lines()
+            .any(|line| line.starts_with("Filesystem state:") && line.trim_end().ends_with("clean"));
+        Ok(clean && !said.contains("needs_recovery"))
+    }
+
+    /// A loop device on it.
+    pub fn loop_device(&self) -> Result<LoopDevice> {
+        let said = run("losetup", &["--find", "--show", &self.path.display().to_string()])?;
+        Ok(LoopDevice {
+            path: PathBuf::from(said.trim()),
+        })
+    }
+
+    /// The loop devices that there are on it.
+    pub fn loop_devices(&self) -> Result<String> {
+        run("losetup", &["--associated", &self.path.display().to_string()])
+    }
+}
+
+/// A loop device, detached when dropped.
+#[derive(Debug)]
+pub struct LoopDevice {
+    path: PathBuf,
+}
+
+impl LoopDevice {
+    /// Its node.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Detaches it. The kernel does that at once only if nobody has it open any more.
+    pub fn detach(self) -> Result<()> {
+        run("losetup", &["--detach", &self.path.display().to_string()]).map(drop)
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        // It may have been detached already.
+        let _ = run("losetup", &["--detach", &self.path.display().to_string()]);
+    }
+}
+
+fn run(program: &str, args: &[&str]) -> Result<String> {
+    let output = Command::new(locate::program(program)?)
+        .args(args)
+        .output()
+        .map_err(Error::io(format!("starting {program}")))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() {
+        return Ok(text(&output.stdout));
+    }
+    Err(Error::Command {
+        command: format!("{program} {}", args.join(" ")),
+        code: output.status.code(),
+        stdout: text(&output.stdout),
+        stderr: text(&output.stderr),
+    })
+}

@@ -1,0 +1,161 @@
+//! A Docker of the test's own, on a containerd of its own. Its bridge and its iptables rules are in a network namespace of the
+//! test, so that the machine's own network is left alone.
+
+use std::{
+    env,
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use tempfile::TempDir;
+
+use crate::{
+    Ctr, Error, NetNs, Result, Runtime,
+    containerd::Containerd,
+    image::Image,
+    leftovers,
+    locate::{self, Version},
+    node, sys, wait,
+};
+
+/// How long the daemon may take to make its socket, on a busy machine.
+const READY: Duration = Duration::from_secs(60);
+/// How long what ends by itself after its container may take.
+const ENDS: Duration = Duration::from_secs(20);
+/// The image's name in Docker.
+pub const IMAGE: &str = "tatami/test:1";
+
+/// A running Docker with the image loaded.
+pub struct Docker {
+    program: PathBuf,
+    runtime: Runtime,
+    daemon: Child,
+    // Dropped in this order: the daemon ends before what it needs goes.
+    containerd: Containerd,
+    namespace: NetNs,
+    dir: TempDir,
+}
+
+impl Docker {
+    /// Starts one.
+    pub fn start() -> Result<Self> {
+        let runtime = Runtime::wanted()?;
+        locate::runtime_parts()?;
+        let program = locate::built("docker/bin/docker", "deps-containerd")?;
+        let tag = node::tag();
+        let dir = tempfile::Builder::new().prefix(&tag).rand_bytes(0).tempdir()?;
+        let configuration = node::configuration(dir.path(), None)?.display().to_string();
+        let environment = vec![("KATA_CONF_FILE".to_owned(), configuration)];
+        let containerd = Containerd::start(dir.path(), Version::V1_7, environment)?;
+        let namespace = NetNs::new(&tag, "docker")?;
+        let daemon = spawn(dir.path(), &containerd.address(), &namespace)?;
+        let docker = Self {
+            program,
+            runtime,
+            daemon,
+            containerd,
+            namespace,
+            dir,
+        };
+        wait::changed(docker.dir(), READY, || docker.socket().exists().then_some(()))?;
+        docker.docker(&["load", "-i"]).arg(Image::get()?.archive()).ok()?;
+        Ok(docker)
+    }
+
+    /// The directory on the host, for files that a test shares with a container.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir().join("d.sock")
+    }
+
+    /// The namespace that the daemon's bridge is in.
+    pub fn namespace(&self) -> &NetNs {
+        &self.namespace
+    }
+
+    /// `docker` with these arguments; more may follow.
+    pub fn docker(&self, args: &[&str]) -> Ctr {
+        Ctr::docker(self.program.clone(), &self.socket()).args(args)
+    }
+
+    /// `docker run` on the runtime under test; flags may follow, and the program to run.
+    pub fn run(&self, name: &str) -> Ctr {
+        self.docker(&["run", "--runtime", self.runtime.name(), "--name", name])
+            .tail([IMAGE])
+    }
+
+    /// Fails unless what belongs to the container with this id is gone from the machine.
+    pub fn nothing_left(&self, id: &str) -> Result<()> {
+        for process in leftovers::processes(id) {
+            wait::gone(process.pid, ENDS)
+                .map_err(|error| Error::unexpected(format!("{error}: {}", process.command)))?;
+        }
+        // The directory's name has the first 24 characters.
+        let left = leftovers::runtime_dirs(id.get(..24).unwrap_or(id));
+        if left.is_empty() {
+            return Ok(());
+        }
+        Err(Error::unexpected(format!("left behind: {left:?}")))
+    }
+}
+
+impl Drop for Docker {
+    /// Prints the logs, which the test runner shows only for a failed test, and removes what a failed test left.
+    fn drop(&mut self) {
+        // What cannot be removed now is removed with its processes below.
+        let _ = self.docker(&["ps", "-aq", "--no-trunc"]).ok().map(|ids| {
+            for id in ids.lines() {
+                let _ = self.docker(&["rm", "-f", id]).output();
+                leftovers::remove(id.get(..24).unwrap_or(id));
+            }
+        });
+        let log = fs::read_to_string(self.dir().join("dockerd.log")).unwrap_or_default();
+        eprintln!(
+            "--- dockerd's log ---\n{log}\n--- containerd's log ---\n{}",
+            self.containerd.log()
+        );
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+        self.containerd.stop();
+        leftovers::remove(&self.dir().display().to_string());
+    }
+}
+
+fn spawn(dir: &Path, containerd: &Path, namespace: &NetNs) -> Result<Child> {
+    let binaries = locate::built("docker/bin", "deps-containerd")?;
+    // An empty one: the machine's own is of no concern here.
+    fs::write(dir.join("daemon.json"), "{}").map_err(Error::io("writing daemon.json"))?;
+    let mut path = binaries.clone().into_os_string();
+    path.push(":");
+    path.push(env::var_os("PATH").unwrap_or_default());
+    path.push(":/usr/sbin:/sbin");
+    let log = File::create(dir.join("dockerd.log")).map_err(Error::io("making dockerd.log"))?;
+    let option = |name: &str, file: &str| format!("--{name}={}", dir.join(file).display());
+    let mut command = Command::new(locate::program("nsenter")?);
+    command
+        // Of the network namespace alone: its mounts have to be where containerd and the shim see them.
+        .arg(format!("--net={}", namespace.path().display()))
+        .arg(binaries.join("dockerd"))
+        .args([
+            option("config-file", "daemon.json"),
+            option("data-root", "docker"),
+            option("exec-root", "exec"),
+            option("pidfile", "d.pid"),
+            format!("--containerd={}", containerd.display()),
+            format!("--host=unix://{}", dir.join("d.sock").display()),
+            "--storage-driver=overlay2".to_owned(),
+            "--bip=10.95.0.1/24".to_owned(),
+            "--default-address-pool=base=10.96.0.0/16,size=24".to_owned(),
+        ])
+        .env("PATH", path)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().map_err(Error::io("sharing dockerd.log"))?)
+        .stderr(log);
+    sys::die_with_parent(&mut command);
+    command.spawn().map_err(Error::io("starting dockerd"))
+}

@@ -1,0 +1,136 @@
+//! Network namespaces of the tests' own, in which all their addresses and interfaces are. The machine's own is left alone.
+
+use std::{
+    cell::Cell,
+    fs::File,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+};
+
+use nix::sched::{CloneFlags, setns};
+
+use crate::{Error, Result, locate};
+
+/// A network namespace with a name, removed when dropped.
+#[derive(Debug)]
+pub struct NetNs {
+    name: String,
+    gone: Cell<bool>,
+}
+
+impl NetNs {
+    /// Makes one. `tag` is the node's namespace, which no other test has; it is not in the name as it is, because whatever
+    /// has it in its name must be gone with the node's containers.
+    pub fn new(tag: &str, name: &str) -> Result<Self> {
+        let namespace = Self {
+            name: format!("{}-{name}", tag.replacen("tt", "ns", 1)),
+            gone: Cell::new(false),
+        };
+        run(Command::new(locate::program("ip")?).args(["netns", "add", &namespace.name]))?;
+        namespace.ip(&["link", "set", "lo", "up"])?;
+        Ok(namespace)
+    }
+
+    /// Its name for `ip`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its file.
+    pub fn path(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.name)
+    }
+
+    /// `--with-ns` of `ctr run`.
+    pub fn flag(&self) -> String {
+        format!("--with-ns=network:{}", self.path().display())
+    }
+
+    /// `ip` in it.
+    pub fn ip(&self, args: &[&str]) -> Result<String> {
+        run(Command::new(locate::program("ip")?).args(["-n", &self.name]).args(args))
+    }
+
+    /// `ip` in it, for each line.
+    pub fn ip_lines(&self, lines: &[&str]) -> Result<()> {
+        lines
+            .iter()
+            .try_for_each(|line| self.ip(&line.split(' ').collect::<Vec<_>>()).map(drop))
+    }
+
+    /// A program in it.
+    pub fn exec(&self, args: &[&str]) -> Result<String> {
+        run(Command::new(locate::program("ip")?)
+            .args(["netns", "exec", &self.name])
+            .args(args))
+    }
+
+    /// A veth pair: `name` here, `other_name` there, both up.
+    pub fn veth(&self, name: &str, other: &Self, other_name: &str) -> Result<()> {
+        self.ip(&[
+            "link",
+            "add",
+            name,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            other_name,
+            "netns",
+            &other.name,
+        ])?;
+        self.ip(&["link", "set", name, "up"])?;
+        other.ip(&["link", "set", other_name, "up"]).map(drop)
+    }
+
+    /// Does something on a thread in the namespace: its sockets are the namespace's (network_namespaces(7)).
+    pub fn inside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<thread::JoinHandle<Result<T>>> {
+        let file = File::open(self.path())?;
+        Ok(thread::spawn(move || {
+            setns(&file, CloneFlags::CLONE_NEWNET).map_err(std::io::Error::from)?;
+            work()
+        }))
+    }
+
+    /// Removes its name; it goes when nobody is in it any more.
+    pub fn remove(&self) -> Result<()> {
+        self.gone.set(true);
+        run(Command::new(locate::program("ip")?).args(["netns", "del", &self.name])).map(drop)
+    }
+
+    /// What a runtime may leave: taps, and ingress qdiscs with what they redirect to.
+    pub fn leftovers(&self) -> Result<Vec<String>> {
+        let links = self.ip(&["-o", "link", "show"])?;
+        let qdiscs = run(Command::new(locate::program("tc")?).args(["-n", &self.name, "qdisc", "show"]))?;
+        let left = links.lines().filter(|line| line.contains("_kata"));
+        let left = left.chain(qdiscs.lines().filter(|line| line.contains("ingress")));
+        Ok(left.map(str::to_owned).collect())
+    }
+}
+
+impl Drop for NetNs {
+    fn drop(&mut self) {
+        if !self.gone.get() {
+            // There is nobody to be told.
+            let _ = self.remove();
+        }
+    }
+}
+
+fn run(command: &mut Command) -> Result<String> {
+    let line = format!("{command:?}");
+    let output = command.output().map_err(Error::io(format!("running {line}")))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    Err(Error::Command {
+        command: line,
+        code: output.status.code(),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
+}

@@ -1,0 +1,100 @@
+//! What goes wrong: bad requests, and sandboxes that die.
+
+use framework::{
+    Error, Result,
+    cri::{
+        PodNode,
+        messages::{ContainerState, CreateContainerRequest, PodSandboxState},
+    },
+    leftovers,
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+fn message<T>(result: Result<T>) -> String {
+    result.err().map(|error| error.to_string()).unwrap_or_default()
+}
+
+fn kill_programs(node: &PodNode, program: &str) -> Result<()> {
+    let victims = leftovers::processes(&node.dir().file_name().unwrap_or_default().to_string_lossy());
+    let victims: Vec<_> = victims
+        .into_iter()
+        .filter(|process| process.program().contains(program))
+        .collect();
+    if victims.is_empty() {
+        return Err(Error::unexpected(format!("no {program} runs")));
+    }
+    for victim in victims {
+        let pid = i32::try_from(victim.pid).map_err(|_| Error::unexpected("a pid that is no pid"))?;
+        kill(Pid::from_raw(pid), Signal::SIGKILL).map_err(|error| Error::io("killing")(error.into()))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn requests_for_what_is_not_there_are_refused_and_leave_nothing() -> Result<()> {
+    let node = PodNode::start()?;
+    assert!(message(node.cri().pod_status("nonesuch")).contains("not found"));
+    node.cri().remove_pod("nonesuch")?;
+    let pod = node.run_pod("once")?;
+    let config = pod.container("late", &["true"]);
+    let request = CreateContainerRequest {
+        pod_sandbox_id: "nonesuch".to_owned(),
+        config: Some(config.clone()),
+        sandbox_config: Some(pod.config.clone()),
+    };
+    assert!(message(node.cri().create_container(request)).contains("nonesuch"));
+    pod.stop()?;
+    // A container for a sandbox that is no more: refused at its creation or at its start.
+    let refused = pod.start(&config).map(drop);
+    assert!(message(refused).contains(&pod.id[..12]));
+    node.cri().remove_pod(&pod.id)?;
+    node.nothing_left()
+}
+
+/// Kills a program of a pod's sandbox and expects the pod to end as a crashed one does, and to be removed.
+fn a_pod_survives_the_death_of(program: &str) -> Result<()> {
+    let node = PodNode::start()?;
+    let pod = node.run_pod("victim")?;
+    let app = pod.start(&pod.container("app", &["sleep", "1000"]))?;
+    kill_programs(&node, program)?;
+    assert_eq!(pod.await_not_ready()?.state(), PodSandboxState::NotReady);
+    // Nobody takes it for a container that has done its work.
+    assert_ne!(app.await_exit()?.exit_code, 0);
+    pod.stop()?;
+    pod.stop()?;
+    node.cri().remove_pod(&pod.id)?;
+    node.nothing_left()
+}
+
+#[test]
+fn a_pod_whose_shim_is_known_to_a_restarted_containerd_goes_on() -> Result<()> {
+    let mut node = PodNode::start()?;
+    let pod = node.run_pod("survivor")?;
+    let app = pod.start(&pod.container("app", &["sleep", "1000"]))?;
+    let (id, app) = (pod.id.clone(), app.id.clone());
+    node.crash_containerd()?;
+    assert_eq!(node.cri().pod_status(&id)?.state(), PodSandboxState::Ready);
+    assert_eq!(node.cri().container_status(&app)?.state(), ContainerState::Running);
+    assert_eq!(node.cri().exec_sync(&app, &["echo", "still"], 60)?.stdout, b"still\n");
+    node.cri().stop_pod(&id)?;
+    node.cri().remove_pod(&id)?;
+    node.nothing_left()
+}
+
+mod kata_only {
+    use super::*;
+
+    /// What runc's shim leaves behind is the operator's to remove.
+    #[test]
+    fn a_pod_whose_shim_was_killed_is_stopped_and_removed() -> Result<()> {
+        a_pod_survives_the_death_of("containerd-shim")
+    }
+
+    #[test]
+    fn a_pod_whose_machine_was_killed_is_stopped_and_removed() -> Result<()> {
+        a_pod_survives_the_death_of("qemu-system")
+    }
+}

@@ -1,0 +1,27 @@
+//! Pods driven through containerd's CRI plugin, as the kubelet does.
+
+mod failures;
+mod life;
+mod memlock;
+mod namespaces;
+mod resources;
+mod security;
+mod streams;
+mod versions;
+
+use framework::{
+    Result,
+    cri::{Container, PodNode, messages::AttachRequest, stream::Streams},
+};
+
+/// Attaches to a container's streams.
+fn attach(node: &PodNode, container: &Container<'_>) -> Result<Streams> {
+    let url = node.cri().attach(AttachRequest {
+        container_id: container.id.clone(),
+        stdin: true,
+        stdout: true,
+        stderr: true,
+        tty: false,
+    })?;
+    Streams::connect(node.netns()?, &url)
+}

@@ -1,0 +1,62 @@
+//! Limits and figures, through CRI.
+
+use framework::{
+    Result,
+    cri::{
+        PodNode,
+        messages::{LinuxContainerResources, UpdateContainerResourcesRequest},
+        pod::resources,
+    },
+};
+
+#[test]
+fn a_containers_figures_are_its_own_and_its_limits_can_be_changed() -> Result<()> {
+    let node = PodNode::start()?;
+    let pod = node.run_pod("figures")?;
+    let mut config = pod.script("user", "guest-probe touch-memory 30000000; read forever");
+    config.stdin = true;
+    config.command = vec![
+        "sh".into(),
+        "-c".into(),
+        "dd if=/dev/zero of=/dev/shm/f bs=1M count=24; echo ready; sleep 1000".into(),
+    ];
+    resources(&mut config).memory_limit_in_bytes = 64 << 20;
+    let user = pod.start(&config)?;
+    user.await_line("ready")?;
+
+    let stats = node.cri().container_stats(&user.id)?;
+    let memory = stats
+        .memory
+        .and_then(|memory| memory.working_set_bytes)
+        .map_or(0, |bytes| bytes.value);
+    assert!(
+        (20 << 20..64 << 20).contains(&memory),
+        "a working set of {memory} bytes"
+    );
+    let cpu = stats
+        .cpu
+        .and_then(|cpu| cpu.usage_core_nano_seconds)
+        .map_or(0, |usage| usage.value);
+    assert!(cpu > 0);
+    let all = node.cri().all_container_stats()?;
+    let ids: Vec<_> = all
+        .iter()
+        .filter_map(|stats| Some(stats.attributes.as_ref()?.id.as_str()))
+        .collect();
+    assert_eq!(ids, [user.id.as_str()]);
+
+    node.cri().update_resources(UpdateContainerResourcesRequest {
+        container_id: user.id.clone(),
+        linux: Some(LinuxContainerResources {
+            memory_limit_in_bytes: 40 << 20,
+            cpu_period: 100_000,
+            cpu_quota: 50_000,
+            ..LinuxContainerResources::default()
+        }),
+    })?;
+    let more = user.sh("dd if=/dev/zero of=/dev/shm/g bs=1M count=30 2>&1; echo code $?");
+    // Either the writer was killed inside the shell, or the exec as a whole was: both are the new limit at work.
+    assert!(more.as_ref().map_or(true, |text| !text.contains("code 0")), "{more:?}");
+    pod.remove()?;
+    node.nothing_left()
+}

@@ -1,0 +1,114 @@
+//! `docker run` as its users know it.
+
+use std::{io::Write, net::TcpListener};
+
+use framework::{Docker, Result};
+
+mod kata_only {
+    use super::*;
+
+    fn joined<T>(thread: std::thread::JoinHandle<Result<T>>) -> Result<T> {
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    #[test]
+    fn a_container_of_dockers_has_its_network_limits_volumes_and_devices() -> Result<()> {
+        let docker = Docker::start()?;
+        std::fs::write(docker.dir().join("file"), "from the host\n")?;
+        let listener = docker.namespace().inside(|| Ok(TcpListener::bind("10.95.0.1:80")?))?;
+        let listener = joined(listener)?;
+        let server = std::thread::spawn(move || Ok(listener.accept()?.0.write_all(b"by the bridge\n")?));
+        let script = "ip addr show dev eth0 | grep -o 'inet [0-9./]*'; ip route | grep -o 'default via [0-9.]*'; \
+                      nc 10.95.0.1 80 < /dev/null; cat /mnt/file; hostname; grep -c host-of-hosts /etc/hosts; \
+                      cat /sys/fs/cgroup/cpu.max /sys/fs/cgroup/memory.max; ls /dev/zero2; \
+                      grep ^nameserver /etc/resolv.conf";
+        let volume = format!("{}:/mnt/file", docker.dir().join("file").display());
+        let output = docker
+            .run("box")
+            .args([
+                "--cpus=1",
+                "-m",
+                "2g",
+                "-v",
+                &volume,
+                "--hostname",
+                "h",
+                "--dns",
+                "10.95.0.1",
+            ])
+            .args([
+                "--add-host",
+                "host-of-hosts:10.95.0.1",
+                "--device",
+                "/dev/zero:/dev/zero2",
+            ])
+            .sh(script)
+            .ok()?;
+        joined(server)?;
+        let wanted = "inet 10.95.0.2/24\ndefault via 10.95.0.1\nby the bridge\nfrom the host\nh\n1\n100000 100000\n\
+                      2147483648\n/dev/zero2\nnameserver 10.95.0.1\n";
+        assert_eq!(output, wanted);
+        let id = docker.docker(&["inspect", "--format", "{{.Id}}", "box"]).ok()?;
+        docker.docker(&["rm", "box"]).ok()?;
+        docker.nothing_left(id.trim())
+    }
+
+    #[test]
+    fn exec_top_stats_stop_and_a_network_that_is_connected_later() -> Result<()> {
+        let docker = Docker::start()?;
+        let id = docker.run("box").arg("-d").program(["sleep", "1000"]).ok()?;
+        let id = id.trim();
+        assert_eq!(docker.docker(&["exec", "box", "echo", "exec"]).ok()?, "exec\n");
+
+        // The only process of the host that is the container's: no stranger is shown.
+        let top = docker.docker(&["top", "box", "-o", "pid,args"]).ok()?;
+        let processes: Vec<_> = top.lines().skip(1).collect();
+        assert!(
+            matches!(processes[..], [vmm] if vmm.contains("qemu-system") && vmm.contains(id)),
+            "{top}"
+        );
+
+        let stats = docker
+            .docker(&["stats", "--no-stream", "--format", "{{.MemUsage}} {{.PIDs}}", "box"])
+            .ok()?;
+        assert!(!stats.starts_with("0B") && stats.trim_end().ends_with(" 1"), "{stats}");
+
+        let network = |args: &[&str]| docker.docker(&[&["network"], args].concat()).ok();
+        network(&["create", "later"])?;
+        network(&["connect", "later", "box"])?;
+        // Docker answers when the host's side is made; the guest's follows. busybox has nothing that waits for it.
+        let wait = "until ip addr show dev eth1 2>/dev/null | grep -o 'inet [0-9.]*'; do :; done; ping -c 1 10.96.0.1";
+        let seen = docker.docker(&["exec", "box", "sh", "-c", wait]).ok()?;
+        assert!(seen.starts_with("inet 10.96.0.2\n"), "{seen}");
+        network(&["disconnect", "bridge", "box"])?;
+        let wait = "while ip addr show dev eth0 >/dev/null 2>&1; do :; done; ls /sys/class/net | grep ^eth";
+        assert_eq!(docker.docker(&["exec", "box", "sh", "-c", wait]).ok()?, "eth1\n");
+
+        docker.docker(&["stop", "-t", "1", "box"]).ok()?;
+        let code = docker
+            .docker(&["inspect", "--format", "{{.State.ExitCode}}", "box"])
+            .ok()?;
+        assert_eq!(code, "137\n");
+        docker.nothing_left(id)?;
+        docker.docker(&["start", "box"]).ok()?;
+        assert_eq!(docker.docker(&["exec", "box", "echo", "again"]).ok()?, "again\n");
+        docker.docker(&["rm", "-f", "box"]).ok()?;
+        docker.nothing_left(id)
+    }
+
+    #[test]
+    fn a_terminal_of_dockers_has_its_size_and_echoes() -> Result<()> {
+        let docker = Docker::start()?;
+        let mut terminal = docker
+            .run("box")
+            .args(["--rm", "-it"])
+            .program(["sh"])
+            .terminal(33, 99)?;
+        terminal.types("stty size; echo $((6 * 7))\n")?;
+        terminal.shows("33 99")?;
+        terminal.shows("42")?;
+        terminal.types("exit 3\n")?;
+        assert_eq!(terminal.wait()?, Some(3));
+        Ok(())
+    }
+}

@@ -1,0 +1,157 @@
+//! A guest that is in the hands of an attacker gets what its sandbox was given, and nothing else of the host.
+
+mod kata_only {
+    use std::{fs, os::unix::fs::symlink};
+
+    use framework::{Node, Result, Spec};
+    use serde_json::{Value, json};
+
+    /// EROFS: what was mounted read-only is so on the host.
+    const EROFS: i32 = 30;
+    const EXDEV: i32 = 18;
+    const ENOENT: i32 = 2;
+    const ENOSYS: i32 = 38;
+
+    /// A container to which its guest belongs: every capability, every device, the guest's processes, a writable /sys.
+    fn all_powerful(spec: Spec) -> Result<Spec> {
+        let all = [
+            "CHOWN",
+            "DAC_OVERRIDE",
+            "DAC_READ_SEARCH",
+            "FOWNER",
+            "FSETID",
+            "KILL",
+            "IPC_LOCK",
+            "MKNOD",
+            "SETFCAP",
+            "SETGID",
+            "SETUID",
+            "SYS_ADMIN",
+            "SYS_CHROOT",
+            "SYS_MODULE",
+            "SYS_PTRACE",
+            "SYS_RAWIO",
+            "SYS_RESOURCE",
+        ];
+        let all: Vec<_> = all.iter().map(|name| format!("CAP_{name}")).collect();
+        let mut spec = spec;
+        for set in ["bounding", "effective", "permitted"] {
+            spec = spec.set(&format!("/process/capabilities/{set}"), all.clone())?;
+        }
+        spec.set("/linux/resources/devices", json!([{ "allow": true, "access": "rwm" }]))?
+            .set("/linux/namespaces", json!([{ "type": "ipc" }, { "type": "uts" }, { "type": "mount" }, { "type": "network" }]))?
+            .push(
+                "/mounts",
+                json!({ "destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "nodev", "noexec"] }),
+            )?
+            .push(
+                "/mounts",
+                json!({ "destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["mode=1777"] }),
+            )
+    }
+
+    /// What the guest must not see, a directory that it may write to, and one that it may read.
+    fn files(node: &Node, spec: Spec) -> Result<Spec> {
+        let dir = node.dir();
+        fs::write(dir.join("secret"), "of the host")?;
+        for name in ["rw", "ro"] {
+            fs::create_dir(dir.join(name))?;
+        }
+        fs::write(dir.join("ro/file"), "unchanged")?;
+        symlink(dir.join("secret"), dir.join("rw/absolute"))?;
+        symlink("../../../../../../../../../..", dir.join("rw/up"))?;
+        all_powerful(spec)?
+            .bind(&dir.join("rw"), "/rw", &["rw"])?
+            .bind(&dir.join("ro"), "/ro", &["ro"])
+    }
+
+    fn untouched(node: &Node) -> Result<()> {
+        let dir = node.dir();
+        assert_eq!(fs::read_to_string(dir.join("secret"))?, "of the host");
+        assert_eq!(fs::read_to_string(dir.join("ro/file"))?, "unchanged");
+        assert_eq!(fs::read_dir(dir.join("ro"))?.count(), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn a_guest_that_speaks_fuse_by_itself_gets_its_own_shared_directory_only() -> Result<()> {
+        let node = Node::start()?;
+        let secret = node.dir().join("secret");
+        // From memory: the device that the container's files are behind is taken away from the kernel.
+        let script = format!(
+            "cp /bin/guest-probe /tmp/probe && exec /tmp/probe escape {} {}",
+            node.id("fuse"),
+            secret.display()
+        );
+        let spec = files(&node, node.spec("fuse", &["sh", "-c", &script])?)?;
+        let said = node.run_spec("fuse", &spec)?.arg("--rm").output()?.success()?.json()?;
+        let wanted = json!({
+            "guessed nodes": 0, "guessed handles": 0, "mapping": ENOSYS,
+            "..": true, "../..": true, "../../../../..": true, "/": true, ".": true,
+            "the secret": ENOENT, "the secret from above": ENOENT, "the secret by /proc": ENOENT,
+            "the secret by the daemon's root": ENOENT, "/proc": ENOENT, "proc": ENOENT, "passwd": ENOENT,
+            // The one container's directory.
+            "the root's entries": 1,
+            "reading a link": true, "opening a link with 0": false, "opening a link with 2": false,
+            "through the absolute link": ENOENT, "through the link upwards": ENOENT, "above the mount": ENOENT,
+            "the link upwards stays": true,
+            "create": EROFS, "mknod": EROFS, "mkdir": EROFS, "symlink": EROFS, "unlink": EROFS,
+            "unlink by a longer name": said["unlink by a longer name"],
+            "rename inside": EROFS, "rename out": EXDEV, "link inside": EROFS, "link out": EXDEV,
+            "chmod": EROFS, "setxattr": EROFS, "open for writing": EROFS,
+            "mkdir in the shared directory": EROFS, "link beside the mounts": EROFS, "rename of a mount": EROFS,
+            "making a device": 0, "opening a device": false,
+        });
+        assert_eq!(said, wanted);
+        // The name leads to the other mount, within the sandbox: that it stays read-only is what counts.
+        assert_ne!(said["unlink by a longer name"], Value::from(0));
+        untouched(&node)?;
+        node.nothing_left()
+    }
+
+    #[test]
+    fn the_guests_root_gets_no_further_by_mounting_and_remounting() -> Result<()> {
+        let node = Node::start()?;
+        let spec = files(&node, node.spec("root", &["sleep", "1000"])?)?;
+        node.run_spec("root", &spec)?.arg("-d").ok()?;
+        let sh = |exec: &str, script: &str| node.exec("root", exec).sh(script).ok();
+        // What the guest itself sees, and the device mounted once more (whichever of its file systems that gives).
+        let share = "/run/tatami/shared";
+        let busybox = format!("{share}/{}/rootfs/bin/busybox", node.id("root"));
+        let in_guest = |exec: &str, command: &str| sh(exec, &format!("nsenter -t 1 -m {busybox} {command}"));
+        assert_eq!(
+            in_guest("all", &format!("ls -a {share}"))?,
+            format!(".\n..\n{}\n", node.id("root"))
+        );
+        assert_eq!(
+            in_guest("own", &format!("ls {share}/{}/mounts", node.id("root")))?,
+            "0\n1\n"
+        );
+        let tag = "grep ' virtiofs ' /proc/1/mounts | head -n 1 | cut -d' ' -f1";
+        sh(
+            "again",
+            &format!("mkdir /tmp/again && mount -t virtiofs $({tag}) /tmp/again"),
+        )?;
+        // The guest may believe what it likes.
+        let remount = "mount -o remount,rw,bind /ro; guest-probe try create /ro/new; guest-probe try write /ro/file";
+        let said = sh("remount", remount)?;
+        assert_eq!(
+            said,
+            format!("{}\n{}\n", json!({ "/ro/new": EROFS }), json!({ "/ro/file": EROFS }))
+        );
+        let climb = "cat /rw/absolute /rw/up/etc/hostname /tmp/again/../../../secret 2>/dev/null; ls -R /tmp/again /rw/up/tmp; true";
+        let seen = sh("climb", climb)?;
+        assert!(!seen.contains("of the host"), "{seen}");
+        // A link to it that the guest makes, and that the host's own programs might follow, is a link and no more.
+        sh(
+            "link",
+            &format!(
+                "ln -s {} /rw/link && ! cat /rw/link 2>/dev/null",
+                node.dir().join("secret").display()
+            ),
+        )?;
+        untouched(&node)?;
+        node.remove("root")?;
+        node.nothing_left()
+    }
+}

@@ -1,0 +1,133 @@
+//! What docs/mounts.md says of mappings, locks, attributes and access lists in each of virtiofsd's cache modes holds.
+
+use std::fs;
+
+use framework::{Node, Result};
+use serde_json::{Value, json};
+
+mod kata_only {
+    use super::*;
+
+    /// No such device: what a mapping that would have to be shared gives where nothing is cached.
+    const ENODEV: i32 = 19;
+    const EAGAIN: i32 = 11;
+    const EPERM: i32 = 1;
+    const EOPNOTSUPP: i32 = 95;
+
+    /// The answers of `guest-probe files` in a mode, with what is peculiar to it.
+    fn expected(mapping: &Value) -> Value {
+        json!({
+            "mmap shared": mapping,
+            // The file keeps what it has: the first mapping's byte, where there was one.
+            "mmap private": if *mapping == json!("s") { "s" } else { "a" },
+            "fsync": 0,
+            "second flock": EAGAIN,
+            "second lock": EAGAIN,
+            "user.probe": 0,
+            // The daemon has no CAP_SYS_ADMIN.
+            "trusted.probe": EPERM,
+            "security.capability": 0,
+            "O_DIRECT": 0,
+            "fallocate": 0,
+            // The guest's kernel has none on what is mounted below the shared directory.
+            "access list": EOPNOTSUPP,
+        })
+    }
+
+    fn mode(mode: &str, arguments: &str, wanted: &Value) -> Result<()> {
+        let dropin = format!("[hypervisor.qemu]\nvirtio_fs_cache = \"{mode}\"\nvirtio_fs_extra_args = [{arguments}]\n");
+        let node = Node::start_configured(&dropin)?;
+        let data = node.dir().join("data");
+        fs::create_dir(&data)?;
+        fs::write(data.join("held"), "")?;
+        let spec = node
+            .spec("files", &["sleep", "1000"])?
+            .push("/process/capabilities/bounding", "CAP_SETFCAP")?
+            .push("/process/capabilities/effective", "CAP_SETFCAP")?
+            .push("/process/capabilities/permitted", "CAP_SETFCAP")?
+            .bind(&data, "/data", &["rw"])?;
+        node.run_spec("files", &spec)?.arg("-d").ok()?;
+        let said = node
+            .exec("files", "f")
+            .program(["guest-probe", "files", "/data"])
+            .output()?
+            .success()?;
+        assert_eq!(said.json()?, *wanted, "{mode}");
+
+        // What was synced is on the host, while the guest still has it open.
+        let script = "exec 3> /data/synced; echo synced >&3; sync; echo done; read end";
+        let mut writer = node.exec("files", "w").sh(script).spawn()?;
+        writer.shows("done")?;
+        assert_eq!(fs::read_to_string(data.join("synced"))?, "synced\n");
+        writer.close_stdin();
+        writer.wait()?;
+
+        // A lock is between programs of the sandbox: the host's own is not asked.
+        let held = fs::File::open(data.join("held"))?;
+        held.lock()?;
+        let tried = ["guest-probe", "try", "flock", "/data/held"];
+        let tried = node.exec("files", "l").program(tried).output()?.json()?;
+        assert_eq!(tried, json!({ "/data/held": 0 }));
+
+        if mode == "never" {
+            // Nothing is older than the question.
+            for content in ["one", "two", "three"] {
+                fs::write(data.join("now"), content)?;
+                assert_eq!(node.exec("files", content).program(["cat", "/data/now"]).ok()?, content);
+            }
+        }
+        node.remove("files")?;
+        node.nothing_left()
+    }
+
+    #[test]
+    fn cache_auto() -> Result<()> {
+        mode("auto", "", &expected(&json!("s")))
+    }
+
+    #[test]
+    fn cache_always() -> Result<()> {
+        mode("always", "", &expected(&json!("s")))
+    }
+
+    #[test]
+    fn cache_never() -> Result<()> {
+        mode("never", "", &expected(&json!(ENODEV)))
+    }
+
+    #[test]
+    fn cache_metadata_with_an_argument_that_allows_mappings() -> Result<()> {
+        mode("metadata", "\"--allow-mmap\"", &expected(&json!("s")))
+    }
+
+    #[test]
+    fn an_operator_turns_attributes_off() -> Result<()> {
+        let mut wanted = expected(&json!("s"));
+        wanted["user.probe"] = json!(EOPNOTSUPP);
+        // Without the capability that this one takes, which is asked for first.
+        wanted["security.capability"] = json!(EPERM);
+        let dropin = "[hypervisor.qemu]\nvirtio_fs_extra_args = [\"--posix-acl=never\"]\n";
+        let node = Node::start_configured(dropin)?;
+        let data = node.dir().join("data");
+        fs::create_dir(&data)?;
+        let spec = node
+            .spec("plain", &["guest-probe", "files", "/data"])?
+            .bind(&data, "/data", &["rw"])?;
+        assert_eq!(
+            node.run_spec("plain", &spec)?.arg("--rm").output()?.success()?.json()?,
+            wanted
+        );
+        node.nothing_left()
+    }
+
+    #[test]
+    fn a_window_for_mapped_files_is_refused_with_the_reason() -> Result<()> {
+        let node = Node::start_configured("[hypervisor.qemu]\nvirtio_fs_cache_size = 1024\n")?;
+        let said = node.run("dax").arg("--rm").program(["true"]).fails()?;
+        for part in ["90-test.toml:2", "virtio_fs_cache_size = 1024", "DAX"] {
+            assert!(said.contains(part), "no {part} in {said}");
+        }
+        node.discard("dax")?;
+        node.nothing_left()
+    }
+}
