@@ -215,7 +215,8 @@ mod kata_only {
             .sh("echo ready; nc -l -p 7000")
             .spawn()?;
         listener.shows("ready\n")?;
-        let sender = "until echo hello | nc 10.90.0.1 7000; do :; done; ping -c 1 10.90.0.1";
+        // The ping first: once it has the line, the other sandbox may be gone at any time.
+        let sender = "ping -c 1 10.90.0.1 && until echo hello | nc 10.90.0.1 7000; do :; done";
         node.run("two").arg("--rm").arg(two.flag()).sh(sender).ok()?;
         listener.shows("hello\n")?;
         listener.close_stdin();
