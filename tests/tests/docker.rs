@@ -2,21 +2,16 @@
 
 use std::{io::Write, net::TcpListener};
 
-use framework::{Docker, Result};
+use framework::{Docker, Result, netns::joined};
 
 mod kata_only {
     use super::*;
-
-    fn joined<T>(thread: std::thread::JoinHandle<Result<T>>) -> Result<T> {
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    }
 
     #[test]
     fn a_container_of_dockers_has_its_network_limits_volumes_and_devices() -> Result<()> {
         let docker = Docker::start()?;
         std::fs::write(docker.dir().join("file"), "from the host\n")?;
         let listener = docker.namespace().inside(|| Ok(TcpListener::bind("10.95.0.1:80")?))?;
-        let listener = joined(listener)?;
         let server = std::thread::spawn(move || Ok(listener.accept()?.0.write_all(b"by the bridge\n")?));
         let script = "ip addr show dev eth0 | grep -o 'inet [0-9./]*'; ip route | grep -o 'default via [0-9.]*'; \
                       nc 10.95.0.1 80 < /dev/null; cat /mnt/file; hostname; grep -c host-of-hosts /etc/hosts; \

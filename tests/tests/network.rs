@@ -6,7 +6,7 @@ use std::{
     thread::JoinHandle,
 };
 
-use framework::{NetNs, Node, Result, image::sha256};
+use framework::{NetNs, Node, Result, image::sha256, netns::joined};
 
 /// What is sent in one direction: more than every buffer on the way.
 const TEN_MEGABYTES: usize = 10 << 20;
@@ -44,12 +44,8 @@ fn serve<T: Send + 'static>(
     address: &'static str,
     work: impl FnOnce(std::net::TcpStream) -> Result<T> + Send + 'static,
 ) -> Result<JoinHandle<Result<T>>> {
-    let listener = joined(namespace.inside(move || Ok(TcpListener::bind(address)?))?)?;
+    let listener = namespace.inside(move || Ok(TcpListener::bind(address)?))?;
     Ok(std::thread::spawn(move || work(listener.accept()?.0)))
-}
-
-fn joined<T>(thread: JoinHandle<Result<T>>) -> Result<T> {
-    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// The same bytes from everyone who is asked for them.
