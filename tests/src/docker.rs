@@ -85,7 +85,16 @@ impl Docker {
 
     /// `docker run` on the runtime under test; flags may follow, and the program to run.
     pub fn run(&self, name: &str) -> Ctr {
-        self.docker(&["run", "--runtime", self.runtime.name(), "--name", name])
+        self.container("run", name)
+    }
+
+    /// `docker create`, in the same way.
+    pub fn create(&self, name: &str) -> Ctr {
+        self.container("create", name)
+    }
+
+    fn container(&self, verb: &str, name: &str) -> Ctr {
+        self.docker(&[verb, "--runtime", self.runtime.name(), "--name", name])
             .tail([IMAGE])
     }
 

@@ -1,6 +1,6 @@
 //! Containers that CRI's annotations put into one sandbox.
 
-use framework::{Node, Result, Spec};
+use framework::{Node, Result, Runtime, Spec};
 
 const TYPE: &str = "io.kubernetes.cri.container-type";
 const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
@@ -8,6 +8,29 @@ const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
 /// A container of the sandbox `pod`; CRI sends these two annotations with each.
 fn member(spec: Spec, node: &Node, kind: &str, pod: &str) -> Result<Spec> {
     spec.annotation(TYPE, kind)?.annotation(SANDBOX, &node.id(pod))
+}
+
+#[test]
+fn a_container_has_the_name_and_the_domain_that_its_specification_gives() -> Result<()> {
+    let node = Node::start()?;
+    let script = [
+        "sh",
+        "-c",
+        "hostname; cat /proc/sys/kernel/hostname /proc/sys/kernel/domainname",
+    ];
+    let spec = node
+        .spec("named", &script)?
+        .set("/hostname", "the-name")?
+        .set("/domainname", "the.domain")?;
+    let told = node.run_spec("named", &spec)?.arg("--rm").ok()?;
+    // runc knows the domain only since 1.2.
+    let domain = told.lines().nth(2).map(str::to_owned);
+    assert!(told.starts_with("the-name\nthe-name\n"), "{told}");
+    assert!(
+        node.runtime() == Runtime::Runc || domain.as_deref() == Some("the.domain"),
+        "{told}"
+    );
+    node.nothing_left()
 }
 
 mod kata_only {

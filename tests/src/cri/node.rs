@@ -237,8 +237,8 @@ impl Drop for PodNode {
     }
 }
 
-/// Asks until there is an answer. CRI has no call that waits: the kubelet, too, asks again and again.
-pub(super) fn eventually<T>(what: &str, ask: impl Fn() -> Result<Option<T>>) -> Result<T> {
+/// Asks until there is an answer, for at most two minutes. CRI has no call that waits: the kubelet, too, asks again and again.
+pub fn eventually<T>(what: &str, ask: impl Fn() -> Result<Option<T>>) -> Result<T> {
     let limit = Duration::from_secs(120);
     let deadline = Instant::now() + limit;
     loop {
