@@ -80,4 +80,52 @@ mod kata_only {
         node.forget("pod")?;
         node.nothing_left()
     }
+
+    /// Where the machine's processes are, each with its lines of /proc/PID/cgroup; they are as many as they should be.
+    fn machine_is_in(node: &Node, name: &str, cgroup: &str) -> Result<()> {
+        let programs = ["qemu-system", "virtiofsd", "vhost-device-vsock"];
+        let of_machine = |program: &str| programs.iter().any(|part| program.contains(part));
+        let processes = node.processes(name);
+        let machine: Vec<_> = processes
+            .iter()
+            .filter(|process| of_machine(process.program()))
+            .collect();
+        assert!(machine.len() >= 2, "{processes:?}");
+        for process in machine {
+            let told = std::fs::read_to_string(format!("/proc/{}/cgroup", process.pid))?;
+            // One line a hierarchy (cgroups(7)): number, controllers, path.
+            for line in told.lines() {
+                assert_eq!(line.splitn(3, ':').nth(2), Some(cgroup), "{process:?}: {told}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn everything_of_a_sandbox_is_in_one_cgroup_beside_the_containers_by_either_naming() -> Result<()> {
+        let node = Node::start()?;
+        let tag = node.namespace().to_owned();
+        for (name, path, parent) in [
+            ("plain", format!("/{tag}/c"), format!("/{tag}")),
+            (
+                "systemd",
+                format!("{tag}-pod.slice:cri-containerd:c"),
+                format!("/{tag}.slice/{tag}-pod.slice"),
+            ),
+        ] {
+            let spec = node.spec(name, &["sleep", "1000"])?.set("/linux/cgroupsPath", path)?;
+            node.run_spec(name, &spec)?.arg("-d").ok()?;
+            machine_is_in(&node, name, &format!("{parent}/kata_{}", node.id(name)))?;
+            node.remove(name)?;
+        }
+        // A slice is systemd's to remove; here nobody is systemd.
+        for hierarchy in std::fs::read_dir("/sys/fs/cgroup")? {
+            let slice = hierarchy?.path().join(format!("{tag}.slice"));
+            if slice.exists() {
+                std::fs::remove_dir(slice.join(format!("{tag}-pod.slice")))?;
+                std::fs::remove_dir(slice)?;
+            }
+        }
+        node.nothing_left()
+    }
 }

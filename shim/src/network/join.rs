@@ -49,11 +49,9 @@ pub(super) struct Rejoined {
 /// Looks what is there before anything is made.
 pub(super) async fn look(netlink: Handle, namespace: String) -> Result<Wanted, NetworkError> {
     let seen = seen::look(&netlink, &namespace).await?;
-    let mut macs = BTreeSet::new();
+    let mut taken = BTreeSet::new();
     guest::wanted(&seen, &namespace, &Own::default(), &mut |place, interface| {
-        // ipvlan interfaces share the address of their parent, but the guest finds its devices by theirs.
-        let first = macs.insert(interface.mac.0);
-        Some(if first { interface.mac } else { guest::own_mac(place) })
+        Some(guest::device_mac(&mut taken, place, interface.mac))
     })
 }
 

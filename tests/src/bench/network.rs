@@ -36,7 +36,10 @@ impl<'a> Wired<'a> {
         let container = node
             .run(CONTAINER)
             .arg(inside.flag())
-            .sh("mkfifo /tmp/open; echo up; exec sleep 100000")
+            // A file, because a pipe would have it measured how fast two programs take turns.
+            .sh(&format!(
+                "mkfifo /tmp/open; head -c {BYTES} /dev/zero > /tmp/data; echo up; exec sleep 100000"
+            ))
             .limit(LIMIT * 10)
             .spawn()?;
         container.shows("up")?;
@@ -83,8 +86,7 @@ impl<'a> Wired<'a> {
     }
 
     fn send(&self, exec: &str) -> Result<f64> {
-        let script = format!("head -c {BYTES} /dev/zero | nc 10.77.0.1 5001");
-        self.transfer(exec, &script, |mut stream| {
+        self.transfer(exec, "nc 10.77.0.1 5001 < /tmp/data", |mut stream| {
             let mut buffer = vec![0; 1 << 20];
             let mut bytes = 0;
             loop {
