@@ -75,9 +75,9 @@ impl Launcher for QemuLauncher {
             return Err(failed(&error));
         }
         let machine = QemuMachine {
-            vm,
             at_boot: network.guest(),
-            network: MachineNetwork::new(network),
+            network: MachineNetwork::new(network, vm.nics()),
+            vm,
             cgroups: self.cgroup.directories().to_vec(),
         };
         Ok((Box::new(machine), Box::new(QemuConnections(listener))))
@@ -126,12 +126,12 @@ impl Machine for QemuMachine {
         self.at_boot.clone()
     }
 
-    async fn network_after_hooks(&self) -> Result<Option<Network>, NetworkError> {
-        self.network.after_hooks().await
+    async fn refresh_network(&self) -> Result<Option<Network>, NetworkError> {
+        self.network.refresh().await
     }
 
-    async fn next_network(&self) -> Network {
-        self.network.next().await
+    async fn network_changed(&self) {
+        self.network.changed().await;
     }
 
     async fn stop(&self, grace: Duration) {
