@@ -84,6 +84,10 @@ impl Launcher for QemuLauncher {
     }
 }
 
+/// Added to the reason of an end.
+const OUT_OF_MEMORY: &str = "; the host has killed it for want of memory: the limit of the pod, or the host, is too small for \
+                             the VM's memory and what QEMU needs itself";
+
 struct QemuMachine {
     vm: Vm,
     at_boot: Option<Network>,
@@ -100,9 +104,11 @@ impl Machine for QemuMachine {
     async fn ended(&self) -> Ending {
         let ended = self.vm.ended().await;
         let killed = matches!(&ended.cause, Cause::ChildDied(death) if death.signal() == Some(libc::SIGKILL));
+        let out_of_memory = killed && oom_killed(&self.cgroups);
+        let why = if out_of_memory { OUT_OF_MEMORY } else { "" };
         Ending {
-            reason: ended.to_string(),
-            out_of_memory: killed && oom_killed(&self.cgroups),
+            reason: format!("{ended}{why}"),
+            out_of_memory,
         }
     }
 
