@@ -137,6 +137,7 @@ impl Host {
                     let cache = words.next().cloned().unwrap_or_default();
                     args.extend(["--cache".into(), share.cache.map_or(cache, OsString::from)]);
                 }
+                Some(option) if share.more.iter().any(|more| name(more) == name(option)) => {}
                 _ => args.push(word.clone()),
             }
         }
@@ -169,6 +170,11 @@ impl Host {
         )?;
         Ok((daemon, socket, listener))
     }
+}
+
+/// What comes before an option's value.
+fn name(option: &str) -> &str {
+    option.split('=').next().unwrap_or(option)
 }
 
 /// The process of the idle container's sandbox whose program's name has `name` in it.

@@ -19,7 +19,7 @@ const MEBIBYTES: &str = "32";
 pub(super) fn measure(host: &Host) -> Result<Vec<Row>> {
     let mut best: BTreeMap<String, (Unit, [f64; 2])> = BTreeMap::new();
     for number in 0..COUNT {
-        for (kind, line) in [in_container(host, number)?, in_bare_guest(host, Share::default())?]
+        for (kind, line) in [in_container(host, number)?, in_bare_guest(host, Share::default())?.0]
             .iter()
             .enumerate()
         {
@@ -57,14 +57,24 @@ pub(super) fn settings(host: &Host) -> Result<Vec<Row>> {
         ("thread-pool-size=1", with(None, None, &["--thread-pool-size=1"])),
         ("thread-pool-size=4", with(None, None, &["--thread-pool-size=4"])),
         ("writeback", with(None, None, &["--writeback"])),
+        ("posix-acl=never", with(None, None, &["--posix-acl=never"])),
+        (
+            "xattr without lists",
+            with(None, None, &["--posix-acl=never", "--xattr"]),
+        ),
     ];
     let mut best: BTreeMap<(String, usize), (Unit, f64)> = BTreeMap::new();
     for _ in 0..COUNT {
         for (index, (_, share)) in candidates.iter().enumerate() {
-            for (name, unit, value) in figures(&in_bare_guest(host, share.clone())?)? {
+            let (line, cpu) = in_bare_guest(host, share.clone())?;
+            for (name, unit, value) in figures(&line)? {
                 let best = &mut best.entry((name, index)).or_insert((unit, 0.0)).1;
                 *best = best.max(value);
             }
+            // What the clock shows of a shared machine is also what others did.
+            let name = String::from("CPU time of QEMU with its boot");
+            let best = &mut best.entry((name, index)).or_insert((Unit::Seconds, f64::INFINITY)).1;
+            *best = best.min(cpu);
         }
     }
     let floors: BTreeMap<String, f64> = best
@@ -104,7 +114,8 @@ fn in_container(host: &Host, number: usize) -> Result<String> {
         .ok_or_else(|| Error::unexpected(format!("no result of a load: {output}")))
 }
 
-fn in_bare_guest(host: &Host, share: Share) -> Result<String> {
+/// The result, and the CPU time of QEMU in seconds.
+fn in_bare_guest(host: &Host, share: Share) -> Result<(String, f64)> {
     let dir = host.dir().join("load");
     fs::create_dir_all(&dir)?;
     let share = Share { dir, ..share };
@@ -116,7 +127,8 @@ fn in_bare_guest(host: &Host, share: Share) -> Result<String> {
         share: Some(share),
         vsock: false,
     })?;
-    guest.line("load: ")
+    let (line, cost) = guest.line("load: ")?;
+    Ok((line, cost.cpu))
 }
 
 /// The figures that a load prints: name, unit, value.
