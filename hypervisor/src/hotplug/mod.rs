@@ -8,6 +8,7 @@
 //! half done. Knows QEMU's names for a disk, and nothing of what is on it or who in the guest uses it.
 
 mod disk;
+mod resize;
 pub(crate) mod slots;
 
 use std::collections::HashMap;

@@ -26,6 +26,7 @@ pub mod process;
 mod stand_in;
 mod start;
 mod verbs;
+mod volumes;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -49,6 +50,7 @@ use crate::events::Publisher;
 use crate::id::{ContainerId, ExecId, Namespace, SandboxId};
 use crate::memlock::ContainerPolicy;
 use crate::vm::{Ending, Machine};
+use crate::volumes::DirectVolume;
 
 pub use self::create::CreateRequest;
 pub use self::disks::DiskError;
@@ -116,6 +118,8 @@ pub struct Sandbox {
     debug_console: bool,
     kernel: PathBuf,
     disks: Arc<Disks>,
+    /// Those that have been given to a container, by their paths.
+    direct_volumes: Mutex<HashMap<PathBuf, DirectVolume>>,
     vm: watch::Sender<Vm>,
     machine: Mutex<Option<Arc<dyn Machine>>>,
     stopping: watch::Sender<bool>,
@@ -161,6 +165,7 @@ impl Sandbox {
             debug_console: parts.debug_console,
             kernel: parts.kernel,
             disks: Arc::default(),
+            direct_volumes: Mutex::default(),
             vm: watch::Sender::new(Vm::Booting),
             machine: Mutex::default(),
             stopping: watch::Sender::new(false),
