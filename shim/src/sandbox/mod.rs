@@ -118,14 +118,14 @@ pub struct Sandbox {
     debug_console: bool,
     kernel: PathBuf,
     disks: Arc<Disks>,
-    /// Those that have been given to a container, by their paths.
-    direct_volumes: Mutex<HashMap<PathBuf, DirectVolume>>,
     vm: watch::Sender<Vm>,
     machine: Mutex<Option<Arc<dyn Machine>>>,
     stopping: watch::Sender<bool>,
     /// Why the VM has been given up, once it has been.
     given_up: watch::Sender<Option<String>>,
     patience: Duration,
+    /// Direct-assigned volumes that have been given to a container, by their paths.
+    direct_volumes: Mutex<HashMap<PathBuf, DirectVolume>>,
     /// The processes of forwarded connections, which containerd does not know.
     forwards: Mutex<HashMap<ExecId, oneshot::Sender<forward::Length>>>,
     next_forward: AtomicU64,
@@ -165,12 +165,12 @@ impl Sandbox {
             debug_console: parts.debug_console,
             kernel: parts.kernel,
             disks: Arc::default(),
-            direct_volumes: Mutex::default(),
             vm: watch::Sender::new(Vm::Booting),
             machine: Mutex::default(),
             stopping: watch::Sender::new(false),
             given_up: watch::Sender::new(None),
             patience: parts.patience,
+            direct_volumes: Mutex::default(),
             forwards: Mutex::default(),
             next_forward: AtomicU64::new(0),
         });
