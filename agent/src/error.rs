@@ -116,6 +116,9 @@ pub(crate) enum Error {
         #[source]
         source: ProbeError,
     },
+    /// A storage that the host asks about.
+    #[error(transparent)]
+    Volume(StorageError),
     /// A file system or a disk of the container.
     #[error("container {id}: {source}")]
     Storage {

@@ -146,6 +146,14 @@ impl Vm {
         cpus::sample(&self.qmp).await
     }
 
+    /// Gives a disk so many bytes, and tells the guest. An image that is larger is cut off: the caller has looked.
+    ///
+    /// # Errors
+    /// There is no such disk, or QEMU refuses: a block device has to have the size already.
+    pub async fn resize_disk(&self, serial: &str, bytes: u64) -> Result<(), HotplugError> {
+        self.hotplug.resize(serial, bytes).await
+    }
+
     /// Plugs a disk into the running guest. The answer is the serial number by which the guest finds it.
     ///
     /// # Errors

@@ -110,9 +110,11 @@ pub enum Error {
         source: HostError,
     },
     /// A disk of the guest.
-    #[error("cannot create {subject}")]
+    #[error("cannot {operation} {subject}")]
     Disk {
-        /// The container.
+        /// The verb.
+        operation: &'static str,
+        /// The container, or the sandbox.
         subject: String,
         /// Why.
         #[source]
@@ -161,7 +163,9 @@ impl Error {
                 HostError::Other(_) => Code::INTERNAL,
             },
             Error::Disk { source, .. } => match &**source {
-                DiskError::Open(VolumeError::InUse { .. }) | DiskError::ReadOnly { .. } => Code::FAILED_PRECONDITION,
+                DiskError::Open(VolumeError::InUse { .. }) | DiskError::ReadOnly { .. } | DiskError::Grow { .. } => {
+                    Code::FAILED_PRECONDITION
+                }
                 DiskError::Open(_) => Code::INVALID_ARGUMENT,
                 DiskError::Plug {
                     source: HotplugError::Full,

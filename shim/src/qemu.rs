@@ -153,6 +153,10 @@ impl Machine for QemuMachine {
     async fn detach_disk(&self, serial: &str) -> Result<(), HotplugError> {
         self.vm.detach_disk(serial).await
     }
+
+    async fn resize_disk(&self, serial: &str, bytes: u64) -> Result<(), HotplugError> {
+        self.vm.resize_disk(serial, bytes).await
+    }
 }
 
 /// Whether the kernel has killed for want of memory in one of the cgroups: `oom_kill` in v2's memory.events and v1's

@@ -21,6 +21,7 @@ use crate::events::Publisher;
 use crate::forward;
 use crate::host_cgroup::HostCgroup;
 use crate::memlock::{Rules, SandboxPolicy};
+use crate::metrics;
 use crate::network::{NetworkPlan, Place};
 use crate::process::ProcessRef;
 use crate::qemu::QemuLauncher;
@@ -87,6 +88,10 @@ pub async fn serve(listener: UnixListener, context: ServerContext) -> Result<Exi
     let listener = Listener::try_from(listener).map_err(ServerError::Listen)?;
     let mut server = Server::new().add_listener(listener).register_service(service.methods());
     server.start().await.map_err(ServerError::Serve)?;
+    if let Err(error) = metrics::socket::serve(&context.run_dir.metrics_socket(), Arc::clone(&cell)) {
+        // kata-ctl has another way to them.
+        tracing::warn!(%error, path = %context.run_dir.metrics_socket().display(), "nobody can scrape this sandbox");
+    }
     let reason = tokio::select! {
         () = shutdown.notified() => ExitReason::Shutdown,
         _ = terminate.recv() => ExitReason::Signal,

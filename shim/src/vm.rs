@@ -89,6 +89,13 @@ pub trait Machine: Send + Sync {
     /// # Errors
     /// The guest does not let go of it within some seconds: it stays, and this may be called again.
     async fn detach_disk(&self, serial: &str) -> Result<(), HotplugError>;
+    /// Gives a disk so many bytes, and tells the guest. An image that is larger would be cut off.
+    ///
+    /// # Errors
+    /// There is no such disk, or the VMM refuses.
+    async fn resize_disk(&self, serial: &str, _bytes: u64) -> Result<(), HotplugError> {
+        Err(HotplugError::Unknown(serial.to_owned()))
+    }
 }
 
 /// The connections that one VM dials.

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use protocol::agent::{
-    CloseStdinRequest, ContainerId as ContainerRequest, CreateContainerRequest, Empty, ExecRequest,
+    CloseStdinRequest, ContainerId as ContainerRequest, CreateContainerRequest, Empty, ExecRequest, GrowStorageRequest,
     GuestMetricsResponse, HostChanges, ListProcessesResponse, MemlockReport, MemlockRequest, Network, ProcessId,
-    ProcessStarted, ResizeTerminalRequest, SignalRequest, StatsResponse, UpdateRequest,
+    ProcessStarted, ResizeTerminalRequest, SignalRequest, StatsResponse, StorageName, StorageStatsResponse,
+    UpdateRequest,
 };
 use protocol::agent_ttrpc::Agent;
 use serde::de::DeserializeOwned;
@@ -237,5 +238,15 @@ impl Agent for Service {
 
     async fn update_network(&self, _: &TtrpcContext, request: Network) -> ttrpc::Result<Empty> {
         done("update the network", self.1.apply(&request).await.map_err(Error::from))
+    }
+
+    async fn storage_stats(&self, _: &TtrpcContext, request: StorageName) -> ttrpc::Result<StorageStatsResponse> {
+        let stats = self.0.storages().stats(&request.name).await;
+        answer("ask for the use of a storage", stats.map_err(Error::Volume))
+    }
+
+    async fn grow_storage(&self, _: &TtrpcContext, request: GrowStorageRequest) -> ttrpc::Result<StorageStatsResponse> {
+        let grown = self.0.storages().grow(&request.name, request.bytes).await;
+        answer("grow a storage", grown.map_err(Error::Volume))
     }
 }

@@ -24,7 +24,7 @@ pub(super) fn code(error: &Error) -> Code {
         Error::NoChanges(_) => Code::UNIMPLEMENTED,
         Error::Memlock { source, .. } => probe(source),
         Error::Network(error) => network(error),
-        Error::Storage { source, .. } => storage(source),
+        Error::Storage { source, .. } | Error::Volume(source) => storage(source),
         Error::System { .. } => Code::INTERNAL,
     }
 }
@@ -78,6 +78,8 @@ fn storage(error: &StorageError) -> Code {
         StorageError::Invalid(_) | StorageError::Mount { .. } | StorageError::Different { .. } => {
             Code::INVALID_ARGUMENT
         }
+        StorageError::NotMounted(_) => Code::NOT_FOUND,
+        StorageError::Grow { .. } => Code::FAILED_PRECONDITION,
         StorageError::NoRoom { .. } => Code::RESOURCE_EXHAUSTED,
         StorageError::Events(_)
         | StorageError::NoDisk { .. }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, recv, socket_with};
 use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use super::StorageError;
 use crate::sys;
@@ -45,16 +46,13 @@ pub(super) async fn find(serial: &str) -> Result<DiskNode, StorageError> {
         return Err(StorageError::Invalid("a disk without a serial number".to_owned()));
     }
     // Before the first look, so that nothing is missed between the two.
-    let socket = listen().map_err(StorageError::Events)?;
-    let events = sys::watched(socket, Interest::READABLE).map_err(StorageError::Events)?;
+    let events = events()?;
     let found = async {
         loop {
             if let Some(disk) = look(Path::new(BLOCK), serial) {
                 return Ok(disk);
             }
-            let mut ready = events.readable().await.map_err(StorageError::Events)?;
-            drain(events.get_ref()).map_err(StorageError::Events)?;
-            ready.clear_ready();
+            next(&events).await?;
         }
     };
     tokio::time::timeout(APPEARS, found).await.unwrap_or_else(|_| {
@@ -63,6 +61,20 @@ pub(super) async fn find(serial: &str) -> Result<DiskNode, StorageError> {
             seconds: APPEARS.as_secs(),
         })
     })
+}
+
+/// The kernel's announcements from now on.
+pub(super) fn events() -> Result<AsyncFd<OwnedFd>, StorageError> {
+    let socket = listen().map_err(StorageError::Events)?;
+    sys::watched(socket, Interest::READABLE).map_err(StorageError::Events)
+}
+
+/// Waits for the next announcement.
+pub(super) async fn next(events: &AsyncFd<OwnedFd>) -> Result<(), StorageError> {
+    let mut ready = events.readable().await.map_err(StorageError::Events)?;
+    drain(events.get_ref()).map_err(StorageError::Events)?;
+    ready.clear_ready();
+    Ok(())
 }
 
 fn listen() -> io::Result<OwnedFd> {

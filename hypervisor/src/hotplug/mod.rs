@@ -10,6 +10,7 @@
 
 mod disk;
 mod nic;
+mod resize;
 pub(crate) mod slots;
 
 use std::collections::HashMap;
@@ -32,6 +33,15 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Why a device could not be plugged or unplugged.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum HotplugError {
+    /// QEMU does not give it another size, or has ended.
+    #[error("cannot resize disk {disk}")]
+    Resize {
+        /// Its serial number.
+        disk: String,
+        /// Why not.
+        #[source]
+        source: QmpError,
+    },
     /// All places are taken.
     #[error("all {CAPACITY} places for devices of the VM are taken")]
     Full,

@@ -225,6 +225,7 @@ impl Sandbox {
         volumes: Volumes,
     ) -> Result<(Vec<Storage>, Vec<BlockDevice>), Error> {
         let failed = |source| Error::Disk {
+            operation: "create",
             subject: format!("container {container}"),
             source: Box::new(source),
         };
@@ -233,6 +234,7 @@ impl Sandbox {
             let machine = self.machine().ok_or_else(|| failed(DiskError::Interrupted))?;
             serials.push(self.disks.attach(machine, container, disk).await.map_err(failed)?);
         }
+        self.use_volumes(volumes.direct);
         let serial = |index: usize| serials.get(index).cloned().unwrap_or_default();
         let storages = volumes.storages.into_iter().map(|(mut storage, disk)| {
             storage.serial = disk.map(serial).unwrap_or_default();

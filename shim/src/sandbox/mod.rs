@@ -27,6 +27,7 @@ pub mod process;
 mod stand_in;
 mod start;
 mod verbs;
+mod volumes;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -49,6 +50,7 @@ use crate::events::Publisher;
 use crate::id::{ContainerId, ExecId, Namespace, SandboxId};
 use crate::memlock::ContainerPolicy;
 use crate::vm::{Ending, Machine};
+use crate::volumes::DirectVolume;
 
 pub use self::create::CreateRequest;
 pub use self::disks::DiskError;
@@ -124,6 +126,8 @@ pub struct Sandbox {
     /// Why the VM has been given up, once it has been.
     given_up: watch::Sender<Option<String>>,
     patience: Duration,
+    /// Direct-assigned volumes that have been given to a container, by their paths.
+    direct_volumes: Mutex<HashMap<PathBuf, DirectVolume>>,
     /// The processes of forwarded connections, which containerd does not know.
     forwards: Mutex<HashMap<ExecId, oneshot::Sender<forward::Length>>>,
     next_forward: AtomicU64,
@@ -169,6 +173,7 @@ impl Sandbox {
             stopping: watch::Sender::new(false),
             given_up: watch::Sender::new(None),
             patience: parts.patience,
+            direct_volumes: Mutex::default(),
             forwards: Mutex::default(),
             next_forward: AtomicU64::new(0),
         });
