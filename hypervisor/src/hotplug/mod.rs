@@ -7,7 +7,10 @@
 //! Each step that fails has the earlier ones undone. The work is a task of its own: a caller that gives up leaves nothing
 //! half done. Knows QEMU's names for a disk, and nothing of what is on it or who in the guest uses it.
 
+pub(crate) mod cpu;
 mod disk;
+pub(crate) mod memory;
+mod release;
 pub(crate) mod slots;
 
 use std::collections::HashMap;
@@ -15,11 +18,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::sync::broadcast::error::RecvError;
 
 use self::disk::Names;
+use self::release::{ReleaseError, release};
 use self::slots::{CAPACITY, Slot, Slots};
-use crate::qmp::{Event, Qmp, QmpError};
+use crate::qmp::{Qmp, QmpError};
 
 pub use self::disk::{Disk, DiskKind};
 
@@ -89,6 +92,16 @@ impl Hotplug {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place for a device that is not a disk, which keeps it until the VM's end.
+    pub(crate) fn place(&self) -> Option<Slot> {
+        self.state().slots.take()
+    }
+
+    /// Gives a place back in which nothing could be plugged.
+    pub(crate) fn give_back(&self, slot: Slot) {
+        self.state().slots.give_back(slot);
     }
 
     /// Plugs a disk. The answer is its serial number.
@@ -171,50 +184,15 @@ impl Hotplug {
         Ok(())
     }
 
-    /// Has the guest let go of the device, and waits until it has.
     async fn release(&self, names: Names) -> Result<(), HotplugError> {
-        // Before the command: the event may be there before its answer.
-        let mut events = self.qmp.events();
-        let id = names.id();
-        match self.qmp.execute("device_del", json!({ "id": id })).await {
-            Ok(_) => {}
-            // The guest has let go of it after an earlier attempt had been given up.
-            Err(QmpError::Refused { class, .. }) if class == "DeviceNotFound" => return Ok(()),
-            Err(error) => return Err(failed("unplug", names)(error)),
+        match release(&self.qmp, &names.id(), self.patience).await {
+            Ok(()) => Ok(()),
+            Err(ReleaseError::Held(reason)) => Err(HotplugError::Held {
+                disk: names.serial(),
+                reason,
+            }),
+            Err(ReleaseError::Qmp(error)) => Err(failed("unplug", names)(error)),
         }
-        let held = |reason: String| HotplugError::Held {
-            disk: names.serial(),
-            reason,
-        };
-        let answered = async {
-            loop {
-                match events.recv().await {
-                    Ok(event) => match verdict(&event, &id) {
-                        Some(true) => return Ok(()),
-                        Some(false) => return Err(held("it reports that it cannot".to_owned())),
-                        None => {}
-                    },
-                    Err(RecvError::Lagged(_)) if !self.exists(names).await? => return Ok(()),
-                    Err(RecvError::Lagged(_)) => {}
-                    Err(RecvError::Closed) => return Err(failed("unplug", names)(QmpError::Closed)),
-                }
-            }
-        };
-        tokio::select! {
-            answered = tokio::time::timeout(self.patience, answered) => {
-                answered.unwrap_or_else(|_| Err(held(format!("it has not answered for {:?}", self.patience))))
-            }
-            _ = self.qmp.closed() => Err(failed("unplug", names)(QmpError::Closed)),
-        }
-    }
-
-    /// Asked where events were lost, because too many came.
-    async fn exists(&self, names: Names) -> Result<bool, HotplugError> {
-        let list = json!({ "path": "/machine/peripheral" });
-        let listed = self.qmp.execute("qom-list", list).await;
-        let listed = listed.map_err(failed("look for", names))?;
-        let devices = listed.as_array().map(Vec::as_slice).unwrap_or_default();
-        Ok(devices.iter().any(|device| device["name"] == names.id()))
     }
 }
 
@@ -223,18 +201,6 @@ fn failed(step: &'static str, names: Names) -> impl FnOnce(QmpError) -> HotplugE
         step,
         disk: names.serial(),
         source,
-    }
-}
-
-/// Whether an event says that the device is gone (true) or stays (QEMU's QAPI, "Device infrastructure").
-fn verdict(event: &Event, id: &str) -> Option<bool> {
-    if event.data["device"] != id {
-        return None;
-    }
-    match event.name.as_str() {
-        "DEVICE_DELETED" => Some(true),
-        "DEVICE_UNPLUG_GUEST_ERROR" => Some(false),
-        _ => None,
     }
 }
 
