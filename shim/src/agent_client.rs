@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use protocol::agent::{
     CloseStdinRequest, ContainerId, CreateContainerRequest, Empty, ExecRequest, GuestMetricsResponse, HostChanges,
-    ListProcessesResponse, MemlockReport, MemlockRequest, Network, ProcessId, ProcessStarted, ResizeTerminalRequest,
-    SignalRequest, StatsResponse, UpdateRequest,
+    ListProcessesResponse, MemlockReport, MemlockRequest, Network, ProcessId, ProcessStarted, ResizeRequest,
+    ResizeTerminalRequest, SignalRequest, StatsResponse, UpdateRequest,
 };
 use protocol::agent_ttrpc::AgentClient as Generated;
 use ttrpc::Code;
@@ -122,6 +122,10 @@ impl AgentClient {
     call!(
         /// Sends a signal.
         signal(SignalRequest) -> Empty
+    );
+    call!(
+        /// Tells that the VM has another size.
+        resize(ResizeRequest) -> Empty
     );
     call!(
         /// Tells a terminal its size.

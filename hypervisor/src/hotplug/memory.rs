@@ -86,13 +86,12 @@ impl Memory {
     /// Gives the VM so much memory in all, never less than what it booted with. Returns when the guest has taken it or
     /// given it back.
     pub(crate) async fn set(&mut self, wanted: Mebibytes) -> Result<(), MemoryError> {
-        let room = self.room();
-        let more = wanted.0.saturating_sub(self.boot.0).next_multiple_of(GRANULE);
-        if more > room {
-            let most = Mebibytes(self.boot.0 + room);
+        if wanted > self.most {
+            let most = self.most;
             return Err(MemoryError::TooMuch { wanted, most });
         }
-        let more = Mebibytes(more);
+        let more = wanted.0.saturating_sub(self.boot.0).next_multiple_of(GRANULE);
+        let more = Mebibytes(more.min(self.room()));
         // Before the command: the event may be there before its answer.
         let mut events = self.qmp.events();
         if self.present {

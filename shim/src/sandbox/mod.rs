@@ -23,6 +23,7 @@ mod forward;
 mod health;
 pub mod host;
 pub mod process;
+mod size;
 mod stand_in;
 mod start;
 mod verbs;
@@ -42,12 +43,14 @@ use self::connections::Expected;
 use self::disks::Disks;
 use self::host::{ContainerHooks, HostSide};
 use self::process::{Exit, Process, ProcessName};
+use self::size::Sizes;
 use self::stand_in::StandIn;
 use crate::agent_client::AgentClient;
 use crate::error::Error;
 use crate::events::Publisher;
 use crate::id::{ContainerId, ExecId, Namespace, SandboxId};
 use crate::memlock::ContainerPolicy;
+use crate::sizing::Sizing;
 use crate::vm::{Ending, Machine};
 
 pub use self::create::CreateRequest;
@@ -116,6 +119,7 @@ pub struct Sandbox {
     debug_console: bool,
     kernel: PathBuf,
     disks: Arc<Disks>,
+    sizes: Sizes,
     vm: watch::Sender<Vm>,
     machine: Mutex<Option<Arc<dyn Machine>>>,
     stopping: watch::Sender<bool>,
@@ -143,6 +147,8 @@ pub struct Parts {
     pub debug_console: bool,
     /// The guest's kernel.
     pub kernel: PathBuf,
+    /// How big the VM has to be.
+    pub sizing: Sizing,
 }
 
 impl Sandbox {
@@ -161,6 +167,7 @@ impl Sandbox {
             debug_console: parts.debug_console,
             kernel: parts.kernel,
             disks: Arc::default(),
+            sizes: Sizes::new(parts.sizing),
             vm: watch::Sender::new(Vm::Booting),
             machine: Mutex::default(),
             stopping: watch::Sender::new(false),

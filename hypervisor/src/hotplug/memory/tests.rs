@@ -105,7 +105,7 @@ async fn the_device_is_made_when_memory_is_first_wanted_and_asked_afterwards() {
 async fn more_than_the_vm_can_have_is_refused_before_anything_is_done() {
     let mut qemu = Qemu::new("", willing());
     let error = qemu.memory.set(Mebibytes(1028)).await.unwrap_err();
-    assert_eq!(error.to_string(), "the VM can have 1024 MiB, and not 1028 MiB");
+    assert_eq!(error.to_string(), "the VM can have 1026 MiB, and not 1028 MiB");
     assert_eq!(qemu.asked(), Vec::<String>::new());
 }
 
