@@ -43,7 +43,7 @@ pub use ended::{Cause, Ended};
 pub use files::FileError;
 pub use hotplug::cpu::CpuError;
 pub use hotplug::memory::MemoryError;
-pub use hotplug::{Disk, DiskKind, HotplugError};
+pub use hotplug::{Disk, DiskKind, HotplugError, NicHotplug};
 pub use listener::{GuestListener, GuestStream};
 pub use nic::{MacAddress, Nic};
 pub use qmp::{Event, Qmp, QmpError};

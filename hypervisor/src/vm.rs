@@ -19,7 +19,7 @@ use crate::ended::{self, Ended, Watched};
 use crate::files::SocketFile;
 use crate::hotplug::cpu::{self, CpuError};
 use crate::hotplug::memory::{Memory, MemoryError};
-use crate::hotplug::{Disk, Hotplug, HotplugError};
+use crate::hotplug::{Disk, Hotplug, HotplugError, NicHotplug};
 use crate::qmp::{Qmp, QmpError};
 use crate::size::Size;
 
@@ -200,6 +200,12 @@ impl Vm {
     /// this is called again with another amount.
     pub async fn set_memory(&self, memory: Mebibytes) -> Result<(), MemoryError> {
         self.memory.lock().await.set(memory).await
+    }
+
+    /// By which network devices are plugged in. May outlive the VM.
+    #[must_use]
+    pub fn nics(&self) -> NicHotplug {
+        NicHotplug(self.hotplug.clone())
     }
 
     /// Stops the guest's vCPUs. Nothing happens if they are stopped.

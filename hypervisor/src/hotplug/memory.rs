@@ -131,7 +131,7 @@ impl Memory {
     }
 
     async fn plug(&mut self, more: Mebibytes) -> Result<(), MemoryError> {
-        let slot = self.places.place().ok_or(MemoryError::Full)?;
+        let (_, slot) = self.places.place().map_err(|_| MemoryError::Full)?;
         let made = self.make(slot, more).await;
         match made {
             Ok(()) => self.present = true,
