@@ -68,7 +68,10 @@ pub(crate) async fn online(wanted: u32) -> Result<(), CpuError> {
     let events = Uevents::listen().map_err(failed("listen to the events of", CPUS))?;
     let coming = async {
         loop {
-            if bring_online(Path::new(CPUS), wanted)? {
+            // On a thread of its own: the kernel measures each CPU's speed, which takes seconds under emulation.
+            let bringing = tokio::task::spawn_blocking(move || bring_online(Path::new(CPUS), wanted));
+            let brought = bringing.await.map_err(io::Error::other);
+            if brought.map_err(failed("bring online the CPUs of", CPUS))?? {
                 return Ok(());
             }
             events.next().await.map_err(failed("listen to the events of", CPUS))?;
