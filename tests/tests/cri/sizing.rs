@@ -46,10 +46,15 @@ fn a_second_container_makes_the_vm_bigger_and_its_removal_gives_that_back() -> R
     resources(&mut config).cpu_period = 100_000;
     let second = pod.start(&config)?;
     let grown = memory(&first)?;
-    assert!((before + 512..=before + 524).contains(&grown), "{before} MiB became {grown}");
+    assert!(
+        (before + 512..=before + 524).contains(&grown),
+        "{before} MiB became {grown}"
+    );
     assert_eq!(vcpus(&first)?, 2.min(host_cpus()));
     assert_eq!(vcpus(&second)?, 2.min(host_cpus()));
     uses(&second, 480)?;
+    // The daemon that serves its files sees the new memory, too.
+    second.sh("cp /bin/busybox /copy && cmp /bin/busybox /copy")?;
 
     second.stop(0)?;
     second.remove()?;
@@ -84,12 +89,21 @@ fn an_update_gives_a_running_container_memory_that_it_can_use() -> Result<()> {
         })?;
     }
     let grown = memory(&user)?;
-    assert!((before + 448..=before + 464).contains(&grown), "{before} MiB became {grown}");
+    assert!(
+        (before + 448..=before + 464).contains(&grown),
+        "{before} MiB became {grown}"
+    );
     uses(&user, 400)?;
     let stats = node.cri().container_stats(&user.id)?;
-    let available = stats.memory.and_then(|memory| memory.available_bytes).map_or(0, |bytes| bytes.value);
+    let available = stats
+        .memory
+        .and_then(|memory| memory.available_bytes)
+        .map_or(0, |bytes| bytes.value);
     let limit = u64::try_from(512 * MIB).unwrap_or_default();
-    assert!((limit / 2..=limit).contains(&available), "{available} bytes of the new limit are free");
+    assert!(
+        (limit / 2..=limit).contains(&available),
+        "{available} bytes of the new limit are free"
+    );
     pod.remove()?;
     node.nothing_left()
 }
