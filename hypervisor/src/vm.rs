@@ -3,20 +3,25 @@
 //! Owns QEMU, the helpers and their sockets. Knows nothing of the guest.
 
 use std::future::Future;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use config::Mebibytes;
 use serde_json::Value;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 
 use crate::children::Child;
 use crate::console::Console;
 use crate::cpus::{self, Sample};
 use crate::ended::{self, Ended, Watched};
 use crate::files::SocketFile;
+use crate::hotplug::cpu::{self, CpuError};
+use crate::hotplug::memory::{Memory, MemoryError};
 use crate::hotplug::{Disk, Hotplug, HotplugError, NicHotplug};
 use crate::qmp::{Qmp, QmpError};
+use crate::size::Size;
 
 /// How long QEMU may take to end when it is told to.
 const QUIT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -29,6 +34,9 @@ pub struct Vm {
     children: Vec<Child>,
     qmp: Qmp,
     hotplug: Hotplug,
+    /// Whoever changes the number of vCPUs has it.
+    vcpus: Mutex<()>,
+    memory: Mutex<Memory>,
     console: Console,
     stopping: Arc<AtomicBool>,
     ended: watch::Receiver<Option<Arc<Ended>>>,
@@ -44,6 +52,10 @@ pub(crate) struct Parts {
     pub(crate) files: Vec<SocketFile>,
     /// QEMU's name of the thread that serves disks, if it has one.
     pub(crate) iothread: Option<&'static str>,
+    /// What it boots with.
+    pub(crate) size: Size,
+    /// What it can become.
+    pub(crate) largest: Size,
 }
 
 impl Vm {
@@ -55,6 +67,8 @@ impl Vm {
             console,
             files,
             iothread,
+            size,
+            largest,
         } = parts;
         let stopping = Arc::new(AtomicBool::new(false));
         let ended = ended::watch(Watched {
@@ -66,10 +80,14 @@ impl Vm {
         });
         let pid = qemu.handle().pid;
         let children = std::iter::once(qemu).chain(helpers).collect();
+        let hotplug = Hotplug::new(qmp.clone(), iothread);
+        let memory = Memory::new(qmp.clone(), hotplug.clone(), size, largest);
         Self {
             pid,
             children,
-            hotplug: Hotplug::new(qmp.clone(), iothread),
+            hotplug,
+            vcpus: Mutex::default(),
+            memory: Mutex::new(memory),
             qmp,
             console,
             stopping,
@@ -169,6 +187,27 @@ impl Vm {
     /// called again.
     pub async fn detach_disk(&self, serial: &str) -> Result<(), HotplugError> {
         self.hotplug.detach(serial).await
+    }
+
+    /// Gives the VM so many vCPUs, never fewer than it booted with. Those that come have to be brought online in the guest;
+    /// when it returns, those that were to go are gone.
+    ///
+    /// # Errors
+    /// More than its largest size, QEMU refuses, or the guest does not let go of one within fifteen seconds. Some may have come
+    /// or gone; this may be called again.
+    pub async fn set_vcpus(&self, count: NonZeroU32) -> Result<(), CpuError> {
+        let _changing = self.vcpus.lock().await;
+        cpu::set(&self.qmp, count).await
+    }
+
+    /// Gives the VM so much memory in all, never less than it booted with, rounded up to 4 MiB. Returns when the guest has
+    /// taken it or given it back.
+    ///
+    /// # Errors
+    /// More than its largest size, QEMU refuses, or the guest has not got on for fifteen seconds: it may do so later, unless
+    /// this is called again with another amount.
+    pub async fn set_memory(&self, memory: Mebibytes) -> Result<(), MemoryError> {
+        self.memory.lock().await.set(memory).await
     }
 
     /// By which network devices are plugged in. May outlive the VM.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use protocol::agent::{
     CloseStdinRequest, ContainerId, CreateContainerRequest, Empty, ExecRequest, GrowStorageRequest,
     GuestMetricsResponse, HostChanges, ListProcessesResponse, MemlockReport, MemlockRequest, Network, ProcessId,
-    ProcessStarted, ResizeTerminalRequest, SignalRequest, StatsResponse, StorageName, StorageStatsResponse,
+    ProcessStarted, ResizeRequest, ResizeTerminalRequest, SignalRequest, StatsResponse, StorageName, StorageStatsResponse,
     UpdateRequest,
 };
 use protocol::agent_ttrpc::AgentClient as Generated;
@@ -126,6 +126,10 @@ impl AgentClient {
     call!(
         /// Sends a signal.
         signal(SignalRequest) -> Empty
+    );
+    call!(
+        /// Tells that the VM has another size.
+        resize(ResizeRequest) -> Empty
     );
     call!(
         /// Tells a terminal its size.

@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use hypervisor::HotplugError;
+use hypervisor::{HotplugError, MemoryError};
 use ttrpc::Code;
 
 use crate::agent_client::AgentError;
@@ -120,6 +120,15 @@ pub enum Error {
         #[source]
         source: Box<DiskError>,
     },
+    /// The VM's memory.
+    #[error("cannot give the VM the memory that {subject} may use")]
+    Memory {
+        /// The container.
+        subject: String,
+        /// Why.
+        #[source]
+        source: MemoryError,
+    },
     /// A standard stream.
     #[error("cannot open the standard streams of {subject}")]
     Stream {
@@ -173,6 +182,10 @@ impl Error {
                 } => Code::RESOURCE_EXHAUSTED,
                 DiskError::Plug { .. } => Code::INTERNAL,
                 DiskError::Interrupted => Code::CANCELLED,
+            },
+            Error::Memory { source, .. } => match source {
+                MemoryError::TooMuch { .. } | MemoryError::Full | MemoryError::Stuck { .. } => Code::RESOURCE_EXHAUSTED,
+                MemoryError::Step { .. } => Code::INTERNAL,
             },
             Error::Stream { source, .. } => match source {
                 StreamError::Uri { .. } => Code::INVALID_ARGUMENT,

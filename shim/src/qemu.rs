@@ -1,11 +1,13 @@
 //! The real VM: [`crate::vm`]'s traits on top of the hypervisor.
 
 use std::io;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use hypervisor::{Cause, Disk, GuestListener, HotplugError, Sample, Vm, VmRequest};
+use config::Mebibytes;
+use hypervisor::{Cause, CpuError, Disk, GuestListener, HotplugError, MemoryError, Sample, Vm, VmRequest};
 use protocol::agent::Network;
 
 use crate::debug_image::DebugImage;
@@ -156,6 +158,14 @@ impl Machine for QemuMachine {
 
     async fn resize_disk(&self, serial: &str, bytes: u64) -> Result<(), HotplugError> {
         self.vm.resize_disk(serial, bytes).await
+    }
+
+    async fn set_vcpus(&self, count: NonZeroU32) -> Result<(), CpuError> {
+        self.vm.set_vcpus(count).await
+    }
+
+    async fn set_memory(&self, memory: Mebibytes) -> Result<(), MemoryError> {
+        self.vm.set_memory(memory).await
     }
 }
 

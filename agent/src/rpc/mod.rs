@@ -8,15 +8,16 @@ use async_trait::async_trait;
 use protocol::agent::{
     CloseStdinRequest, ContainerId as ContainerRequest, CreateContainerRequest, Empty, ExecRequest, GrowStorageRequest,
     GuestMetricsResponse, HostChanges, ListProcessesResponse, MemlockReport, MemlockRequest, Network, ProcessId,
-    ProcessStarted, ResizeTerminalRequest, SignalRequest, StatsResponse, StorageName, StorageStatsResponse,
-    UpdateRequest,
+    ProcessStarted, ResizeRequest, ResizeTerminalRequest, SignalRequest, StatsResponse, StorageName,
+    StorageStatsResponse, UpdateRequest,
 };
 use protocol::agent_ttrpc::Agent;
 use serde::de::DeserializeOwned;
 use ttrpc::r#async::TtrpcContext;
 
+use crate::cgroup;
 use crate::container::Container;
-use crate::error::Error;
+use crate::error::{Error, ResizeError};
 use crate::ids::{ContainerId, ExecId};
 use crate::network::GuestNetwork;
 use crate::sandbox::{Sandbox, Wanted};
@@ -234,6 +235,16 @@ impl Agent for Service {
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
         self.0.shut_down().await;
         Ok(Empty::default())
+    }
+
+    async fn resize(&self, _: &TtrpcContext, request: ResizeRequest) -> ttrpc::Result<Empty> {
+        // Memory first: it is there already, and CPUs may take their time.
+        let kept = cgroup::renew_reserve().map_err(ResizeError::from);
+        let result = match kept {
+            Ok(()) => crate::cpus::online(request.cpus).await.map_err(ResizeError::from),
+            Err(error) => Err(error),
+        };
+        done("resize", result.map_err(Error::Resize))
     }
 
     async fn update_network(&self, _: &TtrpcContext, request: Network) -> ttrpc::Result<Empty> {

@@ -9,8 +9,9 @@ use std::time::Duration;
 use nix::errno::Errno;
 use protocol::agent::StorageStatsResponse;
 
-use super::disk::{self, DiskNode};
+use super::disk::DiskNode;
 use super::{Slot, StorageError, Storages, blocking, place, sys};
+use crate::uevents::Uevents;
 
 /// How long the guest's kernel may take to see that a disk has grown.
 const GROWS: Duration = Duration::from_secs(30);
@@ -92,14 +93,14 @@ async fn usage(name: &str) -> Result<StorageStatsResponse, StorageError> {
 /// Waits until a disk has so many bytes. The answer is how many it has.
 async fn grown(disk: &DiskNode, bytes: u64) -> Result<u64, StorageError> {
     // Before the first look, so that nothing is missed between the two.
-    let events = disk::events()?;
+    let events = Uevents::listen().map_err(StorageError::Events)?;
     let grown = async {
         loop {
             let size = size(disk)?;
             if size >= bytes {
                 return Ok(size);
             }
-            disk::next(&events).await?;
+            events.next().await.map_err(StorageError::Events)?;
         }
     };
     let waited = tokio::time::timeout(GROWS, grown).await;

@@ -24,6 +24,7 @@ mod health;
 pub mod host;
 mod network;
 pub mod process;
+mod size;
 mod stand_in;
 mod start;
 mod verbs;
@@ -43,12 +44,14 @@ use self::connections::Expected;
 use self::disks::Disks;
 use self::host::{ContainerHooks, HostSide};
 use self::process::{Exit, Process, ProcessName};
+use self::size::Sizes;
 use self::stand_in::StandIn;
 use crate::agent_client::AgentClient;
 use crate::error::Error;
 use crate::events::Publisher;
 use crate::id::{ContainerId, ExecId, Namespace, SandboxId};
 use crate::memlock::ContainerPolicy;
+use crate::sizing::Sizing;
 use crate::vm::{Ending, Machine};
 use crate::volumes::DirectVolume;
 
@@ -118,6 +121,7 @@ pub struct Sandbox {
     debug_console: bool,
     kernel: PathBuf,
     disks: Arc<Disks>,
+    sizes: Sizes,
     /// Held by who makes the guest's network what the host's is.
     network: tokio::sync::Mutex<()>,
     vm: watch::Sender<Vm>,
@@ -149,6 +153,8 @@ pub struct Parts {
     pub debug_console: bool,
     /// The guest's kernel.
     pub kernel: PathBuf,
+    /// How big the VM has to be.
+    pub sizing: Sizing,
 }
 
 impl Sandbox {
@@ -167,6 +173,7 @@ impl Sandbox {
             debug_console: parts.debug_console,
             kernel: parts.kernel,
             disks: Arc::default(),
+            sizes: Sizes::new(parts.sizing),
             network: tokio::sync::Mutex::default(),
             vm: watch::Sender::new(Vm::Booting),
             machine: Mutex::default(),
