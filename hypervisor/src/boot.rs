@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
-use config::{Hypervisor, SharedFs};
+use config::{Hypervisor, SharedFs, Vsock};
 use tokio::net::UnixStream;
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 
@@ -317,6 +317,11 @@ async fn start_qemu(
         qmp: Qmp::new(monitor),
         console: Console::collect(console, request.run_dir.join("console.log")),
         files: guest.files,
+        vsock: if guest.cid.is_some() {
+            Vsock::Vhost
+        } else {
+            Vsock::VhostUser
+        },
         iothread: spec.iothread,
     });
     Ok((vm, guest.listener))

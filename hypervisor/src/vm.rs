@@ -7,9 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use config::Vsock;
 use serde_json::Value;
 use tokio::sync::watch;
 
+use crate::accel::Accel;
 use crate::children::Child;
 use crate::console::Console;
 use crate::cpus::{self, Sample};
@@ -30,6 +32,7 @@ pub struct Vm {
     qmp: Qmp,
     hotplug: Hotplug,
     console: Console,
+    vsock: Vsock,
     stopping: Arc<AtomicBool>,
     ended: watch::Receiver<Option<Arc<Ended>>>,
     _files: Vec<SocketFile>,
@@ -42,6 +45,8 @@ pub(crate) struct Parts {
     pub(crate) qmp: Qmp,
     pub(crate) console: Console,
     pub(crate) files: Vec<SocketFile>,
+    /// What connects guest and host: one of the two, never `auto`.
+    pub(crate) vsock: Vsock,
     /// QEMU's name of the thread that serves disks, if it has one.
     pub(crate) iothread: Option<&'static str>,
 }
@@ -54,6 +59,7 @@ impl Vm {
             qmp,
             console,
             files,
+            vsock,
             iothread,
         } = parts;
         let stopping = Arc::new(AtomicBool::new(false));
@@ -72,6 +78,7 @@ impl Vm {
             hotplug: Hotplug::new(qmp.clone(), iothread),
             qmp,
             console,
+            vsock,
             stopping,
             ended,
             _files: files,
@@ -127,6 +134,22 @@ impl Vm {
             self.children.iter().for_each(|child| child.handle().kill());
             self.ended().await;
         }
+    }
+
+    /// What connects guest and host: `vhost` or `vhost-user`.
+    #[must_use]
+    pub fn vsock(&self) -> Vsock {
+        self.vsock
+    }
+
+    /// What runs the guest's instructions, as QEMU itself says (`query-kvm`, qapi/accelerator.json).
+    ///
+    /// # Errors
+    /// QEMU has ended or does not answer.
+    pub async fn accelerator(&self) -> Result<Accel, QmpError> {
+        let answer = self.qmp.execute("query-kvm", Value::Null).await?;
+        let kvm = answer["enabled"].as_bool().unwrap_or(false);
+        Ok(if kvm { Accel::Kvm } else { Accel::Tcg })
     }
 
     /// QEMU's run state, such as `running` (RunState in QEMU's qapi/run-state.json).
