@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use config::{Hypervisor, SharedFs};
+use config::{Hypervisor, SharedFs, Vsock};
 use tokio::net::UnixStream;
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 
@@ -305,6 +305,11 @@ async fn start_qemu(
         qmp: Qmp::new(monitor),
         console: Console::collect(console, request.run_dir.join("console.log")),
         files: guest.files,
+        vsock: if guest.cid.is_some() {
+            Vsock::Vhost
+        } else {
+            Vsock::VhostUser
+        },
         iothread: spec.iothread,
         size: spec.size,
         largest: spec.largest,

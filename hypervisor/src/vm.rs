@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use config::Mebibytes;
+use config::{Mebibytes, Vsock};
 use serde_json::Value;
 use tokio::sync::{Mutex, watch};
 
+use crate::accel::Accel;
 use crate::children::Child;
 use crate::console::Console;
 use crate::cpus::{self, Sample};
@@ -38,6 +39,7 @@ pub struct Vm {
     vcpus: Mutex<()>,
     memory: Mutex<Memory>,
     console: Console,
+    vsock: Vsock,
     stopping: Arc<AtomicBool>,
     ended: watch::Receiver<Option<Arc<Ended>>>,
     _files: Vec<SocketFile>,
@@ -50,6 +52,8 @@ pub(crate) struct Parts {
     pub(crate) qmp: Qmp,
     pub(crate) console: Console,
     pub(crate) files: Vec<SocketFile>,
+    /// What connects guest and host: one of the two, never `auto`.
+    pub(crate) vsock: Vsock,
     /// QEMU's name of the thread that serves disks, if it has one.
     pub(crate) iothread: Option<&'static str>,
     /// What it boots with.
@@ -66,6 +70,7 @@ impl Vm {
             qmp,
             console,
             files,
+            vsock,
             iothread,
             size,
             largest,
@@ -90,6 +95,7 @@ impl Vm {
             memory: Mutex::new(memory),
             qmp,
             console,
+            vsock,
             stopping,
             ended,
             _files: files,
@@ -145,6 +151,22 @@ impl Vm {
             self.children.iter().for_each(|child| child.handle().kill());
             self.ended().await;
         }
+    }
+
+    /// What connects guest and host: `vhost` or `vhost-user`.
+    #[must_use]
+    pub fn vsock(&self) -> Vsock {
+        self.vsock
+    }
+
+    /// What runs the guest's instructions, as QEMU itself says (`query-kvm`, qapi/accelerator.json).
+    ///
+    /// # Errors
+    /// QEMU has ended or does not answer.
+    pub async fn accelerator(&self) -> Result<Accel, QmpError> {
+        let answer = self.qmp.execute("query-kvm", Value::Null).await?;
+        let kvm = answer["enabled"].as_bool().unwrap_or(false);
+        Ok(if kvm { Accel::Kvm } else { Accel::Tcg })
     }
 
     /// QEMU's run state, such as `running` (RunState in QEMU's qapi/run-state.json).

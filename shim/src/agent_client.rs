@@ -7,8 +7,8 @@ use std::time::Duration;
 use protocol::agent::{
     CloseStdinRequest, ContainerId, CreateContainerRequest, Empty, ExecRequest, GrowStorageRequest,
     GuestMetricsResponse, HostChanges, ListProcessesResponse, MemlockReport, MemlockRequest, Network, ProcessId,
-    ProcessStarted, ResizeRequest, ResizeTerminalRequest, SignalRequest, StatsResponse, StorageName, StorageStatsResponse,
-    UpdateRequest,
+    ProcessStarted, ResizeRequest, ResizeTerminalRequest, SignalRequest, StatsResponse, StorageName,
+    StorageStatsResponse, UpdateRequest,
 };
 use protocol::agent_ttrpc::AgentClient as Generated;
 use ttrpc::Code;

@@ -72,6 +72,12 @@ impl Launcher for QemuLauncher {
         let (vm, listener) = booted.map_err(|error| failed(&error))?;
         let pids = vm.pids().filter_map(|pid| i32::try_from(pid).ok());
         state.vm = pids.filter_map(ProcessRef::of).collect();
+        state.vsock = Some(vm.vsock().as_str().to_owned());
+        match vm.accelerator().await {
+            Ok(accelerator) => state.accelerator = Some(accelerator.as_str().to_owned()),
+            // It has ended: why, is told to whoever waits for its end.
+            Err(error) => tracing::warn!(error = chain(&error), "QEMU does not say what runs the guest"),
+        }
         if let Err(error) = self.run_dir.write_state(&state) {
             vm.stop().await;
             return Err(failed(&error));
