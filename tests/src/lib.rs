@@ -18,6 +18,7 @@ pub mod events;
 pub mod host_mount;
 pub mod image;
 pub mod kernel;
+pub mod kernel_pin;
 pub mod leftovers;
 pub mod locate;
 pub mod named_netns;
