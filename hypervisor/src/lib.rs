@@ -40,7 +40,7 @@ pub use command_line::CommandLineError;
 pub use cpus::{Sample, Vcpu};
 pub use ended::{Cause, Ended};
 pub use files::FileError;
-pub use hotplug::{Disk, DiskKind, HotplugError};
+pub use hotplug::{Disk, DiskKind, HotplugError, NicHotplug};
 pub use listener::{GuestListener, GuestStream};
 pub use nic::{MacAddress, Nic};
 pub use qmp::{Event, Qmp, QmpError};

@@ -75,12 +75,18 @@ fn args(config: &Hypervisor, shared_dir: &Path, listener: i32) -> Vec<OsString> 
     args
 }
 
-/// Programs find extended attributes on any other file system: file capabilities of an image's programs are among them. Access
-/// lists are another matter: Linux's FUSE has none on submounts (`fuse_fill_super_submount` does not take SB_POSIXACL over), and
-/// all that a container sees is one. The operator's word for either is the last.
+/// Programs find extended attributes and POSIX access lists on any other file system: file capabilities of an image's programs
+/// are among them. `auto`: a guest's kernel that has no access lists gets attributes alone. virtiofsd refuses lists where it
+/// translates users, as the ids in them would stay what they are. The operator's word for either is the last.
 fn extended_attributes(operators: &[String]) -> Option<&'static str> {
-    let said = names(operators, "--xattr") || names(operators, "--posix-acl");
-    (!said).then_some("--xattr")
+    let said = |option| names(operators, option);
+    if said("--xattr") || said("--posix-acl") {
+        None
+    } else if said("--translate-uid") || said("--translate-gid") {
+        Some("--xattr")
+    } else {
+        Some("--posix-acl=auto")
+    }
 }
 
 /// Whether the operator gives an option: virtiofsd takes each once.
@@ -103,15 +109,16 @@ mod tests {
         };
         let args = args(&config, Path::new("/run/x/shared"), 9);
         let expected = "--fd 9 --shared-dir /run/x/shared --cache auto --sandbox namespace --log-level warn \
-                        --inode-file-handles=never --xattr --thread-pool-size=1";
+                        --inode-file-handles=never --posix-acl=auto --thread-pool-size=1";
         assert_eq!(args.join(std::ffi::OsStr::new(" ")), expected);
     }
 
     #[test]
     fn extended_attributes_are_as_the_operator_says_and_on_where_nothing_is_said() {
         let given = |arg: &str| extended_attributes(&[arg.to_owned()]);
-        assert_eq!(extended_attributes(&[]), Some("--xattr"));
-        assert_eq!(given("--writeback"), Some("--xattr"));
+        assert_eq!(extended_attributes(&[]), Some("--posix-acl=auto"));
+        assert_eq!(given("--writeback"), Some("--posix-acl=auto"));
+        assert_eq!(given("--translate-uid=map:0:100000:65536"), Some("--xattr"));
         assert_eq!(given("--xattr"), None);
         assert_eq!(given("--posix-acl=never"), None);
     }

@@ -15,7 +15,7 @@ use crate::console::Console;
 use crate::cpus::{self, Sample};
 use crate::ended::{self, Ended, Watched};
 use crate::files::SocketFile;
-use crate::hotplug::{Disk, Hotplug, HotplugError};
+use crate::hotplug::{Disk, Hotplug, HotplugError, NicHotplug};
 use crate::qmp::{Qmp, QmpError};
 
 /// How long QEMU may take to end when it is told to.
@@ -161,6 +161,12 @@ impl Vm {
     /// called again.
     pub async fn detach_disk(&self, serial: &str) -> Result<(), HotplugError> {
         self.hotplug.detach(serial).await
+    }
+
+    /// By which network devices are plugged in. May outlive the VM.
+    #[must_use]
+    pub fn nics(&self) -> NicHotplug {
+        NicHotplug(self.hotplug.clone())
     }
 
     /// Stops the guest's vCPUs. Nothing happens if they are stopped.

@@ -75,14 +75,18 @@ impl Launcher for QemuLauncher {
             return Err(failed(&error));
         }
         let machine = QemuMachine {
-            vm,
             at_boot: network.guest(),
-            network: MachineNetwork::new(network),
+            network: MachineNetwork::new(network, vm.nics()),
+            vm,
             cgroups: self.cgroup.directories().to_vec(),
         };
         Ok((Box::new(machine), Box::new(QemuConnections(listener))))
     }
 }
+
+/// Added to the reason of an end.
+const OUT_OF_MEMORY: &str = "; the host has killed it for want of memory: the limit of the pod, or the host, is too small for \
+                             the VM's memory and what QEMU needs itself";
 
 struct QemuMachine {
     vm: Vm,
@@ -100,9 +104,11 @@ impl Machine for QemuMachine {
     async fn ended(&self) -> Ending {
         let ended = self.vm.ended().await;
         let killed = matches!(&ended.cause, Cause::ChildDied(death) if death.signal() == Some(libc::SIGKILL));
+        let out_of_memory = killed && oom_killed(&self.cgroups);
+        let why = if out_of_memory { OUT_OF_MEMORY } else { "" };
         Ending {
-            reason: ended.to_string(),
-            out_of_memory: killed && oom_killed(&self.cgroups),
+            reason: format!("{ended}{why}"),
+            out_of_memory,
         }
     }
 
@@ -126,12 +132,12 @@ impl Machine for QemuMachine {
         self.at_boot.clone()
     }
 
-    async fn network_after_hooks(&self) -> Result<Option<Network>, NetworkError> {
-        self.network.after_hooks().await
+    async fn refresh_network(&self) -> Result<Option<Network>, NetworkError> {
+        self.network.refresh().await
     }
 
-    async fn next_network(&self) -> Network {
-        self.network.next().await
+    async fn network_changed(&self) {
+        self.network.changed().await;
     }
 
     async fn stop(&self, grace: Duration) {

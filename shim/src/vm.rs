@@ -63,16 +63,17 @@ pub trait Machine: Send + Sync {
     fn network(&self) -> Option<Network> {
         None
     }
-    /// What the guest's network is to be now that the runtime's hooks have run; none if that is what it is.
+    /// Makes the network what it is to be now, first when the runtime's hooks have run, and gives what the guest is to have;
+    /// none if that is what it has.
     ///
     /// # Errors
     /// The host's part of the network cannot be made.
-    async fn network_after_hooks(&self) -> Result<Option<Network>, NetworkError> {
+    async fn refresh_network(&self) -> Result<Option<Network>, NetworkError> {
         Ok(None)
     }
-    /// What the guest's network is to be after the next change on the host, for which it waits. One task may wait; nothing
-    /// is lost if it does not wait to the end.
-    async fn next_network(&self) -> Network {
+    /// Waits for the network to change on the host, once it was refreshed. One task may wait; nothing is lost if it does not
+    /// wait to the end.
+    async fn network_changed(&self) {
         std::future::pending().await
     }
     /// Ends the VM and its helpers: by itself within `grace` if it is powering off, else by force. May be called

@@ -19,7 +19,7 @@ use nix::{
 use crate::{
     Error, Result,
     locate::{self, Version},
-    netns::NetworkNamespace,
+    netns::NetNs,
     sys, wait,
 };
 
@@ -33,7 +33,7 @@ pub struct Containerd {
     dir: PathBuf,
     version: Version,
     environment: Vec<(String, String)>,
-    netns: Option<NetworkNamespace>,
+    netns: Option<NetNs>,
     child: Child,
 }
 
@@ -49,7 +49,7 @@ impl Containerd {
         version: Version,
         environment: Vec<(String, String)>,
         configuration: &str,
-        netns: Option<NetworkNamespace>,
+        netns: Option<NetNs>,
     ) -> Result<Self> {
         fs::write(dir.join("config.toml"), configuration).map_err(Error::io("writing containerd's config.toml"))?;
         let child = spawn(dir, version, &environment, netns.as_ref())?;
@@ -63,7 +63,7 @@ impl Containerd {
     }
 
     /// The network namespace that it runs in, if it is not the test's.
-    pub fn netns(&self) -> Option<&NetworkNamespace> {
+    pub fn netns(&self) -> Option<&NetNs> {
         self.netns.as_ref()
     }
 
@@ -123,18 +123,23 @@ impl Drop for Containerd {
 }
 
 /// Plugins that would touch the machine outside of `dir`, or that need what it may not have.
-const DISABLED: [&str; 11] = [
-    "io.containerd.grpc.v1.cri",
-    "io.containerd.cri.v1.images",
-    "io.containerd.cri.v1.runtime",
+const DISABLED: [&str; 9] = [
     "io.containerd.nri.v1.nri",
     "io.containerd.snapshotter.v1.aufs",
     "io.containerd.snapshotter.v1.blockfile",
     "io.containerd.snapshotter.v1.btrfs",
     "io.containerd.snapshotter.v1.devmapper",
     "io.containerd.snapshotter.v1.zfs",
+    "io.containerd.internal.v1.restart",
     "io.containerd.internal.v1.tracing",
     "io.containerd.tracing.processor.v1.otlp",
+];
+
+/// CRI, by its name before containerd 2 and by those since.
+const CRI: [&str; 3] = [
+    "io.containerd.grpc.v1.cri",
+    "io.containerd.cri.v1.images",
+    "io.containerd.cri.v1.runtime",
 ];
 
 /// The configuration of a containerd whose blockfile snapshotter makes each snapshot a copy of an image file.
@@ -146,13 +151,20 @@ pub(crate) fn blockfile_configuration(dir: &Path, scratch: &Path) -> String {
     )
 }
 
+/// The configuration of a containerd without CRI.
 pub(crate) fn configuration(dir: &Path) -> String {
+    format!("version = 2\n{}", head(dir, &CRI))
+}
+
+/// What every containerd of the tests is configured with, whatever the format's version: everything that it owns is below
+/// `dir`. `without` are more plugins that are not to run.
+pub(crate) fn head(dir: &Path, without: &[&str]) -> String {
     let dir = dir.display();
+    let disabled: Vec<_> = DISABLED.iter().chain(without).collect();
     format!(
-        r#"version = 2
-root = "{dir}/root"
+        r#"root = "{dir}/root"
 state = "{dir}/state"
-disabled_plugins = {DISABLED:?}
+disabled_plugins = {disabled:?}
 [grpc]
 address = "{dir}/c.sock"
 [debug]
@@ -163,12 +175,7 @@ path = "{dir}/opt"
     )
 }
 
-fn spawn(
-    dir: &Path,
-    version: Version,
-    environment: &[(String, String)],
-    netns: Option<&NetworkNamespace>,
-) -> Result<Child> {
+fn spawn(dir: &Path, version: Version, environment: &[(String, String)], netns: Option<&NetNs>) -> Result<Child> {
     let binary = version.binary("containerd")?;
     let log = File::options()
         .create(true)
@@ -184,7 +191,7 @@ fn spawn(
     path.push(":");
     path.push(env::var_os("PATH").unwrap_or_default());
     path.push(":/usr/sbin:/sbin");
-    let mut command = netns.map_or_else(|| Command::new(&binary), |netns| netns.command(&binary));
+    let mut command = netns.map_or_else(|| Ok(Command::new(&binary)), |netns| netns.command(&binary))?;
     command
         .arg("--config")
         .arg(dir.join("config.toml"))

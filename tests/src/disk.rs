@@ -33,6 +33,11 @@ impl RawImage {
         Ok(image)
     }
 
+    /// One that is there already.
+    pub fn existing(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path

@@ -5,7 +5,7 @@ use std::{
     env,
     fs::{self, File},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
     time::Duration,
 };
 
@@ -85,7 +85,16 @@ impl Docker {
 
     /// `docker run` on the runtime under test; flags may follow, and the program to run.
     pub fn run(&self, name: &str) -> Ctr {
-        self.docker(&["run", "--runtime", self.runtime.name(), "--name", name])
+        self.container("run", name)
+    }
+
+    /// `docker create`, in the same way.
+    pub fn create(&self, name: &str) -> Ctr {
+        self.container("create", name)
+    }
+
+    fn container(&self, verb: &str, name: &str) -> Ctr {
+        self.docker(&[verb, "--runtime", self.runtime.name(), "--name", name])
             .tail([IMAGE])
     }
 
@@ -136,11 +145,9 @@ fn spawn(dir: &Path, containerd: &Path, namespace: &NetNs) -> Result<Child> {
     path.push(":/usr/sbin:/sbin");
     let log = File::create(dir.join("dockerd.log")).map_err(Error::io("making dockerd.log"))?;
     let option = |name: &str, file: &str| format!("--{name}={}", dir.join(file).display());
-    let mut command = Command::new(locate::program("nsenter")?);
+    // Of the network namespace alone: its mounts have to be where containerd and the shim see them.
+    let mut command = namespace.command(binaries.join("dockerd"))?;
     command
-        // Of the network namespace alone: its mounts have to be where containerd and the shim see them.
-        .arg(format!("--net={}", namespace.path().display()))
-        .arg(binaries.join("dockerd"))
         .args([
             option("config-file", "daemon.json"),
             option("data-root", "docker"),

@@ -131,7 +131,7 @@ fn mounts(tag: &str) -> Vec<PathBuf> {
 
 /// The cgroups that name `tag`, innermost first. The parent that `ctr` names after the namespace is shared by the
 /// node's containers and is nobody's to remove, so only what is below it counts.
-fn cgroups(tag: &str) -> Vec<PathBuf> {
+pub(crate) fn cgroups(tag: &str) -> Vec<PathBuf> {
     let mut found = tagged_cgroups(tag);
     found.retain(|path| path.file_name().is_none_or(|name| name != tag));
     found

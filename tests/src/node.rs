@@ -19,6 +19,7 @@ use crate::{
     ctr::LIMIT,
     disk::RawImage,
     events::Events,
+    host_cgroup::HostMemory,
     image::{self, Image},
     leftovers,
     locate::{self, Version},
@@ -206,6 +207,13 @@ impl Node {
             .tail([image::NAME, &self.id(name)])
     }
 
+    /// `ctr container create` of the test image; flags may follow, and the program to run.
+    pub fn create(&self, name: &str) -> Ctr {
+        self.ctr()
+            .args(["container", "create", "--runtime", self.runtime.name()])
+            .tail([image::NAME, &self.id(name)])
+    }
+
     /// `ctr run` of an OCI spec.
     pub fn run_spec(&self, name: &str, spec: &Spec) -> Result<Ctr> {
         let file = self.dir().join(format!("{name}.json"));
@@ -317,6 +325,16 @@ impl Node {
     /// The processes on the host that belong to a container or its sandbox.
     pub fn processes(&self, name: &str) -> Vec<leftovers::Process> {
         leftovers::processes(&self.id(name))
+    }
+
+    /// The memory that a container's sandbox has on the host.
+    pub fn host_memory(&self, name: &str) -> Result<HostMemory> {
+        HostMemory::find(&leftovers::cgroups(&self.tag), &self.id(name))
+    }
+
+    /// Where the snapshotter `blockfile` keeps its files.
+    pub fn block_files(&self) -> PathBuf {
+        self.dir().join("root/io.containerd.snapshotter.v1.blockfile/snapshots")
     }
 
     /// Kills, as a crash would, every process of a container's sandbox whose program's name has `program` in it.

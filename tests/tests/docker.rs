@@ -2,21 +2,16 @@
 
 use std::{io::Write, net::TcpListener};
 
-use framework::{Docker, Result};
+use framework::{Docker, Result, cri::node::eventually, netns::joined};
 
 mod kata_only {
     use super::*;
-
-    fn joined<T>(thread: std::thread::JoinHandle<Result<T>>) -> Result<T> {
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    }
 
     #[test]
     fn a_container_of_dockers_has_its_network_limits_volumes_and_devices() -> Result<()> {
         let docker = Docker::start()?;
         std::fs::write(docker.dir().join("file"), "from the host\n")?;
         let listener = docker.namespace().inside(|| Ok(TcpListener::bind("10.95.0.1:80")?))?;
-        let listener = joined(listener)?;
         let server = std::thread::spawn(move || Ok(listener.accept()?.0.write_all(b"by the bridge\n")?));
         let script = "ip addr show dev eth0 | grep -o 'inet [0-9./]*'; ip route | grep -o 'default via [0-9.]*'; \
                       nc 10.95.0.1 80 < /dev/null; cat /mnt/file; hostname; grep -c host-of-hosts /etc/hosts; \
@@ -77,11 +72,12 @@ mod kata_only {
         network(&["create", "later"])?;
         network(&["connect", "later", "box"])?;
         // Docker answers when the host's side is made; the guest's follows. busybox has nothing that waits for it.
-        let wait = "until ip addr show dev eth1 2>/dev/null | grep -o 'inet [0-9.]*'; do :; done; ping -c 1 10.96.0.1";
+        let wait = "until ip addr show dev eth1 2>/dev/null | grep -o 'inet [0-9.]*'; do sleep 0.1; done; \
+                    until ping -c 1 10.96.0.1; do sleep 0.1; done";
         let seen = docker.docker(&["exec", "box", "sh", "-c", wait]).ok()?;
         assert!(seen.starts_with("inet 10.96.0.2\n"), "{seen}");
         network(&["disconnect", "bridge", "box"])?;
-        let wait = "while ip addr show dev eth0 >/dev/null 2>&1; do :; done; ls /sys/class/net | grep ^eth";
+        let wait = "while ip addr show dev eth0 >/dev/null 2>&1; do sleep 0.1; done; ls /sys/class/net | grep ^eth";
         assert_eq!(docker.docker(&["exec", "box", "sh", "-c", wait]).ok()?, "eth1\n");
 
         docker.docker(&["stop", "-t", "1", "box"]).ok()?;
@@ -96,6 +92,63 @@ mod kata_only {
         docker.nothing_left(id)
     }
 
+    /// Says which networks a container has, once it has these.
+    fn has_networks(docker: &Docker, subnets: &[usize]) -> Result<()> {
+        let wanted = subnets.iter().map(|subnet| format!("10.96.{subnet}.2/24\n"));
+        let wanted: String = wanted.collect();
+        let gateways = subnets.iter().map(|subnet| format!("10.96.{subnet}.1 "));
+        let gateways: String = gateways.collect();
+        let script = format!(
+            "while [ \"$(ip addr | grep -o '10.96.*/24' | sort)\" != '{}' ]; do sleep 0.1; done; \
+             for gateway in {gateways}; do until ping -c 1 $gateway >/dev/null 2>&1; do sleep 0.1; done; done; \
+             ip addr | grep -o '10.96.*/24' | sort",
+            wanted.trim_end()
+        );
+        assert_eq!(docker.docker(&["exec", "box", "sh", "-c", &script]).ok()?, wanted);
+        Ok(())
+    }
+
+    #[test]
+    fn a_container_has_as_many_networks_as_it_is_connected_to() -> Result<()> {
+        let docker = Docker::start()?;
+        let network = |args: &[&str]| docker.docker(&[&["network"], args].concat()).ok();
+        let names = ["n0", "n1", "n2", "n3", "n4"];
+        for name in names {
+            network(&["create", name])?;
+        }
+        // Three from the beginning: they are there before the program starts.
+        let script = "ip addr | grep -o '10.96.*/24' | sort; exec sleep 1000";
+        let program = ["sh", "-c", script];
+        let id = docker.create("box").args(["--network", "n0"]).program(program).ok()?;
+        let id = id.trim();
+        network(&["connect", "n1", "box"])?;
+        network(&["connect", "n2", "box"])?;
+        docker.docker(&["start", "box"]).ok()?;
+        has_networks(&docker, &[0, 1, 2])?;
+        assert_eq!(
+            docker.docker(&["logs", "box"]).ok()?,
+            "10.96.0.2/24\n10.96.1.2/24\n10.96.2.2/24\n"
+        );
+        // More while it runs, others go, and one comes back.
+        network(&["connect", "n3", "box"])?;
+        network(&["connect", "n4", "box"])?;
+        has_networks(&docker, &[0, 1, 2, 3, 4])?;
+        network(&["disconnect", "n0", "box"])?;
+        network(&["disconnect", "n3", "box"])?;
+        has_networks(&docker, &[1, 2, 4])?;
+        // A device that was plugged in goes with its network; the one that the VM booted with is kept for the next.
+        let pid = docker.docker(&["inspect", "--format", "{{.State.Pid}}", "box"]).ok()?;
+        let interfaces = format!("/proc/{}/net/dev", pid.trim());
+        eventually("the VM has four network devices", || {
+            let taps = std::fs::read_to_string(&interfaces)?.matches("_kata:").count();
+            Ok((taps == 4).then_some(()))
+        })?;
+        network(&["connect", "n3", "box"])?;
+        has_networks(&docker, &[1, 2, 3, 4])?;
+        docker.docker(&["rm", "-f", "box"]).ok()?;
+        docker.nothing_left(id)
+    }
+
     #[test]
     fn a_terminal_of_dockers_has_its_size_and_echoes() -> Result<()> {
         let docker = Docker::start()?;
@@ -104,9 +157,8 @@ mod kata_only {
             .args(["--rm", "-it"])
             .program(["sh"])
             .terminal(33, 99)?;
-        terminal.types("stty size; echo $((6 * 7))\n")?;
-        terminal.shows("33 99")?;
-        terminal.shows("42")?;
+        terminal.types("while [ \"$(stty size)\" != '33 99' ]; do sleep 0.1; done; echo size-$((6 * 7))\n")?;
+        terminal.shows("size-42")?;
         terminal.types("exit 3\n")?;
         assert_eq!(terminal.wait()?, Some(3));
         Ok(())

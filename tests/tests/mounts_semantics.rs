@@ -5,6 +5,61 @@ use std::fs;
 use framework::{Node, Result};
 use serde_json::{Value, json};
 
+/// linux/posix_acl_xattr.h: version 2, then tag, permissions and id of each entry.
+fn list(entries: &[(u16, u16, u32)]) -> Vec<u8> {
+    let mut list = 2_u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in entries {
+        list.extend([tag.to_le_bytes(), permissions.to_le_bytes()].concat());
+        list.extend(id.to_le_bytes());
+    }
+    list
+}
+
+#[test]
+fn acls_hold_for_the_users_of_a_container_and_are_the_hosts_own() -> Result<()> {
+    const NAME: &str = "system.posix_acl_access";
+    const NOBODY: u32 = u32::MAX;
+    let node = Node::start()?;
+    let data = node.dir().join("data");
+    fs::create_dir(&data)?;
+    fs::write(data.join("hosted"), "everybody's but one user's")?;
+    let hosted = list(&[
+        (1, 6, NOBODY),
+        (2, 0, 1001),
+        (4, 4, NOBODY),
+        (16, 4, NOBODY),
+        (32, 4, NOBODY),
+    ]);
+    rustix::fs::setxattr(data.join("hosted"), NAME, &hosted, rustix::fs::XattrFlags::empty())
+        .map_err(std::io::Error::from)?;
+    let spec = node
+        .spec("acl", &["guest-probe", "acl", "/data"])?
+        .bind(&data, "/data", &["rw"])?;
+    let said = node.run_spec("acl", &spec)?.arg("--rm").output()?.success()?.json()?;
+    let one_reads = "owner=6 user1000=4 group=0 mask=4 other=0";
+    let wanted = json!({
+        "read": [0, 13],
+        // The mask is what the group's bits of a mode are.
+        "after chmod 600": ["owner=6 user1000=4 group=0 mask=0 other=0", [13, 13]],
+        // The process's mask was 077, which a default list takes the place of.
+        "inherited": one_reads, "inherited by a directory": one_reads, "read what inherited": [0, 13],
+        "mode without a list": "640", "list without a list": "none",
+        "read the host's": [0, 13], "the host's list": "owner=6 user1001=0 group=4 mask=4 other=4",
+    });
+    assert_eq!(said, wanted);
+    let mut bytes = [0; 256];
+    let length = rustix::fs::getxattr(data.join("parent/inside"), NAME, &mut bytes).map_err(std::io::Error::from)?;
+    let inherited = list(&[
+        (1, 6, NOBODY),
+        (2, 4, 1000),
+        (4, 0, NOBODY),
+        (16, 4, NOBODY),
+        (32, 0, NOBODY),
+    ]);
+    assert_eq!(bytes[..length], inherited, "what the host sees");
+    node.nothing_left()
+}
+
 mod kata_only {
     use super::*;
 
@@ -12,6 +67,7 @@ mod kata_only {
     const ENODEV: i32 = 19;
     const EAGAIN: i32 = 11;
     const EPERM: i32 = 1;
+    const EACCES: i32 = 13;
     const EOPNOTSUPP: i32 = 95;
 
     /// The answers of `guest-probe files` in a mode, with what is peculiar to it.
@@ -29,8 +85,7 @@ mod kata_only {
             "security.capability": 0,
             "O_DIRECT": 0,
             "fallocate": 0,
-            // The guest's kernel has none on what is mounted below the shared directory.
-            "access list": EOPNOTSUPP,
+            "access list": [0, EACCES],
         })
     }
 
@@ -104,6 +159,7 @@ mod kata_only {
     fn an_operator_turns_attributes_off() -> Result<()> {
         let mut wanted = expected(&json!("s"));
         wanted["user.probe"] = json!(EOPNOTSUPP);
+        wanted["access list"] = json!(EOPNOTSUPP);
         // Without the capability that this one takes, which is asked for first.
         wanted["security.capability"] = json!(EPERM);
         let dropin = "[hypervisor.qemu]\nvirtio_fs_extra_args = [\"--posix-acl=never\"]\n";

@@ -6,7 +6,7 @@ use std::{
     thread::JoinHandle,
 };
 
-use framework::{NetNs, Node, Result, image::sha256};
+use framework::{NetNs, Node, Result, Runtime, image::sha256, netns::joined};
 
 /// What is sent in one direction: more than every buffer on the way.
 const TEN_MEGABYTES: usize = 10 << 20;
@@ -44,12 +44,8 @@ fn serve<T: Send + 'static>(
     address: &'static str,
     work: impl FnOnce(std::net::TcpStream) -> Result<T> + Send + 'static,
 ) -> Result<JoinHandle<Result<T>>> {
-    let listener = joined(namespace.inside(move || Ok(TcpListener::bind(address)?))?)?;
+    let listener = namespace.inside(move || Ok(TcpListener::bind(address)?))?;
     Ok(std::thread::spawn(move || work(listener.accept()?.0)))
-}
-
-fn joined<T>(thread: JoinHandle<Result<T>>) -> Result<T> {
-    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// The same bytes from everyone who is asked for them.
@@ -148,6 +144,25 @@ fn a_namespace_that_has_gone_is_a_clear_error() -> Result<()> {
     node.nothing_left()
 }
 
+#[test]
+fn a_file_that_is_no_namespace_is_a_clear_error() -> Result<()> {
+    let node = Node::start()?;
+    let file = node.dir().join("not-a-namespace");
+    std::fs::write(&file, "")?;
+    let flag = format!("--with-ns=network:{}", file.display());
+    let said = node.run("c").arg("--rm").arg(flag).program(["true"]).fails()?;
+    assert!(
+        said.contains("invalid argument") || said.contains("Invalid argument"),
+        "{said}"
+    );
+    assert!(
+        node.runtime() == Runtime::Runc || said.contains("not-a-namespace"),
+        "{said}"
+    );
+    node.discard("c")?;
+    node.nothing_left()
+}
+
 /// What only a runtime that has a VM can show.
 mod kata_only {
     use super::*;
@@ -178,16 +193,18 @@ mod kata_only {
         let server = serve(&outside, "10.79.0.1:80", |mut stream| {
             Ok(stream.write_all(b"by net1\n")?)
         })?;
-        let script = "ls /sys/class/net; nc 10.79.0.1 80 < /dev/null; nc -l -p 8080 < /dev/null & wait";
+        // An input that does not end: without one nc closes the connection at once, and the client may go before it has
+        // written.
+        let script =
+            "ls /sys/class/net; nc 10.79.0.1 80 < /dev/null; mkfifo /tmp/f; exec 3<> /tmp/f; nc -l -p 8080 <&3";
         let app = in_namespace(node.spec("app", &["sh", "-c", script])?, &pod)?;
-        let mut app = node.run_spec("app", &member(app, &node, "container")?)?.spawn()?;
+        let app = node.run_spec("app", &member(app, &node, "container")?)?.spawn()?;
         app.shows("eth0\nlo\nnet1\nby net1\n")?;
         joined(server)?;
         // What one of them listens on, the other finds on its loopback interface.
         let sent = "until echo neighbour | nc 127.0.0.1 8080; do :; done";
         let other = in_namespace(node.spec("other", &["sh", "-c", sent])?, &pod)?;
         node.run_spec("other", &member(other, &node, "container")?)?.ok()?;
-        app.close_stdin();
         assert!(app.wait()?.success()?.stdout().ends_with("neighbour\n"));
         node.forget("app")?;
         node.forget("other")?;
@@ -240,6 +257,46 @@ mod kata_only {
         joined(server)?;
         let address = pod.exec(&["cat", "/sys/class/net/eth0/address"])?;
         assert_eq!(output, format!("by macvtap\n{address}"));
+        node.nothing_left()?;
+        assert_eq!(pod.leftovers()?, Vec::<String>::new());
+        Ok(())
+    }
+
+    #[test]
+    fn macvlan_and_tap_interfaces_are_carried_too() -> Result<()> {
+        let node = Node::start()?;
+        let tag = node.namespace();
+        let (pod, host, lan) = (
+            NetNs::new(tag, "pod")?,
+            NetNs::new(tag, "host")?,
+            NetNs::new(tag, "lan")?,
+        );
+        // As CNI's macvlan plugin leaves it: the parent stays on the node.
+        host.veth("uplink", &lan, "lan0")?;
+        lan.ip_lines(&["addr add 10.79.0.1/24 dev lan0"])?;
+        let add = "link add link uplink name net1 netns POD type macvlan mode bridge".replace("POD", pod.name());
+        host.ip_lines(&[&add])?;
+        pod.ip_lines(&[
+            "link set net1 up",
+            "addr add 10.79.0.2/24 dev net1",
+            "tuntap add dev tap5 mode tap",
+            "addr add 10.80.0.2/24 dev tap5",
+            "link set tap5 up",
+        ])?;
+        let server = serve(
+            &lan,
+            "10.79.0.1:80",
+            |mut stream| Ok(stream.write_all(b"by macvlan\n")?),
+        )?;
+        let script = "nc 10.79.0.1 80 < /dev/null; ip -o -4 addr show | grep -o '[a-z0-9]* *inet 10[0-9./]*' | tr -s ' '; \
+                      cat /sys/class/net/net1/address /sys/class/net/tap5/address; ls /sys/class/net";
+        let output = node.run("c").arg("--rm").arg(pod.flag()).sh(script).ok()?;
+        joined(server)?;
+        let macs = pod.exec(&["cat", "/sys/class/net/net1/address", "/sys/class/net/tap5/address"])?;
+        assert_eq!(
+            output,
+            format!("by macvlan\nnet1 inet 10.79.0.2/24\ntap5 inet 10.80.0.2/24\n{macs}lo\nnet1\ntap5\n")
+        );
         node.nothing_left()?;
         assert_eq!(pod.leftovers()?, Vec::<String>::new());
         Ok(())

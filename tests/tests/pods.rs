@@ -1,6 +1,6 @@
 //! Containers that CRI's annotations put into one sandbox.
 
-use framework::{Node, Result, Spec};
+use framework::{Node, Result, Runtime, Spec};
 
 const TYPE: &str = "io.kubernetes.cri.container-type";
 const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
@@ -8,6 +8,29 @@ const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
 /// A container of the sandbox `pod`; CRI sends these two annotations with each.
 fn member(spec: Spec, node: &Node, kind: &str, pod: &str) -> Result<Spec> {
     spec.annotation(TYPE, kind)?.annotation(SANDBOX, &node.id(pod))
+}
+
+#[test]
+fn a_container_has_the_name_and_the_domain_that_its_specification_gives() -> Result<()> {
+    let node = Node::start()?;
+    let script = [
+        "sh",
+        "-c",
+        "hostname; cat /proc/sys/kernel/hostname /proc/sys/kernel/domainname",
+    ];
+    let spec = node
+        .spec("named", &script)?
+        .set("/hostname", "the-name")?
+        .set("/domainname", "the.domain")?;
+    let told = node.run_spec("named", &spec)?.arg("--rm").ok()?;
+    // runc knows the domain only since 1.2.
+    let domain = told.lines().nth(2).map(str::to_owned);
+    assert!(told.starts_with("the-name\nthe-name\n"), "{told}");
+    assert!(
+        node.runtime() == Runtime::Runc || domain.as_deref() == Some("the.domain"),
+        "{told}"
+    );
+    node.nothing_left()
 }
 
 mod kata_only {
@@ -55,6 +78,54 @@ mod kata_only {
         node.task("kill", "pod").args(["--signal", "SIGTERM"]).ok()?;
         assert_eq!(node.await_stopped("pod")?, 0);
         node.forget("pod")?;
+        node.nothing_left()
+    }
+
+    /// Where the machine's processes are, each with its lines of /proc/PID/cgroup; they are as many as they should be.
+    fn machine_is_in(node: &Node, name: &str, cgroup: &str) -> Result<()> {
+        let programs = ["qemu-system", "virtiofsd", "vhost-device-vsock"];
+        let of_machine = |program: &str| programs.iter().any(|part| program.contains(part));
+        let processes = node.processes(name);
+        let machine: Vec<_> = processes
+            .iter()
+            .filter(|process| of_machine(process.program()))
+            .collect();
+        assert!(machine.len() >= 2, "{processes:?}");
+        for process in machine {
+            let told = std::fs::read_to_string(format!("/proc/{}/cgroup", process.pid))?;
+            // One line a hierarchy (cgroups(7)): number, controllers, path.
+            for line in told.lines() {
+                assert_eq!(line.splitn(3, ':').nth(2), Some(cgroup), "{process:?}: {told}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn everything_of_a_sandbox_is_in_one_cgroup_beside_the_containers_by_either_naming() -> Result<()> {
+        let node = Node::start()?;
+        let tag = node.namespace().to_owned();
+        for (name, path, parent) in [
+            ("plain", format!("/{tag}/c"), format!("/{tag}")),
+            (
+                "systemd",
+                format!("{tag}-pod.slice:cri-containerd:c"),
+                format!("/{tag}.slice/{tag}-pod.slice"),
+            ),
+        ] {
+            let spec = node.spec(name, &["sleep", "1000"])?.set("/linux/cgroupsPath", path)?;
+            node.run_spec(name, &spec)?.arg("-d").ok()?;
+            machine_is_in(&node, name, &format!("{parent}/kata_{}", node.id(name)))?;
+            node.remove(name)?;
+        }
+        // A slice is systemd's to remove; here nobody is systemd.
+        for hierarchy in std::fs::read_dir("/sys/fs/cgroup")? {
+            let slice = hierarchy?.path().join(format!("{tag}.slice"));
+            if slice.exists() {
+                std::fs::remove_dir(slice.join(format!("{tag}-pod.slice")))?;
+                std::fs::remove_dir(slice)?;
+            }
+        }
         node.nothing_left()
     }
 }

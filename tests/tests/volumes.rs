@@ -363,6 +363,87 @@ mod kata_only {
     }
 
     #[test]
+    fn a_container_maps_huge_pages_up_to_its_own_limit() -> Result<()> {
+        let node = Node::start()?;
+        let pages = Mounted::new("hugetlbfs", node.dir().join("huge"), "pagesize=2M")?;
+        let spec = |name: &str, args: &[&str]| -> Result<Spec> {
+            let cgroup =
+                json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"] });
+            node.spec(name, args)?
+                .bind(&pages.0, "/huge", &["rw"])?
+                .push("/mounts", cgroup)?
+                .push("/linux/namespaces", json!({ "type": "cgroup" }))?
+                .push(
+                    "/linux/resources/hugepageLimits",
+                    json!({ "pageSize": "2MB", "limit": 8 << 20 }),
+                )
+        };
+        let pod = member(spec("pod", &["sleep", "1000"])?, &node, "sandbox", "pod")?;
+        node.run_spec("pod", &pod)?.arg("-d").ok()?;
+        let other = member(spec("other", &["sleep", "1000"])?, &node, "container", "pod")?;
+        node.run_spec("other", &other)?.arg("-d").ok()?;
+        // The guest has enough for both containers: what bounds this one is its cgroup. What is in a file stays there.
+        let script = "grep HugePages_Total /proc/meminfo; cat /sys/fs/cgroup/hugetlb.2MB.max; probe='guest-probe huge-pages'; \
+                      $probe - 4; $probe - 5; $probe /huge/file 3; $probe - 1; $probe - 2; rm /huge/file; $probe - 4; \
+                      grep HugePages_Free /proc/meminfo";
+        let said = spec("app", &["sh", "-c", script])?;
+        let said = node
+            .run_spec("app", &member(said, &node, "container", "pod")?)?
+            .arg("--rm")
+            .ok()?;
+        let words: Vec<&str> = said.split_whitespace().collect();
+        let total: u32 = words[1].parse().unwrap_or(0);
+        assert!(total >= 8, "{said}");
+        let enomem = "12";
+        let wanted = [
+            "8388608",
+            "0",
+            enomem,
+            "0",
+            "0",
+            enomem,
+            "0",
+            "HugePages_Free:",
+            words[1],
+        ];
+        assert_eq!(words[2..], wanted, "{said}");
+        node.remove("other")?;
+        node.remove("pod")?;
+        pages.unmount()?;
+        node.nothing_left()
+    }
+
+    #[test]
+    fn a_root_on_a_block_device_is_a_disk_of_the_guest_and_is_let_go_of() -> Result<()> {
+        let node = Node::start_blockfile()?;
+        let script = "grep ' / ' /proc/mounts | cut -d' ' -f1-3; echo written > /file && cat /file";
+        node.create("root")
+            .args(["--snapshotter", "blockfile"])
+            .sh(script)
+            .ok()?;
+        // What the devmapper snapshotter sends is a link to a device: here it takes the place of the snapshot's file.
+        let newest = |paths: fs::ReadDir| -> Result<PathBuf> {
+            let paths: Vec<PathBuf> = paths.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
+            let number = |path: &PathBuf| path.file_name()?.to_str()?.parse::<u32>().ok();
+            let newest = paths.into_iter().max_by_key(number);
+            newest.ok_or_else(|| framework::Error::unexpected("no snapshot"))
+        };
+        let snapshot = newest(fs::read_dir(node.block_files())?)?;
+        let moved = node.dir().join("root.img");
+        fs::rename(&snapshot, &moved)?;
+        let image = RawImage::existing(&moved);
+        let host = image.loop_device()?;
+        std::os::unix::fs::symlink(host.path(), &snapshot)?;
+        assert_eq!(node.task("start", "root").ok()?, "/dev/vda / ext4\nwritten\n");
+        node.forget("root")?;
+        host.detach()?;
+        assert_eq!(image.loop_devices()?, "", "somebody still has the device open");
+        assert!(image.is_clean()?);
+        assert_eq!(image.file("file")?, "written\n");
+        node.nothing_left()
+    }
+
+    #[test]
     fn a_root_in_an_image_file_of_the_blockfile_snapshotter_is_a_disk_of_the_guest() -> Result<()> {
         let node = Node::start_blockfile()?;
         let script = "grep ' / ' /proc/mounts | cut -d' ' -f1-3; echo written > /file && cat /file";

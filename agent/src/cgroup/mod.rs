@@ -8,6 +8,7 @@ mod hugetlb;
 mod io;
 mod memory;
 mod pids;
+mod read_ahead;
 mod reserve;
 mod stats;
 mod unified;
@@ -126,7 +127,7 @@ fn settings(resources: &LinuxResources) -> Result<Vec<Setting>, Error> {
         all.extend(io::settings(block));
     }
     for page in resources.hugepage_limits().iter().flatten() {
-        all.push(hugetlb::setting(page)?);
+        all.extend(hugetlb::settings(page)?);
     }
     if let Some(unified) = resources.unified() {
         all.extend(unified::settings(unified)?);
@@ -211,6 +212,7 @@ impl Cgroup {
                 Err(source) => return Err(Error::Refused { file, value, source }),
             }
         }
+        read_ahead::adapt();
         Ok(())
     }
 
@@ -293,7 +295,9 @@ impl Cgroup {
         let watch = self.events()?;
         self.kill()?;
         self.reached(&watch, "populated", 0, "killed").await?;
-        remove_tree(&self.path)
+        remove_tree(&self.path)?;
+        read_ahead::adapt();
+        Ok(())
     }
 
     /// The processes in it and below.
@@ -371,6 +375,7 @@ mod tests {
                 "memory.max 1048576",
                 "pids.max 10",
                 "hugetlb.2MB.max 0",
+                "hugetlb.2MB.rsvd.max 0",
                 "memory.high 900000"
             ]
         );

@@ -41,6 +41,11 @@ impl Names {
         format!("disk-{}", self.number)
     }
 
+    /// As in messages.
+    pub(super) fn said(self) -> String {
+        format!("disk {}", self.serial())
+    }
+
     /// By which the guest finds it: at most 20 bytes (virtio 1.2, 5.2.6.1 `VIRTIO_BLK_T_GET_ID`).
     pub(super) fn serial(self) -> String {
         format!("tatami-{}", self.number)

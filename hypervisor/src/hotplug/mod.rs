@@ -5,9 +5,11 @@
 //!  (absent) ───────────────────────────────► plugged ────────────────────────────────────────────────► (absent)
 //! ```
 //! Each step that fails has the earlier ones undone. The work is a task of its own: a caller that gives up leaves nothing
-//! half done. Knows QEMU's names for a disk, and nothing of what is on it or who in the guest uses it.
+//! half done. Knows QEMU's names for a device, and nothing of what is on it or who in the guest uses it. Disks are here, network
+//! devices in [`nic`].
 
 mod disk;
+mod nic;
 pub(crate) mod slots;
 
 use std::collections::HashMap;
@@ -22,8 +24,9 @@ use self::slots::{CAPACITY, Slot, Slots};
 use crate::qmp::{Event, Qmp, QmpError};
 
 pub use self::disk::{Disk, DiskKind};
+pub use self::nic::NicHotplug;
 
-/// How long a guest may take to let go of a disk. It has to do nothing but to remove the driver.
+/// How long a guest may take to let go of a device. It has to do nothing but to remove the driver.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a device could not be plugged or unplugged.
@@ -32,27 +35,36 @@ pub enum HotplugError {
     /// All places are taken.
     #[error("all {CAPACITY} places for devices of the VM are taken")]
     Full,
-    /// There is no such disk.
-    #[error("the VM has no disk {0}")]
+    /// There is no such device.
+    #[error("the VM has no {0}")]
     Unknown(String),
     /// QEMU refuses a step, or has ended.
-    #[error("cannot {step} disk {disk}")]
+    #[error("cannot {step} {device}")]
     Step {
         /// What was tried.
         step: &'static str,
-        /// The disk's serial number.
-        disk: String,
+        /// What it is, and its name.
+        device: String,
         /// Why not.
         #[source]
         source: QmpError,
     },
     /// The guest does not let go of it.
-    #[error("the guest has not let go of disk {disk}: {reason}")]
+    #[error("the guest has not let go of {device}: {reason}")]
     Held {
-        /// Its serial number.
-        disk: String,
+        /// What it is, and its name.
+        device: String,
         /// What was seen.
         reason: String,
+    },
+    /// Its files cannot be duplicated for QEMU.
+    #[error("cannot duplicate the files of {device} for QEMU")]
+    Files {
+        /// What it is, and its name.
+        device: String,
+        /// Why not.
+        #[source]
+        source: Arc<std::io::Error>,
     },
     /// The task that did the work is gone: the process is ending.
     #[error("interrupted")]
@@ -74,6 +86,8 @@ struct State {
     last: u32,
     /// By serial number.
     disks: HashMap<String, (Names, Slot)>,
+    /// By QEMU's name.
+    nics: HashMap<String, (nic::Names, Slot)>,
 }
 
 impl Hotplug {
@@ -89,6 +103,14 @@ impl Hotplug {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A number that no device had before, and a free place.
+    fn place(&self) -> Result<(u32, Slot), HotplugError> {
+        let mut state = self.state();
+        let slot = state.slots.take().ok_or(HotplugError::Full)?;
+        state.last += 1;
+        Ok((state.last, slot))
     }
 
     /// Plugs a disk. The answer is its serial number.
@@ -107,12 +129,8 @@ impl Hotplug {
     }
 
     async fn plug(&self, disk: Disk) -> Result<String, HotplugError> {
-        let (names, slot) = {
-            let mut state = self.state();
-            let slot = state.slots.take().ok_or(HotplugError::Full)?;
-            state.last += 1;
-            (Names { number: state.last }, slot)
-        };
+        let (number, slot) = self.place()?;
+        let names = Names { number };
         let plugged = self.plug_in(names, slot, disk).await;
         let mut state = self.state();
         match plugged {
@@ -130,11 +148,11 @@ impl Hotplug {
     async fn plug_in(&self, names: Names, slot: Slot, disk: Disk) -> Result<(), HotplugError> {
         let node = names.blockdev_add(&disk);
         let given = self.qmp.execute_with("add-fd", names.add_fd(), disk.file).await;
-        given.map_err(failed("hand over the file of", names))?;
+        given.map_err(failed("hand over the file of", names.said()))?;
         let node = self.qmp.execute("blockdev-add", node).await;
         if let Err(error) = node {
             self.undo("remove-fd", names.add_fd()).await;
-            return Err(failed("open", names)(error));
+            return Err(failed("open", names.said())(error));
         }
         let device = self
             .qmp
@@ -143,7 +161,7 @@ impl Hotplug {
         if let Err(error) = device {
             self.undo("blockdev-del", json!({ "node-name": names.id() })).await;
             self.undo("remove-fd", names.add_fd()).await;
-            return Err(failed("plug in", names)(error));
+            return Err(failed("plug in", names.said())(error));
         }
         Ok(())
     }
@@ -151,52 +169,51 @@ impl Hotplug {
     /// What failed first is what is told.
     async fn undo(&self, command: &'static str, arguments: Value) {
         if let Err(error) = self.qmp.execute(command, arguments).await {
-            tracing::warn!(%error, "QEMU keeps what is left of a disk that could not be plugged in");
+            tracing::warn!(%error, "QEMU keeps what is left of a device that could not be plugged in");
         }
     }
 
     async fn unplug(&self, serial: &str) -> Result<(), HotplugError> {
-        let unknown = || HotplugError::Unknown(serial.to_owned());
+        let unknown = || HotplugError::Unknown(format!("disk {serial}"));
         let (names, slot) = self.state().disks.get(serial).copied().ok_or_else(unknown)?;
-        self.release(names).await?;
+        self.release(&names.id(), names.said()).await?;
         // From here on QEMU alone decides, and it closes the file.
         let node = json!({ "node-name": names.id() });
         let closed = self.qmp.execute("blockdev-del", node).await;
-        closed.map_err(failed("close", names))?;
+        closed.map_err(failed("close", names.said()))?;
         let forgotten = self.qmp.execute("remove-fd", names.add_fd()).await;
-        forgotten.map_err(failed("close the file of", names))?;
+        forgotten.map_err(failed("close the file of", names.said()))?;
         let mut state = self.state();
         state.disks.remove(serial);
         state.slots.give_back(slot);
         Ok(())
     }
 
-    /// Has the guest let go of the device, and waits until it has.
-    async fn release(&self, names: Names) -> Result<(), HotplugError> {
+    /// Has the guest let go of the device of this name, and waits until it has. `said` is what messages call it.
+    async fn release(&self, id: &str, said: String) -> Result<(), HotplugError> {
         // Before the command: the event may be there before its answer.
         let mut events = self.qmp.events();
-        let id = names.id();
         match self.qmp.execute("device_del", json!({ "id": id })).await {
             Ok(_) => {}
             // The guest has let go of it after an earlier attempt had been given up.
             Err(QmpError::Refused { class, .. }) if class == "DeviceNotFound" => return Ok(()),
-            Err(error) => return Err(failed("unplug", names)(error)),
+            Err(error) => return Err(failed("unplug", said)(error)),
         }
         let held = |reason: String| HotplugError::Held {
-            disk: names.serial(),
+            device: said.clone(),
             reason,
         };
         let answered = async {
             loop {
                 match events.recv().await {
-                    Ok(event) => match verdict(&event, &id) {
+                    Ok(event) => match verdict(&event, id) {
                         Some(true) => return Ok(()),
                         Some(false) => return Err(held("it reports that it cannot".to_owned())),
                         None => {}
                     },
-                    Err(RecvError::Lagged(_)) if !self.exists(names).await? => return Ok(()),
+                    Err(RecvError::Lagged(_)) if !self.exists(id, &said).await? => return Ok(()),
                     Err(RecvError::Lagged(_)) => {}
-                    Err(RecvError::Closed) => return Err(failed("unplug", names)(QmpError::Closed)),
+                    Err(RecvError::Closed) => return Err(failed("unplug", said.clone())(QmpError::Closed)),
                 }
             }
         };
@@ -204,26 +221,22 @@ impl Hotplug {
             answered = tokio::time::timeout(self.patience, answered) => {
                 answered.unwrap_or_else(|_| Err(held(format!("it has not answered for {:?}", self.patience))))
             }
-            _ = self.qmp.closed() => Err(failed("unplug", names)(QmpError::Closed)),
+            _ = self.qmp.closed() => Err(failed("unplug", said.clone())(QmpError::Closed)),
         }
     }
 
     /// Asked where events were lost, because too many came.
-    async fn exists(&self, names: Names) -> Result<bool, HotplugError> {
+    async fn exists(&self, id: &str, said: &str) -> Result<bool, HotplugError> {
         let list = json!({ "path": "/machine/peripheral" });
         let listed = self.qmp.execute("qom-list", list).await;
-        let listed = listed.map_err(failed("look for", names))?;
+        let listed = listed.map_err(failed("look for", said.to_owned()))?;
         let devices = listed.as_array().map(Vec::as_slice).unwrap_or_default();
-        Ok(devices.iter().any(|device| device["name"] == names.id()))
+        Ok(devices.iter().any(|device| device["name"] == id))
     }
 }
 
-fn failed(step: &'static str, names: Names) -> impl FnOnce(QmpError) -> HotplugError {
-    move |source| HotplugError::Step {
-        step,
-        disk: names.serial(),
-        source,
-    }
+fn failed(step: &'static str, device: String) -> impl FnOnce(QmpError) -> HotplugError {
+    move |source| HotplugError::Step { step, device, source }
 }
 
 /// Whether an event says that the device is gone (true) or stays (QEMU's QAPI, "Device infrastructure").

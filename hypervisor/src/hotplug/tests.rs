@@ -72,6 +72,16 @@ fn disk() -> Disk {
     }
 }
 
+fn nic() -> crate::nic::Nic {
+    crate::nic::Nic {
+        mac: crate::nic::MacAddress([2, 0, 0, 0, 0, 7]),
+        taps: (0..2)
+            .map(|_| std::fs::File::open("/dev/null").unwrap().into())
+            .collect(),
+        vhost: Arc::new([]),
+    }
+}
+
 fn lets_go(name: &str, arguments: &Value) -> Does {
     match name {
         "device_del" => Does::Tells("DEVICE_DELETED", json!({ "device": arguments["id"] })),
@@ -187,4 +197,42 @@ async fn futures_poll_once<F: Future + Unpin>(mut future: F) -> Option<F::Output
         std::task::Poll::Pending => std::task::Poll::Ready(None),
     })
     .await
+}
+
+#[tokio::test]
+async fn a_network_device_is_plugged_in_beside_a_disk_and_unplugged() {
+    let qemu = Qemu::new(lets_go);
+    let nics = NicHotplug(qemu.hotplug.clone());
+    qemu.hotplug.attach(disk()).await.unwrap();
+    qemu.asked();
+    let id = nics.attach(nic()).await.unwrap();
+    assert_eq!(id, "nic-2");
+    assert_eq!(qemu.asked(), ["getfd", "getfd", "netdev_add", "device_add"]);
+    nics.detach(&id).await.unwrap();
+    assert_eq!(qemu.asked(), ["device_del", "netdev_del"]);
+    let error = nics.detach(&id).await.unwrap_err();
+    assert_eq!(error.to_string(), "the VM has no network device nic-2");
+}
+
+#[tokio::test]
+async fn what_qemu_refuses_of_a_network_device_is_undone_and_its_place_is_free_again() {
+    for (refused, asked) in [
+        ("getfd", &["getfd", "closefd", "closefd"][..]),
+        ("netdev_add", &["getfd", "getfd", "netdev_add", "closefd", "closefd"]),
+        (
+            "device_add",
+            &["getfd", "getfd", "netdev_add", "device_add", "netdev_del"],
+        ),
+    ] {
+        let qemu = Qemu::new(move |name, _| match name {
+            name if name == refused => Does::Refuses("GenericError"),
+            _ => Does::Accepts,
+        });
+        let nics = NicHotplug(qemu.hotplug.clone());
+        for _ in 0..40 {
+            let error = nics.attach(nic()).await.unwrap_err();
+            assert!(matches!(error, HotplugError::Step { .. }), "{error}");
+            assert_eq!(qemu.asked(), asked);
+        }
+    }
 }

@@ -106,6 +106,12 @@ pub(super) fn own_mac(place: u32) -> MacAddress {
     MacAddress([0x02, b't', b'a', b't', high, low])
 }
 
+/// The address of the device for an interface that is there at the boot: the interface's own, unless another device has it.
+/// ipvlan interfaces share that of their parent, and the guest finds its devices by theirs.
+pub(super) fn device_mac(taken: &mut BTreeSet<[u8; 6]>, place: u32, mac: MacAddress) -> MacAddress {
+    if taken.insert(mac.0) { mac } else { own_mac(place) }
+}
+
 fn encoded<T: Emitable>(messages: impl IntoIterator<Item = T>) -> Vec<Vec<u8>> {
     let encode = |message: T| {
         let mut bytes = vec![0; message.buffer_len()];

@@ -19,15 +19,13 @@ use super::{NetworkError, seen, tap};
 /// A change comes in many messages: they are told once when none has come for this long.
 const SETTLES: Duration = Duration::from_millis(50);
 
-/// Devices of a VM whose network comes after its start: for the network that is there when the hooks have run, and for one
-/// that is connected later.
-const SPARE_DEVICES: usize = 2;
-
 /// A device of the VM.
 #[derive(Debug, Clone)]
 pub(super) struct Device {
     mac: MacAddress,
     tap: String,
+    /// Its name, if it was plugged in after the VM's start.
+    pub(super) plugged: Option<String>,
 }
 
 /// Which devices there are.
@@ -35,17 +33,25 @@ pub(super) struct Device {
 pub(super) struct Devices {
     /// By the indexes of the interfaces that they are joined to.
     joined: BTreeMap<u32, Device>,
-    spare: VecDeque<Device>,
+    pub(super) spare: VecDeque<Device>,
+    /// How many there have been: no two have one MAC address or one tap's name.
+    pub(super) made: usize,
+}
+
+/// What came of a look at the namespace.
+pub(super) struct Rejoined {
+    pub(super) wanted: Wanted,
+    pub(super) devices: Devices,
+    /// Names of the interfaces for which there was no device.
+    pub(super) without: Vec<String>,
 }
 
 /// Looks what is there before anything is made.
 pub(super) async fn look(netlink: Handle, namespace: String) -> Result<Wanted, NetworkError> {
     let seen = seen::look(&netlink, &namespace).await?;
-    let mut macs = BTreeSet::new();
+    let mut taken = BTreeSet::new();
     guest::wanted(&seen, &namespace, &Own::default(), &mut |place, interface| {
-        // ipvlan interfaces share the address of their parent, but the guest finds its devices by theirs.
-        let first = macs.insert(interface.mac.0);
-        Some(if first { interface.mac } else { guest::own_mac(place) })
+        Some(guest::device_mac(&mut taken, place, interface.mac))
     })
 }
 
@@ -90,36 +96,29 @@ fn nic(
     Ok(Nic { mac, taps, vhost })
 }
 
-/// Devices that nothing is joined to yet.
+/// A device that nothing is joined to yet.
 pub(super) async fn make_spare(
     netlink: Handle,
     namespace: String,
     plan: NetworkPlan,
-) -> Result<(Vec<Nic>, Devices), NetworkError> {
+    place: usize,
+) -> Result<(Nic, Device), NetworkError> {
     let wiring = Wiring {
         netlink: &netlink,
         namespace: &namespace,
     };
-    let mut devices = Devices::default();
-    let mut nics = Vec::with_capacity(SPARE_DEVICES);
-    for place in 0..SPARE_DEVICES {
-        let device = Device {
-            mac: guest::own_mac(u32::try_from(place + 1).unwrap_or(u32::MAX)),
-            tap: tap::name(place),
-        };
-        let taps = wiring.make_tap(&device.tap, plan.queues)?;
-        nics.push(nic(&wiring, device.mac, &device.tap, taps, &plan)?);
-        devices.spare.push_back(device);
-    }
-    Ok((nics, devices))
+    let device = Device {
+        mac: guest::own_mac(u32::try_from(place + 1).unwrap_or(u32::MAX)),
+        tap: tap::name(place),
+        plugged: None,
+    };
+    let taps = wiring.make_tap(&device.tap, plan.queues)?;
+    let nic = nic(&wiring, device.mac, &device.tap, taps, &plan)?;
+    Ok((nic, device))
 }
 
-/// Joins what is new and gives back the devices of what has gone.
-pub(super) async fn rejoin(
-    netlink: Handle,
-    namespace: String,
-    mut devices: Devices,
-) -> Result<(Wanted, Devices), NetworkError> {
+/// Joins what is new, as far as there are devices for it, and takes back the devices of what has gone.
+pub(super) async fn rejoin(netlink: Handle, namespace: String, mut devices: Devices) -> Result<Rejoined, NetworkError> {
     let wiring = Wiring {
         netlink: &netlink,
         namespace: &namespace,
@@ -140,16 +139,13 @@ pub(super) async fn rejoin(
             .collect(),
         joined: devices.joined.keys().copied().collect(),
     };
-    let mut new = BTreeMap::new();
+    let (mut new, mut without) = (BTreeMap::new(), Vec::new());
     let wanted = guest::wanted(&seen, &namespace, &own, &mut |_, interface| {
         if let Some(device) = devices.joined.get(&interface.index) {
             return Some(device.mac);
         }
         let Some(device) = devices.spare.pop_front() else {
-            tracing::warn!(
-                name = interface.name,
-                "the VM has no device left for this interface: at most {SPARE_DEVICES} can come after the start"
-            );
+            without.push(interface.name.clone());
             return None;
         };
         let mac = device.mac;
@@ -162,7 +158,11 @@ pub(super) async fn rejoin(
         }
     }
     devices.joined.extend(new);
-    Ok((wanted, devices))
+    Ok(Rejoined {
+        wanted,
+        devices,
+        without,
+    })
 }
 
 /// Sends a word for every change, until the receiver is gone.

@@ -1,88 +1,66 @@
 //! The network of a VM that runs: what the guest is told after the start.
 
-use std::sync::Arc;
-
+use hypervisor::NicHotplug;
 use protocol::agent::Network;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, mpsc, watch};
 
 use super::{NetworkError, PodNetwork};
 
 /// The network of a VM that runs.
 pub struct MachineNetwork {
-    pod: Arc<Mutex<PodNetwork>>,
+    pod: Mutex<PodNetwork>,
+    nics: NicHotplug,
     /// Begins once the hooks have run: until then the namespace is what they are about to change.
-    changes: Mutex<Option<mpsc::Receiver<Network>>>,
-    begun: tokio::sync::watch::Sender<bool>,
+    changes: Mutex<Option<mpsc::Receiver<()>>>,
+    begun: watch::Sender<bool>,
 }
 
 impl MachineNetwork {
-    /// Takes the network over.
+    /// Takes the network over, with what plugs devices into its VM.
     #[must_use]
-    pub fn new(pod: PodNetwork) -> Self {
+    pub fn new(pod: PodNetwork, nics: NicHotplug) -> Self {
         Self {
-            pod: Arc::new(Mutex::new(pod)),
+            pod: Mutex::new(pod),
+            nics,
             changes: Mutex::new(None),
-            begun: tokio::sync::watch::Sender::new(false),
+            begun: watch::Sender::new(false),
         }
     }
 
-    /// What the guest is to have now; none if that is what it was told.
+    /// Makes the host's part of the network what it is to be now, and gives what the guest is to have; none if that is what
+    /// it was told. Once it was called, changes are watched for.
     ///
     /// # Errors
     /// The host's part cannot be made.
-    pub async fn after_hooks(&self) -> Result<Option<Network>, NetworkError> {
+    pub async fn refresh(&self) -> Result<Option<Network>, NetworkError> {
         let mut pod = self.pod.lock().await;
         if !pod.comes_later() {
             return Ok(None);
         }
         if *self.begun.borrow() {
-            return pod.refresh().await;
+            return pod.refresh(&self.nics).await;
         }
+        // From before the look, so that nothing is missed.
         let changes = pod.watch();
         // Even if there is nothing: the guest hides the devices that it has no use for.
-        let network = pod.refresh().await?.or_else(|| Some(Network::default()));
-        let (sender, receiver) = mpsc::channel(1);
-        *self.changes.lock().await = Some(receiver);
+        let network = pod.refresh(&self.nics).await?.or_else(|| Some(Network::default()));
+        *self.changes.lock().await = Some(changes);
         self.begun.send_replace(true);
-        // It ends when this machine, and so the receiver, is dropped.
-        tokio::spawn(follow(Arc::clone(&self.pod), changes, sender));
         Ok(network)
     }
 
-    /// What the guest is to have after the next change. May be dropped at any time; one may wait.
-    pub async fn next(&self) -> Network {
+    /// Waits for the next change of the namespace. May be dropped at any time; one may wait.
+    pub async fn changed(&self) {
         // The sender is in self: it cannot be gone.
         let _ = self.begun.subscribe().wait_for(|begun| *begun).await;
         let mut changes = self.changes.lock().await;
-        match changes.as_mut() {
-            Some(changes) => match changes.recv().await {
-                Some(network) => network,
-                // The namespace is not watched any more.
-                None => std::future::pending().await,
-            },
-            None => std::future::pending().await,
-        }
-    }
-}
-
-async fn follow(pod: Arc<Mutex<PodNetwork>>, mut changes: mpsc::Receiver<()>, told: mpsc::Sender<Network>) {
-    loop {
-        tokio::select! {
-            () = told.closed() => return,
-            change = changes.recv() => if change.is_none() { return },
-        }
-        let refreshed = pod.lock().await.refresh().await;
-        match refreshed {
-            Ok(None) => {}
-            Ok(Some(network)) => {
-                if told.send(network).await.is_err() {
-                    return;
-                }
-            }
-            Err(error) => {
-                let error = &error as &dyn std::error::Error;
-                tracing::warn!(error, "a change of the network is not carried into the guest");
-            }
+        let change = match changes.as_mut() {
+            Some(changes) => changes.recv().await,
+            None => None,
+        };
+        if change.is_none() {
+            // The namespace is not watched any more.
+            std::future::pending().await
         }
     }
 }

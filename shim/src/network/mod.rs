@@ -21,13 +21,15 @@ mod tap;
 mod wire;
 
 use config::{HostNetwork, InterNetworking};
-use hypervisor::{NetworkNamespace, Nic};
+use hypervisor::{NetworkNamespace, Nic, NicHotplug};
 use protocol::agent::Network;
 use tokio::sync::mpsc;
 
+use crate::error::chain;
+
 pub use self::error::NetworkError;
 use self::guest::Wanted;
-use self::join::Devices;
+use self::join::{Device, Devices};
 pub use self::machine::MachineNetwork;
 use self::namespace::Namespace;
 pub use self::plan::{NetworkPlan, Place};
@@ -123,15 +125,14 @@ impl PodNetwork {
         let Some(namespace) = &self.namespace else {
             return Ok(Vec::new());
         };
-        let (plan, name) = (self.plan.clone(), namespace.name().to_owned());
         if self.comes_later() {
-            let made = namespace
-                .run(move |netlink| join::make_spare(netlink, name, plan))
-                .await;
-            let (nics, devices) = made?;
-            self.devices = devices;
-            return Ok(nics);
+            // One for the network that is there when the hooks have run. What comes later is plugged in.
+            let (nic, device) = self.make_spare(namespace).await?;
+            self.devices.made += 1;
+            self.devices.spare.push_back(device);
+            return Ok(vec![nic]);
         }
+        let (plan, name) = (self.plan.clone(), namespace.name().to_owned());
         let interfaces = self.wanted.interfaces.clone();
         if interfaces.is_empty() {
             return Ok(Vec::new());
@@ -141,22 +142,79 @@ impl PodNetwork {
             .await
     }
 
-    /// Looks again where the network comes later, joins what is new as far as there are devices for it, and gives what the
-    /// guest is to have; none if that is what it was told.
+    async fn make_spare(&self, namespace: &Namespace) -> Result<(Nic, Device), NetworkError> {
+        let (plan, name, place) = (self.plan.clone(), namespace.name().to_owned(), self.devices.made);
+        namespace
+            .run(move |netlink| join::make_spare(netlink, name, plan, place))
+            .await
+    }
+
+    /// Looks again where the network comes later, joins what is new, plugs in devices for it and unplugs those of what has
+    /// gone, and gives what the guest is to have; none if that is what it was told.
     ///
     /// # Errors
     /// As [`PodNetwork::open`] and [`PodNetwork::wire`].
-    pub async fn refresh(&mut self) -> Result<Option<Network>, NetworkError> {
-        let Some(namespace) = self.namespace.as_ref().filter(|_| self.comes_later()) else {
+    pub async fn refresh(&mut self, nics: &NicHotplug) -> Result<Option<Network>, NetworkError> {
+        let Some(namespace) = self.namespace.clone().filter(|_| self.comes_later()) else {
             return Ok(None);
         };
-        let (name, devices) = (namespace.name().to_owned(), self.devices.clone());
-        let joined = namespace.run(move |netlink| join::rejoin(netlink, name, devices)).await;
-        let (wanted, devices) = joined?;
-        self.devices = devices;
+        let (mut wanted, without) = self.rejoin(&namespace).await?;
+        if !without.is_empty() {
+            self.plug_in(&namespace, nics, &without).await;
+            (wanted, _) = self.rejoin(&namespace).await?;
+        }
+        self.unplug_spare(nics).await;
         let changed = wanted.network != self.wanted.network;
         self.wanted = wanted;
         Ok(changed.then(|| self.wanted.network.clone()))
+    }
+
+    async fn rejoin(&mut self, namespace: &Namespace) -> Result<(Wanted, Vec<String>), NetworkError> {
+        let (name, devices) = (namespace.name().to_owned(), self.devices.clone());
+        let joined = namespace
+            .run(move |netlink| join::rejoin(netlink, name, devices))
+            .await?;
+        self.devices = joined.devices;
+        Ok((joined.wanted, joined.without))
+    }
+
+    /// A device for each of these interfaces. One that cannot be had is told; the network is what can be had.
+    async fn plug_in(&mut self, namespace: &Namespace, nics: &NicHotplug, interfaces: &[String]) {
+        for name in interfaces {
+            let made = self.make_spare(namespace).await;
+            // Whatever comes of it, its number is used up.
+            self.devices.made += 1;
+            let plugged = match made {
+                Ok((nic, mut device)) => match nics.attach(nic).await {
+                    Ok(plugged) => {
+                        device.plugged = Some(plugged);
+                        Ok(device)
+                    }
+                    Err(error) => Err(chain(&error)),
+                },
+                Err(error) => Err(chain(&error)),
+            };
+            match plugged {
+                Ok(device) => self.devices.spare.push_back(device),
+                Err(error) => tracing::warn!(name, error, "the container does not get this interface"),
+            }
+        }
+    }
+
+    /// Before the guest is told: it finds the device gone, as it finds the interface gone.
+    async fn unplug_spare(&mut self, nics: &NicHotplug) {
+        for device in std::mem::take(&mut self.devices.spare) {
+            if let Some(plugged) = &device.plugged {
+                match nics.detach(plugged).await {
+                    Ok(()) => continue,
+                    Err(error) => {
+                        let error = chain(&error);
+                        tracing::warn!(plugged, error, "the VM keeps a network device for the next network");
+                    }
+                }
+            }
+            self.devices.spare.push_back(device);
+        }
     }
 
     /// Tells of changes where the network comes later, until nobody listens any more. Those that follow one another

@@ -14,7 +14,6 @@ use super::host::{GuestContainer, HostError};
 use super::process::{Exit, Phase, Process, ProcessName};
 use super::stand_in::{StandIn, pid_in};
 use super::{Container, DiskError, Mount, Sandbox, Slot};
-use crate::agent_client::AgentClient;
 use crate::error::{Error, chain};
 use crate::hooks::HookPoint;
 use crate::id::ContainerId;
@@ -133,6 +132,7 @@ impl Sandbox {
                 subject: subject(),
                 source,
             })?;
+            // They may have put a network into the VM's namespace, as Docker's do.
             self.update_network(&agent, &subject()).await?;
         }
         let prepared = self.open_streams(init).await?;
@@ -215,23 +215,6 @@ impl Sandbox {
             what: "the PID namespace",
             subject: subject.to_owned(),
             reason: format!("{} is no container's of this sandbox", path.display()),
-        })
-    }
-
-    /// The hooks may have put a network into the VM's namespace, as Docker's do.
-    async fn update_network(&self, agent: &AgentClient, subject: &str) -> Result<(), Error> {
-        let Some(machine) = self.machine() else { return Ok(()) };
-        let network = machine.network_after_hooks().await.map_err(|error| Error::Host {
-            operation: "set up the network of",
-            subject: subject.to_owned(),
-            source: HostError::Other(Box::new(error)),
-        })?;
-        let Some(network) = network else { return Ok(()) };
-        let updated = agent.update_network(&network).await;
-        updated.map(drop).map_err(|source| Error::Agent {
-            operation: "set up the network of",
-            subject: subject.to_owned(),
-            source,
         })
     }
 

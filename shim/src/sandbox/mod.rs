@@ -22,6 +22,7 @@ mod exits;
 mod forward;
 mod health;
 pub mod host;
+mod network;
 pub mod process;
 mod stand_in;
 mod start;
@@ -34,7 +35,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::types::mount::Mount;
-use protocol::agent::Network;
 use tokio::sync::{oneshot, watch};
 
 use self::boot::{BootError, BootPlan, Booted};
@@ -116,6 +116,8 @@ pub struct Sandbox {
     debug_console: bool,
     kernel: PathBuf,
     disks: Arc<Disks>,
+    /// Held by who makes the guest's network what the host's is.
+    network: tokio::sync::Mutex<()>,
     vm: watch::Sender<Vm>,
     machine: Mutex<Option<Arc<dyn Machine>>>,
     stopping: watch::Sender<bool>,
@@ -161,6 +163,7 @@ impl Sandbox {
             debug_console: parts.debug_console,
             kernel: parts.kernel,
             disks: Arc::default(),
+            network: tokio::sync::Mutex::default(),
             vm: watch::Sender::new(Vm::Booting),
             machine: Mutex::default(),
             stopping: watch::Sender::new(false),
@@ -199,6 +202,7 @@ impl Sandbox {
         if let Some(watches) = self.host.watches() {
             tokio::spawn(changes::tell(watches, booted.agent.clone(), self.vm.subscribe()));
         }
+        let following = tokio::spawn(Arc::clone(&self).follow_network(Arc::clone(&booted)));
         let ending = loop {
             tokio::select! {
                 event = signals.events.recv() => match event {
@@ -211,7 +215,6 @@ impl Sandbox {
                     let ending = tokio::time::timeout(GRACE, booted.machine.ended()).await;
                     break ending.unwrap_or_else(|_| ended("the guest's agent is gone"));
                 },
-                network = booted.machine.next_network() => self.network_changed(&booted.agent, network),
                 reason = given_up(&mut hopeless) => break ended(&reason),
                 () = told_to_stop(&mut stopping) => {
                     // It may have been told already; what matters is that it goes.
@@ -220,6 +223,7 @@ impl Sandbox {
                 }
             }
         };
+        following.abort();
         let expected_end = *self.stopping.borrow();
         if !expected_end {
             let console = crate::agent_client::printable(&booted.machine.console_tail().await, 4 << 10);
@@ -242,16 +246,6 @@ impl Sandbox {
             exit: Exit { status, at },
         });
         self.end_all(&ending, at);
-    }
-
-    /// Tells the guest, without holding up the rest.
-    fn network_changed(&self, agent: &AgentClient, network: Network) {
-        let (agent, id) = (agent.clone(), self.id.clone());
-        tokio::spawn(async move {
-            if let Err(error) = agent.update_network(&network).await {
-                tracing::warn!(sandbox = %id, error = crate::error::chain(&error), "the guest keeps its network as it was");
-            }
-        });
     }
 
     fn machine(&self) -> Option<Arc<dyn Machine>> {

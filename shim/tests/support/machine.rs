@@ -148,7 +148,7 @@ impl FakeDisks {
     fn detach(&self, serial: &str) -> Result<(), HotplugError> {
         if self.clings.load(Ordering::SeqCst) {
             return Err(HotplugError::Held {
-                disk: serial.to_owned(),
+                device: format!("disk {serial}"),
                 reason: "it clings".to_owned(),
             });
         }

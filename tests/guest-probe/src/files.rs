@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Read, Seek, Write},
+    io::{self, Read, Seek},
     os::unix::process::CommandExt,
     path::Path,
     process::Command,
@@ -16,10 +16,10 @@ use nix::{
 use rustix::fs::{FallocateFlags, Mode, OFlags, XattrFlags};
 use serde_json::{Map, Value, json};
 
-use crate::mapping::{PAGE, Shared};
-
-/// Users who own nothing.
-const USERS: [u32; 2] = [1000, 1001];
+use crate::{
+    acl,
+    mapping::{PAGE, Shared},
+};
 
 /// Tries everything in a directory that may be written to, and prints an object from each try to its errno, 0 for success,
 /// or to what was found.
@@ -48,7 +48,7 @@ pub(crate) fn report(directory: &str) -> crate::Result<()> {
         "fallocate",
         json!(grown.err().map_or(0, rustix::io::Errno::raw_os_error)),
     );
-    say("access list", access_list(directory)?);
+    say("access list", acl::on_a_file(directory)?);
     println!("{}", Value::Object(said));
     Ok(())
 }
@@ -110,7 +110,7 @@ pub(crate) fn lock(path: &Path) -> io::Result<File> {
 }
 
 /// What a process of its own gets of `try VERB PATH`.
-fn child(user: Option<u32>, verb: &str, path: &Path) -> crate::Result<Value> {
+pub(crate) fn child(user: Option<u32>, verb: &str, path: &Path) -> crate::Result<Value> {
     let mut command = Command::new("/proc/self/exe");
     command.args(["try", verb]).arg(path);
     if let Some(user) = user {
@@ -139,32 +139,4 @@ fn attribute(path: &Path, name: &str) -> i32 {
         Ok(_) => -1,
         Err(errno) => errno.raw_os_error(),
     }
-}
-
-/// A list that lets one user read a file, and what two users get; or the errno where there are no lists.
-fn access_list(directory: &Path) -> crate::Result<Value> {
-    let path = directory.join("listed");
-    let mut file = File::create(&path)?;
-    file.write_all(b"listed")?;
-    rustix::fs::fchmod(&file, Mode::from_raw_mode(0o600))?;
-    // posix_acl_xattr.h: version 2; tag, permissions and id of the owner, a user, the group, the mask and the others.
-    let mut list = 2_u32.to_le_bytes().to_vec();
-    for (tag, permissions, id) in [
-        (1_u16, 6_u16, u32::MAX),
-        (2, 4, USERS[0]),
-        (4, 0, u32::MAX),
-        (16, 4, u32::MAX),
-        (32, 0, u32::MAX),
-    ] {
-        list.extend(tag.to_le_bytes());
-        list.extend(permissions.to_le_bytes());
-        list.extend(id.to_le_bytes());
-    }
-    if let Err(errno) = rustix::fs::setxattr(&path, "system.posix_acl_access", &list, XattrFlags::empty()) {
-        return Ok(json!(errno.raw_os_error()));
-    }
-    Ok(json!([
-        child(Some(USERS[0]), "read", &path)?,
-        child(Some(USERS[1]), "read", &path)?
-    ]))
 }

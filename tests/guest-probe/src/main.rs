@@ -6,6 +6,8 @@
 //! guest-probe touch-memory BYTES    writes to that many bytes, then says so
 //! guest-probe watch COUNT PATH…     says "watching", then that many inotify events: PATH EVENT NAME COOKIE CONTENT
 //! guest-probe files DIR             mappings, locks, attributes and access lists of a file system, as one JSON object
+//! guest-probe acl DIR               access lists in a directory, as one JSON object
+//! guest-probe huge-pages FILE COUNT maps that many huge pages of a file, or of none (-), and writes to each; prints the errno
 //! guest-probe escape CONTAINER PATH drives the virtio-fs device by itself and tries to reach a path of the host
 //! guest-probe log-to FILE           containerd's binary logger: copies descriptors 3 and 4 to a file
 //! guest-probe load DIR FILES MIB    file system load; prints rates
@@ -14,6 +16,7 @@
 //! guest-probe kernel TEST [PATH]    looks for one fault of the guest kernel, as root with every right
 //! ```
 
+mod acl;
 mod escape;
 mod facts;
 mod files;
@@ -46,6 +49,8 @@ fn main() -> ExitCode {
         ["try", verb, paths @ ..] => try_paths(verb, paths),
         ["touch-memory", bytes] => touch_memory(bytes),
         ["files", directory] => files::report(directory),
+        ["acl", directory] => acl::report(directory),
+        ["huge-pages", file, count] => huge_pages(file, count),
         ["escape", container, secret] => escape::run(container, secret),
         ["log-to", file] => log_to(file),
         ["watch", count, paths @ ..] => watch::watch(count, paths),
@@ -113,6 +118,35 @@ fn touch_memory(bytes: &str) -> Result<()> {
         "touched {}",
         memory.iter().map(|byte| usize::from(*byte)).sum::<usize>()
     );
+    Ok(())
+}
+
+/// Prints what came of it, 0 for success. A page that the kernel cannot give ends the program (SIGBUS).
+fn huge_pages(file: &str, count: &str) -> Result<()> {
+    let length = count.parse::<usize>()? << 21;
+    let mapping = match file {
+        "-" => mapping::Shared::huge(length),
+        path => {
+            let file = File::options()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(path)?;
+            file.set_len(length as u64)?;
+            mapping::Shared::file(&file, false)
+        }
+    };
+    let errno = match mapping {
+        Ok(mapping) => {
+            for page in (0..length).step_by(1 << 21) {
+                mapping.write(page, 1_u8);
+            }
+            0
+        }
+        Err(error) => error.raw_os_error().unwrap_or(-1),
+    };
+    println!("{errno}");
     Ok(())
 }
 

@@ -7,6 +7,7 @@ mod bare;
 mod host;
 mod machine;
 mod memory;
+mod network;
 mod share;
 mod start;
 mod streams;
@@ -26,6 +27,7 @@ pub const SECTIONS: &[(&str, Section)] = &[
     ("memory", memory::measure),
     ("streams", streams::measure),
     ("virtio-fs", share::measure),
+    ("network", network::measure),
 ];
 
 /// Parts that take long and that are measured only where they are named.

@@ -16,8 +16,9 @@ use super::messages::{
     AttachRequest, Container, ContainerId, ContainerStats, ContainerStatsResponse, ContainerStatus,
     ContainerStatusResponse, CreateContainerRequest, Empty, ExecRequest, ExecSyncRequest, ExecSyncResponse, ImageSpec,
     ImageStatusRequest, ImageStatusResponse, ListContainerStatsResponse, ListContainersResponse,
-    ListPodSandboxResponse, PodId, PodSandbox, PodSandboxStatus, PodSandboxStatusResponse, PortForwardRequest,
-    RunPodSandboxRequest, StatusRequest, StopContainerRequest, StreamingUrl, UpdateContainerResourcesRequest,
+    ListPodSandboxResponse, ListPodSandboxStatsResponse, PodId, PodSandbox, PodSandboxStats, PodSandboxStatsResponse,
+    PodSandboxStatus, PodSandboxStatusResponse, PortForwardRequest, RunPodSandboxRequest, StatusRequest,
+    StopContainerRequest, StreamingUrl, UpdateContainerResourcesRequest,
 };
 use crate::{Error, Result};
 
@@ -215,6 +216,18 @@ impl Client {
     /// All containers' figures.
     pub fn all_container_stats(&self) -> Result<Vec<ContainerStats>> {
         let response: ListContainerStatsResponse = self.runtime("ListContainerStats", Empty {})?;
+        Ok(response.stats)
+    }
+
+    /// A pod's figures. containerd has them since 1.7.
+    pub fn pod_stats(&self, pod: &str) -> Result<PodSandboxStats> {
+        let response: PodSandboxStatsResponse = self.runtime("PodSandboxStats", pod_id(pod))?;
+        response.stats.ok_or_else(|| absent("PodSandboxStats"))
+    }
+
+    /// All pods' figures.
+    pub fn all_pod_stats(&self) -> Result<Vec<PodSandboxStats>> {
+        let response: ListPodSandboxStatsResponse = self.runtime("ListPodSandboxStats", Empty {})?;
         Ok(response.stats)
     }
 

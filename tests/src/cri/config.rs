@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::json;
 
-use crate::{Error, Result, image, locate::Version};
+use crate::{Error, Result, containerd, image, locate::Version};
 
 /// Who keeps a pod's sandbox, in containerd 2's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,35 +27,10 @@ impl Sandboxer {
     }
 }
 
-/// The plugins that would reach outside of the test's directory, or that need what the machine may not have.
-const DISABLED: [&str; 9] = [
-    "io.containerd.nri.v1.nri",
-    "io.containerd.snapshotter.v1.aufs",
-    "io.containerd.snapshotter.v1.blockfile",
-    "io.containerd.snapshotter.v1.btrfs",
-    "io.containerd.snapshotter.v1.devmapper",
-    "io.containerd.snapshotter.v1.zfs",
-    "io.containerd.internal.v1.restart",
-    "io.containerd.internal.v1.tracing",
-    "io.containerd.tracing.processor.v1.otlp",
-];
-
 /// containerd's configuration for everything below `dir`; `config_path` is the runtime's own configuration.
-pub(super) fn containerd(dir: &Path, version: Version, sandboxer: Sandboxer, config_path: &Path) -> Result<String> {
+pub(super) fn for_pods(dir: &Path, version: Version, sandboxer: Sandboxer, config_path: &Path) -> Result<String> {
     let cni = cni_programs()?;
-    let head = format!(
-        r#"root = "{dir}/root"
-state = "{dir}/state"
-disabled_plugins = {DISABLED:?}
-[grpc]
-address = "{dir}/c.sock"
-[debug]
-level = "debug"
-[plugins."io.containerd.internal.v1.opt"]
-path = "{dir}/opt"
-"#,
-        dir = dir.display()
-    );
+    let head = containerd::head(dir, &[]);
     // What this machine cannot do (lower a score, load an AppArmor profile) is left to the operator's own containerd.
     let common = "restrict_oom_score_adj = true\ndisable_apparmor = true\nnetns_mounts_under_state_dir = true\n";
     let network = format!(

@@ -18,7 +18,7 @@ use crate::{
     image::{self, Image},
     leftovers,
     locate::{self, Version},
-    netns::NetworkNamespace,
+    netns::NetNs,
     node::{self, Runtime},
     wait,
 };
@@ -66,8 +66,8 @@ impl PodNode {
             PathBuf::new()
         };
         config::write_network(dir.path(), &tag)?;
-        let configuration = config::containerd(dir.path(), version, sandboxer, &configured)?;
-        let netns = NetworkNamespace::new()?;
+        let configuration = config::for_pods(dir.path(), version, sandboxer, &configured)?;
+        let netns = NetNs::new(&tag, "node")?;
         let environment = vec![("KATA_CONF_FILE".to_owned(), configured.display().to_string())];
         let containerd = Containerd::start_with(dir.path(), version, environment, &configuration, Some(netns))?;
         let client = Client::new(&containerd.address())?;
@@ -111,7 +111,7 @@ impl PodNode {
     }
 
     /// The network namespace that containerd, and the node's side of the pods' network, are in.
-    pub fn netns(&self) -> Result<&NetworkNamespace> {
+    pub fn netns(&self) -> Result<&NetNs> {
         self.containerd
             .netns()
             .ok_or_else(|| Error::unexpected("the node has no network namespace"))
@@ -237,8 +237,8 @@ impl Drop for PodNode {
     }
 }
 
-/// Asks until there is an answer. CRI has no call that waits: the kubelet, too, asks again and again.
-pub(super) fn eventually<T>(what: &str, ask: impl Fn() -> Result<Option<T>>) -> Result<T> {
+/// Asks until there is an answer, for at most two minutes. CRI has no call that waits: the kubelet, too, asks again and again.
+pub fn eventually<T>(what: &str, ask: impl Fn() -> Result<Option<T>>) -> Result<T> {
     let limit = Duration::from_secs(120);
     let deadline = Instant::now() + limit;
     loop {

@@ -16,7 +16,7 @@ use tungstenite::{
     http::header::{HeaderValue, SEC_WEBSOCKET_PROTOCOL},
 };
 
-use crate::{Error, Result, netns::NetworkNamespace};
+use crate::{Error, Result, netns::NetNs};
 
 /// How long a stream may be silent.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -36,12 +36,12 @@ pub struct Streams {
 
 impl Streams {
     /// Connects to the address that Exec or Attach gave.
-    pub fn connect(netns: &NetworkNamespace, url: &str) -> Result<Self> {
+    pub fn connect(netns: &NetNs, url: &str) -> Result<Self> {
         Self::dial(netns, url, "v4.channel.k8s.io")
     }
 
     /// Connects to the address that PortForward gave, for one port.
-    pub fn connect_port(netns: &NetworkNamespace, url: &str, port: u16) -> Result<Self> {
+    pub fn connect_port(netns: &NetNs, url: &str, port: u16) -> Result<Self> {
         let mut streams = Self::dial(netns, &format!("{url}?port={port}"), "v4.channel.k8s.io")?;
         // Each of the two channels says first which port it is for.
         let number = port.to_le_bytes();
@@ -54,7 +54,7 @@ impl Streams {
         Ok(streams)
     }
 
-    fn dial(netns: &NetworkNamespace, url: &str, protocol: &str) -> Result<Self> {
+    fn dial(netns: &NetNs, url: &str, protocol: &str) -> Result<Self> {
         let url = url.replacen("http://", "ws://", 1);
         let bad = |error: tungstenite::Error| Error::unexpected(format!("{url}: {error}"));
         let mut request = url.as_str().into_client_request().map_err(bad)?;
@@ -62,7 +62,7 @@ impl Streams {
         request.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, protocol);
         let authority = request.uri().authority().map(ToString::to_string).unwrap_or_default();
         let address = authority.clone();
-        let stream = netns.run(move || {
+        let stream = netns.inside(move || {
             TcpStream::connect(&address).map_err(Error::io(format!("connecting to containerd's streams at {address}")))
         })?;
         stream.set_read_timeout(Some(LIMIT))?;

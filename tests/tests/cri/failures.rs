@@ -1,14 +1,18 @@
 //! What goes wrong: bad requests, and sandboxes that die.
 
+use std::path::Path;
+
 use framework::{
     Error, Result,
     cri::{
-        PodNode,
+        PodNode, Sandboxer,
         messages::{ContainerState, CreateContainerRequest, PodSandboxState},
     },
     leftovers,
+    locate::Version,
 };
 use nix::{
+    mount::{MntFlags, umount2},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -54,18 +58,49 @@ fn requests_for_what_is_not_there_are_refused_and_leave_nothing() -> Result<()> 
     node.nothing_left()
 }
 
-/// Kills a program of a pod's sandbox and expects the pod to end as a crashed one does, and to be removed.
-fn a_pod_survives_the_death_of(program: &str) -> Result<()> {
+#[test]
+fn a_pod_whose_network_namespace_has_gone_is_stopped_and_removed() -> Result<()> {
     let node = PodNode::start()?;
-    let pod = node.run_pod("victim")?;
+    let pod = node.run_pod("unplugged")?;
     let app = pod.start(&pod.container("app", &["sleep", "1000"]))?;
-    kill_programs(&node, program)?;
-    assert_eq!(pod.await_not_ready()?.state(), PodSandboxState::NotReady);
-    // Nobody takes it for a container that has done its work.
-    assert_ne!(app.await_exit()?.exit_code, 0);
+    // As after a crash of the node's own clean-up, or by an operator's hand.
+    for file in leftovers::entries(&node.dir().join("state/netns")) {
+        umount2(Path::new(&file), MntFlags::MNT_DETACH).map_err(|error| Error::io("unmounting")(error.into()))?;
+        std::fs::remove_file(&file)?;
+    }
+    // The machine is in the namespace, which lives on without a name.
+    assert_eq!(app.exec(&["echo", "still"])?, "still\n");
     pod.stop()?;
     pod.stop()?;
     node.cri().remove_pod(&pod.id)?;
+    node.nothing_left()
+}
+
+/// Kills a program of a pod's sandbox and expects the pod to end as a crashed one does, and to be removed.
+fn a_pod_ends_with(program: &str, version: Version, sandboxer: Sandboxer) -> Result<()> {
+    let node = PodNode::start_with(version, sandboxer, None)?;
+    let pod = node.run_pod("victim")?;
+    let app = pod.start(&pod.container("app", &["sleep", "1000"]))?;
+    kill_programs(&node, program)?;
+    // Without its shim, containerd 2.1 can say nothing of a sandbox that the shim keeps.
+    let told = sandboxer == Sandboxer::Podsandbox || program != "containerd-shim";
+    if told {
+        pod.await_not_ready()?;
+    }
+    // Nobody takes it for a container that has done its work.
+    assert_ne!(app.await_exit()?.exit_code, 0);
+    // Nothing more runs in it.
+    let late = pod.start(&pod.container("late", &["true"])).map(drop);
+    assert!(late.is_err());
+    pod.stop()?;
+    pod.stop()?;
+    if told {
+        assert_eq!(pod.status()?.state(), PodSandboxState::NotReady);
+    }
+    node.cri().remove_pod(&pod.id)?;
+    node.cri().remove_pod(&pod.id)?;
+    assert!(message(node.cri().pod_status(&pod.id)).contains("not found"));
+    assert!(node.cri().pods()?.is_empty() && node.cri().containers()?.is_empty());
     node.nothing_left()
 }
 
@@ -90,11 +125,26 @@ mod kata_only {
     /// What runc's shim leaves behind is the operator's to remove.
     #[test]
     fn a_pod_whose_shim_was_killed_is_stopped_and_removed() -> Result<()> {
-        a_pod_survives_the_death_of("containerd-shim")
+        a_pod_ends_with("containerd-shim", Version::wanted()?, Sandboxer::Podsandbox)
     }
 
     #[test]
     fn a_pod_whose_machine_was_killed_is_stopped_and_removed() -> Result<()> {
-        a_pod_survives_the_death_of("qemu-system")
+        a_pod_ends_with("qemu-system", Version::wanted()?, Sandboxer::Podsandbox)
+    }
+
+    #[test]
+    fn a_pod_whose_machine_was_killed_on_containerd_1_7_is_stopped_and_removed() -> Result<()> {
+        a_pod_ends_with("qemu-system", Version::V1_7, Sandboxer::Podsandbox)
+    }
+
+    #[test]
+    fn a_pod_whose_machine_was_killed_by_the_sandbox_api_is_stopped_and_removed() -> Result<()> {
+        a_pod_ends_with("qemu-system", Version::V2_1, Sandboxer::Shim)
+    }
+
+    #[test]
+    fn a_pod_whose_shim_was_killed_by_the_sandbox_api_is_stopped_and_removed() -> Result<()> {
+        a_pod_ends_with("containerd-shim", Version::V2_1, Sandboxer::Shim)
     }
 }

@@ -112,6 +112,27 @@ fn an_interface_keeps_its_name_mac_address_and_mtu() {
     );
 }
 
+/// As two ipvlan interfaces of one parent are, and a macvlan beside them.
+#[test]
+fn interfaces_that_share_an_address_keep_it_and_have_devices_that_do_not() {
+    let shared = [2, 0, 0, 0, 0, 1];
+    let mut seen = seen();
+    seen.links.push(link(8, "ipvl1", shared));
+    seen.links.push(link(9, "macvl1", [2, 0, 0, 0, 0, 9]));
+    let mut taken = BTreeSet::new();
+    let mut device = |place, interface: &PodInterface| Some(device_mac(&mut taken, place, interface.mac));
+    let network = wanted(&seen, "test", &Own::default(), &mut device).unwrap().network;
+    let macs: Vec<_> = network
+        .interfaces
+        .iter()
+        .map(|interface| interface.mac.clone())
+        .collect();
+    assert_eq!(macs, [shared, shared, [2, 0, 0, 0, 0, 9]]);
+    let devices: BTreeSet<_> = network.interfaces.iter().map(|interface| &interface.device).collect();
+    assert_eq!(devices.len(), 3);
+    assert_eq!(network.interfaces[0].device, shared);
+}
+
 #[test]
 fn loopback_ports_and_what_is_unused_are_left_out() {
     let mut seen = seen();

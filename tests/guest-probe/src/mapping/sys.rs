@@ -51,6 +51,18 @@ impl Shared {
         Ok((memory, frame * PAGE as u64))
     }
 
+    /// Memory in pages of 2 MiB, of no file.
+    pub(crate) fn huge(length: usize) -> io::Result<Self> {
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_HUGETLB | MapFlags::MAP_HUGE_2MB;
+        let size = NonZeroUsize::new(length).ok_or(io::ErrorKind::InvalidInput)?;
+        // SAFETY: a new mapping at a place of the kernel's choice touches no other memory.
+        let start = unsafe { mmap_anonymous(None, size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) }?;
+        Ok(Self {
+            start: start.cast(),
+            length,
+        })
+    }
+
     /// A file's content, or a device's registers. What is written there goes to the file, or, where it is `private`, to nobody.
     pub(crate) fn file(file: &File, private: bool) -> io::Result<Self> {
         let length = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
