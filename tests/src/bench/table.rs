@@ -11,8 +11,6 @@ pub enum Unit {
     Seconds,
     /// Memory.
     Mebibytes,
-    /// What the guest's CPU executes, in millions.
-    Instructions,
     /// A rate: less is worse.
     MebibytesPerSecond,
     /// A rate: less is worse.
@@ -24,7 +22,6 @@ impl Unit {
         match self {
             Self::Seconds => "s",
             Self::Mebibytes => "MiB",
-            Self::Instructions => "Minst",
             Self::MebibytesPerSecond => "MiB/s",
             Self::OperationsPerSecond => "ops/s",
         }
@@ -32,7 +29,7 @@ impl Unit {
 
     fn is_rate(self) -> bool {
         match self {
-            Self::Seconds | Self::Mebibytes | Self::Instructions => false,
+            Self::Seconds | Self::Mebibytes => false,
             Self::MebibytesPerSecond | Self::OperationsPerSecond => true,
         }
     }
