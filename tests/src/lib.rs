@@ -19,6 +19,7 @@ pub mod host_cgroup;
 pub mod host_mount;
 pub mod image;
 pub mod kernel;
+pub mod kernel_pin;
 pub mod leftovers;
 pub mod locate;
 pub mod netns;

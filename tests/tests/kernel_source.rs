@@ -3,53 +3,17 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
     process::{Command, Output},
 };
 
-use framework::{Error, Result, image::sha256, locate};
+use framework::{
+    Error, Result,
+    image::sha256,
+    kernel_pin::{Pinned, pack},
+    locate,
+};
 
 const SOURCE: &[u8] = b"a kernel's source";
-
-/// A cache and a pin of the test's own.
-struct Pinned {
-    dir: tempfile::TempDir,
-}
-
-impl Pinned {
-    fn new(version: &str, sum: &str) -> Result<Self> {
-        let dir = tempfile::tempdir()?;
-        let pin = format!(
-            "KERNEL_VERSION={version}\nKERNEL_SERIES=6.12\nKERNEL_PACKAGE=no-such-package\nKERNEL_PACKAGE_VERSION={version}-1\n\
-             KERNEL_SHA256={sum}\nKERNEL_PLACES=\"cache given package\"\n"
-        );
-        fs::write(dir.path().join("pin"), pin)?;
-        fs::create_dir_all(dir.path().join("cache/src"))?;
-        Ok(Self { dir })
-    }
-
-    fn cached(&self, version: &str) -> PathBuf {
-        self.dir
-            .path()
-            .join(format!("cache/src/no-such-package-{version}-1.tar.xz"))
-    }
-
-    /// Runs a script of guest-kernel/.
-    fn run(&self, script: &str, given: Option<&Path>) -> Result<Output> {
-        let script = locate::workspace().join("guest-kernel").join(script);
-        let mut command = Command::new(&script);
-        command
-            .env("TATAMI_CACHE", self.dir.path().join("cache"))
-            .env("KERNEL_PIN", self.dir.path().join("pin"))
-            .env_remove("KERNEL_SOURCE");
-        if let Some(given) = given {
-            command.env("KERNEL_SOURCE", given);
-        }
-        command
-            .output()
-            .map_err(Error::io(format!("running {}", script.display())))
-    }
-}
 
 fn refused(output: &Output) -> String {
     assert!(!output.status.success(), "it was not refused");
@@ -107,7 +71,7 @@ fn one_wrong_byte_in_the_cached_source_is_an_error_with_both_sums_and_a_remedy()
 #[test]
 fn a_given_source_is_taken_into_the_cache_if_it_is_the_pinned_one() -> Result<()> {
     let pinned = Pinned::new("6.12.117", &sha256(SOURCE))?;
-    let given = pinned.dir.path().join("given.tar.xz");
+    let given = pinned.dir().join("given.tar.xz");
     let said = refused(&pinned.run("source", Some(&given))?);
     assert_says(&said, &["given.tar.xz is no file", "remedy: "]);
 
@@ -142,7 +106,7 @@ fn a_version_without_the_fuse_fix_is_refused_before_anything_is_fetched() -> Res
     let script = locate::workspace().join("guest-kernel/bump");
     let output = Command::new(script)
         .arg("6.6.7")
-        .env("TATAMI_CACHE", pinned.dir.path())
+        .env("TATAMI_CACHE", pinned.dir())
         .output()?;
     assert_says(
         &refused(&output),
@@ -154,27 +118,17 @@ fn a_version_without_the_fuse_fix_is_refused_before_anything_is_fetched() -> Res
 #[test]
 fn a_source_that_lacks_a_fix_is_refused_by_name_whatever_its_version_says() -> Result<()> {
     let work = tempfile::tempdir()?;
-    for (file, text) in [
-        ("Makefile", ""),
-        ("fs/fuse/inode.c", "int nothing;\n"),
-        (
-            "kernel/events/core.c",
-            "\t\tuser_locked = user_lock_limit;\n\t\tuser_extra -= extra;\n",
-        ),
-    ] {
-        let path = work.path().join("linux").join(file);
-        fs::create_dir_all(path.parent().unwrap_or(work.path()))?;
-        fs::write(path, text)?;
-    }
-    let tarball = work.path().join("linux.tar.xz");
-    let made = Command::new("tar")
-        .args(["-cJf"])
-        .arg(&tarball)
-        .arg("-C")
-        .arg(work.path())
-        .arg("linux")
-        .status()?;
-    assert!(made.success());
+    let tarball = pack(
+        work.path(),
+        &[
+            ("Makefile", "VERSION = 6\nPATCHLEVEL = 12\nSUBLEVEL = 117\n"),
+            ("fs/fuse/inode.c", "int nothing;\n"),
+            (
+                "kernel/events/core.c",
+                "\t\tuser_locked = user_lock_limit;\n\t\tuser_extra -= extra;\n",
+            ),
+        ],
+    )?;
 
     let pinned = Pinned::new("6.12.117", &sha256(&fs::read(&tarball)?))?;
     let said = refused(&pinned.run("build", Some(&tarball))?);

@@ -74,6 +74,11 @@ impl Host {
         locate::built("share/vmlinuz", "build")
     }
 
+    /// Whether the sandbox's CPUs are emulated.
+    pub(crate) fn is_emulated(&self) -> bool {
+        machine::is_emulated(&self.qemu)
+    }
+
     /// The tag by which a guest mounts its share.
     pub(crate) fn tag(&self) -> Result<&str> {
         machine::share_tag(&self.qemu).ok_or_else(|| Error::unexpected("the sandbox's QEMU has no virtio-fs device"))

@@ -15,6 +15,8 @@ pub(crate) struct Plan {
     pub(crate) share: Option<Share>,
     /// Whether the guest can dial the host.
     pub(crate) vsock: bool,
+    /// Whether the guest's clock counts the instructions that it executes, one a nanosecond, instead of time.
+    pub(crate) counted: bool,
 }
 
 /// What a bare guest sees of the host's files.
@@ -53,6 +55,7 @@ pub(crate) fn options(args: &[OsString], plan: &Plan, sockets: &[(&str, PathBuf)
         let value = match option {
             "-kernel" => words.next().map(|_| plan.kernel.clone().into_os_string()),
             "-initrd" => words.next().map(|_| plan.initrd.clone().into_os_string()),
+            "-accel" if plan.counted => words.next().map(|_| OsString::from("tcg,thread=single")),
             "-append" => words.next().map(|line| {
                 let line = line.to_string_lossy();
                 OsString::from(format!("{line} {}", plan.parameters))
@@ -72,6 +75,9 @@ pub(crate) fn options(args: &[OsString], plan: &Plan, sockets: &[(&str, PathBuf)
     }
     if plan.vsock {
         result.extend(["-device".into(), "vhost-user-vsock-pci,chardev=vsock".into()]);
+    }
+    if plan.counted {
+        result.extend(["-icount".into(), "shift=0,sleep=off".into()]);
     }
     result.extend(["-serial".into(), "stdio".into()]);
     result
@@ -97,6 +103,12 @@ pub(crate) fn command_line(qemu: &[OsString]) -> Option<&str> {
     qemu.iter().skip_while(|word| *word != "-append").nth(1)?.to_str()
 }
 
+/// Whether a QEMU with these options emulates the guest's CPUs.
+pub(crate) fn is_emulated(qemu: &[OsString]) -> bool {
+    let accel = qemu.iter().skip_while(|word| *word != "-accel").nth(1);
+    accel.is_some_and(|accel| accel.to_string_lossy().starts_with("tcg"))
+}
+
 /// The tag of the sandbox's share.
 pub(crate) fn share_tag(qemu: &[OsString]) -> Option<&str> {
     let device = qemu
@@ -116,7 +128,7 @@ mod tests {
     #[test]
     fn the_machine_stays_and_what_the_shim_opened_goes() {
         let sandbox = words(
-            "-nodefaults -machine q35 -kernel /k -initrd /i -append A -chardev socket,id=monitor,fd=9 -mon \
+            "-nodefaults -machine q35 -accel tcg,thread=multi -kernel /k -initrd /i -append A -chardev socket,id=monitor,fd=9 -mon \
              chardev=monitor -serial chardev:console -device virtio-rng-pci -chardev socket,id=share,fd=10 -device \
              vhost-user-fs-pci,id=share,chardev=share,tag=t,queue-size=1024 -device virtio-net-pci,netdev=n",
         );
@@ -129,15 +141,18 @@ mod tests {
                 ..Share::default()
             }),
             vsock: false,
+            counted: true,
         };
         let options = options(&sandbox, &plan, &[("share", "/s".into())]);
-        let mut expected = words("-nodefaults -machine q35 -kernel /K -initrd /I -append");
+        let mut expected = words("-nodefaults -machine q35 -accel tcg,thread=single -kernel /K -initrd /I -append");
         expected.push("A -- x".into());
         expected.extend(words(
             "-device virtio-rng-pci -device vhost-user-fs-pci,id=share,chardev=share,tag=t,queue-size=128 -chardev \
-             socket,id=share,path=/s -serial stdio",
+             socket,id=share,path=/s -icount shift=0,sleep=off -serial stdio",
         ));
         assert_eq!(options, expected);
         assert_eq!(share_tag(&sandbox), Some("t"));
+        assert!(is_emulated(&sandbox));
+        assert!(!is_emulated(&words("-accel kvm")));
     }
 }
