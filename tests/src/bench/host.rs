@@ -5,6 +5,7 @@
 //! with it.
 
 use std::{
+    cell::Cell,
     ffi::{OsStr, OsString},
     fs,
     os::unix::{ffi::OsStrExt, net::UnixListener},
@@ -26,6 +27,7 @@ pub struct Host {
     idle: Option<Running>,
     qemu: Vec<OsString>,
     virtiofsd: Vec<OsString>,
+    shares: Cell<u32>,
     dir: TempDir,
 }
 
@@ -52,6 +54,7 @@ impl Host {
             node,
             qemu,
             virtiofsd,
+            shares: Cell::new(0),
             dir: tempfile::tempdir()?,
         })
     }
@@ -110,7 +113,9 @@ impl Host {
         let mut helpers = Vec::new();
         let mut sockets = Vec::new();
         if let Some(share) = &plan.share {
-            let socket = self.dir().join("share.sock");
+            // The daemon is two processes: the second of the guest before may hold its files a moment longer than the first.
+            let number = self.shares.replace(self.shares.get() + 1);
+            let socket = self.dir().join(format!("share{number}.sock"));
             helpers.push(self.virtiofsd(share, &socket)?);
             sockets.push(("share", socket));
         }
