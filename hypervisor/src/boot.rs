@@ -306,6 +306,7 @@ async fn start_qemu(
         console: Console::collect(console, request.run_dir.join("console.log")),
         files: guest.files,
         iothread: spec.iothread,
+        accel: spec.accel,
         size: spec.size,
         largest: spec.largest,
     });
