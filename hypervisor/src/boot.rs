@@ -311,6 +311,7 @@ async fn start_qemu(
             Vsock::VhostUser
         },
         iothread: spec.iothread,
+        accel: spec.accel,
         size: spec.size,
         largest: spec.largest,
     });

@@ -35,6 +35,7 @@ pub struct Vm {
     children: Vec<Child>,
     qmp: Qmp,
     hotplug: Hotplug,
+    accel: Accel,
     /// Whoever changes the number of vCPUs has it.
     vcpus: Mutex<()>,
     memory: Mutex<Memory>,
@@ -56,6 +57,7 @@ pub(crate) struct Parts {
     pub(crate) vsock: Vsock,
     /// QEMU's name of the thread that serves disks, if it has one.
     pub(crate) iothread: Option<&'static str>,
+    pub(crate) accel: Accel,
     /// What it boots with.
     pub(crate) size: Size,
     /// What it can become.
@@ -72,6 +74,7 @@ impl Vm {
             files,
             vsock,
             iothread,
+            accel,
             size,
             largest,
         } = parts;
@@ -91,6 +94,7 @@ impl Vm {
             pid,
             children,
             hotplug,
+            accel,
             vcpus: Mutex::default(),
             memory: Mutex::new(memory),
             qmp,
@@ -212,14 +216,14 @@ impl Vm {
     }
 
     /// Gives the VM so many vCPUs, never fewer than it booted with. Those that come have to be brought online in the guest;
-    /// when it returns, those that were to go are gone.
+    /// when it returns, those that were to go are gone. Under TCG none goes.
     ///
     /// # Errors
     /// More than its largest size, QEMU refuses, or the guest does not let go of one within fifteen seconds. Some may have come
     /// or gone; this may be called again.
     pub async fn set_vcpus(&self, count: NonZeroU32) -> Result<(), CpuError> {
         let _changing = self.vcpus.lock().await;
-        cpu::set(&self.qmp, count).await
+        cpu::set(&self.qmp, self.accel, count).await
     }
 
     /// Gives the VM so much memory in all, never less than it booted with, rounded up to 4 MiB. Returns when the guest has

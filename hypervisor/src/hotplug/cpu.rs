@@ -1,7 +1,7 @@
 //! vCPUs that are plugged and unplugged. QEMU knows which there are: nothing is remembered here.
 //!
 //! Those of the boot stay: QEMU has no id for them. The guest's kernel lets go of one by itself (ACPI); what comes has to be
-//! brought online by somebody in the guest.
+//! brought online by somebody in the guest. Under TCG what has come stays.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::release::{ReleaseError, release};
+use crate::accel::Accel;
 use crate::qmp::{Qmp, QmpError};
 
 /// How long the guest may take to let go of one. Its kernel moves tasks and timers away, and nothing else.
@@ -100,7 +101,7 @@ fn places(answer: &Value) -> Vec<Place> {
 
 /// Gives the VM so many vCPUs, one after the other. What has been plugged stays if a later one fails. The caller sees to it
 /// that nobody else does the same at the time.
-pub(crate) async fn set(qmp: &Qmp, wanted: NonZeroU32) -> Result<(), CpuError> {
+pub(crate) async fn set(qmp: &Qmp, accel: Accel, wanted: NonZeroU32) -> Result<(), CpuError> {
     let answer = qmp.execute("query-hotpluggable-cpus", Value::Null).await;
     let places = places(&answer.map_err(failed("list the vCPUs"))?);
     let count = usize::try_from(wanted.get()).unwrap_or(usize::MAX);
@@ -113,6 +114,11 @@ pub(crate) async fn set(qmp: &Qmp, wanted: NonZeroU32) -> Result<(), CpuError> {
     for (number, place) in free.take(count.saturating_sub(present)) {
         let plugged = qmp.execute("device_add", place.device_add(number)).await;
         plugged.map_err(failed("plug in a vCPU"))?;
+    }
+    if accel == Accel::Tcg {
+        // QEMU's translator has a context for each vCPU that there can be, never takes one back, and aborts at the first vCPU
+        // too many (`tcg_register_thread`, 10.0.2): a vCPU that was unplugged could not come again. An idle one costs nothing.
+        return Ok(());
     }
     let plugged = places.iter().rev().filter_map(Place::plugged);
     for id in plugged.take(present.saturating_sub(count)) {
@@ -130,7 +136,59 @@ pub(crate) async fn set(qmp: &Qmp, wanted: NonZeroU32) -> Result<(), CpuError> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+    use tokio::net::UnixStream;
+
     use super::*;
+
+    /// A QEMU that has the places of [`answer`], lets every vCPU go at once, and keeps what it is asked.
+    fn qemu() -> (Qmp, Arc<Mutex<Vec<String>>>) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&asked);
+        tokio::spawn(async move {
+            let mut stream = BufReader::new(theirs);
+            let mut line = String::new();
+            while stream.read_line(&mut line).await.unwrap() > 0 {
+                let command: Value = serde_json::from_str(&line).unwrap();
+                line.clear();
+                let (name, id) = (command["execute"].as_str().unwrap(), &command["arguments"]["id"]);
+                let mut text = String::new();
+                let result = match name {
+                    "query-hotpluggable-cpus" => answer(),
+                    _ => {
+                        kept.lock().unwrap().push(format!("{name} {}", id.as_str().unwrap()));
+                        if name == "device_del" {
+                            let gone = json!({ "event": "DEVICE_DELETED", "data": { "device": id } });
+                            text += &format!("{gone}\n");
+                        }
+                        json!({})
+                    }
+                };
+                text += &format!("{}\n", json!({ "return": result, "id": command["id"] }));
+                stream.get_mut().write_all(text.as_bytes()).await.unwrap();
+            }
+        });
+        (Qmp::new(ours), asked)
+    }
+
+    #[tokio::test]
+    async fn vcpus_are_plugged_in_order_and_unplugged_in_the_other_but_not_under_tcg() {
+        let (qmp, asked) = qemu();
+        let asked = || std::mem::take(&mut *asked.lock().unwrap());
+        let count = |count| NonZeroU32::new(count).unwrap();
+        set(&qmp, Accel::Kvm, count(3)).await.unwrap();
+        assert_eq!(asked(), ["device_add cpu-2"]);
+        set(&qmp, Accel::Kvm, count(2)).await.unwrap();
+        set(&qmp, Accel::Tcg, count(1)).await.unwrap();
+        assert!(asked().is_empty());
+        set(&qmp, Accel::Kvm, count(1)).await.unwrap();
+        assert_eq!(asked(), ["device_del cpu-1"]);
+        let error = set(&qmp, Accel::Tcg, count(4)).await.unwrap_err();
+        assert_eq!(error.to_string(), "the VM can have 3 vCPUs, and not 4");
+    }
 
     /// As QEMU 10.0.2 answers for `-smp 1,maxcpus=3`.
     fn answer() -> Value {
