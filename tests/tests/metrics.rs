@@ -147,7 +147,8 @@ fn the_same_figures_are_on_the_shims_socket_by_the_command_and_by_the_monitor() 
     let (head, _) = get(UnixStream::connect(&socket)?, "/elsewhere")?;
     assert!(head.starts_with("HTTP/1.1 404"), "{head}");
 
-    let by_command = || Ok((String::new(), node.diagnose()?.args(["metrics", &id]).ok()?));
+    let by_command =
+        || -> Result<(String, String)> { Ok((String::new(), node.diagnose()?.args(["metrics", &id]).ok()?)) };
     assert_eq!(with_guest(&id, by_command)?.1, own);
 
     let monitor = Monitor::start()?;
