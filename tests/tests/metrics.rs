@@ -9,10 +9,14 @@ use std::{
     os::unix::net::UnixStream,
     path::PathBuf,
     process::{Child, Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use framework::{Error, Node, Result, locate};
 use prometheus_parse::Scrape;
+
+/// For a guest that is well to say so within the shim's patience.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The directory of a sandbox, by the id in its sandbox.json.
 fn directory(id: &str) -> Result<PathBuf> {
@@ -51,6 +55,21 @@ fn names(text: &str, sandbox: &str) -> Result<BTreeSet<String>> {
         assert!(described && name.starts_with("kata_"), "{name}:\n{text}");
     }
     Ok(names)
+}
+
+/// Asks until the guest has answered as well: the shim gives it some seconds, and this machine boots others meanwhile. What it
+/// says then is the head and the figures' names.
+fn with_guest(sandbox: &str, ask: impl Fn() -> Result<(String, String)>) -> Result<(String, BTreeSet<String>)> {
+    let began = Instant::now();
+    loop {
+        let (head, body) = ask()?;
+        if body.contains(&format!("kata_guest_up{{sandbox=\"{sandbox}\"}} 1")) {
+            return Ok((head, names(&body, sandbox)?));
+        }
+        if began.elapsed() > PATIENCE {
+            return Err(Error::unexpected(format!("no guest answers: {head}\n{body}")));
+        }
+    }
 }
 
 /// `kata-ctl monitor`, ended when dropped.
@@ -106,12 +125,11 @@ fn the_same_figures_are_on_the_shims_socket_by_the_command_and_by_the_monitor() 
     let metadata = fs::metadata(&socket)?;
     assert!(metadata.file_type().is_socket());
     assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
-    let (head, body) = get(UnixStream::connect(&socket)?, "/metrics")?;
+    let (head, own) = with_guest(&id, || get(UnixStream::connect(&socket)?, "/metrics"))?;
     assert!(
         head.starts_with("HTTP/1.1 200 OK") && head.contains("version=0.0.4"),
         "{head}"
     );
-    let own = names(&body, &id)?;
     for name in [
         "kata_guest_up",
         "kata_shim_cpu_seconds_total",
@@ -124,23 +142,24 @@ fn the_same_figures_are_on_the_shims_socket_by_the_command_and_by_the_monitor() 
         "kata_guest_tasks",
         "kata_container_processes",
     ] {
-        assert!(own.contains(name), "{name}:\n{body}");
+        assert!(own.contains(name), "{name}: {own:?}");
     }
     let (head, _) = get(UnixStream::connect(&socket)?, "/elsewhere")?;
     assert!(head.starts_with("HTTP/1.1 404"), "{head}");
 
-    let by_command = node.diagnose()?.args(["metrics", &id]).ok()?;
-    assert_eq!(names(&by_command, &id)?, own);
+    let by_command =
+        || -> Result<(String, String)> { Ok((String::new(), node.diagnose()?.args(["metrics", &id]).ok()?)) };
+    assert_eq!(with_guest(&id, by_command)?.1, own);
 
     let monitor = Monitor::start()?;
-    let (head, body) = monitor.get(&format!("/metrics?sandbox={id}"))?;
+    let (head, one) = with_guest(&id, || monitor.get(&format!("/metrics?sandbox={id}")))?;
     assert!(head.starts_with("HTTP/1.1 200 OK"), "{head}");
-    assert_eq!(names(&body, &id)?, own);
+    assert_eq!(one, own);
     // Others' sandboxes may be there as well.
-    let (_, all) = monitor.get("/metrics")?;
+    let (_, all) = with_guest(&id, || monitor.get("/metrics"))?;
     let mut with_up = own.clone();
     with_up.insert("kata_shim_up".to_owned());
-    assert_eq!(names(&all, &id)?, with_up);
+    assert_eq!(all, with_up);
     let (_, list) = monitor.get("/sandboxes")?;
     assert!(list.lines().any(|line| line == id), "{list}");
     let (head, _) = monitor.get("/metrics?sandbox=no-such-sandbox")?;

@@ -14,7 +14,7 @@ use ttrpc::context::{self, Context};
 
 use super::Found;
 
-/// For an answer: the shim itself waits for the guest for 2 s and for QEMU for 3.
+/// For an answer: the shim itself waits for the guest for 4 s and, meanwhile, for QEMU for 3.
 const ANSWER: Duration = Duration::from_secs(6);
 
 /// For all figures: each container's are asked for one by one.
