@@ -64,13 +64,17 @@ impl Sandbox {
             .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
             .collect();
         let dirs = leftovers::runtime_dirs(node.namespace());
-        let [dir] = &dirs[..] else {
-            return Err(Error::unexpected(format!("not one sandbox's directory: {dirs:?}")));
-        };
+        let mut states = dirs
+            .iter()
+            .map(|dir| dir.join("sandbox.json"))
+            .filter(|file| file.exists());
+        let state = states
+            .next()
+            .ok_or_else(|| Error::unexpected(format!("no sandbox.json in {dirs:?}")))?;
         Ok(Self {
             open,
             daemon: runs("vhost-device-vsock").is_some(),
-            state: serde_json::from_str(&fs::read_to_string(dir.join("sandbox.json"))?)?,
+            state: serde_json::from_str(&fs::read_to_string(state)?)?,
         })
     }
 
