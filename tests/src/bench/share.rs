@@ -129,7 +129,7 @@ fn in_bare_guest(host: &Host, share: Share, files: &str) -> Result<(String, f64)
         initrd: host.probe_initrd()?,
         parameters: format!("-- first-program {tag} {files} {MEBIBYTES}"),
         share: Some(share),
-        vsock: false,
+        ..Plan::default()
     })?;
     let (line, cost) = guest.line("load: ")?;
     Ok((line, cost.cpu))

@@ -36,7 +36,7 @@ fn counted(host: &Host) -> Result<Row> {
             counted: true,
             ..probe(host, kernel)?
         };
-        let line = host.boot(&plan)?.line("cycles until then: ")?;
+        let (line, _) = host.boot(&plan)?.line("cycles until then: ")?;
         let cycles: f64 = line
             .parse()
             .map_err(|error| Error::unexpected(format!("{line:?} cycles: {error}")))?;
