@@ -119,7 +119,7 @@ fn a_volume_in_use_tells_how_full_it_is_and_grows_with_its_file_system() -> Resu
     assert!(smaller.contains("cannot be made smaller"), "{smaller}");
     assert_eq!(fs::metadata(image.path())?.len(), 64 * MIB);
     node.exec("user", "more")
-        .sh("head -c 33554432 /dev/zero > /data/more && sync")
+        .sh("head -c 20971520 /dev/zero > /data/more && sync")
         .ok()?;
 
     node.remove("user")?;
