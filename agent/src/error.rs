@@ -2,12 +2,24 @@
 
 use crate::cgroup;
 use crate::container::{Phase, Verb};
+use crate::cpus::CpuError;
 use crate::ids::{ContainerId, ExecId, IdError};
 use crate::network::NetworkError;
 use crate::storage::StorageError;
 use crate::streams::StreamError;
 use tatami_agent::launch::LaunchError;
 use tatami_agent::memlock::ProbeError;
+
+/// Why the VM's size is not taken note of.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ResizeError {
+    /// Its CPUs.
+    #[error(transparent)]
+    Cpus(#[from] CpuError),
+    /// What is left to the agent and the kernel.
+    #[error(transparent)]
+    Reserve(#[from] cgroup::Error),
+}
 
 /// Why a request was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +39,9 @@ pub(crate) enum Error {
     /// The network is not what the host wants.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// The VM's size is not taken note of.
+    #[error("take note of the VM's size")]
+    Resize(#[source] ResizeError),
     /// The name of a container is taken.
     #[error("container {0}: already exists")]
     ContainerExists(ContainerId),
@@ -116,6 +131,9 @@ pub(crate) enum Error {
         #[source]
         source: ProbeError,
     },
+    /// A storage that the host asks about.
+    #[error(transparent)]
+    Volume(StorageError),
     /// A file system or a disk of the container.
     #[error("container {id}: {source}")]
     Storage {

@@ -5,6 +5,7 @@ mod boot;
 mod cgroup;
 mod changes;
 mod container;
+mod cpus;
 mod dial;
 mod error;
 mod events;
@@ -24,6 +25,7 @@ mod setup;
 mod storage;
 mod streams;
 mod sys;
+mod uevents;
 
 use std::process::ExitCode;
 

@@ -213,6 +213,11 @@ impl Sandbox {
         Ok(())
     }
 
+    /// The file systems of the guest's own.
+    pub(crate) fn storages(&self) -> &Storages {
+        &self.storages
+    }
+
     /// Kills everything, syncs, and has the power turned off.
     pub(crate) async fn shut_down(&self) {
         for entry in self.lock().values() {

@@ -135,10 +135,14 @@ pub(crate) const MEMORY: Codec<Mebibytes> = Codec {
     show: |value| Value::Integer(value.0.into()),
 };
 
-/// QEMU's limit on x86_64 is ACPI_MAX_RAM_SLOTS, 256.
-pub(crate) const SLOTS: Codec<u32> = Codec {
-    read: |raw| whole(raw, 1, 256, "a whole number"),
-    show: |value| Value::Integer((*value).into()),
+/// As [`MEMORY`]; 0 is Kata's word for all of the host's.
+pub(crate) const MAX_MEMORY: Codec<Option<Mebibytes>> = Codec {
+    read: |raw| match raw.integer() {
+        Some(0) => Ok(None),
+        _ => whole(raw, 64, 1 << 20, "0 for all of the host's, or a whole number of MiB")
+            .map(|number| Some(Mebibytes(number))),
+    },
+    show: |value| Value::Integer(value.map_or(0, |value| value.0.into())),
 };
 
 /// QEMU's limit is VIRTQUEUE_MAX_SIZE, 1024; a split virtqueue's size is a power of two (virtio 1.2, 2.7).

@@ -40,14 +40,14 @@ pub struct Hypervisor {
     pub machine_type: MachineType,
     /// KVM or not.
     pub accelerator: Accelerator,
-    /// vCPUs at boot.
+    /// vCPUs at boot, where no limit asks for more.
     pub default_vcpus: Vcpus,
     /// vCPUs that can be reached by hot-plugging.
     pub default_maxvcpus: Vcpus,
-    /// Memory at boot.
+    /// Memory at boot, before what limits add to it.
     pub default_memory: Mebibytes,
-    /// How often memory can be plugged.
-    pub memory_slots: u32,
+    /// Memory that can be reached by hot-plugging; none: the host's.
+    pub default_maxmemory: Option<Mebibytes>,
     /// Appended to the guest kernel's command line.
     pub kernel_params: String,
     /// How the host's directories reach the guest.
@@ -93,7 +93,7 @@ impl Default for Hypervisor {
             default_vcpus: Vcpus::Count(NonZeroU32::MIN),
             default_maxvcpus: Vcpus::Host,
             default_memory: Mebibytes(256),
-            memory_slots: 10,
+            default_maxmemory: None,
             kernel_params: String::new(),
             shared_fs: SharedFs::VirtioFs,
             virtio_fs_daemon: PathBuf::from("virtiofsd"),
@@ -147,8 +147,6 @@ pub struct Runtime {
     /// Whether the seccomp profile of a container is dropped. Kata's default is true; here it is false: what the
     /// specification asks for is applied.
     pub disable_guest_seccomp: bool,
-    /// Whether everything of a sandbox is in one cgroup, the pod's, with its limits.
-    pub sandbox_cgroup_only: bool,
     /// Whether the VM is sized at boot from the pod's limits, and never later.
     pub static_sandbox_resource_mgmt: bool,
     /// How the pod's interfaces reach the VM.
@@ -163,7 +161,6 @@ impl Default for Runtime {
             enable_debug: false,
             create_container_timeout: Duration::from_secs(60),
             disable_guest_seccomp: false,
-            sandbox_cgroup_only: true,
             static_sandbox_resource_mgmt: false,
             internetworking_model: InterNetworking::TcFilter,
             host_network: HostNetwork::None,

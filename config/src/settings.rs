@@ -7,8 +7,8 @@ use toml::Value;
 
 use crate::codec::{
     ACCELERATOR, BOOLEAN, CAP_POLICY, CREATE_TIMEOUT, DIAL_TIMEOUT, FILE, HOST_NETWORK, INTERNETWORKING, KERNEL_PARAMS,
-    LOCK_LIMIT, MACHINE_TYPE, MAX_VCPUS, MEMORY, NAME_PATTERNS, ON_EXCESS, PATH_PATTERNS, PERF_EVENT_KB, PROGRAM,
-    QUEUE_SIZE, SECCOMP_SANDBOX, SHARED_FS, SLOTS, VCPUS, VIRTIO_FS_ARGS, VIRTIO_FS_CACHE, VSOCK,
+    LOCK_LIMIT, MACHINE_TYPE, MAX_MEMORY, MAX_VCPUS, MEMORY, NAME_PATTERNS, ON_EXCESS, PATH_PATTERNS, PERF_EVENT_KB,
+    PROGRAM, QUEUE_SIZE, SECCOMP_SANDBOX, SHARED_FS, VCPUS, VIRTIO_FS_ARGS, VIRTIO_FS_CACHE, VSOCK,
 };
 use crate::model::Config;
 use crate::raw::{Raw, Refusal};
@@ -188,12 +188,7 @@ pub(crate) static SETTINGS: &[Setting] = &[
         MEMORY,
         Access::Annotation("default_memory")
     ),
-    setting!(
-        Hypervisor,
-        hypervisor.memory_slots,
-        SLOTS,
-        Access::Annotation("memory_slots")
-    ),
+    setting!(Hypervisor, hypervisor.default_maxmemory, MAX_MEMORY, Access::File),
     setting!(
         Hypervisor,
         hypervisor.kernel_params,
@@ -275,12 +270,6 @@ pub(crate) static SETTINGS: &[Setting] = &[
         runtime.disable_guest_seccomp,
         BOOLEAN,
         Access::Annotation("disable_guest_seccomp")
-    ),
-    setting!(
-        Runtime,
-        runtime.sandbox_cgroup_only,
-        BOOLEAN,
-        Access::Annotation("sandbox_cgroup_only")
     ),
     setting!(Runtime, runtime.static_sandbox_resource_mgmt, BOOLEAN, Access::File),
     setting!(

@@ -103,8 +103,8 @@ fn a_wrong_value_is_named_with_line_key_value_and_what_is_allowed() {
             "default_maxvcpus = -1: must be a whole number of CPUs; 0 for all of the host's",
         ),
         (
-            "memory_slots = 257",
-            "memory_slots = 257: must be a whole number from 1 to 256",
+            "default_maxmemory = 63",
+            "default_maxmemory = 63: must be 0 for all of the host's, or a whole number of MiB from 64 to 1048576",
         ),
         ("machine_type = \"pc\"", "machine_type = \"pc\": must be \"q35\""),
         (
@@ -382,7 +382,7 @@ fn a_configuration_of_katas_loads_and_says_what_is_lost() {
     let files = Files::new(text);
     let loaded = files.load().unwrap();
     let said: Vec<_> = loaded.warnings.iter().map(|warning| warning.key.as_str()).collect();
-    assert_eq!(said, ["hypervisor.qemu.cpu_features"]);
+    assert_eq!(said, ["hypervisor.qemu.cpu_features", "runtime.sandbox_cgroup_only"]);
     assert_eq!(loaded.config.hypervisor.default_memory, Mebibytes(2048));
     assert!(loaded.config.runtime.disable_guest_seccomp);
 }
@@ -511,7 +511,7 @@ proptest! {
 
     #[test]
     fn any_number_of_a_supported_key_is_taken_or_refused(
-        key in prop::sample::select(vec!["default_vcpus", "default_maxvcpus", "default_memory", "memory_slots",
+        key in prop::sample::select(vec!["default_vcpus", "default_maxvcpus", "default_memory", "default_maxmemory",
             "virtio_fs_queue_size", "enable_annotations", "path"]),
         value in "-?(0x[0-9a-f]{1,20}|[0-9]{1,25}|[0-9]{1,5}\\.[0-9]{1,5}|inf|\\[\\[[0-9]\\]\\])",
     ) {

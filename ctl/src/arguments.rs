@@ -105,14 +105,24 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: VolumeCommand,
     },
+    /// Say why there is no VM factory here (Kata's `factory init|status|destroy`)
+    Factory {
+        /// Taken, and without effect
+        #[arg(hide = true, num_args = 0..)]
+        words: Vec<String>,
+    },
     /// Print completions for a shell
     Completions {
         /// The shell
         shell: Shell,
     },
-    /// Print the manual page
+    /// Write the manual pages, one for each command
     #[command(hide = true)]
-    Man,
+    Man {
+        /// Into this directory
+        #[arg(value_name = "DIRECTORY")]
+        directory: PathBuf,
+    },
 }
 
 /// What is done with a volume.
@@ -133,19 +143,19 @@ pub(crate) enum VolumeCommand {
         #[arg(long)]
         volume_path: String,
     },
-    /// Show a volume and who uses it
+    /// Show how full a volume is inside the guest, and who uses it
     Stats {
         /// Where the pod's volume is on the host
         #[arg(long)]
         volume_path: String,
     },
-    /// Make the file system of a volume in use as large as its device
+    /// Make a volume in use larger, with the file system on it: an image grows, a block device must have grown already
     Resize {
         /// Where the pod's volume is on the host
         #[arg(long)]
         volume_path: String,
         /// In bytes
-        #[arg(long)]
+        #[arg(long, alias = "size")]
         resize_size: u64,
     },
 }

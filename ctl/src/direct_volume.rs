@@ -14,9 +14,26 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::Report;
+use crate::sandboxes::{self, FindError, Shim, ShimError};
 
 /// Where Kata's runtimes look.
-pub(crate) const ROOT: &str = "/run/kata-containers/shared/direct-volumes";
+const ROOT: &str = "/run/kata-containers/shared/direct-volumes";
+
+/// Where volumes and sandboxes are written down.
+#[derive(Debug)]
+pub(crate) struct Places<'a> {
+    pub(crate) volumes: &'a Path,
+    pub(crate) sandboxes: &'a Path,
+}
+
+impl Default for Places<'_> {
+    fn default() -> Self {
+        Self {
+            volumes: Path::new(ROOT),
+            sandboxes: Path::new(sandboxes::ROOT),
+        }
+    }
+}
 
 const FILE: &str = "mountInfo.json";
 
@@ -71,19 +88,26 @@ pub(crate) enum VolumeError {
         source: io::Error,
     },
     /// Nobody can be asked.
-    #[error("the volume {0} is in no running sandbox")]
-    NotInUse(String),
-    /// The runtime cannot.
-    #[error(
-        "cannot {operation} volume {volume} of sandbox {sandbox}: this runtime does not offer it for running sandboxes"
-    )]
-    Unsupported {
-        /// The verb.
+    #[error("no running sandbox uses the volume {volume}: only the guest that has it mounted can {operation}{users}")]
+    NotInUse {
+        /// What the guest is needed for.
         operation: &'static str,
         /// The volume.
         volume: String,
+        /// Who is written down, as the end of the sentence.
+        users: String,
+    },
+    /// Sandboxes cannot be looked for.
+    #[error(transparent)]
+    Find(#[from] FindError),
+    /// Who has it says no, or nothing.
+    #[error("sandbox {sandbox}")]
+    Shim {
         /// Who has it.
         sandbox: String,
+        /// Why not.
+        #[source]
+        source: ShimError,
     },
 }
 
@@ -157,14 +181,23 @@ pub(crate) fn remove(root: &Path, volume: &str) -> Result<Report, VolumeError> {
     Ok(done())
 }
 
-/// What is known of a volume, as JSON: what the guest mounts, who uses it, and how large its device is.
-pub(crate) fn stats(root: &Path, volume: &str) -> Result<Report, VolumeError> {
-    let directory = directory(root, volume)?;
+/// How full a volume is inside the guest, as JSON: with Kata's keys (the answer of its agent's GetVolumeStats, in which the
+/// unit 1 is bytes and 2 is inodes), and then what the guest mounts, who uses it, and how large its device is on the host.
+pub(crate) async fn stats(places: &Places<'_>, volume: &str) -> Result<Report, VolumeError> {
+    let directory = directory(places.volumes, volume)?;
     let information = read(&directory)?;
+    let (users, shim) = user(places, &directory, volume, "say how full it is").await?;
+    let answer = shim.volume_stats(volume).await;
+    let stats = answer.map_err(|source| asked(&shim, source))?;
     let text = serde_json::json!({
+        "usage": [
+            { "available": stats.available_bytes, "total": stats.total_bytes, "used": stats.used_bytes, "unit": 1 },
+            { "available": stats.available_inodes, "total": stats.total_inodes, "used": stats.used_inodes, "unit": 2 },
+        ],
+        "volume_condition": { "abnormal": false, "message": "" },
         "volume": volume,
         "mount": information,
-        "sandboxes": users(&directory)?,
+        "sandboxes": users,
         "device_bytes": size(Path::new(&information.device)).ok(),
     });
     Ok(Report {
@@ -173,17 +206,51 @@ pub(crate) fn stats(root: &Path, volume: &str) -> Result<Report, VolumeError> {
     })
 }
 
-/// Makes a volume of a running sandbox larger: its device must have grown already.
-pub(crate) fn resize(root: &Path, volume: &str) -> Result<Report, VolumeError> {
-    let directory = directory(root, volume)?;
+/// Makes a volume of a running sandbox larger: an image file, the disk in the guest, and the file system on it. A block
+/// device must have grown already.
+pub(crate) async fn resize(places: &Places<'_>, volume: &str, size: u64) -> Result<Report, VolumeError> {
+    let directory = directory(places.volumes, volume)?;
     read(&directory)?;
-    match users(&directory)?.into_iter().next() {
-        None => Err(VolumeError::NotInUse(volume.to_owned())),
-        Some(sandbox) => Err(VolumeError::Unsupported {
-            operation: "resize",
+    let (_, shim) = user(places, &directory, volume, "make its file system larger").await?;
+    let answer = shim.resize_volume(volume, size).await;
+    answer.map_err(|source| asked(&shim, source))?;
+    Ok(done())
+}
+
+/// Everybody who is written down as using a volume, and the first of them that runs.
+async fn user(
+    places: &Places<'_>,
+    directory: &Path,
+    volume: &str,
+    operation: &'static str,
+) -> Result<(Vec<String>, Shim), VolumeError> {
+    let users = users(directory)?;
+    let running = sandboxes::all(places.sandboxes)?;
+    let mut alive = running
+        .iter()
+        .filter(|found| found.shim().is_ok() && users.iter().any(|user| user == found.id()));
+    let Some(found) = alive.next() else {
+        return Err(VolumeError::NotInUse {
+            operation,
             volume: volume.to_owned(),
-            sandbox,
-        }),
+            users: match users.is_empty() {
+                true => String::new(),
+                false => format!(" (it was used by {}, whose shim is gone)", users.join(", ")),
+            },
+        });
+    };
+    let connected = Shim::connect(found).await;
+    let shim = connected.map_err(|source| VolumeError::Shim {
+        sandbox: found.id().to_owned(),
+        source,
+    })?;
+    Ok((users, shim))
+}
+
+fn asked(shim: &Shim, source: ShimError) -> VolumeError {
+    VolumeError::Shim {
+        sandbox: shim.sandbox().to_owned(),
+        source,
     }
 }
 
@@ -224,19 +291,27 @@ mod tests {
     const INFORMATION: &str =
         r#"{"volume-type":"block","device":"/dev/vdb","fstype":"ext4","metadata":{"a":"b"},"options":["ro"]}"#;
 
-    #[test]
-    fn a_volume_is_added_shown_replaced_and_removed() {
+    #[tokio::test]
+    async fn a_volume_is_added_replaced_and_removed_and_only_its_guest_knows_more() {
         let root = tempfile::tempdir().unwrap();
         let volume = "/var/lib/kubelet/pods/1/volumes/x";
         add(root.path(), volume, INFORMATION).unwrap();
         let file = root.path().join(base64url(volume.as_bytes())).join(FILE);
         assert_eq!(fs::read_to_string(&file).unwrap(), INFORMATION);
+        let run = tempfile::tempdir().unwrap();
+        let places = Places {
+            volumes: root.path(),
+            sandboxes: run.path(),
+        };
+        let refused = stats(&places, volume).await.unwrap_err().to_string();
+        assert!(refused.contains("no running sandbox uses"), "{refused}");
         fs::write(file.with_file_name("sandbox-1"), "").unwrap();
-        let shown: serde_json::Value = serde_json::from_str(&stats(root.path(), volume).unwrap().text).unwrap();
-        assert_eq!(shown["mount"]["fstype"], "ext4");
-        assert_eq!(shown["sandboxes"], serde_json::json!(["sandbox-1"]));
-        let refused = resize(root.path(), volume).unwrap_err().to_string();
-        assert!(refused.contains("sandbox-1"), "{refused}");
+        let dead = r#"{"id":"sandbox-1","shim":{"pid":2147483646,"start_time":1}}"#;
+        sandboxes::tests::make(run.path(), "sandbox-1", dead);
+        let refused = resize(&places, volume, 1 << 30).await.unwrap_err().to_string();
+        assert!(refused.contains("used by sandbox-1, whose shim is gone"), "{refused}");
+        let unknown = stats(&places, "/nowhere").await.unwrap_err().to_string();
+        assert!(unknown.contains("there is no such volume"), "{unknown}");
         add(root.path(), volume, &INFORMATION.replace("ext4", "xfs")).unwrap();
         assert!(fs::read_to_string(&file).unwrap().contains("xfs"));
         remove(root.path(), volume).unwrap();

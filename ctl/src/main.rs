@@ -25,11 +25,12 @@ mod version;
 
 use std::error::Error;
 use std::io::{self, IsTerminal, Write};
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use arguments::{Command, VolumeCommand};
+use direct_volume::Places;
+use progress::said;
 
 /// What a command has to say.
 #[derive(Debug)]
@@ -48,6 +49,10 @@ enum End {
 }
 
 type Failure = Box<dyn Error>;
+
+/// Kata's templates save the start of a kernel and an agent that takes seconds there.
+const NO_FACTORY: &str = "this runtime has no VM factory: every sandbox boots a VM of its own, and there is nothing to init, \
+    to show or to destroy; enable_template and vm_cache_number in [factory] have no effect";
 
 fn main() -> ExitCode {
     let command = arguments::parse();
@@ -82,16 +87,26 @@ async fn run(command: Command) -> Result<End, Failure> {
             kernel_version: Some(release),
             ..
         } => check::kernel::report(&release, io::stdout().is_terminal()),
-        Command::Check { path, .. } => check::report(path.as_deref(), io::stdout().is_terminal()).await,
-        Command::Env { path, json } => env::report(path.as_deref(), json).await?,
+        Command::Check { path, .. } => {
+            let checked = check::report(path.as_deref(), io::stdout().is_terminal());
+            said("looking at what a sandbox needs", checked).await
+        }
+        Command::Env { path, json } => {
+            said(
+                "asking the programs for their versions",
+                env::report(path.as_deref(), json),
+            )
+            .await?
+        }
         Command::CollectData(options) => collect::report(&options).await?,
-        Command::Metrics { sandbox } => metrics::report(sandbox.as_deref()).await?,
+        Command::Metrics { sandbox } => said("asking the shims", metrics::report(sandbox.as_deref())).await?,
         Command::Monitor { listen } => {
             monitor::serve(listen).await?;
             return Ok(End::Code(0));
         }
         Command::Where { sandbox, seconds, json } => {
-            place::report(&sandbox, Duration::from_secs_f64(seconds), json).await?
+            let seen = place::report(&sandbox, Duration::from_secs_f64(seconds), json);
+            said("looking at the vCPUs", seen).await?
         }
         Command::Exec {
             sandbox,
@@ -102,25 +117,37 @@ async fn run(command: Command) -> Result<End, Failure> {
             return Ok(End::Code(exec::run(&sandbox, &command, terminal).await?));
         }
         Command::LogParser(options) => logs::report(&options.into_request()?)?,
-        Command::DirectVolume { command } => volume(&command)?,
+        Command::DirectVolume { command } => volume(&command).await?,
         // It waits by itself, on a runtime of its own.
-        Command::Memlock(question) => tokio::task::spawn_blocking(move || memlock::report(&question)).await??,
+        Command::Memlock(question) => {
+            let asked = tokio::task::spawn_blocking(move || memlock::report(&question));
+            said("asking the shims", asked).await??
+        }
+        Command::Factory { .. } => return Err(NO_FACTORY.into()),
         Command::Completions { shell } => manual::completions(shell),
-        Command::Man => manual::page()?,
+        Command::Man { directory } => manual::pages(&directory)?,
     };
     Ok(End::Report(report))
 }
 
-fn volume(command: &VolumeCommand) -> Result<Report, direct_volume::VolumeError> {
-    let root = Path::new(direct_volume::ROOT);
+async fn volume(command: &VolumeCommand) -> Result<Report, direct_volume::VolumeError> {
+    let places = Places::default();
     match command {
         VolumeCommand::Add {
             volume_path,
             mount_info,
-        } => direct_volume::add(root, volume_path, mount_info),
-        VolumeCommand::Remove { volume_path } => direct_volume::remove(root, volume_path),
-        VolumeCommand::Stats { volume_path } => direct_volume::stats(root, volume_path),
-        VolumeCommand::Resize { volume_path, .. } => direct_volume::resize(root, volume_path),
+        } => direct_volume::add(places.volumes, volume_path, mount_info),
+        VolumeCommand::Remove { volume_path } => direct_volume::remove(places.volumes, volume_path),
+        VolumeCommand::Stats { volume_path } => {
+            said("asking the guest", direct_volume::stats(&places, volume_path)).await
+        }
+        VolumeCommand::Resize {
+            volume_path,
+            resize_size,
+        } => {
+            let resizing = direct_volume::resize(&places, volume_path, *resize_size);
+            said("growing the file system", resizing).await
+        }
     }
 }
 

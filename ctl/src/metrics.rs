@@ -22,10 +22,15 @@ pub(crate) enum MetricsError {
 pub(crate) async fn report(wanted: Option<&str>) -> Result<Report, MetricsError> {
     let root = Path::new(sandboxes::ROOT);
     let text = match wanted {
-        Some(wanted) => Shim::connect(&sandboxes::named(root, wanted)?).await?.metrics().await?,
+        Some(wanted) => of(root, wanted).await?,
         None => all(root).await?,
     };
     Ok(Report { text, good: true })
+}
+
+/// The figures of one sandbox.
+pub(crate) async fn of(root: &Path, wanted: &str) -> Result<String, MetricsError> {
+    Ok(one(&sandboxes::named(root, wanted)?).await?)
 }
 
 /// The figures of all sandboxes below a directory. All are asked at once: one that hangs costs its own time.

@@ -16,9 +16,22 @@ pub enum Accel {
     Tcg,
 }
 
+impl Accel {
+    /// As in the configuration and in QEMU's arguments.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Accel::Kvm => "kvm",
+            Accel::Tcg => "tcg",
+        }
+    }
+}
+
 /// KVM was asked for and cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("the accelerator is configured as kvm, but {0}")]
+#[error(
+    "the accelerator is configured as kvm, but {0}: set hypervisor.qemu.accelerator to \"auto\", or use a host that has it"
+)]
 pub struct AccelError(String);
 
 /// What this host offers.

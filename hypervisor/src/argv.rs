@@ -48,7 +48,8 @@ fn machine(argv: &mut Argv, spec: &VmSpec) {
     let VmSpec {
         machine_type,
         arch,
-        memory_mib,
+        size,
+        largest,
         ..
     } = spec;
     argv.option(
@@ -63,12 +64,26 @@ fn machine(argv: &mut Argv, spec: &VmSpec) {
         },
     );
     argv.option("-cpu", arch.cpu(spec.accel));
-    argv.option("-smp", &spec.vcpus.to_string());
-    argv.option("-m", &format!("{memory_mib}M"));
+    let (vcpus, most_vcpus) = (size.vcpus, largest.vcpus);
+    let smp = if most_vcpus > vcpus {
+        // Each in a socket of its own: a kernel that takes the machine for a real one has no place for CPUs that come later to
+        // a socket that is there.
+        format!("{vcpus},sockets={most_vcpus},cores=1,threads=1,maxcpus={most_vcpus}")
+    } else {
+        vcpus.to_string()
+    };
+    argv.option("-smp", &smp);
+    let (memory, most_memory) = (size.memory.0, largest.memory.0);
+    let memory_and_room = if most_memory > memory {
+        format!("{memory}M,maxmem={most_memory}M")
+    } else {
+        format!("{memory}M")
+    };
+    argv.option("-m", &memory_and_room);
     // The daemons map the guest's memory, so it has to be shareable.
     argv.option(
         "-object",
-        &format!("memory-backend-memfd,id=memory,size={memory_mib}M,share=on"),
+        &format!("memory-backend-memfd,id=memory,size={memory}M,share=on"),
     );
 }
 
@@ -148,9 +163,19 @@ pub(crate) fn readable(argv: &[OsString]) -> String {
 mod tests {
     use std::num::NonZeroU32;
 
+    use config::Mebibytes;
+
     use super::*;
     use crate::nic::MacAddress;
+    use crate::size::Size;
     use crate::vsock::Cid;
+
+    fn size(vcpus: u32, memory: u32) -> Size {
+        Size {
+            vcpus: NonZeroU32::new(vcpus).unwrap(),
+            memory: Mebibytes(memory),
+        }
+    }
 
     fn spec() -> VmSpec {
         VmSpec {
@@ -158,8 +183,8 @@ mod tests {
             arch: crate::arch::HOST,
             machine_type: "q35",
             accel: Accel::Tcg,
-            vcpus: NonZeroU32::new(2).unwrap(),
-            memory_mib: 256,
+            size: size(2, 256),
+            largest: size(2, 256),
             kernel: "/k/vmlinuz".into(),
             initrd: "/k/initrd.img".into(),
             command_line: String::from("console=ttyS0 quiet"),
@@ -207,6 +232,8 @@ mod tests {
     fn a_vm_on_kvm_with_the_kernels_vsock_has_these_arguments() {
         let spec = VmSpec {
             accel: Accel::Kvm,
+            size: size(1, 256),
+            largest: size(4, 8192),
             seccomp: None,
             share: None,
             vsock: VsockDevice::Vhost {

@@ -4,14 +4,12 @@
 //! error in, or a cancellation of, a later phase unwinds the earlier ones without a word here.
 
 use std::io;
-use std::num::NonZeroU32;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::available_parallelism;
 use std::time::Duration;
 
-use config::{Hypervisor, SharedFs};
+use config::{Hypervisor, SharedFs, Vsock};
 use tokio::net::UnixStream;
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 
@@ -25,6 +23,7 @@ use crate::files::{self, FileError, SocketFile};
 use crate::listener::GuestListener;
 use crate::nic::{self, Nic};
 use crate::qmp::{Qmp, QmpError};
+use crate::size::{self, Size};
 use crate::spec::{VirtioFs, VmSpec, VsockDevice};
 use crate::sys::number;
 use crate::virtiofsd::{self, Share};
@@ -165,7 +164,8 @@ struct Plan {
     initrd: PathBuf,
     virtiofsd: Option<PathBuf>,
     accel: Accel,
-    vcpus: NonZeroU32,
+    size: Size,
+    largest: Size,
 }
 
 impl Plan {
@@ -180,22 +180,10 @@ impl Plan {
             initrd: files::readable("initrd", &config.initrd)?,
             virtiofsd,
             accel: accel::choose(config.accelerator)?,
-            vcpus: vcpus(config),
+            size: size::boot_size(config),
+            largest: size::largest_size(config),
         })
     }
-}
-
-/// How many vCPUs a VM has when it boots.
-#[must_use]
-pub fn vcpus(config: &Hypervisor) -> NonZeroU32 {
-    config.default_vcpus.resolve(host_cpus())
-}
-
-fn host_cpus() -> NonZeroU32 {
-    available_parallelism()
-        .ok()
-        .and_then(|cpus| cpus.try_into().ok())
-        .unwrap_or(NonZeroU32::MIN)
 }
 
 /// Phase 2, first half.
@@ -278,8 +266,8 @@ async fn start_qemu(
         arch: arch::HOST,
         machine_type: config.machine_type.as_str(),
         accel: plan.accel,
-        vcpus: plan.vcpus,
-        memory_mib: config.default_memory.0,
+        size: plan.size,
+        largest: plan.largest,
         kernel: plan.kernel,
         initrd: plan.initrd,
         command_line: command_line::build(config, &request, plan.accel, guest.port)?,
@@ -317,7 +305,15 @@ async fn start_qemu(
         qmp: Qmp::new(monitor),
         console: Console::collect(console, request.run_dir.join("console.log")),
         files: guest.files,
+        vsock: if guest.cid.is_some() {
+            Vsock::Vhost
+        } else {
+            Vsock::VhostUser
+        },
         iothread: spec.iothread,
+        accel: spec.accel,
+        size: spec.size,
+        largest: spec.largest,
     });
     Ok((vm, guest.listener))
 }

@@ -13,6 +13,10 @@ use crate::boot::VmRequest;
 /// `Documentation/admin-guide/kernel-parameters.txt`, the others are parameters of the drivers.
 const NO_SPARE_INTERFACES: &str = "dummy.numdummies=0 ifb.numifbs=0 fb_tunnels=none";
 
+/// Plugged memory is for what can be moved (programs, files), as long as there is a quarter of other memory, so that it can be
+/// given back (the kernel's Documentation/admin-guide/mm/memory-hotplug.rst, `online_policy`).
+const PLUGGED_MEMORY: &str = "memory_hotplug.online_policy=auto-movable";
+
 /// A command line that the kernel would cut off.
 #[derive(Debug, thiserror::Error)]
 #[error("the kernel's command line has {length} bytes, and {limit} are possible")]
@@ -32,7 +36,7 @@ pub(crate) fn build(
     let mut words = vec![format!("console={}", arch.console)];
     // A panic restarts at once, and a restart ends QEMU.
     words.extend([String::from("panic=-1"), arch.kernel_params.to_owned()]);
-    words.push(String::from(NO_SPARE_INTERFACES));
+    words.extend([NO_SPARE_INTERFACES, PLUGGED_MEMORY].map(String::from));
     words.extend(arch::emulation_parameters(accel));
     if !config.enable_debug {
         // Each line on the console costs visible time.

@@ -2,13 +2,13 @@
 //!
 //! Plain data. Knows no process and no configuration file. Descriptors are numbers that QEMU inherits.
 
-use std::num::NonZeroU32;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use crate::accel::Accel;
 use crate::arch::Arch;
 use crate::nic::MacAddress;
+use crate::size::Size;
 use crate::vsock::Cid;
 
 /// One VM.
@@ -19,8 +19,10 @@ pub(crate) struct VmSpec {
     pub(crate) arch: Arch,
     pub(crate) machine_type: &'static str,
     pub(crate) accel: Accel,
-    pub(crate) vcpus: NonZeroU32,
-    pub(crate) memory_mib: u32,
+    /// What it boots with.
+    pub(crate) size: Size,
+    /// What it can become: not less.
+    pub(crate) largest: Size,
     pub(crate) kernel: PathBuf,
     pub(crate) initrd: PathBuf,
     pub(crate) command_line: String,

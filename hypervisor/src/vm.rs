@@ -3,20 +3,26 @@
 //! Owns QEMU, the helpers and their sockets. Knows nothing of the guest.
 
 use std::future::Future;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use config::{Mebibytes, Vsock};
 use serde_json::Value;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 
+use crate::accel::Accel;
 use crate::children::Child;
 use crate::console::Console;
 use crate::cpus::{self, Sample};
 use crate::ended::{self, Ended, Watched};
 use crate::files::SocketFile;
+use crate::hotplug::cpu::{self, CpuError};
+use crate::hotplug::memory::{Memory, MemoryError};
 use crate::hotplug::{Disk, Hotplug, HotplugError, NicHotplug};
 use crate::qmp::{Qmp, QmpError};
+use crate::size::Size;
 
 /// How long QEMU may take to end when it is told to.
 const QUIT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -29,7 +35,12 @@ pub struct Vm {
     children: Vec<Child>,
     qmp: Qmp,
     hotplug: Hotplug,
+    accel: Accel,
+    /// Whoever changes the number of vCPUs has it.
+    vcpus: Mutex<()>,
+    memory: Mutex<Memory>,
     console: Console,
+    vsock: Vsock,
     stopping: Arc<AtomicBool>,
     ended: watch::Receiver<Option<Arc<Ended>>>,
     _files: Vec<SocketFile>,
@@ -42,8 +53,15 @@ pub(crate) struct Parts {
     pub(crate) qmp: Qmp,
     pub(crate) console: Console,
     pub(crate) files: Vec<SocketFile>,
+    /// What connects guest and host: one of the two, never `auto`.
+    pub(crate) vsock: Vsock,
     /// QEMU's name of the thread that serves disks, if it has one.
     pub(crate) iothread: Option<&'static str>,
+    pub(crate) accel: Accel,
+    /// What it boots with.
+    pub(crate) size: Size,
+    /// What it can become.
+    pub(crate) largest: Size,
 }
 
 impl Vm {
@@ -54,7 +72,11 @@ impl Vm {
             qmp,
             console,
             files,
+            vsock,
             iothread,
+            accel,
+            size,
+            largest,
         } = parts;
         let stopping = Arc::new(AtomicBool::new(false));
         let ended = ended::watch(Watched {
@@ -66,12 +88,18 @@ impl Vm {
         });
         let pid = qemu.handle().pid;
         let children = std::iter::once(qemu).chain(helpers).collect();
+        let hotplug = Hotplug::new(qmp.clone(), iothread);
+        let memory = Memory::new(qmp.clone(), hotplug.clone(), size, largest);
         Self {
             pid,
             children,
-            hotplug: Hotplug::new(qmp.clone(), iothread),
+            hotplug,
+            accel,
+            vcpus: Mutex::default(),
+            memory: Mutex::new(memory),
             qmp,
             console,
+            vsock,
             stopping,
             ended,
             _files: files,
@@ -129,6 +157,22 @@ impl Vm {
         }
     }
 
+    /// What connects guest and host: `vhost` or `vhost-user`.
+    #[must_use]
+    pub fn vsock(&self) -> Vsock {
+        self.vsock
+    }
+
+    /// What runs the guest's instructions, as QEMU itself says (`query-kvm`, qapi/accelerator.json).
+    ///
+    /// # Errors
+    /// QEMU has ended or does not answer.
+    pub async fn accelerator(&self) -> Result<Accel, QmpError> {
+        let answer = self.qmp.execute("query-kvm", Value::Null).await?;
+        let kvm = answer["enabled"].as_bool().unwrap_or(false);
+        Ok(if kvm { Accel::Kvm } else { Accel::Tcg })
+    }
+
     /// QEMU's run state, such as `running` (RunState in QEMU's qapi/run-state.json).
     ///
     /// # Errors
@@ -146,6 +190,14 @@ impl Vm {
         cpus::sample(&self.qmp).await
     }
 
+    /// Gives a disk so many bytes, and tells the guest. An image that is larger is cut off: the caller has looked.
+    ///
+    /// # Errors
+    /// There is no such disk, or QEMU refuses: a block device has to have the size already.
+    pub async fn resize_disk(&self, serial: &str, bytes: u64) -> Result<(), HotplugError> {
+        self.hotplug.resize(serial, bytes).await
+    }
+
     /// Plugs a disk into the running guest. The answer is the serial number by which the guest finds it.
     ///
     /// # Errors
@@ -161,6 +213,27 @@ impl Vm {
     /// called again.
     pub async fn detach_disk(&self, serial: &str) -> Result<(), HotplugError> {
         self.hotplug.detach(serial).await
+    }
+
+    /// Gives the VM so many vCPUs, never fewer than it booted with. Those that come have to be brought online in the guest;
+    /// when it returns, those that were to go are gone. Under TCG none goes.
+    ///
+    /// # Errors
+    /// More than its largest size, QEMU refuses, or the guest does not let go of one within fifteen seconds. Some may have come
+    /// or gone; this may be called again.
+    pub async fn set_vcpus(&self, count: NonZeroU32) -> Result<(), CpuError> {
+        let _changing = self.vcpus.lock().await;
+        cpu::set(&self.qmp, self.accel, count).await
+    }
+
+    /// Gives the VM so much memory in all, never less than it booted with, rounded up to 4 MiB. Returns when the guest has
+    /// taken it or given it back.
+    ///
+    /// # Errors
+    /// More than its largest size, QEMU refuses, or the guest has not got on for fifteen seconds: it may do so later, unless
+    /// this is called again with another amount.
+    pub async fn set_memory(&self, memory: Mebibytes) -> Result<(), MemoryError> {
+        self.memory.lock().await.set(memory).await
     }
 
     /// By which network devices are plugged in. May outlive the VM.

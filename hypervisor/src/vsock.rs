@@ -45,7 +45,10 @@ impl fmt::Display for Cid {
 #[derive(Debug, thiserror::Error)]
 pub enum VsockError {
     /// It is asked for, and the device cannot be opened.
-    #[error("vsock is configured as vhost, but {DEVICE} cannot be opened")]
+    #[error(
+        "vsock is configured as vhost, but {DEVICE} cannot be opened: load the module vhost_vsock, or set \
+         hypervisor.qemu.vsock to \"auto\""
+    )]
     Open(#[source] io::Error),
     /// The device refuses a CID for another reason than that it is taken.
     #[error("{DEVICE} does not accept CID {cid}")]

@@ -5,9 +5,10 @@
 use std::time::Duration;
 
 use protocol::agent::{
-    CloseStdinRequest, ContainerId, CreateContainerRequest, Empty, ExecRequest, GuestMetricsResponse, HostChanges,
-    ListProcessesResponse, MemlockReport, MemlockRequest, Network, ProcessId, ProcessStarted, ResizeTerminalRequest,
-    SignalRequest, StatsResponse, UpdateRequest,
+    CloseStdinRequest, ContainerId, CreateContainerRequest, Empty, ExecRequest, GrowStorageRequest,
+    GuestMetricsResponse, HostChanges, ListProcessesResponse, MemlockReport, MemlockRequest, Network, ProcessId,
+    ProcessStarted, ResizeRequest, ResizeTerminalRequest, SignalRequest, StatsResponse, StorageName,
+    StorageStatsResponse, UpdateRequest,
 };
 use protocol::agent_ttrpc::AgentClient as Generated;
 use ttrpc::Code;
@@ -23,8 +24,11 @@ const ORDINARY: Duration = Duration::from_secs(30);
 /// For the guest's own shutdown: what does not answer by then is stopped by force.
 const SHUTDOWN: Duration = Duration::from_secs(3);
 
+/// For a file system to grow: the kernel writes to every group of blocks that is new.
+const GROW: Duration = Duration::from_secs(120);
+
 /// For a look at the guest.
-const GLANCE: Duration = Duration::from_secs(2);
+const GLANCE: Duration = Duration::from_secs(4);
 
 /// Bytes of a message from the guest that are passed on.
 const LONGEST_MESSAGE: usize = 8 << 10;
@@ -124,6 +128,10 @@ impl AgentClient {
         signal(SignalRequest) -> Empty
     );
     call!(
+        /// Tells that the VM has another size.
+        resize(ResizeRequest) -> Empty
+    );
+    call!(
         /// Tells a terminal its size.
         resize_terminal(ResizeTerminalRequest) -> Empty
     );
@@ -177,6 +185,20 @@ impl AgentClient {
         /// Makes the guest's network what the host's is.
         update_network(Network) -> Empty
     );
+
+    call!(
+        /// How full a storage is.
+        storage_stats(StorageName) -> StorageStatsResponse
+    );
+
+    /// Makes a storage as large as its disk.
+    ///
+    /// # Errors
+    /// The agent refuses or does not answer in time.
+    pub async fn grow_storage(&self, request: &GrowStorageRequest) -> Result<StorageStatsResponse, AgentError> {
+        let call = self.client.grow_storage(context::with_duration(GROW), request);
+        bounded(GROW, call).await
+    }
 
     /// Powers the guest off.
     ///

@@ -1,5 +1,6 @@
 //! Removes what a sandbox leaves on the host. Used by the server's end and by `delete`: may run twice, or at once.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::host_cgroup::HostCgroup;
@@ -7,6 +8,7 @@ use crate::network;
 use crate::process::{self, ProcessRef};
 use crate::run_dir::{Lock, RunDir};
 use crate::share;
+use crate::volumes::record;
 
 /// How long the killed may take to die: `delete` has 5 s in all.
 const KILL_LIMIT: Duration = Duration::from_secs(2);
@@ -44,6 +46,7 @@ pub(crate) fn remove_locked(run_dir: &RunDir, _lock: &Lock) {
         None
     });
     if let Some(state) = state {
+        record::forget(Path::new(record::ROOT), &state.id);
         let deadline = Instant::now() + KILL_LIMIT;
         // The server first, so that it does not take its VM's end for a failure to be reported.
         let processes: Vec<ProcessRef> = state.shim.into_iter().chain(state.vm).collect();
@@ -70,7 +73,7 @@ mod tests {
     use crate::id::{Namespace, SandboxId};
     use crate::run_dir::SandboxState;
 
-    fn sandbox(root: &std::path::Path) -> (RunDir, SandboxState) {
+    fn sandbox(root: &Path) -> (RunDir, SandboxState) {
         let (namespace, id) = (Namespace::new("n").unwrap(), SandboxId::new("pod").unwrap());
         let run_dir = RunDir::below(root, &namespace, &id);
         run_dir.create().unwrap();

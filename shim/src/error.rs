@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use hypervisor::HotplugError;
+use hypervisor::{HotplugError, MemoryError};
 use ttrpc::Code;
 
 use crate::agent_client::AgentError;
@@ -110,13 +110,24 @@ pub enum Error {
         source: HostError,
     },
     /// A disk of the guest.
-    #[error("cannot create {subject}")]
+    #[error("cannot {operation} {subject}")]
     Disk {
-        /// The container.
+        /// The verb.
+        operation: &'static str,
+        /// The container, or the sandbox.
         subject: String,
         /// Why.
         #[source]
         source: Box<DiskError>,
+    },
+    /// The VM's memory.
+    #[error("cannot give the VM the memory that {subject} may use")]
+    Memory {
+        /// The container.
+        subject: String,
+        /// Why.
+        #[source]
+        source: MemoryError,
     },
     /// A standard stream.
     #[error("cannot open the standard streams of {subject}")]
@@ -161,7 +172,9 @@ impl Error {
                 HostError::Other(_) => Code::INTERNAL,
             },
             Error::Disk { source, .. } => match &**source {
-                DiskError::Open(VolumeError::InUse { .. }) | DiskError::ReadOnly { .. } => Code::FAILED_PRECONDITION,
+                DiskError::Open(VolumeError::InUse { .. }) | DiskError::ReadOnly { .. } | DiskError::Grow { .. } => {
+                    Code::FAILED_PRECONDITION
+                }
                 DiskError::Open(_) => Code::INVALID_ARGUMENT,
                 DiskError::Plug {
                     source: HotplugError::Full,
@@ -169,6 +182,10 @@ impl Error {
                 } => Code::RESOURCE_EXHAUSTED,
                 DiskError::Plug { .. } => Code::INTERNAL,
                 DiskError::Interrupted => Code::CANCELLED,
+            },
+            Error::Memory { source, .. } => match source {
+                MemoryError::TooMuch { .. } | MemoryError::Full | MemoryError::Stuck { .. } => Code::RESOURCE_EXHAUSTED,
+                MemoryError::Step { .. } => Code::INTERNAL,
             },
             Error::Stream { source, .. } => match source {
                 StreamError::Uri { .. } => Code::INVALID_ARGUMENT,

@@ -36,6 +36,7 @@ pub mod sandbox;
 pub mod server;
 pub mod service;
 pub mod share;
+pub mod sizing;
 pub mod start;
 pub mod stats;
 pub mod streams;

@@ -1,11 +1,13 @@
 //! The real VM: [`crate::vm`]'s traits on top of the hypervisor.
 
 use std::io;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use hypervisor::{Cause, Disk, GuestListener, HotplugError, Sample, Vm, VmRequest};
+use config::Mebibytes;
+use hypervisor::{Cause, CpuError, Disk, GuestListener, HotplugError, MemoryError, Sample, Vm, VmRequest};
 use protocol::agent::Network;
 
 use crate::debug_image::DebugImage;
@@ -70,6 +72,12 @@ impl Launcher for QemuLauncher {
         let (vm, listener) = booted.map_err(|error| failed(&error))?;
         let pids = vm.pids().filter_map(|pid| i32::try_from(pid).ok());
         state.vm = pids.filter_map(ProcessRef::of).collect();
+        state.vsock = Some(vm.vsock().as_str().to_owned());
+        match vm.accelerator().await {
+            Ok(accelerator) => state.accelerator = Some(accelerator.as_str().to_owned()),
+            // It has ended: why, is told to whoever waits for its end.
+            Err(error) => tracing::warn!(error = chain(&error), "QEMU does not say what runs the guest"),
+        }
         if let Err(error) = self.run_dir.write_state(&state) {
             vm.stop().await;
             return Err(failed(&error));
@@ -152,6 +160,18 @@ impl Machine for QemuMachine {
 
     async fn detach_disk(&self, serial: &str) -> Result<(), HotplugError> {
         self.vm.detach_disk(serial).await
+    }
+
+    async fn resize_disk(&self, serial: &str, bytes: u64) -> Result<(), HotplugError> {
+        self.vm.resize_disk(serial, bytes).await
+    }
+
+    async fn set_vcpus(&self, count: NonZeroU32) -> Result<(), CpuError> {
+        self.vm.set_vcpus(count).await
+    }
+
+    async fn set_memory(&self, memory: Mebibytes) -> Result<(), MemoryError> {
+        self.vm.set_memory(memory).await
     }
 }
 

@@ -70,6 +70,12 @@ pub struct SandboxState {
     pub vm: Vec<ProcessRef>,
     /// The sandbox's cgroup directories on the host.
     pub cgroups: Vec<PathBuf>,
+    /// What runs the guest, as QEMU says: `kvm` or `tcg`. None until it runs.
+    #[serde(default)]
+    pub accelerator: Option<String>,
+    /// What connects the guest: `vhost` or `vhost-user`. None until it runs.
+    #[serde(default)]
+    pub vsock: Option<String>,
     /// What is changed in the pod's network namespace.
     #[serde(default)]
     pub network: Option<NetworkRecord>,
@@ -86,6 +92,8 @@ impl SandboxState {
             shim: ProcessRef::own(),
             vm: Vec::new(),
             cgroups: Vec::new(),
+            accelerator: None,
+            vsock: None,
             network: None,
         }
     }
@@ -128,6 +136,12 @@ impl RunDir {
     #[must_use]
     pub fn address(&self) -> String {
         format!("unix://{}", self.socket().display())
+    }
+
+    /// The socket of the figures for Prometheus.
+    #[must_use]
+    pub fn metrics_socket(&self) -> PathBuf {
+        self.path.join("shim-monitor.sock")
     }
 
     /// The directory that virtiofsd serves.

@@ -21,6 +21,7 @@ use crate::events::Publisher;
 use crate::forward;
 use crate::host_cgroup::HostCgroup;
 use crate::memlock::{Rules, SandboxPolicy};
+use crate::metrics;
 use crate::network::{NetworkPlan, Place};
 use crate::process::ProcessRef;
 use crate::qemu::QemuLauncher;
@@ -30,6 +31,7 @@ use crate::sandbox::host::{HostError, RealHost};
 use crate::sandbox::{Parts, Sandbox};
 use crate::service::{Awaited, SandboxCell, Service};
 use crate::share::{ShareError, SharedTree};
+use crate::sizing::Sizing;
 use crate::vm::LaunchError;
 use crate::watch::Watches;
 
@@ -87,6 +89,10 @@ pub async fn serve(listener: UnixListener, context: ServerContext) -> Result<Exi
     let listener = Listener::try_from(listener).map_err(ServerError::Listen)?;
     let mut server = Server::new().add_listener(listener).register_service(service.methods());
     server.start().await.map_err(ServerError::Serve)?;
+    if let Err(error) = metrics::socket::serve(&context.run_dir.metrics_socket(), Arc::clone(&cell)) {
+        // kata-ctl has another way to them.
+        tracing::warn!(%error, path = %context.run_dir.metrics_socket().display(), "nobody can scrape this sandbox");
+    }
     let reason = tokio::select! {
         () = shutdown.notified() => ExitReason::Shutdown,
         _ = terminate.recv() => ExitReason::Signal,
@@ -119,10 +125,11 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
     let tree = SharedTree::new(&context.run_dir, context.host.clone())?;
     // A bundle that cannot be read is reported by Create, which reads it too.
     let spec = Spec::load(context.bundle.join("config.json")).unwrap_or_default();
-    let (config, problem) = match configuration(context, &spec) {
+    let (mut config, problem) = match configuration(context, &spec) {
         Ok(config) => (config, None),
         Err(error) => (config::Config::default(), Some(error)),
     };
+    let sizing = size(&mut config, &spec);
     let linux = spec.linux().as_ref();
     let cgroups_path = linux.and_then(|linux| linux.cgroups_path().clone());
     let cgroup = HostCgroup::create(cgroups_path.as_deref(), &context.id);
@@ -175,6 +182,7 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         patience: PATIENCE,
         debug_console: config.agent.debug_console_enabled,
         kernel: config.hypervisor.kernel.clone(),
+        sizing,
     };
     let sandbox = Sandbox::start(parts, plan);
     let pod = spec.annotations().as_ref().is_some_and(bundle::is_pod_sandbox);
@@ -217,6 +225,23 @@ fn configuration(context: &ServerContext, spec: &Spec) -> Result<config::Config,
         tracing::warn!("{warning}");
     }
     Ok(config)
+}
+
+/// What the VM boots with for the limits that are known by now.
+fn size(config: &mut config::Config, spec: &Spec) -> Sizing {
+    let sizing = Sizing::new(config, spec);
+    let boot = sizing.boot();
+    if let Some(beyond) = boot.beyond {
+        tracing::warn!(
+            vcpus = beyond.vcpus,
+            memory = %beyond.memory,
+            "the limits ask for more than the VM gets: {} vCPUs, {} (default_maxvcpus, default_maxmemory, the host)",
+            boot.size.vcpus,
+            boot.size.memory
+        );
+    }
+    sizing.apply(config);
+    sizing
 }
 
 fn setup(context: &ServerContext, spec: &Spec, config: &config::Config) -> SandboxSetup {

@@ -10,6 +10,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+
 use crate::bundle::{self, BundleError};
 use crate::cleanup;
 use crate::cli::Arguments;
@@ -38,6 +40,12 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    /// The server's mount namespace cannot be made.
+    #[error(
+        "the root directory is not a mount point, as after a plain chroot(2), and a sandbox's mounts cannot be kept apart \
+         from the host's: make it one (mount --bind DIR DIR) before the chroot"
+    )]
+    NoMountPoint,
     /// The server cannot be started.
     #[error("cannot start the server")]
     Spawn(#[source] io::Error),
@@ -66,6 +74,10 @@ pub fn start(arguments: &Arguments, bundle: &Path, config_path: Option<&Path>) -
         if sandbox != SandboxId::from(&arguments.id) {
             return Err(StartError::SandboxGone(sandbox));
         }
+        // The server would find it out, and could tell nobody but its log.
+        if !is_mount_point(Path::new("/")) {
+            return Err(StartError::NoMountPoint);
+        }
         // A server that died left it: what a new one needs is free after this.
         cleanup::remove_locked(&run_dir, &lock);
         if let Err(error) = launch(arguments, bundle, config_path, &sandbox, &run_dir) {
@@ -76,6 +88,15 @@ pub fn start(arguments: &Arguments, bundle: &Path, config_path: Option<&Path>) -
     drop(lock);
     write_address(bundle, &address)?;
     Ok(address)
+}
+
+/// Whether something is mounted here; true where the kernel (before 5.8) does not tell.
+fn is_mount_point(path: &Path) -> bool {
+    let found = statx(CWD, path, AtFlags::empty(), StatxFlags::BASIC_STATS);
+    found.is_ok_and(|found| {
+        !found.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT)
+            || found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)
+    })
 }
 
 fn launch(
@@ -123,4 +144,16 @@ fn write_address(bundle: &Path, address: &str) -> Result<(), StartError> {
     fs::write(&new, address)
         .and_then(|()| fs::rename(&new, &path))
         .map_err(|source| StartError::Address { path, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_point_is_told_from_a_directory_on_it() {
+        assert!(is_mount_point(Path::new("/proc")));
+        assert!(!is_mount_point(Path::new("/proc/self")));
+        assert!(!is_mount_point(Path::new("/nonexistent")));
+    }
 }

@@ -4,10 +4,12 @@
 //! neither QEMU's arguments nor what is said on the connections.
 
 use std::io;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use hypervisor::{Disk, HotplugError, Sample};
+use config::Mebibytes;
+use hypervisor::{CpuError, Disk, HotplugError, MemoryError, Sample};
 use protocol::agent::Network;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -89,6 +91,23 @@ pub trait Machine: Send + Sync {
     /// # Errors
     /// The guest does not let go of it within some seconds: it stays, and this may be called again.
     async fn detach_disk(&self, serial: &str) -> Result<(), HotplugError>;
+    /// Gives a disk so many bytes, and tells the guest. An image that is larger would be cut off.
+    ///
+    /// # Errors
+    /// There is no such disk, or the VMM refuses.
+    async fn resize_disk(&self, serial: &str, _bytes: u64) -> Result<(), HotplugError> {
+        Err(HotplugError::Unknown(serial.to_owned()))
+    }
+    /// Gives the guest so many vCPUs, never fewer than at the boot.
+    ///
+    /// # Errors
+    /// There is no place for them, or the guest does not let go of one within some seconds.
+    async fn set_vcpus(&self, count: NonZeroU32) -> Result<(), CpuError>;
+    /// Gives the guest so much memory in all, never less than at the boot, and waits until it has taken it or given it back.
+    ///
+    /// # Errors
+    /// There is no place for it, or the guest does not get on.
+    async fn set_memory(&self, memory: Mebibytes) -> Result<(), MemoryError>;
 }
 
 /// The connections that one VM dials.

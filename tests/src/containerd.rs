@@ -219,7 +219,7 @@ fn spawn(dir: &Path, version: Version, environment: &[(String, String)], netns: 
 fn await_ready(ready: &UnixDatagram) -> Result<()> {
     let mut message = [0_u8; 256];
     loop {
-        if !wait::readable(ready, READY)? {
+        if !wait::readable(ready, wait::patience(READY))? {
             return Err(Error::Timeout {
                 what: "containerd says READY=1".to_owned(),
                 limit: READY,

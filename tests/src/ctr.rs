@@ -43,7 +43,7 @@ impl Ctr {
             program,
             args: Vec::new(),
             tail: Vec::new(),
-            limit: LIMIT,
+            limit: wait::patience(LIMIT),
             name: "ctr",
             hidden: 4,
         };
@@ -62,7 +62,7 @@ impl Ctr {
             program,
             args: Vec::new(),
             tail: Vec::new(),
-            limit: LIMIT,
+            limit: wait::patience(LIMIT),
             name: "kata-ctl",
             hidden: 0,
         }
@@ -75,7 +75,7 @@ impl Ctr {
             program,
             args: vec!["-H".into(), host.into()],
             tail: Vec::new(),
-            limit: LIMIT,
+            limit: wait::patience(LIMIT),
             name: "docker",
             hidden: 2,
         }
@@ -109,9 +109,9 @@ impl Ctr {
         self.tail(["sh", "-c", script])
     }
 
-    /// How long the whole command may take.
+    /// How long the whole command may take, with [`wait::patience`].
     pub fn limit(mut self, limit: Duration) -> Self {
-        self.limit = limit;
+        self.limit = wait::patience(limit);
         self
     }
 
@@ -427,7 +427,7 @@ impl Collector {
 
     /// Everything, once the stream has ended. `ctr` is gone by then and nobody else has its pipes.
     fn end(self) -> Vec<u8> {
-        self.until(LIMIT, |_| false);
+        self.until(wait::patience(LIMIT), |_| false);
         let mut collected = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut collected.bytes)
     }

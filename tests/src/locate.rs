@@ -7,10 +7,11 @@ use std::{
 
 use crate::{Error, Result};
 
-/// The root of the checkout.
+/// The root of the checkout: where the test runner says that it is, or where the tests were built.
 pub fn workspace() -> PathBuf {
+    let manifest = env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
     // The manifest's directory is `<workspace>/tests`.
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    Path::new(&manifest)
         .parent()
         .map_or_else(PathBuf::new, Path::to_path_buf)
 }

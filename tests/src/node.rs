@@ -300,19 +300,23 @@ impl Node {
 
     /// Waits until containerd announces that a container's init has ended, and gives its exit status.
     pub fn await_stopped(&self, name: &str) -> Result<u64> {
-        self.events.borrow_mut().await_exit(&self.id(name), LIMIT)
+        self.events
+            .borrow_mut()
+            .await_exit(&self.id(name), wait::patience(LIMIT))
     }
 
     /// Waits for the same, and gives the exit status and how many OOM kills in the container were announced until then.
     pub fn await_end(&self, name: &str) -> Result<(u64, usize)> {
-        self.events.borrow_mut().await_end(&self.id(name), LIMIT)
+        self.events
+            .borrow_mut()
+            .await_end(&self.id(name), wait::patience(LIMIT))
     }
 
     /// Waits until containerd announces that the kernel killed a process of a container for its memory.
     pub fn await_oom(&self, name: &str) -> Result<()> {
         self.events
             .borrow_mut()
-            .await_topic("/tasks/oom ", &self.id(name), LIMIT)
+            .await_topic("/tasks/oom ", &self.id(name), wait::patience(LIMIT))
     }
 
     /// Runs the build's `kata-ctl`.
@@ -377,7 +381,7 @@ impl Node {
     /// Fails unless everything that the node's containers used is gone from the machine.
     pub fn nothing_left(&self) -> Result<()> {
         for process in leftovers::processes(&self.tag) {
-            wait::gone(process.pid, ENDS)
+            wait::gone(process.pid, wait::patience(ENDS))
                 .map_err(|error| Error::unexpected(format!("{error}: {}", process.command)))?;
         }
         let mut left = leftovers::all(&self.tag, &self.dir().join("state"));

@@ -1,6 +1,10 @@
 //! Waits for events, each with a bound. Nothing here sleeps or polls.
+//!
+//! The bounds are for a machine that runs the tests itself. Where it is emulated, everything takes a multiple of that:
+//! [`patience`].
 
 use std::{
+    env,
     ffi::OsStr,
     io::{self, Read},
     mem::MaybeUninit,
@@ -16,6 +20,14 @@ use rustix::{
 };
 
 use crate::{Error, Result};
+
+/// A bound as it is on this machine: `TATAMI_TEST_PATIENCE` times as long, if that is set.
+pub fn patience(bound: Duration) -> Duration {
+    let factor = env::var("TATAMI_TEST_PATIENCE")
+        .ok()
+        .and_then(|factor| factor.parse().ok());
+    bound * factor.unwrap_or(1)
+}
 
 /// Waits until `fd` is readable. False when `limit` has passed.
 pub fn readable(fd: impl AsFd, limit: Duration) -> io::Result<bool> {
@@ -49,7 +61,7 @@ pub fn gone(pid: u32, limit: Duration) -> Result<()> {
     })
 }
 
-/// Waits until `done` holds of the directory `dir`, looking again after each change that inotify(7) reports there.
+/// Waits, with [`patience`], until `done` holds of the directory `dir`, looking again after each change that inotify(7) reports there.
 pub fn changed<T>(dir: &Path, limit: Duration, mut done: impl FnMut() -> Option<T>) -> Result<T> {
     let what = || format!("watching {}", dir.display());
     let watch = inotify::init(inotify::CreateFlags::CLOEXEC).map_err(|error| Error::io(what())(error.into()))?;
@@ -61,6 +73,7 @@ pub fn changed<T>(dir: &Path, limit: Duration, mut done: impl FnMut() -> Option<
         | inotify::WatchFlags::ATTRIB
         | inotify::WatchFlags::CLOSE_WRITE;
     inotify::add_watch(&watch, dir, changes).map_err(|error| Error::io(what())(error.into()))?;
+    let limit = patience(limit);
     let deadline = Instant::now() + limit;
     let mut space = [MaybeUninit::<u8>::uninit(); 4096];
     loop {

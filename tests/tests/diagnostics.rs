@@ -21,9 +21,10 @@ fn a_guest_that_spins_in_its_kernel_is_understood_from_outside() -> Result<()> {
         .args(["where", &node.id("spins"), "--seconds", "4"])
         .ok()?;
     assert!(histogram.contains("vCPU 0: running in"), "{histogram}");
-    // The kernel's random numbers come from ChaCha20 (drivers/char/random.c).
-    let most = histogram.lines().nth(2).unwrap_or_default();
-    assert!(most.contains("chacha"), "{histogram}");
+    // The kernel's random numbers come from ChaCha20 (drivers/char/random.c): most of the time is spent there.
+    let shares = histogram.lines().filter(|line| line.contains("chacha"));
+    let shares = shares.filter_map(|line| line.split('%').next()?.trim().parse::<u32>().ok());
+    assert!(shares.sum::<u32>() >= 30, "{histogram}");
     node.remove("spins")?;
     node.nothing_left()
 }
@@ -150,16 +151,28 @@ fn a_program_in_the_guest_has_its_streams_apart_its_exit_code_and_a_terminal_tha
 }
 
 #[test]
-fn a_kernel_that_is_not_there_is_named_by_the_check() -> Result<()> {
-    let node = Node::start_configured("[hypervisor.qemu]\nkernel = \"/nonexistent/vmlinuz\"\n")?;
-    let configuration = node.dir().join("configuration.toml");
-    let path = configuration.display().to_string();
-    let output = node.diagnose()?.args(["check", "--path", &path]).output()?.code(1)?;
-    let said = output.stdout();
-    assert!(
-        said.contains("fail  kernel: /nonexistent/vmlinuz cannot be read"),
-        "{said}"
-    );
-    assert!(said.contains("hypervisor.qemu.kernel"), "{said}");
-    Ok(())
+fn without_root_the_report_is_whole_and_says_what_it_could_not_read() -> Result<()> {
+    use std::os::unix::{fs::PermissionsExt as _, process::CommandExt as _};
+    let directory = tempfile::tempdir()?;
+    // The build may be where nobody else can go.
+    let program = directory.path().join("kata-ctl");
+    std::fs::copy(locate::built("bin/kata-ctl", "build")?, &program)?;
+    std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755))?;
+    let node = Node::start()?;
+    node.run("hidden").arg("-d").program(["sleep", "1000"]).ok()?;
+    let output = std::process::Command::new(&program)
+        .args(["collect-data", "--since", "1m"])
+        .current_dir("/")
+        .uid(65534)
+        .gid(65534)
+        .output()?;
+    node.remove("hidden")?;
+    assert!(output.status.success(), "{output:?}");
+    let report = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(report.contains("this is not run as root"), "{report}");
+    assert!(report.contains("cannot read /run/tatami (only root can)"), "{report}");
+    // All sections are there, and the last line.
+    assert_eq!(report.matches("</details>").count(), 14, "{report}");
+    assert!(report.ends_with("secrets were taken out of this report.\n"), "{report}");
+    node.nothing_left()
 }

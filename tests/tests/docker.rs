@@ -117,7 +117,7 @@ mod kata_only {
             network(&["create", name])?;
         }
         // Three from the beginning: they are there before the program starts.
-        let script = "ip addr | grep -o '10.96.*/24' | sort; exec sleep 1000";
+        let script = "ip addr | grep -o '10.96.*/24' | sort; echo up; exec sleep 1000";
         let program = ["sh", "-c", script];
         let id = docker.create("box").args(["--network", "n0"]).program(program).ok()?;
         let id = id.trim();
@@ -125,10 +125,11 @@ mod kata_only {
         network(&["connect", "n2", "box"])?;
         docker.docker(&["start", "box"]).ok()?;
         has_networks(&docker, &[0, 1, 2])?;
-        assert_eq!(
-            docker.docker(&["logs", "box"]).ok()?,
-            "10.96.0.2/24\n10.96.1.2/24\n10.96.2.2/24\n"
-        );
+        let logged = eventually("the program has told its networks", || {
+            let logged = docker.docker(&["logs", "box"]).ok()?;
+            Ok(logged.ends_with("up\n").then_some(logged))
+        })?;
+        assert_eq!(logged, "10.96.0.2/24\n10.96.1.2/24\n10.96.2.2/24\nup\n");
         // More while it runs, others go, and one comes back.
         network(&["connect", "n3", "box"])?;
         network(&["connect", "n4", "box"])?;

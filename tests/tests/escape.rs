@@ -11,6 +11,7 @@ mod kata_only {
     const EXDEV: i32 = 18;
     const ENOENT: i32 = 2;
     const ENOSYS: i32 = 38;
+    const ENOMEM: i32 = 12;
 
     /// A container to which its guest belongs: every capability, every device, the guest's processes, a writable /sys.
     fn all_powerful(spec: Spec) -> Result<Spec> {
@@ -105,6 +106,68 @@ mod kata_only {
         assert_eq!(said, wanted);
         // The name leads to the other mount, within the sandbox: that it stays read-only is what counts.
         assert_ne!(said["unlink by a longer name"], Value::from(0));
+        untouched(&node)?;
+        node.nothing_left()
+    }
+
+    #[test]
+    fn lengths_that_are_not_true_are_not_believed() -> Result<()> {
+        let node = Node::start()?;
+        let script = format!(
+            "cp /bin/guest-probe /tmp/probe && exec /tmp/probe lengths {}",
+            node.id("lengths")
+        );
+        let spec = files(&node, node.spec("lengths", &["sh", "-c", &script])?)?;
+        let said = node
+            .run_spec("lengths", &spec)?
+            .arg("--rm")
+            .output()?
+            .success()?
+            .json()?;
+        let wanted = json!({
+            "a request of 4 GiB": ENOMEM, "no request": ENOSYS, "4 G nodes to forget": ENOMEM,
+            "an attribute of 4 GiB": ENOMEM, "names of 4 GiB": ENOMEM,
+            "the file that was read for 4 GiB": "unchanged", "writing more than there is": true,
+            "and it still answers": true,
+        });
+        assert_eq!(said, wanted);
+        // Nothing of the guest's memory beyond what was sent, and nothing of the daemon's.
+        assert_eq!(fs::read_to_string(node.dir().join("rw/written"))?, "data");
+        untouched(&node)?;
+        node.nothing_left()
+    }
+
+    #[test]
+    fn a_guest_that_breaks_the_protocol_ends_its_own_sandbox_alone() -> Result<()> {
+        let node = Node::start()?;
+        let script = "cp /bin/guest-probe /tmp/probe && exec /tmp/probe fatal";
+        let spec = files(&node, node.spec("fatal", &["sh", "-c", script])?)?;
+        let other = node.spec("other", &["sleep", "1000"])?;
+        node.run_spec("other", &other)?.arg("-d").ok()?;
+        node.run_spec("fatal", &spec)?.arg("-d").ok()?;
+        assert_eq!(node.await_stopped("fatal")?, 137);
+        node.await_log(&["virtiofsd ended with"])?;
+        untouched(&node)?;
+        node.forget("fatal")?;
+        assert_eq!(node.exec("other", "alive").program(["echo", "alive"]).ok()?, "alive\n");
+        node.remove("other")?;
+        node.nothing_left()
+    }
+
+    #[test]
+    fn handles_that_are_guessed_open_nothing_of_the_host() -> Result<()> {
+        let node = Node::start()?;
+        let secret = node.dir().join("secret");
+        let probe = |directory: &str| format!("guest-probe handles {directory} {}", secret.display());
+        let script = format!("{}; {}; {}", probe("/rw"), probe("/ro"), probe("/"));
+        let spec = files(&node, node.spec("handles", &["sh", "-c", &script])?)?;
+        let said = node.run_spec("handles", &spec)?.arg("--rm").ok()?;
+        assert_eq!(said.lines().count(), 3, "{said}");
+        for line in said.lines() {
+            let said: Value = serde_json::from_str(line)?;
+            // The kernel lets it try: what the guest knows already is opened.
+            assert_eq!(said, json!({ "some were opened": true, "the secret": 0 }));
+        }
         untouched(&node)?;
         node.nothing_left()
     }

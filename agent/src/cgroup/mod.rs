@@ -25,7 +25,7 @@ use rustix::process::Pid;
 use tokio::time::timeout;
 
 use crate::ids::ContainerId;
-pub(crate) use reserve::watch as watch_reserve;
+pub(crate) use reserve::{keep as renew_reserve, watch as watch_reserve};
 pub(crate) use stats::flat;
 pub(crate) use watch::Watch;
 
@@ -208,12 +208,35 @@ impl Cgroup {
         for Setting { file, value, optional } in settings(resources)? {
             match std::fs::write(self.path.join(&file), &value) {
                 Ok(()) => {}
+                Err(error) if file == cpu::SET && cpu::is_no_such_cpu(&error) => self.set_of_guests_cpus(value)?,
                 Err(error) if optional && error.kind() == ErrorKind::NotFound => {}
                 Err(source) => return Err(Error::Refused { file, value, source }),
             }
         }
         read_ahead::adapt();
         Ok(())
+    }
+
+    /// A set of the host's CPUs, some of which the guest has not: so many of the guest's instead.
+    fn set_of_guests_cpus(&self, wanted: String) -> Result<(), Error> {
+        let file = cpu::SET.to_owned();
+        let path = self.path.join(&file);
+        let possible = cpu::possible().map_err(failed("read", cpu::POSSIBLE))?;
+        let own = cpu::guests(&wanted, possible);
+        let source = match own.as_ref().map(|own| std::fs::write(path, own)) {
+            Some(Ok(())) => {
+                tracing::info!(
+                    wanted,
+                    set = own,
+                    "the guest has not all of these CPUs: the set has as many of its own"
+                );
+                return Ok(());
+            }
+            Some(Err(error)) => error,
+            None => ErrorKind::InvalidInput.into(),
+        };
+        let value = wanted;
+        Err(Error::Refused { file, value, source })
     }
 
     /// Allows the devices that the rules and every container's defaults allow, and no others, from now on.

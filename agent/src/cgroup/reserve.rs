@@ -26,7 +26,7 @@ const THREADS_LEAST: u64 = 16;
 ///
 /// # Errors
 /// A file of the kernel cannot be read or written.
-pub(super) fn keep() -> Result<(), Error> {
+pub(crate) fn keep() -> Result<(), Error> {
     let memory = most(current("memory.current")?, free_memory()?, MEMORY, MEMORY_LEAST);
     let threads = most(current("pids.current")?, free_threads()?, THREADS, THREADS_LEAST);
     for (file, value) in [("memory.max", memory), ("pids.max", threads)] {

@@ -6,16 +6,18 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use protocol::agent::{
-    CloseStdinRequest, ContainerId as ContainerRequest, CreateContainerRequest, Empty, ExecRequest,
+    CloseStdinRequest, ContainerId as ContainerRequest, CreateContainerRequest, Empty, ExecRequest, GrowStorageRequest,
     GuestMetricsResponse, HostChanges, ListProcessesResponse, MemlockReport, MemlockRequest, Network, ProcessId,
-    ProcessStarted, ResizeTerminalRequest, SignalRequest, StatsResponse, UpdateRequest,
+    ProcessStarted, ResizeRequest, ResizeTerminalRequest, SignalRequest, StatsResponse, StorageName,
+    StorageStatsResponse, UpdateRequest,
 };
 use protocol::agent_ttrpc::Agent;
 use serde::de::DeserializeOwned;
 use ttrpc::r#async::TtrpcContext;
 
+use crate::cgroup;
 use crate::container::Container;
-use crate::error::Error;
+use crate::error::{Error, ResizeError};
 use crate::ids::{ContainerId, ExecId};
 use crate::network::GuestNetwork;
 use crate::sandbox::{Sandbox, Wanted};
@@ -235,7 +237,27 @@ impl Agent for Service {
         Ok(Empty::default())
     }
 
+    async fn resize(&self, _: &TtrpcContext, request: ResizeRequest) -> ttrpc::Result<Empty> {
+        // Memory first: it is there already, and CPUs may take their time.
+        let kept = cgroup::renew_reserve().map_err(ResizeError::from);
+        let result = match kept {
+            Ok(()) => crate::cpus::online(request.cpus).await.map_err(ResizeError::from),
+            Err(error) => Err(error),
+        };
+        done("resize", result.map_err(Error::Resize))
+    }
+
     async fn update_network(&self, _: &TtrpcContext, request: Network) -> ttrpc::Result<Empty> {
         done("update the network", self.1.apply(&request).await.map_err(Error::from))
+    }
+
+    async fn storage_stats(&self, _: &TtrpcContext, request: StorageName) -> ttrpc::Result<StorageStatsResponse> {
+        let stats = self.0.storages().stats(&request.name).await;
+        answer("ask for the use of a storage", stats.map_err(Error::Volume))
+    }
+
+    async fn grow_storage(&self, _: &TtrpcContext, request: GrowStorageRequest) -> ttrpc::Result<StorageStatsResponse> {
+        let grown = self.0.storages().grow(&request.name, request.bytes).await;
+        answer("grow a storage", grown.map_err(Error::Volume))
     }
 }

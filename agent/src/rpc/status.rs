@@ -5,7 +5,8 @@ use tatami_agent::memlock::ProbeError;
 use ttrpc::Code;
 
 use crate::cgroup;
-use crate::error::Error;
+use crate::cpus::CpuError;
+use crate::error::{Error, ResizeError};
 use crate::network::NetworkError;
 use crate::storage::StorageError;
 use crate::streams::StreamError;
@@ -24,7 +25,8 @@ pub(super) fn code(error: &Error) -> Code {
         Error::NoChanges(_) => Code::UNIMPLEMENTED,
         Error::Memlock { source, .. } => probe(source),
         Error::Network(error) => network(error),
-        Error::Storage { source, .. } => storage(source),
+        Error::Storage { source, .. } | Error::Volume(source) => storage(source),
+        Error::Resize(error) => resize(error),
         Error::System { .. } => Code::INTERNAL,
     }
 }
@@ -37,6 +39,15 @@ fn network(error: &NetworkError) -> Code {
         | NetworkError::NoDevice { .. }
         | NetworkError::Step { .. }
         | NetworkError::Sysctl { .. } => Code::INTERNAL,
+    }
+}
+
+fn resize(error: &ResizeError) -> Code {
+    match error {
+        ResizeError::Cpus(CpuError::NoPlace { .. }) => Code::FAILED_PRECONDITION,
+        ResizeError::Cpus(CpuError::Missing { .. }) => Code::DEADLINE_EXCEEDED,
+        ResizeError::Cpus(CpuError::Io { .. }) => Code::INTERNAL,
+        ResizeError::Reserve(error) => cgroup(error),
     }
 }
 
@@ -78,6 +89,8 @@ fn storage(error: &StorageError) -> Code {
         StorageError::Invalid(_) | StorageError::Mount { .. } | StorageError::Different { .. } => {
             Code::INVALID_ARGUMENT
         }
+        StorageError::NotMounted(_) => Code::NOT_FOUND,
+        StorageError::Grow { .. } => Code::FAILED_PRECONDITION,
         StorageError::NoRoom { .. } => Code::RESOURCE_EXHAUSTED,
         StorageError::Events(_)
         | StorageError::NoDisk { .. }

@@ -1,22 +1,15 @@
 //! Finding the disk of a serial number: at once if it is there, else when the kernel tells that it has come.
 //!
-//! The kernel announces a device when all its files in /sys and its node in /dev are there (uevents, on a netlink socket).
-//! What is announced is not read: an announcement means that it is worth looking again.
+//! See [`crate::uevents`] for how that is told.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::net::netlink::{self, SocketAddrNetlink};
-use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, recv, socket_with};
-use tokio::io::Interest;
-
 use super::StorageError;
-use crate::sys;
+use crate::uevents::Uevents;
 
 /// How long a disk may take to appear. The guest's kernel only has to enumerate a bus; under emulation on a busy host that
 /// takes a second.
@@ -26,9 +19,6 @@ const APPEARS: Duration = Duration::from_secs(30);
 const SETTLES: Duration = Duration::from_secs(10);
 
 const BLOCK: &str = "/sys/block";
-
-/// The kernel's multicast group of device events (`NETLINK_KOBJECT_UEVENT`, lib/kobject_uevent.c).
-const KERNEL_EVENTS: u32 = 1;
 
 /// A disk as the guest knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,16 +35,13 @@ pub(super) async fn find(serial: &str) -> Result<DiskNode, StorageError> {
         return Err(StorageError::Invalid("a disk without a serial number".to_owned()));
     }
     // Before the first look, so that nothing is missed between the two.
-    let socket = listen().map_err(StorageError::Events)?;
-    let events = sys::watched(socket, Interest::READABLE).map_err(StorageError::Events)?;
+    let events = Uevents::listen().map_err(StorageError::Events)?;
     let found = async {
         loop {
             if let Some(disk) = look(Path::new(BLOCK), serial) {
                 return Ok(disk);
             }
-            let mut ready = events.readable().await.map_err(StorageError::Events)?;
-            drain(events.get_ref()).map_err(StorageError::Events)?;
-            ready.clear_ready();
+            events.next().await.map_err(StorageError::Events)?;
         }
     };
     tokio::time::timeout(APPEARS, found).await.unwrap_or_else(|_| {
@@ -63,31 +50,6 @@ pub(super) async fn find(serial: &str) -> Result<DiskNode, StorageError> {
             seconds: APPEARS.as_secs(),
         })
     })
-}
-
-fn listen() -> io::Result<OwnedFd> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(
-        AddressFamily::NETLINK,
-        SocketType::RAW,
-        flags,
-        Some(netlink::KOBJECT_UEVENT),
-    )?;
-    bind(&socket, &SocketAddrNetlink::new(0, KERNEL_EVENTS))?;
-    Ok(socket)
-}
-
-/// Reads everything that has been announced so far.
-fn drain(socket: &OwnedFd) -> io::Result<()> {
-    let mut message = [0; 8192];
-    loop {
-        match recv(socket, &mut message, RecvFlags::DONTWAIT) {
-            // So many that some were lost: as good as one.
-            Ok(_) | Err(rustix::io::Errno::INTR | rustix::io::Errno::NOBUFS) => {}
-            Err(rustix::io::Errno::AGAIN) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        }
-    }
 }
 
 /// Looks through the disks that there are.

@@ -74,6 +74,17 @@ pub(crate) enum StorageError {
         /// How long it was waited for.
         seconds: u64,
     },
+    /// It is not there.
+    #[error("no storage {0:?} is mounted")]
+    NotMounted(String),
+    /// It does not become larger.
+    #[error("cannot make {name} larger: {reason}")]
+    Grow {
+        /// The storage, or its disk.
+        name: String,
+        /// Why not.
+        reason: String,
+    },
     /// The thread that did the work is gone.
     #[error("the work was interrupted")]
     Thread(#[source] io::Error),

@@ -11,7 +11,9 @@ mod disk;
 mod error;
 mod filesystem;
 mod group;
+mod grow;
 mod huge_pages;
+mod sys;
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};

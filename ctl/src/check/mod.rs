@@ -4,6 +4,7 @@
 
 pub(crate) mod finding;
 mod host;
+mod images;
 pub(crate) mod kernel;
 pub(crate) mod parts;
 

@@ -10,6 +10,7 @@ use config::{Config, SharedFs, Vsock};
 use hypervisor::{Accel, AccelError};
 
 use super::finding::Finding;
+use super::images;
 use crate::chain;
 use crate::command;
 
@@ -31,16 +32,8 @@ pub(super) async fn parts(config: &Config, search: Option<&OsStr>) -> Vec<Findin
     let mut findings = vec![
         accelerator(hypervisor::accelerator(hypervisor.accelerator)),
         recent(qemu, QEMU),
-        file(
-            "kernel",
-            &hypervisor.kernel,
-            "install it, or set hypervisor.qemu.kernel",
-        ),
-        file(
-            "initrd",
-            &hypervisor.initrd,
-            "install it, or set hypervisor.qemu.initrd",
-        ),
+        images::kernel(&hypervisor.kernel),
+        images::initrd(&hypervisor.initrd),
     ];
     if hypervisor.shared_fs == SharedFs::VirtioFs {
         let remedy = "install it, or set hypervisor.qemu.virtio_fs_daemon";
@@ -66,11 +59,25 @@ pub(super) async fn parts(config: &Config, search: Option<&OsStr>) -> Vec<Findin
     findings
 }
 
-/// A guest that is larger than what is free is killed, or kills others.
+/// A guest that is larger than what is free is killed, or kills others, once it uses it: its memory is promised, not taken.
 fn memory(wanted: u64, meminfo: &str) -> Finding {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let free = line.and_then(|line| line.split_ascii_whitespace().next()?.parse::<u64>().ok());
-    match free.map(|kibibytes| kibibytes / 1024) {
+    let figure = |name: &str| {
+        let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
+        let kibibytes: u64 = line.split_ascii_whitespace().next()?.parse().ok()?;
+        Some(kibibytes / 1024)
+    };
+    let all = figure("MemTotal:").map(|total| total + figure("SwapTotal:").unwrap_or(0));
+    if let Some(all) = all
+        && all < wanted
+    {
+        return Finding::warn(
+            "memory",
+            format!("this host has {all} MiB in all, swap included, and a VM has {wanted} MiB"),
+            "a guest that uses its memory is killed, and one that is far too large does not boot in time",
+            "lower hypervisor.qemu.default_memory",
+        );
+    }
+    match figure("MemAvailable:") {
         Some(free) if free < wanted => Finding::warn(
             "memory",
             format!("{free} MiB are available, a VM has {wanted} MiB"),
@@ -202,16 +209,6 @@ pub(crate) async fn version(path: &Path) -> Result<String, String> {
     Ok(line.chars().take(120).collect())
 }
 
-/// A regular file that can be read.
-pub(super) fn file(what: &'static str, path: &Path, remedy: &'static str) -> Finding {
-    let readable = File::open(path).and_then(|file| file.metadata());
-    match readable {
-        Ok(metadata) if metadata.is_file() => Finding::ok(what, path.display().to_string()),
-        Ok(_) => Finding::fail(what, format!("{} is not a regular file", path.display()), remedy),
-        Err(error) => Finding::fail(what, unreadable(path, &error), remedy),
-    }
-}
-
 fn unreadable(path: &Path, error: &io::Error) -> String {
     format!("{} cannot be read: {error}", path.display())
 }
@@ -259,16 +256,6 @@ mod tests {
         assert_eq!(finding.found, format!("{} --version: exit status: 3", path.display()));
         let missing = program("tool", Path::new("/nonexistent/tool"), None, "").await;
         assert!(missing.found.contains("No such file"), "{}", missing.found);
-    }
-
-    #[test]
-    fn a_kernel_is_a_regular_file_that_can_be_read() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("vmlinuz");
-        std::fs::write(&path, "").unwrap();
-        assert!(!file("kernel", &path, "").failed());
-        assert!(file("kernel", directory.path(), "").failed());
-        assert!(file("kernel", &directory.path().join("other"), "").failed());
     }
 
     #[test]
@@ -330,11 +317,15 @@ mod tests {
 
     #[test]
     fn a_vm_that_is_larger_than_what_is_free_is_a_warning() {
-        assert_eq!(memory(256, "MemAvailable:  1048576 kB\n").verdict, Verdict::Ok);
-        assert!(matches!(
-            memory(2048, "MemAvailable:  1048576 kB\n").verdict,
-            Verdict::Warn(_)
-        ));
+        let host = "MemTotal: 4194304 kB\nMemAvailable:  1048576 kB\nSwapTotal: 1048576 kB\n";
+        assert_eq!(memory(256, host).verdict, Verdict::Ok);
+        for (wanted, said) in [(2048, "1024 MiB are available"), (5121, "has 5120 MiB in all")] {
+            let found = memory(wanted, host);
+            assert!(
+                matches!(found.verdict, Verdict::Warn(_)) && found.found.contains(said),
+                "{found}"
+            );
+        }
         assert!(matches!(memory(1, "").verdict, Verdict::Warn(_)));
     }
 }

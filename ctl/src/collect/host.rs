@@ -10,7 +10,7 @@ use crate::{chain, check::kernel as guest_kernel, config as own_config};
 /// Lines of the kernel's log that are shown.
 const MESSAGES: usize = 40;
 
-pub(super) fn kernel(page: &Page<'_>, host: &Host) {
+pub(super) fn kernel(page: &Page, host: &Host) {
     let loaded = match config::load(&own_config::path(host.config.as_deref())) {
         Ok(loaded) => loaded,
         Err(error) => return page.missing(&chain(&error)),
@@ -29,7 +29,7 @@ pub(super) fn kernel(page: &Page<'_>, host: &Host) {
     page.code("", &guest_kernel::table(&release));
 }
 
-pub(super) async fn state(page: &Page<'_>, host: &Host) {
+pub(super) async fn state(page: &Page, host: &Host) {
     page.heading("Devices");
     let mut text = String::new();
     for device in [
@@ -91,7 +91,7 @@ fn usable(device: &Path) -> String {
     }
 }
 
-async fn messages(page: &Page<'_>, host: &Host) {
+async fn messages(page: &Page, host: &Host) {
     const WORDS: [&str; 8] = [
         "qemu",
         "kvm",

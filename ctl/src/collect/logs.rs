@@ -25,15 +25,31 @@ const CONSOLE: u64 = 8 << 10;
 /// For the journal to find its lines.
 const JOURNAL: Duration = Duration::from_secs(20);
 
+/// Whose logs have the shims' lines: what runs a containerd, k3s and rke2 with one built in, and what uses one. A unit that
+/// is not there has no lines.
+const UNITS: [&str; 9] = [
+    "containerd",
+    "docker",
+    "crio",
+    "podman",
+    "k3s",
+    "k3s-agent",
+    "rke2-server",
+    "rke2-agent",
+    "kubelet",
+];
+
 /// Where logs are on hosts without a journal.
-const FILES: [&str; 4] = [
+const FILES: [&str; 6] = [
     "log/containerd.log",
     "log/containerd/containerd.log",
+    "lib/rancher/k3s/agent/containerd/containerd.log",
+    "lib/rancher/rke2/agent/containerd/containerd.log",
     "log/syslog",
     "log/messages",
 ];
 
-pub(super) async fn logs(page: &Page<'_>, host: &Host) {
+pub(super) async fn logs(page: &Page, host: &Host) {
     page.heading("Runtime and shim logs");
     let mut any = journal(page, host).await;
     for file in FILES.map(|file| host.var.join(file)) {
@@ -45,25 +61,17 @@ pub(super) async fn logs(page: &Page<'_>, host: &Host) {
     consoles(page, host);
 }
 
-async fn journal(page: &Page<'_>, host: &Host) -> bool {
+async fn journal(page: &Page, host: &Host) -> bool {
     let Some(program) = command::find(Path::new("journalctl"), host.search.as_deref()) else {
         page.line("No `journalctl`");
         return false;
     };
     // `--since` takes seconds since the epoch behind an `@` (systemd.time(7)).
     let since = format!("--since=@{}", host.since.div_euclid(1_000_000_000));
-    let words = [
-        "-q",
-        "-o",
-        "cat",
-        "-a",
-        "--no-pager",
-        "-u",
-        "containerd",
-        "-u",
-        "docker",
-        since.as_str(),
-    ];
+    let mut words = vec!["-q", "-o", "cat", "-a", "--no-pager", since.as_str()];
+    for unit in UNITS {
+        words.extend(["-u", unit]);
+    }
     match command::run(&program, &words, JOURNAL).await {
         Ok(printed) => {
             problems(page, host, "the system journal", &printed.out);
@@ -76,7 +84,7 @@ async fn journal(page: &Page<'_>, host: &Host) -> bool {
     }
 }
 
-fn log_file(page: &Page<'_>, host: &Host, path: &Path) -> bool {
+fn log_file(page: &Page, host: &Host, path: &Path) -> bool {
     match tail(path, TAIL) {
         Ok(text) => {
             problems(page, host, &format!("`{}`", path.display()), &text);
@@ -91,7 +99,7 @@ fn log_file(page: &Page<'_>, host: &Host, path: &Path) -> bool {
 }
 
 /// Lines of ours that tell of something that went wrong.
-fn problems(page: &Page<'_>, host: &Host, source: &str, log: &str) {
+fn problems(page: &Page, host: &Host, source: &str, log: &str) {
     let entries = log.lines().map(|line| (line, Entry::parse(line)));
     let ours = entries.filter(|(line, entry)| {
         let late = entry.time.is_none_or(|time| time >= host.since);
@@ -112,7 +120,7 @@ fn problems(page: &Page<'_>, host: &Host, source: &str, log: &str) {
     page.code("", &lines[start..].join("\n"));
 }
 
-fn consoles(page: &Page<'_>, host: &Host) {
+fn consoles(page: &Page, host: &Host) {
     page.heading("Guest consoles");
     let found = match sandboxes::all(&host.run) {
         Ok(found) => found,

@@ -16,10 +16,12 @@ struct Manager {
     title: &'static str,
     program: &'static str,
     commands: &'static [&'static [&'static str]],
-    /// Its unit of systemd.
-    unit: &'static str,
+    /// Its unit of systemd, and those of others that have it built in.
+    units: &'static [&'static str],
     /// Below /etc.
     files: &'static [&'static str],
+    /// Below /var, where others keep what they made.
+    made: &'static [&'static str],
 }
 
 /// In Kata's order.
@@ -28,72 +30,104 @@ const MANAGERS: [Manager; 5] = [
         title: "Docker",
         program: "docker",
         commands: &[&["version"], &["info"]],
-        unit: "docker",
+        units: &["docker"],
         files: &["docker/daemon.json"],
+        made: &[],
     },
     Manager {
         title: "Kubernetes",
         program: "kubectl",
         commands: &[&["version"], &["config", "view"]],
-        unit: "kubelet",
+        units: &["kubelet"],
         files: &[],
+        made: &["lib/kubelet/config.yaml"],
     },
     Manager {
         title: "crio",
         program: "crio",
-        commands: &[&["--version"]],
-        unit: "crio",
+        commands: &[&["--version"], &["config"]],
+        units: &["crio"],
         files: &["crio/crio.conf"],
+        made: &[],
     },
     Manager {
         title: "containerd",
         program: "containerd",
         commands: &[&["--version"], &["config", "dump"]],
-        unit: "containerd",
+        units: &["containerd", "k3s", "k3s-agent", "rke2-server", "rke2-agent"],
         files: &["containerd/config.toml"],
+        made: &[
+            "lib/rancher/k3s/agent/etc/containerd/config.toml",
+            "lib/rancher/rke2/agent/etc/containerd/config.toml",
+        ],
     },
     Manager {
         title: "Podman",
         program: "podman",
         commands: &[&["--version"], &["system", "info"]],
-        unit: "podman",
+        units: &["podman"],
         files: &["containers/containers.conf"],
+        made: &[],
     },
 ];
 
-pub(super) async fn managers(page: &Page<'_>, host: &Host) {
+pub(super) async fn managers(page: &Page, host: &Host) {
     for manager in &MANAGERS {
         page.heading(manager.title);
-        if command::find(Path::new(manager.program), host.search.as_deref()).is_none() {
+        if command::find(Path::new(manager.program), host.search.as_deref()).is_some() {
+            page.line(&format!("Have `{}`", manager.program));
+            for arguments in manager.commands {
+                page.command_within(host, manager.program, arguments, DAEMON).await;
+            }
+        } else {
             page.line(&format!("No `{}`", manager.program));
-            continue;
         }
-        page.line(&format!("Have `{}`", manager.program));
-        for arguments in manager.commands {
-            page.command_within(host, manager.program, arguments, DAEMON).await;
-        }
-        let properties = "--property=LoadState,ActiveState,SubState,ExecMainStatus,Environment,FragmentPath,NRestarts";
-        if !page
-            .command(host, "systemctl", &["show", manager.unit, properties])
-            .await
-        {
-            page.line("No `systemctl`: the state of its service is not known");
-        }
+        services(page, host, manager.units).await;
         for file in manager.files {
             let path = host.etc.join(file);
-            let language = path
-                .extension()
-                .and_then(|kind| kind.to_str())
-                .unwrap_or("toml")
-                .to_owned();
-            if !page.file(&path, &language) {
+            if !page.file(&path, language(&path)) {
                 page.line(&format!("No `{}`", path.display()));
             }
+        }
+        for file in manager.made {
+            let path = host.var.join(file);
+            page.file(&path, language(&path));
         }
     }
 }
 
-pub(super) async fn packages(page: &Page<'_>, host: &Host) {
+/// The state of each unit that there is.
+async fn services(page: &Page, host: &Host, units: &[&str]) {
+    let Some(systemctl) = command::find(Path::new("systemctl"), host.search.as_deref()) else {
+        return page.line("No `systemctl`: the state of its service is not known");
+    };
+    let properties =
+        "--property=LoadState,ActiveState,SubState,ExecMainStatus,ExecStart,Environment,FragmentPath,NRestarts";
+    let mut none = true;
+    for unit in units {
+        match command::run(&systemctl, &["show", unit, properties], COMMAND).await {
+            Ok(printed) if printed.out.lines().any(|line| line == "LoadState=not-found") => {}
+            Ok(printed) => {
+                none = false;
+                page.line(&format!("State of the service `{unit}`:"));
+                page.code("", &printed.all());
+            }
+            Err(error) => {
+                none = false;
+                page.missing(&format!("the state of the service `{unit}`: {}", crate::chain(&error)));
+            }
+        }
+    }
+    if none {
+        page.line(&format!("No service `{}`", units.join("`, `")));
+    }
+}
+
+fn language(path: &Path) -> &str {
+    path.extension().and_then(|kind| kind.to_str()).unwrap_or("toml")
+}
+
+pub(super) async fn packages(page: &Page, host: &Host) {
     const NAMES: [&str; 12] = [
         "kata",
         "tatami",
@@ -135,7 +169,7 @@ pub(super) async fn packages(page: &Page<'_>, host: &Host) {
     }
 }
 
-pub(super) async fn monitor(page: &Page<'_>) {
+pub(super) async fn monitor(page: &Page) {
     let address = SocketAddr::from(([127, 0, 0, 1], 8090));
     let connected = tokio::time::timeout(Duration::from_secs(2), tokio::net::TcpStream::connect(address)).await;
     let state = match connected {

@@ -16,9 +16,11 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use page::Page;
+use tokio::sync::oneshot;
 
 use crate::arguments::CollectOptions;
 use crate::check::finding::Verdict;
@@ -27,6 +29,9 @@ use crate::{Report, check, progress, sandboxes as found, time};
 
 /// For one section.
 const SECTION: Duration = Duration::from_secs(60);
+
+/// For a section to end what it has begun once its time is over.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// Why there is no report.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +51,7 @@ pub(crate) enum CollectError {
 }
 
 /// The host as the report looks at it: other places are for tests.
+#[derive(Clone)]
 pub(crate) struct Host {
     /// Where programs are looked up.
     search: Option<OsString>,
@@ -101,7 +107,7 @@ pub(crate) async fn report(options: &CollectOptions) -> Result<Report, CollectEr
 type Work<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
 
 /// A section's title, and what fills its page.
-type Section = (&'static str, for<'a> fn(&'a Page<'a>, &'a Host) -> Work<'a>);
+type Section = (&'static str, for<'a> fn(&'a Page, &'a Host) -> Work<'a>);
 
 const SECTIONS: [Section; 14] = [
     ("Meta details", |page, host| Box::pin(meta(page, host))),
@@ -133,18 +139,18 @@ const SECTIONS: [Section; 14] = [
 ];
 
 async fn collect(host: &Host) -> String {
-    let redactor = Redactor::default();
+    let (host, redactor) = (Arc::new(host.clone()), Arc::new(Redactor::default()));
     let mut text = String::new();
-    for (title, fill) in SECTIONS {
-        let page = Page::new(&redactor);
-        let filled = tokio::time::timeout(host.limit, progress::said(title, fill(&page, host))).await;
-        if filled.is_err() {
+    for section in SECTIONS {
+        let title = section.0;
+        let page = Page::new(Arc::clone(&redactor));
+        if !progress::said(title, fill(section, page.clone(), Arc::clone(&host))).await {
             let seconds = host.limit.as_secs();
             page.missing(&format!(
                 "this section has not ended within {seconds} s; what there is of it is above"
             ));
         }
-        let body = page.into_text();
+        let body = page.written();
         text.push_str(&format!(
             "<details>\n<summary>{title}</summary>\n<p>\n\n# {title}\n\n{}\n\n</p>\n</details>\n\n",
             body.trim()
@@ -157,8 +163,37 @@ async fn collect(host: &Host) -> String {
     text
 }
 
+/// Fills a page on a thread of its own: what hangs may be a file, of which no program can be rid, and not only a program or a
+/// socket. Says whether it came to its end.
+async fn fill((_, fill): Section, page: Page, host: Arc<Host>) -> bool {
+    let limit = host.limit;
+    let (tell, told) = oneshot::channel();
+    let work = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let filled = match runtime {
+            Ok(runtime) => {
+                // In here, so that programs that it has started are ended.
+                let filled = runtime.block_on(async { tokio::time::timeout(host.limit, fill(&page, &host)).await });
+                runtime.shutdown_background();
+                filled.is_ok()
+            }
+            Err(error) => {
+                page.missing(&format!("all of it: no runtime: {error}"));
+                true
+            }
+        };
+        // Nobody waits any more where it came too late.
+        let _ = tell.send(filled);
+    };
+    if let Err(error) = std::thread::Builder::new().spawn(work) {
+        crate::complain(&format!("no thread: {error}"));
+        return false;
+    }
+    matches!(tokio::time::timeout(limit + GRACE, told).await, Ok(Ok(true)))
+}
+
 /// Version, date, and what is wrong at first sight.
-async fn meta(page: &Page<'_>, host: &Host) {
+async fn meta(page: &Page, host: &Host) {
     let (version, date) = (env!("CARGO_PKG_VERSION"), time::format(time::now()));
     page.line(&format!(
         "Running `kata-ctl collect-data` version `{version}` at `{date}`."

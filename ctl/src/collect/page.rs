@@ -2,11 +2,11 @@
 //!
 //! What is written stays, also if the section does not come to its end.
 
-use std::cell::RefCell;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Host;
@@ -19,33 +19,40 @@ const FILE: u64 = 128 << 10;
 /// For a program whose output is shown, unless it is given more.
 pub(super) const COMMAND: Duration = Duration::from_secs(10);
 
-/// A section.
-pub(super) struct Page<'a> {
-    redactor: &'a Redactor,
-    text: RefCell<String>,
+/// A section. Clones share it: one fills it, another waits for no longer than it will.
+#[derive(Clone)]
+pub(super) struct Page {
+    redactor: Arc<Redactor>,
+    text: Arc<Mutex<String>>,
 }
 
-impl<'a> Page<'a> {
-    pub(super) fn new(redactor: &'a Redactor) -> Self {
+impl Page {
+    pub(super) fn new(redactor: Arc<Redactor>) -> Self {
         Self {
             redactor,
-            text: RefCell::default(),
+            text: Arc::default(),
         }
     }
 
-    pub(super) fn into_text(self) -> String {
-        self.text.into_inner()
+    fn text(&self) -> MutexGuard<'_, String> {
+        self.text.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What has been written so far.
+    pub(super) fn written(&self) -> String {
+        self.text().clone()
     }
 
     /// A heading within the section.
     pub(super) fn heading(&self, title: &str) {
         // Writing to a String cannot fail.
-        let _ = write!(self.text.borrow_mut(), "\n## {title}\n\n");
+        let _ = write!(self.text(), "\n## {title}\n\n");
     }
 
     /// A paragraph. What is not ours in it goes between backticks.
     pub(super) fn line(&self, line: &str) {
-        let _ = write!(self.text.borrow_mut(), "{}\n\n", self.redactor.clean(line));
+        let clean = self.redactor.clean(line);
+        let _ = write!(self.text(), "{clean}\n\n");
     }
 
     /// What could not be found out.
@@ -58,7 +65,7 @@ impl<'a> Page<'a> {
         let text = self.redactor.clean(text.trim_end());
         let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
         let fence = "`".repeat(longest.max(2) + 1);
-        let _ = write!(self.text.borrow_mut(), "{fence}{language}\n{text}\n{fence}\n\n");
+        let _ = write!(self.text(), "{fence}{language}\n{text}\n{fence}\n\n");
     }
 
     /// A program's output, if it is there. False where it is not.
@@ -118,20 +125,20 @@ mod tests {
 
     #[test]
     fn a_text_cannot_leave_its_fence_and_loses_its_secrets() {
-        let redactor = Redactor::default();
-        let page = Page::new(&redactor);
+        let redactor = Arc::new(Redactor::default());
+        let page = Page::new(Arc::clone(&redactor));
         page.code("toml", "```\npassword = \"hunter2\"\n````x\n");
-        let text = page.into_text();
+        let text = page.written();
         assert_eq!(text, "`````toml\n```\npassword = \"[REDACTED]\"\n````x\n`````\n\n");
         assert_eq!(redactor.count(), 1);
     }
 
     #[test]
     fn a_file_that_is_none_is_said_and_one_that_is_not_there_is_not() {
-        let redactor = Redactor::default();
-        let page = Page::new(&redactor);
+        let redactor = Arc::new(Redactor::default());
+        let page = Page::new(Arc::clone(&redactor));
         assert!(!page.file(Path::new("/nonexistent/x"), ""));
         assert!(page.file(Path::new("/dev/null"), ""));
-        assert!(page.into_text().contains("not a regular file"));
+        assert!(page.written().contains("not a regular file"));
     }
 }

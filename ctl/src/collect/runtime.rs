@@ -19,7 +19,7 @@ const IMAGE: u64 = 256 << 20;
 /// Names of an archive that are shown.
 const NAMES: usize = 100;
 
-pub(super) async fn environment(page: &Page<'_>, host: &Host) {
+pub(super) async fn environment(page: &Page, host: &Host) {
     match env::collect(host.config.as_deref()).await {
         Ok(value) => match toml::to_string(&value) {
             Ok(text) => page.code("toml", &text),
@@ -29,7 +29,7 @@ pub(super) async fn environment(page: &Page<'_>, host: &Host) {
     }
 }
 
-pub(super) fn configuration(page: &Page<'_>, host: &Host) {
+pub(super) fn configuration(page: &Page, host: &Host) {
     let used = own_config::path(host.config.as_deref());
     page.heading("Runtime default config files");
     page.code(
@@ -136,7 +136,7 @@ fn note(origins: &mut BTreeMap<String, String>, within: &str, table: &DeTable<'_
     }
 }
 
-pub(super) async fn shim(page: &Page<'_>, host: &Host) {
+pub(super) async fn shim(page: &Page, host: &Host) {
     const NAME: &str = "containerd-shim-kata-v2";
     if page.command(host, NAME, &["--version"]).await {
         return;
@@ -149,7 +149,7 @@ pub(super) async fn shim(page: &Page<'_>, host: &Host) {
     }
 }
 
-pub(super) async fn throttler(page: &Page<'_>, host: &Host) {
+pub(super) async fn throttler(page: &Page, host: &Host) {
     if !page.command(host, "kata-ksm-throttler", &["--version"]).await {
         page.line("No `kata-ksm-throttler`: this runtime does not come with one.");
     }
@@ -164,11 +164,11 @@ pub(super) async fn throttler(page: &Page<'_>, host: &Host) {
     }
 }
 
-pub(super) fn image(page: &Page<'_>) {
+pub(super) fn image(page: &Page) {
     page.line("No image: the guest boots from an initrd.");
 }
 
-pub(super) fn initrd(page: &Page<'_>, host: &Host) {
+pub(super) fn initrd(page: &Page, host: &Host) {
     let loaded = match config::load(&own_config::path(host.config.as_deref())) {
         Ok(loaded) => loaded,
         Err(error) => return page.missing(&chain(&error)),

@@ -14,7 +14,7 @@ const SHOWN: usize = 50;
 /// Lines of mounts that are shown.
 const MOUNTS: usize = 60;
 
-pub(super) async fn sandboxes(page: &Page<'_>, host: &Host) {
+pub(super) async fn sandboxes(page: &Page, host: &Host) {
     let found = match sandboxes::all(&host.run) {
         Ok(found) => found,
         Err(error) => return page.missing(&chain(&error)),
@@ -29,7 +29,7 @@ pub(super) async fn sandboxes(page: &Page<'_>, host: &Host) {
     }
 }
 
-async fn one(page: &Page<'_>, found: &Found) {
+async fn one(page: &Page, found: &Found) {
     page.line(&format!("Directory: `{}`", found.directory.display()));
     match &found.state {
         Ok(state) => known(page, state),
@@ -42,7 +42,7 @@ async fn one(page: &Page<'_>, found: &Found) {
     }
 }
 
-fn known(page: &Page<'_>, state: &State) {
+fn known(page: &Page, state: &State) {
     page.line(&format!("Namespace: `{}`", state.namespace));
     let mut text = String::from("PID STATE AGE RSS_KIB PSS_KIB COMMAND\n");
     for process in state.shim.iter().chain(&state.vm) {
@@ -102,7 +102,7 @@ fn line_of(process: &Process) -> String {
 }
 
 /// The shim has a mount namespace of its own: what it shares with the guest is seen only there.
-fn mounts(page: &Page<'_>, shim: Process) {
+fn mounts(page: &Page, shim: Process) {
     let path = format!("/proc/{}/mountinfo", shim.pid);
     match std::fs::read_to_string(&path) {
         Ok(text) => {
@@ -117,7 +117,7 @@ fn mounts(page: &Page<'_>, shim: Process) {
     }
 }
 
-fn files(page: &Page<'_>, directory: &Path) {
+fn files(page: &Page, directory: &Path) {
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) => return page.missing(&format!("its files: {error}")),
@@ -145,7 +145,7 @@ fn files(page: &Page<'_>, directory: &Path) {
     page.code("", &names.join("\n"));
 }
 
-async fn health(page: &Page<'_>, shim: &Shim) {
+async fn health(page: &Page, shim: &Shim) {
     match shim.health().await {
         Ok(health) => {
             let or = |text: &str| {

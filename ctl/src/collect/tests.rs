@@ -118,12 +118,16 @@ async fn with_containerd_its_version_configuration_and_state_are_there_without_s
     );
     fake.program(
         "systemctl",
-        &format!("echo ActiveState=active; echo 'Environment=HTTP_PROXY=http://u:{SECRET}@p:1 API_TOKEN={SECRET}'"),
+        &format!(
+            "case $2 in containerd|k3s) echo LoadState=loaded; echo ActiveState=active-$2; \
+             echo 'Environment=HTTP_PROXY=http://u:{SECRET}@p:1 API_TOKEN={SECRET}';; *) echo LoadState=not-found;; esac"
+        ),
     );
     fake.program(
         "journalctl",
         &format!(
             "echo 'time=\"2026-11-21T10:00:00Z\" level=error msg=\"kata: failed, password={SECRET}\"'; \
+         echo \"level=error msg=\\\"kata: asked $*\\\"\"; \
          echo '{{\"level\":\"error\",\"sandbox\":\"s\",\"msg\":\"json\",\"token\":\"{SECRET}\"}}'; echo unrelated error"
         ),
     );
@@ -146,12 +150,20 @@ async fn with_containerd_its_version_configuration_and_state_are_there_without_s
         "var/log/containerd.log",
         &format!("level=warning msg=\"kata shim\" secret={SECRET}\n"),
     );
+    fake.file(
+        "var/lib/rancher/k3s/agent/etc/containerd/config.toml",
+        &format!("[embedded]\nregistry.configs.\"r.example\".auth.password = \"{SECRET}\"\n"),
+    );
     let report = collect(&fake.host).await;
     assert_eq!(structure(&report).join("\n"), GOLDEN);
     assert!(!report.contains(SECRET), "{report}");
     for said in [
         "v1.7.24",
-        "ActiveState=active",
+        "ActiveState=active-containerd",
+        "ActiveState=active-k3s",
+        "No service `docker`",
+        "-u rke2-server",
+        "[embedded]",
         "kata: failed",
         "json",
         "kvm: something",
@@ -232,6 +244,41 @@ async fn a_configuration_that_cannot_be_read_costs_the_sections_that_need_it() {
     let report = collect(&fake.host).await;
     assert!(
         report.matches("cannot read the configuration /nonexistent").count() >= 4,
+        "{report}"
+    );
+    assert_eq!(structure(&report).join("\n"), GOLDEN);
+}
+
+#[tokio::test]
+async fn what_blocks_its_thread_costs_its_section_and_keeps_what_was_written() {
+    let mut fake = Fake::new();
+    fake.host.limit = Duration::from_millis(100);
+    let page = Page::new(Arc::default());
+    // As reading a file of a server that is gone does.
+    let hangs: Section = ("hangs", |page, _| {
+        Box::pin(async {
+            page.line("begun");
+            std::thread::sleep(Duration::from_secs(3600));
+        })
+    });
+    assert!(!fill(hangs, page.clone(), Arc::new(fake.host.clone())).await);
+    assert_eq!(page.written(), "begun\n\n");
+    let ends: Section = ("ends", |page, _| Box::pin(async { page.line("done") }));
+    fake.host.limit = Duration::from_secs(60);
+    assert!(fill(ends, page.clone(), Arc::new(fake.host.clone())).await);
+    assert!(page.written().ends_with("done\n\n"));
+}
+
+#[tokio::test]
+async fn a_configuration_that_is_no_file_is_said_and_not_waited_for() {
+    let mut fake = Fake::new();
+    let fifo = fake.directory.path().join("fifo.toml");
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    fake.host.config = Some(fifo);
+    let report = collect(&fake.host).await;
+    assert!(
+        report.contains("fifo.toml") && !report.contains("has not ended"),
         "{report}"
     );
     assert_eq!(structure(&report).join("\n"), GOLDEN);

@@ -38,7 +38,7 @@ impl Redactor {
     fn without_blocks(&self, text: &str) -> String {
         const BEGIN: &str = "-----BEGIN ";
         let mut clean = String::with_capacity(text.len());
-        let mut rest = text;
+        let mut rest = self.without_end_of_block(text, &mut clean);
         while let Some(start) = rest.find(BEGIN) {
             let (before, block) = rest.split_at(start);
             clean.push_str(before);
@@ -59,6 +59,33 @@ impl Redactor {
         }
         clean.push_str(rest);
         clean
+    }
+
+    /// A private key whose beginning is not in the text, such as that of a log: all before its end that may be of it. The
+    /// answer is what is left to look through.
+    fn without_end_of_block<'a>(&self, text: &'a str, clean: &mut String) -> &'a str {
+        const END: &str = "-----END ";
+        let Some(end) = text.find(END) else { return text };
+        let label = text[end + END.len()..].split("-----").next().unwrap_or_default();
+        if text[..end].contains("-----BEGIN ") || label.len() >= 64 || !label.contains("PRIVATE KEY") {
+            return text;
+        }
+        let of_key = |line: &str| {
+            line.bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"+/= \t\r\n".contains(&byte))
+        };
+        let lines: Vec<_> = text[..end].split_inclusive('\n').collect();
+        let key = lines
+            .iter()
+            .rev()
+            .take_while(|line| of_key(line))
+            .map(|line| line.len());
+        let start = end - key.sum::<usize>();
+        self.found();
+        clean.push_str(&text[..start]);
+        clean.push_str(MASK);
+        clean.extend(text[start..end].matches('\n'));
+        &text[end..]
     }
 
     /// What stands behind a name that says "secret".

@@ -31,7 +31,7 @@ const PARTS: [&str; 24] = [
 ];
 
 /// What says it anywhere in a name, also where its words run together.
-const ANYWHERE: [&str; 10] = [
+const ANYWHERE: [&str; 11] = [
     "password",
     "passwd",
     "passphrase",
@@ -42,6 +42,7 @@ const ANYWHERE: [&str; 10] = [
     "accesskey",
     "privatekey",
     "authorization",
+    "accesssignature",
 ];
 
 /// Names that sound so and are not: the working directories of a shell.
@@ -51,7 +52,7 @@ const HARMLESS: [&str; 2] = ["pwd", "oldpwd"];
 const PLACES: [&str; 8] = ["file", "path", "dir", "directory", "name", "type", "method", "endpoint"];
 
 /// Beginnings of tokens, and the shortest that is one.
-const TOKENS: [(&str, usize); 17] = [
+const TOKENS: [(&str, usize); 27] = [
     ("ghp_", 20),
     ("gho_", 20),
     ("ghu_", 20),
@@ -69,6 +70,16 @@ const TOKENS: [(&str, usize); 17] = [
     ("dckr_pat_", 20),
     ("hvs.", 20),
     ("npm_", 30),
+    ("hvb.", 20),
+    ("xapp-", 20),
+    ("xoxe-", 20),
+    ("sk-", 32),
+    ("sk_test_", 16),
+    ("rk_live_", 16),
+    ("pypi-", 30),
+    ("glrt-", 20),
+    ("GOCSPX-", 20),
+    ("AGE-SECRET-KEY-1", 40),
 ];
 
 fn is_name(character: char) -> bool {

@@ -9,7 +9,7 @@ fn clean(text: &str) -> String {
 }
 
 /// `%` is where the secret goes. The rest must survive where it stands before `%`.
-const PLANTS: [&str; 48] = [
+const PLANTS: [&str; 62] = [
     "password = \"%\"\n",
     "password = '%'\n",
     "jaeger_password = \"%\" # for jaeger\n",
@@ -58,6 +58,20 @@ const PLANTS: [&str; 48] = [
     "apiKey => '%'\n",
     "secret:=%\n",
     "registry.auth=%\n",
+    "aws_access_key_id = AKIA\naws_secret_access_key = %\n",
+    "AWS_SECRET_ACCESS_KEY=% AWS_REGION=x\n",
+    "AWS_SESSION_TOKEN: %\n",
+    "DefaultEndpointsProtocol=https;AccountName=a;AccountKey=%;EndpointSuffix=x\n",
+    "{\"type\":\"service_account\",\"private_key\":\"-----BEGIN PRIVATE KEY-----\\n%\\n-----END PRIVATE KEY-----\\n\"}",
+    "tls.key: |\n  -----BEGIN EC PRIVATE KEY-----\n  %\n  -----END EC PRIVATE KEY-----\nkernel: k\n",
+    "log\n%\n%\n-----END OPENSSH PRIVATE KEY-----\nkernel\n",
+    "registry.configs.\"r.example\".auth.password = \"%\"\n",
+    "a.\"secret key\".b = 1\nauth.token = '%'\n",
+    "redis://:%@redis:6379/0\n",
+    "postgres://me:%@db/x?sslmode=disable\n",
+    "/usr/bin/tool --api-key % --verbose\n",
+    "/usr/bin/tool -password '%' -v\n",
+    "imagePullSecrets:\n- name: x\n  data: %\n",
 ];
 
 #[test]

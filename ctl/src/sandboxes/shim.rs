@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use protocol::agent::StorageStatsResponse;
 use protocol::diagnostics::{
-    ConsoleRequest, HealthRequest, HealthResponse, MetricsRequest, ResizeConsoleRequest, VcpusRequest, VcpusResponse,
+    ConsoleRequest, HealthRequest, HealthResponse, MetricsRequest, ResizeConsoleRequest, ResizeVolumeRequest,
+    VcpusRequest, VcpusResponse, VolumeRequest, VolumeStatsResponse,
 };
 use protocol::diagnostics_ttrpc::DiagnosticsClient;
 use ttrpc::Code;
@@ -12,11 +14,14 @@ use ttrpc::context::{self, Context};
 
 use super::Found;
 
-/// For an answer: the shim itself waits for the guest for 2 s and for QEMU for 3.
+/// For an answer: the shim itself waits for the guest for 4 s and, meanwhile, for QEMU for 3.
 const ANSWER: Duration = Duration::from_secs(6);
 
 /// For all figures: each container's are asked for one by one.
 const FIGURES: Duration = Duration::from_secs(15);
+
+/// For a file system to grow: the shim gives the guest two minutes.
+const GROWTH: Duration = Duration::from_secs(150);
 
 /// For a connection.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -75,6 +80,11 @@ impl Shim {
         })
     }
 
+    /// Whose it is.
+    pub(crate) fn sandbox(&self) -> &str {
+        &self.sandbox
+    }
+
     async fn bounded<T>(&self, limit: Duration, call: impl Future<Output = ttrpc::Result<T>>) -> Result<T, ShimError> {
         let answer = tokio::time::timeout(limit, call).await;
         let answer = answer.map_err(|_| ShimError::Hung {
@@ -118,6 +128,25 @@ impl Shim {
         self.bounded(FIGURES, call).await.map(|answer| answer.text)
     }
 
+    /// How full a direct-assigned volume is.
+    pub(crate) async fn volume_stats(&self, path: &str) -> Result<StorageStatsResponse, ShimError> {
+        let mut request = VolumeRequest::new();
+        path.clone_into(&mut request.path);
+        let call = self.client.volume_stats(context::with_duration(GROWTH), &request);
+        self.bounded(GROWTH, call).await.map(usage)
+    }
+
+    /// Makes a direct-assigned volume larger.
+    pub(crate) async fn resize_volume(&self, path: &str, size: u64) -> Result<StorageStatsResponse, ShimError> {
+        let request = ResizeVolumeRequest {
+            path: path.to_owned(),
+            size,
+            ..ResizeVolumeRequest::default()
+        };
+        let call = self.client.resize_volume(context::with_duration(GROWTH), &request);
+        self.bounded(GROWTH, call).await.map(usage)
+    }
+
     /// Runs a program in the guest to its end, however long that takes.
     pub(crate) async fn console(&self, request: &ConsoleRequest) -> Result<u32, ShimError> {
         let ended = self
@@ -132,4 +161,8 @@ impl Shim {
         let call = self.client.resize_console(Context::default(), request);
         self.bounded(ANSWER, call).await.map(drop)
     }
+}
+
+fn usage(answer: VolumeStatsResponse) -> StorageStatsResponse {
+    answer.stats.into_option().unwrap_or_default()
 }

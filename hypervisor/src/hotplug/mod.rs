@@ -8,8 +8,12 @@
 //! half done. Knows QEMU's names for a device, and nothing of what is on it or who in the guest uses it. Disks are here, network
 //! devices in [`nic`].
 
+pub(crate) mod cpu;
 mod disk;
+pub(crate) mod memory;
 mod nic;
+mod release;
+mod resize;
 pub(crate) mod slots;
 
 use std::collections::HashMap;
@@ -17,11 +21,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::sync::broadcast::error::RecvError;
 
 use self::disk::Names;
+use self::release::{ReleaseError, release};
 use self::slots::{CAPACITY, Slot, Slots};
-use crate::qmp::{Event, Qmp, QmpError};
+use crate::qmp::{Qmp, QmpError};
 
 pub use self::disk::{Disk, DiskKind};
 pub use self::nic::NicHotplug;
@@ -32,6 +36,15 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Why a device could not be plugged or unplugged.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum HotplugError {
+    /// QEMU does not give it another size, or has ended.
+    #[error("cannot resize disk {disk}")]
+    Resize {
+        /// Its serial number.
+        disk: String,
+        /// Why not.
+        #[source]
+        source: QmpError,
+    },
     /// All places are taken.
     #[error("all {CAPACITY} places for devices of the VM are taken")]
     Full,
@@ -103,6 +116,11 @@ impl Hotplug {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives a place back in which nothing could be plugged.
+    fn give_back(&self, slot: Slot) {
+        self.state().slots.give_back(slot);
     }
 
     /// A number that no device had before, and a free place.
@@ -191,64 +209,16 @@ impl Hotplug {
 
     /// Has the guest let go of the device of this name, and waits until it has. `said` is what messages call it.
     async fn release(&self, id: &str, said: String) -> Result<(), HotplugError> {
-        // Before the command: the event may be there before its answer.
-        let mut events = self.qmp.events();
-        match self.qmp.execute("device_del", json!({ "id": id })).await {
-            Ok(_) => {}
-            // The guest has let go of it after an earlier attempt had been given up.
-            Err(QmpError::Refused { class, .. }) if class == "DeviceNotFound" => return Ok(()),
-            Err(error) => return Err(failed("unplug", said)(error)),
+        match release(&self.qmp, id, self.patience).await {
+            Ok(()) => Ok(()),
+            Err(ReleaseError::Held(reason)) => Err(HotplugError::Held { device: said, reason }),
+            Err(ReleaseError::Qmp(error)) => Err(failed("unplug", said)(error)),
         }
-        let held = |reason: String| HotplugError::Held {
-            device: said.clone(),
-            reason,
-        };
-        let answered = async {
-            loop {
-                match events.recv().await {
-                    Ok(event) => match verdict(&event, id) {
-                        Some(true) => return Ok(()),
-                        Some(false) => return Err(held("it reports that it cannot".to_owned())),
-                        None => {}
-                    },
-                    Err(RecvError::Lagged(_)) if !self.exists(id, &said).await? => return Ok(()),
-                    Err(RecvError::Lagged(_)) => {}
-                    Err(RecvError::Closed) => return Err(failed("unplug", said.clone())(QmpError::Closed)),
-                }
-            }
-        };
-        tokio::select! {
-            answered = tokio::time::timeout(self.patience, answered) => {
-                answered.unwrap_or_else(|_| Err(held(format!("it has not answered for {:?}", self.patience))))
-            }
-            _ = self.qmp.closed() => Err(failed("unplug", said.clone())(QmpError::Closed)),
-        }
-    }
-
-    /// Asked where events were lost, because too many came.
-    async fn exists(&self, id: &str, said: &str) -> Result<bool, HotplugError> {
-        let list = json!({ "path": "/machine/peripheral" });
-        let listed = self.qmp.execute("qom-list", list).await;
-        let listed = listed.map_err(failed("look for", said.to_owned()))?;
-        let devices = listed.as_array().map(Vec::as_slice).unwrap_or_default();
-        Ok(devices.iter().any(|device| device["name"] == id))
     }
 }
 
 fn failed(step: &'static str, device: String) -> impl FnOnce(QmpError) -> HotplugError {
     move |source| HotplugError::Step { step, device, source }
-}
-
-/// Whether an event says that the device is gone (true) or stays (QEMU's QAPI, "Device infrastructure").
-fn verdict(event: &Event, id: &str) -> Option<bool> {
-    if event.data["device"] != id {
-        return None;
-    }
-    match event.name.as_str() {
-        "DEVICE_DELETED" => Some(true),
-        "DEVICE_UNPLUG_GUEST_ERROR" => Some(false),
-        _ => None,
-    }
 }
 
 #[cfg(test)]

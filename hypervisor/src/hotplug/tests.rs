@@ -90,6 +90,23 @@ fn lets_go(name: &str, arguments: &Value) -> Does {
 }
 
 #[tokio::test]
+async fn a_disk_is_resized_by_its_node_and_one_that_is_not_there_is_unknown() {
+    let qemu = Qemu::new(|name, arguments| match name {
+        "block_resize" if arguments["size"] == 4096 && arguments["node-name"] == "disk-1" => Does::Accepts,
+        "block_resize" => Does::Refuses("GenericError"),
+        _ => Does::Accepts,
+    });
+    assert!(matches!(
+        qemu.hotplug.resize("tatami-1", 4096).await,
+        Err(HotplugError::Unknown(_))
+    ));
+    let serial = qemu.hotplug.attach(disk()).await.unwrap();
+    qemu.hotplug.resize(&serial, 4096).await.unwrap();
+    let refused = qemu.hotplug.resize(&serial, 8192).await.unwrap_err();
+    assert!(matches!(refused, HotplugError::Resize { .. }), "{refused}");
+}
+
+#[tokio::test]
 async fn a_disk_is_plugged_in_and_unplugged() {
     let qemu = Qemu::new(lets_go);
     let serial = qemu.hotplug.attach(disk()).await.unwrap();

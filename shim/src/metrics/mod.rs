@@ -4,6 +4,7 @@
 //! grows. What cannot be had is left out; `kata_guest_up` says whether the agent has answered.
 
 mod processes;
+pub(crate) mod socket;
 mod text;
 
 use protocol::agent::{GuestMetricsResponse, StatsResponse};

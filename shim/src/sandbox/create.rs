@@ -97,6 +97,8 @@ impl Sandbox {
                 tracing::debug!(%error, "the guest has nothing to undo");
             }
         }
+        self.sizes.forget(&request.id);
+        self.settle();
         self.release_disks(&request.id).await;
         if progress.attaching
             && let Err(error) = self.host.detach(&request.id).await
@@ -143,11 +145,16 @@ impl Sandbox {
             hooks,
             memlock,
             volumes,
+            limits,
         } = guest;
         if let Some(owner) = pid_namespace.map(|path| self.owner_of(&path, &subject())).transpose()? {
             join_namespaces.insert("pid".to_owned(), owner.to_string());
         }
-        let (storages, devices) = self.plug_in(&request.id, volumes).await?;
+        let (disks, size) = (
+            self.plug_in(&request.id, volumes),
+            self.grow(&agent, &request.id, limits),
+        );
+        let ((storages, devices), ()) = tokio::try_join!(disks, size)?;
         let call = CreateContainerRequest {
             container_id: request.id.to_string(),
             spec,
@@ -225,6 +232,7 @@ impl Sandbox {
         volumes: Volumes,
     ) -> Result<(Vec<Storage>, Vec<BlockDevice>), Error> {
         let failed = |source| Error::Disk {
+            operation: "create",
             subject: format!("container {container}"),
             source: Box::new(source),
         };
@@ -233,6 +241,7 @@ impl Sandbox {
             let machine = self.machine().ok_or_else(|| failed(DiskError::Interrupted))?;
             serials.push(self.disks.attach(machine, container, disk).await.map_err(failed)?);
         }
+        self.use_volumes(volumes.direct);
         let serial = |index: usize| serials.get(index).cloned().unwrap_or_default();
         let storages = volumes.storages.into_iter().map(|(mut storage, disk)| {
             storage.serial = disk.map(serial).unwrap_or_default();

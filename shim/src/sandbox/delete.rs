@@ -75,6 +75,8 @@ impl Sandbox {
         }
         // It unmounts what is on disks: they are clean when they are unplugged, and that is before the answer.
         self.forget_in_guest(process).await?;
+        self.sizes.forget(&container.id);
+        self.settle();
         self.release_disks(&container.id).await;
         process.drop_streams();
         self.host.detach(&container.id).await.map_err(|source| Error::Host {

@@ -42,6 +42,14 @@ pub enum DiskError {
         /// On the host.
         path: String,
     },
+    /// It does not become larger.
+    #[error("cannot make {path} larger: {reason}")]
+    Grow {
+        /// On the host.
+        path: String,
+        /// Why not, and what to do.
+        reason: String,
+    },
     /// The container is no longer wanted.
     #[error("interrupted")]
     Interrupted,
@@ -107,6 +115,35 @@ impl Disks {
         work.await.unwrap_or(Err(DiskError::Interrupted))
     }
 
+    /// Makes a disk larger, and has the guest told. Nothing if the sandbox has it no longer.
+    pub(super) async fn grow(
+        &self,
+        machine: &dyn Machine,
+        disk: &HostDisk,
+        bytes: u64,
+    ) -> Result<Option<u64>, DiskError> {
+        let slot = self.table().get(&disk.key).map(|entry| Arc::clone(&entry.disk));
+        let Some(slot) = slot else { return Ok(None) };
+        // Held meanwhile: it is neither unplugged nor made larger twice at a time.
+        let slot = slot.lock().await;
+        let Some(plugged) = &*slot else { return Ok(None) };
+        let path = disk.path.display().to_string();
+        let fails = |reason: String| DiskError::Grow {
+            path: path.clone(),
+            reason,
+        };
+        if plugged.read_only {
+            return Err(fails("it is given to the guest read-only".to_owned()));
+        }
+        // On a thread of its own: a network block device may hang.
+        let measured = disk.clone();
+        let bytes = tokio::task::spawn_blocking(move || target(&measured, bytes)).await;
+        let bytes = bytes.map_err(|_| DiskError::Interrupted)?.map_err(fails)?;
+        let resized = machine.resize_disk(&plugged.serial, bytes).await;
+        resized.map_err(|error| fails(crate::error::chain(&error)))?;
+        Ok(Some(bytes))
+    }
+
     /// Takes all disks from a container, whose file systems the guest has unmounted; what nobody else uses is unplugged.
     /// Without a machine there is nothing to unplug. The answer is the disks that the guest has not let go of: they stay
     /// plugged in until somebody lets go of them again or the VM ends.
@@ -146,6 +183,26 @@ impl Disks {
     }
 }
 
+/// How many bytes a disk is to have. A device of the host has them already, or does not get them here; an image gets them,
+/// and never fewer than it has.
+fn target(disk: &HostDisk, wanted: u64) -> Result<u64, String> {
+    const SECTOR: u64 = 512;
+    let now = disk.size().map_err(|error| crate::error::chain(&error))?;
+    let wanted = wanted
+        .checked_next_multiple_of(SECTOR)
+        .ok_or_else(|| format!("{wanted} bytes are more than a disk can have"))?;
+    match disk.key {
+        DiskKey::BlockDevice(_) if now < wanted => Err(format!(
+            "it has {now} bytes on the host, and {wanted} are asked for: make the device itself larger first"
+        )),
+        DiskKey::BlockDevice(_) => Ok(now),
+        DiskKey::File(..) if now > wanted => Err(format!(
+            "it has {now} bytes, and {wanted} are asked for: a volume in use cannot be made smaller"
+        )),
+        DiskKey::File(..) => Ok(wanted),
+    }
+}
+
 async fn plug(machine: &dyn Machine, disk: HostDisk) -> Result<Plugged, DiskError> {
     let path = disk.path.display().to_string();
     // On a thread of its own: a network block device may hang.
@@ -164,4 +221,24 @@ async fn plug(machine: &dyn Machine, disk: HostDisk) -> Result<Plugged, DiskErro
         source,
     })?;
     Ok(Plugged { serial, read_only })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    #[test]
+    fn an_image_grows_in_whole_sectors_and_never_becomes_smaller() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(4096).unwrap();
+        let handle = File::open(file.path()).unwrap().into();
+        let disk = HostDisk::of(handle, file.path(), false).unwrap();
+        assert_eq!(target(&disk, 4096), Ok(4096));
+        assert_eq!(target(&disk, 5000), Ok(5120));
+        let smaller = target(&disk, 512).unwrap_err();
+        assert!(smaller.contains("has 4096 bytes"), "{smaller}");
+        assert!(target(&disk, u64::MAX).is_err());
+    }
 }

@@ -118,6 +118,10 @@ impl Sandbox {
                 }
             }
             sandbox.exit_now(&process, exit);
+            if process.name.exec.is_none() {
+                sandbox.sizes.forget(&process.name.container);
+                sandbox.settle();
+            }
         });
     }
 

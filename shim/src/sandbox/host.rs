@@ -16,6 +16,7 @@ use crate::host_ns::HostNamespace;
 use crate::id::{ContainerId, SandboxId};
 use crate::memlock::{ContainerPolicy, SandboxPolicy};
 use crate::share::SharedTree;
+use crate::sizing::Limits;
 use crate::volumes::Volumes;
 use crate::watch::Watches;
 
@@ -52,6 +53,8 @@ pub struct GuestContainer {
     pub memlock: ContainerPolicy,
     /// What it needs of disks and of the guest's memory.
     pub volumes: Volumes,
+    /// What it may use of the VM.
+    pub limits: Limits,
 }
 
 /// The host's side of the sandbox's containers.
@@ -163,6 +166,8 @@ impl HostSide for RealHost {
                     watches.add(&container, bind.number);
                 }
             }
+            let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+            let limits = resources.map(Limits::of).unwrap_or_default();
             let hooks = spec.hooks().clone().map(|hooks| ContainerHooks {
                 hooks,
                 state: HookState {
@@ -181,6 +186,7 @@ impl HostSide for RealHost {
                 hooks,
                 memlock,
                 volumes,
+                limits,
             })
         })
         .await

@@ -24,9 +24,11 @@ mod health;
 pub mod host;
 mod network;
 pub mod process;
+mod size;
 mod stand_in;
 mod start;
 mod verbs;
+mod volumes;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -42,13 +44,16 @@ use self::connections::Expected;
 use self::disks::Disks;
 use self::host::{ContainerHooks, HostSide};
 use self::process::{Exit, Process, ProcessName};
+use self::size::Sizes;
 use self::stand_in::StandIn;
 use crate::agent_client::AgentClient;
 use crate::error::Error;
 use crate::events::Publisher;
 use crate::id::{ContainerId, ExecId, Namespace, SandboxId};
 use crate::memlock::ContainerPolicy;
+use crate::sizing::Sizing;
 use crate::vm::{Ending, Machine};
+use crate::volumes::DirectVolume;
 
 pub use self::create::CreateRequest;
 pub use self::disks::DiskError;
@@ -116,6 +121,7 @@ pub struct Sandbox {
     debug_console: bool,
     kernel: PathBuf,
     disks: Arc<Disks>,
+    sizes: Sizes,
     /// Held by who makes the guest's network what the host's is.
     network: tokio::sync::Mutex<()>,
     vm: watch::Sender<Vm>,
@@ -124,6 +130,8 @@ pub struct Sandbox {
     /// Why the VM has been given up, once it has been.
     given_up: watch::Sender<Option<String>>,
     patience: Duration,
+    /// Direct-assigned volumes that have been given to a container, by their paths.
+    direct_volumes: Mutex<HashMap<PathBuf, DirectVolume>>,
     /// The processes of forwarded connections, which containerd does not know.
     forwards: Mutex<HashMap<ExecId, oneshot::Sender<forward::Length>>>,
     next_forward: AtomicU64,
@@ -145,6 +153,8 @@ pub struct Parts {
     pub debug_console: bool,
     /// The guest's kernel.
     pub kernel: PathBuf,
+    /// How big the VM has to be.
+    pub sizing: Sizing,
 }
 
 impl Sandbox {
@@ -163,12 +173,14 @@ impl Sandbox {
             debug_console: parts.debug_console,
             kernel: parts.kernel,
             disks: Arc::default(),
+            sizes: Sizes::new(parts.sizing),
             network: tokio::sync::Mutex::default(),
             vm: watch::Sender::new(Vm::Booting),
             machine: Mutex::default(),
             stopping: watch::Sender::new(false),
             given_up: watch::Sender::new(None),
             patience: parts.patience,
+            direct_volumes: Mutex::default(),
             forwards: Mutex::default(),
             next_forward: AtomicU64::new(0),
         });

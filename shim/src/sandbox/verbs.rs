@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use containerd_shim_protos::events::task::{TaskPaused, TaskResumed};
 use containerd_shim_protos::topics::{TASK_PAUSED_EVENT_TOPIC, TASK_RESUMED_EVENT_TOPIC};
+use oci_spec::runtime::LinuxResources;
 use protocol::agent::{
     ContainerId as AgentContainerId, ListProcessesResponse, MemlockReport, MemlockRequest, Process as AgentProcess,
     ResizeTerminalRequest, SignalRequest, StatsResponse, UpdateRequest,
@@ -18,6 +19,7 @@ use super::{Container, Sandbox};
 use crate::agent_client::{AgentClient, AgentError, printable};
 use crate::error::Error;
 use crate::id::ContainerId;
+use crate::sizing::Limits;
 
 /// SIGKILL on Linux (signal(7)).
 pub(super) const SIGKILL: u32 = 9;
@@ -260,18 +262,51 @@ impl Sandbox {
         Ok((report, policy))
     }
 
-    /// Changes a container's limits: OCI `linux.resources` as JSON.
+    /// Changes a container's limits, and the VM's size with them.
     ///
     /// # Errors
-    /// It does not exist, has ended, or the guest refuses.
-    pub async fn update(&self, id: &ContainerId, resources: Vec<u8>) -> Result<(), Error> {
-        let (agent, name) = self.living(id, "update")?;
+    /// It does not exist, has ended, the VM cannot be given the memory, or the guest refuses.
+    pub async fn update(self: &Arc<Self>, id: &ContainerId, resources: LinuxResources) -> Result<(), Error> {
+        let container = self.container(id)?;
+        let (sandbox, subject) = (Arc::clone(self), container.init.name.to_string());
+        // Of its own, so that it is not left half done when whoever asked goes away.
+        let work = tokio::spawn(async move {
+            let _changes = container.changes.lock().await;
+            let (agent, name) = sandbox.living(&container.id, "update")?;
+            let before = sandbox.sizes.of(&container.id);
+            let updated = sandbox.update_limits(&agent, &name, before, &resources).await;
+            if updated.is_err() {
+                sandbox.sizes.count(&container.id, before);
+            }
+            if matches!(container.init.phase(), Phase::Stopped(_)) {
+                // It has ended meanwhile, and what it had must not be counted again.
+                sandbox.sizes.forget(&container.id);
+            }
+            sandbox.settle();
+            updated
+        });
+        work.await.unwrap_or(Err(Error::Interrupted { subject }))
+    }
+
+    async fn update_limits(
+        &self,
+        agent: &AgentClient,
+        name: &ProcessName,
+        before: Limits,
+        resources: &LinuxResources,
+    ) -> Result<(), Error> {
+        let text = serde_json::to_vec(resources).map_err(|error| Error::Invalid {
+            what: "the resources",
+            subject: name.to_string(),
+            reason: error.to_string(),
+        })?;
+        self.grow(agent, &name.container, before.updated(resources)).await?;
         let request = UpdateRequest {
-            container_id: id.to_string(),
-            resources,
+            container_id: name.container.to_string(),
+            resources: text,
             ..Default::default()
         };
-        agent.update(&request).await.map(drop).map_err(failed("update", &name))
+        agent.update(&request).await.map(drop).map_err(failed("update", name))
     }
 }
 

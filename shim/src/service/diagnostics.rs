@@ -1,10 +1,13 @@
 //! The diagnostics service: what `kata-ctl` asks. It changes nothing; a console is its caller's to use with care.
 
+use std::path::Path;
+
 use async_trait::async_trait;
-use protocol::agent::MemlockRequest;
+use protocol::agent::{MemlockRequest, StorageStatsResponse};
 use protocol::diagnostics::{
     ConsoleRequest, ConsoleResponse, HealthRequest, HealthResponse, MemlockResponse, MetricsRequest, MetricsResponse,
-    ResizeConsoleRequest, ResizeConsoleResponse, SandboxInfo, SandboxRequest, VcpusRequest, VcpusResponse,
+    ResizeConsoleRequest, ResizeConsoleResponse, ResizeVolumeRequest, SandboxInfo, SandboxRequest, VcpusRequest,
+    VcpusResponse, VolumeRequest, VolumeStatsResponse,
 };
 use protocol::diagnostics_ttrpc::Diagnostics;
 use ttrpc::r#async::TtrpcContext;
@@ -63,6 +66,21 @@ impl Diagnostics for Service {
         Ok(ResizeConsoleResponse::new())
     }
 
+    async fn volume_stats(&self, _: &TtrpcContext, request: VolumeRequest) -> ttrpc::Result<VolumeStatsResponse> {
+        let stats = self.sandbox()?.volume_stats(Path::new(&request.path)).await?;
+        Ok(volume(stats))
+    }
+
+    async fn resize_volume(
+        &self,
+        _: &TtrpcContext,
+        request: ResizeVolumeRequest,
+    ) -> ttrpc::Result<VolumeStatsResponse> {
+        let ResizeVolumeRequest { path, size, .. } = request;
+        let stats = self.sandbox()?.resize_volume(Path::new(&path), size).await?;
+        Ok(volume(stats))
+    }
+
     async fn memlock(&self, _: &TtrpcContext, request: MemlockRequest) -> ttrpc::Result<MemlockResponse> {
         let id = ContainerId::new(&request.container_id).map_err(Error::from)?;
         let (report, policy) = self.sandbox()?.memlock(&id, request).await?;
@@ -71,5 +89,12 @@ impl Diagnostics for Service {
             policy: Some(policy).into(),
             ..Default::default()
         })
+    }
+}
+
+fn volume(stats: StorageStatsResponse) -> VolumeStatsResponse {
+    VolumeStatsResponse {
+        stats: Some(stats).into(),
+        ..Default::default()
     }
 }

@@ -1,6 +1,7 @@
 //! The sandbox service: containerd 2 uses it where its sandboxer is the shim. The VM is the sandbox.
 
-use std::time::SystemTime;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use containerd_shim_protos::sandbox_api::{
@@ -22,6 +23,11 @@ use crate::sandbox::CreateRequest;
 use crate::sandbox::host::HostError;
 use crate::sandbox::process::ProcessName;
 use crate::streams::StdioPaths;
+
+/// How long the server's connections outlive its answer to ShutdownSandbox. A client that finds an answer and its connection's
+/// end at the same time takes either (`dispatch` in containerd/ttrpc's client.go), and for the end of this one containerd fails the
+/// pod's removal. A client that has its answer closes the connection itself.
+const LINGER: Duration = Duration::from_secs(2);
 
 impl Service {
     fn check(&self, id: &str) -> Result<(), Error> {
@@ -194,7 +200,11 @@ impl SandboxApi for Service {
         request: ShutdownSandboxRequest,
     ) -> ttrpc::Result<ShutdownSandboxResponse> {
         self.check(&request.sandbox_id)?;
-        self.shutdown.notify_one();
+        let shutdown = Arc::clone(&self.shutdown);
+        tokio::spawn(async move {
+            tokio::time::sleep(LINGER).await;
+            shutdown.notify_one();
+        });
         Ok(ShutdownSandboxResponse::new())
     }
 

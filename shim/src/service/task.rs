@@ -220,11 +220,6 @@ impl Task for Service {
         let what = "the resources";
         let mut resources: LinuxResources = json(request.resources.as_ref(), what, &subject)?;
         guest_resources(&mut resources);
-        let resources = serde_json::to_vec(&resources).map_err(|error| Error::Invalid {
-            what,
-            subject,
-            reason: error.to_string(),
-        })?;
         self.sandbox()?.update(&id, resources).await?;
         Ok(Empty::new())
     }

@@ -80,6 +80,28 @@ impl HostDisk {
         super::name("disk", identity.as_bytes())
     }
 
+    /// How many bytes it has.
+    ///
+    /// # Errors
+    /// It cannot be asked.
+    pub fn size(&self) -> Result<u64, VolumeError> {
+        let failed = |source| VolumeError::Io {
+            operation: "measure",
+            path: self.path.clone(),
+            source,
+        };
+        match self.key {
+            DiskKey::File(..) => {
+                let stat = rustix::fs::fstat(&self.handle).map_err(|errno| failed(errno.into()))?;
+                Ok(u64::try_from(stat.st_size).unwrap_or(0))
+            }
+            DiskKey::BlockDevice(_) => {
+                let (mut file, _) = self.open_as(false, 0).map_err(failed)?;
+                file.seek(SeekFrom::End(0)).map_err(failed)
+            }
+        }
+    }
+
     /// Opens it as QEMU is to have it: past the host's page cache where the file system can do that, and a block device that
     /// is written to for us alone, as mount(2) has it. Blocks.
     ///

@@ -17,6 +17,7 @@ mod direct;
 pub mod disk;
 mod error;
 mod memory;
+pub mod record;
 mod rootfs;
 mod source;
 
@@ -29,6 +30,7 @@ use sha2::{Digest, Sha256};
 
 use self::disk::HostDisk;
 pub use self::error::VolumeError;
+pub use self::record::DirectVolume;
 use self::source::Source;
 use crate::host_ns::HostNamespace;
 
@@ -46,7 +48,7 @@ struct Places {
 impl Default for Places {
     fn default() -> Self {
         Self {
-            direct: PathBuf::from("/run/kata-containers/shared/direct-volumes"),
+            direct: PathBuf::from(record::ROOT),
             block: PathBuf::from("/sys/dev/block"),
             dev: PathBuf::from("/dev"),
         }
@@ -64,6 +66,8 @@ pub struct Volumes {
     pub devices: Vec<(BlockDevice, usize)>,
     /// The root in the guest, if it is on a disk.
     pub rootfs: Option<PathBuf>,
+    /// Its direct-assigned volumes.
+    pub direct: Vec<DirectVolume>,
     /// What was left out, and why. One sentence each.
     pub warnings: Vec<String>,
 }
@@ -118,6 +122,11 @@ impl Volumes {
             let storage = info.storage(&disk);
             take(mount, &storage);
             self.warnings.extend(info.warnings());
+            self.direct.push(DirectVolume {
+                path,
+                storage: storage.name.clone(),
+                disk: disk.clone(),
+            });
             self.store_on(storage, disk);
             return Ok(());
         }

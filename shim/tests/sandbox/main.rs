@@ -14,6 +14,8 @@ mod life;
 #[cfg(test)]
 mod order;
 #[cfg(test)]
+mod sizing;
+#[cfg(test)]
 mod stdio;
 #[cfg(test)]
 #[path = "../support/mod.rs"]

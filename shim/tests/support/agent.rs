@@ -6,8 +6,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use protocol::agent::{
     CloseStdinRequest, ContainerId, CreateContainerRequest, Empty, ExecRequest, GuestMetricsResponse,
-    ListProcessesResponse, MemlockReport, MemlockRequest, Process, ProcessId, ProcessStarted, ResizeTerminalRequest,
-    SignalRequest, StatsResponse, UpdateRequest,
+    ListProcessesResponse, MemlockReport, MemlockRequest, Process, ProcessId, ProcessStarted, ResizeRequest,
+    ResizeTerminalRequest, SignalRequest, StatsResponse, UpdateRequest,
 };
 use protocol::agent_ttrpc::Agent;
 use serde_json::Value;
@@ -111,6 +111,11 @@ impl Agent for FakeAgent {
             self.0.until_released().await;
         }
         self.0.signal(key(&request.process), &process, request.signal);
+        Ok(Empty::new())
+    }
+
+    async fn resize(&self, _: &TtrpcContext, request: ResizeRequest) -> ttrpc::Result<Empty> {
+        self.called("resize to", &request.cpus.to_string());
         Ok(Empty::new())
     }
 

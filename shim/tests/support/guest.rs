@@ -22,7 +22,7 @@ use ttrpc::r#async::transport::{Listener, Socket};
 use ttrpc::r#async::{Client, Server};
 
 use super::agent::FakeAgent;
-use super::machine::{Cables, FakeDisks};
+use super::machine::{Cables, FakeDisks, FakeSize};
 use super::soon;
 
 /// Container and exec.
@@ -31,6 +31,7 @@ pub(super) type Key = (String, String);
 pub(crate) struct Guest {
     cables: Cables,
     pub(crate) disks: FakeDisks,
+    pub(crate) size: FakeSize,
     dial: mpsc::UnboundedSender<UnixStream>,
     dialled: Mutex<Option<mpsc::UnboundedReceiver<UnixStream>>>,
     host: OnceCell<HostClient>,
@@ -39,7 +40,7 @@ pub(crate) struct Guest {
     pub(super) processes: Mutex<HashMap<Key, Arc<GuestProcess>>>,
     released: watch::Sender<bool>,
     /// The calls that came, as "verb container".
-    pub(super) calls: watch::Sender<Vec<String>>,
+    pub(crate) calls: watch::Sender<Vec<String>>,
     /// The serial numbers that each container was told.
     pub(super) serials: Mutex<HashMap<String, Vec<String>>>,
     log: watch::Sender<Vec<Vec<u8>>>,
@@ -76,6 +77,7 @@ impl Guest {
         Arc::new(Self {
             cables: Cables::default(),
             disks: FakeDisks::default(),
+            size: FakeSize::default(),
             dial,
             dialled: Mutex::new(Some(dialled)),
             host: OnceCell::new(),

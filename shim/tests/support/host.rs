@@ -9,6 +9,7 @@ use protocol::agent::BlockDevice;
 use shim::hooks::HookPoint;
 use shim::id::ContainerId;
 use shim::sandbox::host::{ContainerHooks, GuestContainer, HostError, HostSide};
+use shim::sizing::Limits;
 use shim::volumes::Volumes;
 use shim::volumes::disk::HostDisk;
 use tokio::sync::watch;
@@ -41,6 +42,7 @@ impl HostSide for FakeHost {
         if String::from_utf8_lossy(&spec).contains("unmountable") {
             return Err(HostError::Other("cannot mount /nowhere".into()));
         }
+        let limits = limits(&spec)?;
         Ok(GuestContainer {
             volumes: volumes(&spec)?,
             spec,
@@ -48,6 +50,7 @@ impl HostSide for FakeHost {
             pid_namespace: None,
             hooks: None,
             memlock: Default::default(),
+            limits,
         })
     }
 
@@ -61,6 +64,13 @@ impl HostSide for FakeHost {
         });
         Ok(())
     }
+}
+
+fn limits(spec: &[u8]) -> Result<Limits, HostError> {
+    let spec: serde_json::Value = serde_json::from_slice(spec).map_err(|error| HostError::Spec(Box::new(error)))?;
+    let resources = &spec["linux"]["resources"];
+    let resources = serde_json::from_value(resources.clone()).unwrap_or_default();
+    Ok(Limits::of(&resources))
 }
 
 /// The images that a test's bundle names as `disks`, each a device of the container.

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use hypervisor::{Disk, HotplugError};
+use config::Mebibytes;
+use hypervisor::{CpuError, Disk, HotplugError, MemoryError};
 use shim::vm::{Connection, Connections, Ending, LaunchError, Launcher, Machine};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
@@ -106,6 +108,59 @@ impl Machine for FakeMachine {
 
     async fn detach_disk(&self, serial: &str) -> Result<(), HotplugError> {
         self.0.disks.detach(serial)
+    }
+
+    async fn set_vcpus(&self, count: NonZeroU32) -> Result<(), CpuError> {
+        self.0.size.set_vcpus(count)
+    }
+
+    async fn set_memory(&self, memory: Mebibytes) -> Result<(), MemoryError> {
+        self.0.size.set_memory(memory).await
+    }
+}
+
+/// The size of the fake VM, as it was set, change by change.
+#[derive(Default)]
+pub(crate) struct FakeSize {
+    /// "2 vCPUs", "512 MiB".
+    pub(crate) changes: watch::Sender<Vec<String>>,
+    /// The guest takes no memory any more.
+    pub(crate) stuck: AtomicBool,
+    /// Giving memory back takes for ever.
+    pub(crate) clings: AtomicBool,
+    has: AtomicU32,
+}
+
+impl FakeSize {
+    fn set_vcpus(&self, count: NonZeroU32) -> Result<(), CpuError> {
+        self.changes
+            .send_modify(|changes| changes.push(format!("{count} vCPUs")));
+        Ok(())
+    }
+
+    async fn set_memory(&self, memory: Mebibytes) -> Result<(), MemoryError> {
+        self.changes.send_modify(|changes| changes.push(memory.to_string()));
+        let has = self.has.swap(memory.0, Ordering::SeqCst);
+        if memory.0 < has && self.clings.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
+        if memory.0 > has && self.stuck.load(Ordering::SeqCst) {
+            return Err(MemoryError::Stuck {
+                has: Mebibytes(0),
+                asked: memory,
+            });
+        }
+        Ok(())
+    }
+
+    /// Waits until so many changes have been made, and gives them.
+    pub(crate) async fn after(&self, count: usize) -> Vec<String> {
+        let mut changes = self.changes.subscribe();
+        changes
+            .wait_for(|changes| changes.len() >= count)
+            .await
+            .unwrap()
+            .clone()
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use containerd_shim_protos::api::{
     CreateTaskRequest, DeleteRequest, DeleteResponse, ExecProcessRequest, KillRequest, StartRequest, StateRequest,
-    StateResponse, Status, WaitRequest,
+    StateResponse, Status, UpdateTaskRequest, WaitRequest,
 };
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::sandbox_async::SandboxClient;
@@ -24,6 +24,7 @@ use shim::id::{ContainerId, Namespace, SandboxId};
 use shim::sandbox::boot::BootPlan;
 use shim::sandbox::{CreateRequest, Parts, Sandbox};
 use shim::service::Service;
+use shim::sizing::Sizing;
 use shim::streams::StdioPaths;
 use tempfile::TempDir;
 use tokio::sync::Notify;
@@ -77,6 +78,7 @@ impl Shim {
                 patience: Duration::from_millis(500),
                 debug_console: true,
                 kernel: "/share/vmlinuz".into(),
+                sizing: sizing(),
             },
             BootPlan {
                 dial_timeout: boot.dial_timeout(),
@@ -146,6 +148,28 @@ impl Shim {
     ) -> ttrpc::Result<u32> {
         let request = self.request_on(id, program, images);
         self.tasks.create(soon(), &request).await.map(|response| response.pid)
+    }
+
+    /// Creates a container with a limit of memory, in MiB.
+    pub(crate) async fn create_limited(&self, id: &str, program: &[&str], limit: u64) -> ttrpc::Result<u32> {
+        let request = self.create_request(id, program, Stdio::default());
+        let spec = serde_json::json!({ "process": { "args": program }, "linux": { "resources": memory(limit) } });
+        std::fs::write(PathBuf::from(&request.bundle).join("config.json"), spec.to_string()).unwrap();
+        self.tasks.create(soon(), &request).await.map(|response| response.pid)
+    }
+
+    /// Changes a container's limit of memory, in MiB.
+    pub(crate) async fn update(&self, id: &str, limit: u64) -> ttrpc::Result<()> {
+        let request = UpdateTaskRequest {
+            id: id.to_owned(),
+            resources: Some(Any {
+                value: memory(limit).to_string().into_bytes(),
+                ..Default::default()
+            })
+            .into(),
+            ..Default::default()
+        };
+        self.tasks.update(soon(), &request).await.map(drop)
     }
 
     /// The same without containerd: whoever drops the future gives the creation up.
@@ -311,6 +335,18 @@ pub(crate) fn refusal<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> (ttrpc::C
         Err(ttrpc::Error::RpcStatus(status)) => (status.code(), status.message().to_owned()),
         other => panic!("a refusal was expected, and this came: {other:?}"),
     }
+}
+
+/// A VM of one vCPU and 256 MiB that can have 4 and 4096.
+fn sizing() -> Sizing {
+    let mut config = config::Config::default();
+    config.hypervisor.default_maxmemory = Some(config::Mebibytes(4096));
+    Sizing::new(&config, &oci_spec::runtime::Spec::default())
+}
+
+/// OCI's `linux.resources`.
+fn memory(limit: u64) -> serde_json::Value {
+    serde_json::json!({ "memory": { "limit": limit << 20 } })
 }
 
 fn spec(program: &[&str]) -> String {

@@ -9,6 +9,8 @@
 //! guest-probe acl DIR               access lists in a directory, as one JSON object
 //! guest-probe huge-pages FILE COUNT maps that many huge pages of a file, or of none (-), and writes to each; prints the errno
 //! guest-probe escape CONTAINER PATH drives the virtio-fs device by itself and tries to reach a path of the host
+//! guest-probe lengths CONTAINER     the same with lengths that are not true; `fatal` with one that ends the conversation
+//! guest-probe handles DIR PATH      opens files of a mount by guessed handles, and looks for a path of the host in them
 //! guest-probe log-to FILE           containerd's binary logger: copies descriptors 3 and 4 to a file
 //! guest-probe load DIR FILES MIB    file system load; prints rates
 //! guest-probe first-program …       as /init of a guest without an agent
@@ -21,6 +23,7 @@ mod escape;
 mod facts;
 mod files;
 mod fill;
+mod handles;
 mod kernel;
 mod load;
 mod mapping;
@@ -52,6 +55,9 @@ fn main() -> ExitCode {
         ["acl", directory] => acl::report(directory),
         ["huge-pages", file, count] => huge_pages(file, count),
         ["escape", container, secret] => escape::run(container, secret),
+        ["lengths", container] => escape::lengths(container),
+        ["fatal"] => escape::fatal(),
+        ["handles", directory, secret] => handles::report(directory, secret),
         ["log-to", file] => log_to(file),
         ["watch", count, paths @ ..] => watch::watch(count, paths),
         ["load", dir, files, mebibytes] => load::load(dir, files, mebibytes),

@@ -61,6 +61,35 @@ fn open_perf_event(pid: u32, kind: u32, config: u64, flags: u64) -> io::Result<O
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// `struct file_handle` with a handle of three words.
+#[repr(C)]
+struct Handle {
+    bytes: u32,
+    kind: i32,
+    words: [u32; 3],
+}
+
+/// open_by_handle_at(2), for reading and without waiting.
+pub(crate) fn open_by_handle(mount: impl AsFd, kind: i32, words: [u32; 3]) -> io::Result<OwnedFd> {
+    let handle = Handle { bytes: 12, kind, words };
+    let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_CLOEXEC;
+    // SAFETY: the handle is as long as it says, and the kernel only reads it.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_open_by_handle_at,
+            mount.as_fd().as_raw_fd(),
+            &raw const handle,
+            flags,
+        )
+    };
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor, and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// Has an event write into the buffer of another.
 pub(crate) fn set_output(event: impl AsFd, target: impl AsFd) -> io::Result<()> {
     // SAFETY: the call takes two descriptors and no pointer.

@@ -54,15 +54,16 @@ impl Bare {
         self.cost()
     }
 
-    /// The first whole line on the console that starts with a text.
-    pub(crate) fn line(&mut self, start: &str) -> Result<String> {
+    /// The first whole line on the console that starts with a text, and what it took until then.
+    pub(crate) fn line(&mut self, start: &str) -> Result<(String, Cost)> {
         let find = |seen: &str| {
             let from = seen.find(start)?;
             let end = seen[from..].find('\n')?;
             Some(seen[from + start.len()..from + end].trim().to_owned())
         };
         wait::text(&mut self.console, LIMIT, &mut self.seen, |seen| find(seen).is_some())?;
-        find(&self.seen).ok_or_else(|| Error::unexpected("a line that was there is gone"))
+        let line = find(&self.seen).ok_or_else(|| Error::unexpected("a line that was there is gone"))?;
+        Ok((line, self.cost()?))
     }
 
     /// Waits for the first byte of the guest's first connection.

@@ -5,6 +5,7 @@
 //! with it.
 
 use std::{
+    cell::Cell,
     ffi::{OsStr, OsString},
     fs,
     os::unix::{ffi::OsStrExt, net::UnixListener},
@@ -26,6 +27,7 @@ pub struct Host {
     idle: Option<Running>,
     qemu: Vec<OsString>,
     virtiofsd: Vec<OsString>,
+    shares: Cell<u32>,
     dir: TempDir,
 }
 
@@ -52,6 +54,7 @@ impl Host {
             node,
             qemu,
             virtiofsd,
+            shares: Cell::new(0),
             dir: tempfile::tempdir()?,
         })
     }
@@ -119,7 +122,9 @@ impl Host {
         let mut helpers = Vec::new();
         let mut sockets = Vec::new();
         if let Some(share) = &plan.share {
-            let socket = self.dir().join("share.sock");
+            // The daemon is two processes: the second of the guest before may hold its files a moment longer than the first.
+            let number = self.shares.replace(self.shares.get() + 1);
+            let socket = self.dir().join(format!("share{number}.sock"));
             helpers.push(self.virtiofsd(share, &socket)?);
             sockets.push(("share", socket));
         }
@@ -151,6 +156,7 @@ impl Host {
                     let cache = words.next().cloned().unwrap_or_default();
                     args.extend(["--cache".into(), share.cache.map_or(cache, OsString::from)]);
                 }
+                Some(option) if share.more.iter().any(|more| name(more) == name(option)) => {}
                 _ => args.push(word.clone()),
             }
         }
@@ -183,6 +189,11 @@ impl Host {
         )?;
         Ok((daemon, socket, listener))
     }
+}
+
+/// What comes before an option's value.
+fn name(option: &str) -> &str {
+    option.split('=').next().unwrap_or(option)
 }
 
 /// The process of the idle container's sandbox whose program's name has `name` in it.

@@ -10,8 +10,9 @@ use super::{
 use crate::{Error, Result};
 
 const COUNT: usize = 2;
-/// Names in the storm.
+/// Names in the storm, and in the shorter one that settings are compared by.
 const FILES: &str = "10000";
+const FEWER_FILES: &str = "2000";
 /// Of the file that is read and written.
 const MEBIBYTES: &str = "32";
 
@@ -19,9 +20,12 @@ const MEBIBYTES: &str = "32";
 pub(super) fn measure(host: &Host) -> Result<Vec<Row>> {
     let mut best: BTreeMap<String, (Unit, [f64; 2])> = BTreeMap::new();
     for number in 0..COUNT {
-        for (kind, line) in [in_container(host, number)?, in_bare_guest(host, Share::default())?]
-            .iter()
-            .enumerate()
+        for (kind, line) in [
+            in_container(host, number)?,
+            in_bare_guest(host, Share::default(), FILES)?.0,
+        ]
+        .iter()
+        .enumerate()
         {
             for (name, unit, value) in figures(line)? {
                 let best = &mut best.entry(name).or_insert((unit, [0.0; 2])).1[kind];
@@ -57,14 +61,24 @@ pub(super) fn settings(host: &Host) -> Result<Vec<Row>> {
         ("thread-pool-size=1", with(None, None, &["--thread-pool-size=1"])),
         ("thread-pool-size=4", with(None, None, &["--thread-pool-size=4"])),
         ("writeback", with(None, None, &["--writeback"])),
+        ("posix-acl=never", with(None, None, &["--posix-acl=never"])),
+        (
+            "xattr without lists",
+            with(None, None, &["--posix-acl=never", "--xattr"]),
+        ),
     ];
     let mut best: BTreeMap<(String, usize), (Unit, f64)> = BTreeMap::new();
     for _ in 0..COUNT {
         for (index, (_, share)) in candidates.iter().enumerate() {
-            for (name, unit, value) in figures(&in_bare_guest(host, share.clone())?)? {
+            let (line, cpu) = in_bare_guest(host, share.clone(), FEWER_FILES)?;
+            for (name, unit, value) in figures(&line)? {
                 let best = &mut best.entry((name, index)).or_insert((unit, 0.0)).1;
                 *best = best.max(value);
             }
+            // What the clock shows of a shared machine is also what others did.
+            let name = String::from("CPU time of QEMU with its boot");
+            let best = &mut best.entry((name, index)).or_insert((Unit::Seconds, f64::INFINITY)).1;
+            *best = best.min(cpu);
         }
     }
     let floors: BTreeMap<String, f64> = best
@@ -104,7 +118,8 @@ fn in_container(host: &Host, number: usize) -> Result<String> {
         .ok_or_else(|| Error::unexpected(format!("no result of a load: {output}")))
 }
 
-fn in_bare_guest(host: &Host, share: Share) -> Result<String> {
+/// The result, and the CPU time of QEMU in seconds.
+fn in_bare_guest(host: &Host, share: Share, files: &str) -> Result<(String, f64)> {
     let dir = host.dir().join("load");
     fs::create_dir_all(&dir)?;
     let share = Share { dir, ..share };
@@ -112,11 +127,12 @@ fn in_bare_guest(host: &Host, share: Share) -> Result<String> {
     let mut guest = host.boot(&Plan {
         kernel: host.kernel()?,
         initrd: host.probe_initrd()?,
-        parameters: format!("-- first-program {tag} {FILES} {MEBIBYTES}"),
+        parameters: format!("-- first-program {tag} {files} {MEBIBYTES}"),
         share: Some(share),
-        vsock: false,
+        ..Plan::default()
     })?;
-    guest.line("load: ")
+    let (line, cost) = guest.line("load: ")?;
+    Ok((line, cost.cpu))
 }
 
 /// The figures that a load prints: name, unit, value.

@@ -32,7 +32,7 @@ fn probe(host: &Host, kernel: PathBuf) -> Result<Plan> {
 /// sleeps jumps to when it wakes. It does not depend on what else the machine does: one measurement is enough.
 fn counted(host: &Host) -> Result<Row> {
     let count = |kernel| -> Result<f64> {
-        let line = host.boot_counted(&probe(host, kernel)?)?.line("cycles until then: ")?;
+        let (line, _) = host.boot_counted(&probe(host, kernel)?)?.line("cycles until then: ")?;
         let cycles: f64 = line
             .parse()
             .map_err(|error| Error::unexpected(format!("{line:?} cycles: {error}")))?;

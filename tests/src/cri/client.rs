@@ -20,7 +20,7 @@ use super::messages::{
     PodSandboxStatus, PodSandboxStatusResponse, PortForwardRequest, RunPodSandboxRequest, StatusRequest,
     StopContainerRequest, StreamingUrl, UpdateContainerResourcesRequest,
 };
-use crate::{Error, Result};
+use crate::{Error, Result, wait};
 
 /// How long a call may take: a boot, on a machine that boots others as well.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -66,7 +66,7 @@ impl Client {
                 let codec: ProstCodec<Q, A> = ProstCodec::default();
                 grpc.unary(Request::new(request), path, codec).await
             };
-            tokio::time::timeout(LIMIT, unary).await
+            tokio::time::timeout(wait::patience(LIMIT), unary).await
         });
         match answered {
             Ok(Ok(response)) => Ok(response.into_inner()),

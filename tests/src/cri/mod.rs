@@ -10,5 +10,5 @@ pub mod stream;
 
 pub use client::Client;
 pub use config::Sandboxer;
-pub use node::PodNode;
+pub use node::{PodNode, eventually};
 pub use pod::{Container, LogLine, Pod};

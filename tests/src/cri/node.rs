@@ -180,7 +180,7 @@ impl PodNode {
     /// Fails unless everything that the node's pods used is gone from the machine.
     pub fn nothing_left(&self) -> Result<()> {
         for process in leftovers::processes(&self.tag) {
-            wait::gone(process.pid, ENDS)
+            wait::gone(process.pid, wait::patience(ENDS))
                 .map_err(|error| Error::unexpected(format!("{error}: {}", process.command)))?;
         }
         let mut left: Vec<_> = leftovers::all(&self.tag, &self.dir().join("state"))
@@ -239,7 +239,7 @@ impl Drop for PodNode {
 
 /// Asks until there is an answer, for at most two minutes. CRI has no call that waits: the kubelet, too, asks again and again.
 pub fn eventually<T>(what: &str, ask: impl Fn() -> Result<Option<T>>) -> Result<T> {
-    let limit = Duration::from_secs(120);
+    let limit = wait::patience(Duration::from_secs(120));
     let deadline = Instant::now() + limit;
     loop {
         if let Some(answer) = ask()? {

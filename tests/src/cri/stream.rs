@@ -16,7 +16,7 @@ use tungstenite::{
     http::header::{HeaderValue, SEC_WEBSOCKET_PROTOCOL},
 };
 
-use crate::{Error, Result, netns::NetNs};
+use crate::{Error, Result, netns::NetNs, wait};
 
 /// How long a stream may be silent.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -65,7 +65,7 @@ impl Streams {
         let stream = netns.inside(move || {
             TcpStream::connect(&address).map_err(Error::io(format!("connecting to containerd's streams at {address}")))
         })?;
-        stream.set_read_timeout(Some(LIMIT))?;
+        stream.set_read_timeout(Some(wait::patience(LIMIT)))?;
         let (socket, _) =
             tungstenite::client(request, stream).map_err(|error| Error::unexpected(format!("{url}: {error}")))?;
         Ok(Self {
@@ -129,7 +129,7 @@ impl Streams {
     }
 
     fn until(&mut self, what: &str, wanted: impl Fn(&[Vec<u8>; 5]) -> bool) -> Result<()> {
-        let deadline = Instant::now() + LIMIT;
+        let deadline = Instant::now() + wait::patience(LIMIT);
         while !wanted(&self.received) {
             if self.ended || Instant::now() > deadline {
                 let got: Vec<_> = self

@@ -6,6 +6,7 @@ mod memlock;
 mod namespaces;
 mod resources;
 mod security;
+mod sizing;
 mod stats;
 mod streams;
 mod versions;

@@ -22,11 +22,15 @@ pub(super) enum Op {
     Link = 13,
     Open = 14,
     Read = 15,
+    Write = 16,
     Setxattr = 21,
+    Getxattr = 22,
+    Listxattr = 23,
     Init = 26,
     Opendir = 27,
     Readdir = 28,
     Create = 35,
+    BatchForget = 42,
     SetupMapping = 48,
 }
 
@@ -60,22 +64,29 @@ impl Client {
 
     /// One request.
     pub(super) fn ask(&mut self, op: Op, node: u64, body: &[u8]) -> io::Result<Answer> {
-        self.unique += 2;
         let length = 40 + body.len() as u32;
-        let mut request = words(&[length, op as u32]);
+        self.claim(length, op as u32, node, body)?
+            .ok_or_else(|| io::Error::new(io::ErrorKind::TimedOut, format!("no answer to {op:?}")))
+    }
+
+    /// A request that says of its length and kind what it likes. It need not be answered.
+    pub(super) fn claim(&mut self, length: u32, op: u32, node: u64, body: &[u8]) -> io::Result<Option<Answer>> {
+        self.unique += 2;
+        let mut request = words(&[length, op]);
         request.extend(self.unique.to_le_bytes());
         request.extend(node.to_le_bytes());
         // As root, from no process in particular.
         request.extend(words(&[0, 0, 0, 0]));
         request.extend(body);
-        let reply = self.device.exchange(&request)?;
-        let reply = reply.ok_or_else(|| io::Error::new(io::ErrorKind::TimedOut, format!("no answer to {op:?}")))?;
+        let Some(reply) = self.device.exchange(&request)? else {
+            return Ok(None);
+        };
         let error = reply.get(4..8).and_then(|bytes| bytes.try_into().ok());
         let error = error.map_or(0, i32::from_le_bytes);
-        Ok(match error {
+        Ok(Some(match error {
             0 => Ok(reply[16..].to_vec()),
             error => Err(-error),
-        })
+        }))
     }
 
     /// LOOKUP.

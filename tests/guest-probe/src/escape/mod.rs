@@ -4,6 +4,9 @@
 
 mod device;
 mod fuse;
+mod lengths;
+
+pub(crate) use lengths::{fatal, lengths};
 
 use std::io;
 
@@ -24,13 +27,7 @@ const GUESSES: u64 = 512;
 /// `container` has two bind mounts: a directory `0` that may be written to, with links `absolute` (to `secret`) and `up` (to
 /// `..` many times), and a directory `1` that is read-only, with a `file`. `secret` is a path of the host.
 pub(crate) fn run(container: &str, secret: &str) -> crate::Result<()> {
-    if !device::present() {
-        return Err("there is no virtio-fs here".into());
-    }
-    let mut attempts = Attempts {
-        client: Client::begin(Device::take()?)?,
-        said: Map::new(),
-    };
+    let mut attempts = Attempts::begin()?;
     attempts.guess()?;
     attempts.names(secret)?;
     attempts.links(container, secret)?;
@@ -50,6 +47,16 @@ fn errno<T>(answer: &Result<T, i32>) -> Value {
 }
 
 impl Attempts {
+    fn begin() -> crate::Result<Self> {
+        if !device::present() {
+            return Err("there is no virtio-fs here".into());
+        }
+        Ok(Self {
+            client: Client::begin(Device::take()?)?,
+            said: Map::new(),
+        })
+    }
+
     fn say(&mut self, what: &str, result: impl Into<Value>) {
         self.said.insert(what.to_owned(), result.into());
     }

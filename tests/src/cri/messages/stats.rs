@@ -22,6 +22,8 @@ pub struct MemoryUsage {
     pub timestamp: i64,
     #[prost(message, optional, tag = "2")]
     pub working_set_bytes: Option<UInt64Value>,
+    #[prost(message, optional, tag = "3")]
+    pub available_bytes: Option<UInt64Value>,
     #[prost(message, optional, tag = "4")]
     pub usage_bytes: Option<UInt64Value>,
 }

@@ -1,0 +1,219 @@
+//! vCPUs that are plugged and unplugged. QEMU knows which there are: nothing is remembered here.
+//!
+//! Those of the boot stay: QEMU has no id for them. The guest's kernel lets go of one by itself (ACPI); what comes has to be
+//! brought online by somebody in the guest. Under TCG what has come stays.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use super::release::{ReleaseError, release};
+use crate::accel::Accel;
+use crate::qmp::{Qmp, QmpError};
+
+/// How long the guest may take to let go of one. Its kernel moves tasks and timers away, and nothing else.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Where QEMU has the devices that were given an id.
+const PERIPHERAL: &str = "/machine/peripheral/";
+
+/// Why the VM has not the number of vCPUs that it was to have.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum CpuError {
+    /// QEMU refuses a step, or has ended.
+    #[error("cannot {step}")]
+    Step {
+        /// What was tried.
+        step: &'static str,
+        /// Why not.
+        #[source]
+        source: QmpError,
+    },
+    /// More than what the VM was started for.
+    #[error("the VM can have {most} vCPUs, and not {wanted}")]
+    TooMany {
+        /// What was asked for.
+        wanted: NonZeroU32,
+        /// What there is place for.
+        most: usize,
+    },
+    /// The guest does not let go of one.
+    #[error("the guest has not let go of vCPU {id}: {reason}")]
+    Held {
+        /// QEMU's name of it.
+        id: String,
+        /// What was seen.
+        reason: String,
+    },
+}
+
+fn failed(step: &'static str) -> impl FnOnce(QmpError) -> CpuError {
+    move |source| CpuError::Step { step, source }
+}
+
+/// A place for a vCPU.
+#[derive(Debug, Clone, PartialEq)]
+struct Place {
+    driver: String,
+    /// Where it is in the machine's topology.
+    properties: Map<String, Value>,
+    /// QEMU's path of the vCPU in it; none if it is free.
+    occupant: Option<String>,
+}
+
+impl Place {
+    /// From an entry of `query-hotpluggable-cpus` (QEMU's QAPI, HotpluggableCPU).
+    fn parse(entry: &Value) -> Option<Self> {
+        Some(Self {
+            driver: entry["type"].as_str()?.to_owned(),
+            properties: entry["props"].as_object()?.clone(),
+            occupant: entry["qom-path"].as_str().map(str::to_owned),
+        })
+    }
+
+    /// The order in which places are filled.
+    fn order(&self) -> [u64; 6] {
+        ["node-id", "socket-id", "die-id", "module-id", "core-id", "thread-id"]
+            .map(|name| self.properties.get(name).and_then(Value::as_u64).unwrap_or(0))
+    }
+
+    /// QEMU's name of the vCPU in it, if it was plugged.
+    fn plugged(&self) -> Option<&str> {
+        self.occupant.as_deref()?.strip_prefix(PERIPHERAL)
+    }
+
+    fn device_add(&self, number: usize) -> Value {
+        let mut device = self.properties.clone();
+        device.insert("driver".to_owned(), json!(self.driver));
+        device.insert("id".to_owned(), json!(format!("cpu-{number}")));
+        Value::Object(device)
+    }
+}
+
+/// All places, in order.
+fn places(answer: &Value) -> Vec<Place> {
+    let entries = answer.as_array().map(Vec::as_slice).unwrap_or_default();
+    let mut places: Vec<_> = entries.iter().filter_map(Place::parse).collect();
+    places.sort_by_key(Place::order);
+    places
+}
+
+/// Gives the VM so many vCPUs, one after the other. What has been plugged stays if a later one fails. The caller sees to it
+/// that nobody else does the same at the time.
+pub(crate) async fn set(qmp: &Qmp, accel: Accel, wanted: NonZeroU32) -> Result<(), CpuError> {
+    let answer = qmp.execute("query-hotpluggable-cpus", Value::Null).await;
+    let places = places(&answer.map_err(failed("list the vCPUs"))?);
+    let count = usize::try_from(wanted.get()).unwrap_or(usize::MAX);
+    if count > places.len() {
+        let most = places.len();
+        return Err(CpuError::TooMany { wanted, most });
+    }
+    let present = places.iter().filter(|place| place.occupant.is_some()).count();
+    let free = places.iter().enumerate().filter(|(_, place)| place.occupant.is_none());
+    for (number, place) in free.take(count.saturating_sub(present)) {
+        let plugged = qmp.execute("device_add", place.device_add(number)).await;
+        plugged.map_err(failed("plug in a vCPU"))?;
+    }
+    if accel == Accel::Tcg {
+        // QEMU's translator has a context for each vCPU that there can be, never takes one back, and aborts at the first vCPU
+        // too many (`tcg_register_thread`, 10.0.2): a vCPU that was unplugged could not come again. An idle one costs nothing.
+        return Ok(());
+    }
+    let plugged = places.iter().rev().filter_map(Place::plugged);
+    for id in plugged.take(present.saturating_sub(count)) {
+        let released = release(qmp, id, RELEASE_TIMEOUT).await;
+        released.map_err(|error| match error {
+            ReleaseError::Held(reason) => CpuError::Held {
+                id: id.to_owned(),
+                reason,
+            },
+            ReleaseError::Qmp(source) => failed("unplug a vCPU")(source),
+        })?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    /// A QEMU that has the places of [`answer`], lets every vCPU go at once, and keeps what it is asked.
+    fn qemu() -> (Qmp, Arc<Mutex<Vec<String>>>) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&asked);
+        tokio::spawn(async move {
+            let mut stream = BufReader::new(theirs);
+            let mut line = String::new();
+            while stream.read_line(&mut line).await.unwrap() > 0 {
+                let command: Value = serde_json::from_str(&line).unwrap();
+                line.clear();
+                let (name, id) = (command["execute"].as_str().unwrap(), &command["arguments"]["id"]);
+                let mut text = String::new();
+                let result = match name {
+                    "query-hotpluggable-cpus" => answer(),
+                    _ => {
+                        kept.lock().unwrap().push(format!("{name} {}", id.as_str().unwrap()));
+                        if name == "device_del" {
+                            let gone = json!({ "event": "DEVICE_DELETED", "data": { "device": id } });
+                            text += &format!("{gone}\n");
+                        }
+                        json!({})
+                    }
+                };
+                text += &format!("{}\n", json!({ "return": result, "id": command["id"] }));
+                stream.get_mut().write_all(text.as_bytes()).await.unwrap();
+            }
+        });
+        (Qmp::new(ours), asked)
+    }
+
+    #[tokio::test]
+    async fn vcpus_are_plugged_in_order_and_unplugged_in_the_other_but_not_under_tcg() {
+        let (qmp, asked) = qemu();
+        let asked = || std::mem::take(&mut *asked.lock().unwrap());
+        let count = |count| NonZeroU32::new(count).unwrap();
+        set(&qmp, Accel::Kvm, count(3)).await.unwrap();
+        assert_eq!(asked(), ["device_add cpu-2"]);
+        set(&qmp, Accel::Kvm, count(2)).await.unwrap();
+        set(&qmp, Accel::Tcg, count(1)).await.unwrap();
+        assert!(asked().is_empty());
+        set(&qmp, Accel::Kvm, count(1)).await.unwrap();
+        assert_eq!(asked(), ["device_del cpu-1"]);
+        let error = set(&qmp, Accel::Tcg, count(4)).await.unwrap_err();
+        assert_eq!(error.to_string(), "the VM can have 3 vCPUs, and not 4");
+    }
+
+    /// As QEMU 10.0.2 answers for `-smp 1,maxcpus=3`.
+    fn answer() -> Value {
+        let at = |core: u32| json!({ "core-id": core, "thread-id": 0, "socket-id": 0 });
+        json!([
+            { "props": at(2), "vcpus-count": 1, "type": "max-x86_64-cpu" },
+            { "props": at(1), "vcpus-count": 1, "type": "max-x86_64-cpu", "qom-path": "/machine/peripheral/cpu-1" },
+            { "props": at(0), "vcpus-count": 1, "type": "max-x86_64-cpu", "qom-path": "/machine/unattached/device[0]" },
+        ])
+    }
+
+    #[test]
+    fn places_are_in_the_machines_order_and_those_of_the_boot_cannot_be_unplugged() {
+        let places = places(&answer());
+        let plugged: Vec<_> = places.iter().map(Place::plugged).collect();
+        assert_eq!(plugged, [None, Some("cpu-1"), None]);
+        assert_eq!(
+            places[2].device_add(2),
+            json!({ "driver": "max-x86_64-cpu", "id": "cpu-2", "core-id": 2, "thread-id": 0, "socket-id": 0 })
+        );
+    }
+
+    #[test]
+    fn what_is_no_list_of_places_has_none() {
+        assert_eq!(places(&json!({})), []);
+        assert_eq!(places(&json!([{ "type": 1 }, 2])), []);
+    }
+}

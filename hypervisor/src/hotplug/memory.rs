@@ -1,0 +1,201 @@
+//! Memory that is plugged and unplugged: one virtio-mem device, made when the first is wanted (docs/decisions/0015).
+//!
+//! The guest decides when it takes and gives back what it is asked to. It is waited for as long as it gets on.
+
+use std::time::Duration;
+
+use config::Mebibytes;
+use serde_json::{Value, json};
+use tokio::sync::broadcast::error::RecvError;
+
+use super::Hotplug;
+use super::slots::{BUS, Slot};
+use crate::qmp::{Event, Qmp, QmpError};
+use crate::size::Size;
+
+/// QEMU's names of the memory and of the device.
+const BACKEND: &str = "more";
+const DEVICE: &str = "more-memory";
+
+/// The guest takes and gives back memory in pieces of a page block, of 2 or 4 MiB.
+const GRANULE: u32 = 4;
+
+/// How long the guest may take without getting on. A piece is at most one memory block, 128 MiB.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Why the VM has not the memory that it was to have.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum MemoryError {
+    /// QEMU refuses a step, or has ended.
+    #[error("cannot {step}")]
+    Step {
+        /// What was tried.
+        step: &'static str,
+        /// Why not.
+        #[source]
+        source: QmpError,
+    },
+    /// More than what the VM was started for.
+    #[error("the VM can have {most}, and not {wanted}")]
+    TooMuch {
+        /// What was asked for.
+        wanted: Mebibytes,
+        /// What there is place for.
+        most: Mebibytes,
+    },
+    /// There is no place for the device.
+    #[error("all places for devices of the VM are taken")]
+    Full,
+    /// The guest does not get on.
+    #[error("the guest has {has} of plugged memory and was asked to have {asked}")]
+    Stuck {
+        /// What it has.
+        has: Mebibytes,
+        /// What it was asked to have.
+        asked: Mebibytes,
+    },
+}
+
+fn failed(step: &'static str) -> impl FnOnce(QmpError) -> MemoryError {
+    move |source| MemoryError::Step { step, source }
+}
+
+/// The plugged memory of one VM.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    qmp: Qmp,
+    places: Hotplug,
+    boot: Mebibytes,
+    most: Mebibytes,
+    patience: Duration,
+    present: bool,
+}
+
+impl Memory {
+    pub(crate) fn new(qmp: Qmp, places: Hotplug, boot: Size, largest: Size) -> Self {
+        Self {
+            qmp,
+            places,
+            boot: boot.memory,
+            most: largest.memory,
+            patience: PATIENCE,
+            present: false,
+        }
+    }
+
+    /// Gives the VM so much memory in all, never less than what it booted with. Returns when the guest has taken it or
+    /// given it back.
+    pub(crate) async fn set(&mut self, wanted: Mebibytes) -> Result<(), MemoryError> {
+        if wanted > self.most {
+            let most = self.most;
+            return Err(MemoryError::TooMuch { wanted, most });
+        }
+        let more = wanted.0.saturating_sub(self.boot.0).next_multiple_of(GRANULE);
+        let more = Mebibytes(more.min(self.room()));
+        // Before the command: the event may be there before its answer.
+        let mut events = self.qmp.events();
+        if self.present {
+            let request = json!({ "path": path(), "property": "requested-size", "value": more.bytes() });
+            let asked = self.qmp.execute("qom-set", request).await;
+            asked.map_err(failed("ask the guest for another amount of memory"))?;
+        } else if more.0 > 0 {
+            self.plug(more).await?;
+        } else {
+            return Ok(());
+        }
+        loop {
+            let has = self.has().await?;
+            if has == more.bytes() {
+                return Ok(());
+            }
+            let changed = tokio::select! {
+                changed = tokio::time::timeout(self.patience, changed(&mut events)) => changed,
+                _ = self.qmp.closed() => Ok(Err(QmpError::Closed)),
+            };
+            match changed {
+                Ok(result) => result.map_err(failed("wait for the guest"))?,
+                // The event may be late (QEMU sends one a second), but not so late.
+                Err(_) if self.has().await? == has => {
+                    let has = Mebibytes(u32::try_from(has >> 20).unwrap_or(u32::MAX));
+                    return Err(MemoryError::Stuck { has, asked: more });
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// What can be plugged.
+    fn room(&self) -> u32 {
+        let room = self.most.0.saturating_sub(self.boot.0);
+        room - room % GRANULE
+    }
+
+    async fn plug(&mut self, more: Mebibytes) -> Result<(), MemoryError> {
+        let (_, slot) = self.places.place().map_err(|_| MemoryError::Full)?;
+        let made = self.make(slot, more).await;
+        match made {
+            Ok(()) => self.present = true,
+            Err(_) => self.places.give_back(slot),
+        }
+        made
+    }
+
+    async fn make(&self, slot: Slot, more: Mebibytes) -> Result<(), MemoryError> {
+        let backend = backend(Mebibytes(self.room()));
+        let made = self.qmp.execute("object-add", backend).await;
+        made.map_err(failed("make the memory that is to be plugged in"))?;
+        let plugged = self.qmp.execute("device_add", device(slot, more)).await;
+        if let Err(error) = plugged {
+            if let Err(left) = self.qmp.execute("object-del", json!({ "id": BACKEND })).await {
+                tracing::warn!(error = %left, "QEMU keeps what is left of memory that could not be plugged in");
+            }
+            return Err(failed("plug in memory")(error));
+        }
+        Ok(())
+    }
+
+    /// Bytes that the guest has of it.
+    async fn has(&self) -> Result<u64, MemoryError> {
+        let size = json!({ "path": path(), "property": "size" });
+        let answer = self.qmp.execute("qom-get", size).await;
+        let answer = answer.map_err(failed("ask how much memory the guest has"))?;
+        Ok(answer.as_u64().unwrap_or_default())
+    }
+}
+
+fn path() -> String {
+    format!("/machine/peripheral/{DEVICE}")
+}
+
+/// Shared like the rest of the guest's memory, for the daemons map it. `reserve=off`: what is not plugged takes no memory
+/// of the host.
+fn backend(size: Mebibytes) -> Value {
+    json!({ "qom-type": "memory-backend-memfd", "id": BACKEND, "size": size.bytes(), "share": true, "reserve": false })
+}
+
+fn device(slot: Slot, more: Mebibytes) -> Value {
+    json!({
+        "driver": "virtio-mem-pci",
+        "id": DEVICE,
+        "bus": BUS,
+        "addr": slot.address(),
+        "memdev": BACKEND,
+        "requested-size": more.bytes(),
+    })
+}
+
+/// Waits until the guest has taken or given back some (QEMU's QAPI, MEMORY_DEVICE_SIZE_CHANGE).
+async fn changed(events: &mut tokio::sync::broadcast::Receiver<Event>) -> Result<(), QmpError> {
+    loop {
+        match events.recv().await {
+            Ok(event) if event.name == "MEMORY_DEVICE_SIZE_CHANGE" => return Ok(()),
+            Ok(_) => {}
+            // It may have been among those that were lost.
+            Err(RecvError::Lagged(_)) => return Ok(()),
+            Err(RecvError::Closed) => return Err(QmpError::Closed),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,135 @@
+//! Plugging memory against a scripted QEMU and guest.
+
+use std::num::NonZeroU32;
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::UnixStream;
+
+use super::*;
+
+const MIB: u64 = 1 << 20;
+
+/// How much of what is asked for the guest takes or gives back, each time that it is looked at.
+type Guest = Box<dyn FnMut(u64, u64) -> u64 + Send>;
+
+struct Qemu {
+    memory: Memory,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+fn size(memory: u32) -> Size {
+    Size {
+        vcpus: NonZeroU32::MIN,
+        memory: Mebibytes(memory),
+    }
+}
+
+impl Qemu {
+    /// A VM of 256 MiB that can have 1026 MiB. `refused` is a command that QEMU refuses.
+    fn new(refused: &'static str, mut guest: Guest) -> Self {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&asked);
+        tokio::spawn(async move {
+            let mut stream = BufReader::new(theirs);
+            let mut line = String::new();
+            let (mut requested, mut has) = (0, 0);
+            while stream.read_line(&mut line).await.unwrap() > 0 {
+                let command: Value = serde_json::from_str(&line).unwrap();
+                line.clear();
+                let name = command["execute"].as_str().unwrap().to_owned();
+                let arguments = &command["arguments"];
+                let mut says = Vec::new();
+                if name == refused {
+                    says.push(json!({ "error": { "class": "GenericError", "desc": "no" }, "id": command["id"] }));
+                } else {
+                    match name.as_str() {
+                        "device_add" => requested = arguments["requested-size"].as_u64().unwrap(),
+                        "qom-set" => requested = arguments["value"].as_u64().unwrap(),
+                        _ => {}
+                    }
+                    says.push(json!({ "return": has, "id": command["id"] }));
+                    let next = guest(has, requested);
+                    if next != has {
+                        has = next;
+                        says.push(json!({ "event": "MEMORY_DEVICE_SIZE_CHANGE", "data": { "size": has } }));
+                    }
+                }
+                kept.lock().unwrap().push(name);
+                for message in says {
+                    let text = format!("{message}\n");
+                    stream.get_mut().write_all(text.as_bytes()).await.unwrap();
+                }
+            }
+        });
+        let qmp = Qmp::new(ours);
+        let places = Hotplug::new(qmp.clone(), None);
+        let mut memory = Memory::new(qmp, places, size(256), size(1026));
+        memory.patience = Duration::from_millis(100);
+        Self { memory, asked }
+    }
+
+    fn asked(&self) -> Vec<String> {
+        let mut asked = std::mem::take(&mut *self.asked.lock().unwrap());
+        asked.retain(|name| name != "qom-get");
+        asked
+    }
+}
+
+/// Takes and gives back a piece at a time.
+fn willing() -> Guest {
+    Box::new(|has, requested| {
+        if has < requested {
+            (has + 128 * MIB).min(requested)
+        } else {
+            requested
+        }
+    })
+}
+
+#[tokio::test]
+async fn the_device_is_made_when_memory_is_first_wanted_and_asked_afterwards() {
+    let mut qemu = Qemu::new("", willing());
+    qemu.memory.set(Mebibytes(200)).await.unwrap();
+    assert_eq!(qemu.asked(), Vec::<String>::new());
+    qemu.memory.set(Mebibytes(700)).await.unwrap();
+    assert_eq!(qemu.asked(), ["object-add", "device_add"]);
+    for wanted in [1024, 300, 256, 0] {
+        qemu.memory.set(Mebibytes(wanted)).await.unwrap();
+        assert_eq!(qemu.asked(), ["qom-set"]);
+    }
+}
+
+#[tokio::test]
+async fn more_than_the_vm_can_have_is_refused_before_anything_is_done() {
+    let mut qemu = Qemu::new("", willing());
+    let error = qemu.memory.set(Mebibytes(1028)).await.unwrap_err();
+    assert_eq!(error.to_string(), "the VM can have 1026 MiB, and not 1028 MiB");
+    assert_eq!(qemu.asked(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn what_qemu_refuses_is_undone_and_may_be_tried_again() {
+    for (refused, asked) in [
+        ("object-add", &["object-add"][..]),
+        ("device_add", &["object-add", "device_add", "object-del"]),
+    ] {
+        let mut qemu = Qemu::new(refused, willing());
+        for _ in 0..40 {
+            let error = qemu.memory.set(Mebibytes(512)).await.unwrap_err();
+            assert!(matches!(error, MemoryError::Step { .. }), "{error}");
+            assert_eq!(qemu.asked(), asked);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_guest_that_stops_in_between_is_waited_for_so_long_and_named() {
+    let mut qemu = Qemu::new("", Box::new(|has, requested| requested.min(has + MIB).min(8 * MIB)));
+    let error = qemu.memory.set(Mebibytes(512)).await.unwrap_err();
+    let said = "the guest has 8 MiB of plugged memory and was asked to have 256 MiB";
+    assert_eq!(error.to_string(), said);
+    // Giving back what it has not is no trouble.
+    qemu.memory.set(Mebibytes(264)).await.unwrap();
+}

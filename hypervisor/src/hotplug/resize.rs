@@ -1,0 +1,22 @@
+//! Telling QEMU, and by it the guest, that a disk has another size. An image becomes as large as it is to be; a block
+//! device has to be so already, and QEMU only looks again.
+
+use serde_json::json;
+
+use super::{Hotplug, HotplugError};
+
+impl Hotplug {
+    /// Gives a disk so many bytes.
+    ///
+    /// QEMU cuts an image off that is larger: that is the caller's to bar.
+    pub(crate) async fn resize(&self, serial: &str, bytes: u64) -> Result<(), HotplugError> {
+        let disk = || serial.to_owned();
+        let found = self.state().disks.get(serial).copied();
+        let (names, _) = found.ok_or_else(|| HotplugError::Unknown(disk()))?;
+        let arguments = json!({ "node-name": names.id(), "size": bytes });
+        let resized = self.qmp.execute("block_resize", arguments).await;
+        resized
+            .map(drop)
+            .map_err(|source| HotplugError::Resize { disk: disk(), source })
+    }
+}

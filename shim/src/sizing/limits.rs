@@ -1,0 +1,206 @@
+//! What a container, or a pod as a whole, may use at most, as far as it decides how big the VM has to be.
+//!
+//! Rules: config-linux.md of the OCI runtime specification; the annotations are those that containerd's CRI plugin writes
+//! from the kubelet's `LinuxPodSandboxConfig.resources`.
+
+use std::collections::HashMap;
+
+use oci_spec::runtime::{LinuxCpu, LinuxResources};
+
+/// CFS's period where none is given, in microseconds (the kernel's sched-bwc.rst).
+const DEFAULT_PERIOD: u64 = 100_000;
+
+/// A limit of memory from here on is nobody's limit: some clients write "none" as the largest number that they know.
+const NO_LIMIT: i64 = 1 << 60;
+
+/// Limits. What is not there is not limited.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// CPU time per period, both in microseconds.
+    quota: Option<i64>,
+    period: Option<u64>,
+    /// How many CPUs the set has.
+    cpus: Option<u32>,
+    /// Bytes.
+    memory: Option<i64>,
+    huge_pages: u64,
+}
+
+impl Limits {
+    /// Those of a specification.
+    #[must_use]
+    pub fn of(resources: &LinuxResources) -> Self {
+        Self::default().updated(resources)
+    }
+
+    /// Those of a pod, by the annotations of its sandbox.
+    #[must_use]
+    pub fn of_pod(annotations: &HashMap<String, String>) -> Self {
+        let number = |name: &str| -> Option<i64> {
+            let text = annotations.get(&format!("io.kubernetes.cri.sandbox-{name}"))?;
+            text.parse().ok()
+        };
+        Self {
+            quota: number("cpu-quota"),
+            period: number("cpu-period").and_then(|period| u64::try_from(period).ok()),
+            cpus: None,
+            memory: number("memory"),
+            huge_pages: 0,
+        }
+    }
+
+    /// What becomes of them by an update, which has only what it changes.
+    #[must_use]
+    pub fn updated(self, resources: &LinuxResources) -> Self {
+        let cpu = resources.cpu().as_ref();
+        let memory = resources.memory().as_ref();
+        Self {
+            quota: cpu.and_then(LinuxCpu::quota).or(self.quota),
+            period: cpu.and_then(LinuxCpu::period).or(self.period),
+            cpus: cpu
+                .and_then(|cpu| cpu.cpus().as_deref())
+                .filter(|set| !set.is_empty())
+                .map_or(self.cpus, count),
+            // 0 is "not set", as for the cgroup.
+            memory: memory
+                .and_then(|memory| memory.limit())
+                .filter(|limit| *limit != 0)
+                .or(self.memory),
+            huge_pages: resources.hugepage_limits().as_ref().map_or(self.huge_pages, |limits| {
+                let pages = limits.iter().map(|limit| limit.limit());
+                // Their "none" is a number that no memory has, too.
+                let limited = pages
+                    .filter_map(|bytes| u64::try_from(bytes).ok())
+                    .filter(|bytes| *bytes < 1 << 50);
+                limited.fold(0, u64::saturating_add)
+            }),
+        }
+    }
+
+    /// CPUs, in thousandths; 0 if they are not limited. The lesser of quota and set.
+    #[must_use]
+    pub fn cpu_milli(&self) -> u64 {
+        let quota = self
+            .quota
+            .and_then(|quota| u64::try_from(quota).ok())
+            .filter(|quota| *quota > 0);
+        let period = self.period.filter(|period| *period > 0).unwrap_or(DEFAULT_PERIOD);
+        let quota = quota.map(|quota| quota.saturating_mul(1000).div_ceil(period));
+        let set = self.cpus.map(|cpus| u64::from(cpus) * 1000);
+        match (quota, set) {
+            (Some(quota), Some(set)) => quota.min(set),
+            (quota, set) => quota.or(set).unwrap_or(0),
+        }
+    }
+
+    /// Bytes of memory; 0 if it is not limited.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        let limit = self.memory.filter(|limit| (1..NO_LIMIT).contains(limit));
+        limit.map_or(0, i64::unsigned_abs).saturating_add(self.huge_pages)
+    }
+}
+
+/// How many CPUs a list has (cpuset(7), "List format"); none if it is no list.
+fn count(list: &str) -> Option<u32> {
+    let mut cpus = 0u32;
+    for part in list.trim().split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (u32, u32) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        cpus = cpus.saturating_add(last.checked_sub(first)?.saturating_add(1));
+    }
+    Some(cpus)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn of(json: &str) -> Limits {
+        Limits::of(&serde_json::from_str(json).unwrap())
+    }
+
+    #[test]
+    fn cpus_are_what_the_quota_buys_within_the_set() {
+        for (json, milli) in [
+            ("{}", 0),
+            (r#"{"cpu":{"shares":512}}"#, 0),
+            (r#"{"cpu":{"quota":150000,"period":100000}}"#, 1500),
+            (r#"{"cpu":{"quota":50000}}"#, 500),
+            (r#"{"cpu":{"quota":-1,"period":100000}}"#, 0),
+            (r#"{"cpu":{"quota":10,"period":0}}"#, 1),
+            (r#"{"cpu":{"cpus":"0-2,7"}}"#, 4000),
+            (r#"{"cpu":{"quota":400000,"cpus":"1,3"}}"#, 2000),
+            (r#"{"cpu":{"cpus":"nonsense"}}"#, 0),
+        ] {
+            assert_eq!(of(json).cpu_milli(), milli, "{json}");
+        }
+    }
+
+    #[test]
+    fn memory_is_the_limit_and_the_huge_pages() {
+        for (json, bytes) in [
+            ("{}", 0),
+            (r#"{"memory":{"limit":1048576}}"#, 1 << 20),
+            (r#"{"memory":{"limit":-1}}"#, 0),
+            (r#"{"memory":{"limit":9223372036854771712}}"#, 0),
+            (
+                r#"{"memory":{"limit":4096},"hugepageLimits":[{"pageSize":"2MB","limit":2097152}]}"#,
+                (2 << 20) + 4096,
+            ),
+            (r#"{"hugepageLimits":[{"pageSize":"2MB","limit":0}]}"#, 0),
+        ] {
+            assert_eq!(of(json).memory_bytes(), bytes, "{json}");
+        }
+    }
+
+    #[test]
+    fn an_update_changes_what_it_names() {
+        let before = of(r#"{"cpu":{"quota":50000,"period":50000},"memory":{"limit":100}}"#);
+        let update = |json: &str| before.updated(&serde_json::from_str(json).unwrap());
+        assert_eq!(update("{}"), before);
+        let more = update(r#"{"memory":{"limit":200}}"#);
+        assert_eq!((more.cpu_milli(), more.memory_bytes()), (1000, 200));
+        assert_eq!(update(r#"{"cpu":{"quota":100000}}"#).cpu_milli(), 2000);
+        assert_eq!(update(r#"{"cpu":{"quota":-1}}"#).cpu_milli(), 0);
+        assert_eq!(update(r#"{"memory":{"limit":-1}}"#).memory_bytes(), 0);
+        assert_eq!(update(r#"{"memory":{"limit":0}}"#), before);
+    }
+
+    #[test]
+    fn a_pods_limits_are_in_its_annotations() {
+        let annotations = [
+            ("cpu-quota", "150000"),
+            ("cpu-period", "100000"),
+            ("memory", "67108864"),
+        ];
+        let annotations =
+            annotations.map(|(name, value)| (format!("io.kubernetes.cri.sandbox-{name}"), value.to_owned()));
+        let pod = Limits::of_pod(&annotations.into());
+        assert_eq!((pod.cpu_milli(), pod.memory_bytes()), (1500, 64 << 20));
+        let nothing = Limits::of_pod(&HashMap::new());
+        assert_eq!((nothing.cpu_milli(), nothing.memory_bytes()), (0, 0));
+    }
+
+    proptest! {
+        #[test]
+        fn any_limits_are_counted(quota: i64, period: u64, memory: i64, set in "[0-9,-]{0,12}", huge: i64) {
+            let json = serde_json::json!({
+                "cpu": { "quota": quota, "period": period, "cpus": set },
+                "memory": { "limit": memory },
+                "hugepageLimits": [{ "pageSize": "2MB", "limit": huge }, { "pageSize": "1GB", "limit": huge }],
+            });
+            let limits = of(&json.to_string());
+            let _ = (limits.cpu_milli(), limits.memory_bytes());
+        }
+
+        #[test]
+        fn any_annotations_are_read(quota in "\\PC{0,20}", memory in "-?[0-9]{0,25}") {
+            let annotations = [("cpu-quota", quota), ("memory", memory)];
+            let annotations = annotations.map(|(name, value)| (format!("io.kubernetes.cri.sandbox-{name}"), value));
+            let pod = Limits::of_pod(&annotations.into());
+            let _ = (pod.cpu_milli(), pod.memory_bytes());
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! How big a VM has to be for its containers: a pure function of their limits and the configuration (docs/sizing.md).
+//!
+//! ```text
+//! memory = default_memory + limits of memory + 1/64 of them, for the guest's own records of its pages
+//! vCPUs  = the CPUs of all limits together, rounded up, but never fewer than default_vcpus
+//! ```
+//! It knows no VM and no container: who has which limits is told to it.
+
+mod limits;
+
+use std::num::NonZeroU32;
+
+use config::{Config, Mebibytes, Vcpus};
+use hypervisor::Size;
+use oci_spec::runtime::Spec;
+
+pub use self::limits::Limits;
+
+/// The guest's kernel keeps 64 bytes for each page of 4 KiB (`struct page`).
+const PAGES_PER_RECORD_PAGE: u64 = 64;
+
+/// What a VM has to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// What it gets.
+    pub size: Size,
+    /// What the limits ask for, where that is more than it can have.
+    pub beyond: Option<Size>,
+}
+
+/// How the limits of one sandbox's containers become a size.
+#[derive(Debug, Clone, Copy)]
+pub struct Sizing {
+    /// Without any limits.
+    base: Size,
+    /// At the boot.
+    boot: Wanted,
+    /// At most.
+    most: Size,
+    pod: Limits,
+}
+
+impl Sizing {
+    /// For a sandbox, by the specification of its first container: the pod's limits are in its annotations, its own in
+    /// its resources.
+    #[must_use]
+    pub fn new(config: &Config, spec: &Spec) -> Self {
+        let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+        let first = resources.map(Limits::of).unwrap_or_default();
+        let pod = spec.annotations().as_ref().map(Limits::of_pod).unwrap_or_default();
+        let (base, most) = (
+            hypervisor::boot_size(&config.hypervisor),
+            hypervisor::largest_size(&config.hypervisor),
+        );
+        Self::within(base, most, config.runtime.static_sandbox_resource_mgmt, pod, first)
+    }
+
+    fn within(base: Size, most: Size, fixed: bool, pod: Limits, first: Limits) -> Self {
+        let free = Self {
+            base,
+            boot: Wanted {
+                size: base,
+                beyond: None,
+            },
+            most,
+            pod,
+        };
+        let boot = free.wanted([first]);
+        let most = if fixed { boot.size } else { most };
+        Self { boot, most, ..free }
+    }
+
+    /// What the VM boots with.
+    #[must_use]
+    pub fn boot(&self) -> Wanted {
+        self.boot
+    }
+
+    /// Whether the VM keeps the size that it boots with.
+    #[must_use]
+    pub fn is_fixed(&self) -> bool {
+        self.boot.size == self.most
+    }
+
+    /// Writes into a configuration what the VM boots with and what it can become.
+    pub fn apply(&self, config: &mut Config) {
+        let hypervisor = &mut config.hypervisor;
+        hypervisor.default_vcpus = Vcpus::Count(self.boot.size.vcpus);
+        hypervisor.default_memory = self.boot.size.memory;
+        hypervisor.default_maxvcpus = Vcpus::Count(self.most.vcpus);
+        hypervisor.default_maxmemory = Some(self.most.memory);
+    }
+
+    /// What the VM has to be for containers with these limits: never less than what it booted with. What the pod says of
+    /// itself as a whole counts where it is more than what its containers have together.
+    #[must_use]
+    pub fn wanted(&self, containers: impl IntoIterator<Item = Limits>) -> Wanted {
+        let (mut milli, mut bytes) = (0u64, 0u64);
+        for limits in containers {
+            milli = milli.saturating_add(limits.cpu_milli());
+            bytes = bytes.saturating_add(limits.memory_bytes());
+        }
+        let asked = Size {
+            vcpus: self.vcpus(milli.max(self.pod.cpu_milli())),
+            memory: self.memory(bytes.max(self.pod.memory_bytes())),
+        };
+        let size = Size {
+            vcpus: asked.vcpus.min(self.most.vcpus).max(self.boot.size.vcpus),
+            memory: asked.memory.min(self.most.memory).max(self.boot.size.memory),
+        };
+        let beyond = asked.vcpus > size.vcpus || asked.memory > size.memory;
+        Wanted {
+            size,
+            beyond: beyond.then_some(asked),
+        }
+    }
+
+    fn vcpus(&self, milli: u64) -> NonZeroU32 {
+        let whole = u32::try_from(milli.div_ceil(1000)).unwrap_or(u32::MAX);
+        NonZeroU32::new(whole).map_or(self.base.vcpus, |whole| whole.max(self.base.vcpus))
+    }
+
+    fn memory(&self, bytes: u64) -> Mebibytes {
+        let with_records = bytes.saturating_add(bytes.div_ceil(PAGES_PER_RECORD_PAGE));
+        let more = u32::try_from(with_records.div_ceil(1 << 20)).unwrap_or(u32::MAX);
+        Mebibytes(self.base.memory.0.saturating_add(more))
+    }
+}
+
+#[cfg(test)]
+mod tests;

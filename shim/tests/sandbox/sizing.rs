@@ -1,0 +1,123 @@
+//! The VM grows for its containers before they may use it, and shrinks when they do not any more.
+
+use std::sync::atomic::Ordering;
+
+use ttrpc::Code;
+
+use crate::support::{Boot, Shim, refusal};
+
+/// 256 MiB at the boot, and 65 for a container of 64: one for the guest's records.
+const ONE: &str = "321 MiB";
+const TWO: &str = "386 MiB";
+const NONE: &str = "256 MiB";
+
+#[tokio::test]
+async fn memory_comes_with_a_container_and_goes_with_its_exit_or_its_deletion() {
+    let shim = Shim::new(Boot::Works).await;
+    shim.create("plain", &["sleep"]).await.unwrap();
+    assert!(shim.guest.size.changes.borrow().is_empty());
+    shim.create_limited("a", &["exit", "0"], 64).await.unwrap();
+    shim.create_limited("b", &["sleep"], 64).await.unwrap();
+    assert_eq!(*shim.guest.size.changes.borrow(), [ONE, TWO]);
+    shim.start("a", "").await.unwrap();
+    shim.wait("a", "").await.unwrap();
+    assert_eq!(shim.guest.size.after(3).await, [ONE, TWO, ONE]);
+    // It was counted no more already.
+    shim.delete("a", "").await.unwrap();
+    shim.delete("b", "").await.unwrap();
+    assert_eq!(shim.guest.size.after(4).await, [ONE, TWO, ONE, NONE]);
+    shim.guest
+        .calls
+        .subscribe()
+        .wait_for(|calls| calls.iter().filter(|call| *call == "resize to 1").count() == 2)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn two_containers_that_come_at_once_both_fit() {
+    let shim = Shim::new(Boot::Works).await;
+    let (one, other) = tokio::join!(
+        shim.create_limited("a", &["sleep"], 64),
+        shim.create_limited("b", &["sleep"], 64)
+    );
+    assert!(one.is_ok() && other.is_ok());
+    assert_eq!(shim.guest.size.changes.borrow().last().unwrap(), TWO);
+}
+
+#[tokio::test]
+async fn an_update_grows_the_vm_before_the_guest_is_told_and_shrinks_it_after() {
+    let shim = Shim::new(Boot::Works).await;
+    shim.run("a", &["sleep"]).await;
+    for _ in 0..2 {
+        shim.update("a", 64).await.unwrap();
+        assert_eq!(*shim.guest.size.changes.borrow(), [ONE]);
+    }
+    let (one, other) = tokio::join!(shim.update("a", 128), shim.update("a", 128));
+    assert!(one.is_ok() && other.is_ok());
+    shim.update("a", 64).await.unwrap();
+    assert_eq!(shim.guest.size.after(3).await, [ONE, TWO, ONE]);
+}
+
+#[tokio::test]
+async fn memory_that_the_guest_does_not_take_fails_the_container_and_nothing_is_counted_for_it() {
+    let shim = Shim::new(Boot::Works).await;
+    shim.guest.size.stuck.store(true, Ordering::SeqCst);
+    let (code, message) = refusal(shim.create_limited("a", &["sleep"], 64).await);
+    assert_eq!(code, Code::RESOURCE_EXHAUSTED);
+    assert!(
+        message.contains("container a") && message.contains("plugged memory"),
+        "{message}"
+    );
+    // What the guest was told is taken back.
+    assert_eq!(shim.guest.size.after(2).await, [ONE, NONE]);
+    assert_eq!(shim.host.attached(), Vec::<String>::new());
+
+    shim.run("b", &["sleep"]).await;
+    let (code, _) = refusal(shim.update("b", 64).await);
+    assert_eq!(code, Code::RESOURCE_EXHAUSTED);
+    assert_eq!(shim.guest.size.after(4).await, [ONE, NONE, ONE, NONE]);
+    shim.guest.size.stuck.store(false, Ordering::SeqCst);
+    shim.update("b", 64).await.unwrap();
+}
+
+#[tokio::test]
+async fn growing_does_not_wait_for_a_guest_that_clings_to_memory() {
+    let shim = Shim::new(Boot::Works).await;
+    shim.guest.size.clings.store(true, Ordering::SeqCst);
+    shim.create_limited("a", &["sleep"], 128).await.unwrap();
+    shim.delete("a", "").await.unwrap();
+    assert_eq!(shim.guest.size.after(2).await, [TWO, NONE]);
+    shim.create_limited("b", &["sleep"], 64).await.unwrap();
+    assert_eq!(*shim.guest.size.changes.borrow(), [TWO, NONE, ONE]);
+}
+
+#[tokio::test]
+async fn more_than_the_most_is_cut() {
+    let shim = Shim::new(Boot::Works).await;
+    shim.create_limited("a", &["sleep"], 1 << 20).await.unwrap();
+    assert_eq!(*shim.guest.size.changes.borrow(), ["4096 MiB"]);
+}
+
+#[tokio::test]
+async fn a_container_that_is_deleted_while_it_is_updated_leaves_nothing_counted() {
+    let shim = Shim::new(Boot::Works).await;
+    shim.run("keeps", &["sleep"]).await;
+    shim.run("a", &["sleep"]).await;
+    shim.kill("a", "", 9).await.unwrap();
+    let (updated, waited) = tokio::join!(shim.update("a", 64), shim.wait("a", ""));
+    // It may have come too late, but what it has done is undone.
+    if updated.is_ok() {
+        shim.guest
+            .size
+            .changes
+            .subscribe()
+            .wait_for(|changes| changes.last().is_none_or(|last| last == NONE))
+            .await
+            .unwrap();
+    }
+    waited.unwrap();
+    shim.delete("a", "").await.unwrap();
+    shim.update("keeps", 64).await.unwrap();
+    assert_eq!(shim.guest.size.changes.borrow().last().unwrap(), ONE);
+}

@@ -1,0 +1,179 @@
+//! Direct-assigned volumes as a CSI driver handles them, by `kata-ctl direct-volume`, while a container uses them.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use framework::{Error, Node, Result, Spec, disk::RawImage, locate};
+use serde_json::{Value, json};
+
+const MIB: u64 = 1 << 20;
+
+/// A volume that is known to the runtime until this is dropped.
+struct Volume<'a> {
+    node: &'a Node,
+    path: PathBuf,
+}
+
+impl<'a> Volume<'a> {
+    fn add(node: &'a Node, device: &Path, fstype: &str, options: &[&str]) -> Result<Self> {
+        let path = node.dir().join("volume");
+        fs::create_dir_all(&path)?;
+        let info = json!({ "volume-type": "block", "device": device, "fstype": fstype, "options": options });
+        let volume = Self { node, path };
+        volume.verb("add", &["--mount-info", &info.to_string()])?.ok()?;
+        Ok(volume)
+    }
+
+    fn verb(&self, verb: &str, more: &[&str]) -> Result<framework::Ctr> {
+        let words = ["direct-volume", verb, "--volume-path"];
+        Ok(self.node.diagnose()?.args(words).arg(&self.path).args(more))
+    }
+
+    fn stats(&self) -> Result<Value> {
+        self.verb("stats", &[])?.output()?.success()?.json()
+    }
+
+    /// Bytes of the file system, as the guest tells them.
+    fn total(&self) -> Result<u64> {
+        let stats = self.stats()?;
+        stats["usage"][0]["total"]
+            .as_u64()
+            .ok_or_else(|| Error::unexpected(format!("no total in {stats}")))
+    }
+
+    fn resize(&self, size: u64) -> Result<framework::Ctr> {
+        self.verb("resize", &["--resize-size", &size.to_string()])
+    }
+
+    /// Starts a container that has the volume on /data.
+    fn run(&self, name: &str) -> Result<()> {
+        let spec: Spec = self
+            .node
+            .spec(name, &["sleep", "1000"])?
+            .bind(&self.path, "/data", &["rw"])?;
+        self.node
+            .run_spec(name, &spec)?
+            .args(["-d", "--null-io"])
+            .ok()
+            .map(drop)
+    }
+}
+
+impl Drop for Volume<'_> {
+    fn drop(&mut self) {
+        // What is left of it is of no use to anybody.
+        let _ = self.verb("remove", &[]).and_then(framework::Ctr::output);
+    }
+}
+
+/// Its free space as the container's programs see it, in KiB.
+const ROOM: &str = "df -k /data | tail -n 1 | tr -s ' ' | cut -d' ' -f4";
+
+fn room(node: &Node, name: &str, exec: &str) -> Result<u64> {
+    let said = node.exec(name, exec).sh(ROOM).ok()?;
+    said.trim()
+        .parse()
+        .map_err(|_| Error::unexpected(format!("df says {said:?}")))
+}
+
+#[test]
+fn a_volume_in_use_tells_how_full_it_is_and_grows_with_its_file_system() -> Result<()> {
+    let node = Node::start()?;
+    let image = RawImage::ext4(&node.dir().join("volume.img"), 16 * MIB)?;
+    let volume = Volume::add(&node, image.path(), "ext4", &[])?;
+    let unused = volume.verb("stats", &[])?.fails()?;
+    assert!(unused.contains("no running sandbox uses the volume"), "{unused}");
+    volume.run("user")?;
+    let id = node.id("user");
+
+    let before = volume.stats()?;
+    assert_eq!(before["usage"][0]["unit"], 1, "{before}");
+    assert_eq!(before["usage"][1]["unit"], 2, "{before}");
+    assert_eq!(before["sandboxes"], json!([id]), "{before}");
+    assert_eq!(before["device_bytes"], 16 * MIB, "{before}");
+    assert_eq!(before["mount"]["fstype"], "ext4", "{before}");
+    let total = volume.total()?;
+    assert!(total > 8 * MIB && total < 16 * MIB, "{before}");
+    node.exec("user", "fill")
+        .sh("head -c 4194304 /dev/zero > /data/file && sync")
+        .ok()?;
+    let used = |stats: &Value| stats["usage"][0]["used"].as_u64().unwrap_or(0);
+    let filled = volume.stats()?;
+    assert!(used(&filled) >= used(&before) + 4 * MIB, "{before} {filled}");
+    assert_eq!(
+        filled["usage"][1]["used"].as_u64(),
+        before["usage"][1]["used"].as_u64().map(|inodes| inodes + 1),
+        "{before} {filled}"
+    );
+
+    let had = room(&node, "user", "before")?;
+    volume.resize(64 * MIB)?.ok()?;
+    assert!(volume.total()? > 48 * MIB, "{}", volume.stats()?);
+    assert!(room(&node, "user", "after")? > had + 32 * 1024);
+    // Again is no error: a driver that was interrupted tries again.
+    volume.resize(64 * MIB)?.ok()?;
+    let smaller = volume.resize(32 * MIB)?.fails()?;
+    assert!(smaller.contains("cannot be made smaller"), "{smaller}");
+    assert_eq!(fs::metadata(image.path())?.len(), 64 * MIB);
+    node.exec("user", "more")
+        .sh("head -c 33554432 /dev/zero > /data/more && sync")
+        .ok()?;
+
+    node.remove("user")?;
+    assert!(image.is_clean()?);
+    node.nothing_left()?;
+    // The word that this sandbox uses it is gone with the sandbox.
+    let unused = volume.resize(128 * MIB)?.fails()?;
+    assert!(unused.ends_with("can make its file system larger\n"), "{unused}");
+    Ok(())
+}
+
+#[test]
+fn a_device_has_to_grow_on_the_host_first_and_a_killed_shim_leaves_no_word() -> Result<()> {
+    let node = Node::start()?;
+    let image = RawImage::ext4(&node.dir().join("disk.img"), 16 * MIB)?;
+    let host = image.loop_device()?;
+    let volume = Volume::add(&node, host.path(), "ext4", &[])?;
+    volume.run("user")?;
+    let early = volume.resize(48 * MIB)?.fails()?;
+    assert!(early.contains("make the device itself larger first"), "{early}");
+    let before = volume.total()?;
+    assert!(before < 16 * MIB);
+
+    fs::File::options().write(true).open(image.path())?.set_len(48 * MIB)?;
+    let told = Command::new(locate::program("losetup")?)
+        .arg("--set-capacity")
+        .arg(host.path())
+        .status()?;
+    assert!(told.success());
+    // Fewer than it has: it is what the driver was asked for, and the file system takes all.
+    volume.resize(40 * MIB)?.ok()?;
+    assert!(volume.total()? > 40 * MIB, "{}", volume.stats()?);
+
+    node.kill_process("user", "containerd-shim")?;
+    assert_eq!(node.await_stopped("user")?, 137);
+    node.ctr().args(["container", "rm"]).arg(node.id("user")).ok()?;
+    node.nothing_left()?;
+    let unused = volume.verb("stats", &[])?.fails()?;
+    assert!(unused.ends_with("can say how full it is\n"), "{unused}");
+    host.detach()?;
+    assert_eq!(image.loop_devices()?, "");
+    Ok(())
+}
+
+#[test]
+fn what_cannot_grow_is_refused_with_the_reason() -> Result<()> {
+    let node = Node::start()?;
+    let image = RawImage::ext4(&node.dir().join("volume.img"), 16 * MIB)?;
+    let volume = Volume::add(&node, image.path(), "ext4", &["ro"])?;
+    volume.run("reader")?;
+    assert!(volume.total()? > 8 * MIB);
+    let refused = volume.resize(64 * MIB)?.fails()?;
+    assert!(refused.contains("read-only"), "{refused}");
+    assert_eq!(fs::metadata(image.path())?.len(), 16 * MIB);
+    node.remove("reader")?;
+    node.nothing_left()
+}

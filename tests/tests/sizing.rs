@@ -1,0 +1,99 @@
+//! A VM is as big as its containers may use, and the limits hold in it.
+
+use framework::{Node, Result};
+use serde_json::json;
+
+/// The quota of a cgroup holds a program that always wants to run: `cpu.stat` counts the periods in which it had to wait. The
+/// loop ends with the first of them.
+const SPIN: &str = "cd /sys/fs/cgroup; [ -e cpu.stat ] || cd cpu; until grep -q 'nr_throttled [1-9]' cpu.stat; do :; done; \
+    grep -o 'nr_throttled' cpu.stat";
+
+#[test]
+fn a_quota_of_half_a_cpu_throttles_a_program_that_spins() -> Result<()> {
+    let node = Node::start()?;
+    let spec = node
+        .spec("spin", &["sh", "-c", SPIN])?
+        .set("/linux/resources/cpu/quota", 50_000)?
+        .set("/linux/resources/cpu/period", 100_000)?
+        .push(
+            "/mounts",
+            json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
+            "options": ["nosuid", "noexec", "nodev", "ro"] }),
+        )?
+        .push("/linux/namespaces", json!({ "type": "cgroup" }))?;
+    let said = node.run_spec("spin", &spec)?.arg("--rm").ok()?;
+    assert_eq!(said, "nr_throttled\n");
+    node.nothing_left()
+}
+
+mod kata_only {
+    use super::*;
+
+    /// CPUs, and memory in MiB, as a program in the guest sees them.
+    const SIZE: &str = "nproc; awk '/^MemTotal:/ { print int($2 / 1024) }' /proc/meminfo";
+
+    fn size(text: &str) -> (u32, u32) {
+        let mut lines = text.lines().map(|line| line.trim().parse().unwrap_or(0));
+        (lines.next().unwrap_or(0), lines.next().unwrap_or(0))
+    }
+
+    fn host_cpus() -> u32 {
+        std::thread::available_parallelism().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX))
+    }
+
+    #[test]
+    fn a_container_of_ctr_has_the_memory_and_the_cpus_that_it_may_use_and_256_mib_are_added() -> Result<()> {
+        let node = Node::start()?;
+        let (vcpus, plain) = size(&node.run("plain").args(["--rm"]).sh(SIZE).ok()?);
+        assert_eq!(vcpus, 1);
+        assert!((192..=256).contains(&plain), "{plain} MiB");
+
+        let limits = ["--rm", "--memory-limit", "671088640", "--cpus", "1.5"];
+        let (vcpus, memory) = size(&node.run("big").args(limits).sh(SIZE).ok()?);
+        assert_eq!(vcpus, 2.min(host_cpus()));
+        // 256 + 640 + 10, less what the kernel keeps for its records of pages and its tables.
+        assert!((plain + 630..=906).contains(&memory), "{memory} MiB");
+        node.nothing_left()
+    }
+
+    #[test]
+    fn a_program_can_use_all_of_its_limit_and_no_more() -> Result<()> {
+        let node = Node::start()?;
+        let limit = ["--rm", "--memory-limit", "419430400"];
+        let all = node
+            .run("all")
+            .args(limit)
+            .program(["guest-probe", "touch-memory", "408944640"]);
+        all.ok()?;
+        node.run("more")
+            .args(&limit[1..])
+            .arg("-d")
+            .program(["guest-probe", "touch-memory", "425000000"])
+            .ok()?;
+        assert_eq!(node.await_stopped("more")?, 137);
+        node.forget("more")?;
+        node.nothing_left()
+    }
+
+    #[test]
+    fn more_than_the_maxima_is_cut_with_a_warning() -> Result<()> {
+        let node = Node::start_configured("[hypervisor.qemu]\ndefault_maxmemory = 320\ndefault_maxvcpus = 1\n")?;
+        let limits = ["--rm", "--memory-limit", "4294967296", "--cpus", "64"];
+        let (vcpus, memory) = size(&node.run("greedy").args(limits).sh(SIZE).ok()?);
+        assert_eq!(vcpus, 1);
+        assert!((250..=320).contains(&memory), "{memory} MiB");
+        node.await_log(&["the limits ask for more than the VM gets: 1 vCPUs, 320 MiB"])?;
+        node.nothing_left()
+    }
+
+    #[test]
+    fn a_set_of_cpus_that_the_guest_has_not_is_as_many_of_its_own() -> Result<()> {
+        let node = Node::start()?;
+        let spec = node
+            .spec("set", &["nproc"])?
+            .set("/linux/resources/cpu/cpus", "200-201")?;
+        let said = node.run_spec("set", &spec)?.arg("--rm").ok()?;
+        assert_eq!(said.trim(), 2.min(host_cpus()).to_string());
+        node.nothing_left()
+    }
+}
