@@ -110,6 +110,15 @@ impl Host {
 
     /// Starts a guest.
     pub(crate) fn boot(&self, plan: &Plan) -> Result<Bare> {
+        self.boot_with(plan, |options| options)
+    }
+
+    /// Starts a guest whose clock counts its instructions.
+    pub(crate) fn boot_counted(&self, plan: &Plan) -> Result<Bare> {
+        self.boot_with(plan, machine::counted)
+    }
+
+    fn boot_with(&self, plan: &Plan, change: impl Fn(Vec<OsString>) -> Vec<OsString>) -> Result<Bare> {
         let mut helpers = Vec::new();
         let mut sockets = Vec::new();
         if let Some(share) = &plan.share {
@@ -126,7 +135,7 @@ impl Host {
             sockets.push(("vsock", socket));
             agent = Some(listener);
         }
-        let args = machine::options(&self.qemu[1..], plan, &sockets);
+        let args = change(machine::options(&self.qemu[1..], plan, &sockets));
         Bare::start(Command::new(&self.qemu[0]).args(args), agent, helpers)
     }
 

@@ -15,8 +15,6 @@ pub(crate) struct Plan {
     pub(crate) share: Option<Share>,
     /// Whether the guest can dial the host.
     pub(crate) vsock: bool,
-    /// Whether the guest's clock counts the instructions that it executes, one a nanosecond, instead of time.
-    pub(crate) counted: bool,
 }
 
 /// What a bare guest sees of the host's files.
@@ -55,7 +53,6 @@ pub(crate) fn options(args: &[OsString], plan: &Plan, sockets: &[(&str, PathBuf)
         let value = match option {
             "-kernel" => words.next().map(|_| plan.kernel.clone().into_os_string()),
             "-initrd" => words.next().map(|_| plan.initrd.clone().into_os_string()),
-            "-accel" if plan.counted => words.next().map(|_| OsString::from("tcg,thread=single")),
             "-append" => words.next().map(|line| {
                 let line = line.to_string_lossy();
                 OsString::from(format!("{line} {}", plan.parameters))
@@ -75,9 +72,6 @@ pub(crate) fn options(args: &[OsString], plan: &Plan, sockets: &[(&str, PathBuf)
     }
     if plan.vsock {
         result.extend(["-device".into(), "vhost-user-vsock-pci,chardev=vsock".into()]);
-    }
-    if plan.counted {
-        result.extend(["-icount".into(), "shift=0,sleep=off".into()]);
     }
     result.extend(["-serial".into(), "stdio".into()]);
     result
@@ -101,6 +95,18 @@ fn device_for(device: &OsStr, plan: &Plan) -> Option<OsString> {
 
 pub(crate) fn command_line(qemu: &[OsString]) -> Option<&str> {
     qemu.iter().skip_while(|word| *word != "-append").nth(1)?.to_str()
+}
+
+/// Options by which the guest's clock counts the instructions that it executes, one a nanosecond, instead of time. Of the
+/// emulator alone, and only with one thread for all vCPUs.
+pub(crate) fn counted(mut options: Vec<OsString>) -> Vec<OsString> {
+    if let Some(at) = options.iter().position(|word| word == "-accel")
+        && let Some(accel) = options.get_mut(at + 1)
+    {
+        *accel = "tcg,thread=single".into();
+    }
+    options.extend(["-icount".into(), "shift=0,sleep=off".into()]);
+    options
 }
 
 /// Whether a QEMU with these options emulates the guest's CPUs.
@@ -141,17 +147,20 @@ mod tests {
                 ..Share::default()
             }),
             vsock: false,
-            counted: true,
         };
         let options = options(&sandbox, &plan, &[("share", "/s".into())]);
-        let mut expected = words("-nodefaults -machine q35 -accel tcg,thread=single -kernel /K -initrd /I -append");
+        let mut expected = words("-nodefaults -machine q35 -accel tcg,thread=multi -kernel /K -initrd /I -append");
         expected.push("A -- x".into());
         expected.extend(words(
             "-device virtio-rng-pci -device vhost-user-fs-pci,id=share,chardev=share,tag=t,queue-size=128 -chardev \
-             socket,id=share,path=/s -icount shift=0,sleep=off -serial stdio",
+             socket,id=share,path=/s -serial stdio",
         ));
         assert_eq!(options, expected);
         assert_eq!(share_tag(&sandbox), Some("t"));
+        assert_eq!(
+            counted(words("-accel tcg,thread=multi -smp 1")),
+            words("-accel tcg,thread=single -smp 1 -icount shift=0,sleep=off")
+        );
         assert!(is_emulated(&sandbox));
         assert!(!is_emulated(&words("-accel kvm")));
     }

@@ -28,15 +28,11 @@ fn probe(host: &Host, kernel: PathBuf) -> Result<Plan> {
     })
 }
 
-/// The time to the first program by a clock that advances by a nanosecond with each instruction of the guest, and skips what
-/// the guest sleeps. It does not depend on what else the machine does: one measurement is enough.
+/// The time to the first program by a clock that advances by a nanosecond with each instruction of the guest, and while it
+/// sleeps jumps to when it wakes. It does not depend on what else the machine does: one measurement is enough.
 fn counted(host: &Host) -> Result<Row> {
     let count = |kernel| -> Result<f64> {
-        let plan = Plan {
-            counted: true,
-            ..probe(host, kernel)?
-        };
-        let (line, _) = host.boot(&plan)?.line("cycles until then: ")?;
+        let (line, _) = host.boot_counted(&probe(host, kernel)?)?.line("cycles until then: ")?;
         let cycles: f64 = line
             .parse()
             .map_err(|error| Error::unexpected(format!("{line:?} cycles: {error}")))?;
