@@ -299,6 +299,13 @@ mod tests {
         let pid = read.await.unwrap().unwrap();
         create.abort();
         assert!(create.await.unwrap_err().is_cancelled());
-        assert!(!std::path::Path::new("/proc").join(pid.trim()).exists());
+        // SIGKILL is sent when the work is dropped; the kernel ends the process in its own time.
+        let stat = std::path::Path::new("/proc").join(pid.trim()).join("stat");
+        let ended = async {
+            while std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z ")) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), ended).await.unwrap();
     }
 }
