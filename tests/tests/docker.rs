@@ -137,12 +137,13 @@ mod kata_only {
         network(&["disconnect", "n0", "box"])?;
         network(&["disconnect", "n3", "box"])?;
         has_networks(&docker, &[1, 2, 4])?;
-        // A device that was plugged in goes with its network; the one that the VM booted with is kept for the next.
+        // A device that was plugged in goes with its network; the one that the VM booted with is kept for the next, if it was
+        // one of these two networks'. Docker makes interfaces in any order.
         let pid = docker.docker(&["inspect", "--format", "{{.State.Pid}}", "box"]).ok()?;
         let interfaces = format!("/proc/{}/net/dev", pid.trim());
-        eventually("the VM has four network devices", || {
+        eventually("the VM has three or four network devices", || {
             let taps = std::fs::read_to_string(&interfaces)?.matches("_kata:").count();
-            Ok((taps == 4).then_some(()))
+            Ok((3..=4).contains(&taps).then_some(()))
         })?;
         network(&["connect", "n3", "box"])?;
         has_networks(&docker, &[1, 2, 3, 4])?;
