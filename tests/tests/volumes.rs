@@ -333,7 +333,8 @@ mod kata_only {
 
     #[test]
     fn huge_pages_are_the_guests_and_too_many_are_refused() -> Result<()> {
-        let node = Node::start()?;
+        // Huge pages are counted in the VM's size, which is cut here.
+        let node = Node::start_configured("[hypervisor.qemu]\ndefault_maxmemory = 512\n")?;
         let pages = Mounted::new("hugetlbfs", node.dir().join("huge"), "pagesize=2M")?;
         let spec = |name: &str, bytes: i64| -> Result<Spec> {
             node.spec(

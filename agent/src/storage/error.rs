@@ -44,7 +44,7 @@ pub(crate) enum StorageError {
     },
     /// The memory does not do for so many huge pages.
     #[error(
-        "the guest has room for {got} of {wanted} huge pages of {size_kib} KiB: give it more memory (default_memory) or \
+        "the guest has room for {got} of {wanted} huge pages of {size_kib} KiB: give it more memory (default_memory, default_maxmemory) or \
          ask for less"
     )]
     NoRoom {
