@@ -5,9 +5,11 @@ use std::{
     io::Read,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use nix::{
+    errno::Errno,
     sys::{
         prctl,
         wait::{WaitStatus, waitpid},
@@ -151,10 +153,16 @@ pub(crate) fn piped() -> (File, Stdio) {
     )
 }
 
+/// How a process ended. It is ours only once the child of the launch that made it has ended (PR_SET_CHILD_SUBREAPER), which
+/// may take a moment after both were killed.
 pub(crate) fn wait(pid: Pid) -> i32 {
-    match waitpid(pid, None).unwrap() {
-        WaitStatus::Exited(_, code) => code,
-        WaitStatus::Signaled(_, signal, _) => 128 + signal as i32,
-        other => panic!("unexpected end: {other:?}"),
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        match waitpid(pid, None) {
+            Ok(WaitStatus::Exited(_, code)) => return code,
+            Ok(WaitStatus::Signaled(_, signal, _)) => return 128 + signal as i32,
+            Err(Errno::ECHILD) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),
+            other => panic!("unexpected end: {other:?}"),
+        }
     }
 }
