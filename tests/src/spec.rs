@@ -82,6 +82,16 @@ impl Spec {
         Ok(self)
     }
 
+    /// Lets the program read its own cgroup at `/sys/fs/cgroup`, as the root of a cgroup namespace of its own.
+    pub fn own_cgroup(self) -> Result<Self> {
+        self.push(
+            "/mounts",
+            json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
+            "options": ["nosuid", "noexec", "nodev", "ro"] }),
+        )?
+        .push("/linux/namespaces", json!({ "type": "cgroup" }))
+    }
+
     /// Adds a bind mount.
     pub fn bind(self, source: &Path, destination: &str, options: &[&str]) -> Result<Self> {
         let options: Vec<_> = ["rbind"].iter().chain(options).collect();

@@ -1,7 +1,6 @@
 //! The limits of a container's spec are those of its cgroup, and they hold.
 
 use framework::{Node, Result};
-use serde_json::json;
 
 /// Prints the files of the process's own cgroup, wherever the hierarchy is mounted: first those of version 2, then those
 /// of version 1, so that the same test reads both.
@@ -18,12 +17,7 @@ fn memory_pids_and_cpu_are_limited_as_the_spec_says() -> Result<()> {
         .set("/linux/resources/pids/limit", 23)?
         .set("/linux/resources/cpu/quota", 50_000)?
         .set("/linux/resources/cpu/period", 100_000)?
-        .push(
-            "/mounts",
-            json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
-            "options": ["nosuid", "noexec", "nodev", "ro"] }),
-        )?
-        .push("/linux/namespaces", json!({ "type": "cgroup" }))?;
+        .own_cgroup()?;
     let said = node.run_spec("limits", &spec)?.arg("--rm").ok()?;
     assert_eq!(said, "67108864\n23\n50000\n");
     node.nothing_left()

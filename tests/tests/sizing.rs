@@ -1,7 +1,6 @@
 //! A VM is as big as its containers may use, and the limits hold in it.
 
 use framework::{Node, Result};
-use serde_json::json;
 
 /// The quota of a cgroup holds a program that always wants to run: `cpu.stat` counts the periods in which it had to wait. The
 /// loop ends with the first of them.
@@ -15,12 +14,7 @@ fn a_quota_of_half_a_cpu_throttles_a_program_that_spins() -> Result<()> {
         .spec("spin", &["sh", "-c", SPIN])?
         .set("/linux/resources/cpu/quota", 50_000)?
         .set("/linux/resources/cpu/period", 100_000)?
-        .push(
-            "/mounts",
-            json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
-            "options": ["nosuid", "noexec", "nodev", "ro"] }),
-        )?
-        .push("/linux/namespaces", json!({ "type": "cgroup" }))?;
+        .own_cgroup()?;
     let said = node.run_spec("spin", &spec)?.arg("--rm").ok()?;
     assert_eq!(said, "nr_throttled\n");
     node.nothing_left()
