@@ -95,18 +95,17 @@ impl KernelNode {
         std::fs::create_dir(&shared).map_err(Error::io(format!("making {}", shared.display())))?;
         std::fs::write(shared.join("file"), "content").map_err(Error::io("writing a file to share"))?;
         let spec = self.spec(test, &shared)?;
-        let output = self
-            .0
-            .run_spec(test, &spec)?
-            .arg("--rm")
-            .limit(LIMIT)
-            .output()?
-            .success()?;
-        parse(&output.json()?)
+        let running = self.0.run_spec(test, &spec)?.arg("--rm").limit(LIMIT).spawn()?;
+        if test == "host-change" {
+            running.shows("watching\n")?;
+            let made = shared.join("made-by-the-host");
+            std::fs::write(&made, "").map_err(Error::io(format!("making {}", made.display())))?;
+        }
+        parse(&running.wait()?.success()?.stdout())
     }
 
     fn spec(&self, test: &str, shared: &Path) -> Result<Spec> {
-        let args: &[&str] = if test.starts_with("pruned") {
+        let args: &[&str] = if ["pruned", "pruned-by-oom", "host-change", "submount-acl"].contains(&test) {
             &["guest-probe", "kernel", test, "/x"]
         } else {
             &["guest-probe", "kernel", test]
@@ -166,7 +165,11 @@ pub fn fixes() -> Result<Vec<Fix>> {
         .collect()
 }
 
-fn parse(value: &Value) -> Result<Verdict> {
+/// The verdict is the last line.
+fn parse(said: &str) -> Result<Verdict> {
+    let line = said.lines().last().unwrap_or_default();
+    let value: Value =
+        serde_json::from_str(line).map_err(|error| Error::unexpected(format!("no verdict: {error}: {said:?}")))?;
     let says = value["says"].as_str().unwrap_or_default().to_owned();
     match value["verdict"].as_str() {
         Some("right") => Ok(Verdict::Right(says)),

@@ -31,7 +31,7 @@ pub const SECTIONS: &[(&str, Section)] = &[
 ];
 
 /// Parts that take long and that are measured only where they are named.
-pub const MORE_SECTIONS: &[(&str, Section)] = &[("virtio-fs-settings", share::settings)];
+pub const MORE_SECTIONS: &[(&str, Section)] = &[("virtio-fs-settings", share::settings), ("kernels", start::kernels)];
 
 /// The smallest of `count` measurements of each kind, taken in turns: what disturbs the machine then hits all kinds.
 ///

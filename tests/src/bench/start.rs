@@ -1,6 +1,6 @@
 //! How long until a container runs: of a bare boot, of the agent's first packet, of `ctr run`.
 
-use std::{path::PathBuf, time::Instant};
+use std::{env, path::PathBuf, time::Instant};
 
 use super::{Host, Row, Unit, bare::LIMIT, best_in_turns, machine::Plan};
 use crate::{Error, Node, Result, Runtime, locate};
@@ -31,21 +31,48 @@ fn probe(host: &Host, kernel: PathBuf) -> Result<Plan> {
 /// The time to the first program by a clock that advances by a nanosecond with each instruction of the guest, and while it
 /// sleeps jumps to when it wakes. It does not depend on what else the machine does: one measurement is enough.
 fn counted(host: &Host) -> Result<Row> {
-    let count = |kernel| -> Result<f64> {
-        let (line, _) = host.boot_counted(&probe(host, kernel)?)?.line("cycles until then: ")?;
-        let cycles: f64 = line
-            .parse()
-            .map_err(|error| Error::unexpected(format!("{line:?} cycles: {error}")))?;
-        Ok(cycles / 1e9)
-    };
     Ok(Row {
         what: String::from("QEMU to /init, 1 ns an instruction"),
         floor_is: FLOOR,
-        floor: Some(count(locate::built("tests/vmlinuz-floor", "bench")?)?),
-        value: count(host.kernel()?)?,
+        floor: Some(count(host, locate::built("tests/vmlinuz-floor", "bench")?)?),
+        value: count(host, host.kernel()?)?,
         unit: Unit::Seconds,
         count: 1,
     })
+}
+
+/// Other kernels against the built one, by the clock of instructions: only where the section is named. Their images are in
+/// `TATAMI_BENCH_KERNELS`, separated by colons.
+pub(super) fn kernels(host: &Host) -> Result<Vec<Row>> {
+    let given = env::var_os("TATAMI_BENCH_KERNELS").unwrap_or_default();
+    let others: Vec<PathBuf> = env::split_paths(&given)
+        .filter(|path| !path.as_os_str().is_empty())
+        .collect();
+    if others.is_empty() || !host.is_emulated() {
+        return Err(Error::unexpected(
+            "the section kernels compares what KERNELS=PATH:… names, by the clock of instructions that only an emulated CPU has",
+        ));
+    }
+    let built = count(host, host.kernel()?)?;
+    let row = |kernel: PathBuf| {
+        Ok(Row {
+            what: format!("QEMU to /init, 1 ns an instruction: {}", kernel.display()),
+            floor_is: "the built kernel",
+            floor: Some(built),
+            value: count(host, kernel)?,
+            unit: Unit::Seconds,
+            count: 1,
+        })
+    };
+    others.into_iter().map(row).collect()
+}
+
+fn count(host: &Host, kernel: PathBuf) -> Result<f64> {
+    let (line, _) = host.boot_counted(&probe(host, kernel)?)?.line("cycles until then: ")?;
+    let cycles: f64 = line
+        .parse()
+        .map_err(|error| Error::unexpected(format!("{line:?} cycles: {error}")))?;
+    Ok(cycles / 1e9)
 }
 
 fn boots(host: &Host) -> Result<Vec<Row>> {

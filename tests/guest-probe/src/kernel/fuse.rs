@@ -1,6 +1,6 @@
-//! Issue 8040: a bind mount of a host directory must outlive the place that it was bound from.
+//! What the guest's FUSE does to a bind mount of a host directory.
 //!
-//! The container's mount is a clone of an automount that the guest made below its virtio-fs mount. Once that automount is
+//! Issue 8040: it must outlive the place that it was bound from. The container's mount is a clone of an automount that the guest made below its virtio-fs mount. Once that automount is
 //! gone from the guest's own mount namespace, nothing holds the directory entry it was mounted on, and the kernel forgets
 //! the entry when memory is short. A kernel without the fix then tells virtiofsd to forget the directory, though the
 //! container still has it.
@@ -8,21 +8,28 @@
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::MetadataExt,
+    os::{fd::AsFd, unix::fs::MetadataExt},
+    path::Path,
 };
 
 use nix::{
     errno::Errno,
     libc,
     mount::{MntFlags, umount2},
+    poll::{PollFd, PollFlags, poll},
     sched::{CloneFlags, setns},
+    sys::inotify::{AddWatchFlags, InitFlags, Inotify},
 };
+use rustix::io::Errno as Fault;
 
 use super::{Verdict, peer::Peer};
 use crate::Result;
 
 /// How often entries are dropped and the directory is read: FORGET reaches virtiofsd on a queue of its own, some time.
 const ROUNDS: u32 = 100;
+/// What the host makes in the directory once it has read `watching`, and how long that may go unnoticed.
+const MADE: &str = "made-by-the-host";
+const NOTICE_MS: u16 = 20_000;
 /// One page in so many is enough to have all of them.
 const STEP: usize = 4096;
 
@@ -45,6 +52,31 @@ pub(super) fn pruned_by_oom(path: &str) -> Result<Verdict> {
     })?
     .killed()?;
     watch(path, || Ok(()))
+}
+
+/// Whether a watcher of the directory is told of what the host makes in it.
+pub(super) fn host_change(path: &str) -> Result<Verdict> {
+    let inotify = Inotify::init(InitFlags::IN_CLOEXEC)?;
+    inotify.add_watch(path, AddWatchFlags::IN_CREATE)?;
+    println!("watching");
+    let told = poll(&mut [PollFd::new(inotify.as_fd(), PollFlags::POLLIN)], NOTICE_MS)? > 0;
+    // The test proves nothing if the host made nothing.
+    fs::metadata(Path::new(path).join(MADE))?;
+    Ok(if told {
+        Verdict::Right(format!("told of {MADE} in {path}"))
+    } else {
+        Verdict::Wrong(format!("{MADE} is in {path}, and its watcher was not told within 20 s"))
+    })
+}
+
+/// Whether access lists count on the directory, which is a submount in the guest.
+pub(super) fn submount_acl(path: &str) -> Result<Verdict> {
+    let mut list = [0_u8; 256];
+    match rustix::fs::getxattr(path, "system.posix_acl_access", &mut list) {
+        Ok(_) | Err(Fault::NODATA) => Ok(Verdict::Right(format!("{path} can have an access list"))),
+        Err(Fault::OPNOTSUPP) => Ok(Verdict::Wrong(format!("the access list of {path} is EOPNOTSUPP"))),
+        Err(error) => Err(format!("the access list of {path}: {error}").into()),
+    }
 }
 
 /// Unmounts in the guest's own mount namespace what the container's `path` was cloned from.

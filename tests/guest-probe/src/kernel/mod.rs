@@ -50,6 +50,8 @@ pub(crate) fn run(test: &str, args: &[&str]) -> Result<()> {
     let verdict = match (test, args) {
         ("pruned", [path]) => fuse::pruned(path),
         ("pruned-by-oom", [path]) => fuse::pruned_by_oom(path),
+        ("host-change", [path]) => fuse::host_change(path),
+        ("submount-acl", [path]) => fuse::submount_acl(path),
         ("growth", []) => perf::growth(),
         ("lowered", []) => perf::lowered(),
         ("limit-used-up", []) => perf::limit_used_up(),

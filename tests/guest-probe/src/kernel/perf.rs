@@ -209,8 +209,9 @@ pub(super) fn aux_user() -> Result<Verdict> {
     let mut aux_user = Peer::start(|link| {
         become_user(OTHER_USER)?;
         let aux = Mapping::new(&event, 64, 9)?;
-        link.go()?;
+        // Given back before the other looks at its allowance.
         drop(aux);
+        link.go()?;
         link.wait()?;
         within_allowance(link)
     })?;
