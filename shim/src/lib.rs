@@ -5,6 +5,7 @@
 //! what it uses. Neither knows QEMU's arguments.
 
 pub mod agent_client;
+mod below;
 pub mod bundle;
 pub mod cleanup;
 pub mod cli;
