@@ -22,6 +22,7 @@ mod exits;
 mod forward;
 mod health;
 pub mod host;
+mod line;
 mod network;
 pub mod process;
 mod size;
