@@ -24,6 +24,7 @@ mod health;
 pub mod host;
 mod line;
 mod network;
+mod noise;
 pub mod process;
 mod size;
 mod stand_in;
