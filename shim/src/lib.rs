@@ -32,6 +32,7 @@ mod overlay;
 pub mod pod_config;
 pub mod process;
 pub mod qemu;
+mod remove;
 pub mod run_dir;
 pub mod sandbox;
 pub mod server;
