@@ -4,6 +4,7 @@
 //! [`guest_spec`], [`hooks`], [`host_cgroup`], [`cleanup`], [`logging`], [`stats`]. The service: [`server`] and
 //! what it uses. Neither knows QEMU's arguments.
 
+mod accept;
 pub mod agent_client;
 mod below;
 pub mod bundle;
