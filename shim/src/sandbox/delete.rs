@@ -28,6 +28,15 @@ impl Sandbox {
         let sandbox = Arc::clone(self);
         let work = tokio::spawn(async move {
             let _changes = container.changes.lock().await;
+            // Another deletion may have been faster, and the name may be somebody else's by now.
+            if !sandbox
+                .process(&process.name)
+                .is_ok_and(|(_, now)| Arc::ptr_eq(&now, &process))
+            {
+                return Err(Error::NotFound {
+                    subject: process.name.to_string(),
+                });
+            }
             match process.phase() {
                 Phase::Created | Phase::Stopped(_) => {}
                 phase => return Err(process.not_allowed("delete", phase)),
