@@ -137,8 +137,13 @@ impl Agent for FakeAgent {
             exec_id: Some(key.1.clone()),
             ..Default::default()
         });
+        let made_up = (1000..).zip(["nothing", "\u{1b}[2Je"]).map(|(pid, exec)| Process {
+            pid,
+            exec_id: Some(exec.to_owned()),
+            ..Default::default()
+        });
         Ok(ListProcessesResponse {
-            processes: processes.collect(),
+            processes: processes.chain(made_up).collect(),
             ..Default::default()
         })
     }
