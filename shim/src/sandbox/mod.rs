@@ -91,6 +91,8 @@ pub struct Container {
     paused: AtomicBool,
     /// SIGKILL has been sent to its first process.
     doomed: AtomicBool,
+    /// The guest has refused to forget it.
+    undeletable: AtomicBool,
     /// The pid of a container that is not the sandbox's first.
     stand_in: Option<StandIn>,
 }

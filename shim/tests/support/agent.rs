@@ -166,7 +166,9 @@ impl Agent for FakeAgent {
 
     async fn delete(&self, _: &TtrpcContext, request: ProcessId) -> ttrpc::Result<Empty> {
         self.called("delete", &request.container_id);
-        self.process(&key(&request))?;
+        if self.process(&key(&request))?.args[0] == "clinging" {
+            return Err(refused(Code::INTERNAL, "it does not go away"));
+        }
         let mut processes = self.0.processes.lock().unwrap();
         processes.remove(&key(&request));
         Ok(Empty::new())
