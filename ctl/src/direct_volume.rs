@@ -3,7 +3,8 @@
 //!
 //! The form is Kata's (docs/design/direct-blk-device-assignment.md there): below
 //! `/run/kata-containers/shared/direct-volumes/`, a directory named by the base64url of the volume's path (RFC 4648, with
-//! padding), with `mountInfo.json` in it. A runtime that uses the volume adds a file named by its sandbox.
+//! padding), with `mountInfo.json` in it. A runtime that uses the volume adds a file named by its sandbox; in ours are
+//! containerd's namespaces in which a sandbox of that id uses it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,7 +15,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::Report;
-use crate::sandboxes::{self, FindError, Shim, ShimError};
+use crate::sandboxes::{self, FindError, Found, Shim, ShimError};
 
 /// Where Kata's runtimes look.
 const ROOT: &str = "/run/kata-containers/shared/direct-volumes";
@@ -228,7 +229,7 @@ async fn user(
     let running = sandboxes::all(places.sandboxes)?;
     let mut alive = running
         .iter()
-        .filter(|found| found.shim().is_ok() && users.iter().any(|user| user == found.id()));
+        .filter(|found| found.shim().is_ok() && users.iter().any(|user| is_user(directory, user, found)));
     let Some(found) = alive.next() else {
         return Err(VolumeError::NotInUse {
             operation,
@@ -245,6 +246,14 @@ async fn user(
         source,
     })?;
     Ok((users, shim))
+}
+
+/// Whether what is written down is a sandbox of the host.
+fn is_user(directory: &Path, user: &str, found: &Found) -> bool {
+    let namespaces = fs::read_to_string(directory.join(user)).unwrap_or_default();
+    let its = found.state.as_ref().map_or("", |state| &state.namespace);
+    // Kata's files are empty.
+    user == found.id() && (namespaces.is_empty() || namespaces.lines().any(|namespace| namespace == its))
 }
 
 fn asked(shim: &Shim, source: ShimError) -> VolumeError {
@@ -317,6 +326,24 @@ mod tests {
         remove(root.path(), volume).unwrap();
         let gone = remove(root.path(), volume).unwrap_err().to_string();
         assert!(gone.contains("there is no such volume"), "{gone}");
+    }
+
+    #[test]
+    fn of_two_sandboxes_with_one_id_the_one_in_the_namespace_that_is_written_down_is_the_user() {
+        let (volume, run) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        for namespace in ["default", "k8s.io"] {
+            let state = format!(r#"{{"id":"same","namespace":"{namespace}"}}"#);
+            sandboxes::tests::make(run.path(), namespace, &state);
+        }
+        let is_user_in = |text: &str| {
+            fs::write(volume.path().join("same"), text).unwrap();
+            let found = sandboxes::all(run.path()).unwrap();
+            let users = found.iter().filter(|found| is_user(volume.path(), "same", found));
+            users.map(|found| found.name.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(is_user_in("k8s.io\n"), ["k8s.io"]);
+        assert_eq!(is_user_in("").len(), 2);
+        assert!(is_user_in("moby\n").is_empty());
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub(crate) fn remove_locked(run_dir: &RunDir, _lock: &Lock) {
         None
     });
     if let Some(state) = state {
-        record::forget(Path::new(record::ROOT), &state.id);
+        record::forget(Path::new(record::ROOT), &state.namespace, &state.id);
         let deadline = Instant::now() + KILL_LIMIT;
         // The server first, so that it does not take its VM's end for a failure to be reported.
         let processes: Vec<ProcessRef> = state.shim.into_iter().chain(state.vm).collect();

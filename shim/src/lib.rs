@@ -4,7 +4,9 @@
 //! [`guest_spec`], [`hooks`], [`host_cgroup`], [`cleanup`], [`logging`], [`stats`]. The service: [`server`] and
 //! what it uses. Neither knows QEMU's arguments.
 
+mod accept;
 pub mod agent_client;
+mod below;
 pub mod bundle;
 pub mod cleanup;
 pub mod cli;
@@ -31,6 +33,7 @@ mod overlay;
 pub mod pod_config;
 pub mod process;
 pub mod qemu;
+mod remove;
 pub mod run_dir;
 pub mod sandbox;
 pub mod server;

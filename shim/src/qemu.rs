@@ -10,6 +10,7 @@ use config::Mebibytes;
 use hypervisor::{Cause, CpuError, Disk, GuestListener, HotplugError, MemoryError, Sample, Vm, VmRequest};
 use protocol::agent::Network;
 
+use crate::accept;
 use crate::debug_image::DebugImage;
 use crate::error::chain;
 use crate::host_cgroup::HostCgroup;
@@ -192,6 +193,7 @@ struct QemuConnections(GuestListener);
 #[async_trait]
 impl Connections for QemuConnections {
     async fn accept(&mut self) -> io::Result<Connection> {
-        Ok(Box::new(self.0.accept().await?))
+        let stream = accept::next("a connection of the guest", &mut self.0).await;
+        Ok(Box::new(stream))
     }
 }

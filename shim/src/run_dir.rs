@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use crate::id::{Namespace, SandboxId};
 use crate::network::NetworkRecord;
 use crate::process::ProcessRef;
+use crate::remove;
 
 /// Where all sandboxes have their directories.
 pub const ROOT: &str = protocol::SANDBOXES;
@@ -219,15 +220,12 @@ impl RunDir {
         }
     }
 
-    /// Removes the directory and all in it. Nothing may be mounted in it. It may be gone.
+    /// Removes the directory and all in it. It may be gone.
     ///
     /// # Errors
-    /// Something cannot be removed.
+    /// Something cannot be removed, or is mounted in it.
     pub fn remove(&self) -> Result<(), RunDirError> {
-        match fs::remove_dir_all(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &self.path, error)),
-            _ => Ok(()),
-        }
+        remove::directory(&self.path).map_err(|source| failed("remove", &self.path, source))
     }
 
     /// Writes `sandbox.json`: a reader sees the old one or the new one, whole.

@@ -110,6 +110,7 @@ pub async fn serve(listener: UnixListener, context: ServerContext) -> Result<Exi
 /// A bundle without a specification: containerd describes the sandbox by CreateSandbox.
 fn awaited(context: Arc<ServerContext>, events: Publisher) -> Awaited {
     Awaited {
+        beginning: std::sync::Mutex::default(),
         bundle: context.bundle.clone(),
         begin: Box::new(move || {
             start_sandbox(&context, events.clone()).map_err(|source| Error::Host {

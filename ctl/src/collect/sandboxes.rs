@@ -1,7 +1,6 @@
 //! The section about the sandboxes that run, or should: what they are made of, and whether they answer.
 
 use std::fmt::Write as _;
-use std::path::Path;
 
 use super::Host;
 use super::page::{Page, read};
@@ -35,7 +34,7 @@ async fn one(page: &Page, found: &Found) {
         Ok(state) => known(page, state),
         Err(error) => page.missing(&format!("what it is made of: {error}")),
     }
-    files(page, &found.directory);
+    files(page, found);
     match Shim::connect(found).await {
         Ok(shim) => health(page, &shim).await,
         Err(error) => page.missing(&format!("its health: {}", chain(&error))),
@@ -117,8 +116,8 @@ fn mounts(page: &Page, shim: Process) {
     }
 }
 
-fn files(page: &Page, directory: &Path) {
-    let entries = match std::fs::read_dir(directory) {
+fn files(page: &Page, found: &Found) {
+    let entries = match std::fs::read_dir(&found.directory) {
         Ok(entries) => entries,
         Err(error) => return page.missing(&format!("its files: {error}")),
     };
@@ -136,10 +135,12 @@ fn files(page: &Page, directory: &Path) {
         })
         .collect();
     names.sort();
-    let vsock = if names.iter().any(|name| name.starts_with("vsock.sock")) {
-        "vhost-user (vhost-device-vsock)"
-    } else {
-        "vhost (the kernel's), or not yet there"
+    let vsock = match found.state.as_ref().map(|state| state.vsock.as_deref()) {
+        Ok(Some("vhost")) => "vhost (the kernel's)",
+        Ok(Some("vhost-user")) => "vhost-user (vhost-device-vsock)",
+        Ok(Some(other)) => other,
+        Ok(None) => "not yet there",
+        Err(_) => "unknown",
     };
     page.line(&format!("vsock: {vsock}. Files:"));
     page.code("", &names.join("\n"));

@@ -171,6 +171,10 @@ impl Redactor {
         for flag in [" -u ", " --user ", " --user=", " -u="] {
             clean = self.masked_behind(&clean, flag, |word| word.contains(':') && word != MASK && !is_ids(word));
         }
+        let client = CLIENTS.iter().any(|client| line.contains(client));
+        for flag in [" -p", "\"-p", "'-p"] {
+            clean = self.masked_behind(&clean, flag, |word| word != MASK && is_glued(word, client));
+        }
         clean
     }
 
@@ -215,6 +219,25 @@ impl Redactor {
         clean.push_str(rest);
         clean
     }
+}
+
+/// Programs whose `-pWORD` is a password, whatever the word.
+const CLIENTS: [&str; 4] = ["mysql", "mariadb", "sshpass", "mongo"];
+
+/// Whether a word that stands right behind `-p` is a password (`-pSECRET`), and not a port, a process's number, or the rest of
+/// an option's name (`-pidfile=x`).
+fn is_glued(word: &str, client: bool) -> bool {
+    let name = word.split('=').next().unwrap_or_default();
+    let rest_of_name = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
+    let numbers = word
+        .bytes()
+        .all(|byte| byte.is_ascii_digit() || b":.,-/".contains(&byte));
+    !word.is_empty()
+        && if client {
+            !numbers || word.len() >= 6
+        } else {
+            !rest_of_name && !numbers
+        }
 }
 
 /// `1000:1000`: a user and a group.

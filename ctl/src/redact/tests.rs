@@ -9,7 +9,7 @@ fn clean(text: &str) -> String {
 }
 
 /// `%` is where the secret goes. The rest must survive where it stands before `%`.
-const PLANTS: [&str; 62] = [
+const PLANTS: [&str; 66] = [
     "password = \"%\"\n",
     "password = '%'\n",
     "jaeger_password = \"%\" # for jaeger\n",
@@ -71,6 +71,10 @@ const PLANTS: [&str; 62] = [
     "postgres://me:%@db/x?sslmode=disable\n",
     "/usr/bin/tool --api-key % --verbose\n",
     "/usr/bin/tool -password '%' -v\n",
+    "mysql -uroot -p% -h db\n",
+    "{\"args\":[\"mysqldump\",\"-p%\"]}",
+    "sshpass -p% ssh host\n",
+    "/usr/bin/tool -p%\n",
     "imagePullSecrets:\n- name: x\n  data: %\n",
 ];
 
@@ -117,6 +121,7 @@ fn what_is_no_secret_stays() {
         "tls_key_file = \"/etc/tls/key.pem\"\n",
         "runtime_type = \"io.containerd.kata.v2\"\nhttps://example.org/a:b\n",
         "ctr task exec --user 1000:1000 x\n",
+        "docker run -p8080:80 x; mkdir -p /a; ps -p1234; sshd -p22; qemu -pidfile /p; x -pidfile=/p; ls -prt\n",
         "the author's passage: keyboards and compasses\n",
     ] {
         assert_eq!(clean(text), text);

@@ -38,6 +38,8 @@ pub(crate) struct State {
     pub(crate) vm: Vec<Process>,
     /// The sandbox's cgroup directories on the host.
     pub(crate) cgroups: Vec<PathBuf>,
+    /// What connects the guest: `vhost` or `vhost-user`. None until it runs.
+    pub(crate) vsock: Option<String>,
 }
 
 /// A sandbox's directory.

@@ -138,40 +138,25 @@ pub(crate) async fn set(qmp: &Qmp, accel: Accel, wanted: NonZeroU32) -> Result<(
 mod tests {
     use std::sync::{Arc, Mutex};
 
-    use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
-    use tokio::net::UnixStream;
-
     use super::*;
+    use crate::qmp::scripted;
 
     /// A QEMU that has the places of [`answer`], lets every vCPU go at once, and keeps what it is asked.
     fn qemu() -> (Qmp, Arc<Mutex<Vec<String>>>) {
-        let (ours, theirs) = UnixStream::pair().unwrap();
         let asked = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&asked);
-        tokio::spawn(async move {
-            let mut stream = BufReader::new(theirs);
-            let mut line = String::new();
-            while stream.read_line(&mut line).await.unwrap() > 0 {
-                let command: Value = serde_json::from_str(&line).unwrap();
-                line.clear();
-                let (name, id) = (command["execute"].as_str().unwrap(), &command["arguments"]["id"]);
-                let mut text = String::new();
-                let result = match name {
-                    "query-hotpluggable-cpus" => answer(),
-                    _ => {
-                        kept.lock().unwrap().push(format!("{name} {}", id.as_str().unwrap()));
-                        if name == "device_del" {
-                            let gone = json!({ "event": "DEVICE_DELETED", "data": { "device": id } });
-                            text += &format!("{gone}\n");
-                        }
-                        json!({})
-                    }
-                };
-                text += &format!("{}\n", json!({ "return": result, "id": command["id"] }));
-                stream.get_mut().write_all(text.as_bytes()).await.unwrap();
+        let qmp = scripted::qemu(move |name, arguments| {
+            if name == "query-hotpluggable-cpus" {
+                return Some(vec![json!({ "return": answer() })]);
             }
+            let id = &arguments["id"];
+            kept.lock().unwrap().push(format!("{name} {}", id.as_str().unwrap()));
+            let gone = json!({ "event": "DEVICE_DELETED", "data": { "device": id } });
+            let mut says = if name == "device_del" { vec![gone] } else { Vec::new() };
+            says.push(json!({ "return": {} }));
+            Some(says)
         });
-        (Qmp::new(ours), asked)
+        (qmp, asked)
     }
 
     #[tokio::test]

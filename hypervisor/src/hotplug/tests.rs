@@ -1,9 +1,7 @@
 //! Plugging against a scripted QEMU: what is asked for, in which order, and what is undone.
 
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::UnixStream;
-
 use super::*;
+use crate::qmp::scripted;
 
 /// A QEMU that answers every command by a rule, and keeps their names.
 struct Qemu {
@@ -22,38 +20,23 @@ enum Does {
 
 impl Qemu {
     fn new(mut rule: impl FnMut(&str, &Value) -> Does + Send + 'static) -> Self {
-        let (ours, theirs) = UnixStream::pair().unwrap();
         let asked = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&asked);
-        tokio::spawn(async move {
-            let mut stream = BufReader::new(theirs);
-            let mut line = String::new();
-            while stream.read_line(&mut line).await.unwrap() > 0 {
-                let command: Value = serde_json::from_str(&line).unwrap();
-                line.clear();
-                let name = command["execute"].as_str().unwrap().to_owned();
-                let done = rule(&name, &command["arguments"]);
-                kept.lock().unwrap().push(name);
-                let mut say = async |message: Value| {
-                    let text = format!("{message}\n");
-                    stream.get_mut().write_all(text.as_bytes()).await.unwrap();
-                };
-                match done {
-                    Does::Accepts => say(json!({ "return": {}, "id": command["id"] })).await,
-                    Does::Refuses(class) => {
-                        say(json!({ "error": { "class": class, "desc": "no" }, "id": command["id"] })).await;
-                    }
-                    Does::Tells(event, data) => {
-                        // Before the answer: it must not be missed.
-                        say(json!({ "event": event, "data": data })).await;
-                        say(json!({ "return": {}, "id": command["id"] })).await;
-                    }
-                    Does::Ends => return,
+        let qmp = scripted::qemu(move |name, arguments| {
+            let done = rule(name, arguments);
+            kept.lock().unwrap().push(name.to_owned());
+            match done {
+                Does::Accepts => Some(vec![json!({ "return": {} })]),
+                Does::Refuses(class) => Some(vec![json!({ "error": { "class": class, "desc": "no" } })]),
+                // Before the answer: it must not be missed.
+                Does::Tells(event, data) => {
+                    Some(vec![json!({ "event": event, "data": data }), json!({ "return": {} })])
                 }
+                Does::Ends => None,
             }
         });
         Self {
-            hotplug: Hotplug::new(Qmp::new(ours), None),
+            hotplug: Hotplug::new(qmp, None),
             asked,
         }
     }

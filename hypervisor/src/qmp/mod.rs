@@ -3,6 +3,8 @@
 //! Owns one connection. Knows the protocol and no command's meaning, but for the event that says why a guest ended.
 //! Two tasks serve it, one per direction, so that a caller who gives up in mid-command leaves no half line behind.
 
+#[cfg(test)]
+pub(crate) mod scripted;
 mod send;
 mod wire;
 

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::sync::Semaphore;
 
+use crate::accept;
 use crate::error::chain;
 use crate::sandbox::Sandbox;
 
@@ -61,11 +62,11 @@ pub async fn start(sandbox: Arc<Sandbox>, netns: PathBuf) -> Result<(), ForwardE
     });
     let made = made.await.map_err(|error| failed("listen")(io::Error::other(error)))?;
     let Directed { listener, _link: link } = made.map_err(failed("listen"))?;
-    let listener = tokio::net::TcpListener::from_std(listener).map_err(failed("listen"))?;
+    let mut listener = tokio::net::TcpListener::from_std(listener).map_err(failed("listen"))?;
     tokio::spawn(async move {
         tokio::select! {
             _ = sandbox.ended() => {}
-            error = accept(&sandbox, &listener) => tracing::error!(%error, "ports are forwarded no more"),
+            () = accept_all(&sandbox, &mut listener) => {}
         }
         drop(link);
     });
@@ -81,21 +82,17 @@ fn listen(netns: &Path) -> io::Result<Directed> {
     Ok(Directed { listener, _link: link })
 }
 
-async fn accept(sandbox: &Arc<Sandbox>, listener: &tokio::net::TcpListener) -> io::Error {
+async fn accept_all(sandbox: &Arc<Sandbox>, listener: &mut tokio::net::TcpListener) {
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
-        let (connection, port) = match listener.accept().await {
-            // The address that was dialled: the socket's own is any.
-            Ok((connection, _)) => match connection.local_addr() {
-                Ok(address) => (connection, address.port()),
-                Err(_) => continue,
-            },
-            // Whoever dialled has gone (accept(2)).
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
-            Err(error) => return error,
+        let connection = accept::next("a connection to forward", listener).await;
+        // The address that was dialled: the socket's own is any.
+        let Ok(port) = connection.local_addr().map(|address| address.port()) else {
+            continue;
         };
+        // It is never closed.
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
-            return io::Error::other("the semaphore is closed");
+            return;
         };
         let sandbox = Arc::clone(sandbox);
         tokio::spawn(async move {

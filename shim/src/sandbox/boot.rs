@@ -1,26 +1,24 @@
 //! The way from nothing to a VM whose agent answers: launch, hello, agent. Each step has the VM's end and the time limit
 //! against it, and a failure leaves nothing behind.
 
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use futures::StreamExt;
 use protocol::agent::{Empty, Event, HelloRequest, Network, SandboxSetup, event::What};
 use protocol::agent_ttrpc::{Host, create_host};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{mpsc, oneshot};
 use ttrpc::Code;
 use ttrpc::r#async::transport::Listener;
 use ttrpc::r#async::{Server, TtrpcContext};
 
 use super::connections::{Arrived, Expected, LogSink, accept};
+use super::line::Line;
 use crate::agent_client::{AgentClient, printable};
 use crate::guest_kernel;
-use crate::vm::{Connection, LaunchError, Launcher, Machine};
+use crate::vm::{LaunchError, Launcher, Machine};
 
 /// Bytes of the console in a message.
 const CONSOLE: usize = 4 << 10;
@@ -170,7 +168,7 @@ async fn greet(
         published: AtomicU64::new(0),
         events,
     });
-    let (host, host_line) = Watched::new(host, None);
+    let (host, host_line) = Line::of_requests(host);
     // One connection, and then none for ever: a listener that ends would end the server.
     let only = futures::stream::once(std::future::ready(Ok(host))).chain(futures::stream::pending());
     let mut server = Server::new()
@@ -192,7 +190,7 @@ async fn greet(
         Arrived::Host(_) => return Err("the agent called twice".to_owned()),
     };
     let (tell, lost) = oneshot::channel();
-    let (agent, agent_line) = Watched::new(agent, Some(tell));
+    let (agent, agent_line) = Line::of_answers(agent, tell);
     let agent = AgentClient::new(Box::new(agent), plan.create_timeout);
     let signals = Signals {
         events: received,
@@ -253,82 +251,5 @@ impl Host for HostService {
                 .map_err(|_| refuse(Code::UNAVAILABLE, "the sandbox has ended"))?;
         }
         Ok(Empty::new())
-    }
-}
-
-/// A connection that tells when it has ended, and that can be ended: ttrpc's client can do neither, and its server only
-/// with a wait.
-struct Watched {
-    inner: Option<Connection>,
-    tell: Option<oneshot::Sender<()>>,
-    /// Its sender is dropped to hang up.
-    hung_up: oneshot::Receiver<()>,
-}
-
-impl Watched {
-    /// The connection, and what is dropped to end it.
-    fn new(connection: Connection, tell: Option<oneshot::Sender<()>>) -> (Self, oneshot::Sender<()>) {
-        let (line, hung_up) = oneshot::channel();
-        let watched = Self {
-            inner: Some(connection),
-            tell,
-            hung_up,
-        };
-        (watched, line)
-    }
-
-    fn connection(&mut self) -> std::io::Result<Pin<&mut Connection>> {
-        let connection = self.inner.as_mut().ok_or(std::io::ErrorKind::BrokenPipe)?;
-        Ok(Pin::new(connection))
-    }
-}
-
-impl AsyncRead for Watched {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        // Both ends of ttrpc always read: they are woken by this.
-        if self.inner.is_some() && Pin::new(&mut self.hung_up).poll(context).is_ready() {
-            self.inner = None;
-        }
-        let before = buffer.filled().len();
-        let read = match self.connection() {
-            Ok(connection) => connection.poll_read(context, buffer),
-            // The end of file.
-            Err(_) => Poll::Ready(Ok(())),
-        };
-        if let Poll::Ready(result) = &read
-            && (result.is_err() || buffer.filled().len() == before)
-            && let Some(tell) = self.tell.take()
-        {
-            // The sandbox may have ended first.
-            let _ = tell.send(());
-        }
-        read
-    }
-}
-
-impl AsyncWrite for Watched {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
-        match self.connection() {
-            Ok(connection) => connection.poll_write(context, bytes),
-            Err(error) => Poll::Ready(Err(error)),
-        }
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        match self.connection() {
-            Ok(connection) => connection.poll_flush(context),
-            Err(error) => Poll::Ready(Err(error)),
-        }
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        match self.connection() {
-            Ok(connection) => connection.poll_shutdown(context),
-            Err(error) => Poll::Ready(Err(error)),
-        }
     }
 }

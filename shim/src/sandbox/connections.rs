@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::noise::complain;
 use crate::streams::StreamError;
 use crate::vm::{Connection, Connections};
 
@@ -148,7 +149,7 @@ pub(super) async fn accept(
             }
         };
         let Ok(permit) = Arc::clone(&pending).try_acquire_owned() else {
-            tracing::warn!("the guest opened too many connections that say nothing: one is dropped");
+            complain!("the guest opened too many connections that say nothing: one is dropped");
             continue;
         };
         let dispatcher = Arc::clone(&dispatcher);
@@ -157,12 +158,15 @@ pub(super) async fn accept(
             match tokio::time::timeout(PREAMBLE, connection.read_exact(&mut bytes)).await {
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => return tracing::debug!(%error, "a connection ended before it said what it is"),
-                Err(_) => return tracing::warn!("a connection of the guest did not say what it is"),
+                Err(_) => {
+                    complain!("a connection of the guest did not say what it is");
+                    return;
+                }
             }
             drop(permit);
             match Preamble::decode(&bytes) {
                 Ok(preamble) => dispatcher.dispatch(preamble, connection).await,
-                Err(error) => tracing::warn!(%error, "a connection of the guest is dropped"),
+                Err(error) => complain!(%error, "a connection of the guest is dropped"),
             }
         });
     }
@@ -173,7 +177,7 @@ impl Dispatcher {
         let first = |taken: &AtomicBool| {
             let first = !taken.swap(true, Ordering::AcqRel);
             if !first {
-                tracing::warn!(
+                complain!(
                     ?preamble,
                     "the guest dialled this connection twice: the second is dropped"
                 );
@@ -189,7 +193,7 @@ impl Dispatcher {
             Preamble::Stream(token) => match self.expected.take(&token) {
                 // Whoever expected it may have given up just now.
                 Some(waiting) => drop(waiting.send(connection)),
-                None => tracing::warn!("a connection of the guest names a stream that nobody expects"),
+                None => complain!("a connection of the guest names a stream that nobody expects"),
             },
         }
     }

@@ -192,6 +192,7 @@ impl Sandbox {
             changes: tokio::sync::Mutex::default(),
             paused: AtomicBool::new(false),
             doomed: AtomicBool::new(false),
+            undeletable: AtomicBool::new(false),
             stand_in,
         };
         let pid = self.pid_of(&container);

@@ -1,6 +1,7 @@
 //! Deletions: of containers and of execs, in the guest and on the host.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use containerd_shim_protos::events::task::TaskDelete;
@@ -28,6 +29,15 @@ impl Sandbox {
         let sandbox = Arc::clone(self);
         let work = tokio::spawn(async move {
             let _changes = container.changes.lock().await;
+            // Another deletion may have been faster, and the name may be somebody else's by now.
+            if !sandbox
+                .process(&process.name)
+                .is_ok_and(|(_, now)| Arc::ptr_eq(&now, &process))
+            {
+                return Err(Error::NotFound {
+                    subject: process.name.to_string(),
+                });
+            }
             match process.phase() {
                 Phase::Created | Phase::Stopped(_) => {}
                 phase => return Err(process.not_allowed("delete", phase)),
@@ -54,7 +64,7 @@ impl Sandbox {
                 at: std::time::SystemTime::now(),
             },
         };
-        self.forget_in_guest(process).await?;
+        self.forget_in_guest(container, process).await?;
         if let Some(exec) = &process.name.exec {
             container.execs().remove(exec);
         }
@@ -74,7 +84,7 @@ impl Sandbox {
             let _ = tokio::time::timeout(KILL, process.stopped()).await;
         }
         // It unmounts what is on disks: they are clean when they are unplugged, and that is before the answer.
-        self.forget_in_guest(process).await?;
+        self.forget_in_guest(container, process).await?;
         self.sizes.forget(&container.id);
         self.settle();
         self.release_disks(&container.id).await;
@@ -115,25 +125,28 @@ impl Sandbox {
         Ok((pid, exit))
     }
 
-    async fn forget_in_guest(&self, process: &Process) -> Result<(), Error> {
+    async fn forget_in_guest(&self, container: &Container, process: &Process) -> Result<(), Error> {
         // Without a VM there is nothing to forget.
         let Ok(agent) = self.agent("delete", "the process") else {
             return Ok(());
         };
-        match agent.delete(&process.name.to_agent()).await {
+        let source = match agent.delete(&process.name.to_agent()).await {
             Ok(_)
             | Err(AgentError::Refused {
                 code: Code::NOT_FOUND, ..
-            }) => Ok(()),
+            }) => return Ok(()),
             // The VM has just ended: the same.
-            Err(AgentError::Broken(_)) => Ok(()),
-            // It hangs. A container that has stopped must be deletable, but neither an exec nor a neighbour that may be well is
-            // worth the VM: those are told to try again.
-            Err(source @ AgentError::TimedOut(_)) if process.name.exec.is_none() && self.slots().len() == 1 => {
-                self.give_up(format!("{source} (deletion of {})", process.name)).await;
-                Ok(())
-            }
-            Err(source) => Err(failed("delete", &process.name)(source)),
+            Err(AgentError::Broken(_)) => return Ok(()),
+            Err(source) => source,
+        };
+        // A container that has stopped must be deletable, but neither an exec nor a neighbour that may be well is worth the VM:
+        // those are told to try again. So is whoever deletes the last one, once: what is on its disks may be saved yet.
+        let hangs = matches!(source, AgentError::TimedOut(_));
+        let again = container.undeletable.swap(true, Ordering::AcqRel);
+        if process.name.exec.is_none() && self.slots().len() == 1 && (hangs || again) {
+            self.give_up(format!("{source} (deletion of {})", process.name)).await;
+            return Ok(());
         }
+        Err(failed("delete", &process.name)(source))
     }
 }

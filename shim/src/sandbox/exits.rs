@@ -8,6 +8,7 @@ use containerd_shim_protos::topics::{TASK_EXIT_EVENT_TOPIC, TASK_OOM_EVENT_TOPIC
 use protocol::agent::event::What;
 use protocol::agent::{ProcessExit, ProcessId};
 
+use super::noise::complain;
 use super::process::{Exit, Phase, Process, ProcessName};
 use super::{KILLED, Sandbox, Slot, ended};
 use crate::agent_client::printable;
@@ -26,11 +27,11 @@ impl Sandbox {
             What::Exit(exit) => self.exited(&exit),
             What::Oom(oom) => match ContainerId::new(&oom.container_id).map(|id| self.container(&id).map(|_| id)) {
                 Ok(Ok(id)) => self.publish_oom(&id),
-                _ => tracing::warn!("the guest reports an OOM of a container that does not exist"),
+                _ => complain!("the guest reports an OOM of a container that does not exist"),
             },
             What::Fatal(reason) => return Some(ended(&format!("the agent gave up: {}", printable(&reason, 2048)))),
             // The generated enum is open for variants of a newer agent.
-            _ => tracing::warn!("the guest reports something unknown"),
+            _ => complain!("the guest reports something unknown"),
         }
         None
     }
@@ -52,7 +53,7 @@ impl Sandbox {
             if forwarded {
                 return;
             }
-            tracing::warn!("the guest reports the exit of a process that does not exist");
+            complain!("the guest reports the exit of a process that does not exist");
             return;
         };
         let lengths = OutputLengths {

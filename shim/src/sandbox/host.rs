@@ -128,6 +128,8 @@ impl HostSide for RealHost {
         let policy = self.memlock.clone();
         let watches = self.watches.clone();
         let host = self.host.clone();
+        // Whoever gives up does not end the thread, but what it attaches.
+        let attachment = tree.begin(&container);
         blocking(move || {
             let mut spec = Spec::load(bundle.join("config.json")).map_err(|error| HostError::Spec(Box::new(error)))?;
             let volumes = Volumes::plan(&mut spec, &rootfs, &host).map_err(|error| HostError::Spec(Box::new(error)))?;
@@ -154,13 +156,13 @@ impl HostSide for RealHost {
                 // The guest has the root of a pod's sandbox itself.
                 _ if guest.pause => {}
                 _ => {
-                    tree.attach_rootfs(&container, &rootfs, &bundle.join(root))
+                    tree.attach_rootfs(&attachment, &rootfs, &bundle.join(root))
                         .map_err(other)?;
                 }
             }
             let propagating = tree.propagating().map_err(other)?;
             for bind in guest.binds.clone() {
-                let allowed = tree.attach_bind(&container, &bind, &propagating).map_err(other)?;
+                let allowed = tree.attach_bind(&attachment, &bind, &propagating).map_err(other)?;
                 guest.keep(&bind, input, allowed);
                 if let Some(watches) = &watches {
                     watches.add(&container, bind.number);

@@ -18,7 +18,7 @@ use super::process::{Phase, ProcessName};
 use super::{Container, Sandbox};
 use crate::agent_client::{AgentClient, AgentError, printable};
 use crate::error::Error;
-use crate::id::ContainerId;
+use crate::id::{ContainerId, ExecId};
 use crate::sizing::Limits;
 
 /// SIGKILL on Linux (signal(7)).
@@ -218,7 +218,16 @@ impl Sandbox {
             return Ok(self.the_vmm_alone());
         }
         let listed = agent.list_processes(&agent_container(id)).await;
-        listed.map_err(failed(operation, &name))
+        let mut listed = listed.map_err(failed(operation, &name))?;
+        let container = self.container(id)?;
+        let execs = container.execs();
+        for process in &mut listed.processes {
+            // containerd's clients show it: it is a name that containerd gave, or none.
+            let known = |exec: &String| ExecId::new(exec).is_ok_and(|exec| execs.contains_key(&exec));
+            process.exec_id = process.exec_id.take().filter(known);
+        }
+        drop(execs);
+        Ok(listed)
     }
 
     fn the_vmm_alone(&self) -> ListProcessesResponse {

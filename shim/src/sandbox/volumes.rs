@@ -19,7 +19,8 @@ impl Sandbox {
     /// Remembers what a container is about to use, and leaves word of it on the host for those who ask by the path.
     pub(super) fn use_volumes(&self, volumes: Vec<DirectVolume>) {
         for volume in volumes {
-            if let Err(error) = record::write(Path::new(record::ROOT), &volume.path, &self.id) {
+            if let Err(error) = record::write(Path::new(record::ROOT), &volume.path, self.namespace.as_str(), &self.id)
+            {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
                     volume = %volume.path.display(),

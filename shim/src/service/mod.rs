@@ -7,7 +7,7 @@ mod task;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::sandbox_async::create_sandbox;
@@ -35,6 +35,8 @@ pub struct Awaited {
     pub bundle: PathBuf,
     /// Begins it.
     pub begin: Begin,
+    /// Held while it is begun: a second request finds that there is one.
+    pub beginning: Mutex<()>,
 }
 
 /// The services of one sandbox.

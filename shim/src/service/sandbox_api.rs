@@ -1,6 +1,6 @@
 //! The sandbox service: containerd 2 uses it where its sandboxer is the shim. The VM is the sandbox.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -55,6 +55,7 @@ impl Service {
             subject: subject(),
             reason,
         };
+        let _one = awaited.beginning.lock().unwrap_or_else(PoisonError::into_inner);
         if self.cell.get().is_some() {
             return Err(Error::Exists { subject: subject() });
         }

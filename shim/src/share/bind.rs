@@ -6,10 +6,9 @@ use std::os::fd::OwnedFd;
 
 use rustix::fs::{FileType, Mode, OFlags, StatVfsMountFlags};
 
-use super::{ShareError, SharedTree, attach, io_error};
+use super::{Attachment, ShareError, SharedTree, attach, io_error};
 use crate::guest_spec::{BindSource, HostOptions};
 use crate::host_ns::HostTree;
-use crate::id::ContainerId;
 use crate::mountinfo::{self, MountLine};
 
 /// The host's mounts through which a later mount could arrive, by their numbers: each that is shared or a slave, and each
@@ -56,7 +55,7 @@ impl SharedTree {
     /// The source does not exist or cannot be mounted. What was begun is undone by [`SharedTree::detach`].
     pub fn attach_bind(
         &self,
-        container: &ContainerId,
+        attachment: &Attachment,
         bind: &BindSource,
         propagating: &Propagating,
     ) -> Result<HostOptions, ShareError> {
@@ -71,6 +70,8 @@ impl SharedTree {
         let examine = |errno| io_error("examine", &bind.source, errno);
         let options = host_options(&tree).map_err(examine)?;
         let stat = rustix::fs::fstat(&tree).map_err(examine)?;
+        let _held = self.attachments.hold(attachment)?;
+        let container = &attachment.container;
         self.make_directory(container.as_str(), false)?;
         self.make_directory(&format!("{container}/mounts"), false)?;
         let name = format!("{container}/mounts/{}", bind.number);

@@ -12,19 +12,20 @@
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, openat2, statx};
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::{ShareError, attach, harden, io_error, unmount_below};
+use crate::below;
 use crate::error::chain;
 use crate::guest_spec::BindSource;
 use crate::id::ContainerId;
@@ -261,13 +262,13 @@ impl Mirror {
 
     /// Copies one mount. The answer is the copy's number.
     fn add(&self, place: &Path, original: u64) -> io::Result<u64> {
-        let found = open_below(&self.replica, place)?;
+        let found = below::open(&self.replica, place)?;
         if mount_id(&found)? != original {
             return Err(io::Error::other("it has been moved meanwhile"));
         }
         let tree = clone_tree(&found, Path::new(""), false)?;
         harden(&tree, self.read_only)?;
-        let target = open_below(&self.copy, place)?;
+        let target = below::open(&self.copy, place)?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         move_mount(&tree, "", &target, "", flags)?;
         mount_id(&tree)
@@ -279,31 +280,13 @@ impl Mirror {
             return Ok(());
         };
         let place = line.mountpoint.strip_prefix(&self.copy).map_err(io::Error::other)?;
-        let found = open_below(&self.copy, place)?;
+        let found = below::open(&self.copy, place)?;
         if mount_id(&found)? != copy {
             return Err(io::Error::other("it has been moved meanwhile"));
         }
-        // The only way to unmount what a descriptor names (proc_pid_fd(5)).
-        let path = format!("/proc/self/fd/{}", found.as_raw_fd());
-        Ok(unmount(path, UnmountFlags::DETACH)?)
+        // The only way to unmount what a descriptor stands for.
+        Ok(unmount(below::name_of(&found), UnmountFlags::DETACH)?)
     }
-}
-
-/// What is at a place below a source, with no link followed on the way.
-fn open_below(source: &Path, place: &Path) -> io::Result<OwnedFd> {
-    // The source's own path is ours alone.
-    let root = rustix::fs::open(source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    if place.as_os_str().is_empty() {
-        return Ok(root);
-    }
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    Ok(openat2(
-        &root,
-        place,
-        OFlags::PATH | OFlags::CLOEXEC,
-        Mode::empty(),
-        resolve,
-    )?)
 }
 
 fn mount_id(file: &OwnedFd) -> io::Result<u64> {
@@ -436,7 +419,7 @@ mod tests {
             });
             assert!(link.is_symlink());
             assert!(mountinfo::below(&target).unwrap().is_empty());
-            assert!(open_below(&copy, Path::new("a/sub")).is_err());
+            assert!(below::open(&copy, Path::new("a/sub")).is_err());
             tree.detach(&id).unwrap();
         });
     }

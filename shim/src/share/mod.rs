@@ -5,6 +5,7 @@
 //! that the guest cannot put a symbolic link where the next mount goes. The directories are made by a descriptor of
 //! the directory below that mount. All functions block.
 
+mod attachment;
 mod bind;
 mod mirror;
 mod rootfs;
@@ -27,7 +28,10 @@ use crate::id::ContainerId;
 use crate::mountinfo;
 use crate::run_dir::RunDir;
 use crate::sys::{self, SetAttr};
+use attachment::Attachments;
 use mirror::Mirrors;
+
+pub use attachment::Attachment;
 
 /// Why something cannot be shared with the guest.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +71,9 @@ pub enum ShareError {
         #[source]
         source: io::Error,
     },
+    /// Whoever asked for it has given up.
+    #[error("container {0} has been detached meanwhile")]
+    Detached(ContainerId),
     /// The directory that is the rootfs cannot be had.
     #[error("cannot use {} as the rootfs", root.display())]
     RootfsSource {
@@ -87,6 +94,7 @@ pub struct SharedTree {
     backing: Arc<OwnedFd>,
     /// Sources below which the host may mount something later.
     mirrors: Arc<Mirrors>,
+    attachments: Arc<Attachments>,
 }
 
 impl SharedTree {
@@ -115,6 +123,7 @@ impl SharedTree {
             host,
             backing: Arc::new(backing),
             mirrors: Arc::new(Mirrors::new(run_dir.received())),
+            attachments: Arc::default(),
         })
     }
 
@@ -123,6 +132,13 @@ impl SharedTree {
     pub fn root(&self) -> &Path {
         &self.root
     }
+
+    /// Begins to attach what a container needs.
+    #[must_use]
+    pub fn begin(&self, container: &ContainerId) -> Attachment {
+        self.attachments.begin(container)
+    }
+
     /// Makes a directory below the shared one. `new`: it must not exist.
     fn make_directory(&self, name: &str, new: bool) -> Result<(), ShareError> {
         match rustix::fs::mkdirat(&self.backing, name, Mode::from_raw_mode(0o700)) {
@@ -137,6 +153,7 @@ impl SharedTree {
     /// # Errors
     /// Something is still mounted or cannot be removed.
     pub fn detach(&self, container: &ContainerId) -> Result<(), ShareError> {
+        let _alone = self.attachments.end(container);
         self.mirrors.forget(container)?;
         unmount_below(&self.root.join(container.as_str()))?;
         let mounts = format!("{container}/mounts");
@@ -298,7 +315,7 @@ mod tests {
         container: &ContainerId,
         bind: &BindSource,
     ) -> Result<HostOptions, ShareError> {
-        tree.attach_bind(container, bind, &tree.propagating().unwrap())
+        tree.attach_bind(&tree.begin(container), bind, &tree.propagating().unwrap())
     }
 
     pub(super) fn bind(source: &Path, read_only: bool, number: usize) -> BindSource {
@@ -321,7 +338,7 @@ mod tests {
             fs::write(source.join("file"), "content").unwrap();
             std::os::unix::fs::symlink(&source, directory.join("link")).unwrap();
             let shared = tree.root().join("c");
-            tree.attach_rootfs(&id, &[], &source).unwrap();
+            tree.attach_rootfs(&tree.begin(&id), &[], &source).unwrap();
             attach_bind(tree, &id, &bind(&source.join("file"), false, 0)).unwrap();
             attach_bind(tree, &id, &bind(&directory.join("link"), true, 1)).unwrap();
             assert_eq!(fs::read_to_string(shared.join("rootfs/file")).unwrap(), "content");
@@ -333,6 +350,30 @@ mod tests {
             tree.detach(&id).unwrap();
             assert!(!shared.exists());
             assert!(source.join("new").exists());
+        });
+    }
+
+    #[test]
+    fn who_is_detached_while_sources_are_opened_attaches_nothing_more() {
+        in_namespace(|tree, directory| {
+            let id = ContainerId::new("c").unwrap();
+            let source = directory.join("source");
+            fs::create_dir(&source).unwrap();
+            let given_up = tree.begin(&id);
+            tree.detach(&id).unwrap();
+            let attaches_nothing = || {
+                let rootfs = tree.attach_rootfs(&given_up, &[], &source).map(drop);
+                let found = tree.propagating().unwrap();
+                let bound = tree.attach_bind(&given_up, &bind(&source, false, 0), &found).map(drop);
+                [rootfs, bound]
+                    .iter()
+                    .all(|done| matches!(done, Err(ShareError::Detached(_))))
+            };
+            assert!(attaches_nothing() && !tree.root().join("c").exists());
+            let next = tree.begin(&id);
+            assert!(attaches_nothing());
+            tree.attach_rootfs(&next, &[], &source).unwrap();
+            tree.detach(&id).unwrap();
         });
     }
 

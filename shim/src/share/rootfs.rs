@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::types::mount::Mount;
 
-use super::{ShareError, SharedTree, attach, guest_rootfs};
-use crate::id::ContainerId;
+use super::{Attachment, ShareError, SharedTree, attach, guest_rootfs};
 use crate::overlay;
 
 impl SharedTree {
@@ -17,24 +16,28 @@ impl SharedTree {
     /// Nothing can be mounted. What was begun is undone by [`SharedTree::detach`].
     pub fn attach_rootfs(
         &self,
-        container: &ContainerId,
+        attachment: &Attachment,
         mounts: &[Mount],
         bundle_rootfs: &Path,
     ) -> Result<PathBuf, ShareError> {
-        self.make_directory(container.as_str(), false)?;
+        let container = &attachment.container;
         let name = format!("{container}/rootfs");
-        self.make_directory(&name, true)?;
+        {
+            let _held = self.attachments.hold(attachment)?;
+            self.make_directory(container.as_str(), false)?;
+            self.make_directory(&name, true)?;
+        }
         let target = self.root.join(&name);
         if mounts.is_empty() {
-            self.bind_rootfs(bundle_rootfs, &target, true, false)?;
+            self.bind_rootfs(attachment, bundle_rootfs, &target, (true, false))?;
         }
         for mount in mounts {
-            self.mount_layer(mount, &target)?;
+            self.mount_layer(attachment, mount, &target)?;
         }
         Ok(guest_rootfs(container))
     }
 
-    fn mount_layer(&self, mount: &Mount, target: &Path) -> Result<(), ShareError> {
+    fn mount_layer(&self, attachment: &Attachment, mount: &Mount, target: &Path) -> Result<(), ShareError> {
         let refused = |source| ShareError::Rootfs {
             kind: mount.type_.clone(),
             from: mount.source.clone(),
@@ -47,10 +50,13 @@ impl SharedTree {
         }
         let has = |option: &str| mount.options.iter().any(|other| other == option);
         match mount.type_.as_str() {
-            "overlay" => overlay::mount(&mount.options, target).map_err(refused),
+            "overlay" => {
+                let _held = self.attachments.hold(attachment)?;
+                overlay::mount(&mount.options, target).map_err(refused)
+            }
             "bind" | "rbind" => {
                 let recursive = mount.type_ == "rbind" || has("rbind");
-                self.bind_rootfs(Path::new(&mount.source), target, recursive, has("ro"))
+                self.bind_rootfs(attachment, Path::new(&mount.source), target, (recursive, has("ro")))
             }
             _ => {
                 let why = "the host mounts nothing but overlay and bind";
@@ -59,7 +65,13 @@ impl SharedTree {
         }
     }
 
-    fn bind_rootfs(&self, source: &Path, target: &Path, recursive: bool, ro: bool) -> Result<(), ShareError> {
+    fn bind_rootfs(
+        &self,
+        attachment: &Attachment,
+        source: &Path,
+        target: &Path,
+        (recursive, read_only): (bool, bool),
+    ) -> Result<(), ShareError> {
         let tree = self
             .host
             .open_tree(source, recursive)
@@ -67,7 +79,8 @@ impl SharedTree {
                 root: source.to_owned(),
                 source: Box::new(error),
             })?;
-        attach(&tree, target, ro)
+        let _held = self.attachments.hold(attachment)?;
+        attach(&tree, target, read_only)
     }
 }
 
@@ -78,6 +91,7 @@ mod tests {
     use super::super::tests::in_namespace;
     use super::super::unmount_below;
     use super::*;
+    use crate::id::ContainerId;
 
     #[test]
     fn an_overlay_of_more_layers_than_a_page_of_options_is_mounted() {
@@ -96,7 +110,8 @@ mod tests {
             mount.type_ = "overlay".to_owned();
             mount.options = vec!["ro".to_owned(), format!("lowerdir={}", lower.join(":"))];
             let id = ContainerId::new("c").unwrap();
-            tree.attach_rootfs(&id, &[mount], Path::new("/nowhere")).unwrap();
+            tree.attach_rootfs(&tree.begin(&id), &[mount], Path::new("/nowhere"))
+                .unwrap();
             assert_eq!(fs::read_dir(tree.root().join("c/rootfs")).unwrap().count(), 100);
             tree.detach(&id).unwrap();
             unmount_below(&layers).unwrap();
@@ -109,7 +124,9 @@ mod tests {
             let mut mount = Mount::new();
             mount.type_ = "ext4".to_owned();
             let id = ContainerId::new("c").unwrap();
-            let error = tree.attach_rootfs(&id, &[mount], Path::new("/nowhere")).unwrap_err();
+            let error = tree
+                .attach_rootfs(&tree.begin(&id), &[mount], Path::new("/nowhere"))
+                .unwrap_err();
             assert!(error.to_string().contains("ext4"));
             tree.detach(&id).unwrap();
         });

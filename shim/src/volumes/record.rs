@@ -1,10 +1,13 @@
-//! Which sandbox uses a direct-assigned volume: an empty file, named by the sandbox, beside the volume's mountInfo.json, as
-//! Kata's runtime leaves it (`RecordSandboxID` in kata-containers, src/runtime/pkg/direct-volume/utils.go). Whoever asks
-//! for a volume by its path finds the sandbox by it.
+//! Which sandbox uses a direct-assigned volume: a file, named by the sandbox, beside the volume's mountInfo.json, as Kata's
+//! runtime leaves it (`RecordSandboxID` in kata-containers, src/runtime/pkg/direct-volume/utils.go). Whoever asks for a volume
+//! by its path finds the sandbox by it.
+//!
+//! Kata's file is empty. Here it has a line for each of containerd's namespaces in which a sandbox of that id uses the volume.
 
-use std::fs::{self, OpenOptions};
-use std::io;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::direct::directory_of;
@@ -25,23 +28,22 @@ pub struct DirectVolume {
     pub disk: HostDisk,
 }
 
+/// Largest file that is read, in bytes: thousands of namespaces.
+const MAX: u64 = 1 << 20;
+
 /// Leaves word that a sandbox uses a volume.
 ///
 /// # Errors
 /// The file cannot be made.
-pub fn write(root: &Path, volume: &Path, sandbox: &SandboxId) -> io::Result<()> {
+pub fn write(root: &Path, volume: &Path, namespace: &str, sandbox: &SandboxId) -> io::Result<()> {
     let file = root.join(directory_of(volume)).join(sandbox.as_str());
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(file)
-        .map(drop)
+    change(&file, true, |namespaces| {
+        namespaces.insert(namespace.to_owned());
+    })
 }
 
 /// Takes back all words of a sandbox. It knows the volumes by the files alone: whoever wrote them may be dead.
-pub fn forget(root: &Path, sandbox: &str) {
+pub fn forget(root: &Path, namespace: &str, sandbox: &str) {
     if SandboxId::new(sandbox).is_err() {
         return;
     }
@@ -49,8 +51,45 @@ pub fn forget(root: &Path, sandbox: &str) {
     let Ok(volumes) = fs::read_dir(root) else { return };
     for volume in volumes.filter_map(Result::ok) {
         // Most volumes are others'.
-        let _ = fs::remove_file(volume.path().join(sandbox));
+        let _ = change(&volume.path().join(sandbox), false, |namespaces| {
+            namespaces.remove(namespace);
+        });
     }
+}
+
+/// Changes a file's lines, and removes it where none is left. Blocks while another sandbox of the same id does that.
+fn change(path: &Path, create: bool, change: impl Fn(&mut BTreeSet<String>)) -> io::Result<()> {
+    loop {
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(create)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)?;
+        file.lock()?;
+        // Whoever had it may have removed the name, and somebody may have made another file by now.
+        let identity = |file: &fs::Metadata| (file.dev(), file.ino());
+        let named = fs::symlink_metadata(path).ok();
+        if named.as_ref().map(identity) != Some(identity(&file.metadata()?)) {
+            continue;
+        }
+        let mut lines = namespaces(&mut file)?;
+        change(&mut lines);
+        if lines.is_empty() {
+            return fs::remove_file(path);
+        }
+        file.rewind()?;
+        file.set_len(0)?;
+        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        return file.write_all(text.as_bytes());
+    }
+}
+
+fn namespaces(file: &mut File) -> io::Result<BTreeSet<String>> {
+    let mut text = String::new();
+    file.take(MAX).read_to_string(&mut text)?;
+    Ok(text.lines().map(str::to_owned).collect())
 }
 
 #[cfg(test)]
@@ -67,15 +106,35 @@ mod tests {
         let file = |volume: &Path, name: &str| root.path().join(directory_of(volume)).join(name);
         fs::write(file(one, "mountInfo.json"), "{}").unwrap();
         let id = |name: &str| SandboxId::new(name).unwrap();
-        write(root.path(), one, &id("mine")).unwrap();
-        write(root.path(), one, &id("mine")).unwrap();
-        write(root.path(), one, &id("yours")).unwrap();
-        write(root.path(), other, &id("mine")).unwrap();
-        assert!(write(root.path(), Path::new("/pods/unknown"), &id("mine")).is_err());
-        forget(root.path(), "mine");
-        forget(root.path(), "../../mountInfo.json");
+        write(root.path(), one, "n", &id("mine")).unwrap();
+        write(root.path(), one, "n", &id("mine")).unwrap();
+        write(root.path(), one, "n", &id("yours")).unwrap();
+        write(root.path(), other, "n", &id("mine")).unwrap();
+        assert!(write(root.path(), Path::new("/pods/unknown"), "n", &id("mine")).is_err());
+        forget(root.path(), "n", "mine");
+        forget(root.path(), "n", "../../mountInfo.json");
         assert!(!file(one, "mine").exists() && !file(other, "mine").exists());
         assert!(file(one, "yours").exists() && file(one, "mountInfo.json").exists());
-        forget(Path::new("/nonexistent"), "mine");
+        forget(Path::new("/nonexistent"), "n", "mine");
+    }
+
+    #[test]
+    fn a_sandbox_of_the_same_id_in_another_namespace_keeps_its_word() {
+        let root = tempfile::tempdir().unwrap();
+        let volume = Path::new("/pods/one");
+        let directory = root.path().join(directory_of(volume));
+        fs::create_dir(&directory).unwrap();
+        let id = SandboxId::new("same").unwrap();
+        write(root.path(), volume, "default", &id).unwrap();
+        write(root.path(), volume, "k8s.io", &id).unwrap();
+        forget(root.path(), "default", "same");
+        forget(root.path(), "default", "same");
+        assert_eq!(fs::read_to_string(directory.join("same")).unwrap(), "k8s.io\n");
+        forget(root.path(), "k8s.io", "same");
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 0);
+        // Kata's own.
+        fs::write(directory.join("same"), "").unwrap();
+        forget(root.path(), "default", "same");
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 0);
     }
 }

@@ -15,14 +15,15 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use protocol::agent::HostChange;
+use rustix::fs::{AtFlags, FileType};
 use tokio::io::unix::AsyncFd;
 
+use crate::below;
 use crate::id::ContainerId;
 use event::Event;
 use table::{Place, Table};
@@ -66,14 +67,12 @@ impl Watches {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn path_of(&self, place: &Place) -> PathBuf {
+    /// Opens a place by its path. The guest can make links in it at any moment, so none is followed: what is marked is what
+    /// the guest has, and nothing else of the host's.
+    fn open(&self, place: &Place) -> io::Result<OwnedFd> {
         let mount = self.root.join(place.container.as_str()).join("mounts");
         let root = mount.join(place.mount.to_string());
-        if place.path.is_empty() {
-            root
-        } else {
-            root.join(OsStr::from_bytes(&place.path))
-        }
+        below::open(&root, Path::new(OsStr::from_bytes(&place.path)))
     }
 
     /// Watches a bind mount that is in the shared directory. Blocks. A mount that cannot be watched is said in the log
@@ -88,16 +87,16 @@ impl Watches {
             path: Vec::new(),
             file: false,
         };
-        let path = self.path_of(&place);
-        let Ok(metadata) = fs::symlink_metadata(&path) else {
+        let opened = self.open(&place).and_then(|file| Ok((kind_and_device(&file)?, file)));
+        let Ok(((kind, device), file)) = opened else {
             return;
         };
-        if !metadata.is_dir() && !metadata.is_file() {
+        if kind != FileType::Directory && kind != FileType::RegularFile {
             return;
         }
-        place.file = metadata.is_file();
-        match self.mark(&place) {
-            Ok(()) if metadata.is_dir() => self.add_below(place, metadata.dev()),
+        place.file = kind == FileType::RegularFile;
+        match self.mark(&file, &place) {
+            Ok(()) if kind == FileType::Directory => self.add_below(place, file, device),
             Ok(()) => {}
             Err(error) => tracing::warn!(
                 %container,
@@ -108,23 +107,22 @@ impl Watches {
         }
     }
 
-    fn mark(&self, place: &Place) -> io::Result<()> {
-        let path = self.path_of(place);
+    /// Marks what was opened for a place.
+    fn mark(&self, file: &OwnedFd, place: &Place) -> io::Result<()> {
         // The handle first: from the mark on, events are of use.
-        let handle = sys::handle_of(&path)?;
+        let handle = sys::handle_of(file.as_fd())?;
         self.table().insert(handle, place.clone());
-        sys::mark(self.group.get_ref().as_fd(), &path, !place.file)
+        sys::mark(self.group.get_ref().as_fd(), file.as_fd(), !place.file)
     }
 
     /// Marks what is below a marked directory, level by level, on the same file system.
-    fn add_below(&self, top: Place, device: u64) {
-        let mut left = VecDeque::from([top]);
-        while let Some(directory) = left.pop_front() {
+    fn add_below(&self, top: Place, file: OwnedFd, device: u64) {
+        let mut left = VecDeque::from([(top, file)]);
+        while let Some((directory, file)) = left.pop_front() {
             // What is gone by now is no loss; what cannot be read cannot be watched.
-            let entries = fs::read_dir(self.path_of(&directory)).into_iter().flatten().flatten();
+            let entries = fs::read_dir(below::name_of(&file)).into_iter().flatten().flatten();
             for entry in entries {
-                let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
-                if !is_directory || entry.metadata().map_or(true, |metadata| metadata.dev() != device) {
+                if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                     continue;
                 }
                 if self.table().len() >= MOST_DIRECTORIES {
@@ -136,17 +134,13 @@ impl Watches {
                     );
                     return;
                 }
-                let mut path = directory.path.clone();
-                if !path.is_empty() {
-                    path.push(b'/');
-                }
-                path.extend(entry.file_name().into_vec());
-                let place = Place {
-                    path,
-                    ..directory.clone()
+                let place = directory.child(entry.file_name().as_bytes());
+                let Ok(opened) = below::open_in(&file, Path::new(&entry.file_name())) else {
+                    continue;
                 };
-                if self.mark(&place).is_ok() {
-                    left.push_back(place);
+                let same = kind_and_device(&opened).is_ok_and(|found| found == (FileType::Directory, device));
+                if same && self.mark(&opened, &place).is_ok() {
+                    left.push_back((place, opened));
                 }
             }
         }
@@ -191,18 +185,19 @@ impl Watches {
                 continue;
             }
             let exists = |place: &Place, name: &[u8]| {
-                let path = self.path_of(place).join(OsStr::from_bytes(name));
-                fs::symlink_metadata(path).is_ok()
+                let found = self.open(place).map(|directory| {
+                    rustix::fs::statat(&directory, OsStr::from_bytes(name), AtFlags::SYMLINK_NOFOLLOW).is_ok()
+                });
+                found.unwrap_or(false)
             };
             let told = self.table().translate(event, exists);
             for place in told.appeared {
-                let metadata = fs::symlink_metadata(self.path_of(&place));
-                if let Ok(metadata) = metadata
-                    && metadata.is_dir()
+                if let Ok(file) = self.open(&place)
+                    && let Ok((FileType::Directory, device)) = kind_and_device(&file)
                     && self.table().len() < MOST_DIRECTORIES
-                    && self.mark(&place).is_ok()
+                    && self.mark(&file, &place).is_ok()
                 {
-                    self.add_below(place, metadata.dev());
+                    self.add_below(place, file, device);
                 }
             }
             changes.extend(told.changes);
@@ -233,6 +228,11 @@ impl Watches {
         }
         false
     }
+}
+
+fn kind_and_device(file: &OwnedFd) -> io::Result<(FileType, u64)> {
+    let stat = rustix::fs::fstat(file)?;
+    Ok((FileType::from_raw_mode(stat.st_mode), stat.st_dev))
 }
 
 /// A process's parent: the fourth field of `/proc/PID/stat` (proc_pid_stat(5)), behind the name's last parenthesis.
@@ -286,5 +286,27 @@ mod tests {
         assert_eq!(seen.last().unwrap(), &("renamed".to_owned(), libc::IN_MOVED_TO));
         watches.forget(&id);
         assert_eq!(watches.table().len(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_link_that_the_guest_puts_in_the_place_of_a_directory_leads_nowhere() {
+        let directory = tempfile::tempdir().unwrap();
+        let (shared, outside) = (directory.path().join("shared"), directory.path().join("outside"));
+        let root = shared.join("c/mounts/0");
+        fs::create_dir_all(root.join("a")).unwrap();
+        fs::create_dir_all(outside.join("new/below")).unwrap();
+        let watches = Watches::new(&shared).unwrap();
+        watches.add(&ContainerId::new("c").unwrap(), 0);
+        assert_eq!(watches.table().len(), 2);
+        // The directory is `b` by now, which nobody told us, as it was the guest that did it.
+        fs::rename(root.join("a"), root.join("b")).unwrap();
+        std::os::unix::fs::symlink(&outside, root.join("a")).unwrap();
+        host("mkdir b/new; echo x > last", &root);
+        let mut names = Vec::new();
+        while names.last().is_none_or(|name| name != b"last") {
+            names.extend(watches.next().await.unwrap().into_iter().map(|change| change.name));
+        }
+        assert!(names.contains(&b"new".to_vec()));
+        assert_eq!(watches.table().len(), 2, "what the link leads to is not watched");
     }
 }

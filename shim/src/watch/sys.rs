@@ -4,8 +4,6 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 
 use super::event::Handle;
 
@@ -42,12 +40,13 @@ pub(super) fn group() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Watches a directory and what is directly in it, or one file. The path's last component is not followed.
-pub(super) fn mark(group: BorrowedFd<'_>, path: &Path, directory: bool) -> io::Result<()> {
-    let path = c_path(path)?;
+/// Watches a directory and what is directly in it, or one file: what the descriptor stands for, by whatever name.
+pub(super) fn mark(group: BorrowedFd<'_>, file: BorrowedFd<'_>, directory: bool) -> io::Result<()> {
+    // A descriptor that was opened for its path alone has to be named (open(2), O_PATH).
+    let path = CString::new(crate::below::name_of(&file)).map_err(|_| io::ErrorKind::InvalidInput)?;
     let mask = if directory { DIRECTORY } else { FILE };
     let only = if directory { libc::FAN_MARK_ONLYDIR } else { 0 };
-    let flags = libc::FAN_MARK_ADD | libc::FAN_MARK_DONT_FOLLOW | only;
+    let flags = libc::FAN_MARK_ADD | only;
     // SAFETY: `path` is a string that ends with a zero and lives as long as the call.
     match unsafe { libc::fanotify_mark(group.as_raw_fd(), flags, mask, libc::AT_FDCWD, path.as_ptr()) } {
         0 => Ok(()),
@@ -55,15 +54,14 @@ pub(super) fn mark(group: BorrowedFd<'_>, path: &Path, directory: bool) -> io::R
     }
 }
 
-/// The handle by which events name a file. The path's last component is not followed.
-pub(super) fn handle_of(path: &Path) -> io::Result<Handle> {
+/// The handle by which events name a file.
+pub(super) fn handle_of(file: BorrowedFd<'_>) -> io::Result<Handle> {
     #[repr(C)]
     struct Buffer {
         bytes: libc::c_uint,
         kind: libc::c_int,
         handle: [u8; LONGEST_HANDLE],
     }
-    let c_path = c_path(path)?;
     let mut buffer = Buffer {
         bytes: 128,
         kind: 0,
@@ -74,11 +72,11 @@ pub(super) fn handle_of(path: &Path) -> io::Result<Handle> {
     // are valid for the call.
     let result = unsafe {
         libc::name_to_handle_at(
-            libc::AT_FDCWD,
-            c_path.as_ptr(),
+            file.as_raw_fd(),
+            c"".as_ptr(),
             (&raw mut buffer).cast::<libc::file_handle>(),
             &raw mut mount_id,
-            0,
+            libc::AT_EMPTY_PATH,
         )
     };
     if result != 0 {
@@ -86,24 +84,20 @@ pub(super) fn handle_of(path: &Path) -> io::Result<Handle> {
     }
     let length = usize::try_from(buffer.bytes).unwrap_or(LONGEST_HANDLE);
     Ok(Handle {
-        file_system: file_system(&c_path)?,
+        file_system: file_system(file)?,
         kind: buffer.kind,
         bytes: buffer.handle[..length.min(LONGEST_HANDLE)].to_owned(),
     })
 }
 
 /// `f_fsid` of statfs(2), the bytes that fanotify puts into its records.
-fn file_system(path: &CString) -> io::Result<[u8; 8]> {
+fn file_system(file: BorrowedFd<'_>) -> io::Result<[u8; 8]> {
     // SAFETY: statfs is plain data for which all zeroes is a valid value.
     let mut answer: libc::statfs = unsafe { std::mem::zeroed() };
-    // SAFETY: the path ends with a zero, and the answer is a valid, writable struct; both live as long as the call.
-    if unsafe { libc::statfs(path.as_ptr(), &raw mut answer) } != 0 {
+    // SAFETY: the descriptor is open, and the answer is a valid, writable struct; both live as long as the call.
+    if unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut answer) } != 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: fsid_t is two 32-bit integers: eight bytes without padding, for which every value is valid.
     Ok(unsafe { std::mem::transmute::<libc::fsid_t, [u8; 8]>(answer.f_fsid) })
-}
-
-fn c_path(path: &Path) -> io::Result<CString> {
-    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
 }

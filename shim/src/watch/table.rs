@@ -21,7 +21,7 @@ pub(super) struct Place {
 
 impl Place {
     /// What is in this directory under that name.
-    fn child(&self, name: &[u8]) -> Self {
+    pub(super) fn child(&self, name: &[u8]) -> Self {
         let mut path = self.path.clone();
         if !path.is_empty() {
             path.push(b'/');

@@ -137,8 +137,13 @@ impl Agent for FakeAgent {
             exec_id: Some(key.1.clone()),
             ..Default::default()
         });
+        let made_up = (1000..).zip(["nothing", "\u{1b}[2Je"]).map(|(pid, exec)| Process {
+            pid,
+            exec_id: Some(exec.to_owned()),
+            ..Default::default()
+        });
         Ok(ListProcessesResponse {
-            processes: processes.collect(),
+            processes: processes.chain(made_up).collect(),
             ..Default::default()
         })
     }
@@ -161,7 +166,9 @@ impl Agent for FakeAgent {
 
     async fn delete(&self, _: &TtrpcContext, request: ProcessId) -> ttrpc::Result<Empty> {
         self.called("delete", &request.container_id);
-        self.process(&key(&request))?;
+        if self.process(&key(&request))?.args[0] == "clinging" {
+            return Err(refused(Code::INTERNAL, "it does not go away"));
+        }
         let mut processes = self.0.processes.lock().unwrap();
         processes.remove(&key(&request));
         Ok(Empty::new())

@@ -3,10 +3,8 @@
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex};
 
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::UnixStream;
-
 use super::*;
+use crate::qmp::scripted;
 
 const MIB: u64 = 1 << 20;
 
@@ -28,42 +26,27 @@ fn size(memory: u32) -> Size {
 impl Qemu {
     /// A VM of 256 MiB that can have 1026 MiB. `refused` is a command that QEMU refuses.
     fn new(refused: &'static str, mut guest: Guest) -> Self {
-        let (ours, theirs) = UnixStream::pair().unwrap();
         let asked = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&asked);
-        tokio::spawn(async move {
-            let mut stream = BufReader::new(theirs);
-            let mut line = String::new();
-            let (mut requested, mut has) = (0, 0);
-            while stream.read_line(&mut line).await.unwrap() > 0 {
-                let command: Value = serde_json::from_str(&line).unwrap();
-                line.clear();
-                let name = command["execute"].as_str().unwrap().to_owned();
-                let arguments = &command["arguments"];
-                let mut says = Vec::new();
-                if name == refused {
-                    says.push(json!({ "error": { "class": "GenericError", "desc": "no" }, "id": command["id"] }));
-                } else {
-                    match name.as_str() {
-                        "device_add" => requested = arguments["requested-size"].as_u64().unwrap(),
-                        "qom-set" => requested = arguments["value"].as_u64().unwrap(),
-                        _ => {}
-                    }
-                    says.push(json!({ "return": has, "id": command["id"] }));
-                    let next = guest(has, requested);
-                    if next != has {
-                        has = next;
-                        says.push(json!({ "event": "MEMORY_DEVICE_SIZE_CHANGE", "data": { "size": has } }));
-                    }
-                }
-                kept.lock().unwrap().push(name);
-                for message in says {
-                    let text = format!("{message}\n");
-                    stream.get_mut().write_all(text.as_bytes()).await.unwrap();
-                }
+        let (mut requested, mut has) = (0, 0);
+        let qmp = scripted::qemu(move |name, arguments| {
+            kept.lock().unwrap().push(name.to_owned());
+            if name == refused {
+                return Some(vec![json!({ "error": { "class": "GenericError", "desc": "no" } })]);
             }
+            match name {
+                "device_add" => requested = arguments["requested-size"].as_u64().unwrap(),
+                "qom-set" => requested = arguments["value"].as_u64().unwrap(),
+                _ => {}
+            }
+            let mut says = vec![json!({ "return": has })];
+            let next = guest(has, requested);
+            if next != has {
+                has = next;
+                says.push(json!({ "event": "MEMORY_DEVICE_SIZE_CHANGE", "data": { "size": has } }));
+            }
+            Some(says)
         });
-        let qmp = Qmp::new(ours);
         let places = Hotplug::new(qmp.clone(), None);
         let mut memory = Memory::new(qmp, places, size(256), size(1026));
         memory.patience = Duration::from_millis(100);

@@ -1,0 +1,128 @@
+//! The VM's life as one task: its boot, what it tells, its end; and how others bring about or await that end.
+
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::watch;
+
+use super::boot::{self, BootError, BootPlan};
+use super::process::Exit;
+use super::{GRACE, KILLED, Sandbox, Vm, changes, ended};
+
+impl Sandbox {
+    /// The VM's whole life.
+    pub(super) async fn live(self: Arc<Self>, plan: BootPlan) {
+        let mut stopping = self.stopping.subscribe();
+        let mut hopeless = self.given_up.subscribe();
+        let booting = boot::boot(&plan, self.expected.clone(), |machine| {
+            *self.machine.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(machine));
+        });
+        let booted = tokio::select! {
+            booted = booting => booted,
+            () = told_to_stop(&mut stopping) => Err(BootError::Stopped),
+        };
+        let (booted, mut signals) = match booted {
+            Ok((booted, signals)) => (Arc::new(booted), signals),
+            Err(error) => {
+                tracing::error!(sandbox = %self.id, error = crate::error::chain(&error), "the sandbox did not start");
+                if let Some(machine) = self.machine() {
+                    machine.stop(Duration::ZERO).await;
+                }
+                self.vm.send_replace(Vm::Failed(error));
+                return;
+            }
+        };
+        self.vm.send_replace(Vm::Ready(Arc::clone(&booted)));
+        if let Some(watches) = self.host.watches() {
+            tokio::spawn(changes::tell(watches, booted.agent.clone(), self.vm.subscribe()));
+        }
+        let following = tokio::spawn(Arc::clone(&self).follow_network(Arc::clone(&booted)));
+        let ending = loop {
+            tokio::select! {
+                event = signals.events.recv() => match event {
+                    Some(event) => if let Some(ending) = self.handle(event) { break ending },
+                    None => break ended("its connections ended"),
+                },
+                ending = booted.machine.ended() => break ending,
+                _ = &mut signals.lost => {
+                    // A VM that dies takes its connections with it: its own reason is the better one.
+                    let ending = tokio::time::timeout(GRACE, booted.machine.ended()).await;
+                    break ending.unwrap_or_else(|_| ended("the guest's agent is gone"));
+                },
+                reason = given_up(&mut hopeless) => break ended(&reason),
+                () = told_to_stop(&mut stopping) => {
+                    // It may have been told already; what matters is that it goes.
+                    let _ = booted.agent.shutdown().await;
+                    break ended("the sandbox was stopped");
+                }
+            }
+        };
+        following.abort();
+        let expected_end = *self.stopping.borrow();
+        if !expected_end {
+            let console = crate::agent_client::printable(&booted.machine.console_tail().await, 4 << 10);
+            tracing::error!(sandbox = %self.id, reason = ending.reason, console, "the sandbox's VM has ended");
+        }
+        // An agent that has been told to power off waits for this.
+        let mut events = signals.hang_up();
+        let grace = if expected_end { GRACE } else { Duration::ZERO };
+        booted.machine.stop(grace).await;
+        // What the agent published before the end still counts.
+        while let Some(event) = events.recv().await {
+            self.handle(event);
+        }
+        let pid = booted.machine.pid();
+        let at = SystemTime::now();
+        let status = if expected_end { 0 } else { KILLED };
+        self.vm.send_replace(Vm::Ended {
+            pid,
+            ending: ending.clone(),
+            exit: Exit { status, at },
+        });
+        self.end_all(&ending, at);
+    }
+
+    /// Ends the VM, and with it every container. Returns when it is gone; may be called again.
+    pub async fn stop(&self) {
+        self.stopping.send_replace(true);
+        let mut vm = self.vm.subscribe();
+        // The sender is in self: it cannot be gone.
+        let _ = vm.wait_for(|vm| matches!(vm, Vm::Failed(_) | Vm::Ended { .. })).await;
+    }
+
+    /// Ends a VM that does not do what it must, as if it had died: its containers are killed. Returns when it is gone.
+    pub(super) async fn give_up(&self, reason: String) {
+        self.given_up.send_if_modified(|given_up| {
+            let first = given_up.is_none();
+            given_up.get_or_insert(reason);
+            first
+        });
+        self.ended().await;
+    }
+
+    /// Waits for the VM's end. The status is 0 if it was stopped, 137 if it died, and 1 if it never came up.
+    pub async fn ended(&self) -> Exit {
+        let mut vm = self.vm.subscribe();
+        let ended = vm.wait_for(|vm| matches!(vm, Vm::Failed(_) | Vm::Ended { .. })).await;
+        match ended.as_deref() {
+            Ok(Vm::Ended { exit, .. }) => *exit,
+            _ => Exit {
+                status: 1,
+                at: SystemTime::now(),
+            },
+        }
+    }
+}
+
+/// Waits without holding on to the channel's value.
+async fn told_to_stop(stopping: &mut watch::Receiver<bool>) {
+    // The sender lives as long as the sandbox.
+    let _ = stopping.wait_for(|stopping| *stopping).await;
+}
+
+/// Waits until the VM is given up, and says why.
+async fn given_up(reason: &mut watch::Receiver<Option<String>>) -> String {
+    let given_up = reason.wait_for(Option::is_some).await;
+    // The sender lives as long as the sandbox, and there is a reason now.
+    given_up.ok().and_then(|reason| reason.clone()).unwrap_or_default()
+}

@@ -1,0 +1,87 @@
+//! Complaints about the guest in the log. The guest decides how often there is a reason for one, so there are only so many:
+//! containerd keeps the log, on the host's disk.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Complaints in one [`WINDOW`].
+const MOST: u64 = 30;
+
+/// How long it takes until as many are said again.
+const WINDOW: Duration = Duration::from_secs(60);
+
+static COMPLAINTS: Mutex<Option<Window>> = Mutex::new(None);
+
+/// Whether to say one more. Those that were not said are said by their number.
+pub(super) fn may_complain() -> bool {
+    let mut complaints = COMPLAINTS.lock().unwrap_or_else(PoisonError::into_inner);
+    let now = Instant::now();
+    let Verdict { say, unsaid } = complaints.get_or_insert_with(|| Window::new(now)).complain(now);
+    drop(complaints);
+    if unsaid > 0 {
+        tracing::warn!(unsaid, "there was more to say about the guest in the last minute");
+    }
+    say
+}
+
+struct Window {
+    began: Instant,
+    count: u64,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Verdict {
+    say: bool,
+    /// Complaints of the window before that were not said.
+    unsaid: u64,
+}
+
+impl Window {
+    fn new(now: Instant) -> Self {
+        Self { began: now, count: 0 }
+    }
+
+    fn complain(&mut self, now: Instant) -> Verdict {
+        let mut unsaid = 0;
+        if now.duration_since(self.began) >= WINDOW {
+            unsaid = self.count.saturating_sub(MOST);
+            *self = Self::new(now);
+        }
+        self.count += 1;
+        Verdict {
+            say: self.count <= MOST,
+            unsaid,
+        }
+    }
+}
+
+/// A warning about what the guest does.
+macro_rules! complain {
+    ($($what:tt)*) => {
+        if $crate::sandbox::noise::may_complain() {
+            tracing::warn!($($what)*);
+        }
+    };
+}
+pub(super) use complain;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_gives_reason_without_end_is_complained_of_within_bounds() {
+        let began = Instant::now();
+        let mut window = Window::new(began);
+        let said = (0..100_000).filter(|_| window.complain(began).say).count();
+        assert_eq!(said as u64, MOST);
+        let later = window.complain(began + WINDOW);
+        assert_eq!(
+            later,
+            Verdict {
+                say: true,
+                unsaid: 100_000 - MOST
+            }
+        );
+    }
+}

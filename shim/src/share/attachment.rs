@@ -1,0 +1,62 @@
+//! Whether a container is still to be attached.
+//!
+//! Opening its sources on the host takes time, and whoever asked for it may have given up and detached it meanwhile. What is
+//! attached after that would stay, in the way of the next container of that name. So each step that changes the shared
+//! directory is done under a lock, and only as long as nobody has detached.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::ShareError;
+use crate::id::ContainerId;
+
+/// The right to attach something for a container, until it is detached.
+#[derive(Debug, Clone)]
+pub struct Attachment {
+    pub(super) container: ContainerId,
+    number: u64,
+}
+
+/// The latest of each container.
+#[derive(Debug, Default)]
+pub(super) struct Attachments(Mutex<Latest>);
+
+#[derive(Debug, Default)]
+pub(super) struct Latest {
+    last: u64,
+    of: HashMap<ContainerId, u64>,
+}
+
+impl Attachments {
+    fn lock(&self) -> MutexGuard<'_, Latest> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn begin(&self, container: &ContainerId) -> Attachment {
+        let mut latest = self.lock();
+        latest.last += 1;
+        let number = latest.last;
+        latest.of.insert(container.clone(), number);
+        Attachment {
+            container: container.clone(),
+            number,
+        }
+    }
+
+    /// Nobody detaches as long as the answer is held.
+    pub(super) fn hold(&self, attachment: &Attachment) -> Result<MutexGuard<'_, Latest>, ShareError> {
+        let latest = self.lock();
+        if latest.of.get(&attachment.container) == Some(&attachment.number) {
+            Ok(latest)
+        } else {
+            Err(ShareError::Detached(attachment.container.clone()))
+        }
+    }
+
+    /// Nobody attaches anything more for the container, unless it is begun again.
+    pub(super) fn end(&self, container: &ContainerId) -> MutexGuard<'_, Latest> {
+        let mut latest = self.lock();
+        latest.of.remove(container);
+        latest
+    }
+}
