@@ -12,7 +12,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use framework::{Error, NetNs, Node, Result, leftovers, locate};
+use framework::{Error, NetNs, Node, Result, disk::RawImage, leftovers, locate};
 use serde_json::{Value, json};
 
 /// Whether a device of the host can be opened, and why not.
@@ -230,6 +230,55 @@ mod kata_only {
         assert!(!found.has_open("/dev/vhost-vsock"), "{:?}", found.open);
         assert!(!found.has_open("/dev/vhost-net"), "{:?}", found.open);
         node.remove("c")?;
+        node.nothing_left()
+    }
+
+    /// A line of QEMU's /proc/PID/status (proc(5)).
+    fn status<'a>(status: &'a str, key: &str) -> Vec<&'a str> {
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+        line.map_or_else(Vec::new, |line| line.split_whitespace().collect())
+    }
+
+    #[test]
+    fn qemu_is_a_user_without_rights_where_the_operator_says_so_and_disk_and_network_work() -> Result<()> {
+        let node = Node::start_configured("[hypervisor.qemu]\nrootless = true\n")?;
+        let (inside, _outside) = pod(&node)?;
+        let image = RawImage::with(&node.dir().join("disk"), "from the host", 8 << 20)?;
+        let host = image.loop_device()?;
+        let namespaces = ["pid", "ipc", "uts", "mount"]
+            .map(|kind| json!({ "type": kind }))
+            .into_iter();
+        let network = json!({ "type": "network", "path": inside.path() });
+        let spec = host
+            .given_to(node.spec("c", &["sleep", "1000"])?, "/dev/disk", "rwm")?
+            .set("/linux/namespaces", namespaces.chain([network]).collect::<Vec<_>>())?;
+        node.run_spec("c", &spec)?.arg("-d").ok()?;
+
+        let found = Sandbox::look(&node, "c")?;
+        let told = fs::read_to_string(format!("/proc/{}/status", found.qemu.pid))?;
+        for ids in ["Uid", "Gid"].map(|key| status(&told, key)) {
+            let number: u32 = ids[0]
+                .parse()
+                .map_err(|error| Error::unexpected(format!("{error}: {told}")))?;
+            assert!(number >= 0x7000_0000 && ids.iter().all(|id| *id == ids[0]), "{told}");
+        }
+        assert!(status(&told, "Groups").is_empty(), "{told}");
+        for set in ["CapPrm", "CapEff", "CapInh", "CapAmb"] {
+            assert_eq!(status(&told, set), ["0000000000000000"], "{told}");
+        }
+        assert_eq!(status(&told, "NoNewPrivs"), ["1"], "{told}");
+        let kvm = Host::look()?.kvm.is_ok();
+        assert_eq!(found.state["accelerator"], if kvm { "kvm" } else { "tcg" });
+        assert_eq!(found.has_open("anon_inode:kvm-vm"), kvm, "{:?}", found.open);
+
+        node.exec("c", "ping").program(["ping", "-c", "1", "10.77.0.1"]).ok()?;
+        let script = "head -c 13 /dev/disk; echo from the guest | dd of=/dev/disk bs=512 seek=4 conv=fsync 2>/dev/null";
+        assert_eq!(node.exec("c", "disk").sh(script).ok()?, "from the host");
+        node.remove("c")?;
+        host.detach()?;
+        assert_eq!(image.text(2048)?, "from the guest\n");
         node.nothing_left()
     }
 
