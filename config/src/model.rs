@@ -66,6 +66,8 @@ pub struct Hypervisor {
     pub vsock_daemon: PathBuf,
     /// The value of QEMU's `-sandbox`; none if it is to run without.
     pub seccompsandbox: Option<String>,
+    /// Whether QEMU runs as a user that owns nothing on the host.
+    pub rootless: bool,
     /// Whether virtio devices of disks get a thread of their own.
     pub enable_iothreads: bool,
     /// Whether QEMU moves the frames of the network itself, even where `/dev/vhost-net` exists.
@@ -105,6 +107,7 @@ impl Default for Hypervisor {
             seccompsandbox: Some(String::from(
                 "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
             )),
+            rootless: false,
             enable_iothreads: false,
             disable_vhost_net: false,
             enable_debug: false,

@@ -228,6 +228,7 @@ pub(crate) static SETTINGS: &[Setting] = &[
     setting!(Hypervisor, hypervisor.vsock, VSOCK, Access::File),
     setting!(Hypervisor, hypervisor.vsock_daemon, PROGRAM, Access::File),
     setting!(Hypervisor, hypervisor.seccompsandbox, SECCOMP_SANDBOX, Access::File),
+    setting!(Hypervisor, hypervisor.rootless, BOOLEAN, Access::Annotation("rootless")),
     setting!(
         Hypervisor,
         hypervisor.enable_iothreads,

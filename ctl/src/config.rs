@@ -65,7 +65,7 @@ mod tests {
         let file = directory.join("configuration.toml");
         std::fs::write(
             &file,
-            "[hypervisor.qemu]\nkernel = \"/k\"\ninitrd = \"/i\"\nrootless = true\n",
+            "[hypervisor.qemu]\nkernel = \"/k\"\ninitrd = \"/i\"\nenable_iommu = true\n",
         )
         .unwrap();
         config::load(&file).unwrap()

@@ -74,7 +74,7 @@ pub(crate) async fn collect(named: Option<&Path>) -> Result<Value, ShowError> {
             "default_vcpus": qemu_key("default_vcpus"),
             "cpu_features": "",
             "security_info": {
-                "rootless": false,
+                "rootless": hypervisor.rootless,
                 "disable_seccomp": hypervisor.seccompsandbox.is_none(),
                 "guest_hook_path": "",
                 "enable_annotations": patterns,

@@ -10,6 +10,9 @@ use crate::accel::Accel;
 use crate::hotplug;
 use crate::spec::{NicDevice, VirtioFs, VmSpec, VsockDevice};
 
+/// The set of descriptors that has `/dev/kvm`: the last that QEMU takes; those of disks count from the first.
+const KVM_SET: i32 = i32::MAX;
+
 /// The arguments, without the program's own name.
 pub(crate) fn render(spec: &VmSpec) -> Vec<OsString> {
     let mut argv = Argv::default();
@@ -56,13 +59,7 @@ fn machine(argv: &mut Argv, spec: &VmSpec) {
         "-machine",
         &format!("{machine_type},{},memory-backend=memory", arch.machine_options),
     );
-    argv.option(
-        "-accel",
-        match spec.accel {
-            Accel::Kvm => "kvm",
-            Accel::Tcg => "tcg,thread=multi",
-        },
-    );
+    accelerator(argv, spec);
     argv.option("-cpu", arch.cpu(spec.accel));
     let (vcpus, most_vcpus) = (size.vcpus, largest.vcpus);
     let smp = if most_vcpus > vcpus {
@@ -85,6 +82,17 @@ fn machine(argv: &mut Argv, spec: &VmSpec) {
         "-object",
         &format!("memory-backend-memfd,id=memory,size={memory}M,share=on"),
     );
+}
+
+fn accelerator(argv: &mut Argv, spec: &VmSpec) {
+    match (spec.accel, spec.kvm) {
+        (Accel::Kvm, Some(device)) => {
+            argv.option("-add-fd", &format!("fd={device},set={KVM_SET}"));
+            argv.option("-accel", &format!("kvm,device=/dev/fdset/{KVM_SET}"));
+        }
+        (Accel::Kvm, None) => argv.option("-accel", "kvm"),
+        (Accel::Tcg, _) => argv.option("-accel", "tcg,thread=multi"),
+    }
 }
 
 fn virtio_fs(argv: &mut Argv, share: &VirtioFs) {
@@ -183,6 +191,7 @@ mod tests {
             arch: crate::arch::HOST,
             machine_type: "q35",
             accel: Accel::Tcg,
+            kvm: None,
             size: size(2, 256),
             largest: size(2, 256),
             kernel: "/k/vmlinuz".into(),
@@ -249,5 +258,19 @@ mod tests {
             ..spec()
         };
         assert_eq!(lines(&spec), include_str!("../tests/golden/kvm-vhost.txt"));
+    }
+
+    #[test]
+    fn a_kvm_that_is_inherited_is_opened_by_its_descriptor() {
+        let spec = VmSpec {
+            accel: Accel::Kvm,
+            kvm: Some(18),
+            ..spec()
+        };
+        let told = lines(&spec);
+        assert!(
+            told.contains("\n-add-fd fd=18,set=2147483647\n-accel kvm,device=/dev/fdset/2147483647\n"),
+            "{told}"
+        );
     }
 }

@@ -23,6 +23,7 @@ use crate::files::{self, FileError, SocketFile};
 use crate::listener::GuestListener;
 use crate::nic::{self, Nic};
 use crate::qmp::{Qmp, QmpError};
+use crate::rootless::{Rootless, RootlessError};
 use crate::size::{self, Size};
 use crate::spec::{VirtioFs, VmSpec, VsockDevice};
 use crate::sys::number;
@@ -79,6 +80,9 @@ pub enum BootError {
     /// A file of the configuration or the run directory.
     #[error(transparent)]
     File(#[from] FileError),
+    /// QEMU as another user.
+    #[error(transparent)]
+    Rootless(#[from] RootlessError),
     /// The accelerator.
     #[error(transparent)]
     Accelerator(#[from] AccelError),
@@ -164,6 +168,7 @@ struct Plan {
     initrd: PathBuf,
     virtiofsd: Option<PathBuf>,
     accel: Accel,
+    rootless: Option<Rootless>,
     size: Size,
     largest: Size,
 }
@@ -174,12 +179,20 @@ impl Plan {
             SharedFs::VirtioFs => Some(files::program("virtio_fs_daemon", &config.virtio_fs_daemon)?),
             SharedFs::None => None,
         };
+        let kernel = files::readable("kernel", &config.kernel)?;
+        let initrd = files::readable("initrd", &config.initrd)?;
+        let accel = accel::choose(config.accelerator)?;
+        let rootless = config
+            .rootless
+            .then(|| Rootless::prepare(&kernel, &initrd, accel))
+            .transpose()?;
         Ok(Self {
             qemu: files::program("hypervisor path", &config.path)?,
-            kernel: files::readable("kernel", &config.kernel)?,
-            initrd: files::readable("initrd", &config.initrd)?,
+            kernel,
+            initrd,
             virtiofsd,
-            accel: accel::choose(config.accelerator)?,
+            accel,
+            rootless,
             size: size::boot_size(config),
             largest: size::largest_size(config),
         })
@@ -261,15 +274,17 @@ async fn start_qemu(
     let (nics, nic_descriptors) = nic::devices(&request.nics).map_err(BootError::Nics)?;
     let (share_child, share_socket) = share.map(|share| (share.child, share.socket)).unzip();
 
+    let rootless = plan.rootless.as_ref();
     let spec = VmSpec {
         name: request.id.clone(),
         arch: arch::HOST,
         machine_type: config.machine_type.as_str(),
         accel: plan.accel,
+        kvm: rootless.and_then(Rootless::kvm),
         size: plan.size,
         largest: plan.largest,
-        kernel: plan.kernel,
-        initrd: plan.initrd,
+        kernel: rootless.map_or(plan.kernel, Rootless::kernel),
+        initrd: rootless.map_or(plan.initrd, Rootless::initrd),
         command_line: command_line::build(config, &request, plan.accel, guest.port)?,
         seccomp: config.seccompsandbox.clone(),
         monitor: number(qemus_monitor.as_fd()),
@@ -291,11 +306,13 @@ async fn start_qemu(
         path: plan.qemu,
         args,
         netns: request.netns,
+        user: rootless.map(Rootless::user),
         cgroup_procs: request.cgroup_procs,
         pass: [qemus_monitor, qemus_console, guest.device]
             .into_iter()
             .chain(share_socket)
             .chain(nic_descriptors)
+            .chain(plan.rootless.into_iter().flat_map(Rootless::descriptors))
             .collect(),
     };
     let qemu = spawn(program).await?;

@@ -18,6 +18,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
 use crate::boot::NetworkNamespace;
+use crate::rootless::User;
 use crate::stderr;
 use crate::sys::{BeforeExec, Network};
 use crate::tail::Tail;
@@ -128,6 +129,8 @@ pub(crate) struct Program {
     pub(crate) args: Vec<OsString>,
     /// Where it runs.
     pub(crate) netns: NetworkNamespace,
+    /// The user whose rights it has; ours, if none.
+    pub(crate) user: Option<User>,
     /// `cgroup.procs` files to enter.
     pub(crate) cgroup_procs: Vec<PathBuf>,
     /// The descriptors that it inherits, under the numbers that they have here.
@@ -286,6 +289,7 @@ fn start(program: Program) -> Result<Started, SpawnError> {
         path,
         args,
         netns,
+        user,
         cgroup_procs,
         pass,
     } = program;
@@ -307,6 +311,7 @@ fn start(program: Program) -> Result<Started, SpawnError> {
         .collect();
     let before_exec = BeforeExec {
         netns,
+        user,
         cgroups: cgroups?,
         pass,
     };

@@ -24,6 +24,7 @@ mod hotplug;
 mod listener;
 mod nic;
 mod qmp;
+mod rootless;
 mod size;
 mod spec;
 mod stderr;

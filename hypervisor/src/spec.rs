@@ -19,6 +19,8 @@ pub(crate) struct VmSpec {
     pub(crate) arch: Arch,
     pub(crate) machine_type: &'static str,
     pub(crate) accel: Accel,
+    /// `/dev/kvm`, where QEMU cannot open it by itself.
+    pub(crate) kvm: Option<RawFd>,
     /// What it boots with.
     pub(crate) size: Size,
     /// What it can become: not less.

@@ -8,10 +8,12 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Arc;
 
-use rustix::process::{Pid, Signal};
+use rustix::process::{Gid, Pid, Signal, Uid};
 use rustix::thread::LinkNameSpaceType;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+use crate::rootless::User;
 
 /// What a child does about its network namespace.
 #[derive(Debug)]
@@ -27,6 +29,8 @@ pub(crate) enum Network {
 pub(crate) struct BeforeExec {
     /// Its network namespace.
     pub(crate) netns: Network,
+    /// Whose rights it has; its parent's, if none.
+    pub(crate) user: Option<User>,
     /// `cgroup.procs` files, open for writing, through which the child moves itself.
     pub(crate) cgroups: Vec<File>,
     /// The only descriptors, but for the standard ones, that the program inherits; their numbers stay.
@@ -50,13 +54,8 @@ impl BeforeExec {
         }
     }
 
-    fn apply(&self, parent: Pid) -> Result<(), (&'static [u8], rustix::io::Errno)> {
-        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-            .map_err(|errno| (&b"cannot ask for a parent-death signal"[..], errno))?;
-        // The parent may have died before the signal was asked for: nobody would send it then.
-        if rustix::process::getppid() != Some(parent) {
-            return Err((b"the parent has died", rustix::io::Errno::SRCH));
-        }
+    fn apply(&self, parent: Pid) -> Result<(), Failed> {
+        die_with(parent)?;
         for cgroup in &self.cgroups {
             // 0 is the writer itself, in both versions of cgroups.
             rustix::io::write(cgroup, b"0").map_err(|errno| (&b"cannot move into the cgroup"[..], errno))?;
@@ -68,6 +67,11 @@ impl BeforeExec {
                     .map_err(|errno| (&b"cannot enter the network namespace"[..], errno))?;
             }
         }
+        if let Some(user) = self.user {
+            become_user(user).map_err(|errno| (&b"cannot become an unprivileged user"[..], errno))?;
+            // Another user's process is not to be ended by its parent any more (prctl(2), PR_SET_PDEATHSIG).
+            die_with(parent)?;
+        }
         close_on_exec_from(3).map_err(|errno| (&b"cannot mark descriptors close-on-exec"[..], errno))?;
         for fd in &self.pass {
             rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())
@@ -75,6 +79,29 @@ impl BeforeExec {
         }
         Ok(())
     }
+}
+
+/// The step that failed, and why.
+type Failed = (&'static [u8], rustix::io::Errno);
+
+fn die_with(parent: Pid) -> Result<(), Failed> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(|errno| (&b"cannot ask for a parent-death signal"[..], errno))?;
+    // The parent may have died before the signal was asked for: nobody would send it then.
+    if rustix::process::getppid() == Some(parent) {
+        Ok(())
+    } else {
+        Err((b"the parent has died", rustix::io::Errno::SRCH))
+    }
+}
+
+/// Gives up all groups and every capability, for good (capabilities(7): a change from root to another user clears them).
+fn become_user(user: User) -> Result<(), rustix::io::Errno> {
+    let (uid, gid) = (Uid::from_raw(user.number()), Gid::from_raw(user.number()));
+    rustix::thread::set_thread_groups(&[])?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+    rustix::thread::set_no_new_privs(true)
 }
 
 /// Marks every descriptor from `first` upwards (close_range(2)).

@@ -43,6 +43,7 @@ pub(crate) async fn start(
         path: program,
         args: args(config, shared_dir, number(listener.as_fd())),
         netns: NetworkNamespace::Inherited,
+        user: None,
         cgroup_procs,
         pass: vec![listener],
     };

@@ -61,6 +61,7 @@ pub(crate) async fn start(
         path: program,
         args: args(&host_side, &device_side),
         netns: NetworkNamespace::Inherited,
+        user: None,
         cgroup_procs,
         pass: Vec::new(),
     };

@@ -1,8 +1,9 @@
 //! The guest's image with the programs of the debug console: two archives, one after the other, as the kernel takes them
 //! (Documentation/driver-api/early-userspace/buffer-format.rst). It knows nothing of what is in them.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 /// The archive of the programs; it lies beside the guest's image.
@@ -49,6 +50,9 @@ impl DebugImage {
         config.initrd.clone_from(&path);
         let image = Self { config };
         let mut file = File::create(&path).map_err(failed("create", &path))?;
+        // Its directory is private, QEMU inherits it open, and its user may be another (`rootless`).
+        file.set_permissions(Permissions::from_mode(0o644))
+            .map_err(failed("give all the right to read", &path))?;
         for mut part in parts {
             io::copy(&mut part, &mut file).map_err(failed("write", &path))?;
         }

@@ -2,11 +2,15 @@
 
 use std::{
     fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use crate::{Error, Result, locate};
+use rustix::fs::{major, minor};
+use serde_json::json;
+
+use crate::{Error, Result, Spec, locate};
 
 /// A raw image on the host.
 #[derive(Debug)]
@@ -92,6 +96,20 @@ impl LoopDevice {
     /// Its node.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Has the container find it at `path`, as `--device` does.
+    pub fn given_to(&self, spec: Spec, path: &str, access: &str) -> Result<Spec> {
+        let number = fs::metadata(&self.path)?.rdev();
+        let (major, minor) = (major(number), minor(number));
+        spec.push(
+            "/linux/devices",
+            json!({ "path": path, "type": "b", "major": major, "minor": minor, "fileMode": 0o660 }),
+        )?
+        .push(
+            "/linux/resources/devices",
+            json!({ "allow": true, "type": "b", "major": major, "minor": minor, "access": access }),
+        )
     }
 
     /// Detaches it. The kernel does that at once only if nobody has it open any more.

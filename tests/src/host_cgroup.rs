@@ -1,11 +1,12 @@
-//! The memory that a sandbox has on the host: its cgroup, of either version.
+//! Cgroups of the host: the memory that a sandbox has there, of either version, and slices for sandboxes.
 
 use std::{
-    fs,
+    env, fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
-use crate::{Error, Result};
+use crate::{Error, Result, locate};
 
 /// The files of a version of cgroups: what is used, and what may be.
 const VERSIONS: [(&str, &str); 2] = [
@@ -48,5 +49,86 @@ impl HostMemory {
             .map_err(|error| Error::unexpected(format!("{}: {error}", self.used.display())))?;
         fs::write(&self.limit, (used + bytes).to_string())
             .map_err(Error::io(format!("writing {}", self.limit.display())))
+    }
+}
+
+/// A slice in a slice, as the kubelet has for its pods where systemd is the cgroup driver. Where systemd is not the first
+/// process, whoever makes a sandbox in it makes its directories.
+#[derive(Debug)]
+pub struct Slice {
+    outer: String,
+    inner: String,
+    systemd: bool,
+}
+
+impl Slice {
+    /// Has systemd, if it runs this machine, make it. Fails if it does not and `TATAMI_TEST_INIT` says so.
+    pub fn new(tag: &str) -> Result<Self> {
+        // sd_booted(3)
+        let systemd = Path::new("/run/systemd/system").is_dir();
+        if !systemd && env::var("TATAMI_TEST_INIT").as_deref() == Ok("systemd") {
+            return Err(Error::unexpected("systemd is not the first process of this machine"));
+        }
+        let slice = Self {
+            outer: format!("{tag}.slice"),
+            inner: format!("{tag}-pod.slice"),
+            systemd,
+        };
+        slice.systemctl(&["start", &slice.inner])?;
+        Ok(slice)
+    }
+
+    /// Its name, as a specification's cgroupsPath begins.
+    pub fn name(&self) -> &str {
+        &self.inner
+    }
+
+    /// Its path in a hierarchy.
+    pub fn path(&self) -> String {
+        format!("/{}/{}", self.outer, self.inner)
+    }
+
+    /// Has systemd look at its cgroups anew.
+    pub fn reload(&self) -> Result<()> {
+        self.systemctl(&["daemon-reload"])
+    }
+
+    /// Removes it. systemd does not remove what it has not made, so what is left in it is an error.
+    pub fn remove(self) -> Result<()> {
+        self.systemctl(&["stop", &self.inner])?;
+        self.systemctl(&["stop", &self.outer])?;
+        let root = Path::new("/sys/fs/cgroup");
+        // Itself a hierarchy, or the directory of several.
+        let several = fs::read_dir(root).map_err(Error::io("reading /sys/fs/cgroup"))?;
+        let roots = several.filter_map(|entry| Some(entry.ok()?.path()));
+        for outer in roots.chain([root.to_owned()]).map(|root| root.join(&self.outer)) {
+            for dir in [outer.join(&self.inner), outer] {
+                if self.systemd && dir.exists() {
+                    return Err(Error::unexpected(format!("systemd has left {}", dir.display())));
+                }
+                if dir.exists() {
+                    fs::remove_dir(&dir).map_err(Error::io(format!("removing {}", dir.display())))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn systemctl(&self, words: &[&str]) -> Result<()> {
+        if !self.systemd {
+            return Ok(());
+        }
+        let output = Command::new(locate::program("systemctl")?)
+            .args(words)
+            .output()
+            .map_err(Error::io(format!("running systemctl {words:?}")))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        Err(Error::unexpected(format!(
+            "systemctl {words:?}: {}, {said}",
+            output.status
+        )))
     }
 }

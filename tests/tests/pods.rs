@@ -1,6 +1,6 @@
 //! Containers that CRI's annotations put into one sandbox.
 
-use framework::{Node, Result, Runtime, Spec};
+use framework::{Node, Result, Runtime, Spec, host_cgroup::Slice};
 
 const TYPE: &str = "io.kubernetes.cri.container-type";
 const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
@@ -105,27 +105,20 @@ mod kata_only {
     fn everything_of_a_sandbox_is_in_one_cgroup_beside_the_containers_by_either_naming() -> Result<()> {
         let node = Node::start()?;
         let tag = node.namespace().to_owned();
+        let slice = Slice::new(&tag)?;
         for (name, path, parent) in [
             ("plain", format!("/{tag}/c"), format!("/{tag}")),
-            (
-                "systemd",
-                format!("{tag}-pod.slice:cri-containerd:c"),
-                format!("/{tag}.slice/{tag}-pod.slice"),
-            ),
+            ("systemd", format!("{}:cri-containerd:c", slice.name()), slice.path()),
         ] {
             let spec = node.spec(name, &["sleep", "1000"])?.set("/linux/cgroupsPath", path)?;
             node.run_spec(name, &spec)?.arg("-d").ok()?;
-            machine_is_in(&node, name, &format!("{parent}/kata_{}", node.id(name)))?;
+            let cgroup = format!("{parent}/kata_{}", node.id(name));
+            machine_is_in(&node, name, &cgroup)?;
+            slice.reload()?;
+            machine_is_in(&node, name, &cgroup)?;
             node.remove(name)?;
         }
-        // A slice is systemd's to remove; here nobody is systemd.
-        for hierarchy in std::fs::read_dir("/sys/fs/cgroup")? {
-            let slice = hierarchy?.path().join(format!("{tag}.slice"));
-            if slice.exists() {
-                std::fs::remove_dir(slice.join(format!("{tag}-pod.slice")))?;
-                std::fs::remove_dir(slice)?;
-            }
-        }
+        slice.remove()?;
         node.nothing_left()
     }
 }

@@ -8,10 +8,9 @@ use std::{
 use framework::{
     Node, Result, Spec,
     cri::{PodNode, messages},
-    disk::{LoopDevice, RawImage},
+    disk::RawImage,
 };
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use rustix::fs::{major, minor};
 use serde_json::{Value, json};
 
 /// A file system that the host has mounted for a test.
@@ -37,21 +36,6 @@ impl Drop for Mounted {
     }
 }
 
-/// What `--device` adds to a specification.
-fn device(spec: Spec, device: &LoopDevice, path: &str, access: &str) -> Result<Spec> {
-    use std::os::unix::fs::MetadataExt as _;
-    let number = fs::metadata(device.path())?.rdev();
-    let (major, minor) = (major(number), minor(number));
-    spec.push(
-        "/linux/devices",
-        json!({ "path": path, "type": "b", "major": major, "minor": minor, "fileMode": 0o660 }),
-    )?
-    .push(
-        "/linux/resources/devices",
-        json!({ "allow": true, "type": "b", "major": major, "minor": minor, "access": access }),
-    )
-}
-
 /// A container of the sandbox `pod`, as CRI writes it.
 fn member(spec: Spec, node: &Node, kind: &str, pod: &str) -> Result<Spec> {
     spec.annotation("io.kubernetes.cri.container-type", kind)?
@@ -75,7 +59,7 @@ fn a_block_device_of_the_host_is_written_to_and_let_go_of() -> Result<()> {
     let host = image.loop_device()?;
     let script = "head -c 13 /dev/disk; \
                   echo from the guest | dd of=/dev/disk bs=512 seek=4 conv=fsync 2>/dev/null && echo; stat -c %a /dev/disk";
-    let spec = device(node.spec("disk", &["sh", "-c", script])?, &host, "/dev/disk", "rwm")?;
+    let spec = host.given_to(node.spec("disk", &["sh", "-c", script])?, "/dev/disk", "rwm")?;
     let said = node.run_spec("disk", &spec)?.arg("--rm").ok()?;
     assert_eq!(said, "from the host\n660\n");
     host.detach()?;
@@ -90,7 +74,7 @@ fn a_block_device_that_is_only_to_be_read_cannot_be_written() -> Result<()> {
     let image = RawImage::with(&node.dir().join("disk"), "keep me", 8 << 20)?;
     let host = image.loop_device()?;
     let script = "head -c 7 /dev/disk; echo x | dd of=/dev/disk 2>&1 | grep -o -m1 'Operation not permitted'";
-    let spec = device(node.spec("ro", &["sh", "-c", script])?, &host, "/dev/disk", "r")?;
+    let spec = host.given_to(node.spec("ro", &["sh", "-c", script])?, "/dev/disk", "r")?;
     let said = node.run_spec("ro", &spec)?.arg("--rm").ok()?;
     assert_eq!(said, "keep meOperation not permitted\n");
     assert_eq!(image.text(0)?, "keep me");
@@ -197,7 +181,7 @@ mod kata_only {
         fs::create_dir(&place)?;
         mount(Some(host.path()), &place, Some("ext4"), MsFlags::empty(), None::<&str>).map_err(std::io::Error::from)?;
         let mounted = Mounted(place);
-        let spec = device(node.spec("busy", &["true"])?, &host, "/dev/disk", "rwm")?;
+        let spec = host.given_to(node.spec("busy", &["true"])?, "/dev/disk", "rwm")?;
         let said = node.run_spec("busy", &spec)?.arg("--rm").fails()?;
         assert!(said.contains("in use on the host"), "{said}");
         node.discard("busy")?;
@@ -210,7 +194,7 @@ mod kata_only {
         let node = Node::start()?;
         let image = RawImage::with(&node.dir().join("disk"), "x", 8 << 20)?;
         let host = image.loop_device()?;
-        let spec = device(node.spec("killed", &["sleep", "1000"])?, &host, "/dev/disk", "rwm")?;
+        let spec = host.given_to(node.spec("killed", &["sleep", "1000"])?, "/dev/disk", "rwm")?;
         node.run_spec("killed", &spec)?.arg("-d").ok()?;
         node.kill_process("killed", "qemu-system")?;
         assert_eq!(node.await_stopped("killed")?, 137);
@@ -239,7 +223,7 @@ mod kata_only {
                 .bind(&shm.0, "/dev/shm", &["rw"])?
                 .bind(&memory.0, "/cache", &["rw"])?
                 .bind(&disk, "/disk", &["rw"])?;
-            device(spec, &host, "/dev/disk", "rwm")
+            host.given_to(spec, "/dev/disk", "rwm")
         };
         let sandbox = node.spec("pod", &["sleep", "1000"])?;
         node.run_spec("pod", &member(sandbox, &node, "sandbox", "pod")?)?

@@ -3,6 +3,8 @@
 use std::os::fd::AsFd as _;
 
 use super::*;
+use crate::accel::Accel;
+use crate::rootless::Rootless;
 
 fn shell(script: &str) -> Program {
     Program {
@@ -10,6 +12,7 @@ fn shell(script: &str) -> Program {
         path: "/bin/sh".into(),
         args: vec!["-c".into(), script.into()],
         netns: NetworkNamespace::Inherited,
+        user: None,
         cgroup_procs: Vec::new(),
         pass: Vec::new(),
     }
@@ -64,6 +67,38 @@ async fn only_the_passed_descriptors_are_inherited() {
     let death = child.handle().death().await;
     assert!(death.status.success(), "{death}");
     assert_eq!(stderr::read_rest(&ours), "here\n");
+}
+
+#[tokio::test]
+async fn a_child_that_is_another_user_has_no_rights_and_no_groups() {
+    let kernel = tempfile::NamedTempFile::new().unwrap();
+    let everybodys = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    kernel.as_file().set_permissions(everybodys).unwrap();
+    let rootless = Rootless::prepare(kernel.path(), kernel.path(), Accel::Tcg).unwrap();
+    let script = "grep -E '^(Uid|Gid|Groups|Cap(Prm|Eff|Amb)|NoNewPrivs):' /proc/self/status | tr -s '\\t' ' ' >&2";
+    let child = spawn(Program {
+        user: Some(rootless.user()),
+        ..shell(script)
+    })
+    .await
+    .unwrap();
+    let number = rootless.user().number();
+    let ids = format!("{number} {number} {number} {number}");
+    let none = "0000000000000000";
+    let told = child.handle().death().await.stderr_tail;
+    let lines: Vec<_> = told.lines().map(str::trim_end).collect();
+    assert_eq!(
+        lines,
+        [
+            format!("Uid: {ids}"),
+            format!("Gid: {ids}"),
+            "Groups:".into(),
+            format!("CapPrm: {none}"),
+            format!("CapEff: {none}"),
+            format!("CapAmb: {none}"),
+            "NoNewPrivs: 1".into(),
+        ]
+    );
 }
 
 #[tokio::test]

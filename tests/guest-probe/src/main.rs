@@ -11,6 +11,7 @@
 //! guest-probe escape CONTAINER PATH drives the virtio-fs device by itself and tries to reach a path of the host
 //! guest-probe lengths CONTAINER     the same with lengths that are not true; `fatal` with one that ends the conversation
 //! guest-probe handles DIR PATH      opens files of a mount by guessed handles, and looks for a path of the host in them
+//! guest-probe dial CID PORT         says its standard input on a vsock connection; prints what came of it, as one JSON object
 //! guest-probe log-to FILE           containerd's binary logger: copies descriptors 3 and 4 to a file
 //! guest-probe load DIR FILES MIB    file system load; prints rates
 //! guest-probe first-program …       as /init of a guest without an agent
@@ -19,6 +20,7 @@
 //! ```
 
 mod acl;
+mod dial;
 mod escape;
 mod facts;
 mod files;
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
         ["lengths", container] => escape::lengths(container),
         ["fatal"] => escape::fatal(),
         ["handles", directory, secret] => handles::report(directory, secret),
+        ["dial", cid, port] => dial::dial(cid, port),
         ["log-to", file] => log_to(file),
         ["watch", count, paths @ ..] => watch::watch(count, paths),
         ["load", dir, files, mebibytes] => load::load(dir, files, mebibytes),
