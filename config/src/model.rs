@@ -72,6 +72,8 @@ pub struct Hypervisor {
     pub enable_iothreads: bool,
     /// Whether QEMU moves the frames of the network itself, even where `/dev/vhost-net` exists.
     pub disable_vhost_net: bool,
+    /// Whether memory that the guest has freed goes back to the host.
+    pub reclaim_guest_freed_memory: bool,
     /// Whether the guest's kernel and the helpers log more.
     pub enable_debug: bool,
     /// Names of the annotations that are honoured.
@@ -110,6 +112,7 @@ impl Default for Hypervisor {
             rootless: false,
             enable_iothreads: false,
             disable_vhost_net: false,
+            reclaim_guest_freed_memory: true,
             enable_debug: false,
             enable_annotations: Vec::new(),
             valid_hypervisor_paths: Vec::new(),

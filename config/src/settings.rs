@@ -241,6 +241,7 @@ pub(crate) static SETTINGS: &[Setting] = &[
         BOOLEAN,
         Access::Annotation("disable_vhost_net")
     ),
+    setting!(Hypervisor, hypervisor.reclaim_guest_freed_memory, BOOLEAN, Access::File),
     setting!(Hypervisor, hypervisor.enable_debug, BOOLEAN, Access::File),
     setting!(Hypervisor, hypervisor.enable_annotations, NAME_PATTERNS, Access::File),
     setting!(

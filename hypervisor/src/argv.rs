@@ -33,6 +33,9 @@ pub(crate) fn render(spec: &VmSpec) -> Vec<OsString> {
     socket(&mut argv, "console", spec.console);
     argv.option("-serial", "chardev:console");
     argv.option("-device", "virtio-rng-pci");
+    if spec.reports_free {
+        argv.option("-device", "virtio-balloon-pci,free-page-reporting=on");
+    }
     if let Some(share) = &spec.share {
         virtio_fs(&mut argv, share);
     }
@@ -206,6 +209,7 @@ mod tests {
                 socket: 12,
             }),
             vsock: VsockDevice::VhostUser { socket: 13 },
+            reports_free: true,
             iothread: None,
             nics: vec![NicDevice {
                 mac: MacAddress([2, 0, 0, 0, 0, 0x1a]),
@@ -245,6 +249,7 @@ mod tests {
             largest: size(4, 8192),
             seccomp: None,
             share: None,
+            reports_free: false,
             vsock: VsockDevice::Vhost {
                 device: 13,
                 cid: Cid::new(77).unwrap(),

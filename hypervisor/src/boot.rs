@@ -295,6 +295,7 @@ async fn start_qemu(
             socket: number(socket.as_fd()),
         }),
         vsock: vsock_device(&guest),
+        reports_free: config.reclaim_guest_freed_memory,
         iothread: config.enable_iothreads.then_some("disks"),
         nics,
     };

@@ -48,6 +48,6 @@ pub use hotplug::{Disk, DiskKind, HotplugError, NicHotplug};
 pub use listener::{GuestListener, GuestStream};
 pub use nic::{MacAddress, Nic};
 pub use qmp::{Event, Qmp, QmpError};
-pub use size::{Size, boot_size, largest_size, vcpus};
+pub use size::{Size, boot_size, largest_size, overhead, vcpus};
 pub use vm::Vm;
 pub use vsock::VsockError;

@@ -7,6 +7,14 @@ use std::thread::available_parallelism;
 
 use config::{Hypervisor, Mebibytes};
 
+use crate::accel::{Accel, accelerator};
+
+/// What QEMU and the daemons take themselves, with room (docs/sizing.md has what was measured).
+const OVERHEAD: u32 = 128;
+/// The most that TCG keeps of translated code: an eighth of the host's memory within this (QEMU's tcg/region.c,
+/// `size_code_gen_buffer`).
+const TRANSLATED: u32 = 1024;
+
 /// The most that a VM gets where nobody says how much: half of what a guest of 40 address bits can address (QEMU's `max` CPU
 /// under TCG), because plugged memory comes after the first 4 GiB and at aligned addresses.
 const MOST_MEMORY: u32 = 512 << 10;
@@ -43,6 +51,18 @@ pub fn largest_size(config: &Hypervisor) -> Size {
         vcpus: config.default_maxvcpus.resolve(host_cpus()).max(boot.vcpus),
         memory: config.default_maxmemory.unwrap_or_else(host_memory).max(boot.memory),
     }
+}
+
+/// What the VM's processes may take on the host beside the guest's memory.
+#[must_use]
+pub fn overhead(config: &Hypervisor) -> Mebibytes {
+    let emulated = matches!(accelerator(config.accelerator), Ok((Accel::Tcg, _)));
+    let translated = if emulated {
+        (host_memory().0 / 8).min(TRANSLATED)
+    } else {
+        0
+    };
+    Mebibytes(OVERHEAD + translated)
 }
 
 fn host_cpus() -> NonZeroU32 {

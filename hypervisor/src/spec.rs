@@ -35,6 +35,8 @@ pub(crate) struct VmSpec {
     pub(crate) console: RawFd,
     pub(crate) share: Option<VirtioFs>,
     pub(crate) vsock: VsockDevice,
+    /// Whether the guest reports the memory that it has freed.
+    pub(crate) reports_free: bool,
     /// The name of a thread for disks that are plugged in later.
     pub(crate) iothread: Option<&'static str>,
     pub(crate) nics: Vec<NicDevice>,

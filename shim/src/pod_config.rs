@@ -116,7 +116,7 @@ pub fn specification(options: &Any, netns: &str, sandbox: &SandboxId) -> Result<
             namespaces.push(json!({ "type": kind }));
         }
     }
-    let cgroup = Path::new(&linux.text(1)).join(sandbox.as_str());
+    let cgroup = cgroups_path(&linux.text(1), sandbox);
     Ok(json!({
         "ociVersion": "1.0.2",
         "hostname": config.text(2),
@@ -137,6 +137,14 @@ pub fn specification(options: &Any, netns: &str, sandbox: &SandboxId) -> Result<
             "resources": { "cpu": { "shares": SHARES }, "devices": [{ "allow": false, "access": "rwm" }] },
         },
     }))
+}
+
+/// By systemd's naming where the parent is a slice, as containerd's sandboxer writes it.
+fn cgroups_path(parent: &str, sandbox: &SandboxId) -> String {
+    match parent.rsplit('/').next() {
+        Some(slice) if slice.ends_with(".slice") => format!("{slice}:cri-containerd:{sandbox}"),
+        _ => Path::new(parent).join(sandbox.as_str()).display().to_string(),
+    }
 }
 
 /// The pod's own annotations, and those by which containerd's sandboxer describes a sandbox.
@@ -231,6 +239,21 @@ mod tests {
             .collect();
         assert_eq!(kinds, ["mount", "network", "uts", "pid"]);
         assert_eq!(linux["namespaces"][1]["path"], "/run/netns/a");
+    }
+
+    #[test]
+    fn a_pod_whose_cgroup_is_a_slice_is_named_as_systemd_names_it() {
+        for (parent, path) in [
+            ("/kubepods/pod1", "/kubepods/pod1/pod"),
+            ("", "pod"),
+            ("kubepods-pod1.slice", "kubepods-pod1.slice:cri-containerd:pod"),
+            (
+                "/kubepods.slice/kubepods-pod1.slice",
+                "kubepods-pod1.slice:cri-containerd:pod",
+            ),
+        ] {
+            assert_eq!(cgroups_path(parent, &id()), path);
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use config::Mebibytes;
 use hypervisor::{Cause, CpuError, Disk, GuestListener, HotplugError, MemoryError, Sample, Vm, VmRequest};
 use protocol::agent::Network;
+use tokio::sync::Mutex;
 
 use crate::accept;
 use crate::debug_image::DebugImage;
@@ -17,6 +18,7 @@ use crate::host_cgroup::HostCgroup;
 use crate::network::{MachineNetwork, NetworkError, NetworkPlan, PodNetwork};
 use crate::process::ProcessRef;
 use crate::run_dir::{RunDir, SandboxState};
+use crate::sizing::HostLimits;
 use crate::vm::{Connection, Connections, Ending, LaunchError, Launcher, Machine};
 
 /// Starts QEMU once.
@@ -29,6 +31,8 @@ pub struct QemuLauncher {
     pub network: NetworkPlan,
     /// The sandbox's cgroup.
     pub cgroup: HostCgroup,
+    /// What it is limited to before anything runs in it.
+    pub limits: HostLimits,
     /// Where the VM's processes are written down for `delete`.
     pub run_dir: RunDir,
     /// What is written down already.
@@ -56,6 +60,12 @@ impl Launcher for QemuLauncher {
         let image = self.image(config);
         let config = image.as_ref().map_or(config, |image| &image.config);
         let failed = |error: &dyn std::error::Error| LaunchError { message: chain(error) };
+        let unlimited = HostLimits::default();
+        let limits = if limit(&self.cgroup, self.limits, unlimited).await {
+            self.limits
+        } else {
+            unlimited
+        };
         let network = PodNetwork::open(self.network.clone()).await;
         let mut network = network.map_err(|error| failed(&error))?;
         let mut state = self.state.clone();
@@ -87,7 +97,8 @@ impl Launcher for QemuLauncher {
             at_boot: network.guest(),
             network: MachineNetwork::new(network, vm.nics()),
             vm,
-            cgroups: self.cgroup.directories().to_vec(),
+            cgroup: self.cgroup.clone(),
+            limits: Mutex::new(limits),
         };
         Ok((Box::new(machine), Box::new(QemuConnections(listener))))
     }
@@ -101,7 +112,22 @@ struct QemuMachine {
     vm: Vm,
     at_boot: Option<Network>,
     network: MachineNetwork,
-    cgroups: Vec<PathBuf>,
+    cgroup: HostCgroup,
+    limits: Mutex<HostLimits>,
+}
+
+/// Limits the cgroup; what cannot be limited is missed, but the container works. Whether all of it is in force.
+async fn limit(cgroup: &HostCgroup, limits: HostLimits, before: HostLimits) -> bool {
+    let cgroup = cgroup.clone();
+    let limited = tokio::task::spawn_blocking(move || cgroup.limit(&limits, &before)).await;
+    let failed = limited.unwrap_or_default();
+    for error in &failed {
+        tracing::warn!(
+            error = chain(error),
+            "a limit of the sandbox's cgroup on the host is not in force"
+        );
+    }
+    failed.is_empty()
 }
 
 #[async_trait]
@@ -113,7 +139,7 @@ impl Machine for QemuMachine {
     async fn ended(&self) -> Ending {
         let ended = self.vm.ended().await;
         let killed = matches!(&ended.cause, Cause::ChildDied(death) if death.signal() == Some(libc::SIGKILL));
-        let out_of_memory = killed && oom_killed(&self.cgroups);
+        let out_of_memory = killed && oom_killed(self.cgroup.directories());
         let why = if out_of_memory { OUT_OF_MEMORY } else { "" };
         Ending {
             reason: format!("{ended}{why}"),
@@ -173,6 +199,14 @@ impl Machine for QemuMachine {
 
     async fn set_memory(&self, memory: Mebibytes) -> Result<(), MemoryError> {
         self.vm.set_memory(memory).await
+    }
+
+    async fn limit_host(&self, limits: HostLimits) {
+        let mut before = self.limits.lock().await;
+        // What is not in force is tried again with the next change.
+        if limit(&self.cgroup, limits, *before).await {
+            *before = limits;
+        }
     }
 }
 

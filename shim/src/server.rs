@@ -156,6 +156,7 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         request,
         network: NetworkPlan::new(Place::of(&spec), &config),
         cgroup,
+        limits: sizing.host_at_boot(),
         run_dir: context.run_dir.clone(),
         state,
         debug_console: config.agent.debug_console_enabled,

@@ -14,6 +14,7 @@ use protocol::agent::Network;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::network::NetworkError;
+use crate::sizing::HostLimits;
 
 /// The raw bytes of one connection that the guest has dialled.
 pub trait GuestStream: AsyncRead + AsyncWrite + Send + Sync + Unpin + 'static {}
@@ -108,6 +109,8 @@ pub trait Machine: Send + Sync {
     /// # Errors
     /// There is no place for it, or the guest does not get on.
     async fn set_memory(&self, memory: Mebibytes) -> Result<(), MemoryError>;
+    /// Limits what all of the VM's processes use on the host. What cannot be limited is logged.
+    async fn limit_host(&self, _limits: HostLimits) {}
 }
 
 /// The connections that one VM dials.

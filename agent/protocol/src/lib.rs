@@ -4,6 +4,9 @@
 //! hold some of the agent's, in `proto/diagnostics.proto`.
 
 pub mod preamble;
+mod weight;
+
+pub use weight::cpu_weight;
 
 /// The generated messages and services.
 #[allow(

@@ -1,32 +1,13 @@
 //! cpu and cpuset.
 
 use oci_spec::runtime::LinuxCpu;
+use protocol::cpu_weight;
 
 use super::Setting;
 use crate::cpus::in_list;
 
 /// The kernel's default, in microseconds (cpu.max).
 const DEFAULT_PERIOD: u64 = 100_000;
-
-/// Turns cgroup v1 shares (2 to 262144, 1024 by default) into a weight (1 to 10000, 100 by default).
-///
-/// The quadratic function of the logarithm through (2, 1), (1024, 100) and (262144, 10000) that runc, crun and Kubernetes
-/// agreed on; the linear one before it made of the default 1024 a weight of 39.
-fn weight(shares: u64) -> u64 {
-    if shares <= 2 {
-        return 1;
-    }
-    if shares >= 262_144 {
-        return 10_000;
-    }
-    #[allow(clippy::cast_precision_loss, reason = "less than 2^18")]
-    let log = (shares as f64).log2();
-    let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
-    // The subtraction keeps an exact power of ten from being rounded up past itself.
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 1 to 10000")]
-    let weight = (10f64.powf(exponent) - 1e-9).ceil() as u64;
-    weight.clamp(1, 10_000)
-}
 
 /// The file of the set of CPUs.
 pub(super) const SET: &str = "cpuset.cpus";
@@ -54,7 +35,7 @@ pub(super) fn guests(set: &str, possible: u32) -> Option<String> {
 pub(super) fn settings(cpu: &LinuxCpu) -> Vec<Setting> {
     let mut settings = Vec::new();
     if let Some(shares) = cpu.shares().filter(|shares| *shares > 0) {
-        settings.push(Setting::new("cpu.weight", weight(shares).to_string()));
+        settings.push(Setting::new("cpu.weight", cpu_weight(shares).to_string()));
     }
     if cpu.quota().is_some() || cpu.period().is_some() {
         let quota = cpu
@@ -82,24 +63,9 @@ pub(super) fn settings(cpu: &LinuxCpu) -> Vec<Setting> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     fn of(json: &str) -> Vec<Setting> {
         settings(&serde_json::from_str(json).unwrap())
-    }
-
-    #[test]
-    fn the_three_points_of_the_curve_are_met() {
-        assert_eq!((weight(2), weight(1024), weight(262_144)), (1, 100, 10_000));
-    }
-
-    proptest! {
-        #[test]
-        fn more_shares_never_weigh_less(a in 0u64..400_000, b in 0u64..400_000) {
-            let (low, high) = (a.min(b), a.max(b));
-            prop_assert!(weight(low) <= weight(high));
-            prop_assert!((1..=10_000).contains(&weight(a)));
-        }
     }
 
     #[test]

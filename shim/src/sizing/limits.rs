@@ -7,6 +7,8 @@ use std::collections::HashMap;
 
 use oci_spec::runtime::{LinuxCpu, LinuxResources};
 
+use super::NumberSet;
+
 /// CFS's period where none is given, in microseconds (the kernel's sched-bwc.rst).
 const DEFAULT_PERIOD: u64 = 100_000;
 
@@ -19,8 +21,10 @@ pub struct Limits {
     /// CPU time per period, both in microseconds.
     quota: Option<i64>,
     period: Option<u64>,
-    /// How many CPUs the set has.
-    cpus: Option<u32>,
+    /// CPUs and memory nodes, by the host's numbers.
+    pub(super) cpus: Option<NumberSet>,
+    pub(super) mems: Option<NumberSet>,
+    pub(super) shares: Option<u64>,
     /// Bytes.
     memory: Option<i64>,
     huge_pages: u64,
@@ -43,9 +47,8 @@ impl Limits {
         Self {
             quota: number("cpu-quota"),
             period: number("cpu-period").and_then(|period| u64::try_from(period).ok()),
-            cpus: None,
             memory: number("memory"),
-            huge_pages: 0,
+            ..Self::default()
         }
     }
 
@@ -54,13 +57,20 @@ impl Limits {
     pub fn updated(self, resources: &LinuxResources) -> Self {
         let cpu = resources.cpu().as_ref();
         let memory = resources.memory().as_ref();
+        let set = |list: Option<&str>, before: Option<NumberSet>| match list {
+            None | Some("") => before,
+            Some(list) => NumberSet::parse(list),
+        };
         Self {
             quota: cpu.and_then(LinuxCpu::quota).or(self.quota),
             period: cpu.and_then(LinuxCpu::period).or(self.period),
-            cpus: cpu
-                .and_then(|cpu| cpu.cpus().as_deref())
-                .filter(|set| !set.is_empty())
-                .map_or(self.cpus, count),
+            cpus: set(cpu.and_then(|cpu| cpu.cpus().as_deref()), self.cpus),
+            mems: set(cpu.and_then(|cpu| cpu.mems().as_deref()), self.mems),
+            // 0 is "not set" here, too.
+            shares: cpu
+                .and_then(LinuxCpu::shares)
+                .filter(|shares| *shares != 0)
+                .or(self.shares),
             // 0 is "not set", as for the cgroup.
             memory: memory
                 .and_then(|memory| memory.limit())
@@ -86,7 +96,7 @@ impl Limits {
             .filter(|quota| *quota > 0);
         let period = self.period.filter(|period| *period > 0).unwrap_or(DEFAULT_PERIOD);
         let quota = quota.map(|quota| quota.saturating_mul(1000).div_ceil(period));
-        let set = self.cpus.map(|cpus| u64::from(cpus) * 1000);
+        let set = self.cpus.map(|cpus| u64::from(cpus.count()) * 1000);
         match (quota, set) {
             (Some(quota), Some(set)) => quota.min(set),
             (quota, set) => quota.or(set).unwrap_or(0),
@@ -99,17 +109,6 @@ impl Limits {
         let limit = self.memory.filter(|limit| (1..NO_LIMIT).contains(limit));
         limit.map_or(0, i64::unsigned_abs).saturating_add(self.huge_pages)
     }
-}
-
-/// How many CPUs a list has (cpuset(7), "List format"); none if it is no list.
-fn count(list: &str) -> Option<u32> {
-    let mut cpus = 0u32;
-    for part in list.trim().split(',') {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let (first, last): (u32, u32) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-        cpus = cpus.saturating_add(last.checked_sub(first)?.saturating_add(1));
-    }
-    Some(cpus)
 }
 
 #[cfg(test)]

@@ -6,7 +6,9 @@
 //! ```
 //! It knows no VM and no container: who has which limits is told to it.
 
+mod host;
 mod limits;
+mod set;
 
 use std::num::NonZeroU32;
 
@@ -14,7 +16,12 @@ use config::{Config, Mebibytes, Vcpus};
 use hypervisor::Size;
 use oci_spec::runtime::Spec;
 
+use self::host::HostRule;
+use crate::bundle;
+
+pub use self::host::HostLimits;
 pub use self::limits::Limits;
+pub use self::set::NumberSet;
 
 /// The guest's kernel keeps 64 bytes for each page of 4 KiB (`struct page`).
 const PAGES_PER_RECORD_PAGE: u64 = 64;
@@ -38,6 +45,8 @@ pub struct Sizing {
     /// At most.
     most: Size,
     pod: Limits,
+    first: Limits,
+    host: HostRule,
 }
 
 impl Sizing {
@@ -52,10 +61,21 @@ impl Sizing {
             hypervisor::boot_size(&config.hypervisor),
             hypervisor::largest_size(&config.hypervisor),
         );
-        Self::within(base, most, config.runtime.static_sandbox_resource_mgmt, pod, first)
+        let host = HostRule {
+            kubelet: spec.annotations().as_ref().is_some_and(bundle::is_pod_sandbox),
+            overhead: hypervisor::overhead(&config.hypervisor),
+        };
+        Self::within(
+            base,
+            most,
+            config.runtime.static_sandbox_resource_mgmt,
+            pod,
+            first,
+            host,
+        )
     }
 
-    fn within(base: Size, most: Size, fixed: bool, pod: Limits, first: Limits) -> Self {
+    fn within(base: Size, most: Size, fixed: bool, pod: Limits, first: Limits, host: HostRule) -> Self {
         let free = Self {
             base,
             boot: Wanted {
@@ -64,6 +84,8 @@ impl Sizing {
             },
             most,
             pod,
+            first,
+            host,
         };
         let boot = free.wanted([first]);
         let most = if fixed { boot.size } else { most };
@@ -74,6 +96,27 @@ impl Sizing {
     #[must_use]
     pub fn boot(&self) -> Wanted {
         self.boot
+    }
+
+    /// What the sandbox's cgroup on the host gets before anything runs in it.
+    #[must_use]
+    pub fn host_at_boot(&self) -> HostLimits {
+        // A pod's first is no container of its author's: whose CPUs it may have is not known yet.
+        let known = if self.host.kubelet { None } else { Some(self.first) };
+        self.host_limits(self.boot.size, known).unwrap_or_default()
+    }
+
+    /// What it gets for a VM of this size and these containers; none if there are no containers.
+    #[must_use]
+    pub fn host_limits(&self, size: Size, containers: impl IntoIterator<Item = Limits>) -> Option<HostLimits> {
+        let containers: Vec<_> = containers.into_iter().collect();
+        (!containers.is_empty()).then(|| self.host.limits(size, &containers))
+    }
+
+    /// Whether the sandbox's own container is the runtime's, and not one with limits of somebody's.
+    #[must_use]
+    pub fn is_pod(&self) -> bool {
+        self.host.kubelet
     }
 
     /// Whether the VM keeps the size that it boots with.

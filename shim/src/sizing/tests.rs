@@ -19,9 +19,13 @@ fn limits(milli: u64, bytes: u64) -> Limits {
 }
 
 const MIB: u64 = 1 << 20;
+const HOST: HostRule = HostRule {
+    kubelet: false,
+    overhead: Mebibytes(128),
+};
 
 fn sizing(fixed: bool, pod: Limits, first: Limits) -> Sizing {
-    Sizing::within(size(1, 256), size(8, 16_384), fixed, pod, first)
+    Sizing::within(size(1, 256), size(8, 16_384), fixed, pod, first, HOST)
 }
 
 #[test]

@@ -121,3 +121,39 @@ async fn a_container_that_is_deleted_while_it_is_updated_leaves_nothing_counted(
     shim.update("keeps", 64).await.unwrap();
     assert_eq!(shim.guest.size.changes.borrow().last().unwrap(), ONE);
 }
+
+#[tokio::test]
+async fn the_host_allows_more_before_the_vm_grows_and_less_after_it_has_shrunk() {
+    let shim = Shim::new(Boot::Works).await;
+    shim.run("a", &["sleep"]).await;
+    // What was not limited is limited when the guest's limit holds.
+    shim.update("a", 64).await.unwrap();
+    assert_eq!(shim.guest.size.steps(2).await, [ONE, "host: 489 MiB"]);
+    shim.update("a", 128).await.unwrap();
+    assert_eq!(shim.guest.size.steps(4).await[2..], ["host: 562 MiB", TWO]);
+    shim.update("a", 64).await.unwrap();
+    assert_eq!(shim.guest.size.steps(6).await[4..], [ONE, "host: 489 MiB"]);
+    // Another that is not limited lifts the limit, and its end brings it back.
+    shim.run("b", &["sleep"]).await;
+    assert_eq!(shim.guest.size.steps(7).await[6..], ["host: none"]);
+    shim.kill("b", "", 9).await.unwrap();
+    assert_eq!(shim.guest.size.steps(8).await[7..], ["host: 489 MiB"]);
+}
+
+#[tokio::test]
+async fn what_a_guest_does_not_give_back_the_host_does_not_take() {
+    let shim = Shim::new(Boot::Works).await;
+    shim.create_limited("a", &["sleep"], 64).await.unwrap();
+    shim.create_limited("b", &["sleep"], 64).await.unwrap();
+    shim.update("a", 65).await.unwrap();
+    let grown = shim.guest.size.steps(4).await;
+    assert_eq!(grown[3], "host: 564 MiB", "{grown:?}");
+    shim.guest.size.clings.store(true, Ordering::SeqCst);
+    shim.update("a", 64).await.unwrap();
+    // Nothing follows: the guest never answers. The next to grow finds the host's limit as it was.
+    let held = shim.guest.size.steps(5).await;
+    assert_eq!(held[4..], [TWO], "{held:?}");
+    shim.update("b", 128).await.unwrap();
+    let next = shim.guest.size.steps(7).await;
+    assert_eq!(next[5..7], ["host: 635 MiB", "451 MiB"], "{next:?}");
+}

@@ -10,6 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use config::Mebibytes;
 use hypervisor::{CpuError, Disk, HotplugError, MemoryError};
+use shim::sizing::HostLimits;
 use shim::vm::{Connection, Connections, Ending, LaunchError, Launcher, Machine};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
@@ -117,6 +118,13 @@ impl Machine for FakeMachine {
     async fn set_memory(&self, memory: Mebibytes) -> Result<(), MemoryError> {
         self.0.size.set_memory(memory).await
     }
+
+    async fn limit_host(&self, limits: HostLimits) {
+        let memory = limits
+            .memory
+            .map_or("none".to_owned(), |bytes| format!("{} MiB", bytes >> 20));
+        self.0.size.step(format!("host: {memory}"));
+    }
 }
 
 /// The size of the fake VM, as it was set, change by change.
@@ -124,6 +132,8 @@ impl Machine for FakeMachine {
 pub(crate) struct FakeSize {
     /// "2 vCPUs", "512 MiB".
     pub(crate) changes: watch::Sender<Vec<String>>,
+    /// Changes of the VM's memory, and of what the host allows it.
+    steps: watch::Sender<Vec<String>>,
     /// The guest takes no memory any more.
     pub(crate) stuck: AtomicBool,
     /// Giving memory back takes for ever.
@@ -140,6 +150,7 @@ impl FakeSize {
 
     async fn set_memory(&self, memory: Mebibytes) -> Result<(), MemoryError> {
         self.changes.send_modify(|changes| changes.push(memory.to_string()));
+        self.step(memory.to_string());
         let has = self.has.swap(memory.0, Ordering::SeqCst);
         if memory.0 < has && self.clings.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
@@ -151,6 +162,17 @@ impl FakeSize {
             });
         }
         Ok(())
+    }
+
+    fn step(&self, step: String) {
+        self.steps.send_modify(|steps| steps.push(step));
+    }
+
+    /// Waits until so many steps have been made, and gives them.
+    pub(crate) async fn steps(&self, count: usize) -> Vec<String> {
+        let mut steps = self.steps.subscribe();
+        let made = steps.wait_for(|steps| steps.len() >= count).await;
+        made.unwrap().clone()
     }
 
     /// Waits until so many changes have been made, and gives them.

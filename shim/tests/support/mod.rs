@@ -341,6 +341,8 @@ pub(crate) fn refusal<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> (ttrpc::C
 fn sizing() -> Sizing {
     let mut config = config::Config::default();
     config.hypervisor.default_maxmemory = Some(config::Mebibytes(4096));
+    // Nothing is added for translated code then, which would depend on the machine.
+    config.hypervisor.accelerator = config::Accelerator::Kvm;
     Sizing::new(&config, &oci_spec::runtime::Spec::default())
 }
 

@@ -1,6 +1,8 @@
 //! One cgroup per sandbox on the host, in every hierarchy that can be used.
 //!
-//! It holds QEMU and its helpers, so that they can be found and killed together. No limits are set.
+//! It holds QEMU and its helpers, so that they can be found, killed and limited together. Which limits is not decided here.
+
+mod limits;
 
 use std::fs;
 use std::io;
@@ -11,6 +13,12 @@ use std::time::{Duration, Instant};
 use crate::id::SandboxId;
 use crate::mountinfo;
 use crate::process::{self, ProcessRef};
+use crate::sizing::HostLimits;
+
+pub use self::limits::LimitError;
+
+/// Controllers of v2 that have limits of ours, or figures that somebody reads.
+const CONTROLLERS: [&str; 5] = ["cpuset", "cpu", "io", "memory", "pids"];
 
 /// Between two attempts to remove a cgroup whose processes are dead. See [`remove_directory`].
 const REMOVE_INTERVAL: Duration = Duration::from_millis(5);
@@ -43,7 +51,8 @@ impl HostCgroup {
         {
             let directory = hierarchy.mountpoint.join(&relative);
             let cpuset = hierarchy.kind == "cgroup" && hierarchy.super_options.split(',').any(|name| name == "cpuset");
-            match make(&hierarchy.mountpoint, &relative, cpuset) {
+            let unified = hierarchy.kind == "cgroup2";
+            match make(&hierarchy.mountpoint, &relative, cpuset, unified) {
                 Ok(()) if directories.contains(&directory) => {}
                 Ok(()) => directories.push(directory),
                 Err(error) => tracing::warn!(
@@ -75,6 +84,13 @@ impl HostCgroup {
             .iter()
             .map(|directory| directory.join("cgroup.procs"))
             .collect()
+    }
+
+    /// Puts those of the limits in force that differ from those `before`. Each is tried; what failed is in the answer.
+    /// Blocks.
+    #[must_use]
+    pub fn limit(&self, limits: &HostLimits, before: &HostLimits) -> Vec<LimitError> {
+        limits::apply(&self.directories, limits, before)
     }
 
     /// Kills every process in it but the caller, and those that they start meanwhile. Blocks until they are dead, at
@@ -128,10 +144,15 @@ fn remove_directory(directory: &Path, deadline: Instant) -> io::Result<()> {
 
 /// Makes the directories from the hierarchy's root down. In a cpuset of v1 a new cgroup has no CPUs and no memory nodes,
 /// and nobody can join it (cpuset(7)): it gets those of its parent.
-fn make(root: &Path, relative: &Path, cpuset: bool) -> io::Result<()> {
+///
+/// In v2 a cgroup has the controllers that its parent hands down (cgroup-v2.rst, "Enabling and Disabling").
+fn make(root: &Path, relative: &Path, cpuset: bool, unified: bool) -> io::Result<()> {
     let mut directory = root.to_owned();
     for component in relative.components() {
         let parent = directory.clone();
+        if unified {
+            hand_down(&parent);
+        }
         directory.push(component);
         match fs::create_dir(&directory) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
@@ -144,6 +165,22 @@ fn make(root: &Path, relative: &Path, cpuset: bool) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Hands every controller that limits are for down to a cgroup's children. What cannot be handed down is missed, and told of,
+/// when there is a limit for it.
+fn hand_down(parent: &Path) {
+    let words = |file| fs::read_to_string(parent.join(file)).unwrap_or_default();
+    let (has, hands) = (words("cgroup.controllers"), words("cgroup.subtree_control"));
+    let there = |words: &str, name: &str| words.split_whitespace().any(|word| word == name);
+    for name in CONTROLLERS
+        .iter()
+        .filter(|name| there(&has, name) && !there(&hands, name))
+    {
+        if let Err(error) = fs::write(parent.join("cgroup.subtree_control"), format!("+{name}")) {
+            tracing::debug!(%error, controller = name, path = %parent.display(), "a controller is not handed down");
+        }
+    }
 }
 
 /// Where the sandbox's cgroup is below a hierarchy's root: in the parent of the container's, with Kata's name.
@@ -215,6 +252,19 @@ mod tests {
             let path = relative_path(Some(Path::new(&path)), &SandboxId::new("id").unwrap());
             prop_assert!(path.components().all(|component| matches!(component, Component::Normal(_))));
         }
+    }
+
+    #[test]
+    fn v2_hands_down_what_there_is_and_is_not_handed_down_yet() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("cgroup.controllers"), "cpu memory hugetlb\n").unwrap();
+        fs::write(root.path().join("cgroup.subtree_control"), "cpu\n").unwrap();
+        make(root.path(), Path::new("a/kata_b"), false, true).unwrap();
+        assert!(root.path().join("a/kata_b").is_dir());
+        let handed = fs::read_to_string(root.path().join("cgroup.subtree_control")).unwrap();
+        assert_eq!(handed, "+memory");
+        // There is nothing to be handed down in a hierarchy without controllers.
+        assert!(!root.path().join("a/cgroup.subtree_control").exists());
     }
 
     #[test]

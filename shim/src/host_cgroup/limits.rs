@@ -1,0 +1,287 @@
+//! Writes limits into a sandbox's cgroup directories, of either version: the kernel's cgroup-v2.rst, and memory.rst,
+//! sched-design and cpusets.rst of cgroup-v1. Decides none.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::sizing::HostLimits;
+
+/// Why a limit is not in force.
+#[derive(Debug, thiserror::Error)]
+pub enum LimitError {
+    /// The kernel refuses it.
+    #[error("cannot write {value:?} into {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What was to be in it.
+        value: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// No hierarchy has the file.
+    #[error("no cgroup of the sandbox has the controller {controller}")]
+    NoController {
+        /// Its name.
+        controller: &'static str,
+    },
+    /// What is in use cannot be reclaimed: the limit would kill the VMM.
+    #[error("{} has {used} bytes in use that cannot be reclaimed, more than {wanted}", path.display())]
+    InUse {
+        /// The cgroup.
+        path: PathBuf,
+        /// Bytes.
+        used: u64,
+        /// Bytes.
+        wanted: u64,
+    },
+}
+
+/// A limit, as each version names and writes it.
+struct Limit {
+    controller: &'static str,
+    v1: (&'static str, String),
+    v2: (&'static str, String),
+}
+
+/// Puts the limits in force that differ from those `before`. Each is tried; what failed is in the answer.
+pub(super) fn apply(directories: &[PathBuf], limits: &HostLimits, before: &HostLimits) -> Vec<LimitError> {
+    let mut failed = Vec::new();
+    if limits.memory != before.memory {
+        failed.extend(memory(directories, limits.memory).err());
+    }
+    if limits.shares != before.shares {
+        let shares = limits.shares.unwrap_or(DEFAULT_SHARES);
+        failed.extend(write(
+            directories,
+            &Limit {
+                controller: "cpu",
+                v1: ("cpu.shares", shares.to_string()),
+                v2: ("cpu.weight", protocol::cpu_weight(shares).to_string()),
+            },
+        ));
+    }
+    let sets = [
+        ("cpuset.cpus", limits.cpus, before.cpus),
+        ("cpuset.mems", limits.mems, before.mems),
+    ];
+    for (file, set, before) in sets {
+        // A set that is taken away by an update stays: v1 has no "all", and the parent's is not ours to give.
+        if let Some(set) = set.filter(|_| set != before) {
+            failed.extend(write(
+                directories,
+                &Limit {
+                    controller: "cpuset",
+                    v1: (file, set.to_string()),
+                    v2: (file, set.to_string()),
+                },
+            ));
+        }
+    }
+    failed
+}
+
+/// v1's, where nobody says.
+const DEFAULT_SHARES: u64 = 1024;
+
+fn memory(directories: &[PathBuf], bytes: Option<u64>) -> Result<(), LimitError> {
+    if let Some(bytes) = bytes {
+        for directory in directories
+            .iter()
+            .filter(|directory| directory.join("memory.max").exists())
+        {
+            // v2 kills for a limit that is below what is used; v1 refuses it.
+            let used = unreclaimable(directory).unwrap_or(0);
+            if used > bytes {
+                return Err(LimitError::InUse {
+                    path: directory.clone(),
+                    used,
+                    wanted: bytes,
+                });
+            }
+        }
+    }
+    let value = |none: &str| bytes.map_or_else(|| none.to_owned(), |bytes| bytes.to_string());
+    let limit = Limit {
+        controller: "memory",
+        v1: ("memory.limit_in_bytes", value("-1")),
+        v2: ("memory.max", value("max")),
+    };
+    write(directories, &limit).map_or(Ok(()), Err)
+}
+
+/// What a cgroup of v2 uses besides the cache of files.
+fn unreclaimable(directory: &Path) -> Option<u64> {
+    let current: u64 = fs::read_to_string(directory.join("memory.current"))
+        .ok()?
+        .trim()
+        .parse()
+        .ok()?;
+    let stat = fs::read_to_string(directory.join("memory.stat")).ok()?;
+    let of = |name: &str| -> u64 {
+        let mut lines = stat.lines().filter_map(|line| line.split_once(' '));
+        let value = lines.find_map(|(key, value)| (key == name).then(|| value.parse().ok())?);
+        value.unwrap_or(0)
+    };
+    // A memfd's pages are counted as a file's, and are not on any disk.
+    let cache = of("file")
+        .saturating_sub(of("shmem"))
+        .saturating_add(of("slab_reclaimable"));
+    Some(current.saturating_sub(cache))
+}
+
+/// Writes it wherever its file is; on a hybrid host a controller is in one hierarchy only.
+fn write(directories: &[PathBuf], limit: &Limit) -> Option<LimitError> {
+    let mut found = false;
+    for (directory, (file, value)) in directories.iter().flat_map(|directory| {
+        let distinct = if limit.v1.0 == limit.v2.0 { 1 } else { 2 };
+        [&limit.v1, &limit.v2]
+            .into_iter()
+            .take(distinct)
+            .map(move |file| (directory, file))
+    }) {
+        let path = directory.join(file);
+        if !path.exists() {
+            continue;
+        }
+        found = true;
+        if let Err(source) = fs::write(&path, value) {
+            return Some(LimitError::Write {
+                path,
+                value: value.clone(),
+                source,
+            });
+        }
+    }
+    (!found).then_some(LimitError::NoController {
+        controller: limit.controller,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sizing::NumberSet;
+
+    const MIB: u64 = 1 << 20;
+
+    /// Directories with files in them, as the hierarchies of a host would have them.
+    fn tree(root: &Path, hierarchies: &[&[(&str, &str)]]) -> Vec<PathBuf> {
+        let mut directories = Vec::new();
+        for (number, files) in hierarchies.iter().enumerate() {
+            let directory = root.join(number.to_string());
+            fs::create_dir(&directory).unwrap();
+            for (file, text) in *files {
+                fs::write(directory.join(file), text).unwrap();
+            }
+            directories.push(directory);
+        }
+        directories
+    }
+
+    fn read(directory: &Path, file: &str) -> String {
+        fs::read_to_string(directory.join(file)).unwrap()
+    }
+
+    fn all() -> HostLimits {
+        HostLimits {
+            memory: Some(500 * MIB),
+            shares: Some(512),
+            cpus: NumberSet::parse("0-1"),
+            mems: NumberSet::parse("0"),
+        }
+    }
+
+    const V1: [&[(&str, &str)]; 3] = [
+        &[("memory.limit_in_bytes", "")],
+        &[("cpu.shares", "")],
+        &[("cpuset.cpus", ""), ("cpuset.mems", "")],
+    ];
+    const V2: &[(&str, &str)] = &[
+        ("memory.max", ""),
+        ("memory.current", "314572800"),
+        (
+            "memory.stat",
+            "anon 104857600\nfile 209715200\nshmem 104857600\nslab_reclaimable 0\n",
+        ),
+        ("cpu.weight", ""),
+        ("cpuset.cpus", ""),
+        ("cpuset.mems", ""),
+    ];
+
+    #[test]
+    fn v1_has_each_limit_in_its_own_hierarchy() {
+        let root = tempfile::tempdir().unwrap();
+        let directories = tree(root.path(), &V1);
+        assert!(apply(&directories, &all(), &HostLimits::default()).is_empty());
+        assert_eq!(read(&directories[0], "memory.limit_in_bytes"), "524288000");
+        assert_eq!(read(&directories[1], "cpu.shares"), "512");
+        assert_eq!(read(&directories[2], "cpuset.cpus"), "0-1");
+        assert_eq!(read(&directories[2], "cpuset.mems"), "0");
+        assert!(apply(&directories, &HostLimits::default(), &all()).is_empty());
+        assert_eq!(read(&directories[0], "memory.limit_in_bytes"), "-1");
+        assert_eq!(read(&directories[1], "cpu.shares"), "1024");
+    }
+
+    #[test]
+    fn v2_has_them_in_one() {
+        let root = tempfile::tempdir().unwrap();
+        let directories = tree(root.path(), &[V2]);
+        assert!(apply(&directories, &all(), &HostLimits::default()).is_empty());
+        for (file, text) in [
+            ("memory.max", "524288000"),
+            ("cpu.weight", "59"),
+            ("cpuset.cpus", "0-1"),
+            ("cpuset.mems", "0"),
+        ] {
+            assert_eq!(read(&directories[0], file), text);
+        }
+        assert!(apply(&directories, &HostLimits::default(), &all()).is_empty());
+        assert_eq!(read(&directories[0], "memory.max"), "max");
+        assert_eq!(read(&directories[0], "cpu.weight"), "100");
+    }
+
+    #[test]
+    fn a_hybrid_host_has_them_where_the_controllers_are() {
+        let root = tempfile::tempdir().unwrap();
+        let unified: &[(&str, &str)] = &[("cgroup.procs", "")];
+        let directories = tree(root.path(), &[unified, V1[0], V1[1], V1[2]]);
+        assert!(apply(&directories, &all(), &HostLimits::default()).is_empty());
+        assert_eq!(read(&directories[1], "memory.limit_in_bytes"), "524288000");
+        assert_eq!(fs::read_dir(&directories[0]).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_controller_that_is_nowhere_is_told() {
+        let root = tempfile::tempdir().unwrap();
+        let directories = tree(root.path(), &[V1[0]]);
+        let failed = apply(&directories, &all(), &HostLimits::default());
+        let told: Vec<_> = failed.iter().map(ToString::to_string).collect();
+        assert_eq!(told.len(), 3, "{told:?}");
+        assert!(
+            told.iter().any(|error| error.ends_with("the controller cpuset")),
+            "{told:?}"
+        );
+        assert!(apply(&directories, &HostLimits::default(), &HostLimits::default()).is_empty());
+    }
+
+    #[test]
+    fn v2_is_given_no_limit_that_would_kill() {
+        let root = tempfile::tempdir().unwrap();
+        let directories = tree(root.path(), &[V2]);
+        // 300 MiB in use, of which 100 are a cache.
+        let limits = |bytes| HostLimits {
+            memory: Some(bytes),
+            ..HostLimits::default()
+        };
+        let failed = apply(&directories, &limits(199 * MIB), &HostLimits::default());
+        assert!(
+            matches!(failed[..], [LimitError::InUse { used, .. }] if used == 200 * MIB),
+            "{failed:?}"
+        );
+        assert_eq!(read(&directories[0], "memory.max"), "");
+        assert!(apply(&directories, &limits(200 * MIB), &HostLimits::default()).is_empty());
+    }
+}
