@@ -92,6 +92,69 @@ mod kata_only {
         docker.nothing_left(id)
     }
 
+    /// What the guest's cgroup says: memory, CPU time, processes; then the VM's memory in MiB.
+    fn limits(docker: &Docker) -> Result<(String, u64)> {
+        let script = "cd /sys/fs/cgroup; cat memory.max cpu.max pids.max cpu.weight; \
+                      awk '/^MemTotal:/ { print int($2 / 1024) }' /proc/meminfo";
+        let said = docker.docker(&["exec", "box", "sh", "-c", script]).ok()?;
+        let (limits, total) = said.trim_end().rsplit_once('\n').unwrap_or_default();
+        Ok((limits.replace('\n', ", "), total.parse().unwrap_or(0)))
+    }
+
+    #[test]
+    fn an_update_changes_the_limits_in_the_guest_the_vm_and_what_the_host_allows_it() -> Result<()> {
+        let docker = Docker::start()?;
+        let started = [
+            "-d",
+            "-m",
+            "128m",
+            "--cpus=0.5",
+            "--pids-limit",
+            "50",
+            "--cpu-shares",
+            "512",
+            "--cpuset-cpus",
+            "0",
+        ];
+        let id = docker.run("box").args(started).program(["sleep", "1000"]).ok()?;
+        let id = id.trim();
+        let (before, small) = limits(&docker)?;
+        assert_eq!(before, "134217728, 50000 100000, 50, 59");
+        let host = docker.host_memory(id)?;
+        let allowed = host.limit()?.unwrap_or(0);
+        assert!(allowed > (256 + 128) << 20, "{allowed}");
+
+        let update = |memory: &str, more: &[&str]| {
+            let memory = ["--memory", memory, "--memory-swap", memory];
+            let update = docker.docker(&["update"]).args(memory).args(more);
+            update.arg("box").ok().map(drop)
+        };
+        let shares = || docker.host_limit(id, &["cpu.shares", "cpu.weight"]);
+        assert!(["512", "59"].contains(&shares()?.as_str()), "{}", shares()?);
+        assert_eq!(docker.host_limit(id, &["cpuset.cpus"])?, "0");
+        update("512m", &["--cpus=1", "--pids-limit", "20", "--cpu-shares", "256"])?;
+        assert!(["256", "35"].contains(&shares()?.as_str()), "{}", shares()?);
+        let (after, big) = limits(&docker)?;
+        assert_eq!(after, "536870912, 100000 100000, 20, 35");
+        assert!((small + 384..=small + 396).contains(&big), "{small} MiB became {big}");
+        // The VM's 390 MiB more, and an eighth of them.
+        let more = host.limit()?.unwrap_or(0);
+        assert!(
+            (allowed + (430 << 20)..allowed + (450 << 20)).contains(&more),
+            "{allowed} became {more}"
+        );
+        let use_it = ["exec", "box", "guest-probe", "touch-memory", "500000000"];
+        docker.docker(&use_it).ok()?;
+        assert_eq!(host.oom_kills()?, 0);
+
+        update("128m", &[])?;
+        eventually("the host allows what it did", || {
+            Ok((host.limit()? == Some(allowed)).then_some(()))
+        })?;
+        docker.docker(&["rm", "-f", "box"]).ok()?;
+        docker.nothing_left(id)
+    }
+
     /// Says which networks a container has, once it has these.
     fn has_networks(docker: &Docker, subnets: &[usize]) -> Result<()> {
         let wanted = subnets.iter().map(|subnet| format!("10.96.{subnet}.2/24\n"));

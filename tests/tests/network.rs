@@ -283,6 +283,48 @@ mod kata_only {
         Ok(())
     }
 
+    /// An ipvlan interface has the address of its parent. Where the kernel has none, a veth with its peer's is in its place.
+    #[test]
+    fn an_interface_that_shares_its_parents_address_is_carried_too() -> Result<()> {
+        let node = Node::start()?;
+        let tag = node.namespace();
+        let (pod, host, lan) = (
+            NetNs::new(tag, "pod")?,
+            NetNs::new(tag, "host")?,
+            NetNs::new(tag, "lan")?,
+        );
+        // As CNI's ipvlan plugin leaves it: the parent stays on the node.
+        host.veth("uplink", &lan, "lan0")?;
+        lan.ip_lines(&["addr add 10.79.0.1/24 dev lan0"])?;
+        let add = format!(
+            "link add link uplink name net1 netns {} type ipvlan mode l2",
+            pod.name()
+        );
+        match host.ip(&add.split(' ').collect::<Vec<_>>()) {
+            Ok(_) => {}
+            Err(error) => {
+                assert!(error.to_string().contains("Unknown device type"), "{error}");
+                pod.veth("net1", &lan, "lan1")?;
+                let mac = lan.ip(&["-o", "link", "show", "dev", "lan1"])?;
+                let mac = mac.split_whitespace().skip_while(|word| *word != "link/ether").nth(1);
+                pod.ip(&["link", "set", "net1", "address", mac.unwrap_or_default()])?;
+                lan.ip_lines(&["addr flush dev lan0", "addr add 10.79.0.1/24 dev lan1"])?;
+            }
+        }
+        pod.ip_lines(&["link set net1 up", "addr add 10.79.0.2/24 dev net1"])?;
+        let server = serve(&lan, "10.79.0.1:80", |mut stream| {
+            Ok(stream.write_all(b"by one address\n")?)
+        })?;
+        let script = "nc 10.79.0.1 80 < /dev/null; cat /sys/class/net/net1/address; ls /sys/class/net";
+        let output = node.run("c").arg("--rm").arg(pod.flag()).sh(script).ok()?;
+        joined(server)?;
+        let mac = pod.exec(&["cat", "/sys/class/net/net1/address"])?;
+        assert_eq!(output, format!("by one address\n{mac}lo\nnet1\n"));
+        node.nothing_left()?;
+        assert_eq!(pod.leftovers()?, Vec::<String>::new());
+        Ok(())
+    }
+
     #[test]
     fn two_cpus_have_two_queues() -> Result<()> {
         let node = Node::start_configured("[hypervisor.qemu]\ndefault_vcpus = 2\n")?;

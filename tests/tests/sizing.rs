@@ -1,6 +1,6 @@
 //! A VM is as big as its containers may use, and the limits hold in it.
 
-use framework::{Node, Result};
+use framework::{Node, Result, cri::eventually};
 
 /// The quota of a cgroup holds a program that always wants to run: `cpu.stat` counts the periods in which it had to wait. The
 /// loop ends with the first of them.
@@ -53,19 +53,35 @@ mod kata_only {
     #[test]
     fn a_program_can_use_all_of_its_limit_and_no_more() -> Result<()> {
         let node = Node::start()?;
-        let limit = ["--rm", "--memory-limit", "419430400"];
-        let all = node
-            .run("all")
-            .args(limit)
-            .program(["guest-probe", "touch-memory", "408944640"]);
-        all.ok()?;
-        node.run("more")
-            .args(&limit[1..])
-            .arg("-d")
+        let limited = |name: &str| node.run(name).args(["--memory-limit", "419430400", "-d"]);
+        limited("all").program(["sleep", "1000"]).ok()?;
+        // 256 + 400 + 7 MiB; an eighth of it, 128 MiB, and what TCG may keep of translated code, at most 1 GiB.
+        let memory = node.host_memory("all")?;
+        let allowed = memory.limit()?.unwrap_or(0) >> 20;
+        assert!(
+            (663 + 82 + 128..=663 + 83 + 128 + 1024).contains(&allowed),
+            "{allowed} MiB"
+        );
+        node.exec("all", "use")
+            .program(["guest-probe", "touch-memory", "408944640"])
+            .ok()?;
+        assert_eq!(memory.oom_kills()?, 0);
+        // The program has ended. The host has less now than what it had taken.
+        eventually("the host has its memory again", || {
+            Ok((memory.used()? < 408_944_640).then_some(()))
+        })?;
+        node.remove("all")?;
+        limited("more")
             .program(["guest-probe", "touch-memory", "425000000"])
             .ok()?;
         assert_eq!(node.await_stopped("more")?, 137);
+        // It was the guest's kernel that killed it, and not the host's that killed the VM.
+        assert!(!node.log().contains("the host has killed it"));
         node.forget("more")?;
+        // Who asks for no limit has none on the host either: its files may be in the host's memory.
+        node.run("free").arg("-d").program(["sleep", "1000"]).ok()?;
+        assert_eq!(node.host_memory("free")?.limit()?, None);
+        node.remove("free")?;
         node.nothing_left()
     }
 

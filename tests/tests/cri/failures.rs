@@ -106,7 +106,10 @@ fn a_pod_ends_with(program: &str, version: Version, sandboxer: Sandboxer) -> Res
 
 #[test]
 fn a_pod_whose_shim_is_known_to_a_restarted_containerd_goes_on() -> Result<()> {
-    let mut node = PodNode::start()?;
+    a_pod_survives_a_restart(PodNode::start()?)
+}
+
+fn a_pod_survives_a_restart(mut node: PodNode) -> Result<()> {
     let pod = node.run_pod("survivor")?;
     let app = pod.start(&pod.container("app", &["sleep", "1000"]))?;
     let (id, app) = (pod.id.clone(), app.id.clone());
@@ -121,6 +124,11 @@ fn a_pod_whose_shim_is_known_to_a_restarted_containerd_goes_on() -> Result<()> {
 
 mod kata_only {
     use super::*;
+
+    #[test]
+    fn a_pod_of_the_sandbox_api_goes_on_when_containerd_is_restarted() -> Result<()> {
+        a_pod_survives_a_restart(PodNode::start_with(Version::V2_1, Sandboxer::Shim, None)?)
+    }
 
     /// What runc's shim leaves behind is the operator's to remove.
     #[test]

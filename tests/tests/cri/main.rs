@@ -2,6 +2,7 @@
 
 mod failures;
 mod life;
+mod manifest;
 mod memlock;
 mod namespaces;
 mod resources;

@@ -3,10 +3,11 @@
 use framework::{
     Result,
     cri::{
-        Container, PodNode, eventually,
+        Container, PodNode, Sandboxer, eventually,
         messages::{LinuxContainerResources, UpdateContainerResourcesRequest},
         pod::resources,
     },
+    locate::Version,
 };
 
 const MIB: i64 = 1 << 20;
@@ -73,12 +74,32 @@ fn a_second_container_makes_the_vm_bigger_and_its_removal_gives_that_back() -> R
 
 #[test]
 fn an_update_gives_a_running_container_memory_that_it_can_use() -> Result<()> {
-    let node = PodNode::start()?;
-    let pod = node.run_pod("updates")?;
+    a_container_is_given_memory(&PodNode::start()?)
+}
+
+#[test]
+fn an_update_on_containerd_1_7_gives_a_running_container_memory_that_it_can_use() -> Result<()> {
+    a_container_is_given_memory(&PodNode::start_with(Version::V1_7, Sandboxer::Podsandbox, None)?)
+}
+
+#[test]
+fn an_update_by_the_sandbox_api_gives_a_running_container_memory_that_it_can_use() -> Result<()> {
+    a_container_is_given_memory(&PodNode::start_with(Version::V2_1, Sandboxer::Shim, None)?)
+}
+
+/// The pod's limits are known before its VM boots.
+fn a_container_is_given_memory(node: &PodNode) -> Result<()> {
+    let mut config = node.pod("updates");
+    config.linux.get_or_insert_default().resources = Some(LinuxContainerResources {
+        memory_limit_in_bytes: 64 * MIB,
+        ..LinuxContainerResources::default()
+    });
+    let pod = node.run(&config)?;
     let mut config = pod.script("user", "sleep 1000");
     resources(&mut config).memory_limit_in_bytes = 64 * MIB;
     let user = pod.start(&config)?;
     let before = memory(&user)?;
+    assert!((192 + 64..=256 + 65).contains(&before), "{before} MiB");
     // Twice the same is once.
     for _ in 0..2 {
         node.cri().update_resources(UpdateContainerResourcesRequest {
