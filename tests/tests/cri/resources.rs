@@ -60,3 +60,52 @@ fn a_containers_figures_are_its_own_and_its_limits_can_be_changed() -> Result<()
     pod.remove()?;
     node.nothing_left()
 }
+
+mod kata_only {
+    use super::*;
+
+    /// Files of the guest's cgroup, which are of version 2 on every host. A set of CPUs has the host's numbers, and stays there.
+    const READ: &str =
+        "cd /sys/fs/cgroup; cat memory.max memory.swap.max memory.high cpu.max cpu.weight cpuset.cpus pids.max";
+
+    #[test]
+    fn each_limit_is_in_force_and_is_changed_while_the_container_runs() -> Result<()> {
+        let node = PodNode::start()?;
+        let pod = node.run_pod("limits")?;
+        let mut config = pod.container("limited", &["sleep", "1000"]);
+        let unified = |high: &str, pids: &str| {
+            let keys = [("memory.high", high), ("pids.max", pids)];
+            keys.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
+        };
+        *resources(&mut config) = LinuxContainerResources {
+            memory_limit_in_bytes: 64 << 20,
+            memory_swap_limit_in_bytes: 96 << 20,
+            cpu_period: 100_000,
+            cpu_quota: 50_000,
+            cpu_shares: 512,
+            cpuset_cpus: "0".to_owned(),
+            unified: unified("50331648", "33"),
+            ..LinuxContainerResources::default()
+        };
+        let limited = pod.start(&config)?;
+        assert_eq!(
+            limited.sh(READ)?,
+            "67108864\n33554432\n50331648\n50000 100000\n59\n\n33\n"
+        );
+        node.cri().update_resources(UpdateContainerResourcesRequest {
+            container_id: limited.id.clone(),
+            linux: Some(LinuxContainerResources {
+                memory_limit_in_bytes: 80 << 20,
+                memory_swap_limit_in_bytes: 80 << 20,
+                cpu_period: 50_000,
+                cpu_quota: 20_000,
+                cpu_shares: 256,
+                unified: unified("67108864", "44"),
+                ..LinuxContainerResources::default()
+            }),
+        })?;
+        assert_eq!(limited.sh(READ)?, "83886080\n0\n67108864\n20000 50000\n35\n\n44\n");
+        pod.remove()?;
+        node.nothing_left()
+    }
+}
