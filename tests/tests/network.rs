@@ -243,18 +243,23 @@ mod kata_only {
         Ok(())
     }
 
-    #[test]
-    fn macvlan_and_tap_interfaces_are_carried_too() -> Result<()> {
-        let node = Node::start()?;
-        let tag = node.namespace();
+    /// A pod, a node and its network, as CNI's macvlan and ipvlan plugins find them: the parent of a pod's interface stays on
+    /// the node.
+    fn beside_a_node(tag: &str) -> Result<(NetNs, NetNs, NetNs)> {
         let (pod, host, lan) = (
             NetNs::new(tag, "pod")?,
             NetNs::new(tag, "host")?,
             NetNs::new(tag, "lan")?,
         );
-        // As CNI's macvlan plugin leaves it: the parent stays on the node.
         host.veth("uplink", &lan, "lan0")?;
         lan.ip_lines(&["addr add 10.79.0.1/24 dev lan0"])?;
+        Ok((pod, host, lan))
+    }
+
+    #[test]
+    fn macvlan_and_tap_interfaces_are_carried_too() -> Result<()> {
+        let node = Node::start()?;
+        let (pod, host, lan) = beside_a_node(node.namespace())?;
         let add = "link add link uplink name net1 netns POD type macvlan mode bridge".replace("POD", pod.name());
         host.ip_lines(&[&add])?;
         pod.ip_lines(&[
@@ -287,15 +292,7 @@ mod kata_only {
     #[test]
     fn an_interface_that_shares_its_parents_address_is_carried_too() -> Result<()> {
         let node = Node::start()?;
-        let tag = node.namespace();
-        let (pod, host, lan) = (
-            NetNs::new(tag, "pod")?,
-            NetNs::new(tag, "host")?,
-            NetNs::new(tag, "lan")?,
-        );
-        // As CNI's ipvlan plugin leaves it: the parent stays on the node.
-        host.veth("uplink", &lan, "lan0")?;
-        lan.ip_lines(&["addr add 10.79.0.1/24 dev lan0"])?;
+        let (pod, host, lan) = beside_a_node(node.namespace())?;
         let add = format!(
             "link add link uplink name net1 netns {} type ipvlan mode l2",
             pod.name()
