@@ -24,12 +24,20 @@ pub fn cpu_weight(shares: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn more_shares_never_weigh_less(a in 0u64..400_000, b in 0u64..400_000) {
+            let (low, high) = (a.min(b), a.max(b));
+            prop_assert!(cpu_weight(low) <= cpu_weight(high));
+            prop_assert!((1..=10_000).contains(&cpu_weight(a)));
+        }
+    }
 
     #[test]
-    fn ends_and_default_are_the_same_and_none_is_out_of_range() {
+    fn the_three_points_of_the_curve_are_met_and_none_is_out_of_range() {
         assert_eq!((cpu_weight(0), cpu_weight(2), cpu_weight(1024)), (1, 1, 100));
         assert_eq!((cpu_weight(262_144), cpu_weight(u64::MAX)), (10_000, 10_000));
-        let weights: Vec<_> = (0..18).map(|power| cpu_weight(1 << power)).collect();
-        assert!(weights.is_sorted(), "{weights:?}");
     }
 }
