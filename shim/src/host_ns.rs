@@ -1,8 +1,11 @@
-//! A thread that stays in the host's mount namespace.
+//! Threads in the host's mount namespace.
 //!
 //! The server has a mount namespace of its own, so that its mounts die with it. What the host mounts later reaches
 //! it only where `/` is shared, and it need not be. Sources of bind mounts are therefore opened here, cloned, and
 //! handed over as descriptors; hooks are started here.
+//!
+//! One thread stays in the namespace and does nothing but start others, which are born into it (clone(2)): one a job. A
+//! source on a file server that does not answer blocks for as long as that lasts, and must hold up nobody else.
 
 use std::ffi::OsStr;
 use std::io;
@@ -17,8 +20,8 @@ use rustix::mount::{MountPropagationFlags, OpenTreeFlags, mount_change, open_tre
 /// Why something could not be done in the host's mount namespace.
 #[derive(Debug, thiserror::Error)]
 pub enum HostNamespaceError {
-    /// The thread could not be started or is gone.
-    #[error("the thread in the host's mount namespace is not there")]
+    /// A thread could not be started.
+    #[error("cannot start a thread in the host's mount namespace")]
     Thread(#[source] io::Error),
     /// A source cannot be opened.
     #[error("cannot open {} on the host", path.display())]
@@ -51,7 +54,11 @@ pub struct HostTree {
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A handle on the thread; it ends when the last handle is dropped.
+fn named() -> thread::Builder {
+    thread::Builder::new().name("host-mounts".to_owned())
+}
+
+/// A handle on the thread that starts the others; it ends when the last handle is dropped.
 #[derive(Debug, Clone)]
 pub struct HostNamespace {
     jobs: mpsc::Sender<Job>,
@@ -87,27 +94,28 @@ impl HostNamespace {
     /// The thread cannot be started.
     pub fn start_thread() -> Result<Self, HostNamespaceError> {
         let (jobs, queue) = mpsc::channel::<Job>();
-        thread::Builder::new()
-            .name("host-mounts".to_owned())
-            .spawn(move || queue.into_iter().for_each(|job| job()))
+        // A job whose thread cannot be started is dropped, and with it what its caller waits for.
+        let start = |job: Job| drop(named().spawn(job));
+        named()
+            .spawn(move || queue.into_iter().for_each(start))
             .map_err(HostNamespaceError::Thread)?;
         Ok(Self { jobs })
     }
 
-    /// Runs something short on the thread and waits for it. Blocks the caller.
+    /// Runs something on a thread of its own and waits for it. Blocks the caller.
     ///
     /// # Errors
-    /// The thread is gone.
+    /// No thread can be started.
     pub fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> Result<T, HostNamespaceError> {
-        let gone = || HostNamespaceError::Thread(io::ErrorKind::BrokenPipe.into());
+        let failed = || HostNamespaceError::Thread(io::ErrorKind::WouldBlock.into());
         let (answer, result) = mpsc::sync_channel(1);
         self.jobs
             .send(Box::new(move || {
                 // The receiver waits below; it cannot have gone away.
                 let _ = answer.send(job());
             }))
-            .map_err(|_| gone())?;
-        result.recv().map_err(|_| gone())
+            .map_err(|_| failed())?;
+        result.recv().map_err(|_| failed())
     }
 
     /// Clones the mount that `path` is on, seen from `path` down, with symbolic links followed; with all mounts below
@@ -130,10 +138,12 @@ impl HostNamespace {
             flags |= OpenTreeFlags::AT_RECURSIVE;
         }
         let source = path.to_owned();
+        // The kernel knows the number without asking the file system.
+        let unasked = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
         let open = move || -> rustix::io::Result<HostTree> {
             // Once by its name, so that number and clone are of the same mount. An automount is made, as by stat(2).
             let found = open_tree(rustix::fs::CWD, &source, OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
-            let mount = statx(&found, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id;
+            let mount = statx(&found, "", unasked, StatxFlags::MNT_ID)?.stx_mnt_id;
             let tree = open_tree(&found, "", flags)?;
             Ok(HostTree { tree, mount })
         };
@@ -141,5 +151,36 @@ impl HostNamespace {
             path: path.to_owned(),
             source: source.into(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_blocks_holds_up_nothing_else() {
+        let host = HostNamespace::start_thread().unwrap();
+        let (release, released) = mpsc::channel::<()>();
+        let (begun, begins) = mpsc::channel();
+        let blocked = host.clone();
+        let blocked = thread::spawn(move || {
+            blocked.run(move || {
+                begun.send(()).unwrap();
+                released.recv().unwrap();
+                "late"
+            })
+        });
+        begins.recv().unwrap();
+        assert_eq!(host.run(|| "at once").unwrap(), "at once");
+        release.send(()).unwrap();
+        assert_eq!(blocked.join().unwrap().unwrap(), "late");
+    }
+
+    #[test]
+    fn a_job_that_panics_is_an_error_of_its_own() {
+        let host = HostNamespace::start_thread().unwrap();
+        assert!(host.run(|| panic!("on purpose")).is_err());
+        assert_eq!(host.run(|| 1).unwrap(), 1);
     }
 }

@@ -33,7 +33,7 @@ pub mod wait;
 pub use ctr::{Ctr, Output, Running};
 pub use docker::Docker;
 pub use error::{Error, Result};
-pub use host_mount::HostMount;
+pub use host_mount::{HostMount, Silent};
 pub use netns::NetNs;
 pub use node::{Node, Runtime};
 pub use probe::Report;

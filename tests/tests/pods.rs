@@ -1,6 +1,6 @@
 //! Containers that CRI's annotations put into one sandbox.
 
-use framework::{Node, Result, Runtime, Spec, host_cgroup::Slice};
+use framework::{Node, Result, Runtime, Silent, Spec, host_cgroup::Slice};
 
 const TYPE: &str = "io.kubernetes.cri.container-type";
 const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
@@ -78,6 +78,46 @@ mod kata_only {
         node.task("kill", "pod").args(["--signal", "SIGTERM"]).ok()?;
         assert_eq!(node.await_stopped("pod")?, 0);
         node.forget("pod")?;
+        node.nothing_left()
+    }
+
+    /// runc has a process for each container, and so has nothing to show here.
+    #[test]
+    fn a_source_whose_server_does_not_answer_holds_up_its_own_container_alone() -> Result<()> {
+        let node = Node::start()?;
+        let silent = Silent::new(&node.dir().join("silent"))?;
+        let pause = node.spec("pod", &["/no/such/pause"])?;
+        node.run_spec("pod", &member(pause, &node, "sandbox", "pod")?)?
+            .arg("-d")
+            .ok()?;
+        let source = node.dir().join("silent/below");
+        let stuck = node.spec("stuck", &["true"])?.bind(&source, "/data", &["rw"])?;
+        let stuck = member(stuck, &node, "container", "pod")?;
+        let waiting = node.run_spec("stuck", &stuck)?.spawn()?;
+        silent.asked()?;
+
+        let data = node.dir().join("data");
+        std::fs::create_dir(&data)?;
+        let app = node
+            .spec("app", &["sh", "-c", "echo served > /data/file; sleep 1000"])?
+            .bind(&data, "/data", &["rw"])?;
+        node.run_spec("app", &member(app, &node, "container", "pod")?)?
+            .arg("-d")
+            .ok()?;
+        assert_eq!(
+            node.exec("app", "look").program(["cat", "/data/file"]).ok()?,
+            "served\n"
+        );
+        node.remove("app")?;
+
+        // The pod ends, and who waits hears of it.
+        node.task("kill", "pod").args(["--signal", "SIGTERM"]).ok()?;
+        assert_eq!(node.await_stopped("pod")?, 0);
+        node.forget("pod")?;
+        let said = waiting.wait()?.failure()?;
+        assert!(!said.is_empty());
+        node.discard("stuck")?;
+        silent.end();
         node.nothing_left()
     }
 

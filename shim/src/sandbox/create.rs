@@ -75,9 +75,14 @@ impl Sandbox {
         interrupted: oneshot::Receiver<()>,
     ) -> Result<u32, Error> {
         let mut progress = Progress::default();
+        let subject = init.name.to_string();
         let created = tokio::select! {
+            // A VM that does not come up is told of by who waits for it.
+            biased;
             created = self.steps(&request, &init, &mut progress) => created,
-            _ = interrupted => Err(Error::Interrupted { subject: init.name.to_string() }),
+            _ = interrupted => Err(Error::Interrupted { subject }),
+            // Whatever a step waits for, a file server that does not answer for one, there is nothing to create any more.
+            _ = self.ended() => Err(self.agent("create", &subject).err().unwrap_or(Error::Interrupted { subject })),
         };
         let error = match created {
             Ok(pid) => return Ok(pid),

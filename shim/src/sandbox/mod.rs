@@ -305,10 +305,11 @@ impl Sandbox {
         }
     }
 
-    /// Whether there is any container, made or in the making.
+    /// Whether it has no container. One that is in the making counts for nothing: it may wait for its mounts for ever.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.slots().is_empty()
+        let slots = self.slots();
+        slots.values().all(|slot| matches!(slot, Slot::Creating(_)))
     }
 
     /// Whether the VM is up.

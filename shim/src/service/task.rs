@@ -253,7 +253,8 @@ impl Task for Service {
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {
-        // containerd asks after every container of a pod that it deletes; the last one counts.
+        // containerd asks after every container of a pod that it deletes, and after every create that failed; the last one
+        // counts.
         // One that never began is as empty as can be.
         if self.cell.get().is_none_or(|sandbox| sandbox.is_empty()) {
             self.shutdown.notify_one();

@@ -21,6 +21,20 @@ async fn running_processes_are_killed_by_it_the_execs_first() {
     later_calls_answer(&shim, "c").await;
 }
 
+#[tokio::test]
+async fn a_create_whose_mounts_never_come_fails_with_it() {
+    let shim = Shim::new(Boot::Works).await;
+    let request = shim.create_request("c", &["silent"], Stdio::default());
+    let tasks = shim.connect().await;
+    let create = tokio::spawn(async move { tasks.create(soon(), &request).await });
+    shim.host.attaches().await;
+    shim.guest.die("QEMU was killed by signal 9", false);
+    let (code, message) = refusal(create.await.unwrap());
+    assert_eq!(code, Code::UNAVAILABLE);
+    assert!(message.contains("killed by signal 9"), "{message}");
+    assert!(shim.host.attached().is_empty());
+}
+
 async fn later_calls_answer(shim: &Shim, id: &str) {
     assert_eq!(shim.status(id, "").await, Status::STOPPED);
     assert_eq!(refusal(shim.kill(id, "", 9).await).0, Code::NOT_FOUND);

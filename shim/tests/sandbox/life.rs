@@ -243,9 +243,16 @@ async fn containerds_shutdown_counts_once_nothing_is_left() {
     shim.tasks.shutdown(soon(), &ShutdownRequest::new()).await.unwrap();
     let early = tokio::time::timeout(Duration::from_millis(50), shim.shutdown.notified()).await;
     assert!(early.is_err(), "a container is left");
+    // The mounts of another are waited for, and that may be for ever.
+    let request = shim.create_request("other", &["silent"], Stdio::default());
+    let tasks = shim.connect().await;
+    let create = tokio::spawn(async move { tasks.create(soon(), &request).await });
+    shim.host.attaches().await;
     shim.delete("c", "").await.unwrap();
     shim.tasks.shutdown(soon(), &ShutdownRequest::new()).await.unwrap();
     shim.shutdown.notified().await;
+    shim.stop().await;
+    assert_eq!(refusal(create.await.unwrap()).0, ttrpc::Code::UNAVAILABLE);
 }
 
 #[tokio::test]

@@ -25,6 +25,12 @@ impl FakeHost {
         self.attached.borrow().iter().map(ContainerId::to_string).collect()
     }
 
+    /// Waits until something is attached.
+    pub(crate) async fn attaches(&self) {
+        let mut attached = self.attached.subscribe();
+        attached.wait_for(|attached| !attached.is_empty()).await.unwrap();
+    }
+
     /// Waits until nothing is attached any more.
     pub(crate) async fn detached(&self) {
         let mut attached = self.attached.subscribe();
@@ -41,6 +47,9 @@ impl HostSide for FakeHost {
         let spec = std::fs::read(bundle.join("config.json")).map_err(|error| HostError::Spec(Box::new(error)))?;
         if String::from_utf8_lossy(&spec).contains("unmountable") {
             return Err(HostError::Other("cannot mount /nowhere".into()));
+        }
+        if String::from_utf8_lossy(&spec).contains("silent") {
+            return std::future::pending().await;
         }
         let limits = limits(&spec)?;
         Ok(GuestContainer {
