@@ -10,6 +10,7 @@ use super::{Attachment, ShareError, SharedTree, attach, io_error};
 use crate::guest_spec::{BindSource, HostOptions};
 use crate::host_ns::HostTree;
 use crate::mountinfo::{self, MountLine};
+use crate::path_error::PathError;
 
 /// The host's mounts through which a later mount could arrive, by their numbers: each that is shared or a slave, and each
 /// that such a one is mounted on, however far above.
@@ -36,11 +37,7 @@ impl SharedTree {
     /// They cannot be listed.
     pub fn propagating(&self) -> Result<Propagating, ShareError> {
         let listed = self.host.run(mountinfo::read).map_err(io::Error::other).flatten();
-        let mounts = listed.map_err(|source| ShareError::Io {
-            operation: "list the host's mounts of",
-            path: "/".into(),
-            source,
-        })?;
+        let mounts = listed.map_err(|source| PathError::new("list the host's mounts of", "/", source))?;
         Ok(Propagating::of(&mounts))
     }
 
