@@ -251,6 +251,8 @@ impl Mirror {
         }
         let tree = clone_tree(&found, Path::new(""), false)?;
         harden(&tree, self.read_only)?;
+        // Before anybody sees the copy: what is open in the replica, even for this moment, makes the host's unmount EBUSY.
+        drop(found);
         let target = below::open(&self.copy, place)?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         move_mount(&tree, "", &target, "", flags)?;
