@@ -51,6 +51,17 @@ pub enum ShareError {
         #[source]
         source: Box<HostNamespaceError>,
     },
+    /// The source of a bind mount leads to where the host's kernel shows itself.
+    #[error(
+        "cannot bind-mount {} on {}: it leads into the host's /proc or /sys; a source below /proc or /sys by its own name is \
+         the guest's", bind.display(), destination.display()
+    )]
+    Kernels {
+        /// Path on the host.
+        bind: PathBuf,
+        /// Path in the container.
+        destination: PathBuf,
+    },
     /// One of the mounts that containerd sent for the rootfs.
     #[error("cannot mount the rootfs: {kind} from {from:?} with options {options:?}")]
     Rootfs {
@@ -300,6 +311,34 @@ mod tests {
             recursive: true,
             receives: true,
         }
+    }
+
+    #[test]
+    fn no_link_leads_to_a_kernel_of_the_host_that_can_be_written_to() {
+        in_namespace(|tree, directory| {
+            let id = ContainerId::new("c").unwrap();
+            for (number, target) in ["/proc", "/proc/sys/kernel", "/sys/kernel"].into_iter().enumerate() {
+                let link = directory.join(number.to_string());
+                std::os::unix::fs::symlink(target, &link).unwrap();
+                let refused = attach_bind(tree, &id, &bind(&link, true, number))
+                    .unwrap_err()
+                    .to_string();
+                let expected = format!(
+                    "cannot bind-mount {} on /d: it leads into the host's /proc or /sys",
+                    link.display()
+                );
+                assert!(refused.starts_with(&expected), "{refused}");
+            }
+            // As /etc/mtab is on many a host.
+            let link = directory.join("file");
+            std::os::unix::fs::symlink("/proc/sys/kernel/hostname", &link).unwrap();
+            let options = attach_bind(tree, &id, &bind(&link, false, 9)).unwrap();
+            assert!(options.read_only);
+            let shared = tree.root().join("c/mounts/9");
+            let opened = fs::File::options().write(true).open(shared);
+            assert_eq!(opened.unwrap_err().kind(), io::ErrorKind::ReadOnlyFilesystem);
+            tree.detach(&id).unwrap();
+        });
     }
 
     #[test]
