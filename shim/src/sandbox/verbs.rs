@@ -195,7 +195,11 @@ impl Sandbox {
     }
 
     /// The agent and the name of a container that has not ended.
-    fn living(&self, id: &ContainerId, operation: &'static str) -> Result<(AgentClient, ProcessName), Error> {
+    pub(super) fn living(
+        &self,
+        id: &ContainerId,
+        operation: &'static str,
+    ) -> Result<(AgentClient, ProcessName), Error> {
         let container = self.container(id)?;
         let name = container.init.name.clone();
         if matches!(container.init.phase(), Phase::Stopped(_)) {
