@@ -4,20 +4,12 @@
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use crate::path_error::PathError;
 
 /// The archive of the programs; it lies beside the guest's image.
 pub(crate) const PROGRAMS: &str = "debug-console.img";
-
-/// Why there is no such image.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {operation} {}", path.display())]
-pub(crate) struct DebugImageError {
-    operation: &'static str,
-    path: PathBuf,
-    #[source]
-    source: io::Error,
-}
 
 /// The image, which is removed when it is dropped: QEMU has read it once the VM runs.
 #[derive(Debug)]
@@ -31,16 +23,12 @@ impl DebugImage {
     ///
     /// # Errors
     /// One of the archives is missing, or it cannot be written.
-    pub(crate) fn make(config: &config::Hypervisor, directory: &Path) -> Result<Self, DebugImageError> {
+    pub(crate) fn make(config: &config::Hypervisor, directory: &Path) -> Result<Self, PathError> {
         let programs = config.initrd.with_file_name(PROGRAMS);
         let path = directory.join("initrd.img");
         let failed = |operation, path: &Path| {
             let path = path.to_owned();
-            move |source| DebugImageError {
-                operation,
-                path,
-                source,
-            }
+            move |source: io::Error| PathError::new(operation, path, source)
         };
         let mut parts = Vec::new();
         for part in [&config.initrd, &programs] {

@@ -14,6 +14,7 @@ use crate::sandbox::DiskError;
 use crate::sandbox::boot::BootError;
 use crate::sandbox::host::HostError;
 use crate::streams::StreamError;
+use crate::vm::LaunchError;
 use crate::volumes::VolumeError;
 
 /// A call that could not be carried out.
@@ -163,6 +164,7 @@ impl Error {
             Error::Unsupported(_) => Code::UNIMPLEMENTED,
             Error::Boot { source, .. } => match source {
                 BootError::TimedOut { .. } => Code::DEADLINE_EXCEEDED,
+                BootError::Launch(LaunchError::Configuration(_)) => Code::INVALID_ARGUMENT,
                 BootError::Launch(_) | BootError::Guest { .. } | BootError::Stopped => Code::UNAVAILABLE,
             },
             Error::VmEnded { .. } => Code::UNAVAILABLE,

@@ -1,8 +1,10 @@
 //! containerd's events: an ordered queue, forwarded over its ttrpc socket.
 //!
-//! containerd may restart while the sandbox runs: an event is kept until it has been taken, and the queue is bounded.
+//! containerd may restart while the sandbox runs: an event is kept until it has been taken. The queue is bounded, and an
+//! exit is never what has to go: containerd would believe for ever that the process runs.
 
-use std::collections::VecDeque;
+mod backlog;
+
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -14,8 +16,7 @@ use containerd_shim_protos::shim_async::{Client, EventsClient};
 use tokio::sync::Notify;
 use ttrpc::context;
 
-/// Events that are kept for a containerd that does not answer; the oldest goes first.
-const BACKLOG: usize = 4096;
+use self::backlog::{Backlog, Kept};
 
 /// For containerd to take one event.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -32,7 +33,7 @@ pub struct Publisher {
 }
 
 struct Queue {
-    envelopes: Mutex<VecDeque<Envelope>>,
+    backlog: Mutex<Backlog>,
     /// Something came in.
     filled: Notify,
     /// Everything has gone out.
@@ -40,8 +41,8 @@ struct Queue {
 }
 
 impl Queue {
-    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Envelope>> {
-        self.envelopes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, Backlog> {
+        self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -50,7 +51,7 @@ impl Publisher {
     #[must_use]
     pub fn start(address: &str, namespace: &str) -> Self {
         let queue = Arc::new(Queue {
-            envelopes: Mutex::default(),
+            backlog: Mutex::default(),
             filled: Notify::new(),
             empty: Notify::new(),
         });
@@ -91,13 +92,19 @@ impl Publisher {
             .into(),
             ..Default::default()
         };
-        let mut queue = self.queue.lock();
-        if queue.len() == BACKLOG {
-            let lost = queue.pop_front().map(|envelope| envelope.topic);
-            tracing::warn!(?lost, "containerd takes no events: the oldest is lost");
+        match self.queue.lock().add(envelope) {
+            Kept::All => {}
+            Kept::Merged => return,
+            // Not a line for each: there may be as many as containerd is away for.
+            Kept::Without { topic, lost } if lost.is_power_of_two() => {
+                tracing::warn!(
+                    topic,
+                    lost,
+                    "containerd takes no events: the oldest that is no exit is lost"
+                );
+            }
+            Kept::Without { .. } => {}
         }
-        queue.push_back(envelope);
-        drop(queue);
         self.queue.filled.notify_one();
     }
 
@@ -140,11 +147,7 @@ async fn forward(address: String, queue: Arc<Queue>) {
         };
         match sent {
             Ok(()) => {
-                // The front may have been dropped for a newer one in the meantime.
-                let mut queue = queue.lock();
-                if queue.front() == Some(&envelope) {
-                    queue.pop_front();
-                }
+                queue.lock().taken(&envelope);
             }
             Err(error) => {
                 tracing::debug!(%error, topic = envelope.topic, "containerd did not take an event");
@@ -182,3 +185,6 @@ async fn send(address: &str, client: &mut Option<EventsClient>, envelope: &Envel
     *client = Some(connected);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

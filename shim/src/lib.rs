@@ -30,6 +30,7 @@ mod mountinfo;
 pub mod network;
 pub mod options;
 mod overlay;
+pub mod path_error;
 pub mod pod_config;
 pub mod process;
 pub mod qemu;

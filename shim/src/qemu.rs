@@ -59,7 +59,7 @@ impl Launcher for QemuLauncher {
         let config = self.plan.as_ref().map_err(Clone::clone)?;
         let image = self.image(config);
         let config = image.as_ref().map_or(config, |image| &image.config);
-        let failed = |error: &dyn std::error::Error| LaunchError { message: chain(error) };
+        let failed = |error: &dyn std::error::Error| LaunchError::Failed(chain(error));
         let unlimited = HostLimits::default();
         let limits = if limit(&self.cgroup, self.limits, unlimited).await {
             self.limits

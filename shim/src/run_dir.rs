@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use crate::id::{Namespace, SandboxId};
 use crate::network::NetworkRecord;
+use crate::path_error::PathError;
 use crate::process::ProcessRef;
 use crate::remove;
 
@@ -28,16 +29,8 @@ const STATE_MAX: u64 = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum RunDirError {
     /// A file operation failed.
-    #[error("cannot {operation} {}", path.display())]
-    Io {
-        /// What was tried.
-        operation: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] PathError),
     /// `sandbox.json` is not what this program writes.
     #[error("{} cannot be understood", path.display())]
     State {
@@ -297,11 +290,7 @@ impl Drop for Lock {
 }
 
 fn failed(operation: &'static str, path: &Path, source: io::Error) -> RunDirError {
-    RunDirError::Io {
-        operation,
-        path: path.to_owned(),
-        source,
-    }
+    RunDirError::from(PathError::new(operation, path, source))
 }
 
 /// Short enough for a socket's path, which may have 107 bytes (unix(7)), and still readable.

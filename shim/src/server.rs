@@ -218,11 +218,11 @@ fn watches(tree: &SharedTree) -> Option<Watches> {
 fn configuration(context: &ServerContext, spec: &Spec) -> Result<config::Config, LaunchError> {
     let environment = std::env::var_os("KATA_CONF_FILE").map(std::path::PathBuf::from);
     let path = config::locate(context.config_path.as_deref(), environment.as_deref());
-    let loaded = config::load(&path).map_err(|error| LaunchError { message: chain(&error) })?;
+    let loaded = config::load(&path).map_err(|error| LaunchError::Configuration(chain(&error)))?;
     let mut config = loaded.config;
     let annotations: BTreeMap<_, _> = spec.annotations().clone().unwrap_or_default().into_iter().collect();
     let more = config::annotations::apply(&mut config, &annotations)
-        .map_err(|error| LaunchError { message: chain(&error) })?;
+        .map_err(|error| LaunchError::Configuration(chain(&error)))?;
     for warning in loaded.warnings.iter().chain(&more) {
         tracing::warn!("{warning}");
     }

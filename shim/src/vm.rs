@@ -35,10 +35,13 @@ pub struct Ending {
 
 /// Why a VM could not be launched.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("cannot start the VM: {message}")]
-pub struct LaunchError {
+pub enum LaunchError {
+    /// The configuration, or an annotation that changes it, says what cannot be: file, key, and what is allowed.
+    #[error("cannot start the VM: {0}")]
+    Configuration(String),
     /// What was tried and why it failed, causes included.
-    pub message: String,
+    #[error("cannot start the VM: {0}")]
+    Failed(String),
 }
 
 /// A VM whose process runs.

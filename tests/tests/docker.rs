@@ -217,6 +217,44 @@ mod kata_only {
     }
 
     #[test]
+    fn a_drop_of_ipc_lock_binds_a_privileged_exec_and_a_ulimit_comes_before_an_annotation() -> Result<()> {
+        let docker = Docker::start()?;
+        let annotations = [
+            "--annotation=io.katacontainers.container.cap_ipc_lock=drop",
+            "--annotation=io.katacontainers.container.resource.memlock=64MiB",
+        ];
+        let run = docker
+            .run("box")
+            .args(["-d", "--privileged", "--ulimit", "memlock=2097152:4194304"]);
+        let id = run.args(annotations).program(["sleep", "1000"]).ok()?;
+        let script = "grep locked /proc/$0/limits; grep -E 'Cap(Eff|Bnd)' /proc/$0/status";
+        let of = |process: &str| {
+            docker
+                .docker(&["exec", "--privileged", "box", "sh", "-c", script, process])
+                .ok()
+        };
+        for process in ["1", "self"] {
+            let told = of(process)?;
+            let words: Vec<_> = told.split_whitespace().collect();
+            assert_eq!(
+                words.get(..5),
+                Some(&["Max", "locked", "memory", "2097152", "4194304"][..]),
+                "{told}"
+            );
+            for set in ["CapEff:", "CapBnd:"] {
+                let mask = words.iter().skip_while(|word| **word != set).nth(1);
+                let mask = mask
+                    .and_then(|hex| u64::from_str_radix(hex, 16).ok())
+                    .unwrap_or_default();
+                // CAP_SYS_ADMIN and CAP_IPC_LOCK (include/uapi/linux/capability.h).
+                assert_eq!((mask >> 21 & 1, mask >> 14 & 1), (1, 0), "{process} {set} {told}");
+            }
+        }
+        docker.docker(&["rm", "-f", "box"]).ok()?;
+        docker.nothing_left(id.trim())
+    }
+
+    #[test]
     fn a_terminal_of_dockers_has_its_size_and_echoes() -> Result<()> {
         let docker = Docker::start()?;
         let mut terminal = docker

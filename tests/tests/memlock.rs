@@ -59,6 +59,11 @@ mod kata_only {
             assert_eq!(report.capabilities("CapBnd")? & IPC_LOCK, 0);
         }
         assert_eq!(init.fact("/rlimits"), exec.fact("/rlimits"));
+        // The agent has looked before the programs ran.
+        node.await_log(&[
+            "\"memlock_soft\":8388608",
+            "has the limits and capabilities that were asked for",
+        ])?;
         node.ctr().args(["container", "rm"]).arg(node.id("none")).ok()?;
         node.nothing_left()
     }
@@ -160,6 +165,144 @@ mod kata_only {
             }
             node.discard(name)?;
         }
+        node.nothing_left()
+    }
+
+    #[test]
+    fn a_key_that_means_nothing_and_an_annotation_that_is_not_allowed_are_invalid_arguments() -> Result<()> {
+        let number = "must be \"unlimited\", or a whole number of bytes, or one of KiB, MiB, GiB or TiB";
+        for (table, key, value, says) in [
+            ("memlock", "default", "\"8MB\"", number),
+            ("memlock", "max", "-1", number),
+            ("memlock", "on_excess", "\"maybe\"", "must be \"deny\" or \"clamp\""),
+            ("memlock", "perf_event_mlock_kb", "2147483648", "2147483647"),
+            (
+                "cap_ipc_lock",
+                "policy",
+                "\"ambient\"",
+                "must be \"spec\", \"grant\" or \"drop\"",
+            ),
+        ] {
+            let node = Node::start_configured(&format!("[runtime.{table}]\n{key} = {value}\n"))?;
+            let said = node.run("wrong").arg("--rm").program(["true"]).fails()?;
+            let names = [format!("runtime.{table}.{key}"), value.trim_matches('"').to_owned()];
+            for part in names.iter().map(String::as_str).chain([says, "invalid argument"]) {
+                assert!(said.contains(part), "{table} {key}: {part} is not in {said}");
+            }
+            node.discard("wrong")?;
+            node.nothing_left()?;
+        }
+        let node = Node::start_configured(
+            "[runtime.memlock]\nallow_annotation = false\n[runtime.cap_ipc_lock]\nallow_annotation = false\n",
+        )?;
+        for (name, key, value, says) in [
+            (
+                "limit",
+                MEMLOCK,
+                "1MiB",
+                "is not allowed: runtime.memlock.allow_annotation is false",
+            ),
+            (
+                "cap",
+                CAP_IPC_LOCK,
+                "drop",
+                "is not allowed: runtime.cap_ipc_lock.allow_annotation is false",
+            ),
+        ] {
+            let spec = sleeping(&node, name, 0)?.annotation(key, value)?;
+            let said = node.run_spec(name, &spec)?.arg("--rm").fails()?;
+            for part in [key, value, says, "invalid argument"] {
+                assert!(said.contains(part), "{name}: {part} is not in {said}");
+            }
+            node.discard(name)?;
+        }
+        node.nothing_left()
+    }
+
+    #[test]
+    fn an_exec_as_another_user_and_one_on_a_terminal_have_what_the_container_has() -> Result<()> {
+        let node = Node::start()?;
+        let spec = sleeping(&node, "app", 0)?
+            .annotation(MEMLOCK, "3MiB:5MiB")?
+            .annotation(CAP_IPC_LOCK, "ambient")?;
+        node.run_spec("app", &spec)?.arg("-d").ok()?;
+        let script = "id -u; grep locked /proc/self/limits; grep -E 'Cap(Eff|Amb)' /proc/self/status; echo e'nd'";
+        let check = |told: &str, uid: &str| {
+            let words: Vec<_> = told.split_whitespace().skip_while(|word| *word != uid).collect();
+            assert_eq!(
+                words.get(..6),
+                Some(&[uid, "Max", "locked", "memory", "3145728", "5242880"][..]),
+                "{told}"
+            );
+            for set in ["CapEff:", "CapAmb:"] {
+                let mask = words.iter().skip_while(|word| **word != set).nth(1);
+                let mask = mask.and_then(|hex| u64::from_str_radix(hex, 16).ok());
+                assert!(mask.is_some_and(|mask| mask & IPC_LOCK != 0), "{set}: {told}");
+            }
+        };
+        let user = node.exec("app", "user").args(["--user", "1000:1000"]).sh(script).ok()?;
+        check(&user, "1000");
+        let mut terminal = node
+            .exec("app", "tty")
+            .args(["-t", "--user", "2000:2000"])
+            .sh(script)
+            .terminal(24, 200)?;
+        check(&terminal.shows("end")?, "2000");
+        assert_eq!(terminal.wait()?, Some(0));
+        node.remove("app")?;
+        node.nothing_left()
+    }
+
+    #[test]
+    fn processes_of_a_pod_that_share_their_pids_have_each_their_own_containers_limits() -> Result<()> {
+        let node = Node::start()?;
+        let member = |name: &str, kind: &str| -> Result<Spec> {
+            let spec = sleeping(&node, name, 0)?
+                .annotation("io.kubernetes.cri.container-type", kind)?
+                .annotation("io.kubernetes.cri.sandbox-id", &node.id("pod"))?;
+            Ok(spec)
+        };
+        let pod = member("pod", "sandbox")?.annotation(MEMLOCK, "1MiB")?;
+        node.run_spec("pod", &pod)?.arg("-d").ok()?;
+        let pids = format!("/proc/{}/ns/pid", node.pid("pod")?);
+        for (name, limit) in [("app", "2MiB"), ("side", "3MiB")] {
+            let spec = member(name, "container")?.annotation(MEMLOCK, limit)?;
+            let namespaces = spec.get("/linux/namespaces").clone();
+            let namespaces = namespaces
+                .as_array()
+                .cloned()
+                .unwrap_or_default()
+                .into_iter()
+                .map(|namespace| {
+                    if namespace["type"] == "pid" {
+                        json!({ "type": "pid", "path": pids })
+                    } else {
+                        namespace
+                    }
+                });
+            let spec = spec.set("/linux/namespaces", namespaces.collect::<Vec<_>>())?;
+            node.run_spec(name, &spec)?.arg("-d").ok()?;
+        }
+        // Everybody sees everybody: the first processes of both, and the exec that looks.
+        let script = "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline; grep locked $p/limits; done";
+        let told = node.exec("side", "look").sh(script).ok()?;
+        let mut limits: Vec<u64> = told
+            .lines()
+            .filter(|line| line.contains("sleep 1000") || line.contains("for p in"))
+            .filter_map(|line| {
+                line.split_once("locked memory")?
+                    .1
+                    .split_whitespace()
+                    .next()?
+                    .parse()
+                    .ok()
+            })
+            .collect();
+        limits.sort_unstable();
+        assert_eq!(limits, [2 * MIB, 3 * MIB, 3 * MIB], "{told}");
+        node.remove("side")?;
+        node.remove("app")?;
+        node.remove("pod")?;
         node.nothing_left()
     }
 
@@ -265,7 +408,7 @@ mod kata_only {
         let wrong = kata_ctl(&node, "poor", &["--pages", "1048576"])?.code(1)?.stderr();
         assert!(wrong.contains("half of the guest's free memory"), "{wrong}");
         let wrong = kata_ctl(&node, "poor", &["--pid", "1"])?.code(1)?.stderr();
-        assert!(wrong.contains("process 1 is gone"), "{wrong}");
+        assert!(wrong.contains("process 1 is none of the container"), "{wrong}");
         node.remove("poor")?;
 
         // Each of the two annotations that it named, by itself.

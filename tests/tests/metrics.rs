@@ -63,7 +63,12 @@ fn with_guest(sandbox: &str, ask: impl Fn() -> Result<(String, String)>) -> Resu
     let began = Instant::now();
     loop {
         let (head, body) = ask()?;
-        if body.contains(&format!("kata_guest_up{{sandbox=\"{sandbox}\"}} 1")) {
+        // A container's figures may be late as the guest's own may.
+        let up = [
+            format!("kata_guest_up{{sandbox=\"{sandbox}\"}} 1"),
+            format!("kata_container_up{{sandbox=\"{sandbox}\",container=\"{sandbox}\"}} 1"),
+        ];
+        if up.iter().all(|up| body.contains(up)) {
             return Ok((head, names(&body, sandbox)?));
         }
         if began.elapsed() > PATIENCE {
@@ -140,6 +145,7 @@ fn the_same_figures_are_on_the_shims_socket_by_the_command_and_by_the_monitor() 
         "kata_guest_pressure_seconds_total",
         "kata_guest_oom_kills_total",
         "kata_guest_tasks",
+        "kata_container_up",
         "kata_container_processes",
     ] {
         assert!(own.contains(name), "{name}: {own:?}");

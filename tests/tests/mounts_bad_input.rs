@@ -68,6 +68,8 @@ mod kata_only {
         let node = Node::start()?;
         let mount = |destination: &str, kind: &str, source: &str, options: Value| json!({ "destination": destination, "type": kind, "source": source, "options": options });
         let long = "x".repeat(256);
+        symlink("/proc/sys", node.dir().join("kernel"))?;
+        let kernel = node.dir().join("kernel").display().to_string();
         let cases = [
             (
                 mount("/d", "bind", "relative/path", json!(["bind"])),
@@ -79,6 +81,10 @@ mod kata_only {
                 vec!["/d", "/tmp/../etc"],
             ),
             (mount("/d", "ext4", "/dev/sda", json!([])), vec!["/d", "ext4"]),
+            (
+                mount("/d", "bind", &kernel, json!(["rbind"])),
+                vec!["/d", "leads into the host's /proc or /sys"],
+            ),
             (mount("/d", "tmpfs", "tmpfs", json!(["size=much"])), vec!["/d", "size"]),
             (
                 mount(&format!("/{long}"), "bind", "/etc", json!(["bind"])),

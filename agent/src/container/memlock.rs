@@ -49,13 +49,13 @@ impl Container {
             return Ok(init);
         }
         let all = self.cgroup.pids().map_err(|error| self.in_cgroup(error))?;
-        let pid = pid.cast_signed();
-        if all.iter().any(|one| Pid::as_raw(Some(*one)) == pid) {
-            return Ok(pid);
+        let number = pid.cast_signed();
+        if all.iter().any(|one| Pid::as_raw(Some(*one)) == number) {
+            return Ok(number);
         }
         Err(Error::Memlock {
             id: self.id.clone(),
-            source: ProbeError::Gone(pid),
+            source: ProbeError::Foreign(pid),
         })
     }
 }

@@ -53,6 +53,9 @@ pub enum ProbeError {
     /// The process has ended.
     #[error("process {0} is gone")]
     Gone(i32),
+    /// The process is not of the container, or no longer.
+    #[error("process {0} is none of the container's: its processes are those of `ctr task ps`")]
+    Foreign(u32),
     /// The kernel cannot be asked.
     #[error("cannot {0}")]
     System(String, #[source] io::Error),
@@ -187,7 +190,8 @@ impl Prober<'_> {
             return Ok(probe);
         }
         probe.limit_needed = charges.limit_needed(left);
-        probe.kb_needed = charges.kb_needed(left);
+        // Never less than there is: a refusal for another reason is not mended by taking from others.
+        probe.kb_needed = charges.kb_needed(left).max(self.report.perf_event_mlock_kb);
         let with_limit = self.run(buffers(), probe.limit_needed - self.report.pinned, None)?;
         probe.with_limit = attempt(&with_limit);
         let with_capability = self.run(buffers(), charges.limit_left(), Some(true))?;

@@ -69,7 +69,7 @@ fn probe(error: &ProbeError) -> Code {
     match error {
         ProbeError::NotAPowerOfTwo(_) => Code::INVALID_ARGUMENT,
         ProbeError::TooMany { .. } => Code::FAILED_PRECONDITION,
-        ProbeError::Gone(_) => Code::NOT_FOUND,
+        ProbeError::Gone(_) | ProbeError::Foreign(_) => Code::NOT_FOUND,
         ProbeError::System(..) | ProbeError::NoAnswer | ProbeError::Child(_) => Code::INTERNAL,
     }
 }

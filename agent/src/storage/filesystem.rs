@@ -57,14 +57,17 @@ pub(super) fn mount(storage: &Storage, disk: Option<&DiskNode>, place: &Path) ->
     Ok(())
 }
 
-/// Writes everything back and unmounts it. With a disk, nothing uses that any more afterwards.
-pub(super) fn unmount(place: &Path, disk: Option<&DiskNode>) -> Result<(), StorageError> {
+/// Writes everything back and unmounts it. Its disk may be in use for a moment longer ([`DiskNode::settled`]).
+pub(super) fn unmount(place: &Path) -> Result<(), StorageError> {
     let directory = File::open(place).map_err(StorageError::io("open", place))?;
     rustix::fs::syncfs(&directory).map_err(StorageError::io("write back", place))?;
     drop(directory);
     unmount_at(place, UnmountFlags::NOFOLLOW).map_err(StorageError::io("unmount", place))?;
-    fs::remove_dir(place).map_err(StorageError::io("remove", place))?;
-    disk.map_or(Ok(()), DiskNode::settled)
+    if let Err(error) = fs::remove_dir(place) {
+        // The next one of this name is mounted on it.
+        tracing::warn!(%error, place = %place.display(), "an unmounted storage's directory stays");
+    }
+    Ok(())
 }
 
 /// What an option says about the mount, and what about the file system (mount(8), "Filesystem-independent mount options").

@@ -1,11 +1,15 @@
-//! Kubernetes' `fsGroup`: a volume's files are given to a group that the containers are in (PodSecurityContext; kubelet's
-//! volume ownership: group read and write as the owner has them, directories pass the group on).
+//! Kubernetes' `fsGroup`: a volume's files are given to a group that the containers are in (PodSecurityContext), with the
+//! modes that kubelet gives them (pkg/volume/volume_linux.go): whatever a file had, owner and group may read and write it.
 
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, chmodat, chownat, openat, statat};
 
 use super::StorageError;
+
+/// What every file gets, and what every directory gets: it passes the group on.
+const FILE: u32 = 0o660;
+const DIRECTORY: u32 = 0o2770;
 
 /// Deepest tree that is walked.
 const DEEPEST: usize = 512;
@@ -14,7 +18,7 @@ const DEEPEST: usize = 512;
 pub(super) fn give(root: &Path, group: u32, on_mismatch: bool) -> Result<(), StorageError> {
     let failed = |errno: rustix::io::Errno| StorageError::io("give to its group", root)(errno);
     let stat = statat(CWD, root, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
-    if on_mismatch && stat.st_gid == group && stat.st_mode & 0o2070 == 0o2070 {
+    if on_mismatch && stat.st_gid == group && stat.st_mode & DIRECTORY == DIRECTORY {
         return Ok(());
     }
     let directory = openat(
@@ -65,11 +69,8 @@ fn change(
     if kind == FileType::Symlink {
         return Ok(());
     }
-    let owner = stat.st_mode & 0o600;
-    let mut mode = (stat.st_mode & 0o7777) | (owner >> 3);
-    if kind == FileType::Directory {
-        mode |= 0o2070;
-    }
+    let more = if kind == FileType::Directory { DIRECTORY } else { FILE };
+    let mode = (stat.st_mode & 0o7777) | more;
     chmodat(directory, name, Mode::from_raw_mode(mode), AtFlags::empty())
 }
 
@@ -88,14 +89,15 @@ mod tests {
         fs::write(root.join("sub/file"), "x").unwrap();
         fs::write(directory.path().join("outside"), "x").unwrap();
         symlink(directory.path().join("outside"), root.join("link")).unwrap();
+        fs::write(root.join("sub/secret"), "x").unwrap();
         fs::set_permissions(root.join("sub/file"), fs::Permissions::from_mode(0o640)).unwrap();
+        fs::set_permissions(root.join("sub/secret"), fs::Permissions::from_mode(0o400)).unwrap();
         // To our own group, which everybody may do.
         let group = rustix::process::getgid().as_raw();
         give(&root, group, false).unwrap();
         let mode = |name: &str| fs::metadata(root.join(name)).unwrap().mode() & 0o7777;
-        assert_eq!(mode("sub/file"), 0o660);
-        assert_eq!(mode("sub") & 0o2070, 0o2070);
-        assert_eq!(mode(".") & 0o2070, 0o2070);
+        assert_eq!((mode("sub/file"), mode("sub/secret")), (0o660, 0o660));
+        assert_eq!((mode("sub") & 0o2770, mode(".") & 0o2770), (0o2770, 0o2770));
         assert_eq!(fs::metadata(root.join("sub/file")).unwrap().gid(), group);
         // It has the group already: nothing is looked at.
         fs::set_permissions(root.join("sub/file"), fs::Permissions::from_mode(0o600)).unwrap();

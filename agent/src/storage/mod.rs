@@ -50,6 +50,8 @@ struct Table {
 struct Held {
     storages: Vec<String>,
     disks: Vec<DiskNode>,
+    /// Disks whose file system is unmounted, and which may still be in use.
+    settling: Vec<DiskNode>,
     huge_pages: Vec<Reserved>,
 }
 
@@ -182,8 +184,21 @@ impl Storages {
         let mut first = None;
         let mut kept = Held::default();
         for name in held.storages {
-            if let Err(error) = self.release_one(container, &name).await {
-                kept.storages.push(name);
+            match self.release_one(container, &name).await {
+                Ok(disk) => held.settling.extend(disk),
+                Err(error) => {
+                    kept.storages.push(name);
+                    first.get_or_insert(error);
+                }
+            }
+        }
+        for disk in held.settling {
+            let settled = {
+                let disk = disk.clone();
+                blocking(move || disk.settled()).await
+            };
+            if let Err(error) = settled {
+                kept.settling.push(disk);
                 first.get_or_insert(error);
             }
         }
@@ -209,25 +224,27 @@ impl Storages {
         }
     }
 
-    async fn release_one(&self, container: &ContainerId, name: &str) -> Result<(), StorageError> {
+    /// The answer is the disk of what was unmounted.
+    async fn release_one(&self, container: &ContainerId, name: &str) -> Result<Option<DiskNode>, StorageError> {
         let Some(slot) = self.table().storages.get(name).map(Arc::clone) else {
-            return Ok(());
+            return Ok(None);
         };
         let mut slot = slot.lock().await;
         if slot.users.iter().any(|user| user != container) {
             slot.users.remove(container);
-            return Ok(());
+            return Ok(None);
         }
+        let mut disk = None;
         if let Some(mounted) = slot.mounted.take_if(|mounted| !mounted.storage.keep) {
             let place = place(name);
-            let disk = mounted.disk.clone();
-            if let Err(error) = blocking(move || filesystem::unmount(&place, disk.as_ref())).await {
+            if let Err(error) = blocking(move || filesystem::unmount(&place)).await {
                 slot.mounted = Some(mounted);
                 return Err(error);
             }
+            disk = mounted.disk;
         }
         slot.users.remove(container);
-        Ok(())
+        Ok(disk)
     }
 }
 
@@ -244,6 +261,9 @@ async fn blocking(work: impl FnOnce() -> Result<(), StorageError> + Send + 'stat
 
 #[cfg(test)]
 mod tests {
+    use nix::sched::{CloneFlags, unshare};
+    use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+
     use super::*;
 
     #[test]
@@ -252,6 +272,66 @@ mod tests {
         for name in ["", "a/b", "..", "A", &"x".repeat(65), "a\n"] {
             assert!(check_name(name).is_err(), "{name:?}");
         }
+    }
+
+    /// Its own mounts, which end with the test: the threads of the runtime come from this one.
+    fn in_namespace() {
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        let (private, recursive) = (MountPropagationFlags::PRIVATE, MountPropagationFlags::REC);
+        mount_change("/", private | recursive).unwrap();
+        mount("tmpfs", "/run", "tmpfs", MountFlags::empty(), None).unwrap();
+    }
+
+    fn tmpfs(name: &str) -> Storage {
+        Storage {
+            name: name.to_owned(),
+            fstype: "tmpfs".to_owned(),
+            ..Storage::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_is_in_use_after_the_unmount_is_waited_for_again_and_the_name_is_free() {
+        in_namespace();
+        let storages = Storages::default();
+        let id = ContainerId::new("c").unwrap();
+        storages.acquire(&id, &[tmpfs("disk-1")], &[]).await.unwrap();
+        // As if it were on a disk that cannot be had for now.
+        let path = Path::new("/run/disk").to_owned();
+        let slot = storages.table().storages.get("disk-1").map(Arc::clone).unwrap();
+        if let Some(mounted) = slot.lock().await.mounted.as_mut() {
+            mounted.disk = Some(DiskNode {
+                path: path.clone(),
+                major: 0,
+                minor: 0,
+            });
+        }
+        storages.release(&id).await.unwrap_err();
+        assert!(slot.lock().await.mounted.is_none() && !place("disk-1").exists());
+        // Another container is not given what is no longer mounted.
+        let other = ContainerId::new("d").unwrap();
+        storages.acquire(&other, &[tmpfs("disk-1")], &[]).await.unwrap();
+        std::fs::write(place("disk-1").join("file"), "").unwrap();
+        storages.release(&id).await.unwrap_err();
+        std::fs::write(&path, "").unwrap();
+        storages.release(&id).await.unwrap();
+        assert!(place("disk-1").join("file").exists());
+        storages.release(&other).await.unwrap();
+        assert!(!place("disk-1").exists());
+    }
+
+    #[tokio::test]
+    async fn a_storage_that_is_in_use_stays_until_it_is_not() {
+        in_namespace();
+        let storages = Storages::default();
+        let id = ContainerId::new("c").unwrap();
+        storages.acquire(&id, &[tmpfs("disk-1")], &[]).await.unwrap();
+        let user = std::fs::File::create(place("disk-1").join("file")).unwrap();
+        let error = storages.release(&id).await.unwrap_err();
+        assert!(error.to_string().starts_with("cannot unmount"), "{error}");
+        drop(user);
+        storages.release(&id).await.unwrap();
+        assert!(!place("disk-1").exists());
     }
 
     #[tokio::test]

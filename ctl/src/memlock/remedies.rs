@@ -38,24 +38,41 @@ fn helps(attempt: Option<&MemlockAttempt>) -> bool {
 
 fn limit(probe: &MemlockProbe, policy: &MemlockPolicy) -> Remedy {
     const MIB: u64 = 1 << 20;
-    // Whole MiB, because nobody wants to set 1052672.
-    let bytes = probe.limit_needed.div_ceil(MIB).saturating_mul(MIB);
-    let limit = LockLimit::bytes(bytes).unwrap_or(LockLimit::UNLIMITED);
-    let mut set = Vec::new();
-    if policy.memlock_annotation {
-        set.push(format!("annotation {MEMLOCK} = \"{limit}\""));
-    }
-    set.push(format!("[runtime.memlock] default = \"{limit}\""));
-    let mut notes = vec![format!(
-        "a limit in the container's specification comes before both (docker run --ulimit memlock={})",
-        limit.as_rlimit()
-    )];
     let max = LockLimit::from_rlimit(policy.max_bytes);
+    let least = LockLimit::bytes(probe.limit_needed).unwrap_or(LockLimit::UNLIMITED);
+    // Whole MiB, because nobody wants to set 1052672; unless the ceiling lies between.
+    let round = LockLimit::bytes(probe.limit_needed.div_ceil(MIB).saturating_mul(MIB)).unwrap_or(LockLimit::UNLIMITED);
+    let limit = if least <= max && round > max { least } else { round };
+    let specification = format!(
+        "RLIMIT_MEMLOCK = {0} in the specification (docker run --ulimit memlock={0})",
+        limit.as_rlimit()
+    );
+    let annotation = format!("annotation {MEMLOCK} = \"{limit}\"");
+    let mut notes = Vec::new();
+    // What comes after the place that decides would change nothing.
+    let set = match policy.limit_from.as_str() {
+        "specification" => {
+            notes.push("the specification has a limit, which comes before annotations and configuration".to_owned());
+            vec![specification]
+        }
+        whose @ ("container" | "pod") => {
+            notes.push(format!(
+                "the limit is that of the {whose}'s annotation, which comes before the configuration"
+            ));
+            vec![annotation, specification]
+        }
+        _ => {
+            let default = format!("[runtime.memlock] default = \"{limit}\"");
+            if policy.memlock_annotation {
+                vec![annotation, default, specification]
+            } else {
+                notes.push("annotations are refused: [runtime.memlock] allow_annotation is false".to_owned());
+                vec![default, specification]
+            }
+        }
+    };
     if limit > max {
         notes.push(format!("[runtime.memlock] max = \"{max}\" must be raised first"));
-    }
-    if !policy.memlock_annotation {
-        notes.push("annotations are refused: [runtime.memlock] allow_annotation is false".to_owned());
     }
     Remedy {
         name: "limit",
@@ -68,19 +85,43 @@ fn limit(probe: &MemlockProbe, policy: &MemlockPolicy) -> Remedy {
 
 fn capability(report: &MemlockReport, probe: &MemlockProbe, policy: &MemlockPolicy) -> Remedy {
     let root = report.uid == 0;
-    let dropped = policy.cap_ipc_lock == "drop";
-    let mut set = Vec::new();
-    if policy.cap_ipc_lock_annotation && !dropped {
-        let wish = if root { "grant" } else { "ambient" };
-        set.push(format!("annotation {CAP_IPC_LOCK} = \"{wish}\""));
-    }
+    let wish = if root { "grant" } else { "ambient" };
+    let annotation = format!("annotation {CAP_IPC_LOCK} = \"{wish}\"");
     let ambient = if root { "" } else { " and ambient = true" };
-    set.push(format!("[runtime.cap_ipc_lock] policy = \"grant\"{ambient}"));
+    let configuration = format!("[runtime.cap_ipc_lock] policy = \"grant\"{ambient}");
+    let said = [
+        ("container", policy.container_cap_ipc_lock.as_str()),
+        ("pod", policy.pod_cap_ipc_lock.as_str()),
+    ];
+    let nothing_said = said.iter().all(|(_, says)| says.is_empty());
     let mut notes = Vec::new();
-    if dropped {
+    let mut set = Vec::new();
+    if policy.cap_ipc_lock == "drop" {
         notes.push("no annotation can undo [runtime.cap_ipc_lock] policy = \"drop\"".to_owned());
+        set.push(if nothing_said {
+            configuration
+        } else {
+            format!("[runtime.cap_ipc_lock] policy = \"grant\", and {annotation}")
+        });
     } else if !policy.cap_ipc_lock_annotation {
         notes.push("annotations are refused: [runtime.cap_ipc_lock] allow_annotation is false".to_owned());
+        set.push(configuration);
+    } else if nothing_said {
+        set.extend([annotation, configuration]);
+    } else {
+        set.push(annotation);
+    }
+    // A drop wins wherever it is said; otherwise an annotation comes before the configuration.
+    for (whose, says) in said {
+        match says {
+            "drop" => notes.push(format!(
+                "the {whose}'s annotation says \"drop\" now, and must not any more"
+            )),
+            "" => {}
+            _ => notes.push(format!(
+                "the {whose}'s annotation says \"{says}\" now, which comes before the configuration"
+            )),
+        }
     }
     if report.user_namespace {
         notes.push(

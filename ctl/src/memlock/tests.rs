@@ -74,6 +74,7 @@ fn refused() -> MemlockResponse {
             memlock_annotation: true,
             cap_ipc_lock: "spec".to_owned(),
             cap_ipc_lock_annotation: true,
+            limit_from: "configuration".to_owned(),
             ..Default::default()
         })
         .into(),
@@ -95,7 +96,7 @@ probe           256 pages and a header on each of 1 CPUs, 1028 KiB in all: refus
 limit: would help (RLIMIT_MEMLOCK of 524288 bytes)
   set annotation io.katacontainers.container.resource.memlock = \"1MiB\"
    or [runtime.memlock] default = \"1MiB\"
-  note: a limit in the container's specification comes before both (docker run --ulimit memlock=1048576)
+   or RLIMIT_MEMLOCK = 1048576 in the specification (docker run --ulimit memlock=1048576)
 
 capability: would help (CAP_IPC_LOCK, effective)
   set annotation io.katacontainers.container.cap_ipc_lock = \"ambient\"
@@ -116,7 +117,7 @@ fn what_the_configuration_forbids_is_not_recommended() {
     policy.max_bytes = 4096;
     policy.cap_ipc_lock = "drop".to_owned();
     let remedies = remedies::all(&response.report, &response.report.probe, &response.policy);
-    assert_eq!(remedies[0].set, ["[runtime.memlock] default = \"1MiB\""]);
+    assert_eq!(remedies[0].set[0], "[runtime.memlock] default = \"1MiB\"");
     assert!(
         remedies[0]
             .notes
@@ -128,6 +129,80 @@ fn what_the_configuration_forbids_is_not_recommended() {
         ["[runtime.cap_ipc_lock] policy = \"grant\" and ambient = true"]
     );
     assert!(remedies[1].notes[0].starts_with("no annotation can undo"));
+}
+
+/// What is to be set for the limit and for the capability, by the first words of each, and all notes.
+fn recommended(policy: &MemlockPolicy) -> [Vec<String>; 3] {
+    let response = refused();
+    let remedies = remedies::all(&response.report, &response.report.probe, policy);
+    let notes = remedies.iter().take(2).flat_map(|remedy| remedy.notes.clone());
+    [remedies[0].set.clone(), remedies[1].set.clone(), notes.collect()]
+}
+
+#[test]
+fn a_place_that_would_be_overruled_is_not_recommended() {
+    let annotation = "annotation io.katacontainers.container.resource.memlock = \"1MiB\"";
+    let specification = "RLIMIT_MEMLOCK = 1048576 in the specification (docker run --ulimit memlock=1048576)";
+    let ambient = "annotation io.katacontainers.container.cap_ipc_lock = \"ambient\"";
+    let shipped = refused().policy.unwrap_or_default();
+    for (from, expected) in [
+        ("specification", &[specification][..]),
+        ("container", &[annotation, specification]),
+        ("pod", &[annotation, specification]),
+    ] {
+        let [limit, _, notes] = recommended(&MemlockPolicy {
+            limit_from: from.to_owned(),
+            ..shipped.clone()
+        });
+        assert_eq!(
+            (limit, notes.len()),
+            (expected.iter().map(ToString::to_string).collect(), 1)
+        );
+        assert!(notes[0].contains(from), "{notes:?}");
+    }
+    for (container, pod, note) in [
+        (
+            "spec",
+            "",
+            "the container's annotation says \"spec\" now, which comes before the configuration",
+        ),
+        (
+            "",
+            "drop",
+            "the pod's annotation says \"drop\" now, and must not any more",
+        ),
+    ] {
+        let said = MemlockPolicy {
+            container_cap_ipc_lock: container.to_owned(),
+            pod_cap_ipc_lock: pod.to_owned(),
+            ..shipped.clone()
+        };
+        let [_, capability, notes] = recommended(&said);
+        assert_eq!((capability, notes), (vec![ambient.to_owned()], vec![note.to_owned()]));
+        let [_, capability, notes] = recommended(&MemlockPolicy {
+            cap_ipc_lock: "drop".to_owned(),
+            ..said
+        });
+        assert_eq!(
+            capability,
+            [format!("[runtime.cap_ipc_lock] policy = \"grant\", and {ambient}")]
+        );
+        assert_eq!((notes.len(), notes[1].as_str()), (2, note));
+    }
+}
+
+#[test]
+fn a_limit_is_rounded_up_unless_the_ceiling_lies_between() {
+    let shipped = refused().policy.unwrap_or_default();
+    let [limit, _, notes] = recommended(&MemlockPolicy {
+        max_bytes: 600_000,
+        ..shipped
+    });
+    assert_eq!(
+        limit[0],
+        "annotation io.katacontainers.container.resource.memlock = \"512KiB\""
+    );
+    assert!(notes.is_empty(), "{notes:?}");
 }
 
 #[test]

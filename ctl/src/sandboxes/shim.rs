@@ -17,8 +17,9 @@ use super::Found;
 /// For an answer: the shim itself waits for the guest for 4 s and, meanwhile, for QEMU for 3.
 const ANSWER: Duration = Duration::from_secs(6);
 
-/// For all figures: each container's are asked for one by one.
-const FIGURES: Duration = Duration::from_secs(15);
+/// For all figures: the shim waits for the guest for 4 s. With the connection it is less than the 10 s that Prometheus waits
+/// (`scrape_timeout`), so that one shim that hangs costs the figures of no other sandbox.
+const FIGURES: Duration = Duration::from_secs(7);
 
 /// For a file system to grow: the shim gives the guest two minutes.
 const GROWTH: Duration = Duration::from_secs(150);

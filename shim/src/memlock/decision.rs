@@ -21,6 +21,42 @@ pub struct Described<'a> {
     pub capabilities: Option<&'a LinuxCapabilities>,
 }
 
+/// Which place decided about a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LimitFrom {
+    /// `process.rlimits`
+    Specification,
+    /// The container's annotation.
+    Container,
+    /// The pod's annotation.
+    Pod,
+    /// `[runtime.memlock] default`
+    #[default]
+    Configuration,
+}
+
+impl LimitFrom {
+    /// Its name to `kata-ctl` (diagnostics.proto, `MemlockPolicy`).
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LimitFrom::Specification => "specification",
+            LimitFrom::Container => "container",
+            LimitFrom::Pod => "pod",
+            LimitFrom::Configuration => "configuration",
+        }
+    }
+}
+
+impl From<Whose> for LimitFrom {
+    fn from(whose: Whose) -> Self {
+        match whose {
+            Whose::Container => LimitFrom::Container,
+            Whose::Pod => LimitFrom::Pod,
+        }
+    }
+}
+
 /// What a process gets.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Decision {
@@ -28,6 +64,8 @@ pub struct Decision {
     pub soft: LockLimit,
     /// RLIMIT_MEMLOCK, hard.
     pub hard: LockLimit,
+    /// Where they come from.
+    pub from: LimitFrom,
     /// All of its capabilities; none where the specification has none and none is granted.
     pub capabilities: Option<LinuxCapabilities>,
     /// What was not carried out as it was asked for. One sentence each.
@@ -78,7 +116,7 @@ pub fn decide(
         annotations::cap_ipc_lock(Whose::Pod, pod, rules)?,
     ];
     let mut notes = Vec::new();
-    let limits = limit(process.rlimits, limits, rules, &mut notes)?;
+    let (from, limits) = limit(process.rlimits, limits, rules, &mut notes)?;
     let capabilities = match choose(rules, wishes, &mut notes) {
         (CapPolicy::Drop, _) => process.capabilities.map(without),
         (CapPolicy::Grant, ambient) => Some(with(process.capabilities, ambient)),
@@ -88,6 +126,7 @@ pub fn decide(
     Ok(Decision {
         soft: limits.soft,
         hard: limits.hard,
+        from,
         capabilities,
         notes,
     })
@@ -98,7 +137,7 @@ fn limit(
     annotations: [(Whose, Option<Limits>); 2],
     rules: &Rules,
     notes: &mut Vec<String>,
-) -> Result<Limits, MemlockError> {
+) -> Result<(LimitFrom, Limits), MemlockError> {
     let mut candidates = Vec::new();
     let mut given = rlimits.iter().filter(|limit| is_memlock(limit));
     if let Some(limit) = given.next() {
@@ -106,19 +145,20 @@ fn limit(
             soft: LockLimit::from_rlimit(limit.soft()),
             hard: LockLimit::from_rlimit(limit.hard()),
         };
-        candidates.push(("process.rlimits RLIMIT_MEMLOCK".to_owned(), limits));
+        let asked = "process.rlimits RLIMIT_MEMLOCK".to_owned();
+        candidates.push((LimitFrom::Specification, asked, limits));
     }
     if given.next().is_some() {
         return Err(MemlockError::Twice);
     }
     for (whose, limits) in annotations {
-        candidates.extend(limits.map(|limits| (asked(whose, MEMLOCK), limits)));
+        candidates.extend(limits.map(|limits| (whose.into(), asked(whose, MEMLOCK), limits)));
     }
     let default = Limits {
         soft: rules.memlock.default,
         hard: rules.memlock.default,
     };
-    for (asked, limits) in &candidates {
+    for (_, asked, limits) in &candidates {
         if limits.soft > limits.hard {
             return Err(MemlockError::SoftAboveHard {
                 asked: asked.clone(),
@@ -127,8 +167,9 @@ fn limit(
         }
     }
     let first = candidates.into_iter().next();
-    let (asked, limits) = first.unwrap_or_else(|| ("runtime.memlock.default".to_owned(), default));
-    held_to_the_ceiling(asked, limits, rules, notes)
+    let otherwise = || (LimitFrom::Configuration, "runtime.memlock.default".to_owned(), default);
+    let (from, asked, limits) = first.unwrap_or_else(otherwise);
+    Ok((from, held_to_the_ceiling(asked, limits, rules, notes)?))
 }
 
 fn held_to_the_ceiling(

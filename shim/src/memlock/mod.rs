@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 pub use self::annotations::{Annotations, CAP_IPC_LOCK, MEMLOCK};
-pub use self::decision::{Decision, Described, decide};
+pub use self::decision::{Decision, Described, LimitFrom, decide};
 
 /// The guest's sysctl for what each user may have of perf buffers on each CPU.
 const PERF_EVENT_MLOCK_KB: &str = "kernel.perf_event_mlock_kb";
@@ -129,26 +129,13 @@ impl SandboxPolicy {
         &self.rules
     }
 
-    /// What the configuration says, for whoever has to name the key that would help.
-    #[must_use]
-    pub fn to_message(&self) -> MemlockPolicy {
-        let Rules { memlock, cap_ipc_lock } = self.rules();
-        MemlockPolicy {
-            default_bytes: memlock.default.as_rlimit(),
-            max_bytes: memlock.max.as_rlimit(),
-            memlock_annotation: memlock.allow_annotation,
-            cap_ipc_lock: cap_ipc_lock.policy.to_string(),
-            cap_ipc_lock_annotation: cap_ipc_lock.allow_annotation,
-            ..Default::default()
-        }
-    }
-
     /// The policy of a container with these annotations.
     #[must_use]
     pub fn of_container(&self, annotations: Option<&HashMap<String, String>>) -> ContainerPolicy {
         ContainerPolicy {
             sandbox: self.clone(),
             container: Annotations::of(annotations),
+            limit_from: LimitFrom::default(),
         }
     }
 }
@@ -158,13 +145,27 @@ impl SandboxPolicy {
 pub struct ContainerPolicy {
     sandbox: SandboxPolicy,
     container: Annotations,
+    /// Of the first process.
+    limit_from: LimitFrom,
 }
 
 impl ContainerPolicy {
-    /// The policy of its sandbox.
+    /// What decides about the container, for whoever has to name the key that would help.
     #[must_use]
-    pub fn sandbox(&self) -> &SandboxPolicy {
-        &self.sandbox
+    pub fn to_message(&self) -> MemlockPolicy {
+        let Rules { memlock, cap_ipc_lock } = self.sandbox.rules();
+        let written = |annotations: &Annotations| annotations.cap_ipc_lock.clone().unwrap_or_default();
+        MemlockPolicy {
+            default_bytes: memlock.default.as_rlimit(),
+            max_bytes: memlock.max.as_rlimit(),
+            memlock_annotation: memlock.allow_annotation,
+            cap_ipc_lock: cap_ipc_lock.policy.to_string(),
+            cap_ipc_lock_annotation: cap_ipc_lock.allow_annotation,
+            limit_from: self.limit_from.as_str().to_owned(),
+            container_cap_ipc_lock: written(&self.container),
+            pod_cap_ipc_lock: written(&self.sandbox.pod),
+            ..Default::default()
+        }
     }
 
     fn decide(
@@ -180,12 +181,13 @@ impl ContainerPolicy {
     ///
     /// # Errors
     /// It, an annotation or the configuration asks for what is not allowed; nothing is changed then.
-    pub fn apply(&self, spec: &mut Spec) -> Result<Vec<String>, MemlockError> {
+    pub fn apply(&mut self, spec: &mut Spec) -> Result<Vec<String>, MemlockError> {
         let Some(mut process) = spec.process().clone() else {
             return Ok(Vec::new());
         };
         let mut rlimits = process.rlimits().clone().unwrap_or_default();
         let decision = self.decide(&rlimits, process.capabilities().as_ref())?;
+        self.limit_from = decision.from;
         decision.limit(&mut rlimits);
         process.set_rlimits(Some(rlimits));
         process.set_capabilities(decision.capabilities);

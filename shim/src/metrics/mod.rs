@@ -1,7 +1,8 @@
 //! The figures of a sandbox as Prometheus text: its processes on the host, its guest, its containers.
 //!
 //! Names and units are Prometheus's (<https://prometheus.io/docs/practices/naming/>): base units, `_total` for what only
-//! grows. What cannot be had is left out; `kata_guest_up` says whether the agent has answered.
+//! grows. What cannot be had is left out; `kata_guest_up` says whether the agent has answered, `kata_container_up` whether it
+//! has told a container's figures. Prometheus waits for ten seconds, and nothing here waits for more than four.
 
 mod processes;
 pub(crate) mod socket;
@@ -11,6 +12,7 @@ use protocol::agent::{GuestMetricsResponse, StatsResponse};
 
 use self::processes::Usage;
 use self::text::{Kind, Text};
+use crate::id::ContainerId;
 use crate::sandbox::Sandbox;
 
 /// Microseconds in a second.
@@ -21,15 +23,8 @@ const GUEST_NAMES: usize = 128;
 
 /// Everything that can be had within a few seconds.
 pub(crate) async fn render(sandbox: &Sandbox) -> String {
-    let guest = sandbox.guest_metrics().await.ok();
-    let mut containers = Vec::new();
-    if guest.is_some() {
-        for id in sandbox.container_ids() {
-            if let Ok(stats) = sandbox.stats(&id).await {
-                containers.push((id.to_string(), stats));
-            }
-        }
-    }
+    let (guest, containers) = tokio::join!(sandbox.guest_metrics(), sandbox.glance());
+    let guest = guest.ok();
     let mut pids = sandbox.vm_pids();
     pids.push(std::process::id());
     let usage = tokio::task::spawn_blocking(move || processes::usage(&pids))
@@ -192,11 +187,27 @@ const CONTAINER: [ContainerFigure; 5] = [
     ),
 ];
 
-fn container_figures(text: &mut Text, containers: &[(String, StatsResponse)]) {
-    for (name, kind, help, value) in CONTAINER.iter().filter(|_| !containers.is_empty()) {
+fn container_figures(text: &mut Text, containers: &[(ContainerId, Option<StatsResponse>)]) {
+    if containers.is_empty() {
+        return;
+    }
+    text.family(
+        "kata_container_up",
+        Kind::Gauge,
+        "Whether the guest has told the container's figures.",
+    );
+    for (id, stats) in containers {
+        text.sample(&[("container", id.as_str())], if stats.is_some() { 1.0 } else { 0.0 });
+    }
+    for (name, kind, help, value) in CONTAINER
+        .iter()
+        .filter(|_| containers.iter().any(|(_, told)| told.is_some()))
+    {
         text.family(name, *kind, help);
         for (id, stats) in containers {
-            text.sample(&[("container", id)], value(stats));
+            if let Some(stats) = stats {
+                text.sample(&[("container", id.as_str())], value(stats));
+            }
         }
     }
 }

@@ -195,7 +195,11 @@ impl Sandbox {
     }
 
     /// The agent and the name of a container that has not ended.
-    fn living(&self, id: &ContainerId, operation: &'static str) -> Result<(AgentClient, ProcessName), Error> {
+    pub(super) fn living(
+        &self,
+        id: &ContainerId,
+        operation: &'static str,
+    ) -> Result<(AgentClient, ProcessName), Error> {
         let container = self.container(id)?;
         let name = container.init.name.clone();
         if matches!(container.init.phase(), Phase::Stopped(_)) {
@@ -252,7 +256,7 @@ impl Sandbox {
         stats.map_err(failed(operation, &name))
     }
 
-    /// What a process of a container may lock, as the guest tells it, and what the configuration says.
+    /// What a process of a container may lock, as the guest tells it, and what decided about it.
     ///
     /// # Errors
     /// There is no such process, it has ended, or the guest cannot probe it.
@@ -262,7 +266,7 @@ impl Sandbox {
         request: MemlockRequest,
     ) -> Result<(MemlockReport, MemlockPolicy), Error> {
         let operation = "examine the locked memory of";
-        let policy = self.container(id)?.memlock.sandbox().to_message();
+        let policy = self.container(id)?.memlock.to_message();
         let (agent, name) = self.living(id, operation)?;
         let report = agent.memlock(&request).await;
         let mut report = report.map_err(failed(operation, &name))?;

@@ -30,6 +30,7 @@ use crate::error::chain;
 use crate::guest_spec::BindSource;
 use crate::id::ContainerId;
 use crate::mountinfo::{self, MountLine};
+use crate::path_error::PathError;
 use crate::sys::{self, SetAttr};
 
 /// The list of mounts is not read more often than this, whatever the host does: on a node with thousands of mounts that
@@ -90,11 +91,7 @@ impl Mirrors {
     ) -> Result<(), ShareError> {
         let replica = self.directory.join(container.as_str()).join(bind.number.to_string());
         place_replica(tree, &replica)?;
-        let listed = |source| ShareError::Io {
-            operation: "list the mounts of",
-            path: self.directory.clone(),
-            source,
-        };
+        let listed = |source| ShareError::from(PathError::new("list the mounts of", &self.directory, source));
         let mounts = mountinfo::below(&replica).map_err(listed)?;
         let own = mounts.first().map(|line| line.id);
         let receives = mounts.iter().any(|line| line.receives);
@@ -104,11 +101,8 @@ impl Mirrors {
         let Some(replica_id) = own.filter(|_| receives) else {
             // Nothing will ever come from the host: the replica has no use.
             unmount_below(&replica)?;
-            return fs::remove_dir(&replica).map_err(|source| ShareError::Io {
-                operation: "remove",
-                path: replica,
-                source,
-            });
+            return fs::remove_dir(&replica)
+                .map_err(|source| ShareError::from(PathError::new("remove", replica, source)));
         };
         let mut mirror = Mirror {
             container: container.clone(),
@@ -118,11 +112,8 @@ impl Mirrors {
             read_only: bind.read_only,
             copied: BTreeMap::new(),
         };
-        self.start_thread().map_err(|source| ShareError::Io {
-            operation: "watch the mounts of",
-            path: mirror.replica.clone(),
-            source,
-        })?;
+        self.start_thread()
+            .map_err(|source| PathError::new("watch the mounts of", &mirror.replica, source))?;
         // Read with the lock held: what comes later finds the mirror in the thread's hands.
         let mut followed = self.lock();
         mirror.follow(&mountinfo::below(&mirror.replica).map_err(listed)?);
@@ -145,11 +136,7 @@ impl Mirrors {
             }
             fs::remove_dir(&directory)
         };
-        remove().map_err(|source| ShareError::Io {
-            operation: "remove",
-            path: directory.clone(),
-            source,
-        })
+        remove().map_err(|source| ShareError::from(PathError::new("remove", &directory, source)))
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Mirror>> {
@@ -173,11 +160,7 @@ impl Mirrors {
 
 /// Mounts the tree as a slave of what it was cloned from.
 fn place_replica(tree: &OwnedFd, replica: &Path) -> Result<(), ShareError> {
-    let failed = |operation, source| ShareError::Io {
-        operation,
-        path: replica.to_owned(),
-        source,
-    };
+    let failed = |operation, source| ShareError::from(PathError::new(operation, replica, source));
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -268,6 +251,8 @@ impl Mirror {
         }
         let tree = clone_tree(&found, Path::new(""), false)?;
         harden(&tree, self.read_only)?;
+        // Before anybody sees the copy: what is open in the replica, even for this moment, makes the host's unmount EBUSY.
+        drop(found);
         let target = below::open(&self.copy, place)?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         move_mount(&tree, "", &target, "", flags)?;

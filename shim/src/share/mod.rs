@@ -26,6 +26,7 @@ use rustix::mount::{
 use crate::host_ns::{HostNamespace, HostNamespaceError};
 use crate::id::ContainerId;
 use crate::mountinfo;
+use crate::path_error::PathError;
 use crate::run_dir::RunDir;
 use crate::sys::{self, SetAttr};
 use attachment::Attachments;
@@ -37,16 +38,8 @@ pub use attachment::Attachment;
 #[derive(Debug, thiserror::Error)]
 pub enum ShareError {
     /// A file or mount operation failed.
-    #[error("cannot {operation} {}", path.display())]
-    Io {
-        /// What was tried.
-        operation: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] PathError),
     /// The source of a bind mount cannot be had.
     #[error("cannot bind-mount {} on {}", bind.display(), destination.display())]
     Bind {
@@ -57,6 +50,17 @@ pub enum ShareError {
         /// Why.
         #[source]
         source: Box<HostNamespaceError>,
+    },
+    /// The source of a bind mount leads to where the host's kernel shows itself.
+    #[error(
+        "cannot bind-mount {} on {}: it leads into the host's /proc or /sys; a source below /proc or /sys by its own name is \
+         the guest's", bind.display(), destination.display()
+    )]
+    Kernels {
+        /// Path on the host.
+        bind: PathBuf,
+        /// Path in the container.
+        destination: PathBuf,
     },
     /// One of the mounts that containerd sent for the rootfs.
     #[error("cannot mount the rootfs: {kind} from {from:?} with options {options:?}")]
@@ -104,11 +108,7 @@ impl SharedTree {
     /// The directory cannot be made or mounted.
     pub fn new(run_dir: &RunDir, host: HostNamespace) -> Result<Self, ShareError> {
         let root = run_dir.shared();
-        let error = |operation, source: io::Error| ShareError::Io {
-            operation,
-            path: root.clone(),
-            source,
-        };
+        let error = |operation, source: io::Error| ShareError::from(PathError::new(operation, &root, source));
         fs::create_dir(&root).map_err(|source| error("create", source))?;
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         let backing = rustix::fs::open(&root, flags, Mode::empty()).map_err(|errno| error("open", errno.into()))?;
@@ -178,11 +178,7 @@ impl SharedTree {
                     .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
                     .collect::<io::Result<_>>()
             })
-            .map_err(|source| ShareError::Io {
-                operation: "read",
-                path,
-                source,
-            })
+            .map_err(|source| ShareError::from(PathError::new("read", path, source)))
     }
 
     /// Removes one file or empty directory: never more, for if something were still mounted there, the host's files
@@ -205,11 +201,7 @@ impl SharedTree {
 /// whatever the guest uses would be EBUSY when the host unmounts it. So it becomes private: [`mirror`] is how a source gets
 /// what the host mounts there later. virtiofsd neither opens a device node nor runs a program: neither is of use here.
 fn attach(tree: &OwnedFd, target: &Path, read_only: bool) -> Result<(), ShareError> {
-    let error = |operation, source| ShareError::Io {
-        operation,
-        path: target.to_owned(),
-        source,
-    };
+    let error = |operation, source| ShareError::from(PathError::new(operation, target, source));
     harden(tree, read_only).map_err(|source| error("set the attributes of", source))?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     move_mount(tree, "", rustix::fs::CWD, target, flags).map_err(|errno| error("mount on", errno.into()))
@@ -234,11 +226,7 @@ fn harden(tree: &OwnedFd, read_only: bool) -> io::Result<()> {
 /// # Errors
 /// The list of mounts cannot be read, or one of them cannot be unmounted.
 pub fn unmount_below(path: &Path) -> Result<(), ShareError> {
-    let mounts = mountinfo::below(path).map_err(|source| ShareError::Io {
-        operation: "list the mounts of",
-        path: path.to_owned(),
-        source,
-    })?;
+    let mounts = mountinfo::below(path).map_err(|source| PathError::new("list the mounts of", path, source))?;
     let points: HashSet<&Path> = mounts.iter().map(|mount| mount.mountpoint.as_path()).collect();
     let covered = |point: &Path| point.ancestors().skip(1).any(|above| points.contains(above));
     for mount in mounts.iter().rev() {
@@ -255,11 +243,7 @@ pub fn unmount_below(path: &Path) -> Result<(), ShareError> {
 }
 
 fn io_error(operation: &'static str, path: &Path, errno: Errno) -> ShareError {
-    ShareError::Io {
-        operation,
-        path: path.to_owned(),
-        source: errno.into(),
-    }
+    ShareError::from(PathError::new(operation, path, errno))
 }
 
 /// A container's rootfs in the guest.
@@ -327,6 +311,34 @@ mod tests {
             recursive: true,
             receives: true,
         }
+    }
+
+    #[test]
+    fn no_link_leads_to_a_kernel_of_the_host_that_can_be_written_to() {
+        in_namespace(|tree, directory| {
+            let id = ContainerId::new("c").unwrap();
+            for (number, target) in ["/proc", "/proc/sys/kernel", "/sys/kernel"].into_iter().enumerate() {
+                let link = directory.join(number.to_string());
+                std::os::unix::fs::symlink(target, &link).unwrap();
+                let refused = attach_bind(tree, &id, &bind(&link, true, number))
+                    .unwrap_err()
+                    .to_string();
+                let expected = format!(
+                    "cannot bind-mount {} on /d: it leads into the host's /proc or /sys",
+                    link.display()
+                );
+                assert!(refused.starts_with(&expected), "{refused}");
+            }
+            // As /etc/mtab is on many a host.
+            let link = directory.join("file");
+            std::os::unix::fs::symlink("/proc/sys/kernel/hostname", &link).unwrap();
+            let options = attach_bind(tree, &id, &bind(&link, false, 9)).unwrap();
+            assert!(options.read_only);
+            let shared = tree.root().join("c/mounts/9");
+            let opened = fs::File::options().write(true).open(shared);
+            assert_eq!(opened.unwrap_err().kind(), io::ErrorKind::ReadOnlyFilesystem);
+            tree.detach(&id).unwrap();
+        });
     }
 
     #[test]

@@ -12,6 +12,7 @@ use rustix::fs::FileType;
 
 use super::VolumeError;
 use crate::host_ns::HostNamespace;
+use crate::path_error::PathError;
 
 /// What makes two paths the same disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -53,11 +54,7 @@ impl HostDisk {
     /// # Errors
     /// It is no disk.
     pub fn of(handle: OwnedFd, path: &Path, read_only: bool) -> Result<Self, VolumeError> {
-        let stat = rustix::fs::fstat(&handle).map_err(|errno| VolumeError::Io {
-            operation: "examine",
-            path: path.to_owned(),
-            source: errno.into(),
-        })?;
+        let stat = rustix::fs::fstat(&handle).map_err(|errno| PathError::new("examine", path, errno))?;
         let key = match FileType::from_raw_mode(stat.st_mode) {
             FileType::BlockDevice => DiskKey::BlockDevice(stat.st_rdev),
             FileType::RegularFile => DiskKey::File(stat.st_dev, stat.st_ino),
@@ -85,11 +82,7 @@ impl HostDisk {
     /// # Errors
     /// It cannot be asked.
     pub fn size(&self) -> Result<u64, VolumeError> {
-        let failed = |source| VolumeError::Io {
-            operation: "measure",
-            path: self.path.clone(),
-            source,
-        };
+        let failed = |source| VolumeError::from(PathError::new("measure", &self.path, source));
         match self.key {
             DiskKey::File(..) => {
                 let stat = rustix::fs::fstat(&self.handle).map_err(|errno| failed(errno.into()))?;
@@ -131,17 +124,11 @@ impl HostDisk {
             Some(libc::ENOMEDIUM | libc::ENXIO) => VolumeError::Empty {
                 path: self.path.clone(),
             },
-            _ => VolumeError::Io {
-                operation: "open",
-                path: self.path.clone(),
-                source,
-            },
+            _ => VolumeError::from(PathError::new("open", &self.path, source)),
         })?;
-        let size = file.seek(SeekFrom::End(0)).map_err(|source| VolumeError::Io {
-            operation: "measure",
-            path: self.path.clone(),
-            source,
-        })?;
+        let size = file
+            .seek(SeekFrom::End(0))
+            .map_err(|source| PathError::new("measure", &self.path, source))?;
         if size == 0 {
             return Err(VolumeError::Empty {
                 path: self.path.clone(),

@@ -1,9 +1,9 @@
 //! Why a volume or a device cannot be had.
 
-use std::io;
 use std::path::PathBuf;
 
 use crate::host_ns::HostNamespaceError;
+use crate::path_error::PathError;
 
 /// Why not.
 #[derive(Debug, thiserror::Error)]
@@ -74,14 +74,6 @@ pub enum VolumeError {
         path: PathBuf,
     },
     /// A file operation.
-    #[error("cannot {operation} {}", path.display())]
-    Io {
-        /// What was tried.
-        operation: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] PathError),
 }

@@ -7,10 +7,11 @@
 //! It knows neither the agent nor containerd.
 
 mod event;
+mod helpers;
 mod sys;
 mod table;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
@@ -26,6 +27,7 @@ use tokio::io::unix::AsyncFd;
 use crate::below;
 use crate::id::ContainerId;
 use event::Event;
+use helpers::Helpers;
 use table::{Place, Table};
 
 /// Directories that are watched for one sandbox: a mark keeps about 1 KiB of the host's kernel memory.
@@ -34,9 +36,6 @@ const MOST_DIRECTORIES: usize = 1024;
 /// Bytes read at once: at most some 300 events, so that what the guest is told at once stays far below a message's limit.
 const BUFFER: usize = 16 << 10;
 
-/// How far up a process's parents are looked at.
-const GENERATIONS: usize = 4;
-
 /// What one sandbox watches on the host. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Watches {
@@ -44,8 +43,7 @@ pub struct Watches {
     /// The shared directory: a mount's root is `<container>/mounts/<n>` in it.
     root: PathBuf,
     table: Arc<Mutex<Table>>,
-    /// Processes that are known to be the VM's.
-    helpers: Arc<Mutex<HashSet<i32>>>,
+    helpers: Helpers,
 }
 
 impl Watches {
@@ -59,7 +57,7 @@ impl Watches {
             group: Arc::new(crate::sys::watch(sys::group()?)?),
             root: root.to_owned(),
             table: Arc::default(),
-            helpers: Arc::default(),
+            helpers: Helpers::default(),
         })
     }
 
@@ -181,7 +179,7 @@ impl Watches {
             if event.mask & libc::FAN_Q_OVERFLOW != 0 {
                 tracing::warn!("the host changed more at once than can be told to the guest: some changes are lost");
             }
-            if self.is_helper(event.pid) {
+            if self.helpers.has(event.pid) {
                 continue;
             }
             let exists = |place: &Place, name: &[u8]| {
@@ -204,42 +202,11 @@ impl Watches {
         }
         changes
     }
-
-    /// Whether this server or a child of it did it: virtiofsd, that is, for the guest.
-    fn is_helper(&self, pid: i32) -> bool {
-        let known = |helpers: &Mutex<HashSet<i32>>| helpers.lock().is_ok_and(|helpers| helpers.contains(&pid));
-        if known(&self.helpers) {
-            return true;
-        }
-        let own = i32::try_from(std::process::id()).unwrap_or(0);
-        let mut ancestor = pid;
-        for _ in 0..GENERATIONS {
-            if ancestor == own {
-                // Kept for good: the helpers live as long as the VM, and what else we start is short-lived.
-                if let Ok(mut helpers) = self.helpers.lock() {
-                    helpers.insert(pid);
-                }
-                return true;
-            }
-            match parent(ancestor) {
-                Some(parent) if parent > 1 => ancestor = parent,
-                _ => return false,
-            }
-        }
-        false
-    }
 }
 
 fn kind_and_device(file: &OwnedFd) -> io::Result<(FileType, u64)> {
     let stat = rustix::fs::fstat(file)?;
     Ok((FileType::from_raw_mode(stat.st_mode), stat.st_dev))
-}
-
-/// A process's parent: the fourth field of `/proc/PID/stat` (proc_pid_stat(5)), behind the name's last parenthesis.
-fn parent(pid: i32) -> Option<i32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, fields) = stat.rsplit_once(')')?;
-    fields.split_whitespace().nth(1)?.parse().ok()
 }
 
 #[cfg(test)]

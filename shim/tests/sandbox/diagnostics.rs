@@ -90,10 +90,38 @@ async fn figures_are_in_lines_that_the_guest_cannot_break() {
         "kata_guest_up{sandbox=\"pod\"} 1",
         "kata_guest_oom_kills_total{sandbox=\"pod\"} 3",
         "kata_guest_memory_bytes{sandbox=\"pod\",item=\"Mem\\\"\\nTotal\"} 4096",
+        "kata_container_up{sandbox=\"pod\",container=\"c\"} 1",
         "kata_container_processes{sandbox=\"pod\",container=\"c\"} 0",
     ] {
         assert!(text.lines().any(|have| have == line), "{line}:\n{text}");
     }
+}
+
+#[tokio::test]
+async fn who_scrapes_does_not_wait_for_each_container_of_a_guest_that_hangs() {
+    let shim = Shim::new(Boot::Works).await;
+    let diagnostics = shim.diagnostics().await;
+    for id in ["mute-1", "mute-2", "mute-3", "mute-4", "mute-5"] {
+        shim.run(id, &["mute"]).await;
+    }
+    shim.run("well", &["sleep"]).await;
+    shim.run("over", &["exit", "0"]).await;
+    shim.wait("over", "").await.unwrap();
+    // One after the other, with the time that other calls have, they would take minutes.
+    let text = diagnostics.metrics(soon(), &MetricsRequest::new()).await.unwrap().text;
+    for line in [
+        "kata_guest_up{sandbox=\"pod\"} 1",
+        "kata_container_up{sandbox=\"pod\",container=\"mute-1\"} 0",
+        "kata_container_up{sandbox=\"pod\",container=\"mute-5\"} 0",
+        "kata_container_up{sandbox=\"pod\",container=\"well\"} 1",
+        "kata_container_processes{sandbox=\"pod\",container=\"well\"} 0",
+    ] {
+        assert!(text.lines().any(|have| have == line), "{line}:\n{text}");
+    }
+    assert!(text.contains("kata_shim_resident_memory_bytes"), "{text}");
+    let of = |container: &str| text.matches(&format!("container=\"{container}\"")).count();
+    assert_eq!((of("mute-1"), of("over")), (1, 0), "{text}");
+    shim.guest.release();
 }
 
 #[tokio::test]

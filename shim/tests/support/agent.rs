@@ -148,7 +148,10 @@ impl Agent for FakeAgent {
         })
     }
 
-    async fn stats(&self, _: &TtrpcContext, _: ContainerId) -> ttrpc::Result<StatsResponse> {
+    async fn stats(&self, _: &TtrpcContext, request: ContainerId) -> ttrpc::Result<StatsResponse> {
+        if self.process(&(request.container_id, String::new()))?.args[0] == "mute" {
+            self.0.until_released().await;
+        }
         Ok(StatsResponse::new())
     }
 

@@ -3,7 +3,7 @@
 //! The programs, by the first word of `args`: `exit N`; `sleep` until a signal comes; `flood N`, N bytes of output and a word on stderr;
 //! `cat`; `liar`, which announces more output than it writes; `missing`, which cannot be executed; `slow`, whose creation
 //! waits until the guest is released; `stuck`, whose start does; `refused`, which cannot be created; `clinging`, which the guest
-//! does not forget.
+//! does not forget; `mute`, of which it tells no figures until it is released.
 
 use std::collections::HashMap;
 use std::io;

@@ -62,9 +62,8 @@ impl FakeLauncher {
 impl Launcher for FakeLauncher {
     async fn launch(&self) -> Result<(Box<dyn Machine>, Box<dyn Connections>), LaunchError> {
         if self.boot == Boot::NoLaunch {
-            return Err(LaunchError {
-                message: "QEMU did not start: /dev/kvm: Permission denied".to_owned(),
-            });
+            let why = "QEMU did not start: /dev/kvm: Permission denied";
+            return Err(LaunchError::Failed(why.to_owned()));
         }
         let connections = FakeConnections {
             dialled: self.guest.take_dialled(),
