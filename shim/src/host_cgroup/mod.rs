@@ -2,6 +2,7 @@
 //!
 //! It holds QEMU and its helpers, so that they can be found, killed and limited together. Which limits is not decided here.
 
+mod allowance;
 mod limits;
 
 use std::fs;
@@ -13,8 +14,8 @@ use std::time::{Duration, Instant};
 use crate::id::SandboxId;
 use crate::mountinfo;
 use crate::process::{self, ProcessRef};
-use crate::sizing::HostLimits;
 
+pub use self::allowance::Allowance;
 pub use self::limits::LimitError;
 
 /// Controllers of v2 that have limits of ours, or figures that somebody reads.
@@ -84,13 +85,6 @@ impl HostCgroup {
             .iter()
             .map(|directory| directory.join("cgroup.procs"))
             .collect()
-    }
-
-    /// Puts those of the limits in force that differ from those `before`. Each is tried; what failed is in the answer.
-    /// Blocks.
-    #[must_use]
-    pub fn limit(&self, limits: &HostLimits, before: &HostLimits) -> Vec<LimitError> {
-        limits::apply(&self.directories, limits, before)
     }
 
     /// Kills every process in it but the caller, and those that they start meanwhile. Blocks until they are dead, at
