@@ -226,14 +226,24 @@ impl Vm {
         cpu::set(&self.qmp, self.accel, count).await
     }
 
-    /// Gives the VM so much memory in all, never less than it booted with, rounded up to 4 MiB. Returns when the guest has
-    /// taken it or given it back.
+    /// Asks the guest to have so much memory in all, never less than it booted with, rounded up to 4 MiB. Returns when it has taken
+    /// what it lacked. The answer is what it has beyond, which it gives back when it can.
     ///
     /// # Errors
     /// More than its largest size, QEMU refuses, or the guest has not got on for fifteen seconds: it may do so later, unless
     /// this is called again with another amount.
-    pub async fn set_memory(&self, memory: Mebibytes) -> Result<(), MemoryError> {
+    pub async fn set_memory(&self, memory: Mebibytes) -> Result<Mebibytes, MemoryError> {
         self.memory.lock().await.set(memory).await
+    }
+
+    /// Waits until what the guest has beyond what it was last asked to have is another amount than `before`, which was not nothing,
+    /// for as long as that takes. The answer is that amount.
+    ///
+    /// # Errors
+    /// QEMU has ended or does not answer.
+    pub async fn surplus_other_than(&self, before: Mebibytes) -> Result<Mebibytes, MemoryError> {
+        let surplus = self.memory.lock().await.surplus();
+        surplus.other_than(before).await
     }
 
     /// By which network devices are plugged in. May outlive the VM.

@@ -9,12 +9,11 @@ use async_trait::async_trait;
 use config::Mebibytes;
 use hypervisor::{Cause, CpuError, Disk, GuestListener, HotplugError, MemoryError, Sample, Vm, VmRequest};
 use protocol::agent::Network;
-use tokio::sync::Mutex;
 
 use crate::accept;
 use crate::debug_image::DebugImage;
 use crate::error::chain;
-use crate::host_cgroup::HostCgroup;
+use crate::host_cgroup::{Allowance, HostCgroup};
 use crate::network::{MachineNetwork, NetworkError, NetworkPlan, PodNetwork};
 use crate::process::ProcessRef;
 use crate::run_dir::{RunDir, SandboxState};
@@ -60,12 +59,8 @@ impl Launcher for QemuLauncher {
         let image = self.image(config);
         let config = image.as_ref().map_or(config, |image| &image.config);
         let failed = |error: &dyn std::error::Error| LaunchError::Failed(chain(error));
-        let unlimited = HostLimits::default();
-        let limits = if limit(&self.cgroup, self.limits, unlimited).await {
-            self.limits
-        } else {
-            unlimited
-        };
+        let allowance = Allowance::new(self.cgroup.clone());
+        allowance.limit(self.limits).await;
         let network = PodNetwork::open(self.network.clone()).await;
         let mut network = network.map_err(|error| failed(&error))?;
         let mut state = self.state.clone();
@@ -97,8 +92,7 @@ impl Launcher for QemuLauncher {
             at_boot: network.guest(),
             network: MachineNetwork::new(network, vm.nics()),
             vm,
-            cgroup: self.cgroup.clone(),
-            limits: Mutex::new(limits),
+            allowance,
         };
         Ok((Box::new(machine), Box::new(QemuConnections(listener))))
     }
@@ -112,22 +106,7 @@ struct QemuMachine {
     vm: Vm,
     at_boot: Option<Network>,
     network: MachineNetwork,
-    cgroup: HostCgroup,
-    limits: Mutex<HostLimits>,
-}
-
-/// Limits the cgroup; what cannot be limited is missed, but the container works. Whether all of it is in force.
-async fn limit(cgroup: &HostCgroup, limits: HostLimits, before: HostLimits) -> bool {
-    let cgroup = cgroup.clone();
-    let limited = tokio::task::spawn_blocking(move || cgroup.limit(&limits, &before)).await;
-    let failed = limited.unwrap_or_default();
-    for error in &failed {
-        tracing::warn!(
-            error = chain(error),
-            "a limit of the sandbox's cgroup on the host is not in force"
-        );
-    }
-    failed.is_empty()
+    allowance: Allowance,
 }
 
 #[async_trait]
@@ -139,7 +118,7 @@ impl Machine for QemuMachine {
     async fn ended(&self) -> Ending {
         let ended = self.vm.ended().await;
         let killed = matches!(&ended.cause, Cause::ChildDied(death) if death.signal() == Some(libc::SIGKILL));
-        let out_of_memory = killed && oom_killed(self.cgroup.directories());
+        let out_of_memory = killed && oom_killed(self.allowance.cgroup().directories());
         let why = if out_of_memory { OUT_OF_MEMORY } else { "" };
         Ending {
             reason: format!("{ended}{why}"),
@@ -197,16 +176,20 @@ impl Machine for QemuMachine {
         self.vm.set_vcpus(count).await
     }
 
-    async fn set_memory(&self, memory: Mebibytes) -> Result<(), MemoryError> {
+    async fn set_memory(&self, memory: Mebibytes) -> Result<Mebibytes, MemoryError> {
         self.vm.set_memory(memory).await
     }
 
+    async fn surplus_other_than(&self, before: Mebibytes) -> Result<Mebibytes, MemoryError> {
+        self.vm.surplus_other_than(before).await
+    }
+
     async fn limit_host(&self, limits: HostLimits) {
-        let mut before = self.limits.lock().await;
-        // What is not in force is tried again with the next change.
-        if limit(&self.cgroup, limits, *before).await {
-            *before = limits;
-        }
+        self.allowance.limit(limits).await;
+    }
+
+    async fn raise_host(&self, limits: HostLimits) {
+        self.allowance.raise(limits).await;
     }
 }
 

@@ -107,13 +107,22 @@ pub trait Machine: Send + Sync {
     /// # Errors
     /// There is no place for them, or the guest does not let go of one within some seconds.
     async fn set_vcpus(&self, count: NonZeroU32) -> Result<(), CpuError>;
-    /// Gives the guest so much memory in all, never less than at the boot, and waits until it has taken it or given it back.
+    /// Asks the guest to have so much memory in all, never less than at the boot, and waits until it has taken what it lacks. The
+    /// answer is what it has beyond, which it gives back when it can.
     ///
     /// # Errors
     /// There is no place for it, or the guest does not get on.
-    async fn set_memory(&self, memory: Mebibytes) -> Result<(), MemoryError>;
+    async fn set_memory(&self, memory: Mebibytes) -> Result<Mebibytes, MemoryError>;
+    /// Waits until what the guest has beyond what it was last asked to have is another amount than `before`, which was not
+    /// nothing, for as long as that takes. The answer is that amount.
+    ///
+    /// # Errors
+    /// The VM has ended.
+    async fn surplus_other_than(&self, before: Mebibytes) -> Result<Mebibytes, MemoryError>;
     /// Limits what all of the VM's processes use on the host. What cannot be limited is logged.
     async fn limit_host(&self, _limits: HostLimits) {}
+    /// The same, but allows no less memory than before.
+    async fn raise_host(&self, _limits: HostLimits) {}
 }
 
 /// The connections that one VM dials.

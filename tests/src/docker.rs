@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use crate::{
     Ctr, Error, NetNs, Result, Runtime,
     containerd::Containerd,
-    host_cgroup::HostMemory,
+    host_cgroup::{self, HostMemory},
     image::Image,
     leftovers,
     locate::{self, Version},
@@ -106,14 +106,7 @@ impl Docker {
 
     /// What the first of these files says that is in a cgroup of a container's VM on the host: v1 and v2 have names of their own.
     pub fn host_limit(&self, id: &str, files: &[&str]) -> Result<String> {
-        let cgroups = leftovers::cgroups(id);
-        let mut paths = cgroups
-            .iter()
-            .flat_map(|cgroup| files.iter().map(|file| cgroup.join(file)));
-        let path = paths.find(|path| path.exists());
-        let path = path.ok_or_else(|| Error::unexpected(format!("none of {files:?} in {cgroups:?}")))?;
-        let text = fs::read_to_string(&path).map_err(Error::io(format!("reading {}", path.display())))?;
-        Ok(text.trim().to_owned())
+        host_cgroup::file(id, files)
     }
 
     /// Fails unless what belongs to the container with this id is gone from the machine.

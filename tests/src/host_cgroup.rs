@@ -6,7 +6,7 @@ use std::{
     process::Command,
 };
 
-use crate::{Error, Result, locate};
+use crate::{Error, Result, leftovers, locate};
 
 /// The files of a version of cgroups: what is used, what may be, and where it is told how often the kernel has killed.
 const VERSIONS: [[&str; 3]; 2] = [
@@ -171,6 +171,17 @@ impl Slice {
             output.status
         )))
     }
+}
+
+/// What the first of these files says that is in a cgroup whose path has `id` in it: v1 and v2 have names of their own.
+pub(crate) fn file(id: &str, files: &[&str]) -> Result<String> {
+    let cgroups = leftovers::cgroups(id);
+    let mut paths = cgroups
+        .iter()
+        .flat_map(|cgroup| files.iter().map(|file| cgroup.join(file)));
+    let path = paths.find(|path| path.exists());
+    let path = path.ok_or_else(|| Error::unexpected(format!("none of {files:?} in {cgroups:?}")))?;
+    Ok(read(&path)?.trim().to_owned())
 }
 
 fn read(path: &Path) -> Result<String> {

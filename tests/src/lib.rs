@@ -15,6 +15,7 @@ pub mod disk;
 pub mod docker;
 pub mod error;
 pub mod events;
+mod grpc;
 pub mod host_cgroup;
 pub mod host_mount;
 pub mod image;

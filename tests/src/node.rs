@@ -19,7 +19,8 @@ use crate::{
     ctr::LIMIT,
     disk::RawImage,
     events::Events,
-    host_cgroup::HostMemory,
+    grpc::Connection,
+    host_cgroup::{self, HostMemory},
     image::{self, Image},
     leftovers,
     locate::{self, Version},
@@ -270,6 +271,11 @@ impl Node {
         }))
     }
 
+    /// Changes a container's limits while it runs: `linux.resources` of the OCI specification.
+    pub fn update(&self, name: &str, resources: &serde_json::Value) -> Result<()> {
+        Connection::new(&self.containerd.address())?.update_task(&self.tag, &self.id(name), resources)
+    }
+
     /// The host pid that containerd knows for a container.
     pub fn pid(&self, name: &str) -> Result<u32> {
         let list = self.ctr().args(["task", "ls"]).ok()?;
@@ -334,6 +340,11 @@ impl Node {
     /// The memory that a container's sandbox has on the host.
     pub fn host_memory(&self, name: &str) -> Result<HostMemory> {
         HostMemory::find(&leftovers::cgroups(&self.tag), &self.id(name))
+    }
+
+    /// What the first of these files says that is in the cgroup of a container's sandbox on the host.
+    pub fn host_limit(&self, name: &str, files: &[&str]) -> Result<String> {
+        host_cgroup::file(&format!("kata_{}", self.id(name)), files)
     }
 
     /// Where the snapshotter `blockfile` keeps its files.

@@ -1,6 +1,7 @@
 //! Containers that CRI's annotations put into one sandbox.
 
 use framework::{Node, Result, Runtime, Silent, Spec, host_cgroup::Slice};
+use serde_json::json;
 
 const TYPE: &str = "io.kubernetes.cri.container-type";
 const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
@@ -121,21 +122,25 @@ mod kata_only {
         node.nothing_left()
     }
 
-    /// Where the machine's processes are, each with its lines of /proc/PID/cgroup; they are as many as they should be.
+    /// All of a sandbox's processes are there, by their lines of /proc/PID/cgroup, but the shim, which is where containerd has put it:
+    /// QEMU, virtiofsd, the vsock daemon if there is one, and whatever else there may be.
     fn machine_is_in(node: &Node, name: &str, cgroup: &str) -> Result<()> {
-        let programs = ["qemu-system", "virtiofsd", "vhost-device-vsock"];
-        let of_machine = |program: &str| programs.iter().any(|part| program.contains(part));
         let processes = node.processes(name);
-        let machine: Vec<_> = processes
+        let (shim, machine): (Vec<_>, Vec<_>) = processes
             .iter()
-            .filter(|process| of_machine(process.program()))
-            .collect();
-        assert!(machine.len() >= 2, "{processes:?}");
+            .partition(|process| process.program().contains("containerd-shim"));
+        assert_eq!(shim.len(), 1, "{processes:?}");
+        for program in ["qemu-system", "virtiofsd"] {
+            let has = machine.iter().any(|process| process.program().contains(program));
+            assert!(has, "no {program} in {processes:?}");
+        }
         for process in machine {
             let told = std::fs::read_to_string(format!("/proc/{}/cgroup", process.pid))?;
-            // One line a hierarchy (cgroups(7)): number, controllers, path.
+            // One line a hierarchy (cgroups(7)): number, controllers, path. That of v2 has no number but 0, and no controllers.
             for line in told.lines() {
-                assert_eq!(line.splitn(3, ':').nth(2), Some(cgroup), "{process:?}: {told}");
+                let (hierarchy, path) = line.rsplit_once(':').unwrap_or_default();
+                let below = if hierarchy == "0:" { "/vm" } else { "" };
+                assert!(path.starts_with(cgroup) && below.len() < 9, "{process:?}: {told}");
             }
         }
         Ok(())
@@ -150,12 +155,19 @@ mod kata_only {
             ("plain", format!("/{tag}/c"), format!("/{tag}")),
             ("systemd", format!("{}:cri-containerd:c", slice.name()), slice.path()),
         ] {
-            let spec = node.spec(name, &["sleep", "1000"])?.set("/linux/cgroupsPath", path)?;
+            let spec = node
+                .spec(name, &["sleep", "1000"])?
+                .set("/linux/cgroupsPath", path)?
+                .set("/linux/resources/memory", json!({ "limit": 128 << 20 }))?;
             node.run_spec(name, &spec)?.arg("-d").ok()?;
             let cgroup = format!("{parent}/kata_{}", node.id(name));
             machine_is_in(&node, name, &cgroup)?;
+            let limit = node.host_memory(name)?.limit()?;
+            assert!(limit.is_some());
+            // systemd takes from a slice the controllers that nothing it knows of in it needs.
             slice.reload()?;
             machine_is_in(&node, name, &cgroup)?;
+            assert_eq!(node.host_memory(name)?.limit()?, limit);
             node.remove(name)?;
         }
         slice.remove()?;

@@ -1,6 +1,7 @@
 //! Memory that is plugged and unplugged: one virtio-mem device, made when the first is wanted (docs/decisions/0015).
 //!
-//! The guest decides when it takes and gives back what it is asked to. It is waited for as long as it gets on.
+//! The guest decides when it takes and gives back what it is asked to. What it is to take is waited for as long as it gets on; what it
+//! is to give back is told of as [`Surplus`] changes, whenever that is.
 
 use std::time::Duration;
 
@@ -83,9 +84,9 @@ impl Memory {
         }
     }
 
-    /// Gives the VM so much memory in all, never less than what it booted with. Returns when the guest has taken it or
-    /// given it back.
-    pub(crate) async fn set(&mut self, wanted: Mebibytes) -> Result<(), MemoryError> {
+    /// Asks the guest to have so much memory in all, never less than what it booted with. Returns when it has taken what it
+    /// lacked. The answer is what it has beyond.
+    pub(crate) async fn set(&mut self, wanted: Mebibytes) -> Result<Mebibytes, MemoryError> {
         if wanted > self.most {
             let most = self.most;
             return Err(MemoryError::TooMuch { wanted, most });
@@ -101,12 +102,12 @@ impl Memory {
         } else if more.0 > 0 {
             self.plug(more).await?;
         } else {
-            return Ok(());
+            return Ok(Mebibytes(0));
         }
         loop {
             let has = self.has().await?;
-            if has == more.bytes() {
-                return Ok(());
+            if let Some(beyond) = has.checked_sub(more.bytes()) {
+                return Ok(mebibytes(beyond));
             }
             let changed = tokio::select! {
                 changed = tokio::time::timeout(self.patience, changed(&mut events)) => changed,
@@ -116,7 +117,7 @@ impl Memory {
                 Ok(result) => result.map_err(failed("wait for the guest"))?,
                 // The event may be late (QEMU sends one a second), but not so late.
                 Err(_) if self.has().await? == has => {
-                    let has = Mebibytes(u32::try_from(has >> 20).unwrap_or(u32::MAX));
+                    let has = mebibytes(has);
                     return Err(MemoryError::Stuck { has, asked: more });
                 }
                 Err(_) => {}
@@ -154,13 +155,53 @@ impl Memory {
         Ok(())
     }
 
-    /// Bytes that the guest has of it.
     async fn has(&self) -> Result<u64, MemoryError> {
-        let size = json!({ "path": path(), "property": "size" });
-        let answer = self.qmp.execute("qom-get", size).await;
-        let answer = answer.map_err(failed("ask how much memory the guest has"))?;
-        Ok(answer.as_u64().unwrap_or_default())
+        bytes(&self.qmp, "size").await
     }
+
+    /// By which it is seen what the guest has yet to give back. May outlive this, and what it is used for does not hold up changes.
+    pub(crate) fn surplus(&self) -> Surplus {
+        Surplus(self.qmp.clone())
+    }
+}
+
+/// What the guest has beyond what it was last asked to have.
+#[derive(Debug)]
+pub(crate) struct Surplus(Qmp);
+
+impl Surplus {
+    /// Waits until it is another one than `before`, which was not nothing, for as long as that takes. The answer is what it is then.
+    pub(crate) async fn other_than(&self, before: Mebibytes) -> Result<Mebibytes, MemoryError> {
+        let Self(qmp) = self;
+        // Before it is looked at: what happens afterwards is told.
+        let mut events = qmp.events();
+        loop {
+            let asked = bytes(qmp, "requested-size").await?;
+            let now = mebibytes(bytes(qmp, "size").await?.saturating_sub(asked));
+            if now != before {
+                return Ok(now);
+            }
+            let changed = tokio::select! {
+                changed = changed(&mut events) => changed,
+                _ = qmp.closed() => Err(QmpError::Closed),
+            };
+            changed.map_err(failed("wait for the guest"))?;
+        }
+    }
+}
+
+/// Rounded up.
+fn mebibytes(bytes: u64) -> Mebibytes {
+    Mebibytes(u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX))
+}
+
+/// A property of the device, in bytes.
+async fn bytes(qmp: &Qmp, property: &str) -> Result<u64, MemoryError> {
+    let answer = qmp
+        .execute("qom-get", json!({ "path": path(), "property": property }))
+        .await;
+    let answer = answer.map_err(failed("ask how much memory the guest has"))?;
+    Ok(answer.as_u64().unwrap_or_default())
 }
 
 fn path() -> String {

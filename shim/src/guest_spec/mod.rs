@@ -114,7 +114,7 @@ impl GuestSpec {
         linux.set_cgroups_path(Some(Path::new("/").join(input.container.as_str())));
         linux.set_mount_label(None);
         if let Some(resources) = linux.resources_mut() {
-            guest_resources(resources);
+            self.warnings.extend(guest_resources(resources));
         }
         if linux.intel_rdt().is_some() {
             self.warnings
@@ -143,12 +143,28 @@ impl GuestSpec {
     }
 }
 
-/// Leaves out what names the host's CPUs and memory nodes (`cpuset.cpus` and `cpuset.mems`): the guest numbers its own from
-/// 0, and would refuse the container for a CPU that it does not have.
-pub fn guest_resources(resources: &mut LinuxResources) {
+/// What a unified key of cpuset begins with, and those of them that are limits of the sandbox on the host.
+const SET_KEYS: &str = "cpuset.";
+const HOSTS_SET_KEYS: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
+
+/// Leaves out what names the host's CPUs and memory nodes (`cpu.cpus`, `cpu.mems`, unified keys of `cpuset`): the guest numbers its
+/// own from 0, and would refuse the container for a CPU that it does not have. The answer is what holds on the host neither, one
+/// sentence each.
+#[must_use]
+pub fn guest_resources(resources: &mut LinuxResources) -> Vec<String> {
     if let Some(cpu) = resources.cpu_mut() {
         cpu.set_cpus(None).set_mems(None);
     }
+    let mut warnings = Vec::new();
+    if let Some(unified) = resources.unified_mut() {
+        unified.retain(|key, _| {
+            if key.starts_with(SET_KEYS) && !HOSTS_SET_KEYS.contains(&key.as_str()) {
+                warnings.push(format!("{key} is about the host's CPUs: left out"));
+            }
+            !key.starts_with(SET_KEYS)
+        });
+    }
+    warnings
 }
 
 #[cfg(test)]
@@ -193,6 +209,20 @@ mod tests {
         let resources = guest.spec.linux().clone().unwrap().resources().clone().unwrap();
         let cpu = resources.cpu().clone().unwrap();
         assert_eq!((cpu.quota(), cpu.cpus(), cpu.mems()), (Some(1000), &None, &None));
+
+        let keys = json!({"cpuset.cpus": "30", "cpuset.mems": "1", "cpuset.cpus.partition": "root", "pids.max": "9"});
+        let guest = translate(json!({"linux": {"resources": {"unified": keys}}}), "me").unwrap();
+        let resources = guest.spec.linux().clone().unwrap().resources().clone().unwrap();
+        assert_eq!(
+            resources.unified().clone().unwrap().into_keys().collect::<Vec<_>>(),
+            ["pids.max"]
+        );
+        let told = "cpuset.cpus.partition is about the host's CPUs: left out";
+        assert!(
+            guest.warnings.iter().any(|warning| warning == told),
+            "{:?}",
+            guest.warnings
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::sizing::HostLimits;
+use crate::sizing::{HostLimits, NumberSet};
 
 /// Why a limit is not in force.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +17,15 @@ pub enum LimitError {
         path: PathBuf,
         /// What was to be in it.
         value: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// What the parent has is not known.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
         /// Why not.
         #[source]
         source: io::Error,
@@ -46,45 +55,72 @@ struct Limit {
     v2: (&'static str, String),
 }
 
-/// Puts the limits in force that differ from those `before`. Each is tried; what failed is in the answer.
-pub(super) fn apply(directories: &[PathBuf], limits: &HostLimits, before: &HostLimits) -> Vec<LimitError> {
+/// Puts those limits in force that are not. Each is tried; what failed is in the answer.
+pub(super) fn apply(directories: &[PathBuf], limits: &HostLimits, in_force: &mut HostLimits) -> Vec<LimitError> {
     let mut failed = Vec::new();
-    if limits.memory != before.memory {
-        failed.extend(memory(directories, limits.memory).err());
+    let mut keep = |result: Result<(), LimitError>| result.map_err(|error| failed.push(error)).is_ok();
+    if limits.memory != in_force.memory && keep(memory(directories, limits.memory)) {
+        in_force.memory = limits.memory;
     }
-    if limits.shares != before.shares {
-        let shares = limits.shares.unwrap_or(DEFAULT_SHARES);
-        failed.extend(write(
-            directories,
-            &Limit {
-                controller: "cpu",
-                v1: ("cpu.shares", shares.to_string()),
-                v2: ("cpu.weight", protocol::cpu_weight(shares).to_string()),
-            },
-        ));
+    if limits.shares != in_force.shares && keep(shares(directories, limits.shares)) {
+        in_force.shares = limits.shares;
     }
-    let sets = [
-        ("cpuset.cpus", limits.cpus, before.cpus),
-        ("cpuset.mems", limits.mems, before.mems),
-    ];
-    for (file, set, before) in sets {
-        // A set that is taken away by an update stays: v1 has no "all", and the parent's is not ours to give.
-        if let Some(set) = set.filter(|_| set != before) {
-            failed.extend(write(
-                directories,
-                &Limit {
-                    controller: "cpuset",
-                    v1: (file, set.to_string()),
-                    v2: (file, set.to_string()),
-                },
-            ));
+    for (file, set, in_force) in [
+        ("cpuset.cpus", limits.cpus, &mut in_force.cpus),
+        ("cpuset.mems", limits.mems, &mut in_force.mems),
+    ] {
+        if set != *in_force && keep(numbers(directories, file, set)) {
+            *in_force = set;
         }
     }
     failed
 }
 
+/// Writes a set, or takes it away: then what the parent has counts. v2 has an empty set for that, v1 none: its own is the parent's,
+/// as it was when the cgroup was made.
+fn numbers(directories: &[PathBuf], file: &str, set: Option<NumberSet>) -> Result<(), LimitError> {
+    let mut found = false;
+    for directory in directories.iter().filter(|directory| directory.join(file).exists()) {
+        found = true;
+        let unified = directory.join("cgroup.controllers").exists();
+        let value = match (set, directory.parent()) {
+            (Some(set), _) => set.to_string(),
+            (None, Some(parent)) if !unified => {
+                let path = parent.join(file);
+                fs::read_to_string(&path).map_err(|source| LimitError::Read { path, source })?
+            }
+            (None, _) => "\n".to_owned(),
+        };
+        write_file(directory.join(file), &value)?;
+    }
+    let controller = "cpuset";
+    if found {
+        Ok(())
+    } else {
+        Err(LimitError::NoController { controller })
+    }
+}
+
+fn write_file(path: PathBuf, value: &str) -> Result<(), LimitError> {
+    fs::write(&path, value).map_err(|source| LimitError::Write {
+        path,
+        value: value.to_owned(),
+        source,
+    })
+}
+
 /// v1's, where nobody says.
 const DEFAULT_SHARES: u64 = 1024;
+
+fn shares(directories: &[PathBuf], shares: Option<u64>) -> Result<(), LimitError> {
+    let shares = shares.unwrap_or(DEFAULT_SHARES);
+    let limit = Limit {
+        controller: "cpu",
+        v1: ("cpu.shares", shares.to_string()),
+        v2: ("cpu.weight", protocol::cpu_weight(shares).to_string()),
+    };
+    write(directories, &limit)
+}
 
 fn memory(directories: &[PathBuf], bytes: Option<u64>) -> Result<(), LimitError> {
     if let Some(bytes) = bytes {
@@ -109,7 +145,7 @@ fn memory(directories: &[PathBuf], bytes: Option<u64>) -> Result<(), LimitError>
         v1: ("memory.limit_in_bytes", value("-1")),
         v2: ("memory.max", value("max")),
     };
-    write(directories, &limit).map_or(Ok(()), Err)
+    write(directories, &limit)
 }
 
 /// What a cgroup of v2 uses besides the cache of files.
@@ -133,37 +169,26 @@ fn unreclaimable(directory: &Path) -> Option<u64> {
 }
 
 /// Writes it wherever its file is; on a hybrid host a controller is in one hierarchy only.
-fn write(directories: &[PathBuf], limit: &Limit) -> Option<LimitError> {
+fn write(directories: &[PathBuf], limit: &Limit) -> Result<(), LimitError> {
     let mut found = false;
-    for (directory, (file, value)) in directories.iter().flat_map(|directory| {
-        let distinct = if limit.v1.0 == limit.v2.0 { 1 } else { 2 };
-        [&limit.v1, &limit.v2]
-            .into_iter()
-            .take(distinct)
-            .map(move |file| (directory, file))
-    }) {
-        let path = directory.join(file);
-        if !path.exists() {
-            continue;
-        }
+    let files = directories
+        .iter()
+        .flat_map(|directory| [&limit.v1, &limit.v2].map(|(file, value)| (directory.join(file), value)));
+    for (path, value) in files.filter(|(path, _)| path.exists()) {
         found = true;
-        if let Err(source) = fs::write(&path, value) {
-            return Some(LimitError::Write {
-                path,
-                value: value.clone(),
-                source,
-            });
-        }
+        write_file(path, value)?;
     }
-    (!found).then_some(LimitError::NoController {
-        controller: limit.controller,
-    })
+    let controller = limit.controller;
+    if found {
+        Ok(())
+    } else {
+        Err(LimitError::NoController { controller })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sizing::NumberSet;
 
     const MIB: u64 = 1 << 20;
 
@@ -200,6 +225,7 @@ mod tests {
         &[("cpuset.cpus", ""), ("cpuset.mems", "")],
     ];
     const V2: &[(&str, &str)] = &[
+        ("cgroup.controllers", "cpuset cpu io memory pids"),
         ("memory.max", ""),
         ("memory.current", "314572800"),
         (
@@ -215,21 +241,26 @@ mod tests {
     fn v1_has_each_limit_in_its_own_hierarchy() {
         let root = tempfile::tempdir().unwrap();
         let directories = tree(root.path(), &V1);
-        assert!(apply(&directories, &all(), &HostLimits::default()).is_empty());
+        assert!(apply(&directories, &all(), &mut HostLimits::default()).is_empty());
         assert_eq!(read(&directories[0], "memory.limit_in_bytes"), "524288000");
         assert_eq!(read(&directories[1], "cpu.shares"), "512");
         assert_eq!(read(&directories[2], "cpuset.cpus"), "0-1");
         assert_eq!(read(&directories[2], "cpuset.mems"), "0");
-        assert!(apply(&directories, &HostLimits::default(), &all()).is_empty());
+        // All hierarchies of this test have one parent.
+        fs::write(root.path().join("cpuset.cpus"), "0-7\n").unwrap();
+        fs::write(root.path().join("cpuset.mems"), "0-1\n").unwrap();
+        assert!(apply(&directories, &HostLimits::default(), &mut all()).is_empty());
         assert_eq!(read(&directories[0], "memory.limit_in_bytes"), "-1");
         assert_eq!(read(&directories[1], "cpu.shares"), "1024");
+        assert_eq!(read(&directories[2], "cpuset.cpus"), "0-7\n");
+        assert_eq!(read(&directories[2], "cpuset.mems"), "0-1\n");
     }
 
     #[test]
     fn v2_has_them_in_one() {
         let root = tempfile::tempdir().unwrap();
         let directories = tree(root.path(), &[V2]);
-        assert!(apply(&directories, &all(), &HostLimits::default()).is_empty());
+        assert!(apply(&directories, &all(), &mut HostLimits::default()).is_empty());
         for (file, text) in [
             ("memory.max", "524288000"),
             ("cpu.weight", "59"),
@@ -238,9 +269,10 @@ mod tests {
         ] {
             assert_eq!(read(&directories[0], file), text);
         }
-        assert!(apply(&directories, &HostLimits::default(), &all()).is_empty());
+        assert!(apply(&directories, &HostLimits::default(), &mut all()).is_empty());
         assert_eq!(read(&directories[0], "memory.max"), "max");
         assert_eq!(read(&directories[0], "cpu.weight"), "100");
+        assert_eq!(read(&directories[0], "cpuset.cpus"), "\n");
     }
 
     #[test]
@@ -248,7 +280,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let unified: &[(&str, &str)] = &[("cgroup.procs", "")];
         let directories = tree(root.path(), &[unified, V1[0], V1[1], V1[2]]);
-        assert!(apply(&directories, &all(), &HostLimits::default()).is_empty());
+        assert!(apply(&directories, &all(), &mut HostLimits::default()).is_empty());
         assert_eq!(read(&directories[1], "memory.limit_in_bytes"), "524288000");
         assert_eq!(fs::read_dir(&directories[0]).unwrap().count(), 1);
     }
@@ -257,14 +289,23 @@ mod tests {
     fn a_controller_that_is_nowhere_is_told() {
         let root = tempfile::tempdir().unwrap();
         let directories = tree(root.path(), &[V1[0]]);
-        let failed = apply(&directories, &all(), &HostLimits::default());
+        let mut in_force = HostLimits::default();
+        let failed = apply(&directories, &all(), &mut in_force);
         let told: Vec<_> = failed.iter().map(ToString::to_string).collect();
         assert_eq!(told.len(), 3, "{told:?}");
         assert!(
             told.iter().any(|error| error.ends_with("the controller cpuset")),
             "{told:?}"
         );
-        assert!(apply(&directories, &HostLimits::default(), &HostLimits::default()).is_empty());
+        // What could be limited is.
+        assert_eq!(
+            in_force,
+            HostLimits {
+                memory: all().memory,
+                ..HostLimits::default()
+            }
+        );
+        assert!(apply(&directories, &HostLimits::default(), &mut HostLimits::default()).is_empty());
     }
 
     #[test]
@@ -276,12 +317,12 @@ mod tests {
             memory: Some(bytes),
             ..HostLimits::default()
         };
-        let failed = apply(&directories, &limits(199 * MIB), &HostLimits::default());
+        let failed = apply(&directories, &limits(199 * MIB), &mut HostLimits::default());
         assert!(
             matches!(failed[..], [LimitError::InUse { used, .. }] if used == 200 * MIB),
             "{failed:?}"
         );
         assert_eq!(read(&directories[0], "memory.max"), "");
-        assert!(apply(&directories, &limits(200 * MIB), &HostLimits::default()).is_empty());
+        assert!(apply(&directories, &limits(200 * MIB), &mut HostLimits::default()).is_empty());
     }
 }

@@ -1,7 +1,12 @@
 //! One cgroup per sandbox on the host, in every hierarchy that can be used.
 //!
 //! It holds QEMU and its helpers, so that they can be found, killed and limited together. Which limits is not decided here.
+//!
+//! In v2 the processes are one level below the cgroup that has the limits ([`MEMBERS`]), which hands its controllers down to
+//! them. systemd takes from a slice the controllers that no unit in it needs, and with them the limits of a cgroup that it
+//! has not made; the kernel does not let it take one that is handed down further (cgroup-v2.rst, "Top-down Constraint").
 
+mod allowance;
 mod limits;
 
 use std::fs;
@@ -13,12 +18,15 @@ use std::time::{Duration, Instant};
 use crate::id::SandboxId;
 use crate::mountinfo;
 use crate::process::{self, ProcessRef};
-use crate::sizing::HostLimits;
 
+pub use self::allowance::Allowance;
 pub use self::limits::LimitError;
 
 /// Controllers of v2 that have limits of ours, or figures that somebody reads.
 const CONTROLLERS: [&str; 5] = ["cpuset", "cpu", "io", "memory", "pids"];
+
+/// Where the processes are in v2, below the sandbox's cgroup.
+const MEMBERS: &str = "vm";
 
 /// Between two attempts to remove a cgroup whose processes are dead. See [`remove_directory`].
 const REMOVE_INTERVAL: Duration = Duration::from_millis(5);
@@ -52,7 +60,8 @@ impl HostCgroup {
             let directory = hierarchy.mountpoint.join(&relative);
             let cpuset = hierarchy.kind == "cgroup" && hierarchy.super_options.split(',').any(|name| name == "cpuset");
             let unified = hierarchy.kind == "cgroup2";
-            match make(&hierarchy.mountpoint, &relative, cpuset, unified) {
+            let deepest = if unified { relative.join(MEMBERS) } else { relative.clone() };
+            match make(&hierarchy.mountpoint, &deepest, cpuset, unified) {
                 Ok(()) if directories.contains(&directory) => {}
                 Ok(()) => directories.push(directory),
                 Err(error) => tracing::warn!(
@@ -80,17 +89,8 @@ impl HostCgroup {
     /// The files into which a child writes its pid (or 0) to join.
     #[must_use]
     pub fn procs_files(&self) -> Vec<PathBuf> {
-        self.directories
-            .iter()
-            .map(|directory| directory.join("cgroup.procs"))
-            .collect()
-    }
-
-    /// Puts those of the limits in force that differ from those `before`. Each is tried; what failed is in the answer.
-    /// Blocks.
-    #[must_use]
-    pub fn limit(&self, limits: &HostLimits, before: &HostLimits) -> Vec<LimitError> {
-        limits::apply(&self.directories, limits, before)
+        let members = self.directories.iter().map(|directory| members(directory));
+        members.map(|directory| directory.join("cgroup.procs")).collect()
     }
 
     /// Kills every process in it but the caller, and those that they start meanwhile. Blocks until they are dead, at
@@ -117,7 +117,9 @@ impl HostCgroup {
     pub fn remove(&self) {
         let deadline = Instant::now() + REMOVE_LIMIT;
         for directory in &self.directories {
-            if let Err(error) = remove_directory(directory, deadline) {
+            let removed =
+                remove_directory(&directory.join(MEMBERS), deadline).and_then(|()| remove_directory(directory, deadline));
+            if let Err(error) = removed {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
                     path = %directory.display(),
@@ -126,6 +128,12 @@ impl HostCgroup {
             }
         }
     }
+}
+
+/// Where the processes of a sandbox are whose cgroup is `directory`.
+fn members(directory: &Path) -> PathBuf {
+    let below = directory.join(MEMBERS);
+    if below.is_dir() { below } else { directory.to_owned() }
 }
 
 /// A dead process may hold its cgroup a moment longer than its parent or a pidfd can see it, and v1 announces the end of
@@ -259,8 +267,10 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         fs::write(root.path().join("cgroup.controllers"), "cpu memory hugetlb\n").unwrap();
         fs::write(root.path().join("cgroup.subtree_control"), "cpu\n").unwrap();
-        make(root.path(), Path::new("a/kata_b"), false, true).unwrap();
-        assert!(root.path().join("a/kata_b").is_dir());
+        make(root.path(), Path::new("a/kata_b/vm"), false, true).unwrap();
+        assert!(root.path().join("a/kata_b/vm").is_dir());
+        assert_eq!(members(&root.path().join("a/kata_b")), root.path().join("a/kata_b/vm"));
+        assert_eq!(members(&root.path().join("a")), root.path().join("a"));
         let handed = fs::read_to_string(root.path().join("cgroup.subtree_control")).unwrap();
         assert_eq!(handed, "+memory");
         // There is nothing to be handed down in a hierarchy without controllers.

@@ -4,16 +4,19 @@
 //! create, update   limits are counted ─► the host's limit ─► the VM grows, waited for ─► the guest applies the limits
 //! update, exit     limits are not counted any more ─► the VM shrinks, nobody waits ─► the host's limit
 //! ```
-//! The host's limit is that of the sandbox's cgroup: at no time does it leave less than the VM may use.
+//! The host's limit is that of the sandbox's cgroup: at no time does it leave less than the VM may use. A guest may take long to give
+//! memory back: the host's limit follows it down, for as long as it takes.
 //!
 //! One change at a time, each to what is wanted when its turn comes, so that the last one leaves the VM as it has to be.
-//! Growing does not wait for a shrinking that is under way: it takes its place.
+//! Nobody waits for a guest that gives memory back: whoever wants a turn gets it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use hypervisor::Size;
-use tokio::sync::Notify;
+use config::Mebibytes;
+use hypervisor::{MemoryError, Size};
+use tokio::sync::watch;
 
 use super::Sandbox;
 use crate::agent_client::AgentClient;
@@ -22,27 +25,38 @@ use crate::id::ContainerId;
 use crate::sizing::{HostLimits, Limits, Sizing};
 use crate::vm::Machine;
 
+/// When it is worth a line in the log that the guest gives nothing back.
+const SLOW: Duration = Duration::from_secs(15);
+
 /// Who has which limits, and what was last told.
 pub(super) struct Sizes {
     sizing: Sizing,
     limits: Mutex<HashMap<ContainerId, Limits>>,
     told: tokio::sync::Mutex<Told>,
-    /// Somebody wants to grow the VM.
-    growing: Notify,
+    /// How many want a turn.
+    waiting: watch::Sender<usize>,
 }
 
-/// What the VM is to be, and its cgroup on the host.
+/// What the VM is to be.
 struct Told {
     vm: Size,
-    host: HostLimits,
+    /// Memory that the guest has, or may have, beyond that.
+    beyond: Mebibytes,
 }
 
-impl Told {
-    async fn limit_host(&mut self, machine: &dyn Machine, host: HostLimits) {
-        if host != self.host {
-            machine.limit_host(host).await;
-            self.host = host;
-        }
+/// One who wants a turn.
+struct Waiting<'a>(&'a watch::Sender<usize>);
+
+impl<'a> Waiting<'a> {
+    fn new(waiting: &'a watch::Sender<usize>) -> Self {
+        waiting.send_modify(|waiting| *waiting += 1);
+        Self(waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|waiting| *waiting -= 1);
     }
 }
 
@@ -53,9 +67,9 @@ impl Sizes {
             limits: Mutex::default(),
             told: tokio::sync::Mutex::new(Told {
                 vm: sizing.boot().size,
-                host: sizing.host_at_boot(),
+                beyond: Mebibytes(0),
             }),
-            growing: Notify::new(),
+            waiting: watch::Sender::new(0),
         }
     }
 
@@ -78,6 +92,12 @@ impl Sizes {
         self.limits().remove(container);
     }
 
+    /// Waits for a turn. Whoever has it and waits for the guest to give memory back gives it up.
+    async fn turn(&self) -> tokio::sync::MutexGuard<'_, Told> {
+        let _waiting = Waiting::new(&self.waiting);
+        self.told.lock().await
+    }
+
     fn wanted(&self) -> crate::sizing::Wanted {
         self.sizing.wanted(self.limits().values().copied())
     }
@@ -94,15 +114,18 @@ impl Sizes {
 impl Sandbox {
     /// Counts a container's limits, and gives the VM what it lacks for them. Memory that cannot be had is an error: the
     /// container would be killed where it may use it. A vCPU that cannot be had is a warning: it is slower.
-    pub(super) async fn grow(&self, agent: &AgentClient, container: &ContainerId, limits: Limits) -> Result<(), Error> {
+    pub(super) async fn grow(
+        self: &Arc<Self>,
+        agent: &AgentClient,
+        container: &ContainerId,
+        limits: Limits,
+    ) -> Result<(), Error> {
         self.sizes.count(container, limits);
         let Some(machine) = self.machine() else { return Ok(()) };
-        self.sizes.growing.notify_waiters();
-        let mut told = self.sizes.told.lock().await;
+        let mut told = self.sizes.turn().await;
         let wanted = self.sizes.wanted();
         if let Some(host) = self.sizes.host(wanted.size, self.id.as_str()) {
-            let host = host.with_room_of(told.host);
-            told.limit_host(&*machine, host).await;
+            machine.raise_host(host).await;
         }
         if self.sizes.sizing.is_fixed() {
             return Ok(());
@@ -123,7 +146,7 @@ impl Sandbox {
             // Also if it fails: what the guest was told, it may still do.
             told.vm.memory = wanted.memory;
             let grown = machine.set_memory(wanted.memory).await;
-            grown.map_err(|source| Error::Memory {
+            told.beyond = grown.map_err(|source| Error::Memory {
                 subject: format!("container {container}"),
                 source,
             })?;
@@ -137,6 +160,10 @@ impl Sandbox {
                     tracing::warn!(%container, vcpus = wanted.vcpus, error, "the VM has not the vCPUs that it should")
                 }
             }
+        }
+        if told.beyond.0 > 0 {
+            // Whoever waited for that has given up its turn.
+            self.settle();
         }
         Ok(())
     }
@@ -152,30 +179,34 @@ impl Sandbox {
     }
 
     async fn shrink(&self) {
-        let mut told = self.sizes.told.lock().await;
-        let growing = self.sizes.growing.notified();
-        tokio::pin!(growing);
-        // From here on, not from when it is first asked: who comes before is counted in what is wanted, who comes after tells.
-        growing.as_mut().enable();
+        let mut told = self.sizes.turn().await;
         let wanted = self.sizes.wanted().size;
         let (Some(machine), Ok(agent)) = (self.machine(), self.agent("resize", "the VM")) else {
             return;
         };
-        if wanted != told.vm {
+        if wanted.memory < told.vm.memory || told.beyond.0 > 0 {
             self.take_vcpus(&*machine, &mut told.vm, wanted).await;
-            let shrunk = tokio::select! {
-                shrunk = self.take_memory(&*machine, &mut told.vm, wanted) => shrunk,
-                () = growing => false,
-            };
-            if let Err(error) = agent.resize(&resized(wanted)).await {
-                tracing::warn!(sandbox = %self.id, %error, "the guest does not take note of the VM's size");
-            }
-            if !shrunk {
-                return;
-            }
+            self.take_memory(&*machine, &agent, &mut told, wanted).await;
+            return;
         }
-        if let Some(host) = self.sizes.host(wanted, self.id.as_str()) {
-            told.limit_host(&*machine, host).await;
+        if wanted.vcpus < told.vm.vcpus {
+            self.take_vcpus(&*machine, &mut told.vm, wanted).await;
+            self.tell_guest(&agent, wanted).await;
+        }
+        self.limit_host(&*machine, wanted, Mebibytes(0)).await;
+    }
+
+    async fn limit_host(&self, machine: &dyn Machine, size: Size, beyond: Mebibytes) {
+        let memory = Mebibytes(size.memory.0.saturating_add(beyond.0));
+        if let Some(host) = self.sizes.host(Size { memory, ..size }, self.id.as_str()) {
+            machine.limit_host(host).await;
+        }
+    }
+
+    /// It renews what it keeps for itself of its memory.
+    async fn tell_guest(&self, agent: &AgentClient, size: Size) {
+        if let Err(error) = agent.resize(&resized(size)).await {
+            tracing::warn!(sandbox = %self.id, %error, "the guest does not take note of the VM's size");
         }
     }
 
@@ -188,23 +219,44 @@ impl Sandbox {
         }
     }
 
-    /// Whether the guest has given back the memory that it should.
-    async fn take_memory(&self, machine: &dyn Machine, told: &mut Size, wanted: Size) -> bool {
-        if wanted.memory >= told.memory {
-            return true;
-        }
-        told.memory = wanted.memory;
-        match machine.set_memory(wanted.memory).await {
-            Ok(()) => {
+    /// Asks the guest for the memory that it should give back, and has the host's limit follow what it does give back, until nothing
+    /// is missing or somebody else wants a turn.
+    async fn take_memory(&self, machine: &dyn Machine, agent: &AgentClient, told: &mut Told, wanted: Size) {
+        // Also if it fails: what the guest was told, it may still do.
+        let before = told.vm.memory.0.saturating_add(told.beyond.0);
+        told.vm.memory = wanted.memory;
+        told.beyond = Mebibytes(before.saturating_sub(wanted.memory.0));
+        let mut asked = machine.set_memory(wanted.memory).await;
+        loop {
+            match asked {
+                Ok(beyond) => told.beyond = beyond,
+                Err(error) => {
+                    tracing::info!(sandbox = %self.id, error = chain(&error), "the guest keeps memory that it should give back");
+                    return;
+                }
+            }
+            self.tell_guest(agent, wanted).await;
+            self.limit_host(machine, wanted, told.beyond).await;
+            if told.beyond.0 == 0 {
                 tracing::info!(sandbox = %self.id, memory = %wanted.memory, "the VM has given memory back");
-                true
+                return;
             }
-            Err(error) => {
-                // It uses it for itself; what it can do without it has given back.
-                tracing::info!(sandbox = %self.id, error = chain(&error), "the guest keeps memory that it should give back");
-                false
-            }
+            let mut waiting = self.sizes.waiting.subscribe();
+            asked = tokio::select! {
+                asked = self.surplus(machine, told.beyond) => asked,
+                _ = waiting.wait_for(|waiting| *waiting > 0) => return,
+            };
         }
+    }
+
+    async fn surplus(&self, machine: &dyn Machine, before: Mebibytes) -> Result<Mebibytes, MemoryError> {
+        let change = machine.surplus_other_than(before);
+        tokio::pin!(change);
+        if let Ok(changed) = tokio::time::timeout(SLOW, &mut change).await {
+            return changed;
+        }
+        tracing::info!(sandbox = %self.id, beyond = %before, "the guest keeps memory that it should give back: it is waited for");
+        change.await
     }
 }
 

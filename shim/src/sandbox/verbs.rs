@@ -18,6 +18,7 @@ use super::process::{Phase, ProcessName};
 use super::{Container, Sandbox};
 use crate::agent_client::{AgentClient, AgentError, printable};
 use crate::error::Error;
+use crate::guest_spec::guest_resources;
 use crate::id::{ContainerId, ExecId};
 use crate::sizing::Limits;
 
@@ -287,7 +288,7 @@ impl Sandbox {
             let _changes = container.changes.lock().await;
             let (agent, name) = sandbox.living(&container.id, "update")?;
             let before = sandbox.sizes.of(&container.id);
-            let updated = sandbox.update_limits(&agent, &name, before, &resources).await;
+            let updated = sandbox.update_limits(&agent, &name, before, resources).await;
             if updated.is_err() {
                 sandbox.sizes.count(&container.id, before);
             }
@@ -302,18 +303,22 @@ impl Sandbox {
     }
 
     async fn update_limits(
-        &self,
+        self: &Arc<Self>,
         agent: &AgentClient,
         name: &ProcessName,
         before: Limits,
-        resources: &LinuxResources,
+        mut resources: LinuxResources,
     ) -> Result<(), Error> {
-        let text = serde_json::to_vec(resources).map_err(|error| Error::Invalid {
+        let limits = before.updated(&resources);
+        for warning in guest_resources(&mut resources) {
+            tracing::warn!(container = %name, warning);
+        }
+        let text = serde_json::to_vec(&resources).map_err(|error| Error::Invalid {
             what: "the resources",
             subject: name.to_string(),
             reason: error.to_string(),
         })?;
-        self.grow(agent, &name.container, before.updated(resources)).await?;
+        self.grow(agent, &name.container, limits).await?;
         let request = UpdateRequest {
             container_id: name.container.to_string(),
             resources: text,

@@ -20,7 +20,6 @@ use ttrpc::r#async::TtrpcContext;
 use super::Service;
 use crate::error::Error;
 use crate::events::timestamp;
-use crate::guest_spec::guest_resources;
 use crate::id::{ContainerId, ExecId};
 use crate::sandbox::CreateRequest;
 use crate::sandbox::process::{Phase, ProcessName};
@@ -218,8 +217,7 @@ impl Task for Service {
         let id = ContainerId::new(&request.id).map_err(Error::from)?;
         let subject = format!("container {id}");
         let what = "the resources";
-        let mut resources: LinuxResources = json(request.resources.as_ref(), what, &subject)?;
-        guest_resources(&mut resources);
+        let resources: LinuxResources = json(request.resources.as_ref(), what, &subject)?;
         self.sandbox()?.update(&id, resources).await?;
         Ok(Empty::new())
     }

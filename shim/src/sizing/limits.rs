@@ -1,7 +1,8 @@
 //! What a container, or a pod as a whole, may use at most, as far as it decides how big the VM has to be.
 //!
-//! Rules: config-linux.md of the OCI runtime specification; the annotations are those that containerd's CRI plugin writes
-//! from the kubelet's `LinuxPodSandboxConfig.resources`.
+//! Rules: config-linux.md of the OCI runtime specification, and cgroup-v2.rst of the kernel for unified keys, which go before the
+//! fields of the same meaning as in runc; the annotations are those that containerd's CRI plugin writes from the kubelet's
+//! `LinuxPodSandboxConfig.resources`.
 
 use std::collections::HashMap;
 
@@ -57,23 +58,39 @@ impl Limits {
     pub fn updated(self, resources: &LinuxResources) -> Self {
         let cpu = resources.cpu().as_ref();
         let memory = resources.memory().as_ref();
+        let unified = |key: &str| Some(resources.unified().as_ref()?.get(key)?.as_str());
         let set = |list: Option<&str>, before: Option<NumberSet>| match list {
-            None | Some("") => before,
+            None => before,
+            // An empty list is no set any more.
             Some(list) => NumberSet::parse(list),
         };
+        let cpu_max = unified("cpu.max").and_then(cpu_max);
         Self {
-            quota: cpu.and_then(LinuxCpu::quota).or(self.quota),
-            period: cpu.and_then(LinuxCpu::period).or(self.period),
-            cpus: set(cpu.and_then(|cpu| cpu.cpus().as_deref()), self.cpus),
-            mems: set(cpu.and_then(|cpu| cpu.mems().as_deref()), self.mems),
+            quota: cpu_max
+                .map(|(quota, _)| quota)
+                .or_else(|| cpu.and_then(LinuxCpu::quota))
+                .or(self.quota),
+            period: cpu_max
+                .map(|(_, period)| period)
+                .or_else(|| cpu.and_then(LinuxCpu::period))
+                .or(self.period),
+            cpus: set(
+                unified("cpuset.cpus").or(cpu.and_then(|cpu| cpu.cpus().as_deref())),
+                self.cpus,
+            ),
+            mems: set(
+                unified("cpuset.mems").or(cpu.and_then(|cpu| cpu.mems().as_deref())),
+                self.mems,
+            ),
             // 0 is "not set" here, too.
             shares: cpu
                 .and_then(LinuxCpu::shares)
                 .filter(|shares| *shares != 0)
                 .or(self.shares),
             // 0 is "not set", as for the cgroup.
-            memory: memory
-                .and_then(|memory| memory.limit())
+            memory: unified("memory.max")
+                .and_then(bytes)
+                .or_else(|| memory.and_then(|memory| memory.limit()))
                 .filter(|limit| *limit != 0)
                 .or(self.memory),
             huge_pages: resources.hugepage_limits().as_ref().map_or(self.huge_pages, |limits| {
@@ -109,6 +126,30 @@ impl Limits {
         let limit = self.memory.filter(|limit| (1..NO_LIMIT).contains(limit));
         limit.map_or(0, i64::unsigned_abs).saturating_add(self.huge_pages)
     }
+}
+
+/// Quota and period of `cpu.max`; the quota may be "max", and the period may be missing.
+fn cpu_max(text: &str) -> Option<(i64, u64)> {
+    let mut words = text.split_whitespace();
+    let quota = match words.next()? {
+        "max" => -1,
+        number => number.parse().ok()?,
+    };
+    let period = words.next().map_or(Ok(DEFAULT_PERIOD), str::parse);
+    Some((quota, period.ok()?))
+}
+
+/// Bytes of `memory.max`, -1 for "max". The kernel takes units of 1024, 1024², … too (`memparse`).
+fn bytes(text: &str) -> Option<i64> {
+    let text = text.trim();
+    if text == "max" {
+        return Some(-1);
+    }
+    let units = [('k', 10), ('m', 20), ('g', 30), ('t', 40)];
+    let last = text.chars().last()?.to_ascii_lowercase();
+    let shift = units.iter().find_map(|(unit, shift)| (*unit == last).then_some(*shift));
+    let number = if shift.is_some() { &text[..text.len() - 1] } else { text };
+    number.parse::<i64>().ok()?.checked_mul(1 << shift.unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -165,6 +206,48 @@ mod tests {
         assert_eq!(update(r#"{"cpu":{"quota":-1}}"#).cpu_milli(), 0);
         assert_eq!(update(r#"{"memory":{"limit":-1}}"#).memory_bytes(), 0);
         assert_eq!(update(r#"{"memory":{"limit":0}}"#), before);
+    }
+
+    #[test]
+    fn a_set_stays_until_it_is_taken_away() {
+        let before = of(r#"{"cpu":{"quota":400000,"cpus":"1,3","mems":"0"}}"#);
+        let update = |json: &str| before.updated(&serde_json::from_str(json).unwrap());
+        assert_eq!(update(r#"{"cpu":{"shares":2}}"#).cpus, before.cpus);
+        let without = update(r#"{"cpu":{"cpus":""}}"#);
+        assert_eq!(
+            (without.cpus, without.mems, without.cpu_milli()),
+            (None, before.mems, 4000)
+        );
+        let unified = update(r#"{"cpu":{"cpus":"1"},"unified":{"cpuset.cpus":"5-7","cpuset.mems":""}}"#);
+        assert_eq!((unified.cpu_milli(), unified.mems), (3000, None));
+    }
+
+    #[test]
+    fn unified_keys_are_limits_too_and_go_first() {
+        for (json, milli, bytes) in [
+            (
+                r#"{"unified":{"memory.max":"1048576","cpu.max":"150000 100000"}}"#,
+                1500,
+                1 << 20,
+            ),
+            (r#"{"unified":{"memory.max":"64M","cpu.max":"50000"}}"#, 500, 64 << 20),
+            (
+                r#"{"unified":{"memory.max":"max","cpu.max":"max 100000"},"memory":{"limit":4096},"cpu":{"quota":1000}}"#,
+                0,
+                0,
+            ),
+            (
+                r#"{"unified":{"memory.max":"é","cpu.max":""},"memory":{"limit":4096}}"#,
+                0,
+                4096,
+            ),
+        ] {
+            assert_eq!(
+                (of(json).cpu_milli(), of(json).memory_bytes()),
+                (milli, bytes),
+                "{json}"
+            );
+        }
     }
 
     #[test]

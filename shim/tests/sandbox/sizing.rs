@@ -157,3 +157,50 @@ async fn what_a_guest_does_not_give_back_the_host_does_not_take() {
     let next = shim.guest.size.steps(7).await;
     assert_eq!(next[5..7], ["host: 635 MiB", "451 MiB"], "{next:?}");
 }
+
+#[tokio::test]
+async fn the_hosts_limit_follows_a_guest_that_gives_memory_back_late() {
+    let shim = Shim::new(Boot::Works).await;
+    shim.create_limited("a", &["sleep"], 64).await.unwrap();
+    shim.create_limited("b", &["sleep"], 64).await.unwrap();
+    shim.update("a", 64).await.unwrap();
+    let size = &shim.guest.size;
+    let grown = size.steps(3).await.len();
+    let waits = |count| async move {
+        let mut waited_for = size.waited_for.subscribe();
+        waited_for.wait_for(|now| *now == count).await.unwrap();
+    };
+    size.clings.store(true, Ordering::SeqCst);
+    shim.delete("b", "").await.unwrap();
+    let asked = size.steps(grown + 1).await;
+    assert_eq!(asked[grown..], [ONE], "{asked:?}");
+    waits(1).await;
+    size.gives_back_to(330);
+    let some = size.steps(grown + 2).await;
+    assert_eq!(some[grown + 1..], ["host: 499 MiB"]);
+    // Who comes meanwhile has its turn at once, and the guest is waited for again.
+    shim.run("c", &["sleep"]).await;
+    let free = size.steps(grown + 3).await;
+    assert_eq!(free[grown + 2..], ["host: none"]);
+    shim.kill("c", "", 9).await.unwrap();
+    let back = size.steps(grown + 4).await;
+    assert_eq!(back[grown + 3..], ["host: 499 MiB"]);
+    waits(1).await;
+    size.gives_back_to(321);
+    let all = size.steps(grown + 5).await;
+    assert_eq!(all[grown + 4..], ["host: 489 MiB"]);
+    waits(0).await;
+}
+
+#[tokio::test]
+async fn nobody_waits_for_memory_of_a_vm_that_has_ended() {
+    let shim = Shim::new(Boot::Works).await;
+    shim.create_limited("a", &["sleep"], 64).await.unwrap();
+    shim.run("b", &["sleep"]).await;
+    shim.guest.size.clings.store(true, Ordering::SeqCst);
+    shim.delete("a", "").await.unwrap();
+    let mut waited_for = shim.guest.size.waited_for.subscribe();
+    waited_for.wait_for(|now| *now == 1).await.unwrap();
+    shim.guest.die("QEMU exited with status 1", false);
+    waited_for.wait_for(|now| *now == 0).await.unwrap();
+}

@@ -23,6 +23,9 @@ pub(crate) const PID: u32 = 4242;
 /// What is on the console.
 pub(crate) const CONSOLE: &str = "Kernel panic - not syncing: No working init found";
 
+/// The memory that it boots with, in MiB.
+const BOOT: u32 = 256;
+
 /// What becomes of the VM when it is started.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Boot {
@@ -114,15 +117,23 @@ impl Machine for FakeMachine {
         self.0.size.set_vcpus(count)
     }
 
-    async fn set_memory(&self, memory: Mebibytes) -> Result<(), MemoryError> {
-        self.0.size.set_memory(memory).await
+    async fn set_memory(&self, memory: Mebibytes) -> Result<Mebibytes, MemoryError> {
+        self.0.size.set_memory(memory)
+    }
+
+    async fn surplus_other_than(&self, before: Mebibytes) -> Result<Mebibytes, MemoryError> {
+        tokio::select! {
+            beyond = self.0.size.surplus_other_than(before) => Ok(beyond),
+            _ = self.ended() => Err(MemoryError::Full),
+        }
     }
 
     async fn limit_host(&self, limits: HostLimits) {
-        let memory = limits
-            .memory
-            .map_or("none".to_owned(), |bytes| format!("{} MiB", bytes >> 20));
-        self.0.size.step(format!("host: {memory}"));
+        self.0.size.limit_host(|_| limits);
+    }
+
+    async fn raise_host(&self, limits: HostLimits) {
+        self.0.size.limit_host(|before| limits.with_room_of(before));
     }
 }
 
@@ -135,9 +146,14 @@ pub(crate) struct FakeSize {
     steps: watch::Sender<Vec<String>>,
     /// The guest takes no memory any more.
     pub(crate) stuck: AtomicBool,
-    /// Giving memory back takes for ever.
+    /// The guest gives nothing back by itself.
     pub(crate) clings: AtomicBool,
-    has: AtomicU32,
+    host: Mutex<HostLimits>,
+    asked: AtomicU32,
+    /// MiB.
+    has: watch::Sender<u32>,
+    /// How many wait for the guest to give memory back.
+    pub(crate) waited_for: watch::Sender<usize>,
 }
 
 impl FakeSize {
@@ -147,20 +163,51 @@ impl FakeSize {
         Ok(())
     }
 
-    async fn set_memory(&self, memory: Mebibytes) -> Result<(), MemoryError> {
-        self.changes.send_modify(|changes| changes.push(memory.to_string()));
-        self.step(memory.to_string());
-        let has = self.has.swap(memory.0, Ordering::SeqCst);
-        if memory.0 < has && self.clings.load(Ordering::SeqCst) {
-            std::future::pending::<()>().await;
+    fn set_memory(&self, memory: Mebibytes) -> Result<Mebibytes, MemoryError> {
+        // Asking once more for the same has the guest try again, and is no change.
+        if self.asked.swap(memory.0, Ordering::SeqCst) != memory.0 {
+            self.changes.send_modify(|changes| changes.push(memory.to_string()));
+            self.step(memory.to_string());
         }
-        if memory.0 > has && self.stuck.load(Ordering::SeqCst) {
-            return Err(MemoryError::Stuck {
-                has: Mebibytes(0),
-                asked: memory,
-            });
+        if memory.0 > self.has.borrow().max(BOOT) {
+            if self.stuck.load(Ordering::SeqCst) {
+                return Err(MemoryError::Stuck {
+                    has: Mebibytes(0),
+                    asked: memory,
+                });
+            }
+            self.has.send_replace(memory.0);
+        } else if !self.clings.load(Ordering::SeqCst) {
+            self.has.send_replace(memory.0);
         }
-        Ok(())
+        Ok(self.beyond(*self.has.borrow()))
+    }
+
+    fn beyond(&self, has: u32) -> Mebibytes {
+        Mebibytes(has.saturating_sub(self.asked.load(Ordering::SeqCst)))
+    }
+
+    async fn surplus_other_than(&self, before: Mebibytes) -> Mebibytes {
+        let _waits = Waits::new(&self.waited_for);
+        let mut has = self.has.subscribe();
+        let has = has.wait_for(|has| self.beyond(*has) != before).await;
+        self.beyond(*has.unwrap())
+    }
+
+    /// The guest has given back what it had beyond this, by itself.
+    pub(crate) fn gives_back_to(&self, memory: u32) {
+        self.has.send_replace(memory);
+    }
+
+    fn limit_host(&self, limits: impl FnOnce(HostLimits) -> HostLimits) {
+        let mut host = self.host.lock().unwrap();
+        let limits = limits(*host);
+        if limits != *host {
+            *host = limits;
+            let memory = limits.memory;
+            let memory = memory.map_or("none".to_owned(), |bytes| format!("{} MiB", bytes >> 20));
+            self.step(format!("host: {memory}"));
+        }
     }
 
     fn step(&self, step: String) {
@@ -182,6 +229,22 @@ impl FakeSize {
             .await
             .unwrap()
             .clone()
+    }
+}
+
+/// One who waits.
+struct Waits<'a>(&'a watch::Sender<usize>);
+
+impl<'a> Waits<'a> {
+    fn new(count: &'a watch::Sender<usize>) -> Self {
+        count.send_modify(|count| *count += 1);
+        Self(count)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
     }
 }
 

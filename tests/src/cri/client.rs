@@ -1,16 +1,9 @@
 //! The calls of CRI, one function each, over containerd's socket. Knows neither pods' files nor what a test wants.
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
 
 use prost::Message;
-use tokio::runtime::Runtime;
-use tonic::{
-    Request, Status,
-    client::Grpc,
-    codegen::http::uri::PathAndQuery,
-    transport::{Channel, Endpoint},
-};
-use tonic_prost::ProstCodec;
+use tonic::Request;
 
 use super::messages::{
     AttachRequest, Container, ContainerId, ContainerStats, ContainerStatsResponse, ContainerStatus,
@@ -20,35 +13,16 @@ use super::messages::{
     PodSandboxStatus, PodSandboxStatusResponse, PortForwardRequest, RunPodSandboxRequest, StatusRequest,
     StopContainerRequest, StreamingUrl, UpdateContainerResourcesRequest,
 };
-use crate::{Error, Result, wait};
-
-/// How long a call may take: a boot, on a machine that boots others as well.
-const LIMIT: Duration = Duration::from_secs(120);
-/// ExecSync answers with up to 16 MiB of each stream (api.proto).
-const LARGEST: usize = 40 << 20;
+use crate::{Error, Result, grpc::Connection};
 
 /// A connection to a containerd's CRI plugin. Its calls block; any number of threads may make some.
 #[derive(Debug)]
-pub struct Client {
-    runtime: Runtime,
-    channel: Channel,
-}
+pub struct Client(Connection);
 
 impl Client {
     /// Connects to the socket at `address`, at the first call.
     pub fn new(address: &Path) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .map_err(Error::io("starting the client's runtime"))?;
-        let endpoint = Endpoint::from_shared(format!("unix://{}", address.display()))
-            .map_err(|error| Error::unexpected(format!("{}: {error}", address.display())))?;
-        let channel = {
-            let _entered = runtime.enter();
-            endpoint.connect_lazy()
-        };
-        Ok(Self { runtime, channel })
+        Connection::new(address).map(Self)
     }
 
     fn call<Q, A>(&self, service: &str, method: &str, request: Q) -> Result<A>
@@ -56,30 +30,8 @@ impl Client {
         Q: Message + 'static,
         A: Message + Default + 'static,
     {
-        let path = PathAndQuery::try_from(format!("/runtime.v1.{service}/{method}"))
-            .map_err(|error| Error::unexpected(format!("{method}: {error}")))?;
-        let answered = self.runtime.block_on(async {
-            let mut grpc = Grpc::new(self.channel.clone()).max_decoding_message_size(LARGEST);
-            let unary = async {
-                let ready = grpc.ready().await;
-                ready.map_err(|error| Status::unavailable(error.to_string()))?;
-                let codec: ProstCodec<Q, A> = ProstCodec::default();
-                grpc.unary(Request::new(request), path, codec).await
-            };
-            tokio::time::timeout(wait::patience(LIMIT), unary).await
-        });
-        match answered {
-            Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(Error::Rpc {
-                method: method.to_owned(),
-                code: status.code(),
-                message: status.message().to_owned(),
-            }),
-            Err(_) => Err(Error::Timeout {
-                what: format!("{method} answers"),
-                limit: LIMIT,
-            }),
-        }
+        self.0
+            .call(&format!("runtime.v1.{service}"), method, Request::new(request))
     }
 
     fn runtime<Q: Message + 'static, A: Message + Default + 'static>(&self, method: &str, request: Q) -> Result<A> {

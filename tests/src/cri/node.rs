@@ -15,6 +15,7 @@ use super::{
 use crate::{
     Ctr, Error, Result,
     containerd::Containerd,
+    host_cgroup,
     image::{self, Image},
     leftovers,
     locate::{self, Version},
@@ -108,6 +109,11 @@ impl PodNode {
     /// containerd's log so far; shims write into it too.
     pub fn log(&self) -> String {
         self.containerd.log()
+    }
+
+    /// What the first of these files says that is in the cgroup of a pod's sandbox on the host.
+    pub fn host_limit(&self, pod: &str, files: &[&str]) -> Result<String> {
+        host_cgroup::file(pod, files)
     }
 
     /// The network namespace that containerd, and the node's side of the pods' network, are in.

@@ -3,7 +3,7 @@
 use framework::{
     Result,
     cri::{
-        PodNode,
+        PodNode, eventually,
         messages::{LinuxContainerResources, UpdateContainerResourcesRequest},
         pod::resources,
     },
@@ -105,6 +105,53 @@ mod kata_only {
             }),
         })?;
         assert_eq!(limited.sh(READ)?, "83886080\n0\n67108864\n20000 50000\n35\n\n44\n");
+        pod.remove()?;
+        node.nothing_left()
+    }
+
+    #[test]
+    fn a_set_of_cpus_is_the_hosts_follows_updates_and_goes_when_it_is_taken_away() -> Result<()> {
+        let node = PodNode::start()?;
+        let pod = node.run_pod("sets")?;
+        let set = || node.host_limit(&pod.id, &["cpuset.cpus"]);
+        let whole = set()?;
+        let mut config = pod.container("bound", &["sleep", "1000"]);
+        resources(&mut config).cpuset_cpus = "0".to_owned();
+        let bound = pod.start(&config)?;
+        assert_eq!(set()?, "0");
+        // Whoever has no set may use all CPUs, until it has gone.
+        let free = pod.start(&pod.container("free", &["sleep", "1000"]))?;
+        assert_eq!(set()?, whole);
+        free.stop(0)?;
+        free.remove()?;
+        eventually("the set is in force again", || Ok((set()? == "0").then_some(())))?;
+
+        let update = |cpus: &str, unified: &[(&str, &str)]| {
+            let keys = unified
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+            node.cri().update_resources(UpdateContainerResourcesRequest {
+                container_id: bound.id.clone(),
+                linux: Some(LinuxContainerResources {
+                    cpuset_cpus: cpus.to_owned(),
+                    unified: keys.collect(),
+                    ..LinuxContainerResources::default()
+                }),
+            })
+        };
+        // The guest has one CPU, and is not asked.
+        let every = if whole.is_empty() {
+            "0".to_owned()
+        } else {
+            whole.clone()
+        };
+        update(&every, &[])?;
+        assert_eq!(set()?, every);
+        update("", &[("cpuset.cpus", "0")])?;
+        assert_eq!(set()?, "0");
+        update("", &[("cpuset.cpus", "")])?;
+        assert_eq!(set()?, whole);
+        assert_eq!(bound.sh("cat /sys/fs/cgroup/cpuset.cpus")?, "\n");
         pod.remove()?;
         node.nothing_left()
     }

@@ -37,6 +37,9 @@ impl Qemu {
             match name {
                 "device_add" => requested = arguments["requested-size"].as_u64().unwrap(),
                 "qom-set" => requested = arguments["value"].as_u64().unwrap(),
+                "qom-get" if arguments["property"] == "requested-size" => {
+                    return Some(vec![json!({ "return": requested })]);
+                }
                 _ => {}
             }
             let mut says = vec![json!({ "return": has })];
@@ -79,7 +82,10 @@ async fn the_device_is_made_when_memory_is_first_wanted_and_asked_afterwards() {
     qemu.memory.set(Mebibytes(700)).await.unwrap();
     assert_eq!(qemu.asked(), ["object-add", "device_add"]);
     for wanted in [1024, 300, 256, 0] {
-        qemu.memory.set(Mebibytes(wanted)).await.unwrap();
+        let mut beyond = qemu.memory.set(Mebibytes(wanted)).await.unwrap();
+        while beyond.0 > 0 {
+            beyond = qemu.memory.surplus().other_than(beyond).await.unwrap();
+        }
         assert_eq!(qemu.asked(), ["qom-set"]);
     }
 }
@@ -114,5 +120,88 @@ async fn a_guest_that_stops_in_between_is_waited_for_so_long_and_named() {
     let said = "the guest has 8 MiB of plugged memory and was asked to have 256 MiB";
     assert_eq!(error.to_string(), said);
     // Giving back what it has not is no trouble.
-    qemu.memory.set(Mebibytes(264)).await.unwrap();
+    assert_eq!(qemu.memory.set(Mebibytes(264)).await.unwrap(), Mebibytes(0));
+}
+
+/// A guest that has 400 MiB and gives back what and when the test says.
+fn slow() -> (Memory, impl Fn(u64)) {
+    let has = Arc::new(Mutex::new(0));
+    let (tell, unasked) = tokio::sync::mpsc::unbounded_channel();
+    let (known, mut requested) = (Arc::clone(&has), 0);
+    let rule = move |name: &str, arguments: &Value| {
+        let mut has = known.lock().unwrap();
+        match name {
+            "device_add" => {
+                requested = arguments["requested-size"].as_u64().unwrap();
+                *has = requested;
+            }
+            "qom-set" => requested = arguments["value"].as_u64().unwrap(),
+            _ => {}
+        }
+        let value = if arguments["property"] == "size" {
+            *has
+        } else {
+            requested
+        };
+        Some(vec![json!({ "return": value })])
+    };
+    let qmp = scripted::talkative(rule, unasked);
+    let mut memory = Memory::new(qmp.clone(), Hotplug::new(qmp, None), size(256), size(1026));
+    memory.patience = Duration::from_millis(100);
+    let moves = move |now: u64| {
+        *has.lock().unwrap() = now * MIB;
+        tell.send(json!({ "event": "MEMORY_DEVICE_SIZE_CHANGE", "data": { "size": now * MIB } }))
+            .unwrap();
+    };
+    (memory, moves)
+}
+
+#[tokio::test]
+async fn what_a_guest_gives_back_late_is_told_when_it_does() {
+    let (mut memory, moves) = slow();
+    memory.set(Mebibytes(656)).await.unwrap();
+    let asked = memory.set(Mebibytes(256)).await.unwrap();
+    assert_eq!(asked, Mebibytes(400), "nobody waits for it");
+    let surplus = memory.surplus();
+    let wait = surplus.other_than(asked);
+    tokio::pin!(wait);
+    // Longer than one that is to take memory may be silent; and what is no change wakes nobody.
+    let long = memory.patience * 3;
+    assert!(tokio::time::timeout(long, &mut wait).await.is_err());
+    moves(400);
+    assert!(tokio::time::timeout(long, &mut wait).await.is_err());
+    moves(100);
+    assert_eq!(wait.await.unwrap(), Mebibytes(100));
+    // What was asked meanwhile counts.
+    assert_eq!(memory.set(Mebibytes(300)).await.unwrap(), Mebibytes(56));
+    let wait = surplus.other_than(Mebibytes(56));
+    moves(44);
+    assert_eq!(wait.await.unwrap(), Mebibytes(0));
+}
+
+#[tokio::test]
+async fn whoever_waits_for_memory_of_a_qemu_that_ends_is_told() {
+    let mut asked = 0;
+    let qmp = scripted::qemu(move |_, arguments| {
+        asked += 1;
+        let value = if arguments["property"] == "size" {
+            8 * MIB
+        } else {
+            4 * MIB
+        };
+        (asked <= 2).then(|| vec![json!({ "return": value })])
+    });
+    let wait = tokio::spawn({
+        let surplus = Surplus(qmp.clone());
+        async move { surplus.other_than(Mebibytes(4)).await }
+    });
+    // Whether it is waited for by then or asked once more: there is no answer.
+    let _ = qmp.execute("quit", Value::Null).await;
+    assert!(matches!(
+        wait.await.unwrap(),
+        Err(MemoryError::Step {
+            source: QmpError::Closed,
+            ..
+        })
+    ));
 }
