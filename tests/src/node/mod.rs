@@ -1,33 +1,29 @@
 //! One private containerd with the test image, as a test uses it.
 
+mod containers;
+mod host;
+
 use std::{
     cell::{Cell, RefCell},
     env,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
 use tempfile::TempDir;
 
 use crate::{
-    Ctr, Error, Output, Result, Spec,
+    Ctr, Error, Output, Result,
     containerd::{self, Containerd},
     ctr::LIMIT,
     disk::RawImage,
     events::Events,
-    host_cgroup::HostMemory,
-    image::{self, Image},
+    image::Image,
     leftovers,
     locate::{self, Version},
     wait,
 };
 
-/// How long what ends by itself after its container may take: the shim, the VMM, its helpers.
-const ENDS: Duration = Duration::from_secs(20);
 /// How much of the log a failed test shows.
 const LOG_SHOWN: usize = 12_000;
 
@@ -200,125 +196,6 @@ impl Node {
         Ok(Ctr::kata_ctl(locate::built("bin/kata-ctl", "build")?))
     }
 
-    /// `ctr run` of the test image; flags may follow, and the program to run.
-    pub fn run(&self, name: &str) -> Ctr {
-        self.ctr()
-            .args(["run", "--runtime", self.runtime.name()])
-            .tail([image::NAME, &self.id(name)])
-    }
-
-    /// `ctr container create` of the test image; flags may follow, and the program to run.
-    pub fn create(&self, name: &str) -> Ctr {
-        self.ctr()
-            .args(["container", "create", "--runtime", self.runtime.name()])
-            .tail([image::NAME, &self.id(name)])
-    }
-
-    /// `ctr run` of an OCI spec.
-    pub fn run_spec(&self, name: &str, spec: &Spec) -> Result<Ctr> {
-        let file = self.dir().join(format!("{name}.json"));
-        std::fs::write(&file, spec.text()).map_err(Error::io(format!("writing {}", file.display())))?;
-        Ok(self
-            .ctr()
-            .args(["run", "--runtime", self.runtime.name(), "--config"])
-            .arg(&file)
-            .tail([self.id(name)]))
-    }
-
-    /// A spec whose root is a fresh copy of the image's files.
-    pub fn spec(&self, name: &str, args: &[&str]) -> Result<Spec> {
-        let number = self.roots.replace(self.roots.get() + 1);
-        let root = self.dir().join(format!("rootfs{number}"));
-        self.image.copy_root(&root)?;
-        Ok(Spec::new(&root, &format!("/{}/{}", self.tag, self.id(name)), args))
-    }
-
-    /// Runs a spec to its end in the foreground and gives the report that its program, the probe, prints.
-    pub fn report(&self, name: &str, spec: &Spec) -> Result<crate::Report> {
-        crate::Report::parse(&self.run_spec(name, spec)?.arg("--rm").output()?.success()?)
-    }
-
-    /// Removes the container of a task that could not be created: some versions of `ctr run --rm` leave it.
-    pub fn discard(&self, name: &str) -> Result<()> {
-        let listed = self.ctr().args(["container", "ls", "-q"]).ok()?;
-        let id = self.id(name);
-        if listed.lines().any(|line| line == id) {
-            self.ctr().args(["container", "rm"]).arg(id).ok()?;
-        }
-        Ok(())
-    }
-
-    /// `ctr task exec` in a container; flags may follow, and the program to run.
-    pub fn exec(&self, name: &str, exec: &str) -> Ctr {
-        self.ctr()
-            .args(["task", "exec", "--exec-id", exec])
-            .tail([self.id(name)])
-    }
-
-    /// `ctr task VERB` with a container's id as the last argument.
-    pub fn task(&self, verb: &str, name: &str) -> Ctr {
-        self.ctr().args(["task", verb]).tail([self.id(name)])
-    }
-
-    /// The state that `ctr task ls` shows for a container; none if there is no task.
-    pub fn status(&self, name: &str) -> Result<Option<String>> {
-        let list = self.ctr().args(["task", "ls"]).ok()?;
-        let id = self.id(name);
-        Ok(list.lines().find_map(|line| {
-            let mut words = line.split_whitespace();
-            (words.next() == Some(&id)).then(|| words.nth(1).unwrap_or_default().to_owned())
-        }))
-    }
-
-    /// The host pid that containerd knows for a container.
-    pub fn pid(&self, name: &str) -> Result<u32> {
-        let list = self.ctr().args(["task", "ls"]).ok()?;
-        let id = self.id(name);
-        list.lines()
-            .find(|line| line.split_whitespace().next() == Some(&id))
-            .and_then(|line| line.split_whitespace().nth(1)?.parse().ok())
-            .ok_or_else(|| Error::unexpected(format!("no pid for {id} in:\n{list}")))
-    }
-
-    /// Kills a container's init, waits for its end, and removes task and container.
-    pub fn remove(&self, name: &str) -> Result<()> {
-        self.task("kill", name).args(["--signal", "9"]).ok()?;
-        self.await_stopped(name)?;
-        self.forget(name)
-    }
-
-    /// Removes a stopped task and its container.
-    pub fn forget(&self, name: &str) -> Result<()> {
-        // Some versions end with the exit code of the container's init, so a failure shows in what is left instead.
-        self.task("rm", name).output()?;
-        self.ctr()
-            .args(["container", "rm"])
-            .tail([self.id(name)])
-            .ok()
-            .map(drop)
-    }
-
-    /// Waits until containerd announces that a container's init has ended, and gives its exit status.
-    pub fn await_stopped(&self, name: &str) -> Result<u64> {
-        self.events
-            .borrow_mut()
-            .await_exit(&self.id(name), wait::patience(LIMIT))
-    }
-
-    /// Waits for the same, and gives the exit status and how many OOM kills in the container were announced until then.
-    pub fn await_end(&self, name: &str) -> Result<(u64, usize)> {
-        self.events
-            .borrow_mut()
-            .await_end(&self.id(name), wait::patience(LIMIT))
-    }
-
-    /// Waits until containerd announces that the kernel killed a process of a container for its memory.
-    pub fn await_oom(&self, name: &str) -> Result<()> {
-        self.events
-            .borrow_mut()
-            .await_topic("/tasks/oom ", &self.id(name), wait::patience(LIMIT))
-    }
-
     /// Runs the build's `kata-ctl`.
     pub fn kata_ctl(&self, words: &[&str]) -> Result<Output> {
         Ctr::kata_ctl(locate::built("bin/kata-ctl", "build")?)
@@ -326,73 +203,10 @@ impl Node {
             .output()
     }
 
-    /// The processes on the host that belong to a container or its sandbox.
-    pub fn processes(&self, name: &str) -> Vec<leftovers::Process> {
-        leftovers::processes(&self.id(name))
-    }
-
-    /// The memory that a container's sandbox has on the host.
-    pub fn host_memory(&self, name: &str) -> Result<HostMemory> {
-        HostMemory::find(&leftovers::cgroups(&self.tag), &self.id(name))
-    }
-
-    /// Where the snapshotter `blockfile` keeps its files.
-    pub fn block_files(&self) -> PathBuf {
-        self.dir().join("root/io.containerd.snapshotter.v1.blockfile/snapshots")
-    }
-
-    /// Kills, as a crash would, every process of a container's sandbox whose program's name has `program` in it.
-    pub fn kill_process(&self, name: &str, program: &str) -> Result<()> {
-        self.signal_process(name, program, Signal::SIGKILL)
-    }
-
-    /// Sends a signal to every process of a container's sandbox whose program's name has `program` in it.
-    pub fn signal_process(&self, name: &str, program: &str, signal: Signal) -> Result<()> {
-        let targets: Vec<_> = self
-            .processes(name)
-            .into_iter()
-            .filter(|process| process.program().contains(program))
-            .collect();
-        if targets.is_empty() {
-            return Err(Error::unexpected(format!(
-                "no {program} among {:?}",
-                self.processes(name)
-            )));
-        }
-        for target in targets {
-            let pid = i32::try_from(target.pid).map_err(|_| Error::unexpected("a pid that is no pid"))?;
-            kill(Pid::from_raw(pid), signal)
-                .map_err(|error| Error::io(format!("signalling {}", target.command))(error.into()))?;
-        }
-        Ok(())
-    }
-
     /// Waits until containerd's log, in which the runtime's is, has all of these texts.
     pub fn await_log(&self, texts: &[&str]) -> Result<()> {
         let all = |log: &str| texts.iter().all(|text| log.contains(text));
         wait::content(self.dir(), "log", LIMIT, all).map(drop)
-    }
-
-    /// The bundle directory of a container's task.
-    pub fn bundle(&self, name: &str) -> PathBuf {
-        self.containerd.bundles(&self.tag).join(self.id(name))
-    }
-
-    /// Fails unless everything that the node's containers used is gone from the machine.
-    pub fn nothing_left(&self) -> Result<()> {
-        for process in leftovers::processes(&self.tag) {
-            wait::gone(process.pid, wait::patience(ENDS))
-                .map_err(|error| Error::unexpected(format!("{error}: {}", process.command)))?;
-        }
-        let mut left = leftovers::all(&self.tag, &self.dir().join("state"));
-        left.extend(leftovers::entries(&self.containerd.bundles(&self.tag)));
-        left.extend(leftovers::entries(
-            &self.dir().join("root/io.containerd.runtime.v2.task").join(&self.tag),
-        ));
-        if left.is_empty() {
-            return Ok(());
-        }
-        Err(Error::unexpected(format!("left behind:\n{}", left.join("\n"))))
     }
 
     /// What a runtime says of itself while it boots: the guests' consoles, where there are any.
