@@ -118,7 +118,8 @@ deps-containerd: # the other containerd releases that the tests run against (cac
 bench: build ## the benchmark: ratios against floors (root; BENCH=--json for programs, or names of sections)
 	@floor=$$(guest-kernel/floor); cmp -s "$$floor" $(BUILD)/tests/vmlinuz-floor \
 		|| install -m 0644 "$$floor" $(BUILD)/tests/vmlinuz-floor
-	@TATAMI_BUILD=$(BUILD) TATAMI_BENCH_KERNELS="$(KERNELS)" \
+	@$(if $(or $(filter network,$(BENCH)),$(if $(filter-out --json,$(BENCH)),,all)),iperf3=$$(scripts/iperf3);) \
+		TATAMI_BUILD=$(BUILD) TATAMI_BENCH_KERNELS="$(KERNELS)" TATAMI_BENCH_IPERF3="$${iperf3-}" \
 		cargo run --quiet --locked --release --target-dir $(target_dir) -p tatami-tests --bin bench -- $(BENCH)
 
 .PHONY: check

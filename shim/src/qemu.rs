@@ -146,8 +146,8 @@ impl Machine for QemuMachine {
         self.at_boot.clone()
     }
 
-    async fn refresh_network(&self) -> Result<Option<Network>, NetworkError> {
-        self.network.refresh().await
+    async fn refresh_network(&self, again: bool) -> Result<Option<Network>, NetworkError> {
+        self.network.refresh(again).await
     }
 
     async fn network_changed(&self) {

@@ -70,11 +70,11 @@ pub trait Machine: Send + Sync {
         None
     }
     /// Makes the network what it is to be now, first when the runtime's hooks have run, and gives what the guest is to have;
-    /// none if that is what it has.
+    /// none if that is what it has, unless it is to be told `again`.
     ///
     /// # Errors
     /// The host's part of the network cannot be made.
-    async fn refresh_network(&self) -> Result<Option<Network>, NetworkError> {
+    async fn refresh_network(&self, _again: bool) -> Result<Option<Network>, NetworkError> {
         Ok(None)
     }
     /// Waits for the network to change on the host, once it was refreshed. One task may wait; nothing is lost if it does not

@@ -87,6 +87,13 @@ impl Ctr {
         self
     }
 
+    /// Has a script run it: the script gets the program and its arguments as its own.
+    pub fn run_by(mut self, script: PathBuf) -> Self {
+        self.args.insert(0, std::mem::replace(&mut self.program, script).into());
+        self.hidden += 1;
+        self
+    }
+
     /// Adds several arguments.
     pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
         self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));

@@ -8,6 +8,7 @@
 //! can therefore run side by side and still prove that nothing of theirs is left.
 
 pub mod bench;
+pub mod bundle;
 pub mod containerd;
 pub mod cri;
 pub mod ctr;

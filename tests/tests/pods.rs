@@ -140,7 +140,7 @@ mod kata_only {
             for line in told.lines() {
                 let (hierarchy, path) = line.rsplit_once(':').unwrap_or_default();
                 let below = if hierarchy == "0:" { "/vm" } else { "" };
-                assert!(path.starts_with(cgroup) && below.len() < 9, "{process:?}: {told}");
+                assert_eq!(path, format!("{cgroup}{below}"), "{process:?}: {told}");
             }
         }
         Ok(())

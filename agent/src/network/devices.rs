@@ -120,7 +120,9 @@ async fn listed(netlink: &Handle) -> Result<Vec<LinkMessage>, NetworkError> {
 
 /// Moves a device, under a name that no other has there, and without its addresses and routes.
 async fn stow(netlink: &Handle, index: u32, to: i32) -> Result<(), NetworkError> {
-    let renamed = LinkUnspec::new_with_index(index).down().name(format!("dev{index}"));
+    let renamed = LinkUnspec::new_with_index(index)
+        .down()
+        .name(super::passing_name(index));
     let renamed = netlink.link().set(renamed.build()).execute().await;
     super::step("rename interface", index, &[], renamed)?;
     let moved = LinkUnspec::new_with_index(index).setns_by_fd(to);

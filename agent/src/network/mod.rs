@@ -62,7 +62,7 @@ pub(crate) enum NetworkError {
         /// The file.
         path: String,
         /// What was to be in it.
-        value: &'static str,
+        value: String,
         /// Why not.
         #[source]
         source: io::Error,
@@ -87,6 +87,8 @@ pub(crate) struct GuestNetwork(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     given: Given,
+    /// Not all of it may be there: the last call has failed.
+    incomplete: bool,
     /// Made when the first device has no interface.
     attic: Option<Attic>,
 }
@@ -99,7 +101,12 @@ impl GuestNetwork {
     /// The first step that failed.
     pub(crate) async fn apply(&self, network: &Network) -> Result<(), NetworkError> {
         let mut state = self.0.lock().await;
-        let State { given, attic } = &mut *state;
+        let State {
+            given,
+            incomplete,
+            attic,
+        } = &mut *state;
+        let was_incomplete = std::mem::replace(incomplete, true);
         let mut devices = Devices::open()?;
         let macs: Vec<&[u8]> = network
             .interfaces
@@ -111,12 +118,17 @@ impl GuestNetwork {
         let netlink = devices.handle();
         remove(netlink, given, &wanted).await?;
         // From here on both may be there; what is there twice is no error.
-        let before = std::mem::replace(given, wanted.clone());
+        let mut before = std::mem::replace(given, wanted.clone());
+        if was_incomplete {
+            before = Given::default();
+        }
         give_way(netlink, network, &wanted.links).await?;
         for (interface, index) in network.interfaces.iter().zip(&wanted.links) {
             configure(netlink, interface, *index).await?;
         }
-        add(netlink, &before, &wanted, network).await
+        add(netlink, &before, &wanted, network).await?;
+        *incomplete = false;
+        Ok(())
     }
 }
 
@@ -181,11 +193,16 @@ async fn give_way(netlink: &Handle, network: &Network, links: &[u32]) -> Result<
         if named.is_ok_and(|named| named.trim() == index.to_string()) {
             continue;
         }
-        let message = LinkUnspec::new_with_index(*index).name(format!("dev{index}"));
+        let message = LinkUnspec::new_with_index(*index).name(passing_name(*index));
         let done = netlink.link().set(message.build()).execute().await;
         step("rename interface", index, &[], done)?;
     }
     Ok(())
+}
+
+/// A name for a while, which is not likely one of the host's.
+fn passing_name(index: u32) -> String {
+    format!("tatami-{index}")
 }
 
 /// The interface itself. It is not up yet, so that it comes up with its addresses.
@@ -193,17 +210,23 @@ async fn configure(netlink: &Handle, interface: &Interface, index: u32) -> Resul
     let message = LinkUnspec::new_with_index(index)
         .name(interface.name.clone())
         .mtu(interface.mtu)
+        .arp(!interface.no_arp)
         .address(interface.mac.clone());
     let done = netlink.link().set(message.build()).execute().await;
     step("set name, MTU and MAC address of", &interface.name, &[], done)?;
-    set_ipv6(interface)
+    let mut settings = vec![("disable_ipv6", if interface.ipv6 { "0" } else { "1" }.to_owned())];
+    if interface.ipv6 {
+        settings.push(("accept_ra", interface.accept_ra.to_string()));
+    }
+    settings
+        .into_iter()
+        .try_for_each(|(setting, value)| set_ipv6(&interface.name, setting, value))
 }
 
 /// The host's interface may be without IPv6 (`disable_ipv6`, the kernel's ip-sysctl.rst), as Docker's are.
-fn set_ipv6(interface: &Interface) -> Result<(), NetworkError> {
-    let path = format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", interface.name);
-    let value = if interface.ipv6 { "0" } else { "1" };
-    match std::fs::write(&path, value) {
+fn set_ipv6(name: &str, setting: &str, value: String) -> Result<(), NetworkError> {
+    let path = format!("/proc/sys/net/ipv6/conf/{name}/{setting}");
+    match std::fs::write(&path, &value) {
         // A kernel without IPv6 at all, started with `ipv6.disable=1`.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result.map_err(|source| NetworkError::Sysctl { path, value, source }),

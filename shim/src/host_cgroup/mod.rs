@@ -60,7 +60,11 @@ impl HostCgroup {
             let directory = hierarchy.mountpoint.join(&relative);
             let cpuset = hierarchy.kind == "cgroup" && hierarchy.super_options.split(',').any(|name| name == "cpuset");
             let unified = hierarchy.kind == "cgroup2";
-            let deepest = if unified { relative.join(MEMBERS) } else { relative.clone() };
+            let deepest = if unified {
+                relative.join(MEMBERS)
+            } else {
+                relative.clone()
+            };
             match make(&hierarchy.mountpoint, &deepest, cpuset, unified) {
                 Ok(()) if directories.contains(&directory) => {}
                 Ok(()) => directories.push(directory),
@@ -117,8 +121,8 @@ impl HostCgroup {
     pub fn remove(&self) {
         let deadline = Instant::now() + REMOVE_LIMIT;
         for directory in &self.directories {
-            let removed =
-                remove_directory(&directory.join(MEMBERS), deadline).and_then(|()| remove_directory(directory, deadline));
+            let removed = remove_directory(&directory.join(MEMBERS), deadline)
+                .and_then(|()| remove_directory(directory, deadline));
             if let Err(error) = removed {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,

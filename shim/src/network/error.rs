@@ -45,6 +45,19 @@ pub enum NetworkError {
         /// What it is, as the kernel calls it.
         kind: String,
     },
+    /// One of two interfaces of which a VM can have one.
+    #[error(
+        "interface {name} of network namespace {namespace} has addresses, and {upper} stands on it: a VM can have one of the \
+         two (remove the addresses of {name}, or make {upper} inside the container)"
+    )]
+    Stacked {
+        /// The lower one.
+        name: String,
+        /// Where it is.
+        namespace: String,
+        /// The upper one.
+        upper: String,
+    },
     /// Its incoming frames are redirected already.
     #[error(
         "interface {name} of network namespace {namespace} has an ingress qdisc: another sandbox uses it, or something \
@@ -54,6 +67,22 @@ pub enum NetworkError {
         /// The interface.
         name: String,
         /// Where it is.
+        namespace: String,
+    },
+    /// More than the VM has places for.
+    #[error("network namespace {namespace} has {count} interfaces that are in use: a VM has places for {most}")]
+    TooMany {
+        /// Which one.
+        namespace: String,
+        /// How many there are.
+        count: usize,
+        /// How many there may be.
+        most: usize,
+    },
+    /// Another sandbox is about to redirect its frames.
+    #[error("another sandbox is about to use network namespace {namespace}: there is one VM for each")]
+    Claimed {
+        /// Which one.
         namespace: String,
     },
     /// The kernel refuses a step.

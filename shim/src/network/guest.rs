@@ -4,6 +4,8 @@
 //! prefixes. What somebody has set goes to the guest; what belongs to the moment (lifetimes, states of links, learnt
 //! neighbours) does not.
 
+mod choice;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -11,16 +13,18 @@ use hypervisor::MacAddress;
 use protocol::agent::{Interface, Network};
 use rtnetlink::packet_core::Emitable;
 use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
-use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, CacheInfo};
+use rtnetlink::packet_route::link::LinkFlags;
 use rtnetlink::packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHopFlags, RouteProtocol, RouteType,
 };
 use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
 
-use super::seen::{Seen, name};
-use super::{NetworkError, tap};
+use self::choice::Choice;
+pub(super) use self::choice::{Own, PodInterface};
+use super::NetworkError;
+use super::seen::Seen;
 
 /// The table that the kernel alone fills (`RT_TABLE_LOCAL`, rtnetlink(7)).
 const LOCAL_TABLE: u32 = 255;
@@ -28,31 +32,12 @@ const LOCAL_TABLE: u32 = 255;
 /// Priorities of the rules that every namespace has (ip-rule(8)).
 const DEFAULT_RULES: [u32; 3] = [0, 32766, 32767];
 
-/// An interface of the pod.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct PodInterface {
-    pub(super) index: u32,
-    pub(super) name: String,
-    pub(super) mtu: u32,
-    pub(super) mac: MacAddress,
-    /// Of the VM's device when it comes up.
-    pub(super) device: MacAddress,
-}
-
 /// What the VM and its guest are to have.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Wanted {
     /// In the order of the guest's list.
     pub(super) interfaces: Vec<PodInterface>,
     pub(super) network: Network,
-}
-
-/// What of the namespace is ours.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Own {
-    pub(super) taps: BTreeSet<String>,
-    /// Indexes of the interfaces that we have joined.
-    pub(super) joined: BTreeSet<u32>,
 }
 
 /// Chooses the interfaces and translates the rest. `device` gives, for a place in the guest's list and an interface, the
@@ -68,8 +53,9 @@ pub(super) fn wanted(
 ) -> Result<Wanted, NetworkError> {
     let mut wanted = Wanted::default();
     let mut places = BTreeMap::new();
+    let choice = Choice { seen, namespace, own };
     for link in &seen.links {
-        let Some(mut interface) = chosen(link, seen, namespace, own)? else {
+        let Some(mut interface) = choice.of(link)? else {
             continue;
         };
         let place = u32::try_from(wanted.interfaces.len() + 1).unwrap_or(u32::MAX);
@@ -84,7 +70,9 @@ pub(super) fn wanted(
             name: interface.name.clone(),
             mtu: interface.mtu,
             up: link.header.flags.contains(LinkFlags::Up),
-            ipv6: !seen.without_ipv6.contains(&interface.name),
+            ipv6: seen.accept_ra.contains_key(&interface.name),
+            accept_ra: seen.accept_ra.get(&interface.name).copied().unwrap_or_default(),
+            no_arp: link.header.flags.contains(LinkFlags::Noarp),
             ..Interface::default()
         });
         wanted.interfaces.push(interface);
@@ -121,71 +109,6 @@ fn encoded<T: Emitable>(messages: impl IntoIterator<Item = T>) -> Vec<Vec<u8>> {
     messages.into_iter().map(encode).collect()
 }
 
-/// The interface, if the VM gets it. Not in use, and so left out, are loopback, ports of bridges, and what is down and has no
-/// address: the fallback devices of tunnels, which every namespace has.
-fn chosen(link: &LinkMessage, seen: &Seen, namespace: &str, own: &Own) -> Result<Option<PodInterface>, NetworkError> {
-    let index = link.header.index;
-    let Some(name) = name(link).filter(|name| !own.taps.contains(name)) else {
-        return Ok(None);
-    };
-    let taken = |name| NetworkError::Taken {
-        name,
-        namespace: namespace.to_owned(),
-    };
-    if tap::is_name(&name) {
-        return Err(taken(name));
-    }
-    let addressed = seen.addresses.iter().any(|address| address.header.index == index);
-    let port = link
-        .attributes
-        .iter()
-        .any(|attribute| matches!(attribute, LinkAttribute::Controller(_)));
-    let flags = link.header.flags;
-    if flags.contains(LinkFlags::Loopback) || port || !(flags.contains(LinkFlags::Up) || addressed) {
-        return Ok(None);
-    }
-    let mac = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Address(mac) => mac.as_slice().try_into().ok().map(MacAddress),
-        _ => None,
-    });
-    let mtu = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Mtu(mtu) => Some(*mtu),
-        _ => None,
-    });
-    match (link.header.link_layer_type, mac) {
-        (LinkLayerType::Ether, Some(_)) if seen.ingress.contains(&index) && !own.joined.contains(&index) => {
-            Err(taken(name))
-        }
-        (LinkLayerType::Ether, Some(mac)) => Ok(Some(PodInterface {
-            index,
-            name,
-            mtu: mtu.unwrap_or_default(),
-            mac,
-            device: mac,
-        })),
-        _ if addressed => Err(NetworkError::Unsupported {
-            name,
-            namespace: namespace.to_owned(),
-            kind: kind(link),
-        }),
-        _ => Ok(None),
-    }
-}
-
-fn kind(link: &LinkMessage) -> String {
-    let infos = link.attributes.iter().filter_map(|attribute| match attribute {
-        LinkAttribute::LinkInfo(infos) => Some(infos),
-        _ => None,
-    });
-    let kind = infos.flatten().find_map(|info| match info {
-        LinkInfo::Kind(InfoKind::Other(kind)) => Some(kind.clone()),
-        LinkInfo::Kind(kind) => Some(kind.to_string()),
-        _ => None,
-    });
-    let layer = format!("{:?}", link.header.link_layer_type).to_lowercase();
-    kind.map_or(layer.clone(), |kind| format!("{kind}, link layer {layer}"))
-}
-
 fn address(address: &AddressMessage, seen: &Seen, places: &BTreeMap<u32, u32>) -> Option<AddressMessage> {
     let place = *places.get(&address.header.index)?;
     let flags = flags_of(address);
@@ -201,7 +124,12 @@ fn address(address: &AddressMessage, seen: &Seen, places: &BTreeMap<u32, u32>) -
         kept |= AddressFlags::Nodad;
     }
     let makes_a_route = address.header.prefix_len < if ipv6 { 128 } else { 32 };
-    if makes_a_route && !seen.routes.iter().any(|route| is_prefix_route(route, address)) {
+    // None is made where the interface is down.
+    let up = seen
+        .links
+        .iter()
+        .any(|link| link.header.index == address.header.index && link.header.flags.contains(LinkFlags::Up));
+    if makes_a_route && up && !seen.routes.iter().any(|route| is_prefix_route(route, address)) {
         kept |= AddressFlags::Noprefixroute;
     }
     let mut guest = address.clone();
@@ -218,6 +146,12 @@ fn address(address: &AddressMessage, seen: &Seen, places: &BTreeMap<u32, u32>) -
         )
     });
     guest.attributes.push(AddressAttribute::Flags(kept));
+    if flags.contains(AddressFlags::Permanent | AddressFlags::Deprecated) {
+        // For ever, and never a packet's source of its own accord: `preferred_lft 0` (ip-address(8)).
+        let mut life = CacheInfo::default();
+        life.ifa_valid = u32::MAX;
+        guest.attributes.push(AddressAttribute::CacheInfo(life));
+    }
     Some(guest)
 }
 

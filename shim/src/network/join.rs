@@ -40,7 +40,8 @@ pub(super) struct Devices {
 
 /// What came of a look at the namespace.
 pub(super) struct Rejoined {
-    pub(super) wanted: Wanted,
+    /// Or why it cannot be had: the devices are as they were left.
+    pub(super) wanted: Result<Wanted, NetworkError>,
     pub(super) devices: Devices,
     /// Names of the interfaces for which there was no device.
     pub(super) without: Vec<String>,
@@ -124,8 +125,8 @@ pub(super) async fn rejoin(netlink: Handle, namespace: String, mut devices: Devi
         namespace: &namespace,
     };
     let seen = seen::look(&netlink, &namespace).await?;
-    let there: BTreeSet<u32> = seen.links.iter().map(|link| link.header.index).collect();
-    let gone = devices.joined.extract_if(.., |index, _| !there.contains(index));
+    // One that has come back under the number of one that went, or that somebody has taken the join off, is a new one.
+    let gone = devices.joined.extract_if(.., |index, _| !seen.ingress.contains(index));
     for (_, device) in gone.collect::<Vec<_>>() {
         wiring.release(&device.tap).await;
         devices.spare.push_back(device);
@@ -151,13 +152,24 @@ pub(super) async fn rejoin(netlink: Handle, namespace: String, mut devices: Devi
         let mac = device.mac;
         new.insert(interface.index, device);
         Some(mac)
-    })?;
-    for interface in &wanted.interfaces {
-        if let Some(device) = new.get(&interface.index) {
-            wiring.redirect(interface, &device.tap).await?;
+    });
+    let interfaces = wanted.as_ref().map_or(&[][..], |wanted| &wanted.interfaces);
+    let mut failed = None;
+    for interface in interfaces {
+        let Some(device) = new.remove(&interface.index) else {
+            continue;
+        };
+        // It may have gone since the look.
+        match wiring.redirect_or_undo(interface, &device.tap).await {
+            Ok(()) => drop(devices.joined.insert(interface.index, device)),
+            Err(error) => {
+                devices.spare.push_back(device);
+                failed = Some(error);
+            }
         }
     }
-    devices.joined.extend(new);
+    devices.spare.extend(new.into_values());
+    let wanted = failed.map_or(wanted, Err);
     Ok(Rejoined {
         wanted,
         devices,

@@ -28,22 +28,25 @@ impl MachineNetwork {
     }
 
     /// Makes the host's part of the network what it is to be now, and gives what the guest is to have; none if that is what
-    /// it was told. Once it was called, changes are watched for.
+    /// it was told, unless it is to be told `again`. Once it was called, changes are watched for.
     ///
     /// # Errors
     /// The host's part cannot be made.
-    pub async fn refresh(&self) -> Result<Option<Network>, NetworkError> {
+    pub async fn refresh(&self, again: bool) -> Result<Option<Network>, NetworkError> {
         let mut pod = self.pod.lock().await;
         if !pod.comes_later() {
             return Ok(None);
         }
         if *self.begun.borrow() {
-            return pod.refresh(&self.nics).await;
+            return pod.refresh(&self.nics, again).await;
         }
         // From before the look, so that nothing is missed.
         let changes = pod.watch();
-        // Even if there is nothing: the guest hides the devices that it has no use for.
-        let network = pod.refresh(&self.nics).await?.or_else(|| Some(Network::default()));
+        let mut network = pod.refresh(&self.nics, again).await?;
+        if network.is_none() && pod.devices.made > 0 {
+            // There is nothing: the guest hides the devices that it has no use for.
+            network = Some(Network::default());
+        }
         *self.changes.lock().await = Some(changes);
         self.begun.send_replace(true);
         Ok(network)

@@ -31,9 +31,12 @@ pub use self::error::NetworkError;
 use self::guest::Wanted;
 use self::join::{Device, Devices};
 pub use self::machine::MachineNetwork;
-use self::namespace::Namespace;
+use self::namespace::{Claim, Namespace};
 pub use self::plan::{NetworkPlan, Place};
 pub use self::record::{NetworkRecord, remove};
+
+/// Interfaces at the boot: each has a slot of the VM's first bus, which has 32, some for other devices.
+const MOST_AT_BOOT: usize = 16;
 
 /// The network of one sandbox.
 #[derive(Debug)]
@@ -43,6 +46,9 @@ pub struct PodNetwork {
     namespace: Option<Namespace>,
     wanted: Wanted,
     devices: Devices,
+    /// From the look to the last redirection, by which later ones know that somebody is there: of two sandboxes that start at once
+    /// the one that is too late must not remove what is the other's.
+    claim: Option<Claim>,
 }
 
 impl PodNetwork {
@@ -70,10 +76,21 @@ impl PodNetwork {
             namespace,
             wanted: Wanted::default(),
             devices: Devices::default(),
+            claim: None,
         };
-        if let (Place::At(_), Some(namespace), true) = (&pod.plan.place, &pod.namespace, pod.is_wanted()) {
+        if let (Place::At(path), Some(namespace), true) = (&pod.plan.place, &pod.namespace, pod.is_wanted()) {
+            pod.claim = Some(namespace.claim(path)?);
             let name = namespace.name().to_owned();
-            pod.wanted = namespace.run(move |netlink| join::look(netlink, name)).await?;
+            let wanted = namespace.run(move |netlink| join::look(netlink, name)).await?;
+            let count = wanted.interfaces.len();
+            if count > MOST_AT_BOOT {
+                return Err(NetworkError::TooMany {
+                    namespace: namespace.name().to_owned(),
+                    count,
+                    most: MOST_AT_BOOT,
+                });
+            }
+            pod.wanted = wanted;
         }
         Ok(pod)
     }
@@ -114,7 +131,7 @@ impl PodNetwork {
     /// Whether the network comes, and changes, after the VM's start.
     #[must_use]
     pub fn comes_later(&self) -> bool {
-        self.is_wanted() && self.plan.place == (Place::New { filled_by_hooks: true })
+        self.is_wanted() && matches!(self.plan.place, Place::New { .. })
     }
 
     /// Makes the taps, joins them to the interfaces, and gives the VM's devices.
@@ -125,7 +142,7 @@ impl PodNetwork {
         let Some(namespace) = &self.namespace else {
             return Ok(Vec::new());
         };
-        if self.comes_later() {
+        if self.is_wanted() && self.plan.place == (Place::New { filled_by_hooks: true }) {
             // One for the network that is there when the hooks have run. What comes later is plugged in.
             let (nic, device) = self.make_spare(namespace).await?;
             self.devices.made += 1;
@@ -135,11 +152,14 @@ impl PodNetwork {
         let (plan, name) = (self.plan.clone(), namespace.name().to_owned());
         let interfaces = self.wanted.interfaces.clone();
         if interfaces.is_empty() {
+            self.claim = None;
             return Ok(Vec::new());
         }
-        namespace
+        let nics = namespace
             .run(move |netlink| join::join_all(netlink, name, plan, interfaces))
-            .await
+            .await?;
+        self.claim = None;
+        Ok(nics)
     }
 
     async fn make_spare(&self, namespace: &Namespace) -> Result<(Nic, Device), NetworkError> {
@@ -150,11 +170,11 @@ impl PodNetwork {
     }
 
     /// Looks again where the network comes later, joins what is new, plugs in devices for it and unplugs those of what has
-    /// gone, and gives what the guest is to have; none if that is what it was told.
+    /// gone, and gives what the guest is to have; none if that is what it was told, and not to be told again.
     ///
     /// # Errors
     /// As [`PodNetwork::open`] and [`PodNetwork::wire`].
-    pub async fn refresh(&mut self, nics: &NicHotplug) -> Result<Option<Network>, NetworkError> {
+    pub async fn refresh(&mut self, nics: &NicHotplug, again: bool) -> Result<Option<Network>, NetworkError> {
         let Some(namespace) = self.namespace.clone().filter(|_| self.comes_later()) else {
             return Ok(None);
         };
@@ -166,7 +186,7 @@ impl PodNetwork {
         self.unplug_spare(nics).await;
         let changed = wanted.network != self.wanted.network;
         self.wanted = wanted;
-        Ok(changed.then(|| self.wanted.network.clone()))
+        Ok((changed || again).then(|| self.wanted.network.clone()))
     }
 
     async fn rejoin(&mut self, namespace: &Namespace) -> Result<(Wanted, Vec<String>), NetworkError> {
@@ -175,7 +195,7 @@ impl PodNetwork {
             .run(move |netlink| join::rejoin(netlink, name, devices))
             .await?;
         self.devices = joined.devices;
-        Ok((joined.wanted, joined.without))
+        Ok((joined.wanted?, joined.without))
     }
 
     /// A device for each of these interfaces. One that cannot be had is told; the network is what can be had.

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use rtnetlink::Handle;
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -33,6 +35,10 @@ pub(super) struct Namespace {
     file: Arc<OwnedFd>,
     identity: Identity,
 }
+
+/// See [`Namespace::claim`].
+#[derive(Debug)]
+pub(super) struct Claim(#[expect(dead_code, reason = "it is held")] File);
 
 impl Namespace {
     /// The one that a file stands for.
@@ -74,6 +80,29 @@ impl Namespace {
             Self::opened(Path::new(OWN), String::from("of the sandbox"))
         });
         joined(thread.map_err(failed)?).and_then(|made| made).map_err(failed)
+    }
+
+    /// Keeps other sandboxes from it, until the answer is dropped or this process has ended.
+    ///
+    /// # Errors
+    /// Another one does so.
+    pub(super) fn claim(&self, path: &Path) -> Result<Claim, NetworkError> {
+        // A file of its own: a lock is the open file's (flock(2)), and others have the descriptor too.
+        let file = File::open(path).map_err(|source| NetworkError::Namespace {
+            path: path.to_owned(),
+            source,
+        })?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Claim(file)),
+            Err(Errno::WOULDBLOCK) => Err(NetworkError::Claimed {
+                namespace: self.name.clone(),
+            }),
+            Err(errno) => Err(NetworkError::Enter {
+                operation: "lock",
+                namespace: self.name.clone(),
+                source: errno.into(),
+            }),
+        }
     }
 
     /// As in messages.
@@ -187,6 +216,21 @@ mod tests {
         assert_eq!(std::fs::read_link(OWN).unwrap(), before);
         assert!(!namespace.is_own().unwrap());
         assert!(Namespace::open(Path::new(OWN)).unwrap().is_own().unwrap());
+    }
+
+    #[test]
+    fn one_sandbox_claims_it_at_a_time() {
+        // A file stands for a namespace well enough: nobody enters it.
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let (one, two) = (
+            Namespace::open(file.path()).unwrap(),
+            Namespace::open(file.path()).unwrap(),
+        );
+        let claim = one.claim(file.path()).unwrap();
+        let error = two.claim(file.path()).unwrap_err();
+        assert!(error.to_string().contains("another sandbox"), "{error}");
+        drop(claim);
+        two.claim(file.path()).unwrap();
     }
 
     #[test]

@@ -1,18 +1,22 @@
 //! What a network namespace holds, as its kernel tells it. Changes nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use futures::{Stream, TryStreamExt};
-use rtnetlink::packet_route::AddressFamily;
+use futures::StreamExt;
+use rtnetlink::Handle;
+use rtnetlink::packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::address::AddressMessage;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::packet_route::neighbour::NeighbourMessage;
 use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::packet_route::rule::RuleMessage;
-use rtnetlink::packet_route::tc::TcAttribute;
-use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
+use rtnetlink::packet_route::tc::{TcAttribute, TcMessage};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::error::{NetworkError, cause};
+
+/// How often a list is asked for that changes while it is told.
+const ATTEMPTS: u32 = 10;
 
 /// What is in the namespace.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -24,49 +28,76 @@ pub(super) struct Seen {
     pub(super) neighbours: Vec<NeighbourMessage>,
     /// Indexes of the interfaces that have an ingress qdisc.
     pub(super) ingress: BTreeSet<u32>,
-    /// Names of those that are without IPv6.
-    pub(super) without_ipv6: BTreeSet<String>,
+    /// What those that have IPv6 make of router advertisements, by their names.
+    pub(super) accept_ra: BTreeMap<String, u32>,
 }
 
 /// Asks for everything. To be called in the namespace, named for messages.
 pub(super) async fn look(netlink: &Handle, namespace: &str) -> Result<Seen, NetworkError> {
+    use RouteNetlinkMessage as Message;
+
     let failed = |on: &str, source| NetworkError::Step {
         namespace: namespace.to_owned(),
         step: "list the",
         on: on.to_owned(),
         source: cause(source),
     };
-    let links = all(netlink.link().get().execute());
-    let links: Vec<LinkMessage> = links.await.map_err(|error| failed("interfaces", error))?;
-    let addresses = all(netlink.address().get().execute());
+    let question = Message::GetLink(LinkMessage::default());
+    let links = all(netlink, question, |told| match told {
+        Message::NewLink(link) => Some(link),
+        _ => None,
+    });
+    let links = links.await.map_err(|error| failed("interfaces", error))?;
+    let question = Message::GetAddress(AddressMessage::default());
+    let addresses = all(netlink, question, |told| match told {
+        Message::NewAddress(address) => Some(address),
+        _ => None,
+    });
     let mut seen = Seen {
         addresses: addresses.await.map_err(|error| failed("addresses", error))?,
-        without_ipv6: links
+        accept_ra: links
             .iter()
             .filter_map(name)
-            .filter(|name| is_without_ipv6(name))
+            .filter_map(|name| accept_ra(&name).map(|value| (name, value)))
             .collect(),
         links,
         ..Seen::default()
     };
-    for (version, family) in [
-        (IpVersion::V4, AddressFamily::Inet),
-        (IpVersion::V6, AddressFamily::Inet6),
-    ] {
-        let mut every = RouteMessageBuilder::<std::net::IpAddr>::default();
-        every.get_mut().header.address_family = family;
-        let routes = all(netlink.route().get(every.build()).execute());
-        seen.routes
-            .extend(supported(routes.await).map_err(|error| failed("routes", error))?);
-        let rules = all(netlink.rule().get(version).execute());
-        seen.rules
-            .extend(supported(rules.await).map_err(|error| failed("rules", error))?);
-        let neighbours = all(netlink.neighbours().get().set_address_family(family).execute());
-        seen.neighbours
-            .extend(supported(neighbours.await).map_err(|error| failed("neighbours", error))?);
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut question = RouteMessage::default();
+        question.header.address_family = family;
+        let routes = all(netlink, Message::GetRoute(question), |told| match told {
+            Message::NewRoute(route) => Some(route),
+            _ => None,
+        });
+        let routes = supported(routes.await).map_err(|error| failed("routes", error))?;
+        seen.routes.extend(routes);
+        let mut question = RuleMessage::default();
+        question.header.family = family;
+        let rules = all(netlink, Message::GetRule(question), |told| match told {
+            Message::NewRule(rule) => Some(rule),
+            _ => None,
+        });
+        let rules = supported(rules.await).map_err(|error| failed("rules", error))?;
+        seen.rules.extend(rules);
+        let mut question = NeighbourMessage::default();
+        question.header.family = family;
+        let neighbours = all(netlink, Message::GetNeighbour(question), |told| match told {
+            Message::NewNeighbour(neighbour) => Some(neighbour),
+            _ => None,
+        });
+        let neighbours = supported(neighbours.await).map_err(|error| failed("neighbours", error))?;
+        seen.neighbours.extend(neighbours);
     }
-    let disciplines = all(netlink.qdisc().get().execute()).await;
-    for discipline in disciplines.map_err(|error| failed("qdiscs", error))? {
+    let disciplines = all(
+        netlink,
+        Message::GetQueueDiscipline(TcMessage::default()),
+        |told| match told {
+            Message::NewQueueDiscipline(discipline) => Some(discipline),
+            _ => None,
+        },
+    );
+    for discipline in disciplines.await.map_err(|error| failed("qdiscs", error))? {
         let takes_ingress = |attribute: &TcAttribute| matches!(attribute, TcAttribute::Kind(kind) if kind == "ingress" || kind == "clsact");
         if discipline.attributes.iter().any(takes_ingress) {
             seen.ingress.extend(u32::try_from(discipline.header.index));
@@ -75,8 +106,33 @@ pub(super) async fn look(netlink: &Handle, namespace: &str) -> Result<Seen, Netw
     Ok(seen)
 }
 
-async fn all<T>(messages: impl Stream<Item = Result<T, rtnetlink::Error>>) -> Result<Vec<T>, rtnetlink::Error> {
-    messages.try_collect().await
+/// A whole list. One that has changed while it was told may lack what was there all the time (`NLM_F_DUMP_INTR`, the kernel's
+/// userspace-api/netlink/intro.rst) and is asked for again; a namespace that never holds still is taken as it was told last.
+async fn all<T>(
+    netlink: &Handle,
+    question: RouteNetlinkMessage,
+    of_list: fn(RouteNetlinkMessage) -> Option<T>,
+) -> Result<Vec<T>, rtnetlink::Error> {
+    let mut list = Vec::new();
+    for _ in 0..ATTEMPTS {
+        list.clear();
+        let mut request = NetlinkMessage::from(question.clone());
+        request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+        let mut answers = netlink.clone().request(request)?;
+        let mut interrupted = false;
+        while let Some(answer) = answers.next().await {
+            interrupted |= answer.header.flags & NLM_F_DUMP_INTR != 0;
+            match answer.payload {
+                NetlinkPayload::InnerMessage(told) => list.extend(of_list(told)),
+                NetlinkPayload::Error(error) => return Err(rtnetlink::Error::NetlinkError(error)),
+                _ => {}
+            }
+        }
+        if !interrupted {
+            break;
+        }
+    }
+    Ok(list)
 }
 
 /// A kernel without IPv6, or without rules, has none of them.
@@ -99,9 +155,11 @@ pub(super) fn name(link: &LinkMessage) -> Option<String> {
     })
 }
 
-/// `disable_ipv6` (the kernel's ip-sysctl.rst), which the caller's thread reads in its own namespace.
-fn is_without_ipv6(name: &str) -> bool {
-    let value = std::fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"));
+/// `accept_ra` where `disable_ipv6` is not set (the kernel's ip-sysctl.rst). The caller's thread reads them in its own
+/// namespace.
+fn accept_ra(name: &str) -> Option<u32> {
     // No such file: no IPv6.
-    value.map_or(true, |value| value.trim() != "0")
+    let read = |setting| std::fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{name}/{setting}")).ok();
+    let disabled = read("disable_ipv6")?;
+    (disabled.trim() == "0").then(|| read("accept_ra")?.trim().parse().ok())?
 }

@@ -23,6 +23,10 @@ const ALL_PROTOCOLS: u16 = 0x0003_u16.to_be();
 /// The place where an ingress qdisc's filters are (tc(8)): `ffff:`.
 const INGRESS: u32 = 0xffff_0000;
 
+/// A tap's (drivers/net/tun.c): what fits into 65535 bytes with the Ethernet header. An interface may have more; redirected frames
+/// are not measured by it.
+const MAX_TAP_MTU: u32 = 65_521;
+
 /// Names the namespace in errors.
 #[derive(Clone, Copy)]
 pub(super) struct Wiring<'a> {
@@ -61,6 +65,16 @@ impl Wiring<'_> {
         tap::vhost(queues).map_err(self.no_device(name))
     }
 
+    /// Joins a tap to an interface. What was done until an error is undone.
+    pub(super) async fn redirect_or_undo(&self, interface: &PodInterface, name: &str) -> Result<(), NetworkError> {
+        let redirected = self.redirect(interface, name).await;
+        if redirected.is_err() {
+            self.remove_ingress(interface.index).await;
+            self.release(name).await;
+        }
+        redirected
+    }
+
     /// Joins a tap to an interface.
     pub(super) async fn redirect(&self, interface: &PodInterface, name: &str) -> Result<(), NetworkError> {
         let tap = self.index(name).await?;
@@ -84,7 +98,8 @@ impl Wiring<'_> {
                 .await
                 .map_err(self.failed("redirect the frames of", on))?;
         }
-        let up = LinkUnspec::new_with_index(tap).mtu(interface.mtu).up().build();
+        let mtu = interface.mtu.min(MAX_TAP_MTU);
+        let up = LinkUnspec::new_with_index(tap).mtu(mtu).up().build();
         let up = self.netlink.link().set(up).execute().await;
         up.map_err(self.failed("bring up", name))
     }

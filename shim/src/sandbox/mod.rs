@@ -127,8 +127,8 @@ pub struct Sandbox {
     kernel: PathBuf,
     disks: Arc<Disks>,
     sizes: Sizes,
-    /// Held by who makes the guest's network what the host's is.
-    network: tokio::sync::Mutex<()>,
+    /// Held by who makes the guest's network what the host's is: whether the guest has failed to follow the last time.
+    network: tokio::sync::Mutex<bool>,
     vm: watch::Sender<Vm>,
     machine: Mutex<Option<Arc<dyn Machine>>>,
     stopping: watch::Sender<bool>,

@@ -13,19 +13,22 @@ impl Sandbox {
     pub(super) async fn update_network(&self, agent: &AgentClient, subject: &str) -> Result<(), Error> {
         let Some(machine) = self.machine() else { return Ok(()) };
         // The guest is told in the order in which the host is looked at: what it is told last is what is there.
-        let _turn = self.network.lock().await;
-        let network = machine.refresh_network().await.map_err(|error| Error::Host {
+        let mut behind = self.network.lock().await;
+        let network = machine.refresh_network(*behind).await.map_err(|error| Error::Host {
             operation: "set up the network of",
             subject: subject.to_owned(),
             source: HostError::Other(Box::new(error)),
         })?;
         let Some(network) = network else { return Ok(()) };
+        *behind = true;
         let updated = agent.update_network(&network).await;
-        updated.map(drop).map_err(|source| Error::Agent {
+        updated.map_err(|source| Error::Agent {
             operation: "set up the network of",
             subject: subject.to_owned(),
             source,
-        })
+        })?;
+        *behind = false;
+        Ok(())
     }
 
     /// Carries later changes into the guest, until the task is aborted.

@@ -47,6 +47,8 @@ impl Sandbox {
 
     async fn start_init(&self, container: &Container, process: &Process) -> Result<u32, Error> {
         let agent = self.agent("start", &process.name.to_string())?;
+        // Whoever asked for the container may have put a network into its new namespace since the create, as `ctr run --cni` does.
+        self.update_network(&agent, &process.name.to_string()).await?;
         process.begin_start()?;
         let started = agent.start_container(&agent_container(&container.id)).await;
         if let Err(source) = started {

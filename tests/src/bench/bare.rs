@@ -118,7 +118,8 @@ impl Helper {
         Ok(helper)
     }
 
-    fn piped(command: &mut Command) -> Result<(Self, ChildStdout)> {
+    /// One whose output is read.
+    pub(crate) fn piped(command: &mut Command) -> Result<(Self, ChildStdout)> {
         sys::die_with_parent(command);
         let mut child = command
             .stdin(Stdio::null())

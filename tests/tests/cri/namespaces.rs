@@ -4,7 +4,7 @@ use framework::{
     Report, Result,
     cri::{
         PodNode,
-        messages::{LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig},
+        messages::{DnsConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig},
         pod::security,
     },
 };
@@ -25,6 +25,11 @@ fn network_ipc_and_hostname_are_the_pods_and_mounts_and_pids_are_the_containers(
     let node = PodNode::start()?;
     let mut config = node.pod("shared");
     config.hostname = "the-pods-name".to_owned();
+    config.dns_config = Some(DnsConfig {
+        servers: vec!["10.88.0.53".to_owned()],
+        searches: vec!["pods.example".to_owned()],
+        options: vec!["ndots:5".to_owned()],
+    });
     config.linux.get_or_insert_default().sysctls = [
         ("kernel.shm_rmid_forced", "1"),
         ("net.ipv4.ip_unprivileged_port_start", "80"),
@@ -43,6 +48,14 @@ fn network_ipc_and_hostname_are_the_pods_and_mounts_and_pids_are_the_containers(
         pod.start(&pod.container("one", &idle))?,
         pod.start(&pod.container("two", &idle))?,
     );
+    // containerd makes these files: from the pod's settings, and from the node's.
+    let resolver = "search pods.example\nnameserver 10.88.0.53\noptions ndots:5\n";
+    assert_eq!(one.sh("cat /etc/resolv.conf")?, resolver);
+    assert_eq!(
+        two.sh("cat /etc/resolv.conf /etc/hostname")?,
+        format!("{resolver}the-pods-name\n")
+    );
+    assert_eq!(two.sh("cat /etc/hosts")?, std::fs::read_to_string("/etc/hosts")?);
     let (one, two) = (one.exec(&sysctls)?, two.exec(&PROBE)?);
     let (one, two) = (Report::parse_text(&one)?, Report::parse_text(&two)?);
     for kind in ["ipc", "uts", "net"] {

@@ -2,7 +2,7 @@
 
 use super::*;
 use rtnetlink::packet_core::Parseable;
-use rtnetlink::packet_route::link::LinkHeader;
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkHeader, LinkInfo, LinkLayerType, LinkMessage};
 use rtnetlink::packet_route::neighbour::NeighbourAddress;
 use rtnetlink::packet_route::route::RouteNextHop;
 
@@ -96,9 +96,7 @@ fn addresses(network: &Network) -> Vec<AddressMessage> {
 
 #[test]
 fn an_interface_keeps_its_name_mac_address_and_mtu() {
-    let mut seen = seen();
-    seen.without_ipv6.insert("eth0".to_owned());
-    let network = translated(&seen);
+    let network = translated(&seen());
     let [interface] = &network.interfaces[..] else {
         panic!("{network:?}")
     };
@@ -110,6 +108,61 @@ fn an_interface_keeps_its_name_mac_address_and_mtu() {
         (interface.mac.as_slice(), interface.device.as_slice()),
         (&[2, 0, 0, 0, 0, 1][..], &[2, 0, 0, 0, 0, 1][..])
     );
+}
+
+#[test]
+fn an_interface_takes_announcements_and_asks_for_addresses_as_the_hosts_does() {
+    let mut seen = seen();
+    seen.accept_ra.insert("eth0".to_owned(), 2);
+    seen.links[0].header.flags |= LinkFlags::Noarp;
+    let interface = &translated(&seen).interfaces[0];
+    assert_eq!((interface.ipv6, interface.accept_ra, interface.no_arp), (true, 2, true));
+}
+
+fn of_kind(kind: InfoKind, mut link: LinkMessage, on: LinkAttribute) -> LinkMessage {
+    link.attributes
+        .extend([LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]), on]);
+    link
+}
+
+#[test]
+fn what_stands_on_another_interface_is_carried_in_its_place_or_both_are_refused() {
+    let mut seen = seen();
+    let vlan = link(8, "eth0.5", [2, 0, 0, 0, 0, 1]);
+    seen.links.push(of_kind(InfoKind::Vlan, vlan, LinkAttribute::Link(7)));
+    seen.addresses = vec![address(7, "fe80::1", 64), address(8, "10.1.2.3", 16)];
+    let network = translated(&seen);
+    assert_eq!(network.interfaces.len(), 1);
+    assert_eq!(network.interfaces[0].name, "eth0.5");
+    seen.addresses.push(address(7, "10.2.2.3", 16));
+    let error = wanted(&seen, "test", &Own::default(), &mut admit)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("eth0.5 stands on it"), "{error}");
+    // Nobody uses it.
+    let vlan = std::mem::replace(&mut seen.links[1].header.flags, LinkFlags::empty());
+    let lent = seen.addresses.remove(1);
+    assert_eq!(translated(&seen).interfaces[0].name, "eth0");
+    seen.links[1].header.flags = vlan;
+    seen.addresses.insert(1, lent);
+    // One whose parent is in another namespace, under any number; and a veth has its peer there.
+    seen.links[1].attributes.push(LinkAttribute::LinkNetNsId(0));
+    let veth = link(9, "eth1", [2, 0, 0, 0, 0, 2]);
+    seen.links.push(of_kind(InfoKind::Veth, veth, LinkAttribute::Link(7)));
+    assert_eq!(translated(&seen).interfaces.len(), 3);
+}
+
+#[test]
+fn a_port_of_a_vrf_is_refused() {
+    let mut seen = seen();
+    let vrf = of_kind(InfoKind::Vrf, link(8, "red", [2; 6]), LinkAttribute::Mtu(1500));
+    seen.links.push(vrf);
+    seen.links[0].attributes.push(LinkAttribute::Controller(8));
+    seen.addresses = vec![address(7, "10.1.2.3", 16)];
+    let error = wanted(&seen, "test", &Own::default(), &mut admit)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("port of a VRF"), "{error}");
 }
 
 /// As two ipvlan interfaces of one parent are, and a macvlan beside them.
@@ -212,6 +265,23 @@ fn an_ipv6_address_is_not_asked_for_again_and_an_announced_one_is_left_to_the_ro
         panic!("{network:?}")
     };
     assert_eq!(flags_of(guest), AddressFlags::Nodad);
+}
+
+#[test]
+fn an_address_that_is_not_preferred_stays_so() {
+    let mut seen = seen();
+    let mut old = address(7, "fd00::1", 128);
+    old.attributes[1] = AddressAttribute::Flags(AddressFlags::Permanent | AddressFlags::Deprecated);
+    seen.addresses.push(old);
+    let network = translated(&seen);
+    let [guest] = &addresses(&network)[..] else {
+        panic!("{network:?}")
+    };
+    let life = guest.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::CacheInfo(life) => Some((life.ifa_preferred, life.ifa_valid)),
+        _ => None,
+    });
+    assert_eq!(life, Some((0, u32::MAX)));
 }
 
 #[test]
@@ -349,4 +419,14 @@ fn prefixes_are_masked_at_every_length() {
     );
     assert_eq!(masked("fd00::1".parse().unwrap(), 0).to_string(), "::");
     assert_eq!(masked("fd00::1".parse().unwrap(), 64).to_string(), "fd00::");
+}
+
+#[test]
+fn an_interface_that_is_down_has_the_routes_of_its_prefixes_once_it_is_up() {
+    let mut seen = seen();
+    seen.links[0].header.flags = LinkFlags::empty();
+    seen.addresses.push(address(7, "10.1.2.3", 16));
+    let network = translated(&seen);
+    assert_eq!(flags_of(&addresses(&network)[0]), AddressFlags::empty());
+    assert!(!network.interfaces[0].up);
 }
