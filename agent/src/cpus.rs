@@ -97,7 +97,7 @@ fn count(cpus: &Path, list: &str) -> Result<u32, CpuError> {
 }
 
 /// How many CPUs a list has (cpuset(7), "List format").
-pub(crate) fn in_list(list: &str) -> Option<u32> {
+fn in_list(list: &str) -> Option<u32> {
     let mut cpus = 0u32;
     for part in list.trim().split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));

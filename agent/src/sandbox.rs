@@ -101,8 +101,9 @@ impl Reserved {
         } = wanted;
         let failed = |source| Error::Storage { id: id.clone(), source };
         let plugged = sandbox.storages.acquire(id, &storages, &devices).await;
-        storage::rewrite(&mut spec, &plugged.map_err(failed)?).map_err(failed)?;
-        let container = Arc::new(Container::new(id.clone(), spec, sandbox.services.clone()).await?);
+        let plugged = plugged.map_err(failed)?;
+        storage::rewrite(&mut spec, &plugged).map_err(failed)?;
+        let container = Arc::new(Container::new(id.clone(), spec, plugged, sandbox.services.clone()).await?);
         let made = tokio::select! {
             made = container.create(&stdio, joined) => made,
             () = self.given_up.notified() => Err(Error::GivenUp(id.clone())),

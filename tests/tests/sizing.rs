@@ -21,6 +21,11 @@ fn a_quota_of_half_a_cpu_throttles_a_program_that_spins() -> Result<()> {
 }
 
 mod kata_only {
+    use std::time::{Duration, Instant};
+
+    use framework::wait;
+    use serde_json::json;
+
     use super::*;
 
     /// CPUs, and memory in MiB, as a program in the guest sees them.
@@ -104,6 +109,48 @@ mod kata_only {
             .set("/linux/resources/cpu/cpus", "200-201")?;
         let said = node.run_spec("set", &spec)?.arg("--rm").ok()?;
         assert_eq!(said.trim(), 2.min(host_cpus()).to_string());
+        node.nothing_left()
+    }
+
+    /// Takes memory of the guest's that no container is charged for, until there is no more input.
+    const HOLD: &str = "mkdir /run/held && mount -t tmpfs -o size=600m held /run/held && \
+        dd if=/dev/zero of=/run/held/file bs=1M count=450 2>/dev/null && echo held && cat && umount /run/held";
+
+    #[test]
+    fn what_a_guest_gives_back_late_the_host_takes_back_then() -> Result<()> {
+        let node = Node::start_configured("[agent.kata]\ndebug_console_enabled = true\n")?;
+        let limits = ["--memory-limit", "67108864", "-d"];
+        node.run("late").args(limits).program(["sleep", "1000"]).ok()?;
+        let host = node.host_memory("late")?;
+        let allowed = || Ok::<_, framework::Error>(host.limit()?.unwrap_or(0) >> 20);
+        let limit = |mib: u64| node.update("late", &json!({ "memory": { "limit": mib << 20 } }));
+        let small = allowed()?;
+        limit(640)?;
+        let big = allowed()?;
+        assert!(big >= small + 576, "{small} MiB became {big}");
+        let holder = node
+            .diagnose()?
+            .args(["exec", &node.id("late"), "--", "sh", "-c", HOLD]);
+        let mut holder = holder.limit(Duration::from_secs(280)).spawn()?;
+        holder.shows("held")?;
+        limit(64)?;
+        node.await_log(&["the guest keeps memory that it should give back: it is waited for"])?;
+        let kept = allowed()?;
+        // It has 321 MiB without that, and needs some of it for itself.
+        assert!((small + 100..=big).contains(&kept), "{small}, {big}, {kept} MiB");
+        holder.close_stdin();
+        holder.wait()?.success()?;
+        // The guest's kernel tries again 50 s after it has failed, and the next time 100 s later.
+        let deadline = Instant::now() + wait::patience(Duration::from_secs(200));
+        while allowed()? + 100 > kept {
+            assert!(
+                Instant::now() < deadline,
+                "the host still allows {} MiB, as when the guest kept {kept}",
+                allowed()?
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        node.remove("late")?;
         node.nothing_left()
     }
 }

@@ -11,6 +11,7 @@ mod pids;
 mod read_ahead;
 mod reserve;
 mod stats;
+mod tree;
 mod unified;
 mod watch;
 
@@ -21,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
+use rustix::fs::{Mode, OFlags, openat};
 use rustix::process::Pid;
 use tokio::time::timeout;
 
@@ -32,6 +34,11 @@ pub(crate) use watch::Watch;
 const ROOT: &str = "/sys/fs/cgroup";
 const AGENT: &str = "/sys/fs/cgroup/agent";
 const CONTAINERS: &str = "/sys/fs/cgroup/containers";
+
+/// How many cgroups a container with a writable cgroup may make below its own, and how deep (docs/limits.md). Unified keys may
+/// say otherwise.
+const MOST_BELOW: &str = "4096";
+const DEEPEST: &str = "32";
 
 /// How long the kernel may take to freeze, thaw or kill a cgroup: a process in an uninterruptible wait holds it up.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -176,14 +183,23 @@ pub(crate) struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes it, without limits.
+    /// Makes it, without limits but those on what may be made below it.
     ///
     /// # Errors
     /// It exists, or the kernel has no room for it.
     pub(crate) fn create(id: &ContainerId) -> Result<Self, Error> {
         let path = Path::new(CONTAINERS).join(id.as_str());
         std::fs::create_dir(&path).map_err(failed("create", &path))?;
-        Ok(Self { path })
+        let cgroup = Self { path };
+        for (file, most) in [("cgroup.max.descendants", MOST_BELOW), ("cgroup.max.depth", DEEPEST)] {
+            let path = cgroup.file(file);
+            if let Err(error) = std::fs::write(&path, most) {
+                // What failed first is what is told.
+                let _ = std::fs::remove_dir(&cgroup.path);
+                return Err(failed("write", path)(error));
+            }
+        }
+        Ok(cgroup)
     }
 
     /// `cgroup.procs`, open for writing.
@@ -208,35 +224,12 @@ impl Cgroup {
         for Setting { file, value, optional } in settings(resources)? {
             match std::fs::write(self.path.join(&file), &value) {
                 Ok(()) => {}
-                Err(error) if file == cpu::SET && cpu::is_no_such_cpu(&error) => self.set_of_guests_cpus(value)?,
                 Err(error) if optional && error.kind() == ErrorKind::NotFound => {}
                 Err(source) => return Err(Error::Refused { file, value, source }),
             }
         }
         read_ahead::adapt();
         Ok(())
-    }
-
-    /// A set of the host's CPUs, some of which the guest has not: so many of the guest's instead.
-    fn set_of_guests_cpus(&self, wanted: String) -> Result<(), Error> {
-        let file = cpu::SET.to_owned();
-        let path = self.path.join(&file);
-        let possible = cpu::possible().map_err(failed("read", cpu::POSSIBLE))?;
-        let own = cpu::guests(&wanted, possible);
-        let source = match own.as_ref().map(|own| std::fs::write(path, own)) {
-            Some(Ok(())) => {
-                tracing::info!(
-                    wanted,
-                    set = own,
-                    "the guest has not all of these CPUs: the set has as many of its own"
-                );
-                return Ok(());
-            }
-            Some(Err(error)) => error,
-            None => ErrorKind::InvalidInput.into(),
-        };
-        let value = wanted;
-        Err(Error::Refused { file, value, source })
     }
 
     /// Allows the devices that the rules and every container's defaults allow, and no others, from now on.
@@ -318,7 +311,10 @@ impl Cgroup {
         let watch = self.events()?;
         self.kill()?;
         self.reached(&watch, "populated", 0, "killed").await?;
-        remove_tree(&self.path)?;
+        let path = self.path.clone();
+        let removing = tokio::task::spawn_blocking(move || tree::remove(&path));
+        let removed = removing.await.map_err(std::io::Error::other).flatten();
+        removed.map_err(failed("remove", &self.path))?;
         read_ahead::adapt();
         Ok(())
     }
@@ -329,48 +325,24 @@ impl Cgroup {
     /// It is gone.
     pub(crate) fn pids(&self) -> Result<Vec<Pid>, Error> {
         let mut pids = Vec::new();
-        for directory in tree(&self.path)? {
-            let path = directory.join("cgroup.procs");
-            let text = match std::fs::read_to_string(&path) {
-                Ok(text) => text,
-                // Removed since the directory was listed, or a threaded cgroup, whose processes its parent lists.
-                Err(_) if directory != self.path => continue,
-                Err(error) => return Err(failed("read", path)(error)),
-            };
-            pids.extend(text.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)));
-        }
+        let read = |directory: &OwnedFd| {
+            let procs = openat(
+                directory,
+                "cgroup.procs",
+                OFlags::RDONLY | OFlags::CLOEXEC,
+                Mode::empty(),
+            )?;
+            match std::io::read_to_string(File::from(procs)) {
+                Ok(text) => pids.extend(text.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?))),
+                // A threaded one: its parent lists its processes.
+                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
+                Err(error) => return Err(error),
+            }
+            Ok(())
+        };
+        tree::each(&self.path, read).map_err(failed("list the processes of", &self.path))?;
         Ok(pids)
     }
-}
-
-/// The directory and all below it, parents first.
-fn tree(root: &Path) -> Result<Vec<PathBuf>, Error> {
-    let mut found = vec![root.to_owned()];
-    let mut next = 0;
-    while let Some(directory) = found.get(next).cloned() {
-        next += 1;
-        let entries = match std::fs::read_dir(&directory) {
-            Ok(entries) => entries,
-            Err(_) if directory != root => continue,
-            Err(error) => return Err(failed("list", directory)(error)),
-        };
-        let directories = entries
-            .flatten()
-            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-        found.extend(directories.map(|entry| entry.path()));
-    }
-    Ok(found)
-}
-
-fn remove_tree(root: &Path) -> Result<(), Error> {
-    for directory in tree(root)?.into_iter().rev() {
-        match std::fs::remove_dir(&directory) {
-            Ok(()) => {}
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(failed("remove", directory)(error)),
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -402,15 +374,5 @@ mod tests {
                 "memory.high 900000"
             ]
         );
-    }
-
-    #[test]
-    fn a_tree_is_listed_parents_first_and_removed_children_first() {
-        let root = tempfile::tempdir().unwrap();
-        let top = root.path().join("top");
-        std::fs::create_dir_all(top.join("a/b")).unwrap();
-        assert_eq!(tree(&top).unwrap(), [top.clone(), top.join("a"), top.join("a/b")]);
-        remove_tree(&top).unwrap();
-        assert!(!top.exists());
     }
 }

@@ -8,7 +8,7 @@ use oci_spec::runtime::LinuxResources;
 use protocol::agent::{Process as ProcessInfo, StatsResponse};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::{Container, Life, Slot, Verb};
+use super::{Container, Life, Slot, Verb, limit_own_disks};
 use crate::error::Error;
 use crate::ids::ExecId;
 use crate::sys;
@@ -165,8 +165,9 @@ impl Container {
     ///
     /// # Errors
     /// The kernel refuses a value.
-    pub(crate) async fn update(&self, resources: LinuxResources) -> Result<(), Error> {
+    pub(crate) async fn update(&self, mut resources: LinuxResources) -> Result<(), Error> {
         self.check(&self.lock(), Verb::Update)?;
+        limit_own_disks(&self.id, &mut resources, &self.disks);
         let cgroup = Arc::clone(&self.cgroup);
         match tokio::task::spawn_blocking(move || cgroup.apply(&resources)).await {
             Ok(result) => result.map_err(|error| self.in_cgroup(error)),

@@ -19,7 +19,7 @@ mod supervise;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxResources, Spec};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
@@ -32,6 +32,7 @@ use crate::ids::{ContainerId, ExecId};
 use crate::oom::OomReporter;
 use crate::process::Process;
 use crate::reaper::Reaper;
+use crate::storage::{Plugged, rewrite_limits};
 pub(crate) use launching::Joined;
 use phase::Life;
 pub(crate) use phase::{Phase, Verb};
@@ -62,6 +63,8 @@ struct State {
 pub(crate) struct Container {
     id: ContainerId,
     spec: Box<Spec>,
+    /// Those that limits may name.
+    disks: Vec<Plugged>,
     cgroup: Arc<Cgroup>,
     oom: Arc<OomReporter>,
     oom_task: AbortHandle,
@@ -84,11 +87,20 @@ impl Container {
     ///
     /// # Errors
     /// The cgroup cannot be made as the specification asks.
-    pub(crate) async fn new(id: ContainerId, spec: Spec, services: Services) -> Result<Self, Error> {
+    pub(crate) async fn new(
+        id: ContainerId,
+        mut spec: Spec,
+        disks: Vec<Plugged>,
+        services: Services,
+    ) -> Result<Self, Error> {
         warn_of_labels(&id, &spec);
+        let linux = spec.linux_mut().as_mut();
+        if let Some(resources) = linux.and_then(|linux| linux.resources_mut().as_mut()) {
+            limit_own_disks(&id, resources, &disks);
+        }
         let in_cgroup = |source| Error::Cgroup { id: id.clone(), source };
         let cgroup = Arc::new(Cgroup::create(&id).map_err(in_cgroup)?);
-        match Self::with_cgroup(id.clone(), spec, services, Arc::clone(&cgroup)) {
+        match Self::with_cgroup(id.clone(), spec, disks, services, Arc::clone(&cgroup)) {
             Ok(container) => Ok(container),
             Err(source) => {
                 // What failed first is the better thing to say.
@@ -101,6 +113,7 @@ impl Container {
     fn with_cgroup(
         id: ContainerId,
         spec: Spec,
+        disks: Vec<Plugged>,
         services: Services,
         cgroup: Arc<Cgroup>,
     ) -> Result<Self, cgroup::Error> {
@@ -121,6 +134,7 @@ impl Container {
         Ok(Self {
             id,
             spec: Box::new(spec),
+            disks,
             cgroup,
             oom,
             oom_task,
@@ -167,6 +181,18 @@ impl Container {
             Some(Slot::Process(process)) => Ok(process),
             Some(Slot::Launching) | None => Err(Error::NoProcess(self.id.clone(), exec.clone())),
         }
+    }
+}
+
+/// Gives limits of I/O the guest's numbers of the container's disks. For files that the host shares there is nothing to limit here.
+fn limit_own_disks(id: &ContainerId, resources: &mut LinuxResources, disks: &[Plugged]) {
+    let missing = rewrite_limits(resources, disks);
+    if !missing.is_empty() {
+        tracing::warn!(
+            container = %id,
+            devices = missing.join(" "),
+            "limits of I/O are left out: these devices of the host are no disks of the container in the guest"
+        );
     }
 }
 

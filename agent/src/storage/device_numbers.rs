@@ -7,17 +7,18 @@
 use std::path::Path;
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, Spec};
-use protocol::agent::BlockDevice;
+use protocol::agent::{BlockDevice, Storage};
 
 use super::StorageError;
 use super::disk::DiskNode;
 
-/// A device of the container that is a disk of the guest.
+/// A device of the host that is a disk of the guest, for one container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Plugged {
+    /// As a device of the container; empty for a disk with a file system that the guest mounts.
     path: String,
-    host: (i64, i64),
-    guest: (i64, i64),
+    pub(super) host: (i64, i64),
+    pub(super) guest: (i64, i64),
 }
 
 impl Plugged {
@@ -27,6 +28,22 @@ impl Plugged {
             host: (device.host_major.into(), device.host_minor.into()),
             guest: (disk.major.into(), disk.minor.into()),
         }
+    }
+
+    /// None: the disk is no device of the host, but a file.
+    pub(super) fn of_storage(storage: &Storage, disk: &DiskNode) -> Option<Self> {
+        let host = (storage.host_major.into(), storage.host_minor.into());
+        (host != (0, 0)).then(|| Self {
+            path: String::new(),
+            host,
+            guest: (disk.major.into(), disk.minor.into()),
+        })
+    }
+
+    #[cfg(test)]
+    pub(super) fn numbered(host: (i64, i64), guest: (i64, i64)) -> Self {
+        let path = String::new();
+        Self { path, host, guest }
     }
 }
 

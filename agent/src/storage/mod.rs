@@ -13,6 +13,7 @@ mod filesystem;
 mod group;
 mod grow;
 mod huge_pages;
+mod limits;
 mod sys;
 
 use std::collections::{BTreeSet, HashMap};
@@ -26,6 +27,7 @@ pub(crate) use device_numbers::{Plugged, rewrite};
 use disk::DiskNode;
 pub(crate) use error::StorageError;
 use huge_pages::{HugePages, Reserved};
+pub(crate) use limits::rewrite_limits;
 
 use crate::ids::ContainerId;
 
@@ -89,8 +91,8 @@ impl Storages {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Mounts what a container needs and is not mounted yet, and finds its disks. The answer is the disks that become
-    /// devices. Not to be given up half-way; each step is bounded.
+    /// Mounts what a container needs and is not mounted yet, and finds its disks. The answer is those of its disks that
+    /// are devices of the host. Not to be given up half-way; each step is bounded.
     ///
     /// # Errors
     /// A disk does not appear, or something cannot be mounted; nothing is held then.
@@ -118,11 +120,12 @@ impl Storages {
         if storages.len() > MOST || devices.len() > MOST {
             return Err(StorageError::Invalid(format!("more than {MOST} storages or devices")));
         }
+        let mut plugged = Vec::new();
         for storage in storages {
             check_name(&storage.name)?;
-            self.acquire_one(container, storage).await?;
+            let disk = self.acquire_one(container, storage).await?;
+            plugged.extend(disk.and_then(|disk| Plugged::of_storage(storage, &disk)));
         }
-        let mut plugged = Vec::new();
         for device in devices {
             let disk = disk::find(&device.serial).await?;
             self.hold(container, |held| held.disks.push(disk.clone()));
@@ -135,7 +138,8 @@ impl Storages {
         change(self.table().held.entry(container.clone()).or_default());
     }
 
-    async fn acquire_one(&self, container: &ContainerId, storage: &Storage) -> Result<(), StorageError> {
+    /// The answer is the disk that it is on, if it is on one.
+    async fn acquire_one(&self, container: &ContainerId, storage: &Storage) -> Result<Option<DiskNode>, StorageError> {
         let disk = match storage.serial.as_str() {
             "" => None,
             serial => Some(disk::find(serial).await?),
@@ -163,13 +167,13 @@ impl Storages {
                 blocking(work).await?;
                 slot.mounted = Some(Mounted {
                     storage: storage.clone(),
-                    disk,
+                    disk: disk.clone(),
                 });
             }
         }
         slot.users.insert(container.clone());
         self.hold(container, |held| held.storages.push(storage.name.clone()));
-        Ok(())
+        Ok(disk)
     }
 
     /// Lets go of everything that a container holds: what nobody else uses is written back and unmounted. May be called

@@ -141,7 +141,11 @@ impl Volumes {
         Ok(())
     }
 
-    fn store_on(&mut self, storage: Storage, disk: HostDisk) {
+    fn store_on(&mut self, mut storage: Storage, disk: HostDisk) {
+        if let disk::DiskKey::BlockDevice(number) = disk.key {
+            storage.host_major = rustix::fs::major(number);
+            storage.host_minor = rustix::fs::minor(number);
+        }
         let index = self.add(disk);
         self.storages.push((storage, Some(index)));
     }
