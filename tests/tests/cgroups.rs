@@ -17,14 +17,12 @@ mod kata_only {
             .push("/linux/namespaces", json!({ "type": "cgroup" }))
     }
 
-    /// Makes five thousand side by side and five thousand in each other, as far as it is let, and a process in a deep one; says how
-    /// many there are, and how deep; and then whether it can allow itself more.
-    const MAKE: &str = "cd /sys/fs/cgroup; side=$(seq 1 5000); deep=$(yes d | head -n 1250 | tr '\\n' /); \
-        for n in 1 2 3 4; do mkdir -p $deep; while cd d; do :; done; done 2>/dev/null; \
-        sleep 1000 & echo $! > cgroup.procs; cd /sys/fs/cgroup; \
-        deepest=$(find . -type d | tr -cd '/\\n' | sort | tail -n 1 | wc -c); \
-        mkdir $side 2>/dev/null; grep nr_descendants cgroup.stat; echo depth $((deepest - 1)); \
-        echo max > cgroup.max.descendants || echo no more; echo ready; sleep 1000";
+    /// Makes sixty in each other, of names so long that a path from the guest's root has no room for 32 of them, and a process in the last; and
+    /// five thousand side by side: as far as it is let. Says how deep it came, how many there are, and whether it can allow itself more.
+    const MAKE: &str = "cd /sys/fs/cgroup; name=$(printf %0126d 0); n=0; \
+        while [ $n -lt 60 ] && mkdir $name 2>/dev/null && cd $name; do n=$((n+1)); done; echo depth $n; \
+        sleep 1000 & echo $! > cgroup.procs; cd /sys/fs/cgroup; mkdir $(seq 1 5000) 2>/dev/null; \
+        grep nr_descendants cgroup.stat; echo max > cgroup.max.descendants || echo no more; echo ready; sleep 1000";
 
     #[test]
     fn a_container_makes_only_so_many_and_is_removed_with_them_and_its_neighbour_goes_on() -> Result<()> {
@@ -45,11 +43,11 @@ mod kata_only {
             let told = framework::wait::content(node.dir(), "said", std::time::Duration::from_secs(120), |text| {
                 text.contains("ready")
             })?;
-            let lines: Vec<_> = told.lines().filter(|line| !line.starts_with("sh: ")).collect();
-            assert_eq!(lines, ["nr_descendants 4096", "depth 32", "no more", "ready"], "{told}");
             assert_eq!(node.exec("other", "alive").program(["echo", "alive"]).ok()?, "alive\n");
             node.remove("app")?;
             assert_eq!(node.exec("other", "still").program(["echo", "still"]).ok()?, "still\n");
+            let lines: Vec<_> = told.lines().filter(|line| !line.starts_with("sh: ")).collect();
+            assert_eq!(lines, ["depth 32", "nr_descendants 4096", "no more", "ready"], "{told}");
         }
         node.remove("other")?;
         node.remove("pod")?;

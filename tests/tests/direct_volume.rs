@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -48,17 +49,19 @@ impl<'a> Volume<'a> {
         self.verb("resize", &["--resize-size", &size.to_string()])
     }
 
-    /// Starts a container that has the volume on /data.
+    /// A container that has the volume on /data.
+    fn user(&self, name: &str) -> Result<Spec> {
+        let spec = self.node.spec(name, &["sleep", "1000"])?;
+        spec.bind(&self.path, "/data", &["rw"])
+    }
+
+    /// Starts one.
     fn run(&self, name: &str) -> Result<()> {
-        let spec: Spec = self
-            .node
-            .spec(name, &["sleep", "1000"])?
-            .bind(&self.path, "/data", &["rw"])?;
-        self.node
-            .run_spec(name, &spec)?
-            .args(["-d", "--null-io"])
-            .ok()
-            .map(drop)
+        self.run_spec(name, &self.user(name)?)
+    }
+
+    fn run_spec(&self, name: &str, spec: &Spec) -> Result<()> {
+        self.node.run_spec(name, spec)?.args(["-d", "--null-io"]).ok().map(drop)
     }
 }
 
@@ -176,4 +179,27 @@ fn what_cannot_grow_is_refused_with_the_reason() -> Result<()> {
     assert_eq!(fs::metadata(image.path())?.len(), 16 * MIB);
     node.remove("reader")?;
     node.nothing_left()
+}
+
+#[test]
+fn a_limit_of_io_for_the_volumes_device_is_one_for_the_guests_disk() -> Result<()> {
+    let node = Node::start()?;
+    let image = RawImage::ext4(&node.dir().join("disk.img"), 16 * MIB)?;
+    let host = image.loop_device()?;
+    let number = fs::metadata(host.path())?.rdev();
+    let volume = Volume::add(&node, host.path(), "ext4", &[])?;
+    let limited = |spec: Value| json!({ "throttleWriteBpsDevice": [spec] });
+    let device = json!({ "major": rustix::fs::major(number), "minor": rustix::fs::minor(number), "rate": 4 * MIB });
+    let spec = volume.user("writer")?.own_cgroup()?;
+    volume.run_spec("writer", &spec.set("/linux/resources/blockIO", limited(device))?)?;
+    let script = "echo $(grep ' /data ' /proc/self/mountinfo | cut -d' ' -f3); cat /sys/fs/cgroup/io.max";
+    let said = node.exec("writer", "look").sh(script).ok()?;
+    let disk = said.lines().next().unwrap_or_default();
+    assert_eq!(
+        said,
+        format!("{disk}\n{disk} rbps=max wbps=4194304 riops=max wiops=max\n")
+    );
+    node.remove("writer")?;
+    node.nothing_left()?;
+    host.detach()
 }

@@ -112,15 +112,19 @@ mod kata_only {
         node.nothing_left()
     }
 
-    /// Takes memory of the guest's that no container is charged for, until there is no more input.
+    /// Takes memory of the guest's that the container is not charged for, until there is no more input.
     const HOLD: &str = "mkdir /run/held && mount -t tmpfs -o size=600m held /run/held && \
-        dd if=/dev/zero of=/run/held/file bs=1M count=450 2>/dev/null && echo held && cat && umount /run/held";
+        dd if=/dev/zero of=/run/held/file bs=1M count=450 2>/dev/null && echo held && exec cat";
 
     #[test]
     fn what_a_guest_gives_back_late_the_host_takes_back_then() -> Result<()> {
         let node = Node::start_configured("[agent.kata]\ndebug_console_enabled = true\n")?;
-        let limits = ["--memory-limit", "67108864", "-d"];
-        node.run("late").args(limits).program(["sleep", "1000"]).ok()?;
+        // A guest that is left without memory may end who holds it, and nobody else.
+        let spec = node
+            .spec("late", &["sleep", "1000"])?
+            .set("/process/oomScoreAdj", -1000)?
+            .set("/linux/resources/memory/limit", 64 << 20)?;
+        node.run_spec("late", &spec)?.arg("-d").ok()?;
         let host = node.host_memory("late")?;
         let allowed = || Ok::<_, framework::Error>(host.limit()?.unwrap_or(0) >> 20);
         let limit = |mib: u64| node.update("late", &json!({ "memory": { "limit": mib << 20 } }));
@@ -139,7 +143,7 @@ mod kata_only {
         // It has 321 MiB without that, and needs some of it for itself.
         assert!((small + 100..=big).contains(&kept), "{small}, {big}, {kept} MiB");
         holder.close_stdin();
-        holder.wait()?.success()?;
+        holder.wait()?;
         // The guest's kernel tries again 50 s after it has failed, and the next time 100 s later.
         let deadline = Instant::now() + wait::patience(Duration::from_secs(200));
         while allowed()? + 100 > kept {
