@@ -180,7 +180,7 @@ mod kata_only {
                 "cap_ipc_lock",
                 "policy",
                 "\"ambient\"",
-                "must be \"spec\", \"grant\" or \"drop\"",
+                "must be \"spec\" or \"grant\" or \"drop\"",
             ),
         ] {
             let node = Node::start_configured(&format!("[runtime.{table}]\n{key} = {value}\n"))?;

@@ -302,6 +302,22 @@ mod kata_only {
     use super::*;
 
     #[test]
+    fn a_container_in_a_user_namespace_has_its_ids_and_the_guests_sysfs() -> Result<()> {
+        let node = Node::start()?;
+        let mapping = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
+        let script = "id -u; awk '{ print $1, $2, $3 }' /proc/self/uid_map; test -e /sys/class/net/lo && echo network; \
+                      echo 1 2>/dev/null > /sys/kernel/profiling || echo closed";
+        let spec = node
+            .spec("mapped", &["sh", "-c", script])?
+            .push("/linux/namespaces", json!({ "type": "user" }))?
+            .set("/linux/uidMappings", mapping.clone())?
+            .set("/linux/gidMappings", mapping)?;
+        let said = node.run_spec("mapped", &spec)?.arg("--rm").ok()?;
+        assert_eq!(said, "0\n0 100000 65536\nnetwork\nclosed\n");
+        node.nothing_left()
+    }
+
+    #[test]
     fn limits_may_be_higher_and_scores_lower_than_the_hosts() -> Result<()> {
         let node = Node::start()?;
         let spec = node

@@ -119,12 +119,14 @@ fn take<'a>(told: &'a Instructions, join: &[(LinuxNamespaceType, OwnedFd)]) -> R
     let spec = &told.spec;
     let bundle = rootfs::bundle(spec)?;
     let root = rootfs::take(spec)?;
-    let mounts = mounts::prepare(
-        spec,
-        &bundle,
-        &cgroup_directory(&told.cgroup)?,
-        has_cgroup_namespace(spec),
-    )?;
+    let has = |kind| has_namespace(spec, kind) || join.iter().any(|(joined, _)| *joined == kind);
+    let surroundings = mounts::Surroundings {
+        bundle: &bundle,
+        cgroup: &cgroup_directory(&told.cgroup)?,
+        cgroup_namespace: has_namespace(spec, LinuxNamespaceType::Cgroup),
+        sysfs_of_guest: has(LinuxNamespaceType::User) && !has(LinuxNamespaceType::Network),
+    };
+    let mounts = mounts::prepare(spec, surroundings)?;
     sysctl::set(spec, false)?;
     let fresh = namespaces::make(spec, join, &told.cgroup, &told.agent_cgroup)?;
     Ok(Taken {
@@ -135,15 +137,13 @@ fn take<'a>(told: &'a Instructions, join: &[(LinuxNamespaceType, OwnedFd)]) -> R
     })
 }
 
-fn has_cgroup_namespace(spec: &Spec) -> bool {
+fn has_namespace(spec: &Spec, kind: LinuxNamespaceType) -> bool {
     let listed = spec
         .linux()
         .as_ref()
         .and_then(|linux| linux.namespaces().as_deref())
         .unwrap_or_default();
-    listed
-        .iter()
-        .any(|namespace| namespace.typ() == LinuxNamespaceType::Cgroup)
+    listed.iter().any(|namespace| namespace.typ() == kind)
 }
 
 /// Where the container's cgroup is in the guest's tree: the directory of its `cgroup.procs`.

@@ -43,25 +43,29 @@ const BELOW_PROC: [&str; 9] = [
 pub(super) struct Prepared<'a> {
     mount: &'a Mount,
     options: Options,
-    /// A bind's source, attached nowhere yet, with its attributes set.
+    /// A bind's source, or a file system that only the guest may make, attached nowhere yet, with its attributes set.
     source: Option<OwnedFd>,
 }
 
-/// Opens what the mounts need of the guest. `cgroup` is the container's own directory in the guest's cgroup tree.
-pub(super) fn prepare<'a>(
-    spec: &'a Spec,
-    bundle: &Path,
-    cgroup: &Path,
-    cgroup_namespace: bool,
-) -> Result<Vec<Prepared<'a>>> {
-    let mounts = spec.mounts().as_deref().unwrap_or_default();
-    mounts
-        .iter()
-        .map(|mount| prepare_one(mount, bundle, cgroup, cgroup_namespace))
-        .collect()
+/// What mounts need to know of the container.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Surroundings<'a> {
+    pub(super) bundle: &'a Path,
+    /// Its own directory in the guest's cgroup tree.
+    pub(super) cgroup: &'a Path,
+    pub(super) cgroup_namespace: bool,
+    /// sysfs shows a network, and is mounted by who owns it: in a user namespace that has the guest's network, nobody does.
+    pub(super) sysfs_of_guest: bool,
 }
 
-fn prepare_one<'a>(mount: &'a Mount, bundle: &Path, cgroup: &Path, cgroup_namespace: bool) -> Result<Prepared<'a>> {
+/// Opens what the mounts need of the guest.
+pub(super) fn prepare<'a>(spec: &'a Spec, around: Surroundings<'_>) -> Result<Vec<Prepared<'a>>> {
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    mounts.iter().map(|mount| prepare_one(mount, around)).collect()
+}
+
+fn prepare_one<'a>(mount: &'a Mount, around: Surroundings<'_>) -> Result<Prepared<'a>> {
+    let Surroundings { bundle, cgroup, .. } = around;
     let mut options = Options::parse(mount.options().as_deref().unwrap_or_default());
     if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
         options.unsupported = Some("uidMappings".to_owned());
@@ -71,7 +75,7 @@ fn prepare_one<'a>(mount: &'a Mount, bundle: &Path, cgroup: &Path, cgroup_namesp
     }
     let source = match kind(mount) {
         _ if options.remount => None,
-        "cgroup" if !cgroup_namespace => Some((cgroup.to_owned(), true)),
+        "cgroup" if !around.cgroup_namespace => Some((cgroup.to_owned(), true)),
         "bind" => Some((bind_source(mount, bundle)?, options.bind.unwrap_or(false))),
         _ if options.bind.is_some() => Some((bind_source(mount, bundle)?, options.bind.unwrap_or(false))),
         _ => None,
@@ -86,11 +90,13 @@ fn prepare_one<'a>(mount: &'a Mount, bundle: &Path, cgroup: &Path, cgroup_namesp
         tree::apply(&clone, &options).map_err(|why| refusal(mount, why))?;
         Ok(clone)
     });
-    Ok(Prepared {
-        mount,
-        source: source.transpose()?,
-        options,
-    })
+    let mut source = source.transpose()?;
+    if around.sysfs_of_guest && kind(mount) == "sysfs" && source.is_none() && !options.remount {
+        let sysfs = file_system(mount, &options, None)?;
+        tree::apply(&sysfs, &options).map_err(|why| refusal(mount, why))?;
+        source = Some(sysfs);
+    }
+    Ok(Prepared { mount, source, options })
 }
 
 /// The type of a mount. cgroup is cgroup2: the guest has no other.
@@ -133,7 +139,7 @@ pub(super) fn carry_out(root: Root<'_>, mounts: &[Prepared<'_>]) -> Result<()> {
             None if prepared.options.remount => remount(root, prepared).or_refuse(what)?,
             None => {
                 let target = target_directory(root, prepared.mount)?;
-                let mount = file_system(prepared, &target)?;
+                let mount = file_system(prepared.mount, &prepared.options, Some(&target))?;
                 if prepared.options.copy_up {
                     copy_up(&target, &mount).or_refuse(what)?;
                 }
@@ -205,8 +211,7 @@ fn guard_proc(target: &OwnedFd, mount: &Mount) -> Result<()> {
 }
 
 /// A new mount of a file system, attached nowhere yet.
-fn file_system(prepared: &Prepared<'_>, target: &OwnedFd) -> Result<OwnedFd> {
-    let (mount, options) = (prepared.mount, &prepared.options);
+fn file_system(mount: &Mount, options: &Options, target: Option<&OwnedFd>) -> Result<OwnedFd> {
     let name = if kind(mount) == "cgroup" {
         "cgroup2"
     } else {
@@ -230,7 +235,9 @@ fn file_system(prepared: &Prepared<'_>, target: &OwnedFd) -> Result<OwnedFd> {
         }
         .map_err(|why| refusal(mount, format_args!("{parameter}: {}", explain(why))))?;
     }
-    if name == "tmpfs" && !data.iter().any(|parameter| parameter.starts_with("mode=")) {
+    if let ("tmpfs", Some(target)) = (name, target)
+        && !data.iter().any(|parameter| parameter.starts_with("mode="))
+    {
         // The directory that is covered passes its mode on, as with runc.
         let mode = rustix::fs::fstat(target).map_err(fail)?.st_mode & 0o7777;
         fsconfig_set_string(&context, "mode", format!("{mode:o}")).map_err(explain)?;

@@ -129,6 +129,20 @@ impl SandboxPolicy {
         &self.rules
     }
 
+    /// The policy of the sandbox's own container: its annotations are the pod's, and count once.
+    #[must_use]
+    pub fn of_first(&self) -> ContainerPolicy {
+        let Self { rules, pod } = self.clone();
+        ContainerPolicy {
+            container: pod,
+            sandbox: Self {
+                rules,
+                pod: Annotations::default(),
+            },
+            limit_from: LimitFrom::default(),
+        }
+    }
+
     /// The policy of a container with these annotations.
     #[must_use]
     pub fn of_container(&self, annotations: Option<&HashMap<String, String>>) -> ContainerPolicy {
@@ -282,6 +296,37 @@ mod tests {
             rules.sysctls(),
             HashMap::from([("kernel.perf_event_mlock_kb".to_owned(), "0".to_owned())])
         );
+    }
+
+    #[test]
+    fn what_decides_is_told_and_the_sandboxs_own_annotations_once() {
+        let written = HashMap::from([(CAP_IPC_LOCK.to_owned(), "drop".to_owned())]);
+        let sandbox = SandboxPolicy::new(Rules::default(), Some(&written));
+        let said = |policy: &ContainerPolicy| {
+            let message = policy.to_message();
+            (message.container_cap_ipc_lock, message.pod_cap_ipc_lock)
+        };
+        assert_eq!(said(&sandbox.of_first()), ("drop".to_owned(), String::new()));
+        assert_eq!(said(&sandbox.of_container(None)), (String::new(), "drop".to_owned()));
+
+        let limit = HashMap::from([(MEMLOCK.to_owned(), "1MiB".to_owned())]);
+        let given = json!([{ "type": "RLIMIT_MEMLOCK", "soft": 1, "hard": 1 }]);
+        let (pod, none) = (
+            SandboxPolicy::new(Rules::default(), Some(&limit)),
+            SandboxPolicy::default(),
+        );
+        for (mut policy, rlimits, from) in [
+            (pod.of_container(Some(&limit)), given, "specification"),
+            (pod.of_container(Some(&limit)), json!([]), "container"),
+            (pod.of_first(), json!([]), "container"),
+            (pod.of_container(None), json!([]), "pod"),
+            (none.of_container(None), json!([]), "configuration"),
+        ] {
+            let process = json!({ "cwd": "/", "user": { "uid": 0, "gid": 0 }, "rlimits": rlimits });
+            let spec = json!({ "ociVersion": "1.0.2", "process": process });
+            policy.apply(&mut serde_json::from_value(spec).unwrap()).unwrap();
+            assert_eq!(policy.to_message().limit_from, from);
+        }
     }
 
     #[test]

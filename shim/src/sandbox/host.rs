@@ -139,7 +139,11 @@ impl HostSide for RealHost {
                 disable_guest_seccomp,
             };
             let mut guest = guest_spec(&spec, input).map_err(|error| HostError::Spec(Box::new(error)))?;
-            let mut memlock = policy.of_container(spec.annotations().as_ref());
+            let mut memlock = if container.as_str() == sandbox.as_str() {
+                policy.of_first()
+            } else {
+                policy.of_container(spec.annotations().as_ref())
+            };
             let notes = memlock.apply(&mut guest.spec);
             let notes = notes.map_err(|error| HostError::Spec(Box::new(error)))?;
             for warning in guest.warnings.iter().chain(&notes).chain(&volumes.warnings) {
