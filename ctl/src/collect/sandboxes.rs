@@ -59,6 +59,8 @@ fn known(page: &Page, state: &State) {
         let mut text = String::new();
         for file in [
             "cgroup.procs",
+            // v2: where the processes are.
+            "vm/cgroup.procs",
             "memory.max",
             "memory.limit_in_bytes",
             "memory.current",
@@ -66,6 +68,10 @@ fn known(page: &Page, state: &State) {
             "memory.events",
             "cpu.max",
             "cpu.cfs_quota_us",
+            "cpu.weight",
+            "cpu.shares",
+            "cpuset.cpus",
+            "cpuset.mems",
             "pids.max",
         ] {
             if let Ok(value) = read(&cgroup.join(file)) {
