@@ -113,7 +113,7 @@ fn whatever_ip_can_set_up_is_the_same_in_the_container() -> Result<()> {
         "-6 route add blackhole fd81::/32",
         "-6 route add fd82::/32 via fd77::1 dev eth1 metric 5 mtu 1400",
         "-6 route add fd83::/32 via fd99::1 dev eth1 onlink",
-        "rule add from 10.77.0.3 to 10.5.0.0/16 fwmark 0x5/0xff iif eth1 lookup 77 priority 50",
+        "rule add from 10.77.0.3 to 10.5.0.0/16 fwmark 0x5/0xff dev eth1 lookup 77 priority 50",
         "rule add ipproto 6 dport 80-90 lookup 1000 priority 60",
         "rule add uidrange 100-200 lookup 77 priority 70",
         "rule add from 10.9.9.9 prohibit priority 80",

@@ -66,11 +66,21 @@ fn an_interface_that_somebody_puts_there_while_the_container_runs_is_carried_too
     };
     for round in ["first", "second"] {
         let line = format!("link add veth0 type veth peer name eth0 netns {pid}");
-        outside.ip_lines(&[&line, "addr add 10.77.0.1/24 dev veth0", "link set veth0 up"])?;
+        outside.ip_lines(&[
+            &line,
+            "addr add 10.77.0.1/24 dev veth0",
+            "-6 addr add fd77::1/64 dev veth0 nodad",
+            "link set veth0 up",
+        ])?;
         inside(&["addr", "add", "10.77.0.2/24", "dev", "eth0"])?;
+        inside(&["-6", "addr", "add", "fd77::2/64", "dev", "eth0", "nodad"])?;
         inside(&["link", "set", "eth0", "up"])?;
-        let wait = "until ping -c 1 10.77.0.1 >/dev/null 2>&1; do sleep 0.1; done; ip addr show dev eth0 | grep -o 'inet [0-9.]*'";
-        assert_eq!(node.exec("c", round).sh(wait).ok()?, "inet 10.77.0.2\n");
+        let wait = "for to in 10.77.0.1 fd77::1; do until ping -c 1 $to >/dev/null 2>&1; do sleep 0.1; done; done; \
+                    ip addr show dev eth0 | grep -o 'inet6* [fd70-9.:]*2/[0-9]*'; ip route; ip -6 route | grep -c ^fd77::/64";
+        assert_eq!(
+            node.exec("c", round).sh(wait).ok()?,
+            "inet 10.77.0.2/24\ninet6 fd77::2/64\n10.77.0.0/24 dev eth0 scope link  src 10.77.0.2 \n1\n"
+        );
         outside.ip_lines(&["link del veth0"])?;
         let gone = "while [ -e /sys/class/net/eth0 ]; do sleep 0.1; done; ls /sys/class/net";
         assert_eq!(node.exec("c", &format!("{round}-gone")).sh(gone).ok()?, "lo\n");

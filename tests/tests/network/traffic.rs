@@ -39,6 +39,34 @@ fn ten_megabytes_go_both_ways_by_ipv4_and_ipv6() -> Result<()> {
     node.nothing_left()
 }
 
+/// Answers each question to a name server by "there is no such name" (RFC 1035, 4.1.1), until the test ends.
+fn no_such_name(namespace: &NetNs, address: &'static str) -> Result<()> {
+    let socket = namespace.inside(move || Ok(std::net::UdpSocket::bind(address)?))?;
+    std::thread::spawn(move || -> std::io::Result<()> {
+        let mut message = [0; 512];
+        loop {
+            let (length, from) = socket.recv_from(&mut message)?;
+            message[2] |= 0x80;
+            message[3] = (message[3] & 0xf0) | 3;
+            socket.send_to(&message[..length], from)?;
+        }
+    });
+    Ok(())
+}
+
+/// The sums in them are those that devices are to make: they must be there for whoever looks.
+#[test]
+fn datagrams_and_their_answers_arrive() -> Result<()> {
+    let node = Node::start()?;
+    let Pod { pod, outside } = Pod::new(&node)?;
+    no_such_name(&outside, "10.77.0.1:53")?;
+    no_such_name(&outside, "[fd77::1]:53")?;
+    let script = "for server in 10.77.0.1 fd77::1; do nslookup a.example $server | grep NXDOMAIN | sort -u; done";
+    let output = node.run("c").arg("--rm").arg(pod.flag()).sh(script).ok()?;
+    assert_eq!(output, "** server can't find a.example: NXDOMAIN\n".repeat(2));
+    node.nothing_left()
+}
+
 /// In one frame, and in several.
 #[test]
 fn packets_of_any_size_come_back() -> Result<()> {
