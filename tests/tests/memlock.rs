@@ -226,7 +226,7 @@ mod kata_only {
             .annotation(MEMLOCK, "3MiB:5MiB")?
             .annotation(CAP_IPC_LOCK, "ambient")?;
         node.run_spec("app", &spec)?.arg("-d").ok()?;
-        let script = "id -u; grep locked /proc/self/limits; grep -E 'Cap(Eff|Amb)' /proc/self/status; echo e'nd'";
+        let script = "id -u; grep locked /proc/self/limits; grep -E 'Cap(Eff|Amb)' /proc/self/status; echo over'all'";
         let check = |told: &str, uid: &str| {
             let words: Vec<_> = told.split_whitespace().skip_while(|word| *word != uid).collect();
             assert_eq!(
@@ -247,7 +247,7 @@ mod kata_only {
             .args(["-t", "--user", "2000:2000"])
             .sh(script)
             .terminal(24, 200)?;
-        check(&terminal.shows("end")?, "2000");
+        check(&terminal.shows("overall")?, "2000");
         assert_eq!(terminal.wait()?, Some(0));
         node.remove("app")?;
         node.nothing_left()
