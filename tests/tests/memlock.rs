@@ -134,6 +134,16 @@ mod kata_only {
         node.nothing_left()
     }
 
+    /// A container with this annotation is refused as an invalid argument, with its key, its value and the reason.
+    fn refused(node: &Node, name: &str, (key, value): (&str, &str), says: &str) -> Result<()> {
+        let spec = sleeping(node, name, 0)?.annotation(key, value)?;
+        let said = node.run_spec(name, &spec)?.arg("--rm").fails()?;
+        for part in [key, value, says, "invalid argument"] {
+            assert!(said.contains(part), "{name}: {part} is not in {said}");
+        }
+        node.discard(name)
+    }
+
     #[test]
     fn what_means_nothing_or_is_too_much_is_refused_with_key_value_and_what_is_allowed() -> Result<()> {
         let node = Node::start_configured("[runtime.memlock]\nmax = \"64MiB\"\n")?;
@@ -158,12 +168,7 @@ mod kata_only {
                 "must be \"spec\", \"grant\", \"drop\" or \"ambient\"",
             ),
         ] {
-            let spec = sleeping(&node, name, 0)?.annotation(key, value)?;
-            let said = node.run_spec(name, &spec)?.arg("--rm").fails()?;
-            for part in [key, value, says, "invalid argument"] {
-                assert!(said.contains(part), "{name}: {part} is not in {said}");
-            }
-            node.discard(name)?;
+            refused(&node, name, (key, value), says)?;
         }
         node.nothing_left()
     }
@@ -209,12 +214,7 @@ mod kata_only {
                 "is not allowed: runtime.cap_ipc_lock.allow_annotation is false",
             ),
         ] {
-            let spec = sleeping(&node, name, 0)?.annotation(key, value)?;
-            let said = node.run_spec(name, &spec)?.arg("--rm").fails()?;
-            for part in [key, value, says, "invalid argument"] {
-                assert!(said.contains(part), "{name}: {part} is not in {said}");
-            }
-            node.discard(name)?;
+            refused(&node, name, (key, value), says)?;
         }
         node.nothing_left()
     }
