@@ -59,9 +59,9 @@ mod kata_only {
         let node = Node::start()?;
         let keys = json!({ "cgroup.max.depth": "40", "cgroup.max.descendants": "50" });
         let script = "cd /sys/fs/cgroup; cat cgroup.max.depth cgroup.max.descendants; \
-                      mkdir -p $(yes d | head -n 40 | tr '\\n' /) $(seq 1 10) && mkdir 11 2>/dev/null || echo full";
+                      mkdir -p $(yes d | head -n 40 | tr '\\n' /) $(seq 1 10) && echo made; mkdir 11 2>/dev/null || echo full";
         let spec = with_cgroup(node.spec("more", &["sh", "-c", script])?)?.set("/linux/resources/unified", keys)?;
-        assert_eq!(node.run_spec("more", &spec)?.arg("--rm").ok()?, "40\n50\nfull\n");
+        assert_eq!(node.run_spec("more", &spec)?.arg("--rm").ok()?, "40\n50\nmade\nfull\n");
         node.nothing_left()
     }
 }

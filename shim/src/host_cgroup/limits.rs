@@ -76,20 +76,15 @@ pub(super) fn apply(directories: &[PathBuf], limits: &HostLimits, in_force: &mut
     failed
 }
 
-/// Writes a set, or takes it away: then what the parent has counts. v2 has an empty set for that, v1 none: its own is the parent's,
-/// as it was when the cgroup was made.
+/// Writes a set, or takes it away: then it is what the cgroup above has, as it is now. Neither version lets a cgroup with processes in
+/// it have an empty set (`validate_change` in the kernel's cpuset.c: ENOSPC).
 fn numbers(directories: &[PathBuf], file: &str, set: Option<NumberSet>) -> Result<(), LimitError> {
     let mut found = false;
     for directory in directories.iter().filter(|directory| directory.join(file).exists()) {
         found = true;
-        let unified = directory.join("cgroup.controllers").exists();
-        let value = match (set, directory.parent()) {
-            (Some(set), _) => set.to_string(),
-            (None, Some(parent)) if !unified => {
-                let path = parent.join(file);
-                fs::read_to_string(&path).map_err(|source| LimitError::Read { path, source })?
-            }
-            (None, _) => "\n".to_owned(),
+        let value = match set {
+            Some(set) => set.to_string(),
+            None => above(directory, file)?,
         };
         write_file(directory.join(file), &value)?;
     }
@@ -99,6 +94,17 @@ fn numbers(directories: &[PathBuf], file: &str, set: Option<NumberSet>) -> Resul
     } else {
         Err(LimitError::NoController { controller })
     }
+}
+
+/// v1's is never empty. v2's may be, where nobody has set it.
+fn above(directory: &Path, file: &str) -> Result<String, LimitError> {
+    let unified = directory.join("cgroup.controllers").exists();
+    let effective = format!("{file}.effective");
+    let path = directory
+        .parent()
+        .unwrap_or(directory)
+        .join(if unified { &effective } else { file });
+    fs::read_to_string(&path).map_err(|source| LimitError::Read { path, source })
 }
 
 fn write_file(path: PathBuf, value: &str) -> Result<(), LimitError> {
@@ -269,10 +275,12 @@ mod tests {
         ] {
             assert_eq!(read(&directories[0], file), text);
         }
+        fs::write(root.path().join("cpuset.cpus.effective"), "0-3\n").unwrap();
+        fs::write(root.path().join("cpuset.mems.effective"), "0\n").unwrap();
         assert!(apply(&directories, &HostLimits::default(), &mut all()).is_empty());
         assert_eq!(read(&directories[0], "memory.max"), "max");
         assert_eq!(read(&directories[0], "cpu.weight"), "100");
-        assert_eq!(read(&directories[0], "cpuset.cpus"), "\n");
+        assert_eq!(read(&directories[0], "cpuset.cpus"), "0-3\n");
     }
 
     #[test]

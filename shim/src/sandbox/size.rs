@@ -185,8 +185,13 @@ impl Sandbox {
             return;
         };
         if wanted.memory < told.vm.memory || told.beyond.0 > 0 {
-            self.take_vcpus(&*machine, &mut told.vm, wanted).await;
-            self.take_memory(&*machine, &agent, &mut told, wanted).await;
+            // Whoever needs more is counted already, and waits for a turn of its own.
+            let less = Size {
+                vcpus: wanted.vcpus.min(told.vm.vcpus),
+                memory: wanted.memory.min(told.vm.memory),
+            };
+            self.take_vcpus(&*machine, &mut told.vm, less).await;
+            self.take_memory(&*machine, &agent, &mut told, less).await;
             return;
         }
         if wanted.vcpus < told.vm.vcpus {
