@@ -116,6 +116,16 @@ mod kata_only {
     const HOLD: &str = "mkdir /run/held && mount -t tmpfs -o size=600m held /run/held && \
         dd if=/dev/zero of=/run/held/file bs=1M count=450 2>/dev/null && echo held && exec cat";
 
+    /// Looks until it is so: nobody tells of a limit that has changed.
+    fn until(what: &str, so: impl Fn() -> Result<bool>) -> Result<()> {
+        let deadline = Instant::now() + wait::patience(Duration::from_secs(200));
+        while !so()? {
+            assert!(Instant::now() < deadline, "not in time: the guest {what}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
+    }
+
     #[test]
     fn what_a_guest_gives_back_late_the_host_takes_back_then() -> Result<()> {
         let node = Node::start_configured("[agent.kata]\ndebug_console_enabled = true\n")?;
@@ -138,22 +148,21 @@ mod kata_only {
         let mut holder = holder.limit(Duration::from_secs(280)).spawn()?;
         holder.shows("held")?;
         limit(64)?;
-        node.await_log(&["the guest keeps memory that it should give back: it is waited for"])?;
+        // The guest may end the holder before it is told of, and then gives everything back at once.
+        let gave = |allowed: u64| allowed <= small + 100;
+        let told = || {
+            node.log()
+                .contains("the guest keeps memory that it should give back: it is waited for")
+        };
+        until("keeps memory or gives it back", || Ok(told() || gave(allowed()?)))?;
         let kept = allowed()?;
-        // It has 321 MiB without that, and needs some of it for itself.
-        assert!((small + 100..=big).contains(&kept), "{small}, {big}, {kept} MiB");
         holder.close_stdin();
         holder.wait()?;
         // The guest's kernel tries again 50 s after it has failed, and the next time 100 s later.
-        let deadline = Instant::now() + wait::patience(Duration::from_secs(200));
-        while allowed()? + 100 > kept {
-            assert!(
-                Instant::now() < deadline,
-                "the host still allows {} MiB, as when the guest kept {kept}",
-                allowed()?
-            );
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        until("gives back what it kept", || {
+            let allowed = allowed()?;
+            Ok(gave(allowed) || allowed + 100 <= kept)
+        })?;
         node.remove("late")?;
         node.nothing_left()
     }
