@@ -108,7 +108,7 @@ test: ## deps + build, then all tests, the end-to-end ones included
 test-kvm: build ## end-to-end tests on real KVM in an emulated VM (root; KVM_TESTS=core, KVM_CONTAINERD=1.7, …)
 	@if [ "$(or $(KVM_CONTAINERD),1.6)" != 1.6 ]; then scripts/containerd-versions; fi
 	@TATAMI_BUILD=$(BUILD) KVM_TESTS="$(KVM_TESTS)" KVM_CONTAINERD="$(KVM_CONTAINERD)" KVM_INIT="$(KVM_INIT)" \
-		KVM_WITHOUT="$(KVM_WITHOUT)" KVM_MINUTES="$(KVM_MINUTES)" tests/kvm/run
+		KVM_CPUS="$(KVM_CPUS)" KVM_WITHOUT="$(KVM_WITHOUT)" KVM_MINUTES="$(KVM_MINUTES)" tests/kvm/run
 
 .PHONY: deps-containerd
 deps-containerd: # the other containerd releases that the tests run against (cached)

@@ -1,6 +1,6 @@
 //! A pod that runs and its containers, as tests speak of them.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use super::{
     messages::{
@@ -10,7 +10,10 @@ use super::{
     },
     node::{PodNode, eventually},
 };
-use crate::{Error, Report, Result, image};
+use crate::{Error, Report, Result, image, wait};
+
+/// For a command in a container.
+const EXEC: Duration = Duration::from_secs(60);
 
 /// The security context of a container that [`Pod::container`] made, to be changed.
 pub fn security(config: &mut ContainerConfig) -> &mut LinuxContainerSecurityContext {
@@ -178,7 +181,11 @@ impl Container<'_> {
 
     /// Runs a command in it, which must succeed, and gives its standard output.
     pub fn exec(&self, cmd: &[&str]) -> Result<String> {
-        let output = self.node.cri().exec_sync(&self.id, cmd, 60)?;
+        let limit = wait::patience(EXEC).as_secs();
+        let output = self
+            .node
+            .cri()
+            .exec_sync(&self.id, cmd, i64::try_from(limit).unwrap_or(0))?;
         if output.exit_code == 0 {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
