@@ -89,7 +89,7 @@ impl Sandbox {
         }
     }
 
-    /// Brings a process to its end: its output first, then the event, then the record. The first report counts.
+    /// Brings a process to its end: its output first, then the event and the record. The first report counts.
     pub(super) fn finish(self: &Arc<Self>, process: Arc<Process>, exit: Exit, lengths: OutputLengths) {
         if !process.claim_exit() {
             return;
@@ -138,9 +138,6 @@ impl Sandbox {
     }
 
     fn exit_now(&self, process: &Process, exit: Exit) {
-        if matches!(process.phase(), Phase::Stopped(_)) {
-            return;
-        }
         if self.console(&process.name.container).is_some() {
             process.set_phase(Phase::Stopped(exit));
             return;
@@ -161,8 +158,9 @@ impl Sandbox {
             exited_at: Some(timestamp(exit.at)).into(),
             ..Default::default()
         };
-        self.events.publish(TASK_EXIT_EVENT_TOPIC, &event);
-        process.set_phase(Phase::Stopped(exit));
+        process.set_phase_telling(Phase::Stopped(exit), || {
+            self.events.publish(TASK_EXIT_EVENT_TOPIC, &event);
+        });
     }
 
     /// The VM is gone: everything that ran has been killed.

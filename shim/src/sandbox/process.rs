@@ -132,9 +132,17 @@ impl Process {
 
     /// Moves it on. A stopped process stays stopped.
     pub(super) fn set_phase(&self, phase: Phase) {
+        self.set_phase_telling(phase, || {});
+    }
+
+    /// The same, and tells of it if it moves. Whoever hears of it and asks for the phase gets the new one, and whoever sees the new one
+    /// comes after it was told: Docker deletes a task at the event of its exit, and containerd's events have an order.
+    /// `tell` must not ask for the phase.
+    pub(super) fn set_phase_telling(&self, phase: Phase, tell: impl FnOnce()) {
         self.phase.send_if_modified(|now| {
             let moves = !matches!(now, Phase::Stopped(_));
             if moves {
+                tell();
                 *now = phase;
             }
             moves
@@ -209,5 +217,41 @@ impl Process {
     /// The size that was asked for before the start.
     pub(super) fn remembered_size(&self) -> Option<(u32, u32)> {
         self.size.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn who_hears_of_a_phase_finds_it() {
+        let name = ProcessName {
+            container: ContainerId::new("c").unwrap(),
+            exec: None,
+        };
+        let process = Arc::new(Process::new(name, StdioPaths::default(), Vec::new()));
+        let (tell, told) = mpsc::channel();
+        let hears = Arc::clone(&process);
+        let hears = thread::spawn(move || {
+            told.recv().unwrap();
+            hears.phase()
+        });
+        process.set_phase_telling(Phase::Running, || {
+            tell.send(()).unwrap();
+            // Time for whoever hears of it to ask.
+            thread::sleep(Duration::from_millis(20));
+        });
+        assert_eq!(hears.join().unwrap(), Phase::Running);
+        let stopped = Phase::Stopped(Exit {
+            status: 0,
+            at: SystemTime::now(),
+        });
+        process.set_phase(stopped);
+        process.set_phase_telling(Phase::Running, || panic!("a stopped process stays stopped"));
     }
 }

@@ -63,8 +63,7 @@ impl Sandbox {
             pid,
             ..Default::default()
         };
-        self.events.publish(TASK_START_EVENT_TOPIC, &event);
-        process.set_phase(Phase::Running);
+        process.set_phase_telling(Phase::Running, || self.events.publish(TASK_START_EVENT_TOPIC, &event));
         if let Some(hooks) = &container.hooks {
             // OCI runtime spec, lifecycle: a poststart hook that fails is logged and the container goes on.
             if let Err(error) = self.host.run_hooks(hooks, HookPoint::Poststart, pid).await {
@@ -105,8 +104,9 @@ impl Sandbox {
             pid,
             ..Default::default()
         };
-        self.events.publish(TASK_EXEC_STARTED_EVENT_TOPIC, &event);
-        process.set_phase(Phase::Running);
+        process.set_phase_telling(Phase::Running, || {
+            self.events.publish(TASK_EXEC_STARTED_EVENT_TOPIC, &event)
+        });
         Ok(pid)
     }
 
