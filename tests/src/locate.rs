@@ -7,6 +7,11 @@ use std::{
 
 use crate::{Error, Result};
 
+/// Whether this is the machine that has to have KVM and everything else (`make test-kvm`).
+pub fn has_to_be_kvm() -> bool {
+    env::var("TATAMI_TEST_PLATFORM").as_deref() == Ok("kvm")
+}
+
 /// The root of the checkout: where the test runner says that it is, or where the tests were built.
 pub fn workspace() -> PathBuf {
     let manifest = env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());

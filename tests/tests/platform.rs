@@ -4,7 +4,6 @@
 //! has open. Where `TATAMI_TEST_PLATFORM` is `kvm`, the host has to have everything (`make test-kvm`).
 
 use std::{
-    env,
     fs::{self, File},
     io::{Read, Write},
     os::unix::net::UnixStream,
@@ -51,11 +50,6 @@ impl Host {
             net: device("/dev/vhost-net"),
         })
     }
-}
-
-/// Whether this is the machine that has to have everything.
-fn has_to_be_kvm() -> bool {
-    env::var("TATAMI_TEST_PLATFORM").as_deref() == Ok("kvm")
 }
 
 /// The programs and open files of a container's sandbox, and what its shim has written down.
@@ -153,7 +147,7 @@ mod kata_only {
 
         node.remove("c")?;
         node.nothing_left()?;
-        if has_to_be_kvm() {
+        if locate::has_to_be_kvm() {
             host.kvm?;
             host.vsock?;
             host.net?;
@@ -196,7 +190,10 @@ mod kata_only {
 
             let told = stranger_on_the_host(&port)?;
             // Without the module vsock_loopback no program of the host can dial one of the host (ENODEV, ENETUNREACH).
-            assert!(told == refused || !has_to_be_kvm() && told["errno"] != 0, "{told}");
+            assert!(
+                told == refused || !locate::has_to_be_kvm() && told["errno"] != 0,
+                "{told}"
+            );
         } else {
             let mut stranger = UnixStream::connect(a.dir.join(format!("vsock.sock_{port}")))?;
             // It may be closed before all is said.

@@ -7,7 +7,7 @@ use framework::{
         messages::{LinuxContainerResources, UpdateContainerResourcesRequest},
         pod::resources,
     },
-    locate::Version,
+    locate::{self, Version},
 };
 
 const MIB: i64 = 1 << 20;
@@ -24,10 +24,6 @@ fn vcpus(container: &Container<'_>) -> Result<u32> {
 
 fn host_cpus() -> u32 {
     std::thread::available_parallelism().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX))
-}
-
-fn on_kvm() -> bool {
-    std::env::var("TATAMI_TEST_PLATFORM").is_ok_and(|platform| platform == "kvm")
 }
 
 /// Uses so much memory at once, and gives it back.
@@ -68,7 +64,7 @@ fn a_second_container_makes_the_vm_bigger_and_its_removal_gives_that_back() -> R
         Ok((memory(&first)? <= before + 64).then_some(()))
     })?;
     // With TCG a vCPU stays: QEMU would abort when it came back (docs/decisions/0015-sizing.md).
-    let left = if on_kvm() { 1 } else { 2.min(host_cpus()) };
+    let left = if locate::has_to_be_kvm() { 1 } else { 2.min(host_cpus()) };
     eventually("the VM has the vCPUs that are left", || {
         Ok((vcpus(&first)? == left).then_some(()))
     })?;
