@@ -29,7 +29,9 @@ const X86_64: Arch = Arch {
     kernel_params: "reboot=t",
     max_command_line: 2047,
     cpu_kvm: "host",
-    cpu_tcg: "max",
+    // TCG runs `rep stosb` and `rep movsb` byte by byte. A CPU that says it is fast at them (ERMS, FSRM) makes the
+    // kernel and every C library clear and copy memory that way.
+    cpu_tcg: "max,-erms,-fsrm",
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -53,6 +55,10 @@ impl Arch {
 /// - `init_on_alloc=1`: TCG notices that translated code is out of date by the guest's own writes. virtiofsd writes file
 ///   pages into the guest's memory behind its back, so a page that once held code and is used again would run as the old
 ///   code. With this the guest itself overwrites each page before it is used again.
+/// - `noreplace-smp`: a kernel that starts on one CPU takes the LOCK prefixes out of its own code, one by one, and flushes the
+///   emulator's TLB and translated code 9,400 times. A vCPU that is plugged in later needs them there anyway.
+/// - `initcall_blacklist=jent_mod_init`: the jitter entropy generator's self test. The guest has virtio-rng, and jitter that an emulator
+///   makes is none.
 pub(crate) fn emulation_parameters(accel: Accel) -> Vec<String> {
     match accel {
         Accel::Kvm => Vec::new(),
@@ -60,11 +66,19 @@ pub(crate) fn emulation_parameters(accel: Accel) -> Vec<String> {
             let khz = crate::sys::tsc_khz().or_else(|| tsc_khz_of_a_guest(&cpuinfo()?));
             khz.map(|khz| format!("tsc_early_khz={khz}"))
                 .into_iter()
-                .chain(["no_timer_check", "init_on_alloc=1"].map(String::from))
+                .chain(EMULATED.map(String::from))
                 .collect()
         }
     }
 }
+
+/// Those of [`emulation_parameters`] that are the same on every host.
+const EMULATED: [&str; 4] = [
+    "no_timer_check",
+    "init_on_alloc=1",
+    "noreplace-smp",
+    "initcall_blacklist=jent_mod_init",
+];
 
 /// The counter's frequency where CPUID does not tell it and this host is itself a VM: there "cpu MHz" is what the
 /// kernel calibrated. With cpufreq or APERF/MPERF it would be the clock of the moment instead.
