@@ -124,3 +124,66 @@ fn an_exec_in_a_stopped_container_is_refused() -> Result<()> {
     node.forget("short")?;
     node.nothing_left()
 }
+
+/// Runs so many execs at once and gives what the failed ones said.
+fn at_once(node: &Node, container: &str, count: usize) -> Result<Vec<String>> {
+    let running: Vec<_> = (0..count)
+        .map(|number| {
+            node.exec(container, &format!("e{number}"))
+                .program(["true"])
+                .limit(Duration::from_secs(180))
+                .spawn()
+        })
+        .collect::<Result<_>>()?;
+    let mut failures = Vec::new();
+    for exec in running {
+        let output = exec.wait()?;
+        if output.code != Some(0) {
+            failures.push(output.stderr());
+        }
+    }
+    Ok(failures)
+}
+
+#[test]
+fn two_hundred_execs_at_once_all_succeed() -> Result<()> {
+    let node = Node::start()?;
+    node.run("base").arg("-d").program(["sleep", "1000"]).ok()?;
+    for count in [100, 200] {
+        let failures = at_once(&node, "base", count)?;
+        assert!(
+            failures.is_empty(),
+            "{} of {count} failed, such as:\n{}",
+            failures.len(),
+            failures[0]
+        );
+    }
+    node.remove("base")?;
+    node.nothing_left()
+}
+
+/// Silent connections to the port that the agent dials.
+mod kata_only {
+    use super::*;
+
+    #[test]
+    fn an_unprivileged_program_that_opens_silent_connections_does_not_stop_exec() -> Result<()> {
+        let node = Node::start()?;
+        node.run("base").arg("-d").program(["sleep", "1000"]).ok()?;
+        let port = "$(sed 's/.*tatami.port=\\([0-9]*\\).*/\\1/' /proc/cmdline)";
+        let silence = node
+            .exec("base", "silence")
+            .args(["--user", "1000:1000"])
+            .sh(&format!("exec guest-probe silence 2 {port} 400"))
+            .limit(Duration::from_secs(180))
+            .spawn()?;
+        silence.shows("silent")?;
+        let failures = at_once(&node, "base", 10)?;
+        assert!(failures.is_empty(), "{failures:?}");
+        // It still does what it did: none of the execs succeeded because it had ended.
+        node.exec("base", "still").sh("pidof guest-probe").ok()?;
+        node.remove("base")?;
+        drop(silence);
+        node.nothing_left()
+    }
+}

@@ -2,7 +2,9 @@
 //!
 //! Any program in the guest can dial the same port. What it can do with that is bounded here: the first HOST and the
 //! first AGENT connection are taken, and they are dialled before any container exists; a stream is named by 128 random
-//! bits, once; a connection that says nothing is dropped, and only so many may say nothing at once.
+//! bits, once; a connection that says nothing is dropped, and only so many may say nothing at once ([`pending`]).
+
+mod pending;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,18 +13,19 @@ use std::time::Duration;
 
 use protocol::preamble::{LENGTH, Preamble, TOKEN_LENGTH, Token};
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use self::pending::{Pending, Place};
 use super::noise::complain;
 use crate::streams::StreamError;
 use crate::vm::{Connection, Connections};
 
-/// For a connection to say what it is.
+/// Timeout for reading a connection's preamble.
 const PREAMBLE: Duration = Duration::from_secs(5);
 
-/// Connections that have not yet said what they are.
-const PENDING: usize = 64;
+/// Most connections that may be silent at a time, besides one for each stream that is expected.
+const SILENT: usize = 256;
 
 /// Longest line of the agent's log in bytes; the rest of it is dropped.
 const LOG_LINE: usize = 8 << 10;
@@ -58,6 +61,10 @@ impl Expected {
                 waiting,
             },
         )
+    }
+
+    fn count(&self) -> usize {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     fn take(&self, token: &Token) -> Option<oneshot::Sender<Connection>> {
@@ -131,7 +138,7 @@ pub(super) async fn accept(
     arrived: mpsc::Sender<Arrived>,
     log: LogSink,
 ) {
-    let pending = Arc::new(Semaphore::new(PENDING));
+    let pending = Pending::default();
     let dispatcher = Arc::new(Dispatcher {
         expected,
         arrived,
@@ -141,34 +148,40 @@ pub(super) async fn accept(
         log_taken: AtomicBool::new(false),
     });
     loop {
-        let mut connection = match connections.accept().await {
+        let connection = match connections.accept().await {
             Ok(connection) => connection,
             Err(error) => {
                 tracing::debug!(%error, "the guest can dial no more");
                 return;
             }
         };
-        let Ok(permit) = Arc::clone(&pending).try_acquire_owned() else {
-            complain!("the guest opened too many connections that say nothing: one is dropped");
-            continue;
-        };
-        let dispatcher = Arc::clone(&dispatcher);
-        tokio::spawn(async move {
-            let mut bytes = [0; LENGTH];
-            match tokio::time::timeout(PREAMBLE, connection.read_exact(&mut bytes)).await {
-                Ok(Ok(_)) => {}
-                Ok(Err(error)) => return tracing::debug!(%error, "a connection ended before it said what it is"),
-                Err(_) => {
-                    complain!("a connection of the guest did not say what it is");
-                    return;
-                }
-            }
-            drop(permit);
-            match Preamble::decode(&bytes) {
-                Ok(preamble) => dispatcher.dispatch(preamble, connection).await,
-                Err(error) => complain!(%error, "a connection of the guest is dropped"),
-            }
-        });
+        let (place, evicted) = pending.admit(SILENT + dispatcher.expected.count());
+        if evicted > 0 {
+            complain!("the guest opened too many connections that say nothing: the oldest is dropped");
+        }
+        tokio::spawn(identify(connection, place, Arc::clone(&dispatcher)));
+    }
+}
+
+/// Reads the preamble, for as long as the connection has a place, and hands the connection over.
+async fn identify(mut connection: Connection, mut place: Place, dispatcher: Arc<Dispatcher>) {
+    let mut bytes = [0; LENGTH];
+    tokio::select! {
+        // What has been sent is read before an eviction is looked at.
+        biased;
+        read = connection.read_exact(&mut bytes) => if let Err(error) = read {
+            return tracing::debug!(%error, "a connection ended before its preamble");
+        },
+        () = place.evicted() => return,
+        () = tokio::time::sleep(PREAMBLE) => {
+            complain!("a connection of the guest sent no preamble");
+            return;
+        }
+    }
+    drop(place);
+    match Preamble::decode(&bytes) {
+        Ok(preamble) => dispatcher.dispatch(preamble, connection).await,
+        Err(error) => complain!(%error, "a connection of the guest is dropped"),
     }
 }
 
@@ -242,6 +255,60 @@ mod tests {
         relay(host, &sink).await;
         writer.await.unwrap();
         assert_eq!(*lines.lock().unwrap(), [LOG_LINE, 5]);
+    }
+
+    struct Dials(mpsc::Receiver<Connection>);
+
+    #[async_trait::async_trait]
+    impl Connections for Dials {
+        async fn accept(&mut self) -> std::io::Result<Connection> {
+            self.0.recv().await.ok_or_else(|| std::io::ErrorKind::BrokenPipe.into())
+        }
+    }
+
+    /// A guest that can dial, and what is expected of it.
+    fn guest() -> (mpsc::Sender<Connection>, Expected) {
+        let (dial, dials) = mpsc::channel(1);
+        let expected = Expected::default();
+        let (arrived, _) = mpsc::channel(1);
+        let log: LogSink = Arc::new(|_: &[u8]| {});
+        tokio::spawn(accept(Box::new(Dials(dials)), expected.clone(), arrived, log));
+        (dial, expected)
+    }
+
+    async fn connect(dial: &mpsc::Sender<Connection>) -> tokio::io::DuplexStream {
+        let (near, far) = tokio::io::duplex(LENGTH);
+        assert!(dial.send(Box::new(far)).await.is_ok());
+        near
+    }
+
+    #[tokio::test]
+    async fn silent_connections_do_not_keep_out_a_stream_that_is_expected() {
+        let (dial, expected) = guest();
+        let mut silent = Vec::new();
+        for _ in 0..2 * SILENT {
+            silent.push(connect(&dial).await);
+        }
+        let (token, dialled) = expected.stream();
+        let mut stream = connect(&dial).await;
+        stream.write_all(&Preamble::Stream(token).encode()).await.unwrap();
+        let got = tokio::time::timeout(PREAMBLE / 2, dialled.connection()).await;
+        assert!(matches!(got, Ok(Ok(_))), "the stream was dropped");
+        assert_eq!(silent[0].read(&mut [0]).await.unwrap(), 0, "the oldest is dropped");
+    }
+
+    #[tokio::test]
+    async fn as_many_streams_as_are_expected_may_be_on_their_way_at_once() {
+        let (dial, expected) = guest();
+        let mut streams = Vec::new();
+        for _ in 0..3 * SILENT {
+            let (token, dialled) = expected.stream();
+            streams.push((token, dialled, connect(&dial).await));
+        }
+        for (token, dialled, mut stream) in streams {
+            stream.write_all(&Preamble::Stream(token).encode()).await.unwrap();
+            dialled.connection().await.unwrap();
+        }
     }
 
     #[tokio::test]

@@ -3,11 +3,12 @@
 use std::{
     fs::File,
     io::{self, ErrorKind, Read, Write},
-    os::fd::AsRawFd,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
 };
 
 use nix::{
     errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, socket},
 };
 use serde_json::json;
@@ -44,4 +45,32 @@ fn converse(mut socket: File, words: &[u8]) -> io::Result<usize> {
         }
         heard => heard,
     }
+}
+
+/// Keeps so many connections open on which nothing is said: one that the other side ends is replaced by another.
+pub(crate) fn silence(cid: &str, port: &str, count: &str) -> Result<()> {
+    let address = VsockAddr::new(cid.parse()?, port.parse()?);
+    let count: usize = count.parse()?;
+    let mut silent = Vec::with_capacity(count);
+    for _ in 0..count {
+        silent.push(connected(&address)?);
+    }
+    println!("silent");
+    loop {
+        let mut ends: Vec<_> = silent
+            .iter()
+            .map(|end| PollFd::new(end.as_fd(), PollFlags::POLLIN))
+            .collect();
+        poll(&mut ends, PollTimeout::NONE)?;
+        let ended: Vec<_> = ends.iter().map(|end| end.any().unwrap_or(true)).collect();
+        for (place, _) in ended.iter().enumerate().filter(|(_, ended)| **ended) {
+            silent[place] = connected(&address)?;
+        }
+    }
+}
+
+fn connected(address: &VsockAddr) -> Result<OwnedFd> {
+    let socket = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    connect(socket.as_raw_fd(), address)?;
+    Ok(socket)
 }

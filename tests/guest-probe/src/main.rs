@@ -12,6 +12,7 @@
 //! guest-probe lengths CONTAINER     the same with lengths that are not true; `fatal` with one that ends the conversation
 //! guest-probe handles DIR PATH      opens files of a mount by guessed handles, and looks for a path of the host in them
 //! guest-probe dial CID PORT         says its standard input on a vsock connection; prints what came of it, as one JSON object
+//! guest-probe silence CID PORT COUNT  keeps that many vsock connections open and says nothing on them
 //! guest-probe log-to FILE           containerd's binary logger: copies descriptors 3 and 4 to a file
 //! guest-probe load DIR FILES MIB    file system load; prints rates
 //! guest-probe first-program …       as /init of a guest without an agent
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         ["fatal"] => escape::fatal(),
         ["handles", directory, secret] => handles::report(directory, secret),
         ["dial", cid, port] => dial::dial(cid, port),
+        ["silence", cid, port, count] => dial::silence(cid, port, count),
         ["log-to", file] => log_to(file),
         ["watch", count, paths @ ..] => watch::watch(count, paths),
         ["load", dir, files, mebibytes] => load::load(dir, files, mebibytes),
