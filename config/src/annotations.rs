@@ -1,8 +1,9 @@
 //! Annotations of a container or pod that change the configuration of its sandbox.
 //!
-//! Whoever may create a pod writes them, so they are honoured only as far as the configuration says: the name has to
-//! match `enable_annotations`, and a path the list for its kind. One that is refused is an error, as in Kata: a
-//! sandbox that is not what was asked for is not created.
+//! Whoever may create a pod writes them, so they are honoured only as far as the configuration says: the name of one for the
+//! hypervisor has to match `enable_annotations`, as in Kata, a path the list for its kind, and none may take away from the
+//! isolation that the configuration gives. One that is refused is an error: a sandbox that is not what was asked for is not
+//! created.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,7 +13,7 @@ use crate::load::shortened;
 use crate::model::Config;
 use crate::raw::Raw;
 use crate::settings::{Access, SETTINGS, Setting, Table};
-use crate::unsupported;
+use crate::unsupported::{self, Other};
 use crate::warning::Warning;
 
 /// Why a sandbox is not created as its annotations ask.
@@ -40,7 +41,20 @@ pub enum AnnotationError {
         /// The list that has to allow it.
         key: &'static str,
     },
-    /// The value has the wrong type or is out of range.
+    /// The value would take away from the isolation that the configuration gives.
+    #[error(
+        "annotation {annotation} = \"{value}\" is not allowed: it would weaken the isolation of the pod; where all pods may \
+         have that, set {key} = {value} in the configuration"
+    )]
+    Weakens {
+        /// The annotation.
+        annotation: String,
+        /// The value.
+        value: bool,
+        /// The key of the configuration that would allow it.
+        key: String,
+    },
+    /// The value has the wrong type or is out of range, or asks for what cannot be done.
     #[error("annotation {annotation} = \"{value}\": must be {allowed}")]
     Value {
         /// The annotation.
@@ -63,15 +77,26 @@ pub fn apply(config: &mut Config, annotations: &BTreeMap<String, String>) -> Res
     let mut changed = config.clone();
     let mut warnings = Vec::new();
     for (annotation, value) in annotations {
+        let refused = |allowed| AnnotationError::Value {
+            annotation: annotation.clone(),
+            value: shortened(value),
+            allowed,
+        };
         let Some((table, name)) = split(annotation) else {
+            match unsupported::other(annotation) {
+                Some(Other::Refused(why)) => return Err(refused(why.to_owned())),
+                Some(Other::Warned(warning)) => warnings.push(warning),
+                None => {}
+            }
             continue;
         };
         // What the file says decides, whatever other annotations have changed.
-        if !config
-            .hypervisor
-            .enable_annotations
-            .iter()
-            .any(|pattern| pattern.matches(name))
+        if table == Table::Hypervisor
+            && !config
+                .hypervisor
+                .enable_annotations
+                .iter()
+                .any(|pattern| pattern.matches(name))
         {
             return Err(AnnotationError::NotEnabled {
                 annotation: annotation.clone(),
@@ -83,7 +108,12 @@ pub fn apply(config: &mut Config, annotations: &BTreeMap<String, String>) -> Res
             .find(|setting| setting.table == table && setting.annotation() == Some(name))
         {
             Some(setting) => set(config, &mut changed, setting, annotation, value)?,
-            None => warnings.push(unsupported::annotation(annotation, table, name)),
+            None => {
+                if let Some(allowed) = unsupported::refused_annotation(table, name, value) {
+                    return Err(refused(allowed));
+                }
+                warnings.extend(unsupported::annotation(annotation, table, name, value));
+            }
         }
     }
     *config = changed;
@@ -121,7 +151,18 @@ fn set(
             key: list.key(),
         });
     }
+    let before = (setting.show)(allowed).as_bool();
     (setting.set)(changed, Raw::Annotation(value)).map_err(|refusal| refuse(refusal.0))?;
+    if let Access::Guarded(_, weak) = setting.access
+        && (setting.show)(changed).as_bool() == Some(weak)
+        && before != Some(weak)
+    {
+        return Err(AnnotationError::Weakens {
+            annotation: annotation.to_owned(),
+            value: weak,
+            key: format!("{}.{}", setting.table.name(), setting.key),
+        });
+    }
     if let Access::Append(_) = setting.access {
         let params = [&allowed.hypervisor.kernel_params, &changed.hypervisor.kernel_params];
         let joined = params.map(String::as_str).join(" ").trim().to_owned();

@@ -11,9 +11,10 @@ use toml::Value;
 use crate::locked::{CapPolicy, LockLimit, OnExcess, PerfEventKb};
 use crate::raw::{Raw, Refusal};
 use crate::value::{
-    Accelerator, HostNetwork, InterNetworking, MachineType, Mebibytes, NamePattern, PathPattern, SharedFs, Vcpus,
-    VirtioFsCache, Vsock,
+    Accelerator, BlockAio, HostNetwork, InterNetworking, MachineType, Mebibytes, MilliCpus, NamePattern, PathPattern,
+    SharedFs, Vcpus, VirtioFsCache, Vsock,
 };
+use crate::virtiofsd;
 
 /// Reads and shows one kind of value.
 pub(crate) struct Codec<T> {
@@ -81,6 +82,7 @@ pub(crate) const MACHINE_TYPE: Codec<MachineType> = choice_codec!(MachineType);
 pub(crate) const ACCELERATOR: Codec<Accelerator> = choice_codec!(Accelerator);
 pub(crate) const SHARED_FS: Codec<SharedFs> = choice_codec!(SharedFs);
 pub(crate) const VIRTIO_FS_CACHE: Codec<VirtioFsCache> = choice_codec!(VirtioFsCache);
+pub(crate) const BLOCK_AIO: Codec<BlockAio> = choice_codec!(BlockAio);
 pub(crate) const VSOCK: Codec<Vsock> = choice_codec!(Vsock);
 pub(crate) const ON_EXCESS: Codec<OnExcess> = choice_codec!(OnExcess);
 pub(crate) const CAP_POLICY: Codec<CapPolicy> = choice_codec!(CapPolicy);
@@ -123,6 +125,47 @@ pub(crate) const MAX_VCPUS: Codec<Vcpus> = Codec {
     },
 };
 
+/// Negative is our word for "not set": Kata's runtime-rs knows none.
+pub(crate) const OVERHEAD_VCPUS: Codec<Option<MilliCpus>> = Codec {
+    read: |raw| {
+        let refusal = || Refusal::new("a number of CPUs from 0 to 240, or a negative one for none of its own");
+        let number = raw.number().filter(|number| *number <= 240.0).ok_or_else(refusal)?;
+        // In range; a fraction of a thousandth is rounded up.
+        Ok((number >= 0.0).then_some(MilliCpus((number * 1000.0).ceil() as u32)))
+    },
+    show: |value| match value {
+        None => Value::Integer(-1),
+        Some(MilliCpus(milli)) => Value::Float(f64::from(*milli) / 1000.0),
+    },
+};
+
+/// As [`OVERHEAD_VCPUS`].
+pub(crate) const OVERHEAD_MEMORY: Codec<Option<Mebibytes>> = Codec {
+    read: |raw| match raw.integer() {
+        Some(number) if number < 0 => Ok(None),
+        _ => whole(
+            raw,
+            0,
+            1 << 20,
+            "a negative number for none of its own, or a whole number of MiB",
+        )
+        .map(|number| Some(Mebibytes(number))),
+    },
+    show: |value| Value::Integer(value.map_or(-1, |value| value.0.into())),
+};
+
+/// Properties of QEMU's CPU: nothing that would end the option or the word.
+pub(crate) const CPU_FEATURES: Codec<String> = Codec {
+    read: |raw| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "_.-+=".contains(c);
+        let property = |text: &str| !text.is_empty() && text.chars().all(plain);
+        let valid = |text: &&str| text.len() <= 1024 && text.split(',').all(property);
+        let text = raw.text().filter(valid).map(str::to_owned);
+        text.ok_or_else(|| Refusal::new("properties of QEMU's CPU with commas between them, as in \"pmu=off,vmx=off\""))
+    },
+    show: |value| Value::String(value.clone()),
+};
+
 fn whole(raw: Raw<'_>, least: u32, most: u32, what: &str) -> Result<u32, Refusal> {
     let number = raw.integer().and_then(|number| u32::try_from(number).ok());
     let number = number.filter(|number| (least..=most).contains(number));
@@ -159,6 +202,14 @@ pub(crate) const DIAL_TIMEOUT: Codec<Duration> = Codec {
     read: |raw| seconds(raw, 3_600),
     show: show_seconds,
 };
+/// In milliseconds, rounded up to seconds, and never more than [`DIAL_TIMEOUT`] allows.
+pub(crate) const RECONNECT_TIMEOUT: Codec<Duration> = Codec {
+    read: |raw| {
+        let milliseconds = whole(raw, 0, 3_600_000, "a whole number of milliseconds")?;
+        Ok(Duration::from_secs(milliseconds.div_ceil(1000).into()))
+    },
+    show: show_seconds,
+};
 pub(crate) const CREATE_TIMEOUT: Codec<Duration> = Codec {
     read: |raw| seconds(raw, 86_400),
     show: show_seconds,
@@ -184,41 +235,16 @@ pub(crate) const KERNEL_PARAMS: Codec<String> = Codec {
     show: |value| Value::String(value.clone()),
 };
 
-/// What the runtime tells virtiofsd itself: an argument that says otherwise could serve other files to the guest.
-const OWN_VIRTIOFSD_OPTIONS: &[&str] = &[
-    "--socket-path",
-    "--fd",
-    "--shared-dir",
-    "--cache",
-    "--sandbox",
-    "--seccomp",
-    "--socket-group",
-    "--tag",
-    "-o",
-];
-
 pub(crate) const VIRTIO_FS_ARGS: Codec<Vec<String>> = Codec {
     read: |raw| {
-        let arguments = raw.list().ok_or_else(|| Refusal::new("a list of strings"))?;
-        let refused = arguments.iter().find(|argument| !valid_virtiofsd_argument(argument));
-        match refused {
-            None => Ok(arguments),
-            Some(argument) => Err(Refusal::new(format!(
-                "a list of virtiofsd's long options with their values after a `=`, without {}; {argument:?} is not one",
-                OWN_VIRTIOFSD_OPTIONS.join(", ")
-            ))),
+        let words = raw.list().ok_or_else(|| Refusal::new("a list of strings"))?;
+        match raw {
+            Raw::File(_) => virtiofsd::arguments(&words),
+            Raw::Annotation(_) => virtiofsd::arguments_of_a_pod(&words),
         }
     },
     show: |value| Value::Array(value.iter().cloned().map(Value::String).collect()),
 };
-
-fn valid_virtiofsd_argument(argument: &str) -> bool {
-    let name = argument.split('=').next().unwrap_or_default();
-    name.len() > 2
-        && name.starts_with("--")
-        && !argument.contains(char::is_control)
-        && !OWN_VIRTIOFSD_OPTIONS.contains(&name)
-}
 
 pub(crate) const SECCOMP_SANDBOX: Codec<Option<String>> = Codec {
     read: |raw| {

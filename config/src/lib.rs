@@ -6,22 +6,27 @@
 
 pub mod annotations;
 mod codec;
+mod installation;
 pub mod kernel;
 mod load;
 mod locked;
 mod model;
 mod raw;
+mod reference;
 mod settings;
 mod show;
 mod unsupported;
 mod value;
+mod virtiofsd;
 mod warning;
 
-pub use load::{ConfigError, DEFAULT_PATHS, Loaded, MAX_DROP_INS, MAX_FILE_SIZE, load, locate};
+pub use installation::{Installation, Replacement};
+pub use load::{ConfigError, DEFAULT_PATHS, Loaded, MAX_DROP_INS, MAX_FILE_SIZE, load, load_for, locate};
 pub use locked::{CapPolicy, LockLimit, OnExcess, PerfEventKb};
 pub use model::{Agent, CapIpcLock, Config, Hypervisor, Memlock, Runtime};
+pub use reference::{Row, Status, reference};
 pub use value::{
-    Accelerator, HostNetwork, InterNetworking, MAX_VCPUS, MachineType, Mebibytes, NamePattern, PathPattern, SharedFs,
-    Vcpus, VirtioFsCache, Vsock,
+    Accelerator, BlockAio, HostNetwork, InterNetworking, MAX_VCPUS, MachineType, Mebibytes, MilliCpus, NamePattern,
+    PathPattern, SharedFs, Vcpus, VirtioFsCache, Vsock,
 };
 pub use warning::{Place, Reason, Warning};

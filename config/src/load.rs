@@ -1,6 +1,6 @@
 //! Finds the configuration file, reads it and its drop-ins, and says what is wrong with them and where.
 //!
-//! Reads files and nothing else: whether a kernel or a program exists is for the one who uses it to say.
+//! Reads configuration files and nothing else: what takes the place of what they name is `installation`'s affair.
 
 use std::fs::File;
 use std::io::Read;
@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::installation::{self, Installation};
 use crate::model::Config;
 use crate::raw::Raw;
 use crate::settings::{self, Table};
 use crate::unsupported;
-use crate::warning::{Reason, Warning};
+use crate::warning::{Place, Reason, Warning};
 
 /// Where Kata looks, in its order.
 pub const DEFAULT_PATHS: [&str; 2] = [
@@ -130,17 +131,35 @@ pub fn locate(options_path: Option<&Path>, environment: Option<&Path>) -> PathBu
 }
 
 /// Reads a configuration file and the drop-ins `config.d/*.toml` beside it (if it is a link: beside what it points to).
+/// What they do not say, or name without its being there, is what is installed beside the running program.
 ///
 /// # Errors
-/// A file cannot be read, is not TOML, or has a value of the wrong type or out of range; or kernel or initrd are not set.
+/// A file cannot be read, is not TOML, or has a value of the wrong type or out of range; or kernel or initrd are neither
+/// set nor installed.
 pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
+    load_for(path, Installation::find().as_ref())
+}
+
+/// As [`load`], with the guest and the daemons of a given installation.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_for(path: &Path, installed: Option<&Installation>) -> Result<Loaded, ConfigError> {
     let mut files = vec![path.to_owned()];
     files.extend(drop_ins(path)?);
     let mut config = Config::default();
-    let mut warnings = Vec::new();
+    let mut said = Said::default();
     for file in &files {
         let text = read(file)?;
-        merge(&mut config, &mut warnings, file, &text)?;
+        merge(&mut config, &mut said, file, &text)?;
+    }
+    let replaced = installation::complete(&mut config.hypervisor, said.image.take(), installed);
+    let mut warnings = said.warnings;
+    if !replaced.is_empty() {
+        let place = Place::Files { first: path.to_owned() };
+        let key = String::from("hypervisor.qemu");
+        let reason = Reason::Replaced(replaced);
+        warnings.insert(0, Warning { place, key, reason });
     }
     complete(&config, &warnings, path)?;
     Ok(Loaded {
@@ -164,7 +183,7 @@ fn complete(config: &Config, warnings: &[Warning], path: &Path) -> Result<(), Co
         if value.as_os_str().is_empty() {
             let meant = |warning: &&Warning| match warning.reason {
                 Reason::Unknown { nearest: Some(nearest) } => key.ends_with(nearest),
-                Reason::Unknown { nearest: None } | Reason::Unsupported(_) => false,
+                Reason::Unknown { nearest: None } | Reason::Unsupported(_) | Reason::Replaced(_) => false,
             };
             let misspelt = warnings.iter().find(meant).cloned().map(Box::new);
             return Err(ConfigError::Missing {
@@ -228,8 +247,16 @@ fn drop_ins(path: &Path) -> Result<Vec<PathBuf>, ConfigError> {
     Ok(files)
 }
 
+/// What the files say beside what holds.
+#[derive(Default)]
+struct Said {
+    warnings: Vec<Warning>,
+    /// The guest's image, by the last file that names one.
+    image: Option<PathBuf>,
+}
+
 /// Puts what one file says on top of what is known.
-fn merge(config: &mut Config, warnings: &mut Vec<Warning>, path: &Path, text: &str) -> Result<(), ConfigError> {
+fn merge(config: &mut Config, said: &mut Said, path: &Path, text: &str) -> Result<(), ConfigError> {
     let document = DeTable::parse(text).map_err(|error| ConfigError::Syntax {
         path: path.to_owned(),
         line: line_at(text, error.span().map_or(0, |span| span.start)),
@@ -241,7 +268,7 @@ fn merge(config: &mut Config, warnings: &mut Vec<Warning>, path: &Path, text: &s
     // In the order of the file, so that the first error and the warnings are where a reader expects them.
     found.sort_by_key(|entry| entry.offset);
     for entry in found {
-        source.apply(config, warnings, &entry)?;
+        source.apply(config, said, &entry)?;
     }
     Ok(())
 }
@@ -313,12 +340,19 @@ impl<'a> Source<'a> {
         Ok(())
     }
 
-    fn apply(&self, config: &mut Config, warnings: &mut Vec<Warning>, entry: &Entry<'_>) -> Result<(), ConfigError> {
+    fn apply(&self, config: &mut Config, said: &mut Said, entry: &Entry<'_>) -> Result<(), ConfigError> {
+        let warnings = &mut said.warnings;
         let line = line_at(self.text, entry.offset);
         let Some(table) = entry.table else {
             warnings.extend(unsupported::table(self.path, line, &entry.key, entry.value.get_ref()));
             return Ok(());
         };
+        if (table, entry.key.as_str()) == unsupported::IMAGE
+            && let Some(image) = entry.value.get_ref().as_str()
+        {
+            said.image = (!image.is_empty()).then(|| PathBuf::from(image));
+            return Ok(());
+        }
         let Some(setting) = settings::find(table, &entry.key) else {
             if let Some(allowed) = unsupported::refused(table, &entry.key, entry.value.get_ref()) {
                 let key = format!("{}.{}", table.name(), entry.key);

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use crate::locked::{CapPolicy, LockLimit, OnExcess, PerfEventKb};
 use crate::value::{
-    Accelerator, HostNetwork, InterNetworking, MachineType, Mebibytes, NamePattern, PathPattern, SharedFs, Vcpus,
-    VirtioFsCache, Vsock,
+    Accelerator, BlockAio, HostNetwork, InterNetworking, MachineType, Mebibytes, MilliCpus, NamePattern, PathPattern,
+    SharedFs, Vcpus, VirtioFsCache, Vsock,
 };
 
 /// The whole configuration.
@@ -26,6 +26,16 @@ pub struct Config {
     /// `[runtime.cap_ipc_lock]`
     pub cap_ipc_lock: CapIpcLock,
 }
+
+/// The annotations that Kata's own files allow.
+const ENABLED_ANNOTATIONS: [&str; 6] = [
+    "enable_iommu",
+    "virtio_fs_extra_args",
+    "kernel_params",
+    "kernel_verity_params",
+    "default_vcpus",
+    "default_memory",
+];
 
 /// `[hypervisor.qemu]`: the VM and its helpers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +58,17 @@ pub struct Hypervisor {
     pub default_memory: Mebibytes,
     /// Memory that can be reached by hot-plugging; none: the host's.
     pub default_maxmemory: Option<Mebibytes>,
+    /// What the VM has beyond its containers' limits of CPU, where `static_sandbox_resource_mgmt` holds and this or the next
+    /// is set.
+    pub overhead_vcpus: Option<MilliCpus>,
+    /// What it has beyond their limits of memory.
+    pub overhead_memory: Option<Mebibytes>,
+    /// Added to QEMU's `-cpu`; empty if nothing is.
+    pub cpu_features: String,
+    /// Whether the guest's memory is taken from the host at boot, all of it.
+    pub enable_mem_prealloc: bool,
+    /// Whether it is on the host's huge pages, of 2 MiB.
+    pub enable_hugepages: bool,
     /// Appended to the guest kernel's command line.
     pub kernel_params: String,
     /// How the host's directories reach the guest.
@@ -68,6 +89,14 @@ pub struct Hypervisor {
     pub seccompsandbox: Option<String>,
     /// Whether QEMU runs as a user that owns nothing on the host.
     pub rootless: bool,
+    /// How QEMU reads and writes disks.
+    pub block_device_aio: BlockAio,
+    /// Whether the next two hold; otherwise disks bypass the host's cache where they can, and flushes are honoured.
+    pub block_device_cache_set: bool,
+    /// Whether disks bypass the host's cache.
+    pub block_device_cache_direct: bool,
+    /// Whether the guest's flushes are ignored.
+    pub block_device_cache_noflush: bool,
     /// Whether virtio devices of disks get a thread of their own.
     pub enable_iothreads: bool,
     /// Whether QEMU moves the frames of the network itself, even where `/dev/vhost-net` exists.
@@ -98,6 +127,11 @@ impl Default for Hypervisor {
             default_maxvcpus: Vcpus::Host,
             default_memory: Mebibytes(256),
             default_maxmemory: None,
+            overhead_vcpus: None,
+            overhead_memory: None,
+            cpu_features: String::new(),
+            enable_mem_prealloc: false,
+            enable_hugepages: false,
             kernel_params: String::new(),
             shared_fs: SharedFs::VirtioFs,
             virtio_fs_daemon: PathBuf::from("virtiofsd"),
@@ -110,11 +144,18 @@ impl Default for Hypervisor {
                 "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
             )),
             rootless: false,
+            block_device_aio: BlockAio::Threads,
+            block_device_cache_set: false,
+            block_device_cache_direct: false,
+            block_device_cache_noflush: false,
             enable_iothreads: false,
             disable_vhost_net: false,
             reclaim_guest_freed_memory: true,
             enable_debug: false,
-            enable_annotations: Vec::new(),
+            enable_annotations: ENABLED_ANNOTATIONS
+                .iter()
+                .filter_map(|name| NamePattern::new(name).ok())
+                .collect(),
             valid_hypervisor_paths: Vec::new(),
             valid_virtio_fs_daemon_paths: Vec::new(),
             valid_boot_paths: Vec::new(),

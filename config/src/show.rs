@@ -20,7 +20,10 @@ impl Config {
         };
         let mut shown = TomlTable::new();
         for wanted in Table::ALL {
-            put(&mut shown, wanted.name(), table(wanted));
+            let settings = table(wanted);
+            if !settings.is_empty() {
+                put(&mut shown, wanted.name(), settings);
+            }
         }
         shown
     }

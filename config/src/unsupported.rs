@@ -7,15 +7,21 @@ use std::path::Path;
 
 use toml::de::DeValue;
 
+use crate::reference::{Row, Status};
 use crate::settings::{SETTINGS, Table};
 use crate::warning::{Place, Reason, Warning};
 
 static LIST: &str = include_str!("unsupported.txt");
 
+/// The guest's image, of which a file's word is answered together with the other parts of the guest (`installation`).
+pub(crate) const IMAGE: (Table, &str) = (Table::Hypervisor, "image");
+
 /// Keys of one table that have no effect for the same reason.
 struct Group {
     table: &'static str,
     neutral: Neutral,
+    /// Whether any other value is an error.
+    only: bool,
     why: &'static str,
     keys: &'static str,
 }
@@ -27,8 +33,6 @@ enum Neutral {
     Any,
     /// False, zero, an empty string or an empty list.
     Off,
-    /// As `Off`, and anything else is an error.
-    OnlyOff,
     /// True.
     True,
     /// This string, or an empty one.
@@ -38,7 +42,6 @@ enum Neutral {
 impl Neutral {
     fn allows(self, value: &DeValue<'_>) -> bool {
         match (self, value) {
-            (Neutral::OnlyOff, value) => Neutral::Off.allows(value),
             (Neutral::Any, _) | (Neutral::Off, DeValue::Boolean(false)) | (Neutral::True, DeValue::Boolean(true)) => {
                 true
             }
@@ -47,6 +50,26 @@ impl Neutral {
             (Neutral::Off, DeValue::String(text)) => text.is_empty(),
             (Neutral::Text(neutral), DeValue::String(text)) => text.is_empty() || text == neutral,
             _ => false,
+        }
+    }
+
+    /// As [`Neutral::allows`], of an annotation, which is text.
+    fn allows_text(self, text: &str) -> bool {
+        match self {
+            Neutral::Any => true,
+            Neutral::Off => matches!(text.trim(), "" | "false" | "0" | "[]"),
+            Neutral::True => matches!(text.trim(), "" | "true"),
+            Neutral::Text(neutral) => text.is_empty() || text == neutral,
+        }
+    }
+
+    /// What a value must be that asks for nothing.
+    fn said(self) -> String {
+        match self {
+            Neutral::Any => String::from("anything"),
+            Neutral::Off => String::from("off"),
+            Neutral::True => String::from("true"),
+            Neutral::Text(text) => format!("\"{text}\""),
         }
     }
 }
@@ -61,16 +84,17 @@ fn groups() -> impl Iterator<Item = Group> {
         let [table, neutral, why, keys] = fields[..] else {
             return None;
         };
-        let neutral = match neutral {
+        let only = neutral.strip_prefix("only ");
+        let neutral = match only.unwrap_or(neutral) {
             "any" => Neutral::Any,
             "off" => Neutral::Off,
-            "only off" => Neutral::OnlyOff,
             "true" => Neutral::True,
             text => Neutral::Text(text.trim_matches('"')),
         };
         Some(Group {
             table,
             neutral,
+            only: only.is_some(),
             why,
             keys,
         })
@@ -90,17 +114,21 @@ fn tables() -> impl Iterator<Item = (&'static str, &'static str)> {
 
 /// What a key that is not supported must be, if what it asks for is refused.
 pub(crate) fn refused(table: Table, key: &str, value: &DeValue<'_>) -> Option<String> {
-    match known(table, key) {
-        Some((neutral @ Neutral::OnlyOff, why)) if !neutral.allows(value) => Some(format!("off: {why}")),
-        _ => None,
-    }
+    let group = known(table, key).filter(|group| group.only && !group.neutral.allows(value))?;
+    Some(format!("{}: {}", group.neutral.said(), group.why))
+}
+
+/// As [`refused`], of an annotation.
+pub(crate) fn refused_annotation(table: Table, name: &str, value: &str) -> Option<String> {
+    let group = known(table, name).filter(|group| group.only && !group.neutral.allows_text(value))?;
+    Some(format!("{}: {}", group.neutral.said(), group.why))
 }
 
 /// What to say about a key that is not supported: nothing if it asks for nothing.
 pub(crate) fn key(path: &Path, line: usize, table: Table, key: &str, value: &DeValue<'_>) -> Option<Warning> {
     let reason = match known(table, key) {
-        Some((neutral, _)) if neutral.allows(value) => return None,
-        Some((_, why)) => Reason::Unsupported(why),
+        Some(group) if group.neutral.allows(value) => return None,
+        Some(group) => Reason::Unsupported(group.why),
         None => Reason::Unknown {
             nearest: nearest(key, names(table)),
         },
@@ -133,10 +161,11 @@ pub(crate) fn table(path: &Path, line: usize, name: &str, value: &DeValue<'_>) -
     })
 }
 
-/// What to say about an annotation that is allowed but does nothing.
-pub(crate) fn annotation(annotation: &str, table: Table, name: &str) -> Warning {
+/// What to say about an annotation that does nothing: nothing if it asks for nothing.
+pub(crate) fn annotation(annotation: &str, table: Table, name: &str, value: &str) -> Option<Warning> {
     let reason = match known(table, name) {
-        Some((_, why)) => Reason::Unsupported(why),
+        Some(group) if group.neutral.allows_text(value) => return None,
+        Some(group) => Reason::Unsupported(group.why),
         None => Reason::Unknown {
             nearest: nearest(
                 name,
@@ -147,11 +176,74 @@ pub(crate) fn annotation(annotation: &str, table: Table, name: &str) -> Warning 
             ),
         },
     };
-    Warning {
+    Some(Warning {
         place: Place::Annotation,
         key: annotation.to_owned(),
         reason,
-    }
+    })
+}
+
+/// What the manual says of the keys of a table.
+pub(crate) fn rows(table: Table) -> impl Iterator<Item = Row> {
+    let of_table = groups().filter(move |group| group.table == table.name());
+    of_table.flat_map(move |group| {
+        let status = match group.neutral {
+            _ if group.only => Status::Refused,
+            Neutral::Any => Status::Unneeded,
+            Neutral::Off | Neutral::True | Neutral::Text(_) => Status::Warned,
+        };
+        group.keys.split(' ').map(move |key| Row {
+            key: format!("{}.{key}", table.name()),
+            // The one whose value is answered, and not only spoken of.
+            status: if (table, key) == IMAGE {
+                Status::Otherwise
+            } else {
+                status
+            },
+            annotated: false,
+            note: group.why,
+        })
+    })
+}
+
+/// What becomes of an annotation of Kata's that is about no key.
+pub(crate) enum Other {
+    /// What it asks for is not done.
+    Warned(Warning),
+    /// It is an error.
+    Refused(&'static str),
+}
+
+/// Kata's annotations that are about no key: name, whether they are an error, and why. Others are what Kata tells itself.
+pub(crate) const OTHERS: [(&str, bool, &str); 3] = [
+    (
+        "io.katacontainers.config_path",
+        true,
+        "left out: the configuration is named by the runtime's entry in containerd (options.ConfigPath), and not by a pod",
+    ),
+    (
+        "io.katacontainers.container.resource.swappiness",
+        false,
+        "the guest has no swap",
+    ),
+    (
+        "io.katacontainers.container.resource.swap_in_bytes",
+        false,
+        "the guest has no swap",
+    ),
+];
+
+/// What becomes of an annotation that is about no key.
+pub(crate) fn other(annotation: &str) -> Option<Other> {
+    let (_, refused, why) = OTHERS.into_iter().find(|(name, ..)| *name == annotation)?;
+    Some(match refused {
+        true => Other::Refused(why),
+        false => Other::Warned(Warning {
+            place: Place::Annotation,
+            key: annotation.to_owned(),
+            reason: Reason::Unsupported(why),
+        }),
+    })
 }
 
 fn place(path: &Path, line: usize) -> Place {
@@ -161,10 +253,9 @@ fn place(path: &Path, line: usize) -> Place {
     }
 }
 
-fn known(table: Table, key: &str) -> Option<(Neutral, &'static str)> {
+fn known(table: Table, key: &str) -> Option<Group> {
     let mut groups = groups().filter(|group| group.table == table.name());
-    let group = groups.find(|group| group.keys.split(' ').any(|known| known == key))?;
-    Some((group.neutral, group.why))
+    groups.find(|group| group.keys.split(' ').any(|known| known == key))
 }
 
 fn names(table: Table) -> impl Iterator<Item = &'static str> {
@@ -201,10 +292,7 @@ mod tests {
         for group in groups() {
             assert!(known.contains(group.table), "{}", group.table);
             if let Neutral::Text(text) = group.neutral {
-                assert!(
-                    LIST.contains(&format!(" | \"{text}\" | ")),
-                    "{text} is no kind of value"
-                );
+                assert!(LIST.contains(&format!(" \"{text}\" | ")), "{text} is no kind of value");
             }
         }
         assert_eq!(groups().count() + tables().count(), fields().count());

@@ -53,6 +53,10 @@ impl Vcpus {
     }
 }
 
+/// Thousandths of a CPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MilliCpus(pub u32);
+
 /// Generates an enum whose variants have a name in the file.
 macro_rules! choice {
     ($(#[$meta:meta])* $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
@@ -118,6 +122,18 @@ choice! {
         VirtioFs = "virtio-fs",
         /// Not at all.
         None = "none",
+    }
+}
+
+choice! {
+    /// How QEMU reads and writes disks (`aio` of its block drivers).
+    BlockAio {
+        /// By threads of its own.
+        Threads = "threads",
+        /// By Linux AIO, which needs disks that bypass the host's cache.
+        Native = "native",
+        /// By io_uring.
+        IoUring = "io_uring",
     }
 }
 

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::installation::Replacement;
+
 /// Where a setting was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
@@ -13,11 +15,16 @@ pub enum Place {
         /// The line, from 1.
         line: usize,
     },
+    /// Somewhere in the files.
+    Files {
+        /// The first of them.
+        first: PathBuf,
+    },
     /// In an annotation of the container.
     Annotation,
 }
 
-/// A setting without effect.
+/// A setting without effect, or with another than it says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning {
     /// Where it was written.
@@ -33,6 +40,8 @@ pub struct Warning {
 pub enum Reason {
     /// Kata has it, we do not.
     Unsupported(&'static str),
+    /// Something else is used.
+    Replaced(Vec<Replacement>),
     /// Nobody has it.
     Unknown {
         /// The name that is most like it.
@@ -44,10 +53,19 @@ impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.place {
             Place::File { path, line } => write!(f, "{}:{line}: ", path.display())?,
+            Place::Files { first } => write!(f, "{}: ", first.display())?,
             Place::Annotation => f.write_str("annotation ")?,
         }
         match &self.reason {
             Reason::Unsupported(why) => write!(f, "{} is not supported and has no effect: {why}", self.key),
+            Reason::Replaced(replaced) => {
+                let one = |one: &Replacement| {
+                    let (written, used) = (one.written.display(), one.used.display());
+                    format!("{used} is used in the place of {} {written}, {}", one.key, one.why)
+                };
+                let all: Vec<_> = replaced.iter().map(one).collect();
+                write!(f, "{}: {}", self.key, all.join("; "))
+            }
             Reason::Unknown { nearest: Some(nearest) } => {
                 write!(f, "{} is unknown and has no effect; did you mean {nearest}?", self.key)
             }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use config::annotations::{AnnotationError, apply};
-use config::{Config, Mebibytes, NamePattern, PathPattern, Vcpus, VirtioFsCache, Warning};
+use config::{Config, InterNetworking, Mebibytes, NamePattern, PathPattern, Vcpus, VirtioFsCache, Warning};
 use proptest::prelude::*;
 
 const PREFIX: &str = "io.katacontainers.config.hypervisor.";
@@ -61,8 +61,7 @@ fn what_is_allowed_is_honoured() {
                 "[\"--log-level=debug\", \"--thread-pool-size=1\"]",
             ),
             ("enable_iothreads", "true"),
-            ("io.katacontainers.config.runtime.create_container_timeout", "7"),
-            ("io.katacontainers.config.runtime.disable_guest_seccomp", "true"),
+            ("rootless", "true"),
         ],
     );
     assert_eq!(warnings, Ok(vec![]));
@@ -77,21 +76,94 @@ fn what_is_allowed_is_honoured() {
         hypervisor.virtio_fs_extra_args,
         ["--log-level=debug", "--thread-pool-size=1"]
     );
-    assert!(hypervisor.enable_iothreads);
+    assert!(hypervisor.enable_iothreads && hypervisor.rootless);
+}
+
+#[test]
+fn annotations_of_runtime_and_agent_need_no_entry_as_in_kata() {
+    let mut config = allowing(&[]);
+    config.runtime.disable_guest_seccomp = true;
+    let warnings = applied(
+        &mut config,
+        &[
+            ("io.katacontainers.config.runtime.create_container_timeout", "7"),
+            ("io.katacontainers.config.runtime.disable_guest_seccomp", "false"),
+            ("io.katacontainers.config.runtime.internetworking_model", "macvtap"),
+            ("io.katacontainers.config.runtime.disable_new_netns", "false"),
+            ("io.katacontainers.config.runtime.enable_pprof", "true"),
+            ("io.katacontainers.config.agent.enable_tracing", "false"),
+            ("io.katacontainers.config.agent.kernel_modules", "e1000e"),
+        ],
+    )
+    .unwrap();
     assert_eq!(config.runtime.create_container_timeout, Duration::from_secs(7));
-    assert!(config.runtime.disable_guest_seccomp);
+    assert_eq!(config.runtime.internetworking_model, InterNetworking::Macvtap);
+    assert!(!config.runtime.disable_guest_seccomp);
+    let said: Vec<_> = warnings.iter().map(|warning| warning.key.as_str()).collect();
+    assert_eq!(
+        said,
+        [
+            "io.katacontainers.config.agent.kernel_modules",
+            "io.katacontainers.config.runtime.enable_pprof",
+        ]
+    );
+}
+
+#[test]
+fn no_annotation_weakens_what_the_configuration_gives() {
+    let mut config = allowing(&[".*"]);
+    config.hypervisor.rootless = true;
+    config.hypervisor.disable_vhost_net = true;
+    let before = config.clone();
+    for (name, value, key) in [
+        ("rootless", "false", "hypervisor.qemu.rootless"),
+        ("disable_vhost_net", "false", "hypervisor.qemu.disable_vhost_net"),
+        (
+            "io.katacontainers.config.runtime.disable_guest_seccomp",
+            "true",
+            "runtime.disable_guest_seccomp",
+        ),
+    ] {
+        let error = applied(&mut config, &[(name, value)]).unwrap_err().to_string();
+        assert!(
+            error.contains("would weaken") && error.contains(&format!("set {key} = {value}")),
+            "{error}"
+        );
+    }
+    let error = applied(&mut config, &[("virtio_fs_extra_args", "--modcaps=+sys_admin")]).unwrap_err();
+    assert!(error.to_string().contains("--modcaps=+sys_admin"), "{error}");
+    assert_eq!(config, before);
+    // What the configuration says already is no weakening.
+    config.runtime.disable_guest_seccomp = true;
+    let same = ("io.katacontainers.config.runtime.disable_guest_seccomp", "true");
+    assert_eq!(applied(&mut config, &[same]), Ok(vec![]));
+}
+
+#[test]
+fn what_would_be_taken_for_granted_is_refused() {
+    for (name, value) in [
+        ("kernel_hash", "a4f5"),
+        ("cc_init_data", "H4sI"),
+        ("confidential_guest", "true"),
+        ("io.katacontainers.config_path", "/etc/other.toml"),
+    ] {
+        let error = applied(&mut allowing(&[".*"]), &[(name, value)]).unwrap_err();
+        assert!(matches!(error, AnnotationError::Value { .. }), "{name}: {error}");
+    }
+    let swap = ("io.katacontainers.container.resource.swappiness", "60");
+    assert_eq!(applied(&mut allowing(&[]), &[swap]).unwrap().len(), 1);
 }
 
 #[test]
 fn arguments_may_have_commas_between_them() {
     let mut config = allowing(&["virtio_fs_extra_args"]);
-    applied(&mut config, &[("virtio_fs_extra_args", "--a=1, --b")]).unwrap();
-    assert_eq!(config.hypervisor.virtio_fs_extra_args, ["--a=1", "--b"]);
+    applied(&mut config, &[("virtio_fs_extra_args", "--log-level=info, --xattr")]).unwrap();
+    assert_eq!(config.hypervisor.virtio_fs_extra_args, ["--log-level=info", "--xattr"]);
 }
 
 #[test]
 fn nothing_is_allowed_unless_the_configuration_says_so() {
-    let error = applied(&mut Config::default(), &[("default_memory", "1024")]).unwrap_err();
+    let error = applied(&mut allowing(&[]), &[("default_memory", "1024")]).unwrap_err();
     assert_eq!(
         error.to_string(),
         "annotation io.katacontainers.config.hypervisor.default_memory is not allowed: no entry of \
@@ -171,15 +243,15 @@ fn parameters_that_do_not_fit_together_are_refused() {
 fn an_annotation_without_effect_is_a_warning() {
     let warnings = applied(
         &mut allowing(&[".*"]),
-        &[("cpu_features", "x"), ("default_memroy", "1")],
+        &[("cold_plug_vfio", "root-port"), ("default_memroy", "1")],
     )
     .unwrap();
     let said: Vec<_> = warnings.iter().map(ToString::to_string).collect();
     assert_eq!(
         said,
         [
-            "annotation io.katacontainers.config.hypervisor.cpu_features is not supported and has no effect: the CPU's \
-             features are set by the runtime",
+            "annotation io.katacontainers.config.hypervisor.cold_plug_vfio is not supported and has no effect: host devices are \
+             not passed through",
             "annotation io.katacontainers.config.hypervisor.default_memroy is unknown and has no effect; did you mean \
              default_memory?",
         ]

@@ -44,7 +44,7 @@ mod files {
         }
 
         pub(super) fn load(&self) -> Result<Loaded, ConfigError> {
-            config::load(&self.path())
+            config::load_for(&self.path(), None)
         }
 
         /// What an error or warning says, without the temporary directory.
@@ -160,7 +160,7 @@ fn an_argument_that_the_runtime_sets_itself_is_refused() {
         "--shared-dir=/",
         "--socket-path=/x",
         "--fd=3",
-        "-o",
+        "--shared-dir",
         "--sandbox=none",
         "--seccomp=none",
         "x",
@@ -306,85 +306,19 @@ fn an_unknown_key_is_a_warning_with_the_nearest_one() {
 fn a_known_key_is_a_warning_only_if_it_asks_for_something() {
     assert_eq!(
         warnings_in(
-            "enable_hugepages = false\nmemory_offset = 0\npflashes = []\nfirmware = \"\"\nvirtio_fs_cache_size = 0\n"
+            "enable_iommu = false\nmsize_9p = 8192\npflashes = []\nfirmware = \"\"\nvirtio_fs_cache_size = 0\n"
         ),
         [""; 0]
     );
     assert_eq!(
-        warnings_in("enable_hugepages = true\n[runtime]\nenable_pprof = true\n[factory]\nenable_template = true\n"),
+        warnings_in("enable_iommu = true\n[runtime]\nenable_pprof = true\n[factory]\nenable_template = true\n"),
         [
-            "configuration.toml:4: hypervisor.qemu.enable_hugepages is not supported and has no effect: the guest's \
-             memory is not on huge pages",
+            "configuration.toml:4: hypervisor.qemu.enable_iommu is not supported and has no effect: the guest has no \
+             IOMMU",
             "configuration.toml:6: runtime.enable_pprof is not supported and has no effect: the shim has no profiler",
-            "configuration.toml:7: factory is not supported and has no effect: VMs are not kept ready",
+            "configuration.toml:8: factory.enable_template is not supported and has no effect: VMs are not kept ready",
         ]
     );
-}
-
-#[test]
-fn a_configuration_of_katas_loads_and_says_what_is_lost() {
-    let text = r#"
-        [hypervisor.qemu]
-        path = "/opt/kata/bin/qemu-system-x86_64"
-        kernel = "/opt/kata/share/kata-containers/vmlinux.container"
-        initrd = "/opt/kata/share/kata-containers/kata-containers-initrd.img"
-        machine_type = "q35"
-        rootfs_type = "ext4"
-        enable_annotations = ["enable_iommu", "virtio_fs_extra_args", "kernel_params"]
-        valid_hypervisor_paths = ["/opt/kata/bin/qemu-system-x86_64"]
-        kernel_params = ""
-        firmware = ""
-        firmware_volume = ""
-        machine_accelerators = ""
-        cpu_features = "pmu=off"
-        default_vcpus = 1
-        default_maxvcpus = 0
-        default_bridges = 1
-        default_memory = 2048
-        default_maxmemory = 0
-        disable_block_device_use = false
-        shared_fs = "virtio-fs"
-        virtio_fs_daemon = "/opt/kata/libexec/virtiofsd"
-        valid_virtio_fs_daemon_paths = ["/opt/kata/libexec/virtiofsd"]
-        virtio_fs_cache_size = 0
-        virtio_fs_queue_size = 1024
-        virtio_fs_extra_args = ["--thread-pool-size=1", "--announce-submounts"]
-        virtio_fs_cache = "auto"
-        block_device_driver = "virtio-scsi"
-        block_device_aio = "io_uring"
-        enable_iothreads = false
-        enable_vhost_user_store = false
-        vhost_user_store_path = "/var/run/kata-containers/vhost-user"
-        valid_vhost_user_store_paths = ["/var/run/kata-containers/vhost-user"]
-        vhost_user_reconnect_timeout_sec = 0
-        valid_file_mem_backends = [""]
-        pflashes = []
-        disable_image_nvdimm = false
-        valid_entropy_sources = ["/dev/urandom", "/dev/random", ""]
-        disable_selinux = false
-        disable_guest_selinux = true
-        [factory]
-        [agent.kata]
-        kernel_modules = []
-        dial_timeout = 45
-        [runtime]
-        internetworking_model = "tcfilter"
-        disable_guest_seccomp = true
-        sandbox_cgroup_only = false
-        static_sandbox_resource_mgmt = false
-        sandbox_bind_mounts = []
-        vfio_mode = "guest-kernel"
-        disable_guest_empty_dir = false
-        experimental = []
-        create_container_timeout = 60
-        dan_conf = "/run/kata-containers/dans"
-    "#;
-    let files = Files::new(text);
-    let loaded = files.load().unwrap();
-    let said: Vec<_> = loaded.warnings.iter().map(|warning| warning.key.as_str()).collect();
-    assert_eq!(said, ["hypervisor.qemu.cpu_features", "runtime.sandbox_cgroup_only"]);
-    assert_eq!(loaded.config.hypervisor.default_memory, Mebibytes(2048));
-    assert!(loaded.config.runtime.disable_guest_seccomp);
 }
 
 #[test]

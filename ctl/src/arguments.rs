@@ -40,6 +40,9 @@ pub(crate) enum Command {
         /// Print JSON instead of TOML
         #[arg(long)]
         json: bool,
+        /// Only list all keys of Kata's files, and what becomes of each
+        #[arg(long, conflicts_with_all = ["path", "json"])]
+        keys: bool,
     },
     /// Check that this host can run sandboxes
     Check {

@@ -37,6 +37,22 @@ pub(crate) fn report(named: Option<&Path>, json: bool) -> Result<Report, ShowErr
     Ok(Report { text, good: true })
 }
 
+/// Every key that Kata's files and annotations have, and what becomes of it.
+pub(crate) fn keys() -> Report {
+    let mut text = String::new();
+    for row in config::reference() {
+        let annotated = if row.annotated { ", also as an annotation" } else { "" };
+        let note = if row.note.is_empty() {
+            String::new()
+        } else {
+            format!(": {}", row.note)
+        };
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{}: {}{annotated}{note}", row.key, row.status.as_str());
+    }
+    Report { text, good: true }
+}
+
 fn as_toml(loaded: &Loaded) -> Result<String, ShowError> {
     let mut text = String::new();
     for file in &loaded.files {

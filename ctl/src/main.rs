@@ -82,7 +82,8 @@ fn main() -> ExitCode {
 async fn run(command: Command) -> Result<End, Failure> {
     let report = match command {
         Command::Version { json } => version::report(json),
-        Command::Config { path, json } => config::report(path.as_deref(), json)?,
+        Command::Config { keys: true, .. } => config::keys(),
+        Command::Config { path, json, .. } => config::report(path.as_deref(), json)?,
         Command::Check {
             kernel_version: Some(release),
             ..

@@ -63,7 +63,12 @@ fn machine(argv: &mut Argv, spec: &VmSpec) {
         &format!("{machine_type},{},memory-backend=memory", arch.machine_options),
     );
     accelerator(argv, spec);
-    argv.option("-cpu", arch.cpu(spec.accel));
+    let cpu = arch.cpu(spec.accel);
+    let cpu = match spec.cpu_features.as_str() {
+        "" => cpu.to_owned(),
+        features => format!("{cpu},{features}"),
+    };
+    argv.option("-cpu", &cpu);
     let (vcpus, most_vcpus) = (size.vcpus, largest.vcpus);
     let smp = if most_vcpus > vcpus {
         // Each in a socket of its own: a kernel that takes the machine for a real one has no place for CPUs that come later to
@@ -81,10 +86,14 @@ fn machine(argv: &mut Argv, spec: &VmSpec) {
     };
     argv.option("-m", &memory_and_room);
     // The daemons map the guest's memory, so it has to be shareable.
-    argv.option(
-        "-object",
-        &format!("memory-backend-memfd,id=memory,size={memory}M,share=on"),
-    );
+    let mut backend = format!("memory-backend-memfd,id=memory,size={memory}M,share=on");
+    if spec.backing.huge {
+        backend += ",hugetlb=on,hugetlbsize=2M";
+    }
+    if spec.backing.prealloc {
+        backend += ",prealloc=on";
+    }
+    argv.option("-object", &backend);
 }
 
 fn accelerator(argv: &mut Argv, spec: &VmSpec) {
@@ -179,6 +188,7 @@ mod tests {
     use super::*;
     use crate::nic::MacAddress;
     use crate::size::Size;
+    use crate::spec::Backing;
     use crate::vsock::Cid;
 
     fn size(vcpus: u32, memory: u32) -> Size {
@@ -211,6 +221,8 @@ mod tests {
             vsock: VsockDevice::VhostUser { socket: 13 },
             reports_free: true,
             iothread: None,
+            cpu_features: String::new(),
+            backing: Backing::default(),
             nics: vec![NicDevice {
                 mac: MacAddress([2, 0, 0, 0, 0, 0x1a]),
                 taps: vec![14],
@@ -263,6 +275,21 @@ mod tests {
             ..spec()
         };
         assert_eq!(lines(&spec), include_str!("../tests/golden/kvm-vhost.txt"));
+    }
+
+    #[test]
+    fn memory_and_cpu_are_as_the_operator_says() {
+        let told = lines(&VmSpec {
+            cpu_features: String::from("pmu=off,vmx=off"),
+            backing: Backing {
+                huge: true,
+                prealloc: true,
+            },
+            ..spec()
+        });
+        let memory = "memory-backend-memfd,id=memory,size=256M,share=on,hugetlb=on,hugetlbsize=2M,prealloc=on";
+        assert!(told.contains(&format!("\n-object {memory}\n")), "{told}");
+        assert!(told.contains("\n-cpu max,pmu=off,vmx=off\n"), "{told}");
     }
 
     #[test]

@@ -20,12 +20,13 @@ use crate::command_line::{self, CommandLineError};
 use crate::console::Console;
 use crate::ended::Ended;
 use crate::files::{self, FileError, SocketFile};
+use crate::hotplug::DiskOptions;
 use crate::listener::GuestListener;
 use crate::nic::{self, Nic};
 use crate::qmp::{Qmp, QmpError};
 use crate::rootless::{Rootless, RootlessError};
 use crate::size::{self, Size};
-use crate::spec::{VirtioFs, VmSpec, VsockDevice};
+use crate::spec::{Backing, VirtioFs, VmSpec, VsockDevice};
 use crate::sys::number;
 use crate::virtiofsd::{self, Share};
 use crate::vm::{Parts, Vm};
@@ -278,6 +279,7 @@ async fn start_qemu(
     let (share_child, share_socket) = share.map(|share| (share.child, share.socket)).unzip();
 
     let rootless = plan.rootless.as_ref();
+    let disks = DiskOptions::of(config);
     let spec = VmSpec {
         name: request.id.clone(),
         arch: arch::HOST,
@@ -299,7 +301,9 @@ async fn start_qemu(
         }),
         vsock: vsock_device(&guest),
         reports_free: config.reclaim_guest_freed_memory,
-        iothread: config.enable_iothreads.then_some("disks"),
+        iothread: disks.iothread,
+        cpu_features: config.cpu_features.clone(),
+        backing: Backing::of(config),
         nics,
     };
     let args = argv::render(&spec);
@@ -331,7 +335,8 @@ async fn start_qemu(
         } else {
             Vsock::VhostUser
         },
-        iothread: spec.iothread,
+        disks,
+        backing: spec.backing,
         accel: spec.accel,
         size: spec.size,
         largest: spec.largest,

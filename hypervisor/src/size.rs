@@ -31,9 +31,15 @@ pub struct Size {
 /// What a VM has when it boots.
 #[must_use]
 pub fn boot_size(config: &Hypervisor) -> Size {
+    let memory = config.default_memory;
     Size {
         vcpus: vcpus(config),
-        memory: config.default_memory,
+        // Huge pages are of 2 MiB.
+        memory: if config.enable_hugepages {
+            Mebibytes(memory.0.next_multiple_of(2))
+        } else {
+            memory
+        },
     }
 }
 

@@ -5,6 +5,8 @@
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use config::Hypervisor;
+
 use crate::accel::Accel;
 use crate::arch::Arch;
 use crate::nic::MacAddress;
@@ -19,6 +21,10 @@ pub(crate) struct VmSpec {
     pub(crate) arch: Arch,
     pub(crate) machine_type: &'static str,
     pub(crate) accel: Accel,
+    /// Added to `-cpu`, if anything.
+    pub(crate) cpu_features: String,
+    /// On what the memory is.
+    pub(crate) backing: Backing,
     /// `/dev/kvm`, where QEMU cannot open it by itself.
     pub(crate) kvm: Option<RawFd>,
     /// What it boots with.
@@ -40,6 +46,25 @@ pub(crate) struct VmSpec {
     /// The name of a thread for disks that are plugged in later.
     pub(crate) iothread: Option<&'static str>,
     pub(crate) nics: Vec<NicDevice>,
+}
+
+/// What the host gives the guest for memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Backing {
+    /// Huge pages of 2 MiB.
+    pub(crate) huge: bool,
+    /// All of it before the guest runs.
+    pub(crate) prealloc: bool,
+}
+
+impl Backing {
+    /// As the configuration says. Huge pages are always taken at once: one that is missing later is the end of the VM (SIGBUS).
+    pub(crate) fn of(config: &Hypervisor) -> Self {
+        Self {
+            huge: config.enable_hugepages,
+            prealloc: config.enable_mem_prealloc || config.enable_hugepages,
+        }
+    }
 }
 
 /// A virtio-fs device.

@@ -63,7 +63,9 @@ fn args(config: &Hypervisor, shared_dir: &Path, listener: i32) -> Vec<OsString> 
     option("--shared-dir", shared_dir.into());
     option("--cache", config.virtio_fs_cache.as_str().into());
     option("--sandbox", "namespace".into());
-    option("--log-level", if config.enable_debug { "debug" } else { "warn" }.into());
+    if !names(&config.virtio_fs_extra_args, "--log-level") {
+        option("--log-level", if config.enable_debug { "debug" } else { "warn" }.into());
+    }
     // With file handles it needs a directory or a file of each mount to open them by, so that a socket, which is a mount of
     // its own here, is EIO for the guest. Without them it also gives up CAP_DAC_READ_SEARCH.
     if !names(&config.virtio_fs_extra_args, "--inode-file-handles") {
@@ -126,14 +128,14 @@ mod tests {
 
     #[test]
     fn what_the_operator_says_is_said_once() {
-        let config = Hypervisor {
-            virtio_fs_extra_args: vec![String::from("--inode-file-handles=prefer")],
-            ..Hypervisor::default()
-        };
-        let args = args(&config, Path::new("/run/x/shared"), 9);
-        let told = args
-            .iter()
-            .filter(|arg| arg.to_string_lossy().starts_with("--inode-file-handles"));
-        assert_eq!(told.count(), 1);
+        for (option, value) in [("--inode-file-handles", "prefer"), ("--log-level", "debug")] {
+            let config = Hypervisor {
+                virtio_fs_extra_args: vec![format!("{option}={value}")],
+                ..Hypervisor::default()
+            };
+            let args = args(&config, Path::new("/run/x/shared"), 9);
+            let told = args.iter().filter(|arg| arg.to_string_lossy().starts_with(option));
+            assert_eq!(told.count(), 1, "{option}");
+        }
     }
 }

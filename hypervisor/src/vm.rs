@@ -20,9 +20,10 @@ use crate::ended::{self, Ended, Watched};
 use crate::files::SocketFile;
 use crate::hotplug::cpu::{self, CpuError};
 use crate::hotplug::memory::{Memory, MemoryError};
-use crate::hotplug::{Disk, Hotplug, HotplugError, NicHotplug};
+use crate::hotplug::{Disk, DiskOptions, Hotplug, HotplugError, NicHotplug};
 use crate::qmp::{Qmp, QmpError};
 use crate::size::Size;
+use crate::spec::Backing;
 
 /// How long QEMU may take to end when it is told to.
 const QUIT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -55,8 +56,10 @@ pub(crate) struct Parts {
     pub(crate) files: Vec<SocketFile>,
     /// What connects guest and host: one of the two, never `auto`.
     pub(crate) vsock: Vsock,
-    /// QEMU's name of the thread that serves disks, if it has one.
-    pub(crate) iothread: Option<&'static str>,
+    /// How it is to serve disks.
+    pub(crate) disks: DiskOptions,
+    /// On what the guest's memory is.
+    pub(crate) backing: Backing,
     pub(crate) accel: Accel,
     /// What it boots with.
     pub(crate) size: Size,
@@ -73,7 +76,8 @@ impl Vm {
             console,
             files,
             vsock,
-            iothread,
+            disks,
+            backing,
             accel,
             size,
             largest,
@@ -88,8 +92,8 @@ impl Vm {
         });
         let pid = qemu.handle().pid;
         let children = std::iter::once(qemu).chain(helpers).collect();
-        let hotplug = Hotplug::new(qmp.clone(), iothread);
-        let memory = Memory::new(qmp.clone(), hotplug.clone(), size, largest);
+        let hotplug = Hotplug::new(qmp.clone(), disks);
+        let memory = Memory::new(qmp.clone(), hotplug.clone(), size, largest, backing);
         Self {
             pid,
             children,

@@ -29,7 +29,12 @@ pub(crate) async fn all(named: Option<&Path>, search: Option<&OsStr>) -> Vec<Fin
     let mut findings = Vec::new();
     match config::load(&path) {
         Ok(loaded) => {
-            findings.push(configuration(&path, loaded.warnings.len()));
+            let (replaced, lost): (Vec<_>, Vec<_>) = loaded
+                .warnings
+                .iter()
+                .partition(|warning| matches!(warning.reason, config::Reason::Replaced(_)));
+            findings.push(configuration(&path, lost.len()));
+            findings.extend(replaced.into_iter().map(other_parts));
             findings.extend(parts::parts(&loaded.config, search).await);
             findings.extend(kernel::of_file(&loaded.config.hypervisor.kernel));
         }
@@ -74,6 +79,16 @@ fn configuration(path: &Path, warnings: usize) -> Finding {
         found,
         "sandboxes are not as it says",
         "`kata-ctl config` names them",
+    )
+}
+
+/// Kata's configuration names another guest, and programs that are not there.
+fn other_parts(warning: &config::Warning) -> Finding {
+    Finding::warn(
+        "replaced",
+        warning.to_string(),
+        "sandboxes have these parts instead of those that the file names",
+        "take the keys out of the file, or name what is to be used",
     )
 }
 

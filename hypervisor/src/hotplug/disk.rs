@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
+use config::{BlockAio, Hypervisor};
 use serde_json::{Value, json};
 
 use super::slots::{BUS, Slot};
@@ -27,6 +28,36 @@ pub struct Disk {
     pub read_only: bool,
     /// Past the host's page cache (`O_DIRECT`), which the file has to be able to.
     pub direct: bool,
+}
+
+/// How QEMU serves all disks of a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DiskOptions {
+    /// QEMU's name of the thread that serves them, if they have one.
+    pub(crate) iothread: Option<&'static str>,
+    aio: BlockAio,
+    /// Through the host's page cache, also where the file could do without.
+    cached: bool,
+    no_flush: bool,
+}
+
+impl DiskOptions {
+    /// As the configuration says.
+    pub(crate) fn of(config: &Hypervisor) -> Self {
+        let set = config.block_device_cache_set;
+        Self {
+            iothread: config.enable_iothreads.then_some("disks"),
+            aio: config.block_device_aio,
+            cached: set && !config.block_device_cache_direct,
+            no_flush: set && config.block_device_cache_noflush,
+        }
+    }
+
+    /// Whether QEMU or the host's kernel may refuse a disk for it, and the same with threads.
+    pub(super) fn without_io_uring(self) -> Option<Self> {
+        let aio = BlockAio::Threads;
+        (self.aio == BlockAio::IoUring).then_some(Self { aio, ..self })
+    }
 }
 
 /// One disk's names in QEMU. The number is never used again in a VM.
@@ -59,8 +90,14 @@ impl Names {
         json!({ "fdset-id": self.number })
     }
 
-    /// Flushes are honoured, and what the guest discards is given back to the host.
-    pub(super) fn blockdev_add(self, disk: &Disk) -> Value {
+    /// What the guest discards is given back to the host.
+    pub(super) fn blockdev_add(self, disk: &Disk, options: DiskOptions) -> Value {
+        let direct = disk.direct && !options.cached;
+        let aio = match options.aio {
+            // QEMU refuses it for a file that is not past the host's cache.
+            BlockAio::Native if !direct => BlockAio::Threads,
+            aio => aio,
+        };
         json!({
             "driver": match disk.kind {
                 DiskKind::BlockDevice => "host_device",
@@ -70,7 +107,8 @@ impl Names {
             "filename": self.file(),
             "read-only": disk.read_only,
             "discard": "unmap",
-            "cache": { "direct": disk.direct, "no-flush": false },
+            "aio": aio.as_str(),
+            "cache": { "direct": direct, "no-flush": options.no_flush },
         })
     }
 
@@ -106,24 +144,59 @@ mod tests {
         }
     }
 
+    fn options() -> DiskOptions {
+        DiskOptions::of(&Hypervisor::default())
+    }
+
     #[test]
     fn a_block_device_bypasses_the_hosts_cache_and_is_flushed() {
         let names = Names { number: 7 };
         assert_eq!(
-            names.blockdev_add(&disk(DiskKind::BlockDevice, false, true)),
+            names.blockdev_add(&disk(DiskKind::BlockDevice, false, true), options()),
             json!({
                 "driver": "host_device", "node-name": "disk-7", "filename": "/dev/fdset/7", "read-only": false,
-                "discard": "unmap", "cache": { "direct": true, "no-flush": false },
+                "discard": "unmap", "aio": "threads", "cache": { "direct": true, "no-flush": false },
             })
         );
     }
 
     #[test]
     fn a_read_only_image_is_read_only_in_qemu() {
-        let node = Names { number: 1 }.blockdev_add(&disk(DiskKind::File, true, false));
+        let node = Names { number: 1 }.blockdev_add(&disk(DiskKind::File, true, false), options());
         assert_eq!(node["read-only"], true);
         assert_eq!(node["driver"], "file");
         assert_eq!(node["cache"]["direct"], false);
+    }
+
+    #[test]
+    fn the_operators_words_about_all_disks_hold() {
+        let config = Hypervisor {
+            block_device_aio: BlockAio::Native,
+            block_device_cache_direct: true,
+            block_device_cache_noflush: true,
+            ..Hypervisor::default()
+        };
+        let node = |config: &Hypervisor, direct| {
+            let node = Names { number: 1 }.blockdev_add(&disk(DiskKind::File, false, direct), DiskOptions::of(config));
+            [&node["aio"], &node["cache"]["direct"], &node["cache"]["no-flush"]].map(Value::clone)
+        };
+        // Without cache_set nothing is said of the cache.
+        assert_eq!(node(&config, true), [json!("native"), json!(true), json!(false)]);
+        assert_eq!(node(&config, false), [json!("threads"), json!(false), json!(false)]);
+        let set = Hypervisor {
+            block_device_cache_set: true,
+            ..config.clone()
+        };
+        assert_eq!(node(&set, true), [json!("native"), json!(true), json!(true)]);
+        let cached = Hypervisor {
+            block_device_aio: BlockAio::IoUring,
+            block_device_cache_direct: false,
+            ..set
+        };
+        assert_eq!(node(&cached, true), [json!("io_uring"), json!(false), json!(true)]);
+        let threads = DiskOptions::of(&cached).without_io_uring().unwrap();
+        assert_eq!((threads.aio, threads.no_flush), (BlockAio::Threads, true));
+        assert_eq!(threads.without_io_uring(), None);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::Hotplug;
 use super::slots::{BUS, Slot};
 use crate::qmp::{Event, Qmp, QmpError};
 use crate::size::Size;
+use crate::spec::Backing;
 
 /// QEMU's names of the memory and of the device.
 const BACKEND: &str = "more";
@@ -68,17 +69,19 @@ pub(crate) struct Memory {
     places: Hotplug,
     boot: Mebibytes,
     most: Mebibytes,
+    backing: Backing,
     patience: Duration,
     present: bool,
 }
 
 impl Memory {
-    pub(crate) fn new(qmp: Qmp, places: Hotplug, boot: Size, largest: Size) -> Self {
+    pub(crate) fn new(qmp: Qmp, places: Hotplug, boot: Size, largest: Size, backing: Backing) -> Self {
         Self {
             qmp,
             places,
             boot: boot.memory,
             most: largest.memory,
+            backing,
             patience: PATIENCE,
             present: false,
         }
@@ -142,10 +145,10 @@ impl Memory {
     }
 
     async fn make(&self, slot: Slot, more: Mebibytes) -> Result<(), MemoryError> {
-        let backend = backend(Mebibytes(self.room()));
+        let backend = backend(Mebibytes(self.room()), self.backing);
         let made = self.qmp.execute("object-add", backend).await;
         made.map_err(failed("make the memory that is to be plugged in"))?;
-        let plugged = self.qmp.execute("device_add", device(slot, more)).await;
+        let plugged = self.qmp.execute("device_add", device(slot, more, self.backing)).await;
         if let Err(error) = plugged {
             if let Err(left) = self.qmp.execute("object-del", json!({ "id": BACKEND })).await {
                 tracing::warn!(error = %left, "QEMU keeps what is left of memory that could not be plugged in");
@@ -210,19 +213,29 @@ fn path() -> String {
 
 /// Shared like the rest of the guest's memory, for the daemons map it. `reserve=off`: what is not plugged takes no memory
 /// of the host.
-fn backend(size: Mebibytes) -> Value {
-    json!({ "qom-type": "memory-backend-memfd", "id": BACKEND, "size": size.bytes(), "share": true, "reserve": false })
+fn backend(size: Mebibytes, backing: Backing) -> Value {
+    let mut backend = json!({ "qom-type": "memory-backend-memfd", "id": BACKEND, "size": size.bytes(), "share": true, "reserve": false });
+    if backing.huge {
+        backend["hugetlb"] = json!(true);
+        backend["hugetlbsize"] = json!(2 << 20);
+    }
+    backend
 }
 
-fn device(slot: Slot, more: Mebibytes) -> Value {
-    json!({
+/// `prealloc`: what the guest takes is taken from the host before (QEMU's virtio-mem).
+fn device(slot: Slot, more: Mebibytes, backing: Backing) -> Value {
+    let mut device = json!({
         "driver": "virtio-mem-pci",
         "id": DEVICE,
         "bus": BUS,
         "addr": slot.address(),
         "memdev": BACKEND,
         "requested-size": more.bytes(),
-    })
+    });
+    if backing.prealloc {
+        device["prealloc"] = json!(true);
+    }
+    device
 }
 
 /// Waits until the guest has taken or given back some (QEMU's QAPI, MEMORY_DEVICE_SIZE_CHANGE).

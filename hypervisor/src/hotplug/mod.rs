@@ -27,6 +27,7 @@ use self::release::{ReleaseError, release};
 use self::slots::{CAPACITY, Slot, Slots};
 use crate::qmp::{Qmp, QmpError};
 
+pub(crate) use self::disk::DiskOptions;
 pub use self::disk::{Disk, DiskKind};
 pub use self::nic::NicHotplug;
 
@@ -88,7 +89,7 @@ pub enum HotplugError {
 #[derive(Debug, Clone)]
 pub(crate) struct Hotplug {
     qmp: Qmp,
-    iothread: Option<&'static str>,
+    disks: DiskOptions,
     patience: Duration,
     state: Arc<Mutex<State>>,
 }
@@ -104,11 +105,10 @@ struct State {
 }
 
 impl Hotplug {
-    /// `iothread` is QEMU's name of the thread that serves disks, if it has one.
-    pub(crate) fn new(qmp: Qmp, iothread: Option<&'static str>) -> Self {
+    pub(crate) fn new(qmp: Qmp, disks: DiskOptions) -> Self {
         Self {
             qmp,
-            iothread,
+            disks,
             patience: RELEASE_TIMEOUT,
             state: Arc::default(),
         }
@@ -164,17 +164,25 @@ impl Hotplug {
     }
 
     async fn plug_in(&self, names: Names, slot: Slot, disk: Disk) -> Result<(), HotplugError> {
-        let node = names.blockdev_add(&disk);
+        let node = names.blockdev_add(&disk, self.disks);
+        let other = self
+            .disks
+            .without_io_uring()
+            .map(|options| names.blockdev_add(&disk, options));
         let given = self.qmp.execute_with("add-fd", names.add_fd(), disk.file).await;
         given.map_err(failed("hand over the file of", names.said()))?;
-        let node = self.qmp.execute("blockdev-add", node).await;
+        let mut node = self.qmp.execute("blockdev-add", node).await;
+        if let (Err(error), Some(other)) = (&node, other) {
+            tracing::warn!(%error, "QEMU cannot open {} with block_device_aio = \"io_uring\": it has threads", names.said());
+            node = self.qmp.execute("blockdev-add", other).await;
+        }
         if let Err(error) = node {
             self.undo("remove-fd", names.add_fd()).await;
             return Err(failed("open", names.said())(error));
         }
         let device = self
             .qmp
-            .execute("device_add", names.device_add(slot, self.iothread))
+            .execute("device_add", names.device_add(slot, self.disks.iothread))
             .await;
         if let Err(error) = device {
             self.undo("blockdev-del", json!({ "node-name": names.id() })).await;

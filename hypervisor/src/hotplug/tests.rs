@@ -36,7 +36,7 @@ impl Qemu {
             }
         });
         Self {
-            hotplug: Hotplug::new(qmp, None),
+            hotplug: Hotplug::new(qmp, DiskOptions::of(&config::Hypervisor::default())),
             asked,
         }
     }

@@ -4,6 +4,12 @@
 //! memory = default_memory + limits of memory + 1/64 of them, for the guest's own records of its pages
 //! vCPUs  = the CPUs of all limits together, rounded up, but never fewer than default_vcpus
 //! ```
+//! or, where the configuration says what a VM has beyond its limits (`overhead_vcpus`, `overhead_memory`) and keeps its size
+//! (`static_sandbox_resource_mgmt`), and there are limits, as Kata's runtime-rs has it:
+//! ```text
+//! memory = limits of memory + overhead_memory
+//! vCPUs  = the CPUs of all limits + overhead_vcpus, rounded up
+//! ```
 //! It knows no VM and no container: who has which limits is told to it.
 
 mod host;
@@ -26,6 +32,9 @@ pub use self::set::NumberSet;
 /// The guest's kernel keeps 64 bytes for each page of 4 KiB (`struct page`).
 const PAGES_PER_RECORD_PAGE: u64 = 64;
 
+/// What the guest's kernel and initrd need (the least of `default_memory`).
+const LEAST_MEMORY: Mebibytes = Mebibytes(64);
+
 /// What a VM has to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wanted {
@@ -33,6 +42,25 @@ pub struct Wanted {
     pub size: Size,
     /// What the limits ask for, where that is more than it can have.
     pub beyond: Option<Size>,
+}
+
+/// What a VM has beyond its limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Overhead {
+    milli: u64,
+    memory: Mebibytes,
+}
+
+impl Overhead {
+    /// None if the configuration has the other rule.
+    fn of(config: &Config) -> Option<Self> {
+        let (cpus, memory) = (config.hypervisor.overhead_vcpus, config.hypervisor.overhead_memory);
+        let told = config.runtime.static_sandbox_resource_mgmt && (cpus.is_some() || memory.is_some());
+        told.then(|| Self {
+            milli: cpus.map_or(0, |cpus| cpus.0.into()),
+            memory: memory.unwrap_or(Mebibytes(0)),
+        })
+    }
 }
 
 /// How the limits of one sandbox's containers become a size.
@@ -44,6 +72,8 @@ pub struct Sizing {
     boot: Wanted,
     /// At most.
     most: Size,
+    /// Of the other rule.
+    overhead: Option<Overhead>,
     pod: Limits,
     first: Limits,
     host: HostRule,
@@ -65,31 +95,33 @@ impl Sizing {
             kubelet: spec.annotations().as_ref().is_some_and(bundle::is_pod_sandbox),
             overhead: hypervisor::overhead(&config.hypervisor),
         };
-        Self::within(
-            base,
-            most,
-            config.runtime.static_sandbox_resource_mgmt,
-            pod,
-            first,
-            host,
-        )
+        let free = Self::before_the_boot(base, most, pod, first, host);
+        let free = Self {
+            overhead: Overhead::of(config),
+            ..free
+        };
+        free.at_boot(config.runtime.static_sandbox_resource_mgmt)
     }
 
-    fn within(base: Size, most: Size, fixed: bool, pod: Limits, first: Limits, host: HostRule) -> Self {
-        let free = Self {
+    fn before_the_boot(base: Size, most: Size, pod: Limits, first: Limits, host: HostRule) -> Self {
+        Self {
             base,
             boot: Wanted {
                 size: base,
                 beyond: None,
             },
             most,
+            overhead: None,
             pod,
             first,
             host,
-        };
-        let boot = free.wanted([first]);
-        let most = if fixed { boot.size } else { most };
-        Self { boot, most, ..free }
+        }
+    }
+
+    fn at_boot(self, fixed: bool) -> Self {
+        let boot = self.wanted([self.first]);
+        let most = if fixed { boot.size } else { self.most };
+        Self { boot, most, ..self }
     }
 
     /// What the VM boots with.
@@ -143,9 +175,13 @@ impl Sizing {
             milli = milli.saturating_add(limits.cpu_milli());
             bytes = bytes.saturating_add(limits.memory_bytes());
         }
-        let asked = Size {
-            vcpus: self.vcpus(milli.max(self.pod.cpu_milli())),
-            memory: self.memory(bytes.max(self.pod.memory_bytes())),
+        let (milli, bytes) = (milli.max(self.pod.cpu_milli()), bytes.max(self.pod.memory_bytes()));
+        let asked = match self.overhead {
+            Some(overhead) if milli > 0 || bytes > 0 => return self.with_overhead(overhead, milli, bytes),
+            _ => Size {
+                vcpus: self.vcpus(milli),
+                memory: self.memory(bytes),
+            },
         };
         let size = Size {
             vcpus: asked.vcpus.min(self.most.vcpus).max(self.boot.size.vcpus),
@@ -155,6 +191,30 @@ impl Sizing {
         Wanted {
             size,
             beyond: beyond.then_some(asked),
+        }
+    }
+
+    /// The rule of Kata's runtime-rs. Such a VM keeps its size, so nothing is to be kept of what it had.
+    fn with_overhead(&self, overhead: Overhead, milli: u64, bytes: u64) -> Wanted {
+        let whole = u32::try_from(milli.saturating_add(overhead.milli).div_ceil(1000)).unwrap_or(u32::MAX);
+        let limits = u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX);
+        let memory = Mebibytes(limits.saturating_add(overhead.memory.0));
+        let asked = Size {
+            vcpus: NonZeroU32::new(whole).unwrap_or(NonZeroU32::MIN),
+            // Nothing of either is no memory; Kata refuses that.
+            memory: if memory.0 == 0 {
+                self.base.memory
+            } else {
+                memory.max(LEAST_MEMORY)
+            },
+        };
+        let size = Size {
+            vcpus: asked.vcpus.min(self.most.vcpus),
+            memory: asked.memory.min(self.most.memory),
+        };
+        Wanted {
+            size,
+            beyond: (asked != size).then_some(asked),
         }
     }
 

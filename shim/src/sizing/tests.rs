@@ -25,7 +25,41 @@ const HOST: HostRule = HostRule {
 };
 
 fn sizing(fixed: bool, pod: Limits, first: Limits) -> Sizing {
-    Sizing::within(size(1, 256), size(8, 16_384), fixed, pod, first, HOST)
+    Sizing::before_the_boot(size(1, 256), size(8, 16_384), pod, first, HOST).at_boot(fixed)
+}
+
+#[test]
+fn with_an_overhead_a_vm_is_its_limits_and_that_as_in_katas_runtime_rs() {
+    let of = |milli, memory, pod: Limits| {
+        let free = Sizing::before_the_boot(size(2, 1024), size(8, 16_384), pod, Limits::default(), HOST);
+        let overhead = Some(Overhead {
+            milli,
+            memory: Mebibytes(memory),
+        });
+        Sizing { overhead, ..free }.at_boot(true).boot()
+    };
+    let only_memory = Limits::of(&serde_json::from_str(r#"{"memory":{"limit":536870912}}"#).unwrap());
+    let only_cpus = Limits::of(&serde_json::from_str(r#"{"cpu":{"quota":150000}}"#).unwrap());
+    for (milli, memory, limits, expected) in [
+        // The examples of its how-to-size-sandbox-overhead-runtime-rs.md.
+        (500, 128, limits(1500, 600 * MIB), size(2, 728)),
+        (500, 128, only_memory, size(1, 640)),
+        (500, 128, only_cpus, size(2, 128)),
+        (0, 0, limits(1500, 600 * MIB), size(2, 600)),
+        (500, 128, Limits::default(), size(2, 1024)),
+        // Where there would be none, and where there would be too little.
+        (0, 0, only_cpus, size(2, 1024)),
+        (0, 1, limits(1, MIB), size(1, 64)),
+    ] {
+        let boot = of(milli, memory, limits);
+        assert_eq!(
+            (boot.size, boot.beyond),
+            (expected, None),
+            "{milli} {memory} {limits:?}"
+        );
+    }
+    let beyond = of(500, 128, limits(9000, MIB));
+    assert_eq!((beyond.size, beyond.beyond), (size(8, 129), Some(size(10, 129))));
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex};
 
 use super::*;
+use crate::hotplug::DiskOptions;
 use crate::qmp::scripted;
 
 const MIB: u64 = 1 << 20;
@@ -50,8 +51,8 @@ impl Qemu {
             }
             Some(says)
         });
-        let places = Hotplug::new(qmp.clone(), None);
-        let mut memory = Memory::new(qmp, places, size(256), size(1026));
+        let places = Hotplug::new(qmp.clone(), DiskOptions::of(&config::Hypervisor::default()));
+        let mut memory = Memory::new(qmp, places, size(256), size(1026), Backing::default());
         memory.patience = Duration::from_millis(100);
         Self { memory, asked }
     }
@@ -146,7 +147,13 @@ fn slow() -> (Memory, impl Fn(u64)) {
         Some(vec![json!({ "return": value })])
     };
     let qmp = scripted::talkative(rule, unasked);
-    let mut memory = Memory::new(qmp.clone(), Hotplug::new(qmp, None), size(256), size(1026));
+    let mut memory = Memory::new(
+        qmp.clone(),
+        Hotplug::new(qmp, DiskOptions::of(&config::Hypervisor::default())),
+        size(256),
+        size(1026),
+        Backing::default(),
+    );
     memory.patience = Duration::from_millis(100);
     let moves = move |now: u64| {
         *has.lock().unwrap() = now * MIB;

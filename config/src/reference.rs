@@ -1,0 +1,178 @@
+//! Every key that Kata's files or annotations have, and what becomes of it here: for the manual and for `kata-ctl`.
+
+use crate::settings::{SETTINGS, Table};
+use crate::unsupported;
+
+/// What becomes of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// What it says holds, as in Kata.
+    Done,
+    /// What it is for is there, in another way; the note says which.
+    Otherwise,
+    /// It is about what is done in another way or not at all, and asks for nothing by itself.
+    Unneeded,
+    /// It has no effect. A value that asks for something is a warning.
+    Warned,
+    /// A value that asks for something is an error.
+    Refused,
+    /// Kata has no such key.
+    Own,
+}
+
+impl Status {
+    /// As in the manual.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Status::Done => "done",
+            Status::Otherwise => "done otherwise",
+            Status::Unneeded => "not needed",
+            Status::Warned => "warned",
+            Status::Refused => "refused",
+            Status::Own => "ours",
+        }
+    }
+}
+
+/// One key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// Table and key.
+    pub key: String,
+    /// What becomes of it.
+    pub status: Status,
+    /// Whether an annotation of a pod can set it.
+    pub annotated: bool,
+    /// What is to be known about it; may be empty.
+    pub note: &'static str,
+}
+
+/// What a supported key does otherwise than Kata's.
+const OTHERWISE: [(&str, &str); 21] = [
+    (
+        "hypervisor.qemu.path",
+        "a path of Kata's that is not there is QEMU in PATH",
+    ),
+    (
+        "hypervisor.qemu.kernel",
+        "not set, or a path of Kata's that is not there: the installed one; as an annotation only what valid_boot_paths allows",
+    ),
+    (
+        "hypervisor.qemu.initrd",
+        "not set, or another runtime's: the installed one; as an annotation only what valid_boot_paths allows",
+    ),
+    (
+        "hypervisor.qemu.default_vcpus",
+        "limits of CPUs are not added to it but count where they are more, unless overhead_vcpus is set",
+    ),
+    ("hypervisor.qemu.default_memory", "256; out of range is an error"),
+    ("hypervisor.qemu.overhead_vcpus", "negative: not set"),
+    (
+        "hypervisor.qemu.overhead_memory",
+        "negative: not set; without a limit of memory, and 0, default_memory counts",
+    ),
+    (
+        "hypervisor.qemu.enable_hugepages",
+        "of hugetlbfs, 2 MiB each, by memfd_create(2)",
+    ),
+    ("hypervisor.qemu.shared_fs", "\"virtio-fs\" and \"none\""),
+    (
+        "hypervisor.qemu.virtio_fs_daemon",
+        "a path of Kata's that is not there is the installed one",
+    ),
+    (
+        "hypervisor.qemu.virtio_fs_extra_args",
+        "as an annotation a short list of options",
+    ),
+    ("hypervisor.qemu.seccompsandbox", "on by default"),
+    ("hypervisor.qemu.seccomp_sandbox", "as seccompsandbox"),
+    (
+        "hypervisor.qemu.rootless",
+        "a user that no database has; an annotation can only switch it on",
+    ),
+    (
+        "hypervisor.qemu.block_device_aio",
+        "threads by default, and where the host has no io_uring",
+    ),
+    (
+        "hypervisor.qemu.disable_vhost_net",
+        "an annotation can only switch it on",
+    ),
+    ("hypervisor.qemu.reclaim_guest_freed_memory", "true by default"),
+    (
+        "hypervisor.qemu.enable_annotations",
+        "an entry has to match the whole last part of the name",
+    ),
+    (
+        "agent.kata.reconnect_timeout_ms",
+        "raises dial_timeout, never lowers it",
+    ),
+    ("agent.kata.create_container_timeout", "as in [runtime]"),
+    (
+        "runtime.disable_guest_seccomp",
+        "false by default; an annotation can only switch the profiles on",
+    ),
+];
+
+/// Supported keys that Kata does not have.
+const OWN: [&str; 5] = [
+    "hypervisor.qemu.accelerator",
+    "hypervisor.qemu.vsock",
+    "hypervisor.qemu.vsock_daemon",
+    "hypervisor.qemu.valid_boot_paths",
+    "runtime.host_network",
+];
+
+/// All keys, those of a table together and in the order of their names.
+#[must_use]
+pub fn reference() -> Vec<Row> {
+    let mut rows = Vec::new();
+    for table in Table::ALL {
+        let supported = SETTINGS.iter().filter(|setting| setting.table == table).map(|setting| {
+            let key = format!("{}.{}", table.name(), setting.key);
+            let note = OTHERWISE.iter().find(|(other, _)| *other == key).map(|(_, note)| *note);
+            let own = OWN.contains(&key.as_str()) || matches!(table, Table::Memlock | Table::CapIpcLock);
+            let status = match note {
+                _ if own => Status::Own,
+                Some(_) => Status::Otherwise,
+                None => Status::Done,
+            };
+            Row {
+                key,
+                status,
+                annotated: setting.annotation().is_some(),
+                note: note.unwrap_or_default(),
+            }
+        });
+        let mut of_table: Vec<_> = supported.chain(unsupported::rows(table)).collect();
+        of_table.sort_by(|one, other| one.key.cmp(&other.key));
+        rows.extend(of_table);
+    }
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_of_a_key_is_said_of_one_that_there_is() {
+        let rows = reference();
+        for key in OTHERWISE.iter().map(|(key, _)| key).chain(&OWN) {
+            assert!(rows.iter().any(|row| row.key == **key), "{key}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_not_simply_done_has_a_note() {
+        for row in reference() {
+            assert_eq!(
+                row.note.is_empty(),
+                matches!(row.status, Status::Done | Status::Own),
+                "{}",
+                row.key
+            );
+        }
+    }
+}
