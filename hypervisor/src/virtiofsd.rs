@@ -9,6 +9,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use config::Hypervisor;
+use rustix::process::{Resource, getrlimit};
+use rustix::thread::{CapabilitySet, capabilities};
 
 use crate::boot::{Accounting, BootError, NetworkNamespace};
 use crate::children::{Child, ChildName, Program, spawn};
@@ -78,6 +80,35 @@ fn args(config: &Hypervisor, shared_dir: &Path, listener: i32) -> Vec<OsString> 
     args
 }
 
+/// Descriptors that the daemon takes if it can (its DEFAULT_NOFILE).
+const DESCRIPTORS: u64 = 1_000_000;
+/// How many files the guest's kernel remembers at most unless it is told otherwise (`max_inodes` in our kernel's fs/fuse/bound.c).
+const REMEMBERED: u64 = 262_144;
+
+/// How many files the guest may remember so that the daemon, which has a descriptor open for each, has a quarter left for
+/// files that are open. None if that is more than the guest remembers anyway.
+pub(crate) fn files_to_remember(config: &Hypervisor) -> Option<u64> {
+    let operators = option_value(&config.virtio_fs_extra_args, "--rlimit-nofile").filter(|limit| *limit > 0);
+    let limit = operators.unwrap_or_else(|| {
+        // Root in the host's user namespace raises the hard limit, too.
+        let raises = capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_RESOURCE));
+        let hard = getrlimit(Resource::Nofile).maximum.unwrap_or(DESCRIPTORS);
+        if raises { DESCRIPTORS.max(hard) } else { hard }
+    });
+    let remembered = limit / 4 * 3;
+    (remembered < REMEMBERED).then_some(remembered)
+}
+
+/// The number that the operator gives for an option, in either of its forms.
+fn option_value(args: &[String], option: &str) -> Option<u64> {
+    let at = args.iter().position(|arg| names(std::slice::from_ref(arg), option))?;
+    let value = match args.get(at)?.split_once('=') {
+        Some((_, value)) => value,
+        None => args.get(at + 1)?,
+    };
+    value.parse().ok()
+}
+
 /// Programs find extended attributes and POSIX access lists on any other file system: file capabilities of an image's programs
 /// are among them. `auto`: a guest's kernel that has no access lists gets attributes alone. virtiofsd refuses lists where it
 /// translates users, as the ids in them would stay what they are. The operator's word for either is the last.
@@ -124,6 +155,19 @@ mod tests {
         assert_eq!(given("--translate-uid=map:0:100000:65536"), Some("--xattr"));
         assert_eq!(given("--xattr"), None);
         assert_eq!(given("--posix-acl=never"), None);
+    }
+
+    #[test]
+    fn the_guest_remembers_fewer_files_than_the_operators_limit() {
+        let remembered = |args: &[&str]| {
+            files_to_remember(&Hypervisor {
+                virtio_fs_extra_args: args.iter().map(ToString::to_string).collect(),
+                ..Hypervisor::default()
+            })
+        };
+        assert_eq!(remembered(&["--writeback", "--rlimit-nofile=2000"]), Some(1500));
+        assert_eq!(remembered(&["--rlimit-nofile", "20000"]), Some(15000));
+        assert_eq!(remembered(&["--rlimit-nofile=1000000"]), None);
     }
 
     #[test]

@@ -15,6 +15,18 @@ use crate::{Error, Node, Result, Spec, locate};
 const LIMIT: Duration = Duration::from_secs(240);
 /// Small, so that memory runs out soon; two CPUs, as races need them.
 const MACHINE: &str = "default_memory = 256\ndefault_vcpus = 2\n";
+/// Descriptors that virtiofsd may have: few, so that files that are more than that are made in a moment.
+const DESCRIPTORS: usize = 2000;
+/// The tests that are given a bind mount of a host directory.
+const ON_A_MOUNT: &[&str] = &[
+    "pruned",
+    "pruned-by-oom",
+    "host-change",
+    "submount-acl",
+    "close-to-open",
+    "bounded-inodes",
+    "compat-readdir",
+];
 /// Every capability that Linux 6.12 knows, by linux/capability.h.
 const CAPABILITIES: &[&str] = &[
     "CAP_CHOWN",
@@ -84,7 +96,10 @@ impl KernelNode {
     }
 
     fn with(kernel: &Path) -> Result<Self> {
-        let dropin = format!("[hypervisor.qemu]\nkernel = {:?}\n{MACHINE}", kernel.display());
+        let dropin = format!(
+            "[hypervisor.qemu]\nkernel = {:?}\n{MACHINE}virtio_fs_extra_args = [\"--rlimit-nofile={DESCRIPTORS}\"]\n",
+            kernel.display()
+        );
         Ok(Self(Node::start_configured(&dropin)?.quiet()))
     }
 
@@ -94,6 +109,11 @@ impl KernelNode {
         let shared = self.0.dir().join(format!("shared-{test}"));
         std::fs::create_dir(&shared).map_err(Error::io(format!("making {}", shared.display())))?;
         std::fs::write(shared.join("file"), "content").map_err(Error::io("writing a file to share"))?;
+        match test {
+            "bounded-inodes" => fill(&shared.join("many"), 2 * DESCRIPTORS)?,
+            "compat-readdir" => fill(&shared, 200)?,
+            _ => {}
+        }
         let spec = self.spec(test, &shared)?;
         let running = self.0.run_spec(test, &spec)?.arg("--rm").limit(LIMIT).spawn()?;
         if test == "host-change" {
@@ -105,7 +125,7 @@ impl KernelNode {
     }
 
     fn spec(&self, test: &str, shared: &Path) -> Result<Spec> {
-        let args: &[&str] = if ["pruned", "pruned-by-oom", "host-change", "submount-acl"].contains(&test) {
+        let args: &[&str] = if ON_A_MOUNT.contains(&test) {
             &["guest-probe", "kernel", test, "/x"]
         } else {
             &["guest-probe", "kernel", test]
@@ -124,6 +144,16 @@ impl KernelNode {
             )?
             .bind(shared, "/x", &["ro"])
     }
+}
+
+/// Makes empty files in a directory.
+fn fill(dir: &Path, files: usize) -> Result<()> {
+    std::fs::create_dir_all(dir).map_err(Error::io(format!("making {}", dir.display())))?;
+    for number in 0..files {
+        let file = dir.join(format!("f{number}"));
+        std::fs::write(&file, "").map_err(Error::io(format!("making {}", file.display())))?;
+    }
+    Ok(())
 }
 
 /// A fix of `guest-kernel/fixes.toml`.

@@ -3,9 +3,11 @@
 //! A test ends in one of three ways: the kernel is right, it is wrong in the very way that the test looks for, or the test
 //! could not tell (an error). A kernel without a fix has to be found wrong, which an error is not.
 
+mod caching;
 mod fuse;
 mod peer;
 mod perf;
+mod sys;
 
 use serde_json::json;
 
@@ -52,6 +54,9 @@ pub(crate) fn run(test: &str, args: &[&str]) -> Result<()> {
         ("pruned-by-oom", [path]) => fuse::pruned_by_oom(path),
         ("host-change", [path]) => fuse::host_change(path),
         ("submount-acl", [path]) => fuse::submount_acl(path),
+        ("close-to-open", [path]) => caching::close_to_open(path),
+        ("bounded-inodes", [path]) => caching::bounded_inodes(path),
+        ("compat-readdir", [path]) => caching::compat_readdir(path),
         ("growth", []) => perf::growth(),
         ("lowered", []) => perf::lowered(),
         ("limit-used-up", []) => perf::limit_used_up(),

@@ -1,0 +1,102 @@
+//! What the guest's FUSE keeps of a bind mount of a host directory: pages, inodes and positions in directories.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read as _},
+    path::Path,
+    thread,
+    time::Duration,
+};
+
+use nix::errno::Errno;
+
+use super::{Verdict, sys};
+use crate::Result;
+
+/// A file that was written a moment ago is not kept at once: twice the time after which it is.
+const SETTLES: Duration = Duration::from_millis(300);
+/// How often it is opened until its page has to stay: what else goes on may take it away now and then.
+const OPENS: u32 = 10;
+/// More positions than this do not fit into the `off_t` of a 32-bit program.
+const NARROW: u64 = 0x7fff_ffff;
+
+/// Whether a page of a file stays in the guest's memory when the file is opened once more.
+pub(super) fn close_to_open(path: &str) -> Result<Verdict> {
+    let file = Path::new(path).join("file");
+    let mut content = String::new();
+    for _ in 0..OPENS {
+        content.clear();
+        File::open(&file)?.read_to_string(&mut content)?;
+        thread::sleep(SETTLES);
+        let page = sys::MappedPage::of(&File::open(&file)?)?;
+        let first = page.first_byte();
+        let before = page.resident()?;
+        drop(File::open(&file)?);
+        if before && page.resident()? {
+            return Ok(Verdict::Right(format!("the page that begins with {first} stayed")));
+        }
+    }
+    Ok(Verdict::Wrong(format!(
+        "the page of {} went at each open",
+        file.display()
+    )))
+}
+
+/// Whether more files can be looked at than virtiofsd may have open, and others opened afterwards.
+pub(super) fn bounded_inodes(path: &str) -> Result<Verdict> {
+    let mut seen = 0_u32;
+    let mut look = || -> io::Result<()> {
+        for entry in fs::read_dir(Path::new(path).join("many"))? {
+            entry?.metadata()?;
+            seen += 1;
+        }
+        File::open(Path::new(path).join("file"))?;
+        Ok(())
+    };
+    match look() {
+        Ok(()) => Ok(Verdict::Right(format!("{seen} files were looked at"))),
+        Err(error) if error.raw_os_error() == Some(Errno::ENFILE as i32) => {
+            Ok(Verdict::Wrong(format!("ENFILE after {seen} files")))
+        }
+        Err(error) => Err(format!("after {seen} files of {path}: {error}").into()),
+    }
+}
+
+/// Whether a 32-bit program is told positions that it can take, sees each name, and can go back to a position.
+pub(super) fn compat_readdir(path: &str) -> Result<Verdict> {
+    let dir = File::open(path)?;
+    let wide = sys::directory(&dir, sys::Caller::Wide, 0)?;
+    if wide.iter().all(|(_, position)| *position <= NARROW) {
+        return Err(
+            format!("no position in {path} needs more than 31 bits: the host's file system cannot show it").into(),
+        );
+    }
+    let narrow = sys::directory(&File::open(path)?, sys::Caller::Narrow, 0)?;
+    if let Some((name, position)) = narrow.iter().find(|(_, position)| *position > NARROW) {
+        return Ok(Verdict::Wrong(format!("the position after {name} is {position:#x}")));
+    }
+    let names = |entries: &[(String, u64)]| {
+        let mut names: Vec<String> = entries.iter().map(|(name, _)| name.clone()).collect();
+        names.sort();
+        names
+    };
+    if names(&wide) != names(&narrow) {
+        return Ok(Verdict::Wrong(format!("{} names of {}", narrow.len(), wide.len())));
+    }
+    // From the middle on, in the same open directory.
+    let middle = narrow.len() / 2;
+    let (Some((_, position)), Some(rest)) = (narrow.get(middle), narrow.get(middle + 1..)) else {
+        return Err(format!("{path} has too few names").into());
+    };
+    let again = File::open(path)?;
+    sys::directory(&again, sys::Caller::Narrow, 0)?;
+    let from_middle = sys::directory(&again, sys::Caller::Narrow, *position)?;
+    if names(&from_middle) != names(rest) {
+        return Ok(Verdict::Wrong(format!(
+            "{} names from the middle on, and {} are there",
+            from_middle.len(),
+            rest.len()
+        )));
+    }
+    Ok(Verdict::Right(format!("{} names, twice", narrow.len())))
+}

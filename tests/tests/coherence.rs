@@ -1,0 +1,246 @@
+//! Who opens a file sees what was written to it before, by the host or by another container, however soon before. Each kind of
+//! change is made a hundred times, and the container looks as soon as it is told.
+
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use framework::{Node, Result, Running, Spec};
+
+/// How often each change is made.
+const TIMES: usize = 100;
+/// For a hundred looks of an emulated guest on a busy machine.
+const LIMIT: Duration = Duration::from_secs(240);
+/// Prints what is in each file that it is told of.
+const READER: &str = "exec 9</data/held; n=0; while read -r file; do n=$((n+1)); \
+                      printf '%s<%s>\\n' \"$(cat \"$file\" 2>/dev/null || echo none)\" $n; done";
+
+/// A program in a container that reads files when it is told to.
+struct Reader {
+    running: Running,
+    wanted: Vec<String>,
+}
+
+impl Reader {
+    fn start(node: &Node, name: &str, spec: &Spec) -> Result<Self> {
+        let running = node.run_spec(name, spec)?.arg("--rm").limit(LIMIT).spawn()?;
+        Ok(Self {
+            running,
+            wanted: Vec::new(),
+        })
+    }
+
+    /// Has it read a file now, and remembers what has to be in it.
+    fn reads(&mut self, file: &str, wanted: &str) -> Result<()> {
+        self.wanted.push(wanted.to_owned());
+        self.running.write(format!("{file}\n").as_bytes())?;
+        // The end of the answer's line: its beginning may be in an earlier answer.
+        self.running.shows(&format!("<{}>\n", self.wanted.len()))
+    }
+
+    /// What was wrong.
+    fn end(mut self) -> Result<Vec<String>> {
+        self.running.close_stdin();
+        let said = self.running.wait()?.success()?.stdout();
+        let wanted = self.wanted.iter().enumerate();
+        let expected = wanted.map(|(number, wanted)| format!("{wanted}<{}>", number + 1));
+        let wrong = expected.zip(said.lines().map(Some).chain(std::iter::repeat(None)));
+        Ok(wrong
+            .filter(|(wanted, got)| Some(wanted.as_str()) != *got)
+            .map(|(wanted, got)| format!("{wanted} was {got:?}"))
+            .collect())
+    }
+}
+
+/// A directory of the host with a file that the reader holds open.
+fn volume(node: &Node) -> Result<PathBuf> {
+    let volume = node.dir().join("volume");
+    fs::create_dir(&volume)?;
+    fs::write(volume.join("held"), "held")?;
+    fs::write(volume.join("alone"), "alone")?;
+    Ok(volume)
+}
+
+fn reader_of(node: &Node, name: &str, volume: &Path) -> Result<Spec> {
+    node.spec(name, &["sh", "-c", READER])?
+        .bind(volume, "/data", &["rw"])?
+        .bind(&volume.join("alone"), "/alone", &["ro"])
+}
+
+fn write_beside(volume: &Path, name: &str, content: &str) -> Result<()> {
+    fs::write(volume.join("beside"), content)?;
+    fs::rename(volume.join("beside"), volume.join(name))?;
+    Ok(())
+}
+
+/// Makes a change a hundred times and has the reader look at once.
+fn is_seen(change: impl Fn(&Path, &mut Reader, usize) -> Result<()>) -> Result<()> {
+    let node = Node::start()?;
+    let volume = volume(&node)?;
+    let mut reader = Reader::start(&node, "reader", &reader_of(&node, "reader", &volume)?)?;
+    for number in 0..TIMES {
+        change(&volume, &mut reader, number)?;
+    }
+    let wrong = reader.end()?;
+    assert!(wrong.is_empty(), "{} of {}: {wrong:#?}", wrong.len(), TIMES);
+    node.nothing_left()
+}
+
+#[test]
+fn a_file_that_is_written_anew_in_the_same_size_is_read_as_it_is_now() -> Result<()> {
+    is_seen(|volume, reader, number| {
+        let content = format!("content {number:06}");
+        fs::write(volume.join("same"), &content)?;
+        reader.reads("/data/same", &content)
+    })
+}
+
+/// Faster than the steps of the host's timestamps: of two changes in one step the second shows in no attribute.
+#[test]
+fn a_file_that_is_written_twice_at_once_is_read_as_it_is_now_both_times() -> Result<()> {
+    is_seen(|volume, reader, number| {
+        for half in ["first ", "second"] {
+            let content = format!("{half} {number:06}");
+            fs::write(volume.join("twice"), &content)?;
+            reader.reads("/data/twice", &content)?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_file_that_grows_and_shrinks_is_read_as_it_is_now() -> Result<()> {
+    is_seen(|volume, reader, number| {
+        let content = "x".repeat((number * 977) % 9000 + 1);
+        fs::write(volume.join("size"), &content)?;
+        reader.reads("/data/size", &content)
+    })
+}
+
+#[test]
+fn a_file_that_another_one_is_renamed_over_is_the_new_one() -> Result<()> {
+    is_seen(|volume, reader, number| {
+        let content = format!("renamed {number:06}");
+        write_beside(volume, "renamed", &content)?;
+        reader.reads("/data/renamed", &content)
+    })
+}
+
+#[test]
+fn a_file_comes_and_goes_at_once() -> Result<()> {
+    is_seen(|volume, reader, number| {
+        let content = format!("there {number:06}");
+        fs::write(volume.join("now and then"), &content)?;
+        reader.reads("/data/now and then", &content)?;
+        fs::remove_file(volume.join("now and then"))?;
+        reader.reads("/data/now and then", "none")
+    })
+}
+
+#[test]
+fn a_link_that_another_one_is_renamed_over_leads_to_the_new_file() -> Result<()> {
+    is_seen(|volume, reader, number| {
+        let target = format!("target{number}");
+        fs::write(volume.join(&target), &target)?;
+        symlink(&target, volume.join("new link"))?;
+        fs::rename(volume.join("new link"), volume.join("link"))?;
+        reader.reads("/data/link", &target)
+    })
+}
+
+/// No name is looked up there that could be asked for: the file is the one that is open, or is mounted itself.
+#[test]
+fn a_file_that_is_opened_without_its_name_is_read_as_it_is_now() -> Result<()> {
+    is_seen(|volume, reader, number| {
+        let content = format!("nameless {number:06}");
+        fs::write(volume.join("held"), &content)?;
+        reader.reads("/proc/self/fd/9", &content)?;
+        fs::write(volume.join("alone"), &content)?;
+        reader.reads("/alone", &content)
+    })
+}
+
+/// A program that runs is not one that was written to: it is put in the place of the old one.
+#[test]
+fn a_program_that_is_replaced_is_started_as_it_is_now() -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let node = Node::start()?;
+    let volume = volume(&node)?;
+    let runs = "while read -r file; do \"$file\"; done";
+    let spec = node
+        .spec("runner", &["sh", "-c", runs])?
+        .bind(&volume, "/data", &["rw"])?;
+    let mut running = node.run_spec("runner", &spec)?.arg("--rm").limit(LIMIT).spawn()?;
+    for number in 0..TIMES {
+        let beside = volume.join("beside");
+        fs::write(&beside, format!("#!/bin/sh\necho version {number}:\n"))?;
+        fs::set_permissions(&beside, fs::Permissions::from_mode(0o755))?;
+        fs::rename(&beside, volume.join("program"))?;
+        running.write(b"/data/program\n")?;
+        running.shows(&format!("version {number}:\n"))?;
+    }
+    running.close_stdin();
+    running.wait()?.success()?;
+    node.nothing_left()
+}
+
+/// What the container writes itself it reads itself, and so does the host, however it is cached.
+#[test]
+fn what_a_container_writes_it_reads_and_the_host_as_well() -> Result<()> {
+    let node = Node::start()?;
+    let volume = volume(&node)?;
+    let script = "i=0; while [ $i -lt 100 ]; do echo own $i > /data/own; [ \"$(cat /data/own)\" = \"own $i\" ] || echo wrong $i; \
+                  echo more >> /data/own; [ \"$(tail -n 1 /data/own)\" = more ] || echo cut $i; \
+                  cp /data/own /data/copy; mv /data/copy /data/moved; cmp /data/own /data/moved || echo moved $i; i=$((i+1)); done";
+    let spec = node
+        .spec("writer", &["sh", "-c", script])?
+        .bind(&volume, "/data", &["rw"])?;
+    let said = node.run_spec("writer", &spec)?.arg("--rm").limit(LIMIT).ok()?;
+    assert_eq!(said, "");
+    assert_eq!(fs::read_to_string(volume.join("own"))?, "own 99\nmore\n");
+    node.nothing_left()
+}
+
+mod kata_only {
+    use super::*;
+
+    /// CRI's annotations for a container of the sandbox `pod`.
+    fn member(node: &Node, spec: Spec, kind: &str) -> Result<Spec> {
+        spec.annotation("io.kubernetes.cri.container-type", kind)?
+            .annotation("io.kubernetes.cri.sandbox-id", &node.id("pod"))
+    }
+
+    #[test]
+    fn one_container_of_a_pod_reads_what_another_wrote_before() -> Result<()> {
+        let node = Node::start()?;
+        let volume = volume(&node)?;
+        let pod = node.spec("pod", &["sleep", "1000"])?;
+        node.run_spec("pod", &member(&node, pod, "sandbox")?)?.arg("-d").ok()?;
+        // It says that it has written when it has closed the file, as any program tells another.
+        let writes = "while read -r number; do echo content $number > /data/told; echo $number > /data/beside; \
+                      mv /data/beside /data/replaced; echo wrote $number:; done";
+        let writer = node
+            .spec("writer", &["sh", "-c", writes])?
+            .bind(&volume, "/data", &["rw"])?;
+        let writer = member(&node, writer, "container")?;
+        let mut writer = node.run_spec("writer", &writer)?.arg("--rm").limit(LIMIT).spawn()?;
+        let reader = member(&node, reader_of(&node, "app", &volume)?, "container")?;
+        let mut reader = Reader::start(&node, "app", &reader)?;
+        for number in 0..TIMES {
+            writer.write(format!("{number}\n").as_bytes())?;
+            writer.shows(&format!("wrote {number}:"))?;
+            reader.reads("/data/told", &format!("content {number}"))?;
+            reader.reads("/data/replaced", &number.to_string())?;
+        }
+        let wrong = reader.end()?;
+        assert!(wrong.is_empty(), "{} of {}: {wrong:#?}", wrong.len(), 2 * TIMES);
+        writer.close_stdin();
+        writer.wait()?.success()?;
+        node.remove("pod")?;
+        node.nothing_left()
+    }
+}
