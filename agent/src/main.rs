@@ -3,7 +3,6 @@
 
 mod boot;
 mod cgroup;
-mod changes;
 mod container;
 mod cpus;
 mod dial;
@@ -26,6 +25,7 @@ mod storage;
 mod streams;
 mod sys;
 mod uevents;
+mod volumes;
 
 use std::process::ExitCode;
 

@@ -12,6 +12,7 @@ use crate::container::{Container, Joined, Services};
 use crate::error::Error;
 use crate::ids::ContainerId;
 use crate::storage::{self, Storages};
+use crate::volumes::Volumes;
 
 /// All containers.
 #[derive(Debug)]
@@ -19,6 +20,7 @@ pub(crate) struct Sandbox {
     services: Services,
     containers: Mutex<HashMap<ContainerId, Entry>>,
     storages: Storages,
+    volumes: Volumes,
     shutdown: Arc<Notify>,
 }
 
@@ -82,10 +84,11 @@ impl Drop for Reserved {
 impl Reserved {
     async fn make(self, wanted: Wanted, joined: Vec<Joined>) -> Result<u32, Error> {
         let made = Box::pin(self.make_on_storages(wanted, joined)).await;
-        if made.is_err()
-            && let Err(left) = self.sandbox.storages.release(&self.id).await
-        {
-            tracing::warn!(container = %self.id, error = %crate::report::chain(&left), "not released");
+        if made.is_err() {
+            self.sandbox.release_volumes(&self.id).await;
+            if let Err(left) = self.sandbox.storages.release(&self.id).await {
+                tracing::warn!(container = %self.id, error = %crate::report::chain(&left), "not released");
+            }
         }
         made
     }
@@ -103,6 +106,16 @@ impl Reserved {
         let plugged = sandbox.storages.acquire(id, &storages, &devices).await;
         let plugged = plugged.map_err(failed)?;
         storage::rewrite(&mut spec, &plugged).map_err(failed)?;
+        let (volumes, holder) = (sandbox.volumes.clone(), id.clone());
+        let held = tokio::task::spawn_blocking(move || {
+            volumes.acquire(&holder, &spec);
+            spec
+        });
+        let spec = held.await.map_err(|error| Error::System {
+            id: id.clone(),
+            what: "hold the volumes",
+            source: std::io::Error::other(error),
+        })?;
         let container = Arc::new(Container::new(id.clone(), spec, plugged, sandbox.services.clone()).await?);
         let made = tokio::select! {
             made = container.create(&stdio, joined) => made,
@@ -130,6 +143,7 @@ impl Sandbox {
             services,
             containers: Mutex::default(),
             storages: Storages::default(),
+            volumes: Volumes::default(),
             shutdown,
         }
     }
@@ -208,10 +222,24 @@ impl Sandbox {
             }
         }
         self.container(id)?.delete().await?;
+        self.release_volumes(id).await;
         let released = self.storages.release(id).await;
         released.map_err(|source| Error::Storage { id: id.clone(), source })?;
         self.lock().remove(id);
         Ok(())
+    }
+
+    /// Lets go of what the host shares with a container whose processes have ended.
+    async fn release_volumes(&self, id: &ContainerId) {
+        let (volumes, id) = (self.volumes.clone(), id.clone());
+        if tokio::task::spawn_blocking(move || volumes.release(&id)).await.is_err() {
+            tracing::error!("cannot let go of a container's volumes");
+        }
+    }
+
+    /// What the host shares.
+    pub(crate) fn volumes(&self) -> &Volumes {
+        &self.volumes
     }
 
     /// The file systems of the guest's own.

@@ -73,9 +73,7 @@ fn args(config: &Hypervisor, shared_dir: &Path, listener: i32) -> Vec<OsString> 
     if !names(&config.virtio_fs_extra_args, "--inode-file-handles") {
         args.push("--inode-file-handles=never".into());
     }
-    if let Some(attributes) = extended_attributes(&config.virtio_fs_extra_args) {
-        args.push(attributes.into());
-    }
+    args.extend(extended_attributes(&config.virtio_fs_extra_args).map(OsString::from));
     args.extend(config.virtio_fs_extra_args.iter().map(OsString::from));
     args
 }
@@ -109,18 +107,29 @@ fn option_value(args: &[String], option: &str) -> Option<u64> {
     value.parse().ok()
 }
 
+/// How the guest's `trusted.*` attributes are kept: virtiofsd has no CAP_SYS_ADMIN, without which the host's kernel neither
+/// shows nor takes them, so they are `user.virtiofs.trusted.*` on the host. They are what an overlay in a container needs of its
+/// upper layer. Those of the host stay hidden, and the other names are the guest's by no other way. The first rule that fits
+/// counts (virtiofsd's doc/xattr-mapping.md).
+const TRUSTED: &str =
+    "--xattrmap=:prefix:all:trusted.:user.virtiofs.::bad:server::trusted.::bad:client:user.virtiofs.:::ok:all:::";
+
 /// Programs find extended attributes and POSIX access lists on any other file system: file capabilities of an image's programs
 /// are among them. `auto`: a guest's kernel that has no access lists gets attributes alone. virtiofsd refuses lists where it
-/// translates users, as the ids in them would stay what they are. The operator's word for either is the last.
-fn extended_attributes(operators: &[String]) -> Option<&'static str> {
+/// translates users, as the ids in them would stay what they are. The operator's word for any of them is the last.
+fn extended_attributes(operators: &[String]) -> impl Iterator<Item = &'static str> {
     let said = |option| names(operators, option);
-    if said("--xattr") || said("--posix-acl") {
+    let none = operators.iter().any(|option| option == "--posix-acl=never") && !said("--xattr");
+    let lists = if said("--xattr") || said("--posix-acl") {
         None
     } else if said("--translate-uid") || said("--translate-gid") {
         Some("--xattr")
     } else {
         Some("--posix-acl=auto")
-    }
+    };
+    // A mapping turns attributes on.
+    let trusted = (!none && !said("--xattrmap")).then_some(TRUSTED);
+    lists.into_iter().chain(trusted)
 }
 
 /// Whether the operator gives an option: virtiofsd takes each once.
@@ -142,19 +151,26 @@ mod tests {
             ..Hypervisor::default()
         };
         let args = args(&config, Path::new("/run/x/shared"), 9);
-        let expected = "--fd 9 --shared-dir /run/x/shared --cache auto --sandbox namespace --log-level warn \
-                        --inode-file-handles=never --posix-acl=auto --thread-pool-size=1";
-        assert_eq!(args.join(std::ffi::OsStr::new(" ")), expected);
+        let expected = format!(
+            "--fd 9 --shared-dir /run/x/shared --cache auto --sandbox namespace --log-level warn \
+             --inode-file-handles=never --posix-acl=auto {TRUSTED} --thread-pool-size=1"
+        );
+        assert_eq!(args.join(std::ffi::OsStr::new(" ")), expected.as_str());
     }
 
     #[test]
     fn extended_attributes_are_as_the_operator_says_and_on_where_nothing_is_said() {
-        let given = |arg: &str| extended_attributes(&[arg.to_owned()]);
-        assert_eq!(extended_attributes(&[]), Some("--posix-acl=auto"));
-        assert_eq!(given("--writeback"), Some("--posix-acl=auto"));
-        assert_eq!(given("--translate-uid=map:0:100000:65536"), Some("--xattr"));
-        assert_eq!(given("--xattr"), None);
-        assert_eq!(given("--posix-acl=never"), None);
+        let given = |args: &[&str]| {
+            let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+            extended_attributes(&args).collect::<Vec<_>>()
+        };
+        assert_eq!(given(&[]), ["--posix-acl=auto", TRUSTED]);
+        assert_eq!(given(&["--writeback"]), ["--posix-acl=auto", TRUSTED]);
+        assert_eq!(given(&["--translate-uid=map:0:100000:65536"]), ["--xattr", TRUSTED]);
+        assert_eq!(given(&["--xattr"]), [TRUSTED]);
+        assert!(given(&["--posix-acl=never"]).is_empty());
+        assert_eq!(given(&["--posix-acl=never", "--xattr"]), [TRUSTED]);
+        assert_eq!(given(&["--xattrmap=:ok:all:::"]), ["--posix-acl=auto"]);
     }
 
     #[test]

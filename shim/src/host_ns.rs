@@ -7,9 +7,10 @@
 //! One thread stays in the namespace and does nothing but start others, which are born into it (clone(2)): one a job. A
 //! source on a file server that does not answer blocks for as long as that lasts, and must hold up nobody else.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
@@ -50,6 +51,8 @@ pub struct HostTree {
     pub tree: OwnedFd,
     /// The number of the mount that it is a clone of (the first field of proc_pid_mountinfo(5)).
     pub mount: u64,
+    /// Its path in the host's mount namespace, without links.
+    pub path: PathBuf,
 }
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -144,8 +147,10 @@ impl HostNamespace {
             // Once by its name, so that number and clone are of the same mount. An automount is made, as by stat(2).
             let found = open_tree(rustix::fs::CWD, &source, OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
             let mount = statx(&found, "", unasked, StatxFlags::MNT_ID)?.stx_mnt_id;
+            let path = rustix::fs::readlink(crate::below::name_of(&found), Vec::new())?;
+            let path = PathBuf::from(OsString::from_vec(path.into_bytes()));
             let tree = open_tree(&found, "", flags)?;
-            Ok(HostTree { tree, mount })
+            Ok(HostTree { tree, mount, path })
         };
         self.run(open)?.map_err(|source| HostNamespaceError::Open {
             path: path.to_owned(),

@@ -13,8 +13,14 @@ pub(crate) struct MountLine {
     pub(crate) id: u64,
     /// The number of the mount that it is mounted on.
     pub(crate) parent: u64,
+    /// The file system: major and minor number of its device.
+    pub(crate) device: (u32, u32),
+    /// The directory or file of that file system that is mounted.
+    pub(crate) root: PathBuf,
     /// Where it is mounted.
     pub(crate) mountpoint: PathBuf,
+    /// The mount is read-only, whatever its file system is.
+    pub(crate) read_only: bool,
     /// It is a slave: it gets what is mounted in its master.
     pub(crate) receives: bool,
     /// It is shared: it has peers, which get what is mounted in it.
@@ -28,6 +34,11 @@ pub(crate) struct MountLine {
 /// All mounts of the calling thread's mount namespace, in the order in which they were made.
 pub(crate) fn read() -> io::Result<Vec<MountLine>> {
     Ok(parse(&fs::read("/proc/thread-self/mountinfo")?))
+}
+
+/// All mounts of another process's mount namespace, their places as that process sees them.
+pub(crate) fn of(process: i32) -> io::Result<Vec<MountLine>> {
+    Ok(parse(&fs::read(format!("/proc/{process}/mountinfo"))?))
 }
 
 /// The mounts on and below a path, in the order in which they were made.
@@ -45,7 +56,11 @@ fn parse_line(line: &[u8]) -> Option<MountLine> {
     let mut fields = line.split(|byte| *byte == b' ');
     let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
     let parent = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
-    let mountpoint = PathBuf::from(OsString::from_vec(unescape(fields.nth(2)?)));
+    let device = std::str::from_utf8(fields.next()?).ok()?.split_once(':')?;
+    let device = (device.0.parse().ok()?, device.1.parse().ok()?);
+    let root = PathBuf::from(OsString::from_vec(unescape(fields.next()?)));
+    let mountpoint = PathBuf::from(OsString::from_vec(unescape(fields.next()?)));
+    let read_only = fields.next()?.split(|byte| *byte == b',').any(|option| option == b"ro");
     // Optional fields, which follow the options, end with a lone dash.
     let tags: Vec<&[u8]> = fields.take_while(|field| *field != b"-").collect();
     let tagged = |tag: &[u8]| tags.iter().any(|field| field.starts_with(tag));
@@ -56,7 +71,10 @@ fn parse_line(line: &[u8]) -> Option<MountLine> {
     Some(MountLine {
         id,
         parent,
+        device,
+        root,
         mountpoint,
+        read_only,
         receives,
         shared,
         kind,
@@ -101,7 +119,10 @@ mod tests {
         let line = MountLine {
             id: 36,
             parent: 35,
+            device: (98, 0),
+            root: "/mnt1".into(),
             mountpoint: "/mnt two".into(),
+            read_only: false,
             receives: true,
             shared: true,
             kind: "cgroup".to_owned(),

@@ -3,12 +3,16 @@
 //! A pid alone can belong to somebody else by then; with the time of its start it cannot.
 
 use std::fs;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
+
+/// How far up a process's parents are looked at.
+const GENERATIONS: usize = 4;
 
 /// A pid and when that process started, in clock ticks since boot (field 22 of `/proc/PID/stat`, proc_pid_stat(5)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,6 +87,36 @@ fn wait_for(pidfd: &OwnedFd, deadline: Instant) -> rustix::io::Result<bool> {
 fn start_time(stat: &str) -> Option<u64> {
     let (_, rest) = stat.rsplit_once(')')?;
     rest.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// The processes that come from this one by a few generations.
+pub(crate) fn descendants() -> io::Result<Vec<i32>> {
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    let numbers = fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    Ok(numbers.filter(|pid| *pid != own && is_descendant(*pid)).collect())
+}
+
+/// Whether a process is this one, or comes from it by a few generations.
+pub(crate) fn is_descendant(pid: i32) -> bool {
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    let mut ancestor = pid;
+    for _ in 0..GENERATIONS {
+        if ancestor == own {
+            return true;
+        }
+        match parent(ancestor) {
+            Some(parent) if parent > 1 => ancestor = parent,
+            _ => return false,
+        }
+    }
+    false
+}
+
+/// A process's parent: the fourth field of `/proc/PID/stat` (proc_pid_stat(5)), behind the name's last parenthesis.
+fn parent(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_whitespace().nth(1)?.parse().ok()
 }
 
 #[cfg(test)]

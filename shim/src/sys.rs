@@ -41,6 +41,8 @@ fn unshare(flags: i32) -> io::Result<()> {
 pub(crate) enum SetAttr {
     /// The mount alone becomes read-only.
     ReadOnly,
+    /// The mount alone can be written to.
+    Writable,
     /// The mount and all below it become read-only.
     ReadOnlyRecursive,
     /// Device nodes and set-id programs of the mount, and of all below it, do nothing.
@@ -59,6 +61,10 @@ pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, change: SetAttr) -> io::Resul
     match change {
         SetAttr::ReadOnly => {
             attributes.attr_set = libc::MOUNT_ATTR_RDONLY;
+            flags = libc::AT_EMPTY_PATH;
+        }
+        SetAttr::Writable => {
+            attributes.attr_clr = libc::MOUNT_ATTR_RDONLY;
             flags = libc::AT_EMPTY_PATH;
         }
         SetAttr::ReadOnlyRecursive => attributes.attr_set = libc::MOUNT_ATTR_RDONLY,

@@ -80,8 +80,7 @@ mod kata_only {
         let secret = node.dir().join("secret");
         // From memory: the device that the container's files are behind is taken away from the kernel.
         let script = format!(
-            "cp /bin/guest-probe /tmp/probe && exec /tmp/probe escape {} {}",
-            node.id("fuse"),
+            "cp /bin/guest-probe /tmp/probe && exec /tmp/probe escape {}",
             secret.display()
         );
         let spec = files(&node, node.spec("fuse", &["sh", "-c", &script])?)?;
@@ -91,8 +90,8 @@ mod kata_only {
             "..": true, "../..": true, "../../../../..": true, "/": true, ".": true,
             "the secret": ENOENT, "the secret from above": ENOENT, "the secret by /proc": ENOENT,
             "the secret by the daemon's root": ENOENT, "/proc": ENOENT, "proc": ENOENT, "passwd": ENOENT,
-            // The one container's directory.
-            "the root's entries": 1,
+            // The one container's directory, and that of the volumes.
+            "the root's entries": 2,
             "reading a link": true, "opening a link with 0": false, "opening a link with 2": false,
             "through the absolute link": ENOENT, "through the link upwards": ENOENT, "above the mount": ENOENT,
             "the link upwards stays": true,
@@ -100,7 +99,7 @@ mod kata_only {
             "unlink by a longer name": said["unlink by a longer name"],
             "rename inside": EROFS, "rename out": EXDEV, "link inside": EROFS, "link out": EXDEV,
             "chmod": EROFS, "setxattr": EROFS, "open for writing": EROFS,
-            "mkdir in the shared directory": EROFS, "link beside the mounts": EROFS, "rename of a mount": EROFS,
+            "mkdir in the shared directory": EROFS, "link beside the volumes": EROFS, "rename of a volume": EROFS,
             "making a device": 0, "opening a device": false,
         });
         assert_eq!(said, wanted);
@@ -113,11 +112,8 @@ mod kata_only {
     #[test]
     fn lengths_that_are_not_true_are_not_believed() -> Result<()> {
         let node = Node::start()?;
-        let script = format!(
-            "cp /bin/guest-probe /tmp/probe && exec /tmp/probe lengths {}",
-            node.id("lengths")
-        );
-        let spec = files(&node, node.spec("lengths", &["sh", "-c", &script])?)?;
+        let script = "cp /bin/guest-probe /tmp/probe && exec /tmp/probe lengths";
+        let spec = files(&node, node.spec("lengths", &["sh", "-c", script])?)?;
         let said = node
             .run_spec("lengths", &spec)?
             .arg("--rm")
@@ -184,12 +180,9 @@ mod kata_only {
         let in_guest = |exec: &str, command: &str| sh(exec, &format!("nsenter -t 1 -m {busybox} {command}"));
         assert_eq!(
             in_guest("all", &format!("ls -a {share}"))?,
-            format!(".\n..\n{}\n", node.id("root"))
+            format!(".\n..\n.volumes\n{}\n", node.id("root"))
         );
-        assert_eq!(
-            in_guest("own", &format!("ls {share}/{}/mounts", node.id("root")))?,
-            "0\n1\n"
-        );
+        assert_eq!(in_guest("own", &format!("ls {share}/.volumes"))?, "1\n2\n");
         let tag = "grep ' virtiofs ' /proc/1/mounts | head -n 1 | cut -d' ' -f1";
         sh(
             "again",
@@ -215,6 +208,42 @@ mod kata_only {
         )?;
         untouched(&node)?;
         node.remove("root")?;
+        node.nothing_left()
+    }
+
+    #[test]
+    fn a_part_that_may_be_written_to_does_not_open_the_rest_of_a_read_only_directory() -> Result<()> {
+        let node = Node::start()?;
+        let parent = node.dir().join("parent");
+        fs::create_dir_all(parent.join("part"))?;
+        let both = |spec: Spec| {
+            spec.bind(&parent, "/parent", &["ro"])?
+                .bind(&parent.join("part"), "/part", &["rw"])
+        };
+        let spec = both(all_powerful(node.spec("part", &["sleep", "1000"])?)?)?;
+        node.run_spec("part", &spec)?.arg("-d").ok()?;
+        let sh = |exec: &str, script: &str| node.exec("part", exec).sh(script).ok();
+        // The part is the same file system by both names, and stays read-only where it was asked for so.
+        sh(
+            "write",
+            "echo written > /part/file && grep -q written /parent/part/file",
+        )?;
+        let tried = sh("try", "guest-probe try create /parent/new /parent/part/new")?;
+        assert_eq!(
+            tried,
+            format!("{}\n", json!({ "/parent/new": EROFS, "/parent/part/new": EROFS }))
+        );
+        // As the guest's root, which gets at the volumes themselves: the host does not allow it either.
+        let volumes = "/run/tatami/shared/.volumes";
+        let probe = format!("/run/tatami/shared/{}/rootfs/bin/guest-probe", node.id("part"));
+        let tried = sh(
+            "hostile",
+            &format!("nsenter -t 1 -m {probe} try create {volumes}/1/new {volumes}/1/part/new {volumes}/2/new"),
+        )?;
+        let wanted = json!({ format!("{volumes}/1/new"): EROFS, format!("{volumes}/1/part/new"): EROFS, format!("{volumes}/2/new"): 0 });
+        assert_eq!(serde_json::from_str::<Value>(&tried)?, wanted);
+        assert_eq!(fs::read_dir(&parent)?.count(), 1);
+        node.remove("part")?;
         node.nothing_left()
     }
 }

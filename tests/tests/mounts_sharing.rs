@@ -118,6 +118,63 @@ fn a_file_that_the_host_replaces_is_the_old_one_where_it_is_mounted_itself() -> 
     node.nothing_left()
 }
 
+/// A directory of the host's /dev, removed at the end.
+struct BelowDev(std::path::PathBuf);
+
+impl Drop for BelowDev {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn what_is_no_device_below_dev_is_the_hosts_and_a_device_can_stand_for_another() -> Result<()> {
+    let node = Node::start()?;
+    let dev = BelowDev(Path::new("/dev").join(node.namespace()));
+    fs::create_dir_all(dev.0.join("disk/by-id"))?;
+    symlink("../../vda", dev.0.join("disk/by-id/x"))?;
+    fs::write(dev.0.join("file"), "file")?;
+    let _log = std::os::unix::net::UnixListener::bind(dev.0.join("log"))?;
+    let script = "readlink /disk/by-id/x; cat /file; echo; test -S /dev/log && echo socket; stat -c %t:%T /dev/random; \
+                  stat -c %t:%T /dev/null";
+    let spec = node
+        .spec("dev", &["sh", "-c", script])?
+        .bind(&dev.0.join("disk"), "/disk", &["ro"])?
+        .bind(&dev.0.join("file"), "/file", &["ro"])?
+        .bind(&dev.0.join("log"), "/dev/log", &["rw"])?
+        .bind(Path::new("/dev/urandom"), "/dev/random", &["rw"])?;
+    let said = node.run_spec("dev", &spec)?.arg("--rm").ok()?;
+    assert_eq!(said, "../../vda\nfile\nsocket\n1:9\n1:3\n");
+    node.nothing_left()
+}
+
+#[test]
+fn an_overlay_can_have_its_upper_layer_on_a_volume() -> Result<()> {
+    let node = Node::start()?;
+    let volume = node.dir().join("volume");
+    for name in ["lower", "upper", "work"] {
+        fs::create_dir_all(volume.join(name))?;
+    }
+    fs::write(volume.join("lower/changed"), "lower\n")?;
+    fs::write(volume.join("lower/removed"), "")?;
+    fs::create_dir(volume.join("lower/emptied"))?;
+    fs::write(volume.join("lower/emptied/file"), "")?;
+    let script = "mkdir /m && mount -t overlay overlay -o lowerdir=/v/lower,upperdir=/v/upper,workdir=/v/work /m && \
+                  echo upper > /m/changed && rm /m/removed && rm -r /m/emptied && mkdir /m/emptied && \
+                  cat /v/lower/changed /m/changed && ls /m /m/emptied && umount /m && \
+                  mount -t overlay overlay -o lowerdir=/v/lower,upperdir=/v/upper,workdir=/v/work /m && ls /m /m/emptied";
+    let mut spec = node
+        .spec("overlay", &["sh", "-c", script])?
+        .bind(&volume, "/v", &["rw"])?;
+    for set in ["bounding", "effective", "permitted"] {
+        spec = spec.push(&format!("/process/capabilities/{set}"), "CAP_SYS_ADMIN")?;
+    }
+    let said = node.run_spec("overlay", &spec)?.arg("--rm").ok()?;
+    let listed = "/m:\nchanged\nemptied\n\n/m/emptied:\n";
+    assert_eq!(said, format!("lower\nupper\n{listed}{listed}"));
+    node.nothing_left()
+}
+
 mod kata_only {
     use super::*;
 

@@ -173,6 +173,7 @@ mod kata_only {
         )?;
         node.run_spec("prune", &spec)?.arg("-d").ok()?;
         let share = format!("/run/tatami/shared/{}", node.id("prune"));
+        let volume = "/run/tatami/shared/.volumes/1";
         let busybox = format!("{share}/rootfs/bin/busybox");
         let read = "echo begun; while [ -e /x/deep/deeper/file ]; do :; done; echo LOST";
         let mut readers = Vec::new();
@@ -185,9 +186,9 @@ mod kata_only {
         // makes the automount again.
         let script = format!(
             "in_guest() {{ nsenter -t 1 -m {busybox} \"$@\"; }}; n=0; while [ $n -lt {ROUNDS} ]; do \
-             in_guest umount -l {share}/mounts/0 || exit 2; echo 2 > /proc/sys/vm/drop_caches; \
+             in_guest umount -l {volume} || exit 2; echo 2 > /proc/sys/vm/drop_caches; \
              ls -R /x > /dev/null || exit 3; [ -e /x/deep/deeper/file ] || exit 4; \
-             in_guest ls {share}/mounts/0 > /dev/null || exit 5; n=$((n + 1)); done; echo $n rounds"
+             in_guest ls {volume} > /dev/null || exit 5; n=$((n + 1)); done; echo $n rounds"
         );
         let said = node
             .exec("prune", "rounds")

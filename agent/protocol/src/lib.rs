@@ -41,6 +41,9 @@ pub const SHARE_TAG: &str = "kataShared";
 /// Where the guest mounts [`SHARE_TAG`].
 pub const SHARE_MOUNTPOINT: &str = "/run/tatami/shared";
 
+/// The directory of the sandbox's volumes in the shared one, each under its number. No container can have that name.
+pub const VOLUMES: &str = ".volumes";
+
 /// Where every sandbox of this host has a directory of its own, for root alone.
 pub const SANDBOXES: &str = "/run/tatami";
 

@@ -24,7 +24,6 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use crate::cgroup::{self, Cgroup};
-use crate::changes::Sources;
 use crate::dial::Dialer;
 use crate::error::Error;
 use crate::events::Events;
@@ -69,8 +68,6 @@ pub(crate) struct Container {
     oom: Arc<OomReporter>,
     oom_task: AbortHandle,
     services: Services,
-    /// Held as long as the container is: the host may tell of changes at any time.
-    pub(crate) sources: Sources,
     state: Mutex<State>,
     /// Whether its first process has ended: no exec may be under way any longer then.
     stopped: watch::Sender<bool>,
@@ -123,7 +120,6 @@ impl Container {
         }
         let devices = resources.and_then(|resources| resources.devices().as_deref());
         cgroup.restrict_devices(devices.unwrap_or_default())?;
-        let sources = Sources::open(&id, &spec);
         let changes = cgroup.oom_changes()?;
         let oom = Arc::new(OomReporter::new(
             id.clone(),
@@ -139,7 +135,6 @@ impl Container {
             oom,
             oom_task,
             services,
-            sources,
             state: Mutex::new(State {
                 life: Life::Creating,
                 processes: HashMap::new(),

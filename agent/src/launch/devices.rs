@@ -55,7 +55,15 @@ pub(super) fn make(root: Root<'_>, spec: &Spec, in_user_namespace: bool) -> Resu
         .as_ref()
         .and_then(|linux| linux.devices().as_deref())
         .unwrap_or_default();
+    // What the specification mounts there is what is to be there, as with runc.
+    let mounted = |path: &Path| {
+        let mut mounts = spec.mounts().iter().flatten();
+        mounts.any(|mount| mount.destination() == path)
+    };
     for (path, major, minor) in DEFAULT {
+        if mounted(Path::new(path)) {
+            continue;
+        }
         if listed.iter().all(|device| device.path() != Path::new(path)) {
             let node = Node {
                 path: Path::new(path),
@@ -67,7 +75,8 @@ pub(super) fn make(root: Root<'_>, spec: &Spec, in_user_namespace: bool) -> Resu
             make_node(root, &node, in_user_namespace)?;
         }
     }
-    for device in listed.iter().filter(|device| device.path() != Path::new("/dev/ptmx")) {
+    let listed = listed.iter().filter(|device| device.path() != Path::new("/dev/ptmx"));
+    for device in listed.filter(|device| !mounted(device.path())) {
         make_node(root, &node(device)?, in_user_namespace)?;
     }
     link(root)

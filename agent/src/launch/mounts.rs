@@ -81,7 +81,7 @@ fn prepare_one<'a>(mount: &'a Mount, around: Surroundings<'_>) -> Result<Prepare
         _ => None,
     };
     let source = source.map(|(path, recursive)| {
-        let clone = tree::clone_path(&path, recursive)
+        let clone = clone_source(&path, recursive)
             .or_refuse(|| format!("cannot mount {} on {}", path.display(), mount.destination().display()))?;
         if options.propagation.is_empty() {
             // What the container mounts below must not reach the guest.
@@ -97,6 +97,20 @@ fn prepare_one<'a>(mount: &'a Mount, around: Surroundings<'_>) -> Result<Prepare
         source = Some(sysfs);
     }
     Ok(Prepared { mount, source, options })
+}
+
+/// A mount of its own of a source. In what the host shares, and in storages, containers make links as they like: none is
+/// followed. What is mounted inside a volume comes when it is looked at, with the attributes of the mount it is found in.
+fn clone_source(path: &Path, recursive: bool) -> std::io::Result<OwnedFd> {
+    let volumes = Path::new(protocol::SHARE_MOUNTPOINT).join(protocol::VOLUMES);
+    let storages = Path::new(protocol::STORAGE_DIRECTORY);
+    if let Ok(inside) = path.strip_prefix(&volumes) {
+        tree::clone_fd(tree::beneath(&volumes, inside)?, false)
+    } else if let Ok(inside) = path.strip_prefix(storages) {
+        tree::clone_fd(tree::beneath(storages, inside)?, recursive)
+    } else {
+        tree::clone_path(path, recursive)
+    }
 }
 
 /// The type of a mount. cgroup is cgroup2: the guest has no other.

@@ -170,6 +170,30 @@ pub(super) fn clone_path(path: &Path, recursive: bool) -> io::Result<OwnedFd> {
     Ok(rustix::mount::open_tree(CWD, path, clone_flags(recursive))?)
 }
 
+/// What is at a path below a directory of the guest's, with no link followed.
+pub(super) fn beneath(directory: &Path, path: &Path) -> io::Result<OwnedFd> {
+    let directory = rustix::fs::open(
+        directory,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let open = |flags| {
+        rustix::fs::openat2(
+            &directory,
+            path,
+            OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC | flags,
+            Mode::empty(),
+            resolve,
+        )
+    };
+    // A directory may be a mount that the first look at it makes, and O_PATH alone does not look (the kernel's follow_automount).
+    match open(OFlags::DIRECTORY) {
+        Err(Errno::NOTDIR) => Ok(open(OFlags::empty())?),
+        opened => Ok(opened?),
+    }
+}
+
 /// A mount of its own of what a descriptor names, attached nowhere yet.
 pub(super) fn clone_fd(fd: impl AsFd, recursive: bool) -> io::Result<OwnedFd> {
     Ok(rustix::mount::open_tree(

@@ -82,17 +82,10 @@ impl Service {
 impl Service {
     /// One after the other, and in the order in which the host made them.
     async fn try_report(&self, request: HostChanges) -> Result<(), Error> {
-        let known = request.changes.into_iter().filter_map(|change| {
-            let container = self.container(&change.container_id).ok()?;
-            Some((container, change))
-        });
-        let known: Vec<_> = known.collect();
+        let volumes = self.0.volumes().clone();
         // Each may ask the host's file system.
-        let telling = tokio::task::spawn_blocking(move || {
-            known
-                .iter()
-                .try_for_each(|(container, change)| container.sources.tell(change))
-        });
+        let telling =
+            tokio::task::spawn_blocking(move || request.changes.iter().try_for_each(|change| volumes.tell(change)));
         telling
             .await
             .unwrap_or_else(|error| Err(std::io::Error::other(error)))

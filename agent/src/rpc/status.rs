@@ -95,6 +95,7 @@ fn storage(error: &StorageError) -> Code {
         StorageError::Events(_)
         | StorageError::NoDisk { .. }
         | StorageError::Io { .. }
+        | StorageError::Entries { .. }
         | StorageError::Busy { .. }
         | StorageError::Thread(_) => Code::INTERNAL,
     }

@@ -32,6 +32,15 @@ pub(crate) enum StorageError {
         /// Why not.
         reason: String,
     },
+    /// What the host has in it cannot be made.
+    #[error("cannot make what the host has put into storage {name}")]
+    Entries {
+        /// The storage.
+        name: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// Two containers mean different things by one name.
     #[error("storage {name} is mounted as {mounted} for another container, and {wanted} is asked for")]
     Different {

@@ -8,6 +8,7 @@
 
 mod device_numbers;
 mod disk;
+mod entries;
 mod error;
 mod filesystem;
 mod group;
@@ -150,6 +151,7 @@ impl Storages {
         }
         let slot = Arc::clone(self.table().storages.entry(storage.name.clone()).or_default());
         let mut slot = slot.lock().await;
+        let new = slot.mounted.is_none();
         match &slot.mounted {
             Some(mounted) if !same(&mounted.storage, storage) => {
                 return Err(StorageError::Different {
@@ -170,6 +172,17 @@ impl Storages {
                     disk: disk.clone(),
                 });
             }
+        }
+        if !storage.entries.is_empty() {
+            let storage = storage.clone();
+            let work = move || {
+                let made = entries::make(&place(&storage.name), &storage.entries, new);
+                made.map_err(|source| StorageError::Entries {
+                    name: storage.name,
+                    source,
+                })
+            };
+            blocking(work).await?;
         }
         slot.users.insert(container.clone());
         self.hold(container, |held| held.storages.push(storage.name.clone()));

@@ -8,12 +8,12 @@ mod namespaces;
 mod pause;
 mod process;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxResources, Spec};
 
-pub use mounts::{BindSource, HostOptions};
+pub use mounts::{BindSource, HostOptions, PlacedBind};
 
 use crate::id::{ContainerId, SandboxId};
 use crate::share;
@@ -27,12 +27,15 @@ pub struct Input<'a> {
     pub sandbox: &'a SandboxId,
     /// Kata's `disable_guest_seccomp`.
     pub disable_guest_seccomp: bool,
+    /// Sources below `/dev` that are files of the host and no devices.
+    pub host_files: &'a BTreeSet<PathBuf>,
 }
 
 /// The answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GuestSpec {
-    /// For the guest: `root.path` and the sources of bind mounts are where [`crate::share::SharedTree`] puts them.
+    /// For the guest: `root.path` is where [`crate::share::SharedTree`] puts it; so are the sources of bind mounts once they
+    /// are placed ([`GuestSpec::place`]).
     pub spec: Spec,
     /// OCI type of a namespace to the container whose namespace is joined.
     pub join_namespaces: BTreeMap<String, String>,
@@ -172,7 +175,15 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    pub(super) fn translate(mut change: serde_json::Value, sandbox: &str) -> Result<GuestSpec, GuestSpecError> {
+    pub(super) fn translate(change: serde_json::Value, sandbox: &str) -> Result<GuestSpec, GuestSpecError> {
+        translate_with(change, sandbox, &BTreeSet::new())
+    }
+
+    pub(super) fn translate_with(
+        mut change: serde_json::Value,
+        sandbox: &str,
+        host_files: &BTreeSet<PathBuf>,
+    ) -> Result<GuestSpec, GuestSpecError> {
         let mut spec = json!({
             "ociVersion": "1.0.2",
             "root": {"path": "/host/rootfs", "readonly": true},
@@ -185,6 +196,7 @@ mod tests {
             container: &container,
             sandbox: &sandbox,
             disable_guest_seccomp: false,
+            host_files,
         };
         guest_spec(&serde_json::from_value(spec).unwrap(), input)
     }

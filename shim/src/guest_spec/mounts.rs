@@ -5,13 +5,12 @@ use std::path::{Component, Path, PathBuf};
 use oci_spec::runtime::Mount;
 
 use super::{GuestSpec, GuestSpecError, Input};
-use crate::share;
 
 /// A directory, file or socket of the host that the container is to see.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BindSource {
-    /// Its number among the container's bind mounts: its name in the shared directory.
-    pub number: usize,
+    /// Its place among the specification's mounts.
+    pub position: usize,
     /// The path on the host.
     pub source: PathBuf,
     /// The path in the container, for messages.
@@ -23,6 +22,21 @@ pub struct BindSource {
     /// With what the host mounts below it later.
     pub receives: bool,
 }
+
+/// Where a source is in the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlacedBind {
+    /// Its place among the specification's mounts.
+    pub position: usize,
+    /// The guest's path.
+    pub source: PathBuf,
+    /// What the host does not allow.
+    pub options: HostOptions,
+    /// What is mounted over parts of it, the upper parts first: the part, the guest's path, and whether the host has it
+    /// read-only.
+    pub over: Vec<(PathBuf, PathBuf, bool)>,
+}
+
 /// What the mount of a source does not allow on the host. A bind mount has it from its source (mount(8)), and a guest that is
 /// told of a file only would not know.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -76,14 +90,14 @@ impl GuestSpec {
         let Some(mut mounts) = self.spec.mounts().clone() else {
             return Ok(());
         };
-        for mount in &mut mounts {
-            self.mount(mount, input)?;
+        for (position, mount) in mounts.iter_mut().enumerate() {
+            self.mount(mount, position, input)?;
         }
         self.spec.set_mounts(Some(mounts));
         Ok(())
     }
 
-    fn mount(&mut self, mount: &mut Mount, input: Input<'_>) -> Result<(), GuestSpecError> {
+    fn mount(&mut self, mount: &mut Mount, position: usize, input: Input<'_>) -> Result<(), GuestSpecError> {
         let options = Options(mount.options().clone().unwrap_or_default());
         check_propagation(mount, &options)?;
         let kind = mount.typ().clone().unwrap_or_default();
@@ -95,37 +109,49 @@ impl GuestSpec {
             // A storage of the guest's, by `crate::volumes`.
         } else if mount.destination() == Path::new("/dev/shm") || source == Path::new("/dev/shm") {
             self.own_shm(mount, &options);
-        } else if KERNEL_DIRECTORIES.iter().any(|directory| source.starts_with(directory)) {
+        } else if KERNEL_DIRECTORIES.iter().any(|directory| source.starts_with(directory))
+            && !input.host_files.contains(&source)
+        {
             self.warnings.push(format!(
                 "{} on {} is the guest's own",
                 source.display(),
                 mount.destination().display()
             ));
         } else {
-            self.bind(mount, source, &options, input);
+            self.bind(mount, source, &options, position);
         }
         Ok(())
     }
 
-    /// Adds what the host does not allow to a bind mount's options. What the specification says of the same comes later and
-    /// wins, but for what only the host can grant: writing.
-    pub fn keep(&mut self, bind: &BindSource, input: Input<'_>, host: HostOptions) {
-        let words = [(host.nosuid, "nosuid"), (host.nodev, "nodev"), (host.noexec, "noexec")];
-        let source = share::guest_bind(input.container, bind.number);
-        let Some(mounts) = self.spec.mounts_mut() else { return };
-        for mount in mounts
-            .iter_mut()
-            .filter(|mount| mount.source().as_ref() == Some(&source))
-        {
-            let mut options: Vec<String> = words
-                .iter()
-                .filter(|(holds, _)| *holds)
-                .map(|(_, word)| (*word).to_owned())
-                .collect();
-            options.extend(mount.options().clone().unwrap_or_default());
-            options.extend(host.read_only.then(|| "ro".to_owned()));
-            mount.set_options(Some(options));
+    /// Puts the sources of bind mounts where they are in the guest.
+    ///
+    /// What the host does not allow comes before a mount's options: what the specification says of the same wins, but for what
+    /// only the host can grant: writing.
+    pub fn place(&mut self, binds: &[PlacedBind]) {
+        let Some(mounts) = self.spec.mounts().clone() else {
+            return;
+        };
+        let mut placed = Vec::with_capacity(mounts.len());
+        for (position, mut mount) in mounts.into_iter().enumerate() {
+            let Some(bind) = binds.iter().find(|bind| bind.position == position) else {
+                placed.push(mount);
+                continue;
+            };
+            let options = allowed(&mount, bind.options);
+            mount.set_source(Some(bind.source.clone()));
+            mount.set_options(Some(options.clone()));
+            let destination = mount.destination().clone();
+            placed.push(mount.clone());
+            for (part, source, read_only) in &bind.over {
+                let mut over = mount.clone();
+                over.set_destination(destination.join(part));
+                over.set_source(Some(source.clone()));
+                let read_only = read_only.then(|| "ro".to_owned());
+                over.set_options(Some(options.iter().cloned().chain(read_only).collect()));
+                placed.push(over);
+            }
         }
+        self.spec.set_mounts(Some(placed));
     }
 
     /// The host's memory cannot be shared: the mount becomes one of the guest's own.
@@ -143,10 +169,9 @@ impl GuestSpec {
     }
 
     /// A file of the host: it comes by the shared directory.
-    fn bind(&mut self, mount: &mut Mount, source: PathBuf, options: &Options, input: Input<'_>) {
-        let number = self.binds.len();
+    fn bind(&mut self, mount: &Mount, source: PathBuf, options: &Options, position: usize) {
         self.binds.push(BindSource {
-            number,
+            position,
             source,
             destination: mount.destination().clone(),
             read_only: options.has(&["ro", "rro"]),
@@ -154,8 +179,21 @@ impl GuestSpec {
             // Where nothing is said it is a slave, as with runc, whose root is one (its `rootfsPropagation`).
             receives: !options.has(&["private", "rprivate", "unbindable", "runbindable"]),
         });
-        mount.set_source(Some(share::guest_bind(input.container, number)));
     }
+}
+
+/// A mount's options, with what the host does not allow.
+fn allowed(mount: &Mount, host: HostOptions) -> Vec<String> {
+    let words = [(host.nosuid, "nosuid"), (host.nodev, "nodev"), (host.noexec, "noexec")];
+    let refused = words
+        .iter()
+        .filter(|(holds, _)| *holds)
+        .map(|(_, word)| (*word).to_owned());
+    let asked = mount.options().clone().unwrap_or_default();
+    refused
+        .chain(asked)
+        .chain(host.read_only.then(|| "ro".to_owned()))
+        .collect()
 }
 
 fn refused(mount: &Mount, reason: String) -> GuestSpecError {
@@ -192,9 +230,8 @@ fn bind_source(mount: &Mount) -> Result<PathBuf, GuestSpecError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::translate;
+    use super::super::tests::{translate, translate_with};
     use super::*;
-    use crate::id::{ContainerId, SandboxId};
     use serde_json::json;
 
     fn mount(mount: impl Into<serde_json::Value>) -> Result<GuestSpec, GuestSpecError> {
@@ -212,35 +249,36 @@ mod tests {
             (bind.source.as_path(), bind.read_only, bind.recursive),
             (Path::new("/srv/data"), true, true)
         );
-        let mounts = guest.spec.mounts().clone().unwrap();
-        assert_eq!(
-            mounts[0].source().as_deref(),
-            Some(Path::new("/run/tatami/shared/me/mounts/0"))
-        );
     }
 
     #[test]
-    fn what_the_host_does_not_allow_is_not_allowed_in_the_guest_unless_the_specification_says_so() {
+    fn a_source_is_put_in_its_place_with_what_covers_parts_of_it_and_what_the_host_does_not_allow() {
         let mut guest = mount(json!({
             "destination": "/data", "type": "bind", "source": "/srv/data", "options": ["rbind", "exec", "rw"]
         }))
         .unwrap();
-        let (container, sandbox) = (ContainerId::new("me").unwrap(), SandboxId::new("me").unwrap());
-        let input = Input {
-            container: &container,
-            sandbox: &sandbox,
-            disable_guest_seccomp: false,
-        };
-        let host = HostOptions {
+        let options = HostOptions {
             read_only: true,
             nosuid: true,
             nodev: false,
             noexec: true,
         };
-        let bind = guest.binds[0].clone();
-        guest.keep(&bind, input, host);
-        let options = guest.spec.mounts().clone().unwrap()[0].options().clone().unwrap();
+        guest.place(&[PlacedBind {
+            position: 0,
+            source: "/shared/1".into(),
+            options,
+            over: vec![("a/b".into(), "/shared/2".into(), true)],
+        }]);
+        let mounts = guest.spec.mounts().clone().unwrap();
+        let places: Vec<_> = mounts
+            .iter()
+            .map(|mount| (mount.destination().as_path(), mount.source().as_deref().unwrap()))
+            .collect();
+        let wanted = [("/data", "/shared/1"), ("/data/a/b", "/shared/2")];
+        assert_eq!(places, wanted.map(|(at, source)| (Path::new(at), Path::new(source))));
+        let options = mounts[0].options().clone().unwrap();
         assert_eq!(options, ["nosuid", "noexec", "rbind", "exec", "rw", "ro"]);
+        assert_eq!(mounts[1].options().as_ref().unwrap().last().unwrap(), "ro");
     }
 
     #[test]
@@ -269,6 +307,10 @@ mod tests {
                     .is_empty()
             );
         }
+        let log = json!({ "mounts": [{"destination": "/x", "type": "bind", "source": "/dev/log"}] });
+        let files = std::collections::BTreeSet::from([PathBuf::from("/dev/log")]);
+        let guest = translate_with(log, "me", &files).unwrap();
+        assert_eq!(guest.binds.len(), 1, "a socket of the host");
         let guest = mount(json!({
             "destination": "/dev/shm", "type": "bind", "source": "/run/pod/shm", "options": ["rbind"]
         }))

@@ -137,6 +137,7 @@ impl HostSide for RealHost {
                 container: &container,
                 sandbox: &sandbox,
                 disable_guest_seccomp,
+                host_files: &volumes.host_files,
             };
             let mut guest = guest_spec(&spec, input).map_err(|error| HostError::Spec(Box::new(error)))?;
             let mut memlock = if container.as_str() == sandbox.as_str() {
@@ -164,13 +165,10 @@ impl HostSide for RealHost {
                         .map_err(other)?;
                 }
             }
-            let propagating = tree.propagating().map_err(other)?;
-            for bind in guest.binds.clone() {
-                let allowed = tree.attach_bind(&attachment, &bind, &propagating).map_err(other)?;
-                guest.keep(&bind, input, allowed);
-                if let Some(watches) = &watches {
-                    watches.add(&container, bind.number);
-                }
+            let binds = tree.attach_binds(&attachment, &guest.binds).map_err(other)?;
+            guest.place(&binds.placed);
+            if let Some(watches) = &watches {
+                binds.exported.iter().for_each(|volume| watches.add(*volume));
             }
             let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
             let limits = resources.map(Limits::of).unwrap_or_default();
@@ -210,11 +208,12 @@ impl HostSide for RealHost {
     }
 
     async fn detach(&self, container: &ContainerId) -> Result<(), HostError> {
-        if let Some(watches) = &self.watches {
-            watches.forget(container);
-        }
         let (tree, container) = (self.tree.clone(), container.clone());
-        blocking(move || tree.detach(&container).map_err(other)).await
+        let gone = blocking(move || tree.detach(&container).map_err(other)).await?;
+        if let Some(watches) = &self.watches {
+            watches.forget(&gone);
+        }
+        Ok(())
     }
 
     fn watches(&self) -> Option<Watches> {

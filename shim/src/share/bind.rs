@@ -1,13 +1,16 @@
-//! The sources of a container's bind mounts.
+//! The sources of a container's bind mounts: found on the host, and given a place in a volume.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, FsWord, Mode, OFlags, StatVfsMountFlags};
+use rustix::fs::{FsWord, StatVfsMountFlags};
 
-use super::{Attachment, ShareError, SharedTree, attach, io_error};
-use crate::guest_spec::{BindSource, HostOptions};
+use super::registry::{Choice, Overlap, Piece, Place, Registry, View, VolumeId, join};
+use super::volume::{Identity, Source, place_of};
+use super::{Attachment, ShareError, SharedTree, io_error};
+use crate::guest_spec::{BindSource, HostOptions, PlacedBind};
 use crate::host_ns::HostTree;
 use crate::mountinfo::{self, MountLine};
 use crate::path_error::PathError;
@@ -25,93 +28,270 @@ const OF_A_KERNEL: [FsWord; 8] = [
     0x6165_676c,
 ];
 
-/// The host's mounts through which a later mount could arrive, by their numbers: each that is shared or a slave, and each
-/// that such a one is mounted on, however far above.
+/// Where the bind mounts of a container are in the guest.
 #[derive(Debug, Default)]
-pub struct Propagating(HashSet<u64>);
+pub struct AttachedBinds {
+    /// One for each that was asked for, in their order.
+    pub placed: Vec<PlacedBind>,
+    /// Volumes that are new with it.
+    pub exported: Vec<VolumeId>,
+}
 
-impl Propagating {
-    fn of(mounts: &[MountLine]) -> Self {
-        let mut found = HashSet::new();
+/// A source that is open.
+struct Found<'a> {
+    bind: &'a BindSource,
+    host: HostTree,
+    identity: Identity,
+    options: HostOptions,
+    /// A read-only mount of the host's kernel, or one that was asked for.
+    read_only: bool,
+    at: Located,
+}
+
+/// What the list of the host's mounts says of a source.
+#[derive(Default)]
+struct Located {
+    /// None if the list has no such mount: then it is in no volume and no volume is in it.
+    place: Option<Place>,
+    /// Mounts below it, if it is recursive, and what is mounted there.
+    inside: Vec<(PathBuf, Place)>,
+    /// Those of them that are read-only.
+    read_only_inside: BTreeSet<PathBuf>,
+    /// The host may mount something below it later.
+    receives: bool,
+}
+
+impl Located {
+    fn new(mounts: &[MountLine], bind: &BindSource, source: &HostTree) -> Self {
+        let Some(own) = mounts.iter().find(|line| line.id == source.mount) else {
+            return Self::default();
+        };
+        let rest = source.path.strip_prefix(&own.mountpoint).ok();
+        let mut located = Self {
+            place: rest.map(|rest| Place {
+                device: own.device,
+                path: join(&own.root, rest),
+            }),
+            receives: bind.receives && propagating(mounts).contains(&own.id),
+            ..Self::default()
+        };
         // Listed in the order in which they were made, so that a parent comes before its children, but for what was moved.
-        for mount in mounts.iter().rev() {
-            if mount.shared || mount.receives || found.contains(&mount.id) {
-                found.extend([mount.id, mount.parent]);
+        let mut below = HashSet::from([own.id]);
+        for line in mounts.iter().filter(|line| bind.recursive && line.id != own.id) {
+            let Some(inside) = line.mountpoint.strip_prefix(&source.path).ok() else {
+                continue;
+            };
+            if !below.contains(&line.parent) {
+                continue;
             }
+            below.insert(line.id);
+            if line.read_only {
+                located.read_only_inside.insert(inside.to_owned());
+            }
+            let of = Place {
+                device: line.device,
+                path: line.root.clone(),
+            };
+            located.inside.push((inside.to_owned(), of));
         }
-        Self(found)
+        located
     }
 }
 
-impl SharedTree {
-    /// Looks at the host's mounts, for any number of [`SharedTree::attach_bind`].
-    ///
-    /// # Errors
-    /// They cannot be listed.
-    pub fn propagating(&self) -> Result<Propagating, ShareError> {
-        let listed = self.host.run(mountinfo::read).map_err(io::Error::other).flatten();
-        let mounts = listed.map_err(|source| PathError::new("list the host's mounts of", "/", source))?;
-        Ok(Propagating::of(&mounts))
+/// The host's mounts through which a later mount could arrive, by their numbers: each that is shared or a slave, and each
+/// that such a one is mounted on, however far above.
+fn propagating(mounts: &[MountLine]) -> HashSet<u64> {
+    let mut found = HashSet::new();
+    for mount in mounts.iter().rev() {
+        if mount.shared || mount.receives || found.contains(&mount.id) {
+            found.extend([mount.id, mount.parent]);
+        }
     }
+    found
+}
 
-    /// Mounts the source of one bind mount, where the spec for the guest expects it. The answer is what the mount on the
-    /// host does not allow, which holds in the guest as well.
+impl SharedTree {
+    /// Gives the sources of a container's bind mounts their places in volumes, and exports what is in none.
     ///
     /// A symbolic link is resolved by the host. One that leads to a directory of the host's kernel is refused: `/proc` and
     /// `/sys` by their names are the guest's own ([`crate::guest_spec`]), and by another name they would be the host's. A single
     /// file of it, such as `/etc/mtab` leads to, is read-only whatever is asked for.
     ///
-    /// With `read_only` the mount on the host is read-only, too, with all that
-    /// is mounted below it: the guest's kernel knows one attribute for a mount and what it finds below (submounts of
-    /// virtio-fs), and a guest that does not keep to it must not gain by that.
+    /// A volume to which nobody writes is read-only on the host, too, with all that is mounted below it: the guest's kernel
+    /// knows one attribute for a mount and what it finds below (submounts of virtio-fs), and a guest that does not keep to it
+    /// must not gain by that.
     ///
     /// # Errors
-    /// The source does not exist, is the host's kernel's, or cannot be mounted. What was begun is undone by [`SharedTree::detach`].
-    pub fn attach_bind(
-        &self,
-        attachment: &Attachment,
-        bind: &BindSource,
-        propagating: &Propagating,
-    ) -> Result<HostOptions, ShareError> {
-        let HostTree { tree, mount } =
-            self.host
-                .find_tree(&bind.source, bind.recursive)
-                .map_err(|error| ShareError::Bind {
-                    bind: bind.source.clone(),
-                    destination: bind.destination.clone(),
-                    source: Box::new(error),
-                })?;
+    /// A source does not exist, is the host's kernel's, or cannot be mounted. What was begun is undone by
+    /// [`SharedTree::detach`].
+    pub fn attach_binds(&self, attachment: &Attachment, binds: &[BindSource]) -> Result<AttachedBinds, ShareError> {
+        if binds.is_empty() {
+            return Ok(AttachedBinds::default());
+        }
+        // File servers may take their time: nothing is held meanwhile.
+        let mut found = binds
+            .iter()
+            .map(|bind| self.find(bind))
+            .collect::<Result<Vec<_>, _>>()?;
+        let listed = self.host.run(mountinfo::read).map_err(io::Error::other).flatten();
+        let mounts = listed.map_err(|source| PathError::new("list the host's mounts of", "/", source))?;
+        for source in &mut found {
+            source.at = Located::new(&mounts, source.bind, &source.host);
+        }
+        let _held = self.attachments.hold(attachment)?;
+        let mut attaching = Attaching {
+            tree: self,
+            registry: &mut self.registry(),
+            attachment,
+            exported: Vec::new(),
+        };
+        // What is above comes first, so that what is below is found in it; and who writes, so that nothing changes again.
+        let mut order: Vec<usize> = (0..found.len()).collect();
+        let depth = |source: &Found<'_>| source.at.place.as_ref().map(|place| place.path.components().count());
+        order.sort_by_key(|index| (depth(&found[*index]), found[*index].read_only));
+        let mut views = vec![None; found.len()];
+        for index in order {
+            views[index] = Some(attaching.view(&found[index])?);
+        }
+        // Every volume is known by now.
+        let mut placed = Vec::new();
+        for (source, view) in found.iter().zip(views.into_iter().flatten()) {
+            placed.push(attaching.place(source, &view)?);
+        }
+        Ok(AttachedBinds {
+            placed,
+            exported: attaching.exported,
+        })
+    }
+
+    fn find<'a>(&self, bind: &'a BindSource) -> Result<Found<'a>, ShareError> {
+        let opened = self.host.find_tree(&bind.source, bind.recursive);
+        let host = opened.map_err(|error| ShareError::Bind {
+            bind: bind.source.clone(),
+            destination: bind.destination.clone(),
+            source: Box::new(error),
+        })?;
         let examine = |errno| io_error("examine", &bind.source, errno);
-        let mut options = host_options(&tree).map_err(examine)?;
-        let stat = rustix::fs::fstat(&tree).map_err(examine)?;
-        let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-        let kernels = OF_A_KERNEL.contains(&rustix::fs::fstatfs(&tree).map_err(examine)?.f_type);
-        if kernels && directory {
+        let mut options = host_options(&host.tree).map_err(examine)?;
+        let identity = Identity::of(&host.tree).map_err(examine)?;
+        let kernels = OF_A_KERNEL.contains(&rustix::fs::fstatfs(&host.tree).map_err(examine)?.f_type);
+        if kernels && identity.is_directory() {
             return Err(ShareError::Kernels {
                 bind: bind.source.clone(),
                 destination: bind.destination.clone(),
             });
         }
         options.read_only |= kernels;
-        let _held = self.attachments.hold(attachment)?;
-        let container = &attachment.container;
-        self.make_directory(container.as_str(), false)?;
-        self.make_directory(&format!("{container}/mounts"), false)?;
-        let name = format!("{container}/mounts/{}", bind.number);
-        let target = self.root.join(&name);
-        if directory {
-            self.make_directory(&name, true)?;
-            if bind.receives && propagating.0.contains(&mount) {
-                self.mirrors.attach(container, bind, &tree, &target)?;
-                return Ok(options);
+        Ok(Found {
+            bind,
+            host,
+            identity,
+            options,
+            read_only: bind.read_only || options.read_only,
+            at: Located::default(),
+        })
+    }
+}
+
+/// One container's sources on their way into volumes.
+struct Attaching<'a> {
+    tree: &'a SharedTree,
+    registry: &'a mut Registry,
+    attachment: &'a Attachment,
+    exported: Vec<VolumeId>,
+}
+
+impl Attaching<'_> {
+    /// The place of a source in a volume, which is exported if there is none.
+    fn view(&mut self, source: &Found<'_>) -> Result<View, ShareError> {
+        let container = &self.attachment.container;
+        let pieces = self.tree.pieces()?;
+        let writes = !source.read_only;
+        let choice = source.at.place.as_ref().map_or(Choice::New, |place| {
+            self.registry.choose(&pieces, place, writes, |view| {
+                // The guest is told of a path in JSON.
+                let tellable = view.at.to_str().is_some();
+                let same = || self.tree.identity(view) == Some(source.identity);
+                tellable && same() && self.shows_the_same(&pieces, view, source)
+            })
+        });
+        let root = |volume| View {
+            volume,
+            at: PathBuf::new(),
+        };
+        let view = match choice {
+            Choice::View(view) => view,
+            Choice::Upgrade(volume) => {
+                self.tree.make_writable(self.registry, volume)?;
+                root(volume)
             }
-        } else {
-            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-            rustix::fs::openat(&self.backing, &name, flags, Mode::from_raw_mode(0o600))
-                .map_err(|errno| io_error("create", &target, errno))?;
+            Choice::New => return self.export(source).map(root),
+        };
+        self.registry.enter(view.volume, container, writes);
+        if source.at.receives && source.identity.is_directory() {
+            let target = self.tree.root.join(place_of(view.volume));
+            let read_only = !self.registry.writable(view.volume);
+            self.tree.mirrors.follow(&target, &view, &source.host.tree, read_only)?;
         }
-        attach(&tree, &target, bind.read_only || kernels)?;
-        Ok(options)
+        Ok(view)
+    }
+
+    /// Whether a view has the mounts below it that the source has. One that follows the host has them sooner or later.
+    fn shows_the_same(&self, pieces: &[Piece], view: &View, source: &Found<'_>) -> bool {
+        if source.bind.recursive && self.tree.mirrors.follows(view) {
+            return true;
+        }
+        let inside = pieces.iter().filter(|piece| piece.volume == view.volume);
+        let inside = inside.filter_map(|piece| Some((piece.at.strip_prefix(&view.at).ok()?, &piece.of)));
+        let mut shown: Vec<_> = inside.filter(|(at, _)| !at.as_os_str().is_empty()).collect();
+        let mut wanted: Vec<_> = source.at.inside.iter().map(|(at, of)| (at.as_path(), of)).collect();
+        let key = |(at, of): &(&Path, &Place)| (at.to_path_buf(), of.device, of.path.clone());
+        shown.sort_by_key(key);
+        wanted.sort_by_key(key);
+        shown == wanted
+    }
+
+    fn export(&mut self, source: &Found<'_>) -> Result<VolumeId, ShareError> {
+        let exported = Source {
+            bind: source.bind,
+            tree: &source.host.tree,
+            writable: !source.read_only,
+            follows: source.at.receives,
+            read_only_inside: source.at.read_only_inside.clone(),
+        };
+        let directory = source.identity.is_directory();
+        let volume = self
+            .tree
+            .export(self.registry, &self.attachment.container, &exported, directory)?;
+        self.exported.push(volume);
+        Ok(volume)
+    }
+
+    /// Where a source is in the guest, and what is mounted over parts of it.
+    fn place(&mut self, source: &Found<'_>, view: &View) -> Result<PlacedBind, ShareError> {
+        let container = &self.attachment.container;
+        let mut over = Vec::new();
+        if let Some(place) = source.at.place.as_ref().filter(|_| source.identity.is_directory()) {
+            let pieces = self.tree.pieces()?;
+            let same = |one: &View, other: &View| {
+                let identity = self.tree.identity(one).filter(|_| one.at.to_str().is_some());
+                identity.is_some() && identity == self.tree.identity(other)
+            };
+            for Overlap { at, view, read_only } in self.registry.overlaps(&pieces, view, place, same) {
+                let writes = !source.read_only && !read_only;
+                if writes {
+                    self.tree.make_writable(self.registry, view.volume)?;
+                }
+                self.registry.enter(view.volume, container, writes);
+                over.push((at, SharedTree::guest_path(&view), read_only));
+            }
+        }
+        Ok(PlacedBind {
+            position: source.bind.position,
+            source: SharedTree::guest_path(view),
+            options: source.options,
+            over,
+        })
     }
 }
 
@@ -134,7 +314,10 @@ mod tests {
         let line = |id, parent, shared, receives| MountLine {
             id,
             parent,
+            device: (8, 1),
+            root: "/".into(),
             mountpoint: "/".into(),
+            read_only: false,
             receives,
             shared,
             kind: String::new(),
@@ -148,7 +331,7 @@ mod tests {
             line(5, 4, false, true),
             line(6, 1, false, false),
         ];
-        let mut found: Vec<u64> = Propagating::of(&mounts).0.into_iter().collect();
+        let mut found: Vec<u64> = propagating(&mounts).into_iter().collect();
         found.sort_unstable();
         assert_eq!(found, [0, 1, 2, 3, 4, 5]);
     }

@@ -24,11 +24,10 @@ use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use super::registry::{View, VolumeId, join};
 use super::{ShareError, attach, harden, io_error, unmount_below};
 use crate::below;
 use crate::error::chain;
-use crate::guest_spec::BindSource;
-use crate::id::ContainerId;
 use crate::mountinfo::{self, MountLine};
 use crate::path_error::PathError;
 use crate::sys::{self, SetAttr};
@@ -53,13 +52,15 @@ pub(super) struct Mirrors {
 /// One source.
 #[derive(Debug)]
 struct Mirror {
-    container: ContainerId,
+    volume: VolumeId,
     /// A slave of the host's mount.
     replica: PathBuf,
     /// The number of the replica's own mount.
     replica_id: u64,
-    /// What the guest gets.
+    /// What the guest gets: the volume's root.
     copy: PathBuf,
+    /// The part of it that is this source.
+    part: PathBuf,
     read_only: bool,
     /// What is mounted below the replica, by its place there, and its copy.
     copied: BTreeMap<PathBuf, Copied>,
@@ -81,50 +82,132 @@ impl Mirrors {
         }
     }
 
-    /// Attaches the tree at `target`, and keeps it like the host's mount if that ever passes a mount on.
+    /// Attaches the tree at `target` as a volume, and keeps it like the host's mount if that ever passes a mount on.
     pub(super) fn attach(
         &self,
-        container: &ContainerId,
-        bind: &BindSource,
+        volume: VolumeId,
+        recursive: bool,
         tree: &OwnedFd,
         target: &Path,
+        read_only: bool,
     ) -> Result<(), ShareError> {
-        let replica = self.directory.join(container.as_str()).join(bind.number.to_string());
-        place_replica(tree, &replica)?;
-        let listed = |source| ShareError::from(PathError::new("list the mounts of", &self.directory, source));
-        let mounts = mountinfo::below(&replica).map_err(listed)?;
+        let replica = self.place_replica(volume, tree)?;
+        let mounts = mountinfo::below(&replica).map_err(|source| self.unlisted(source))?;
         let own = mounts.first().map(|line| line.id);
         let receives = mounts.iter().any(|line| line.receives);
-        let clone = clone_tree(CWD, &replica, bind.recursive && !receives)
-            .map_err(|errno| io_error("clone", &replica, errno))?;
-        attach(&clone, target, bind.read_only)?;
+        let clone =
+            clone_tree(CWD, &replica, recursive && !receives).map_err(|errno| io_error("clone", &replica, errno))?;
+        attach(&clone, target, read_only)?;
         let Some(replica_id) = own.filter(|_| receives) else {
             // Nothing will ever come from the host: the replica has no use.
-            unmount_below(&replica)?;
-            return fs::remove_dir(&replica)
-                .map_err(|source| ShareError::from(PathError::new("remove", replica, source)));
+            return remove_replica(replica);
         };
-        let mut mirror = Mirror {
-            container: container.clone(),
+        self.add(Mirror {
+            volume,
             replica,
             replica_id,
             copy: target.to_owned(),
-            read_only: bind.read_only,
+            part: PathBuf::new(),
+            read_only,
             copied: BTreeMap::new(),
+        })
+    }
+
+    /// Lets a part of a volume that is exported already follow the host, too. The tree is of that part's source.
+    pub(super) fn follow(&self, target: &Path, view: &View, tree: &OwnedFd, read_only: bool) -> Result<(), ShareError> {
+        if self.follows(view) {
+            return Ok(());
+        }
+        let replica = self.place_replica(view.volume, tree)?;
+        let mounts = mountinfo::read().map_err(|source| self.unlisted(source))?;
+        let below = |path: &Path| -> BTreeMap<PathBuf, u64> {
+            let lines = mounts.iter();
+            let below = lines.filter_map(|line| Some((line.mountpoint.strip_prefix(path).ok()?.to_owned(), line.id)));
+            below.collect()
         };
+        let mut originals = below(&replica);
+        let receives = mounts
+            .iter()
+            .any(|line| line.receives && line.mountpoint.starts_with(&replica));
+        let Some(replica_id) = originals.remove(Path::new("")).filter(|_| receives) else {
+            return remove_replica(replica);
+        };
+        // What is mounted there already was so when the volume was exported.
+        let copies = below(&target.join(&view.at));
+        let copied = originals.into_iter().filter_map(|(place, original)| {
+            let copy = *copies.get(&place)?;
+            Some((place, Copied { original, copy }))
+        });
+        self.add(Mirror {
+            volume: view.volume,
+            replica,
+            replica_id,
+            copy: target.to_owned(),
+            part: view.at.clone(),
+            read_only,
+            copied: copied.collect(),
+        })
+    }
+
+    /// Whether a part of a volume follows the host.
+    pub(super) fn follows(&self, view: &View) -> bool {
+        let followed = self.lock();
+        let mut of_volume = followed.iter().filter(|mirror| mirror.volume == view.volume);
+        of_volume.any(|mirror| view.at.starts_with(&mirror.part))
+    }
+
+    /// What is mounted in a volume from now on can be written to or not. The answer is the places in it that are read-only on
+    /// the host.
+    pub(super) fn set_writable(&self, volume: VolumeId, writable: bool) -> Result<Vec<PathBuf>, ShareError> {
+        let mut followed = self.lock();
+        let mut read_only = Vec::new();
+        for mirror in followed.iter_mut().filter(|mirror| mirror.volume == volume) {
+            mirror.read_only = !writable;
+            let mounts = mountinfo::below(&mirror.replica).map_err(|source| self.unlisted(source))?;
+            let places = mounts.iter().filter(|line| line.read_only).filter_map(|line| {
+                let place = line.mountpoint.strip_prefix(&mirror.replica).ok()?;
+                (!place.as_os_str().is_empty()).then(|| mirror.part.join(place))
+            });
+            read_only.extend(places);
+        }
+        Ok(read_only)
+    }
+
+    fn unlisted(&self, source: io::Error) -> ShareError {
+        PathError::new("list the mounts of", &self.directory, source).into()
+    }
+
+    fn add(&self, mut mirror: Mirror) -> Result<(), ShareError> {
         self.start_thread()
             .map_err(|source| PathError::new("watch the mounts of", &mirror.replica, source))?;
         // Read with the lock held: what comes later finds the mirror in the thread's hands.
         let mut followed = self.lock();
-        mirror.follow(&mountinfo::below(&mirror.replica).map_err(listed)?);
+        mirror.follow(&mountinfo::read().map_err(|source| self.unlisted(source))?);
         followed.push(mirror);
         Ok(())
     }
 
-    /// Forgets a container's sources and removes their replicas. May be called again, and for one that has none.
-    pub(super) fn forget(&self, container: &ContainerId) -> Result<(), ShareError> {
-        self.lock().retain(|mirror| mirror.container != *container);
-        let directory = self.directory.join(container.as_str());
+    /// Mounts the tree as a slave of what it was cloned from.
+    fn place_replica(&self, volume: VolumeId, tree: &OwnedFd) -> Result<PathBuf, ShareError> {
+        let number = self.lock().iter().filter(|mirror| mirror.volume == volume).count();
+        let replica = self.directory.join(volume.to_string()).join(number.to_string());
+        let failed = |operation, source| ShareError::from(PathError::new(operation, &replica, source));
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&replica)
+            .map_err(|source| failed("create", source))?;
+        let slave = sys::mount_setattr(std::os::fd::AsFd::as_fd(tree), SetAttr::SlaveRecursive);
+        slave.map_err(|source| failed("make a slave of", source))?;
+        move_mount(tree, "", CWD, &replica, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+            .map_err(|errno| failed("mount on", errno.into()))?;
+        Ok(replica)
+    }
+
+    /// Forgets a volume's sources and removes their replicas. May be called again, and for one that has none.
+    pub(super) fn forget(&self, volume: VolumeId) -> Result<(), ShareError> {
+        self.lock().retain(|mirror| mirror.volume != volume);
+        let directory = self.directory.join(volume.to_string());
         if !directory.exists() {
             return Ok(());
         }
@@ -158,18 +241,14 @@ impl Mirrors {
     }
 }
 
-/// Mounts the tree as a slave of what it was cloned from.
-fn place_replica(tree: &OwnedFd, replica: &Path) -> Result<(), ShareError> {
-    let failed = |operation, source| ShareError::from(PathError::new(operation, replica, source));
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(replica)
-        .map_err(|source| failed("create", source))?;
-    let slave = sys::mount_setattr(std::os::fd::AsFd::as_fd(tree), SetAttr::SlaveRecursive);
-    slave.map_err(|source| failed("make a slave of", source))?;
-    move_mount(tree, "", CWD, replica, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-        .map_err(|errno| failed("mount on", errno.into()))
+/// Removes a replica from which nothing will ever come.
+fn remove_replica(replica: PathBuf) -> Result<(), ShareError> {
+    unmount_below(&replica)?;
+    let parent = replica.parent().map(Path::to_owned);
+    fs::remove_dir(&replica).map_err(|source| PathError::new("remove", replica, source))?;
+    // Other parts of the volume may have one.
+    let _ = parent.map(fs::remove_dir);
+    Ok(())
 }
 
 /// Follows until `stopped` has no writer any more.
@@ -239,8 +318,8 @@ impl Mirror {
     }
 
     fn failed(&self, operation: &str, place: &Path, error: &io::Error) {
-        let (container, place) = (&self.container, place.display());
-        tracing::warn!(%container, %place, error = chain(error), "cannot {operation} what the host does");
+        let (volume, place) = (self.volume, place.display());
+        tracing::warn!(volume, %place, error = chain(error), "cannot {operation} what the host does");
     }
 
     /// Copies one mount. The answer is the copy's number.
@@ -253,7 +332,7 @@ impl Mirror {
         harden(&tree, self.read_only)?;
         // Before anybody sees the copy: what is open in the replica, even for this moment, makes the host's unmount EBUSY.
         drop(found);
-        let target = below::open(&self.copy, place)?;
+        let target = below::open(&self.copy, &join(&self.part, place))?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         move_mount(&tree, "", &target, "", flags)?;
         mount_id(&tree)
@@ -274,7 +353,7 @@ impl Mirror {
     }
 }
 
-fn mount_id(file: &OwnedFd) -> io::Result<u64> {
+pub(super) fn mount_id(file: &OwnedFd) -> io::Result<u64> {
     Ok(statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id)
 }
 
@@ -289,8 +368,9 @@ fn clone_tree(directory: impl std::os::fd::AsFd, path: &Path, recursive: bool) -
 #[cfg(test)]
 mod tests {
     use super::super::SharedTree;
-    use super::super::tests::{attach_bind, bind, in_namespace};
+    use super::super::tests::{attach_bind, bind, in_namespace, shared};
     use super::*;
+    use crate::id::ContainerId;
     use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
     use std::time::{Duration, Instant};
 
@@ -331,8 +411,7 @@ mod tests {
         in_namespace(|tree, directory| {
             let id = ContainerId::new("c").unwrap();
             let source = shared_source(tree, directory);
-            attach_bind(tree, &id, &bind(&source, true, 0)).unwrap();
-            let copy = tree.root().join("c/mounts/0");
+            let copy = shared(tree, &attach_bind(tree, &id, &bind(&source, true)).unwrap());
             on_host(tree, source.join("a/sub"), |sub| {
                 tmpfs(sub);
                 fs::write(sub.join("file"), "later").unwrap();
@@ -366,8 +445,7 @@ mod tests {
                 tmpfs(sub);
                 fs::write(sub.join("file"), "").unwrap();
             });
-            attach_bind(tree, &id, &bind(&source.join("a"), false, 0)).unwrap();
-            let copy = tree.root().join("c/mounts/0");
+            let copy = shared(tree, &attach_bind(tree, &id, &bind(&source.join("a"), false)).unwrap());
             assert!(copy.join("sub/file").exists());
             on_host(tree, source.join("a"), |covered| {
                 tmpfs(covered);
@@ -387,8 +465,7 @@ mod tests {
         in_namespace(|tree, directory| {
             let id = ContainerId::new("c").unwrap();
             let source = shared_source(tree, directory);
-            attach_bind(tree, &id, &bind(&source, false, 0)).unwrap();
-            let copy = tree.root().join("c/mounts/0");
+            let copy = shared(tree, &attach_bind(tree, &id, &bind(&source, false)).unwrap());
             let target = directory.join("target");
             fs::create_dir_all(target.join("sub")).unwrap();
             // In the source itself the mount's directory has been moved, and a link leads elsewhere from its place.
@@ -414,16 +491,16 @@ mod tests {
         in_namespace(|tree, directory| {
             let id = ContainerId::new("c").unwrap();
             let source = shared_source(tree, directory);
-            let mut private = bind(&source, false, 0);
+            let mut private = bind(&source, false);
             private.receives = false;
             attach_bind(tree, &id, &private).unwrap();
             // A directory on a mount that passes nothing on.
             let plain = directory.join("plain");
             fs::create_dir(&plain).unwrap();
-            attach_bind(tree, &id, &bind(&plain, false, 1)).unwrap();
+            attach_bind(tree, &id, &bind(&plain, false)).unwrap();
             assert!(tree.mirrors.lock().is_empty());
             on_host(tree, source.join("a/sub"), tmpfs);
-            let copies = mountinfo::below(&tree.root().join("c/mounts")).unwrap();
+            let copies = mountinfo::below(&tree.root().join(protocol::VOLUMES)).unwrap();
             assert_eq!(copies.len(), 2);
             tree.detach(&id).unwrap();
         });

@@ -1,21 +1,24 @@
 //! The directory that virtiofsd serves, and what is mounted below it.
 //!
-//! `<container>/rootfs` and `<container>/mounts/<n>`. It is a mount of its own in the shim's mount namespace, with
+//! `<container>/rootfs`, and the sandbox's volumes: what bind mounts come from, each once. It is a mount of its own in the shim's mount namespace, with
 //! shared propagation, so that virtiofsd sees what is mounted after it has started; and that mount is read-only, so
 //! that the guest cannot put a symbolic link where the next mount goes. The directories are made by a descriptor of
 //! the directory below that mount. All functions block.
 
+mod access;
 mod attachment;
 mod bind;
 mod mirror;
+mod registry;
 mod rootfs;
+mod volume;
 
 use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
@@ -31,8 +34,11 @@ use crate::run_dir::RunDir;
 use crate::sys::{self, SetAttr};
 use attachment::Attachments;
 use mirror::Mirrors;
+use registry::Registry;
 
 pub use attachment::Attachment;
+pub use bind::AttachedBinds;
+pub(crate) use registry::VolumeId;
 
 /// Why something cannot be shared with the guest.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +105,7 @@ pub struct SharedTree {
     /// Sources below which the host may mount something later.
     mirrors: Arc<Mirrors>,
     attachments: Arc<Attachments>,
+    registry: Arc<Mutex<Registry>>,
 }
 
 impl SharedTree {
@@ -118,13 +125,16 @@ impl SharedTree {
         mount_change(&root, MountPropagationFlags::SHARED).map_err(|errno| error("make shared", errno.into()))?;
         let mounted = rustix::fs::open(&root, flags, Mode::empty()).map_err(|errno| error("open", errno.into()))?;
         sys::mount_setattr(mounted.as_fd(), SetAttr::ReadOnly).map_err(|source| error("make read-only", source))?;
-        Ok(Self {
+        let tree = Self {
             root,
             host,
             backing: Arc::new(backing),
             mirrors: Arc::new(Mirrors::new(run_dir.received())),
             attachments: Arc::default(),
-        })
+            registry: Arc::default(),
+        };
+        tree.make_directory(Path::new(protocol::VOLUMES), true)?;
+        Ok(tree)
     }
 
     /// The directory on the host: what virtiofsd is to serve.
@@ -140,7 +150,7 @@ impl SharedTree {
     }
 
     /// Makes a directory below the shared one. `new`: it must not exist.
-    fn make_directory(&self, name: &str, new: bool) -> Result<(), ShareError> {
+    fn make_directory(&self, name: &Path, new: bool) -> Result<(), ShareError> {
         match rustix::fs::mkdirat(&self.backing, name, Mode::from_raw_mode(0o700)) {
             Ok(()) => Ok(()),
             Err(Errno::EXIST) if !new => Ok(()),
@@ -148,42 +158,24 @@ impl SharedTree {
         }
     }
 
-    /// Unmounts and removes everything of a container. May be called again, and for a container that never was.
+    /// Unmounts and removes everything of a container, and the volumes that nobody uses any longer: the answer. May be called
+    /// again, and for a container that never was.
     ///
     /// # Errors
     /// Something is still mounted or cannot be removed.
-    pub fn detach(&self, container: &ContainerId) -> Result<(), ShareError> {
+    pub fn detach(&self, container: &ContainerId) -> Result<Vec<VolumeId>, ShareError> {
         let _alone = self.attachments.end(container);
-        self.mirrors.forget(container)?;
-        unmount_below(&self.root.join(container.as_str()))?;
-        let mounts = format!("{container}/mounts");
-        for entry in self.entries(&mounts)? {
-            self.remove(&format!("{mounts}/{entry}"))?;
-        }
-        self.remove(&mounts)?;
-        self.remove(&format!("{container}/rootfs"))?;
-        self.remove(container.as_str())
-    }
-
-    /// The names in a directory below the shared one; none if it is not there.
-    fn entries(&self, name: &str) -> Result<Vec<String>, ShareError> {
-        let path = self.root.join(name);
-        let entries = match fs::read_dir(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries,
-        };
-        entries
-            .and_then(|entries| {
-                entries
-                    .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
-                    .collect::<io::Result<_>>()
-            })
-            .map_err(|source| ShareError::from(PathError::new("read", path, source)))
+        let gone = self.leave(container);
+        let own = Path::new(container.as_str());
+        unmount_below(&self.root.join(own))?;
+        self.remove(&own.join("rootfs"))?;
+        self.remove(own)?;
+        gone
     }
 
     /// Removes one file or empty directory: never more, for if something were still mounted there, the host's files
     /// would go.
-    fn remove(&self, name: &str) -> Result<(), ShareError> {
+    fn remove(&self, name: &Path) -> Result<(), ShareError> {
         let removed = match rustix::fs::unlinkat(&self.backing, name, AtFlags::REMOVEDIR) {
             Err(Errno::NOTDIR) => rustix::fs::unlinkat(&self.backing, name, AtFlags::empty()),
             removed => removed,
@@ -254,19 +246,10 @@ pub fn guest_rootfs(container: &ContainerId) -> PathBuf {
         .join("rootfs")
 }
 
-/// The `number`th source of a container's bind mounts in the guest.
-#[must_use]
-pub fn guest_bind(container: &ContainerId, number: usize) -> PathBuf {
-    Path::new(protocol::SHARE_MOUNTPOINT)
-        .join(container.as_str())
-        .join("mounts")
-        .join(number.to_string())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest_spec::{BindSource, HostOptions};
+    use crate::guest_spec::{BindSource, PlacedBind};
     use crate::id::{Namespace, SandboxId};
     use std::thread;
 
@@ -298,19 +281,31 @@ mod tests {
         tree: &SharedTree,
         container: &ContainerId,
         bind: &BindSource,
-    ) -> Result<HostOptions, ShareError> {
-        tree.attach_bind(&tree.begin(container), bind, &tree.propagating().unwrap())
+    ) -> Result<PlacedBind, ShareError> {
+        let attached = tree.attach_binds(&tree.begin(container), std::slice::from_ref(bind))?;
+        Ok(attached.placed.into_iter().next().unwrap())
     }
 
-    pub(super) fn bind(source: &Path, read_only: bool, number: usize) -> BindSource {
+    /// Where a source is on the host.
+    pub(super) fn shared(tree: &SharedTree, placed: &PlacedBind) -> PathBuf {
+        tree.root()
+            .join(placed.source.strip_prefix(protocol::SHARE_MOUNTPOINT).unwrap())
+    }
+
+    pub(super) fn bind(source: &Path, read_only: bool) -> BindSource {
         BindSource {
-            number,
+            position: 0,
             source: source.to_owned(),
             destination: "/d".into(),
             read_only,
             recursive: true,
             receives: true,
         }
+    }
+
+    fn nothing_exported(tree: &SharedTree) -> bool {
+        fs::read_dir(tree.root().join(protocol::VOLUMES)).unwrap().count() == 0
+            && mountinfo::below(tree.root()).unwrap().len() == 1
     }
 
     #[test]
@@ -320,9 +315,7 @@ mod tests {
             for (number, target) in ["/proc", "/proc/sys/kernel", "/sys/kernel"].into_iter().enumerate() {
                 let link = directory.join(number.to_string());
                 std::os::unix::fs::symlink(target, &link).unwrap();
-                let refused = attach_bind(tree, &id, &bind(&link, true, number))
-                    .unwrap_err()
-                    .to_string();
+                let refused = attach_bind(tree, &id, &bind(&link, true)).unwrap_err().to_string();
                 let expected = format!(
                     "cannot bind-mount {} on /d: it leads into the host's /proc or /sys",
                     link.display()
@@ -332,10 +325,9 @@ mod tests {
             // As /etc/mtab is on many a host.
             let link = directory.join("file");
             std::os::unix::fs::symlink("/proc/sys/kernel/hostname", &link).unwrap();
-            let options = attach_bind(tree, &id, &bind(&link, false, 9)).unwrap();
-            assert!(options.read_only);
-            let shared = tree.root().join("c/mounts/9");
-            let opened = fs::File::options().write(true).open(shared);
+            let placed = attach_bind(tree, &id, &bind(&link, false)).unwrap();
+            assert!(placed.options.read_only);
+            let opened = fs::File::options().write(true).open(shared(tree, &placed));
             assert_eq!(opened.unwrap_err().kind(), io::ErrorKind::ReadOnlyFilesystem);
             tree.detach(&id).unwrap();
         });
@@ -349,18 +341,18 @@ mod tests {
             fs::create_dir(&source).unwrap();
             fs::write(source.join("file"), "content").unwrap();
             std::os::unix::fs::symlink(&source, directory.join("link")).unwrap();
-            let shared = tree.root().join("c");
+            let own = tree.root().join("c");
             tree.attach_rootfs(&tree.begin(&id), &[], &source).unwrap();
-            attach_bind(tree, &id, &bind(&source.join("file"), false, 0)).unwrap();
-            attach_bind(tree, &id, &bind(&directory.join("link"), true, 1)).unwrap();
-            assert_eq!(fs::read_to_string(shared.join("rootfs/file")).unwrap(), "content");
-            assert_eq!(fs::read_to_string(shared.join("mounts/0")).unwrap(), "content");
-            let error = fs::write(shared.join("mounts/1/new"), "").unwrap_err();
+            let file = attach_bind(tree, &id, &bind(&source.join("file"), false)).unwrap();
+            let link = attach_bind(tree, &id, &bind(&directory.join("link"), true)).unwrap();
+            assert_eq!(fs::read_to_string(own.join("rootfs/file")).unwrap(), "content");
+            assert_eq!(fs::read_to_string(shared(tree, &file)).unwrap(), "content");
+            let error = fs::write(shared(tree, &link).join("new"), "").unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
-            fs::write(shared.join("rootfs/new"), "").unwrap();
-            tree.detach(&id).unwrap();
-            tree.detach(&id).unwrap();
-            assert!(!shared.exists());
+            fs::write(own.join("rootfs/new"), "").unwrap();
+            assert_eq!(tree.detach(&id).unwrap(), [1, 2]);
+            assert!(tree.detach(&id).unwrap().is_empty());
+            assert!(!own.exists() && nothing_exported(tree));
             assert!(source.join("new").exists());
         });
     }
@@ -375,13 +367,12 @@ mod tests {
             tree.detach(&id).unwrap();
             let attaches_nothing = || {
                 let rootfs = tree.attach_rootfs(&given_up, &[], &source).map(drop);
-                let found = tree.propagating().unwrap();
-                let bound = tree.attach_bind(&given_up, &bind(&source, false, 0), &found).map(drop);
+                let bound = tree.attach_binds(&given_up, &[bind(&source, false)]).map(drop);
                 [rootfs, bound]
                     .iter()
                     .all(|done| matches!(done, Err(ShareError::Detached(_))))
             };
-            assert!(attaches_nothing() && !tree.root().join("c").exists());
+            assert!(attaches_nothing() && !tree.root().join("c").exists() && nothing_exported(tree));
             let next = tree.begin(&id);
             assert!(attaches_nothing());
             tree.attach_rootfs(&next, &[], &source).unwrap();
@@ -402,12 +393,79 @@ mod tests {
         in_namespace(|tree, directory| {
             let id = ContainerId::new("c").unwrap();
             let missing = directory.join("missing");
-            let error = attach_bind(tree, &id, &bind(&missing, false, 0))
-                .unwrap_err()
-                .to_string();
+            let error = attach_bind(tree, &id, &bind(&missing, false)).unwrap_err().to_string();
             assert!(error.contains("missing") && error.contains("/d"), "{error}");
             tree.detach(&id).unwrap();
-            assert!(!tree.root().join("c").exists());
+            assert!(nothing_exported(tree));
+        });
+    }
+
+    /// A tmpfs on the host with `a/b`, which passes nothing on.
+    fn volume(tree: &SharedTree, directory: &Path) -> PathBuf {
+        let volume = directory.join("volume");
+        fs::create_dir(&volume).unwrap();
+        let path = volume.clone();
+        tree.host
+            .run(move || {
+                rustix::mount::mount("tmpfs", &path, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+                fs::create_dir_all(path.join("a/b")).unwrap();
+            })
+            .unwrap();
+        volume
+    }
+
+    fn writable(path: &Path) -> bool {
+        fs::write(path.join("new"), "").is_ok()
+    }
+
+    #[test]
+    fn another_mount_of_a_part_is_a_view_and_a_parent_has_its_child_over_it() {
+        in_namespace(|tree, directory| {
+            let source = volume(tree, directory);
+            // As the kubelet does for a subPath.
+            let part = directory.join("part");
+            fs::create_dir(&part).unwrap();
+            let (from, to) = (source.join("a"), part.clone());
+            tree.host.run(move || mount_bind(&from, &to).unwrap()).unwrap();
+            let [one, two, three] = ["c1", "c2", "c3"].map(|id| ContainerId::new(id).unwrap());
+            let child = attach_bind(tree, &one, &bind(&part, false)).unwrap();
+            let parent = attach_bind(tree, &two, &bind(&source, false)).unwrap();
+            assert_eq!(parent.over, [("a".into(), child.source.clone(), false)]);
+            let inside = attach_bind(tree, &three, &bind(&source.join("a/b"), false)).unwrap();
+            assert_eq!(inside.source, child.source.join("b"));
+            assert!(tree.detach(&one).unwrap().is_empty());
+            assert_eq!(tree.detach(&two).unwrap(), [2]);
+            assert_eq!(tree.detach(&three).unwrap(), [1]);
+            assert!(nothing_exported(tree));
+        });
+    }
+
+    #[test]
+    fn a_volume_is_writable_on_the_host_while_somebody_writes_and_what_is_read_only_in_it_stays_so() {
+        in_namespace(|tree, directory| {
+            let source = volume(tree, directory);
+            let inner = source.join("a/b");
+            tree.host
+                .run(move || {
+                    let flags = rustix::mount::MountFlags::empty();
+                    rustix::mount::mount("tmpfs", &inner, "tmpfs", flags, None).unwrap();
+                    let remount = rustix::mount::MountFlags::BIND | rustix::mount::MountFlags::RDONLY;
+                    rustix::mount::mount_remount(&inner, remount, "").unwrap();
+                })
+                .unwrap();
+            let [one, two] = ["c1", "c2"].map(|id| ContainerId::new(id).unwrap());
+            let whole = shared(tree, &attach_bind(tree, &one, &bind(&source, true)).unwrap());
+            assert!(!writable(&whole) && !writable(&whole.join("a/b")));
+            attach_bind(tree, &two, &bind(&source, false)).unwrap();
+            assert!(writable(&whole) && !writable(&whole.join("a/b")));
+            tree.detach(&two).unwrap();
+            assert!(!writable(&whole));
+            // A part of it is not a reason to let the guest write to the rest.
+            let part = attach_bind(tree, &two, &bind(&source.join("a"), false)).unwrap();
+            assert!(!writable(&whole) && writable(&shared(tree, &part)));
+            tree.detach(&two).unwrap();
+            tree.detach(&one).unwrap();
+            assert!(nothing_exported(tree));
         });
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use containerd_shim_protos::types::mount::Mount;
 
 use super::{Attachment, ShareError, SharedTree, attach, guest_rootfs};
-use crate::overlay;
+use crate::host_mount;
 
 impl SharedTree {
     /// Mounts the rootfs; `bundle_rootfs` (root.path, made absolute) is taken where there are no mounts. The answer is
@@ -21,10 +21,11 @@ impl SharedTree {
         bundle_rootfs: &Path,
     ) -> Result<PathBuf, ShareError> {
         let container = &attachment.container;
-        let name = format!("{container}/rootfs");
+        let own = Path::new(container.as_str());
+        let name = own.join("rootfs");
         {
             let _held = self.attachments.hold(attachment)?;
-            self.make_directory(container.as_str(), false)?;
+            self.make_directory(own, false)?;
             self.make_directory(&name, true)?;
         }
         let target = self.root.join(&name);
@@ -50,17 +51,13 @@ impl SharedTree {
         }
         let has = |option: &str| mount.options.iter().any(|other| other == option);
         match mount.type_.as_str() {
-            "overlay" => {
-                let _held = self.attachments.hold(attachment)?;
-                overlay::mount(&mount.options, target).map_err(refused)
-            }
             "bind" | "rbind" => {
                 let recursive = mount.type_ == "rbind" || has("rbind");
                 self.bind_rootfs(attachment, Path::new(&mount.source), target, (recursive, has("ro")))
             }
-            _ => {
-                let why = "the host mounts nothing but overlay and bind";
-                Err(refused(io::Error::new(io::ErrorKind::Unsupported, why)))
+            kind => {
+                let _held = self.attachments.hold(attachment)?;
+                host_mount::mount(kind, &mount.source, &mount.options, target).map_err(refused)
             }
         }
     }
@@ -119,15 +116,25 @@ mod tests {
     }
 
     #[test]
-    fn what_the_host_does_not_mount_is_refused_clearly() {
+    fn a_file_system_of_any_type_that_the_host_has_is_mounted_and_another_one_named() {
         in_namespace(|tree, _| {
             let mut mount = Mount::new();
-            mount.type_ = "ext4".to_owned();
+            mount.type_ = "ramfs".to_owned();
+            mount.source = "ramfs".to_owned();
+            mount.options = vec!["mode=0700".to_owned(), "noatime".to_owned()];
             let id = ContainerId::new("c").unwrap();
-            let error = tree
-                .attach_rootfs(&tree.begin(&id), &[mount], Path::new("/nowhere"))
-                .unwrap_err();
-            assert!(error.to_string().contains("ext4"));
+            let attach = |mount: &Mount| {
+                tree.attach_rootfs(&tree.begin(&id), std::slice::from_ref(mount), Path::new("/nowhere"))
+            };
+            attach(&mount).unwrap();
+            fs::write(tree.root().join("c/rootfs/file"), "").unwrap();
+            tree.detach(&id).unwrap();
+            mount.type_ = "nosuchfs".to_owned();
+            let error = crate::error::chain(&attach(&mount).unwrap_err());
+            assert!(
+                error.contains("the host's kernel has no file system \"nosuchfs\""),
+                "{error}"
+            );
             tree.detach(&id).unwrap();
         });
     }

@@ -10,9 +10,6 @@ use protocol::agent::Storage;
 use super::name;
 use super::source::{FileSystem, Source};
 
-/// The directory in the path of every emptyDir (kubelet's plug-in name with its slash escaped).
-const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
-
 /// Bytes of huge pages that a container may use, by the size of a page.
 pub(super) type HugePageLimits = HashMap<u64, u64>;
 
@@ -45,8 +42,15 @@ fn page_size(text: &str) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(unit)
 }
 
-/// What a bind mount of a memory file system becomes; none if it is shared like any other.
-pub(super) fn storage(path: &Path, destination: &Path, source: &Source, limits: &HugePageLimits) -> Option<Storage> {
+/// What a bind mount of a memory file system becomes; none if it is shared like any other. `path` is what makes two mounts the
+/// same, and `empty_dir` whether it is an emptyDir.
+pub(super) fn storage(
+    path: &Path,
+    destination: &Path,
+    source: &Source,
+    empty_dir: bool,
+    limits: &HugePageLimits,
+) -> Option<Storage> {
     let identity = std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str());
     let ownership = || {
         let (uid, gid) = source.owner;
@@ -56,7 +60,6 @@ pub(super) fn storage(path: &Path, destination: &Path, source: &Source, limits: 
     match source.file_system {
         FileSystem::Tmpfs { size } => {
             let shm = destination == Path::new("/dev/shm");
-            let empty_dir = source.mount_point && path.components().any(|part| part.as_os_str() == EMPTY_DIR);
             if !shm && !empty_dir {
                 return None;
             }
@@ -94,10 +97,9 @@ pub(super) fn storage(path: &Path, destination: &Path, source: &Source, limits: 
 mod tests {
     use super::*;
 
-    fn source(file_system: FileSystem, mount_point: bool) -> Source {
+    fn source(file_system: FileSystem) -> Source {
         Source {
             file_system,
-            mount_point,
             mode: 0o1777,
             owner: (0, 2000),
         }
@@ -105,14 +107,15 @@ mod tests {
 
     fn decide(path: &str, destination: &str, source: Source) -> Option<Storage> {
         let limits = HugePageLimits::from([(2 << 20, 64 << 20)]);
-        storage(Path::new(path), Path::new(destination), &source, &limits)
+        let empty_dir = path == POD;
+        storage(Path::new(path), Path::new(destination), &source, empty_dir, &limits)
     }
 
     const POD: &str = "/var/lib/kubelet/pods/7/volumes/kubernetes.io~empty-dir/cache";
 
     #[test]
     fn shared_memory_has_the_pods_size_and_is_one_for_all_its_containers() {
-        let tmpfs = source(FileSystem::Tmpfs { size: 64 << 20 }, true);
+        let tmpfs = source(FileSystem::Tmpfs { size: 64 << 20 });
         let shm = decide("/run/containerd/pod/shm", "/dev/shm", tmpfs).unwrap();
         assert_eq!(shm.fstype, "tmpfs");
         let wanted = [
@@ -137,18 +140,13 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_dir_is_in_memory_only_if_it_is_a_tmpfs_of_its_own() {
+    fn an_empty_dir_is_in_memory_only_if_it_is_a_tmpfs() {
         let unbounded = FileSystem::Tmpfs { size: 0 };
-        let memory = decide(POD, "/cache", source(unbounded, true)).unwrap();
+        let memory = decide(POD, "/cache", source(unbounded)).unwrap();
         assert!(!memory.options.iter().any(|option| option.starts_with("size=")));
+        assert_eq!(decide(POD, "/cache", source(FileSystem::Other)), None);
         assert_eq!(
-            decide(POD, "/cache", source(unbounded, false)),
-            None,
-            "all of /var is a tmpfs"
-        );
-        assert_eq!(decide(POD, "/cache", source(FileSystem::Other, true)), None);
-        assert_eq!(
-            decide("/srv/tmpfs", "/data", source(unbounded, true)),
+            decide("/srv/tmpfs", "/data", source(unbounded)),
             None,
             "the host's files"
         );
@@ -156,11 +154,11 @@ mod tests {
 
     #[test]
     fn huge_pages_are_reserved_up_to_the_containers_limit() {
-        let pages = source(FileSystem::HugePages { page: 2 << 20 }, true);
+        let pages = source(FileSystem::HugePages { page: 2 << 20 });
         let huge = decide(POD, "/huge", pages).unwrap();
         assert_eq!((huge.huge_page_size, huge.huge_bytes), (2 << 20, 64 << 20));
         assert!(huge.options.contains(&"pagesize=2097152".to_owned()));
-        let other = source(FileSystem::HugePages { page: 1 << 30 }, true);
+        let other = source(FileSystem::HugePages { page: 1 << 30 });
         assert_eq!(decide(POD, "/huge", other).unwrap().huge_bytes, 0);
     }
 

@@ -6,21 +6,24 @@
 //! | the rootfs is one file system on a block device or in a raw image | a disk, mounted there |
 //! | a mount for which there is a `mountInfo.json` (direct-assigned volume) | a disk, mounted there |
 //! | a block device in `linux.devices` | a disk |
-//! | a tmpfs that is `/dev/shm` or an emptyDir | a tmpfs, the same for all containers of the pod |
+//! | a tmpfs that is `/dev/shm`, or an emptyDir or a part of one | a tmpfs, the same for all containers of the pod |
 //! | a hugetlbfs | a hugetlbfs with reserved pages |
 //!
 //! It decides and looks things up; it plugs in and mounts nothing. The mounts that it takes become binds from
 //! [`protocol::STORAGE_DIRECTORY`], which [`crate::guest_spec`] leaves as they are.
 
+mod dev;
 mod devices;
 mod direct;
 pub mod disk;
+mod entries;
 mod error;
 mod memory;
 pub mod record;
 mod rootfs;
 mod source;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::types::mount::Mount as RootfsMount;
@@ -31,8 +34,8 @@ use sha2::{Digest, Sha256};
 use self::disk::HostDisk;
 pub use self::error::VolumeError;
 pub use self::record::DirectVolume;
-use self::source::Source;
-use crate::host_ns::HostNamespace;
+use self::source::{EmptyDir, FileSystem, Source};
+use crate::host_ns::{HostNamespace, HostNamespaceError};
 
 /// Where things are found on the host.
 #[derive(Debug, Clone)]
@@ -68,6 +71,8 @@ pub struct Volumes {
     pub rootfs: Option<PathBuf>,
     /// Its direct-assigned volumes.
     pub direct: Vec<DirectVolume>,
+    /// Sources below `/dev` that are files of the host.
+    pub host_files: BTreeSet<PathBuf>,
     /// What was left out, and why. One sentence each.
     pub warnings: Vec<String>,
 }
@@ -120,7 +125,7 @@ impl Volumes {
         if let Some(info) = direct::find(&places.direct, &path)? {
             let disk = HostDisk::locate(host, &info.device, info.read_only())?;
             let storage = info.storage(&disk);
-            take(mount, &storage);
+            take(mount, &storage, Path::new(""));
             self.warnings.extend(info.warnings());
             self.direct.push(DirectVolume {
                 path,
@@ -130,14 +135,54 @@ impl Volumes {
             self.store_on(storage, disk);
             return Ok(());
         }
+        // One that is not there may be there in the guest.
+        if path.starts_with("/dev") && dev::is_hosts(host, &path).unwrap_or(false) {
+            self.host_files.insert(path.clone());
+        }
         // A source that is not there is an error of whoever shares it.
         let Ok(source) = Source::examine(host, &path) else {
             return Ok(());
         };
-        if let Some(storage) = memory::storage(&path, mount.destination(), &source, huge_pages) {
-            take(mount, &storage);
-            self.storages.push((storage, None));
+        self.in_memory(mount, &path, source, huge_pages, host)
+    }
+
+    /// Takes a mount of the host's memory.
+    fn in_memory(
+        &mut self,
+        mount: &mut Mount,
+        path: &Path,
+        source: Source,
+        huge_pages: &memory::HugePageLimits,
+        host: &HostNamespace,
+    ) -> Result<(), VolumeError> {
+        let failed = |error: HostNamespaceError| VolumeError::Missing {
+            path: path.to_owned(),
+            source: Box::new(error),
+        };
+        let found = match source.file_system {
+            FileSystem::Tmpfs { .. } => EmptyDir::find(host, path).map_err(failed)?,
+            FileSystem::HugePages { .. } | FileSystem::Other => None,
+        };
+        let Some(found) = found else {
+            if let Some(storage) = memory::storage(path, mount.destination(), &source, false, huge_pages) {
+                take(mount, &storage, Path::new(""));
+                self.storages.push((storage, None));
+            }
+            return Ok(());
+        };
+        let source = Source::examine(host, &found.root).map_err(failed)?;
+        let Some(mut storage) = memory::storage(&found.root, mount.destination(), &source, true, huge_pages) else {
+            return Ok(());
+        };
+        match entries::read(host, &found).map_err(failed)? {
+            Some(entries) => storage.entries = entries,
+            None => self.warnings.push(format!(
+                "what the host has in {} is too much to be copied into the guest's memory",
+                found.root.display()
+            )),
         }
+        take(mount, &storage, &found.part);
+        self.storages.push((storage, None));
         Ok(())
     }
 
@@ -174,15 +219,17 @@ fn guest_path(storage: &Storage) -> PathBuf {
     Path::new(protocol::STORAGE_DIRECTORY).join(&storage.name)
 }
 
-/// Makes a mount one of a storage. Its options stay, but for those of the file system.
-fn take(mount: &mut Mount, storage: &Storage) {
+/// Makes a mount one of a part of a storage. Its options stay, but for those of the file system.
+fn take(mount: &mut Mount, storage: &Storage, part: &Path) {
     let options = mount.options().clone().unwrap_or_default();
     let mut kept: Vec<String> = options.into_iter().filter(|option| !option.contains('=')).collect();
     if !kept.iter().any(|option| option == "bind" || option == "rbind") {
         kept.push("bind".to_owned());
     }
     mount.set_typ(Some("bind".to_owned()));
-    mount.set_source(Some(guest_path(storage)));
+    // Joined with nothing it would end with a slash.
+    let place = guest_path(storage);
+    mount.set_source(Some(place.components().chain(part.components()).collect()));
     mount.set_options(Some(kept));
 }
 

@@ -10,13 +10,13 @@ use super::disk::HostDisk;
 use super::{VolumeError, Volumes, guest_path};
 use crate::host_ns::HostNamespace;
 
-/// What the host mounts: everything else is on a disk.
-const OF_THE_HOST: [&str; 3] = ["overlay", "bind", "rbind"];
+/// File systems that the guest mounts from a disk. All others are mounted by the host and shared.
+const OF_THE_GUEST: [&str; 6] = ["ext2", "ext3", "ext4", "xfs", "squashfs", "erofs"];
 
 impl Volumes {
     /// Takes the rootfs if it is on a disk.
     pub(super) fn rootfs(&mut self, mounts: &[Mount], host: &HostNamespace) -> Result<(), VolumeError> {
-        let Some(mount) = mounts.iter().find(|mount| !OF_THE_HOST.contains(&mount.type_.as_str())) else {
+        let Some(mount) = mounts.iter().find(|mount| OF_THE_GUEST.contains(&mount.type_.as_str())) else {
             return Ok(());
         };
         let refused = |reason: &str| VolumeError::Rootfs {
@@ -30,8 +30,8 @@ impl Volumes {
         if !mount.target.is_empty() {
             return Err(refused("a mount inside the rootfs is not supported"));
         }
-        if mount.type_.is_empty() || !Path::new(&mount.source).is_absolute() {
-            return Err(refused("it names no file system, or no absolute path"));
+        if !Path::new(&mount.source).is_absolute() {
+            return Err(refused("it names no absolute path"));
         }
         let read_only = mount.options.iter().any(|option| option == "ro");
         let disk = HostDisk::locate(host, Path::new(&mount.source), read_only)?;

@@ -1,11 +1,13 @@
 //! What the source of a bind mount is on the host.
 
+use std::io;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{fstat, fstatfs};
 
 use crate::host_ns::{HostNamespace, HostNamespaceError};
+use crate::mountinfo;
 
 /// `TMPFS_MAGIC` and `HUGETLBFS_MAGIC` (linux/magic.h).
 const TMPFS: u64 = 0x0102_1994;
@@ -22,12 +24,22 @@ pub(super) enum FileSystem {
     Other,
 }
 
+/// The directory in the path of every emptyDir (kubelet's plug-in name with its slash escaped).
+const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
+
+/// A part of an emptyDir in memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct EmptyDir {
+    /// Where the kubelet has mounted it.
+    pub(super) root: PathBuf,
+    /// The part, without leading slash; empty for all of it.
+    pub(super) part: PathBuf,
+}
+
 /// A directory or file of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Source {
     pub(super) file_system: FileSystem,
-    /// A mount is on it, and not only on something above it.
-    pub(super) mount_point: bool,
     /// Permission bits, owner and group.
     pub(super) mode: u32,
     pub(super) owner: (u32, u32),
@@ -37,18 +49,11 @@ impl Source {
     /// Looks at it in the host's mount namespace.
     pub(super) fn examine(host: &HostNamespace, path: &Path) -> Result<Self, HostNamespaceError> {
         let file = host.open_tree(path, false)?;
-        let device = |file: &dyn AsFd| fstat(file.as_fd()).map(|stat| stat.st_dev);
-        let above = path.parent().map(|parent| host.open_tree(parent, false)).transpose()?;
         let open_error = |errno: rustix::io::Errno| HostNamespaceError::Open {
             path: path.to_owned(),
             source: errno.into(),
         };
-        let above = above
-            .as_ref()
-            .map(|above| device(above))
-            .transpose()
-            .map_err(open_error)?;
-        let stat = fstat(&file).map_err(open_error)?;
+        let stat = fstat(file.as_fd()).map_err(open_error)?;
         let statfs = fstatfs(&file).map_err(open_error)?;
         let block = u64::try_from(statfs.f_bsize).unwrap_or_default();
         Ok(Self {
@@ -59,9 +64,35 @@ impl Source {
                 HUGETLBFS => FileSystem::HugePages { page: block },
                 _ => FileSystem::Other,
             },
-            mount_point: above != Some(stat.st_dev),
             mode: stat.st_mode & 0o7777,
             owner: (stat.st_uid, stat.st_gid),
         })
+    }
+}
+
+impl EmptyDir {
+    /// The emptyDir that a path of the host's is in, by whatever mount: for a subPath the kubelet makes one elsewhere. None if it
+    /// is in none.
+    pub(super) fn find(host: &HostNamespace, path: &Path) -> Result<Option<Self>, HostNamespaceError> {
+        let source = host.find_tree(path, false)?;
+        let listed = host.run(mountinfo::read).and_then(|mounts| {
+            mounts.map_err(|source: io::Error| HostNamespaceError::Open {
+                path: "/proc/self/mountinfo".into(),
+                source,
+            })
+        });
+        let mounts = listed?;
+        let own = mounts.iter().find(|line| line.id == source.mount);
+        Ok(own.and_then(|own| {
+            let part = own.root.join(source.path.strip_prefix(&own.mountpoint).ok()?);
+            let root = mounts.iter().find(|line| {
+                let above = line.mountpoint.parent().and_then(Path::file_name);
+                line.device == own.device && line.root == Path::new("/") && above == Some(EMPTY_DIR.as_ref())
+            })?;
+            Some(Self {
+                root: root.mountpoint.clone(),
+                part: part.components().skip(1).collect(),
+            })
+        }))
     }
 }

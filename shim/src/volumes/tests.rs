@@ -103,15 +103,34 @@ fn a_tmpfs_of_the_pods_memory_is_the_guests() {
     fs::create_dir_all(&cache).unwrap();
     fs::create_dir_all(&disk).unwrap();
     mount("tmpfs", &cache, "tmpfs", MountFlags::empty(), c"size=1m,mode=0777").unwrap();
-    let mut spec = spec(json!({ "mounts": [bind(&cache, "/cache"), bind(&disk, "/disk"), bind(&cache, "/dev/shm")] }));
+    // As the kubelet does for a subPath.
+    fs::create_dir_all(cache.join("a/part")).unwrap();
+    fs::write(cache.join("a/part/file"), "content").unwrap();
+    let part = directory.path().join("subpath");
+    fs::create_dir(&part).unwrap();
+    rustix::mount::mount_bind(cache.join("a/part"), &part).unwrap();
+    let mut spec = spec(json!({ "mounts": [
+        bind(&cache, "/cache"), bind(&disk, "/disk"), bind(&cache, "/dev/shm"), bind(&part, "/part")
+    ] }));
     let planned = Volumes::plan(&mut spec, &[], &host());
-    unmount(&cache, rustix::mount::UnmountFlags::empty()).unwrap();
+    for path in [&part, &cache] {
+        unmount(path, rustix::mount::UnmountFlags::empty()).unwrap();
+    }
     let volumes = planned.unwrap();
-    assert_eq!(volumes.storages.len(), 2);
+    assert_eq!(volumes.storages.len(), 3);
+    assert_eq!(volumes.storages[0].0.name, volumes.storages[2].0.name);
+    let entries: Vec<_> = volumes.storages[2].0.entries.iter().collect();
+    let told = |path: &[u8]| entries.iter().find(|entry| entry.path == path).unwrap();
+    assert!(told(b"a").required && told(b"a/part").required && !told(b"a/part/file").required);
+    assert_eq!(told(b"a/part/file").content, b"content");
     assert_eq!(volumes.storages[0].0.name, volumes.storages[1].0.name);
     assert!(volumes.storages[0].0.options.contains(&"size=1048576".to_owned()));
     let mounts = spec.mounts().clone().unwrap();
     assert_eq!(mounts[1].source().as_deref(), Some(disk.as_path()));
+    assert_eq!(
+        mounts[3].source().clone().unwrap(),
+        guest_path(&volumes.storages[0].0).join("a/part")
+    );
 }
 
 #[test]

@@ -4,15 +4,13 @@
 //! (pidfd_open(2)) says that it still runs.
 
 use std::collections::HashMap;
-use std::fs;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-/// How far up a process's parents are looked at.
-const GENERATIONS: usize = 4;
+use crate::process::is_descendant;
 
 /// The ones that are known. Clones share them.
 #[derive(Debug, Clone, Default)]
@@ -39,7 +37,7 @@ impl Helpers {
     fn learn(&self, pid: i32) -> bool {
         // First: whoever has the number now has it until the descriptor says otherwise.
         let process = Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-        let helper = is_below_us(pid);
+        let helper = is_descendant(pid);
         if let (true, Some(process)) = (helper, process)
             && runs(&process)
         {
@@ -53,28 +51,6 @@ impl Helpers {
 fn runs(process: &OwnedFd) -> bool {
     let mut ended = [PollFd::new(process, PollFlags::IN)];
     matches!(poll(&mut ended, Some(&Timespec::default())), Ok(0))
-}
-
-fn is_below_us(pid: i32) -> bool {
-    let own = i32::try_from(std::process::id()).unwrap_or(0);
-    let mut ancestor = pid;
-    for _ in 0..GENERATIONS {
-        if ancestor == own {
-            return true;
-        }
-        match parent(ancestor) {
-            Some(parent) if parent > 1 => ancestor = parent,
-            _ => return false,
-        }
-    }
-    false
-}
-
-/// A process's parent: the fourth field of `/proc/PID/stat` (proc_pid_stat(5)), behind the name's last parenthesis.
-fn parent(pid: i32) -> Option<i32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, fields) = stat.rsplit_once(')')?;
-    fields.split_whitespace().nth(1)?.parse().ok()
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Changes that the host makes to what it shares: found by fanotify(7), told to the guest, which cannot see them.
 //!
-//! Every directory of a bind mount is marked, down to [`MOST_DIRECTORIES`] of a sandbox, because fanotify's marks do not
+//! Every directory of a volume is marked, down to [`MOST_DIRECTORIES`] of a sandbox, because fanotify's marks do not
 //! reach below a directory. What QEMU's helpers do is left out: those are the guest's own changes, which its kernel has
 //! told already. Without fanotify (Linux 5.17 is needed, and a file system with file handles) nobody is told.
 //!
@@ -23,9 +23,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use protocol::agent::HostChange;
 use rustix::fs::{AtFlags, FileType};
 use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
 
 use crate::below;
-use crate::id::ContainerId;
+use crate::share::VolumeId;
 use event::Event;
 use helpers::Helpers;
 use table::{Place, Table};
@@ -40,10 +41,20 @@ const BUFFER: usize = 16 << 10;
 #[derive(Debug, Clone)]
 pub struct Watches {
     group: Arc<AsyncFd<OwnedFd>>,
-    /// The shared directory: a mount's root is `<container>/mounts/<n>` in it.
+    /// The shared directory, in which the volumes are.
     root: PathBuf,
     table: Arc<Mutex<Table>>,
     helpers: Helpers,
+    /// Something is not shared any longer.
+    gone: Arc<Notify>,
+}
+
+/// What the guest is told then.
+fn gone() -> HostChange {
+    HostChange {
+        mask: libc::IN_UNMOUNT,
+        ..HostChange::default()
+    }
 }
 
 impl Watches {
@@ -58,6 +69,7 @@ impl Watches {
             root: root.to_owned(),
             table: Arc::default(),
             helpers: Helpers::default(),
+            gone: Arc::default(),
         })
     }
 
@@ -68,20 +80,15 @@ impl Watches {
     /// Opens a place by its path. The guest can make links in it at any moment, so none is followed: what is marked is what
     /// the guest has, and nothing else of the host's.
     fn open(&self, place: &Place) -> io::Result<OwnedFd> {
-        let mount = self.root.join(place.container.as_str()).join("mounts");
-        let root = mount.join(place.mount.to_string());
+        let root = self.root.join(protocol::VOLUMES).join(place.volume.to_string());
         below::open(&root, Path::new(OsStr::from_bytes(&place.path)))
     }
 
-    /// Watches a bind mount that is in the shared directory. Blocks. A mount that cannot be watched is said in the log
+    /// Watches a volume that is in the shared directory. Blocks. A volume that cannot be watched is said in the log
     /// and is no error: the container works without.
-    pub fn add(&self, container: &ContainerId, mount: usize) {
-        let Ok(mount) = u32::try_from(mount) else {
-            return;
-        };
+    pub fn add(&self, volume: VolumeId) {
         let mut place = Place {
-            container: container.clone(),
-            mount,
+            volume,
             path: Vec::new(),
             file: false,
         };
@@ -97,10 +104,9 @@ impl Watches {
             Ok(()) if kind == FileType::Directory => self.add_below(place, file, device),
             Ok(()) => {}
             Err(error) => tracing::warn!(
-                %container,
-                mount,
+                volume,
                 %error,
-                "programs in the container that watch this mount are not told what the host changes in it"
+                "programs in containers that watch this volume are not told what the host changes in it"
             ),
         }
     }
@@ -125,10 +131,9 @@ impl Watches {
                 }
                 if self.table().len() >= MOST_DIRECTORIES {
                     tracing::warn!(
-                        container = %directory.container,
-                        mount = directory.mount,
+                        volume = directory.volume,
                         most = MOST_DIRECTORIES,
-                        "too many directories to watch: changes in the deepest are not told to the container's programs"
+                        "too many directories to watch: changes in the deepest are not told to programs in containers"
                     );
                     return;
                 }
@@ -144,9 +149,10 @@ impl Watches {
         }
     }
 
-    /// Nothing of this container is watched any longer.
-    pub fn forget(&self, container: &ContainerId) {
-        self.table().forget(container);
+    /// These volumes are not shared any longer: the guest is told, which may hold on to what they were.
+    pub fn forget(&self, volumes: &[VolumeId]) {
+        self.table().forget(volumes);
+        self.gone.notify_one();
     }
 
     /// Waits for changes, and tells them in the order in which they were made.
@@ -155,7 +161,10 @@ impl Watches {
     /// The kernel gives no more events.
     pub async fn next(&self) -> io::Result<Vec<HostChange>> {
         loop {
-            let mut ready = self.group.readable().await?;
+            let mut ready = tokio::select! {
+                ready = self.group.readable() => ready?,
+                () = self.gone.notified() => return Ok(vec![gone()]),
+            };
             let mut buffer = vec![0; BUFFER];
             let read = ready.try_io(|group| Ok(rustix::io::read(group.get_ref(), &mut buffer)?));
             let length = match read {
@@ -230,11 +239,10 @@ mod tests {
     #[tokio::test]
     async fn changes_of_others_are_told_in_order_and_our_own_are_not() {
         let directory = tempfile::tempdir().unwrap();
-        let root = directory.path().join("c/mounts/0");
+        let root = directory.path().join(protocol::VOLUMES).join("1");
         fs::create_dir_all(root.join("sub")).unwrap();
-        let id = ContainerId::new("c").unwrap();
         let watches = Watches::new(directory.path()).unwrap();
-        watches.add(&id, 0);
+        watches.add(1);
         fs::write(root.join("own"), "not told").unwrap();
         host("echo x > sub/new; mkdir later; mv sub/new renamed", &root);
         let mut seen = Vec::new();
@@ -251,19 +259,20 @@ mod tests {
         assert_eq!(seen[0], ("new".to_owned(), libc::IN_CREATE));
         assert!(seen.contains(&("later".to_owned(), libc::IN_CREATE | libc::IN_ISDIR)));
         assert_eq!(seen.last().unwrap(), &("renamed".to_owned(), libc::IN_MOVED_TO));
-        watches.forget(&id);
+        watches.forget(&[1]);
         assert_eq!(watches.table().len(), 0);
+        while !watches.next().await.unwrap().contains(&gone()) {}
     }
 
     #[tokio::test]
     async fn a_link_that_the_guest_puts_in_the_place_of_a_directory_leads_nowhere() {
         let directory = tempfile::tempdir().unwrap();
         let (shared, outside) = (directory.path().join("shared"), directory.path().join("outside"));
-        let root = shared.join("c/mounts/0");
+        let root = shared.join(protocol::VOLUMES).join("1");
         fs::create_dir_all(root.join("a")).unwrap();
         fs::create_dir_all(outside.join("new/below")).unwrap();
         let watches = Watches::new(&shared).unwrap();
-        watches.add(&ContainerId::new("c").unwrap(), 0);
+        watches.add(1);
         assert_eq!(watches.table().len(), 2);
         // The directory is `b` by now, which nobody told us, as it was the guest that did it.
         fs::rename(root.join("a"), root.join("b")).unwrap();

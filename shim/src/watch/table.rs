@@ -5,17 +5,15 @@ use std::collections::HashMap;
 use protocol::agent::HostChange;
 
 use super::event::{Entry, Event, Handle};
-use crate::id::ContainerId;
+use crate::share::VolumeId;
 
-/// A watched directory or file as a container has it.
+/// A watched directory or file as the guest has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Place {
-    pub(super) container: ContainerId,
-    /// Which of its bind mounts.
-    pub(super) mount: u32,
-    /// Below the mount's root, without leading slash; empty for the root.
+    pub(super) volume: VolumeId,
+    /// Below the volume's root, without leading slash; empty for the root.
     pub(super) path: Vec<u8>,
-    /// The mount is this file.
+    /// The volume is this file.
     pub(super) file: bool,
 }
 
@@ -32,7 +30,7 @@ impl Place {
 
     /// Where this is once `from` has become `to`; none if it is not below `from`.
     fn moved(&self, from: &Self, to: &Self) -> Option<Vec<u8>> {
-        if (&self.container, self.mount) != (&from.container, from.mount) {
+        if self.volume != from.volume {
             return None;
         }
         let rest = self.path.strip_prefix(from.path.as_slice())?;
@@ -42,8 +40,7 @@ impl Place {
 
     fn change(&self, name: &[u8], mask: u32, cookie: u32) -> HostChange {
         HostChange {
-            container_id: self.container.to_string(),
-            mount: self.mount,
+            volume: self.volume,
             directory: self.path.clone(),
             name: name.to_owned(),
             mask,
@@ -91,9 +88,9 @@ impl Table {
         }
     }
 
-    /// Nothing of this container is of interest any longer.
-    pub(super) fn forget(&mut self, container: &ContainerId) {
-        self.retain(|place| place.container != *container);
+    /// Nothing of these volumes is of interest any longer.
+    pub(super) fn forget(&mut self, volumes: &[VolumeId]) {
+        self.retain(|place| !volumes.contains(&place.volume));
     }
 
     fn retain(&mut self, keep: impl Fn(&Place) -> bool) {
@@ -167,9 +164,7 @@ impl Table {
         }
         for (from, from_name) in &old {
             let from_path = from.child(from_name);
-            let target = new
-                .iter()
-                .find(|(to, _)| (&to.container, to.mount) == (&from.container, from.mount));
+            let target = new.iter().find(|(to, _)| to.volume == from.volume);
             match target {
                 Some((to, to_name)) => {
                     let to_path = to.child(to_name);
@@ -182,10 +177,9 @@ impl Table {
                 None => self.retain(|place| place.moved(&from_path, &from_path).is_none()),
             }
         }
-        let from_elsewhere = new.iter().filter(|(to, _)| {
-            !old.iter()
-                .any(|(from, _)| (&from.container, from.mount) == (&to.container, to.mount))
-        });
+        let from_elsewhere = new
+            .iter()
+            .filter(|(to, _)| !old.iter().any(|(from, _)| from.volume == to.volume));
         told.appeared.extend(from_elsewhere.map(|(to, name)| to.child(name)));
     }
 
@@ -225,8 +219,7 @@ mod tests {
 
     fn place(path: &str) -> Place {
         Place {
-            container: ContainerId::new("c").unwrap(),
-            mount: 0,
+            volume: 1,
             path: path.as_bytes().to_owned(),
             file: false,
         }
@@ -239,7 +232,7 @@ mod tests {
         })
     }
 
-    /// Directory 1 is the mount, 2 is `a` in it, 3 is `a/b`.
+    /// Directory 1 is the volume, 2 is `a` in it, 3 is `a/b`.
     fn table() -> Table {
         let mut table = Table::default();
         for (number, path) in [(1, ""), (2, "a"), (3, "a/b")] {
@@ -332,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_that_is_a_file_is_told_by_what_it_is() {
+    fn a_volume_that_is_a_file_is_told_by_what_it_is() {
         let mut table = Table::default();
         let file = Place {
             file: true,
@@ -349,7 +342,7 @@ mod tests {
             said(&table.translate(&event, |_, _| true)),
             [(String::new(), String::new(), libc::IN_MODIFY)]
         );
-        table.forget(&ContainerId::new("c").unwrap());
+        table.forget(&[1]);
         assert_eq!(table.len(), 0);
     }
 }

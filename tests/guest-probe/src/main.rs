@@ -6,10 +6,12 @@
 //! guest-probe touch-memory BYTES    writes to that many bytes, then says so
 //! guest-probe watch COUNT PATH…     says "watching", then that many inotify events: PATH EVENT NAME COOKIE CONTENT
 //! guest-probe files DIR             mappings, locks, attributes and access lists of a file system, as one JSON object
+//! guest-probe meet serve DIR…      makes sockets, FIFOs, locks and so on in directories, and does what is asked by them
+//! guest-probe meet call DIR…       tries all that from another container; prints what came of it, as one JSON object
 //! guest-probe acl DIR               access lists in a directory, as one JSON object
 //! guest-probe huge-pages FILE COUNT maps that many huge pages of a file, or of none (-), and writes to each; prints the errno
-//! guest-probe escape CONTAINER PATH drives the virtio-fs device by itself and tries to reach a path of the host
-//! guest-probe lengths CONTAINER     the same with lengths that are not true; `fatal` with one that ends the conversation
+//! guest-probe escape PATH          drives the virtio-fs device by itself and tries to reach a path of the host
+//! guest-probe lengths              the same with lengths that are not true; `fatal` with one that ends the conversation
 //! guest-probe handles DIR PATH      opens files of a mount by guessed handles, and looks for a path of the host in them
 //! guest-probe dial CID PORT         says its standard input on a vsock connection; prints what came of it, as one JSON object
 //! guest-probe silence CID PORT COUNT  keeps that many vsock connections open and says nothing on them
@@ -30,6 +32,7 @@ mod handles;
 mod kernel;
 mod load;
 mod mapping;
+mod meet;
 mod sys;
 mod watch;
 
@@ -55,10 +58,12 @@ fn main() -> ExitCode {
         ["try", verb, paths @ ..] => try_paths(verb, paths),
         ["touch-memory", bytes] => touch_memory(bytes),
         ["files", directory] => files::report(directory),
+        ["meet", "serve", directories @ ..] => meet::serve(directories),
+        ["meet", "call", directories @ ..] => meet::call(directories),
         ["acl", directory] => acl::report(directory),
         ["huge-pages", file, count] => huge_pages(file, count),
-        ["escape", container, secret] => escape::run(container, secret),
-        ["lengths", container] => escape::lengths(container),
+        ["escape", secret] => escape::run(secret),
+        ["lengths"] => escape::lengths(),
         ["fatal"] => escape::fatal(),
         ["handles", directory, secret] => handles::report(directory, secret),
         ["dial", cid, port] => dial::dial(cid, port),

@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use super::{
-    Attempts, errno,
+    Attempts, VOLUMES, errno,
     fuse::{Op, ROOT, string, words},
 };
 
@@ -12,12 +12,12 @@ const LONGEST: u32 = u32::MAX;
 /// A number that is no request.
 const UNKNOWN: u32 = 4095;
 
-/// Prints an object from what was claimed to the errno that came of it. For the `container` of [`super::run`]; `data` is written to
+/// Prints an object from what was claimed to the errno that came of it. For the volumes of [`super::run`]; `data` is written to
 /// the file `written` of its directory that may be written to.
-pub(crate) fn lengths(container: &str) -> crate::Result<()> {
+pub(crate) fn lengths() -> crate::Result<()> {
     let mut attempts = Attempts::begin()?;
-    let file = attempts.walk(&[container, "mounts", "1", "file"])?.id;
-    let directory = attempts.walk(&[container, "mounts", "0"])?.id;
+    let file = attempts.walk(&[VOLUMES, "2", "file"])?.id;
+    let directory = attempts.walk(&[VOLUMES, "1"])?.id;
     let name = string("user.x");
     let requests = [
         ("a request of 4 GiB", LONGEST, Op::Getattr as u32, vec![0; 16]),

@@ -19,20 +19,22 @@ use self::{
 
 const O_RDONLY: i32 = 0;
 const O_RDWR: i32 = 2;
+/// The directory of the sandbox's volumes.
+const VOLUMES: &str = ".volumes";
 /// Node ids and handles that are tried.
 const GUESSES: u64 = 512;
 
 /// Prints an object from what was tried to the errno that came of it, 0 for success, or to what was found.
 ///
-/// `container` has two bind mounts: a directory `0` that may be written to, with links `absolute` (to `secret`) and `up` (to
-/// `..` many times), and a directory `1` that is read-only, with a `file`. `secret` is a path of the host.
-pub(crate) fn run(container: &str, secret: &str) -> crate::Result<()> {
+/// The sandbox has two volumes: `1` may be written to, and has links `absolute` (to `secret`) and `up` (to
+/// `..` many times), and `2` is read-only, with a `file`. `secret` is a path of the host.
+pub(crate) fn run(secret: &str) -> crate::Result<()> {
     let mut attempts = Attempts::begin()?;
     attempts.guess()?;
     attempts.names(secret)?;
-    attempts.links(container, secret)?;
-    attempts.read_only(container)?;
-    attempts.special(container)?;
+    attempts.links(secret)?;
+    attempts.read_only()?;
+    attempts.special()?;
     println!("{}", Value::Object(attempts.said));
     Ok(())
 }
@@ -125,8 +127,8 @@ impl Attempts {
     }
 
     /// Links in what may be written to.
-    fn links(&mut self, container: &str, secret: &str) -> io::Result<()> {
-        let directory = self.walk(&[container, "mounts", "0"])?;
+    fn links(&mut self, secret: &str) -> io::Result<()> {
+        let directory = self.walk(&[VOLUMES, "1"])?;
         let link = self.must(directory.id, "absolute")?;
         let read = self.client.ask(Op::Readlink, link.id, &[])?;
         self.say("reading a link", read.is_ok_and(|target| target == secret.as_bytes()));
@@ -150,11 +152,11 @@ impl Attempts {
     }
 
     /// Everything that would change the directory that is read-only, or the shared directory itself.
-    fn read_only(&mut self, container: &str) -> io::Result<()> {
-        let read_only = self.walk(&[container, "mounts", "1"])?.id;
+    fn read_only(&mut self) -> io::Result<()> {
+        let read_only = self.walk(&[VOLUMES, "2"])?.id;
         let file = self.must(read_only, "file")?.id;
-        let writable = self.walk(&[container, "mounts", "0"])?.id;
-        let mounts = self.walk(&[container, "mounts"])?.id;
+        let writable = self.walk(&[VOLUMES, "1"])?.id;
+        let mounts = self.walk(&[VOLUMES])?.id;
         let two = |first: &str, second: &str| [string(first), string(second)].concat();
         let to = |node: u64, names: Vec<u8>| [node.to_le_bytes().to_vec(), names].concat();
         // FATTR_MODE: bit 0 of a struct of 88 bytes, the mode at 68.
@@ -183,7 +185,7 @@ impl Attempts {
             ),
             ("symlink", Op::Symlink, read_only, two("new", "/")),
             ("unlink", Op::Unlink, read_only, string("file")),
-            ("unlink by a longer name", Op::Unlink, writable, string("../1/file")),
+            ("unlink by a longer name", Op::Unlink, writable, string("../2/file")),
             (
                 "rename inside",
                 Op::Rename,
@@ -202,8 +204,8 @@ impl Attempts {
                 ROOT,
                 [words(&[0o755, 0]), string("new")].concat(),
             ),
-            ("link beside the mounts", Op::Symlink, mounts, two("2", "/")),
-            ("rename of a mount", Op::Rename, mounts, to(mounts, two("0", "9"))),
+            ("link beside the volumes", Op::Symlink, mounts, two("3", "/")),
+            ("rename of a volume", Op::Rename, mounts, to(mounts, two("1", "9"))),
         ];
         for (what, op, node, body) in requests {
             let answer = self.client.ask(op, node, &body)?;
@@ -213,8 +215,8 @@ impl Attempts {
     }
 
     /// A device node, which the guest may make, is not one of the host's devices to it.
-    fn special(&mut self, container: &str) -> io::Result<()> {
-        let writable = self.walk(&[container, "mounts", "0"])?.id;
+    fn special(&mut self) -> io::Result<()> {
+        let writable = self.walk(&[VOLUMES, "1"])?.id;
         // /dev/zero: a character device, 1:5.
         let made = self.client.ask(
             Op::Mknod,

@@ -1,4 +1,5 @@
-//! Mounts an overlay from the options that containerd sends.
+//! Mounts on the host what containerd sends for a rootfs: overlays, and any other file system that the host's kernel or one of its
+//! FUSE helpers has.
 //!
 //! mount(2) takes at most one page of options. An image of many layers needs more: then, as containerd does for its
 //! own mounts, the lower directories are written relative to the directory that they have in common, and the mount is
@@ -7,15 +8,67 @@
 use std::ffi::CString;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::thread;
 
+use rustix::io::Errno;
 use rustix::mount::MountFlags;
+
+/// How much of what a helper says an error shows, in characters.
+const SAID: usize = 400;
 
 /// What the kernel takes, the terminating zero included (mount(2): a page).
 const OPTIONS_MAX: usize = 4096;
 
-/// Mounts the overlay. Blocks.
-pub(crate) fn mount(options: &[String], target: &Path) -> io::Result<()> {
+/// Types whose mounting is a program's work, as containerd names them: the program is `mount.` and the part before the dot, and
+/// what is behind it is the type that it is told.
+const HELPERS: [&str; 2] = ["fuse", "fuse3"];
+
+/// Mounts a file system of any type. Blocks.
+pub(crate) fn mount(kind: &str, source: &str, options: &[String], target: &Path) -> io::Result<()> {
+    if kind == "overlay" {
+        return overlay(options, target);
+    }
+    if let Some((helper, kind)) = kind.split_once('.').filter(|(helper, _)| HELPERS.contains(helper)) {
+        return by_helper(&format!("mount.{helper}"), kind, source, options, target);
+    }
+    let (flags, data) = split(options);
+    if options.iter().any(|option| option == "loop") {
+        let why = "the host mounts no image by a loop device here; one of ext4, xfs, erofs or squashfs becomes a disk of the guest";
+        return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+    }
+    rustix::mount::mount(source, target, kind, flags, CString::new(data)?.as_c_str()).map_err(|errno| match errno {
+        Errno::NODEV => io::Error::new(
+            io::ErrorKind::Unsupported,
+            format!("the host's kernel has no file system {kind:?} (/proc/filesystems)"),
+        ),
+        errno => errno.into(),
+    })
+}
+
+fn by_helper(program: &str, kind: &str, source: &str, options: &[String], target: &Path) -> io::Result<()> {
+    let mut command = Command::new(program);
+    command.arg(source).arg(target).args(["-t", kind]);
+    if !options.is_empty() {
+        command.args(["-o", &options.join(",")]);
+    }
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot run {program}: {error}")))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said: String = said.trim().chars().take(SAID).collect();
+    Err(io::Error::other(format!(
+        "{program} ended with {}: {said}",
+        output.status
+    )))
+}
+
+/// Mounts an overlay.
+fn overlay(options: &[String], target: &Path) -> io::Result<()> {
     let (flags, data) = split(options);
     let (directory, data) = match data.len() < OPTIONS_MAX {
         true => (None, data),
@@ -59,6 +112,10 @@ fn split(options: &[String]) -> (MountFlags, String) {
             "noexec" => flags |= MountFlags::NOEXEC,
             "noatime" => flags |= MountFlags::NOATIME,
             "relatime" => flags |= MountFlags::RELATIME,
+            "nodiratime" => flags |= MountFlags::NODIRATIME,
+            "strictatime" => flags |= MountFlags::STRICTATIME,
+            "sync" => flags |= MountFlags::SYNCHRONOUS,
+            "dirsync" => flags |= MountFlags::DIRSYNC,
             "rw" | "suid" | "dev" | "exec" | "" => {}
             other => data.push(other),
         }
@@ -102,6 +159,17 @@ mod tests {
             split(&options),
             (MountFlags::RDONLY, "index=off,lowerdir=/a:/b".to_owned())
         );
+    }
+
+    #[test]
+    fn a_type_that_the_host_has_not_is_named_and_so_is_a_helper_that_is_not_there() {
+        let target = tempfile::tempdir().unwrap();
+        let said =
+            |kind: &str, options: &[String]| mount(kind, "source", options, target.path()).unwrap_err().to_string();
+        assert!(said("nosuchfs", &[]).contains("\"nosuchfs\" (/proc/filesystems)"));
+        assert!(said("btrfs", &["loop".to_owned()]).contains("loop device"));
+        // Either it is not there, or it knows no such type.
+        assert!(said("fuse.no-such-file-system", &[]).contains("mount.fuse"));
     }
 
     #[test]

@@ -1,0 +1,94 @@
+//! Whether an exported mount can be written to, changed while it is in use.
+//!
+//! A mount's attributes do not propagate (mount_namespaces(7)): virtiofsd's mount namespace has a copy of each mount, and the
+//! copy is changed by a thread that enters that namespace. The server is found as the descendant of ours in whose
+//! mount namespace the mount is. One that starts meanwhile copies the mounts as they are by then.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use super::mirror::mount_id;
+use crate::below;
+use crate::mountinfo::{self, MountLine};
+use crate::process;
+use crate::sys::{self, SetAttr};
+
+/// Makes the mount at `place` below `root`, the shared directory, read-only or writable, with all that is mounted inside it but
+/// for `keep`, places in it that stay read-only. Fails if a file there is open for writing and it is to become read-only.
+pub(super) fn set(root: &Path, place: &Path, writable: bool, keep: &BTreeSet<PathBuf>) -> io::Result<()> {
+    change(&mountinfo::read()?, &root.join(place), writable, keep)?;
+    for server in servers()? {
+        // It sees the shared directory as its root.
+        let place = Path::new("/").join(place);
+        let mounts = mountinfo::of(server)?;
+        if !mounts.iter().any(|line| line.mountpoint == place) {
+            continue;
+        }
+        let namespace = File::open(format!("/proc/{server}/ns/mnt"))?;
+        // A thread of its own: it is lost to the namespace.
+        let changed = thread::scope(|scope| {
+            let enter = || -> io::Result<()> {
+                sys::unshare_working_directory()?;
+                move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))?;
+                change(&mounts, &place, writable, keep)
+            };
+            let thread = thread::Builder::new().spawn_scoped(scope, enter)?;
+            thread
+                .join()
+                .unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
+        });
+        changed?;
+    }
+    Ok(())
+}
+
+/// Changes the mount at `path`, and those inside it, in the calling thread's namespace.
+fn change(mounts: &[MountLine], path: &Path, writable: bool, keep: &BTreeSet<PathBuf>) -> io::Result<()> {
+    let change = if writable { SetAttr::Writable } else { SetAttr::ReadOnly };
+    let mut found = false;
+    for line in mounts {
+        let Ok(inside) = line.mountpoint.strip_prefix(path) else {
+            continue;
+        };
+        let top = inside.as_os_str().is_empty();
+        if writable && !top && keep.contains(inside) {
+            continue;
+        }
+        let changed = below::open(path, inside).and_then(|opened| {
+            if mount_id(&opened)? != line.id {
+                // Another one is mounted over it, or the guest has moved the directory that it is on.
+                return Ok(false);
+            }
+            sys::mount_setattr(opened.as_fd(), change).map(|()| true)
+        });
+        match changed {
+            Ok(changed) => found |= top && changed,
+            Err(error) if top => return Err(error),
+            Err(error) => tracing::warn!(place = %line.mountpoint.display(), %error, "a mount stays as it is"),
+        }
+    }
+    match found {
+        true => Ok(()),
+        false => Err(io::ErrorKind::NotFound.into()),
+    }
+}
+
+/// Descendants of this process that have another mount namespace than the calling thread, one for each.
+fn servers() -> io::Result<Vec<i32>> {
+    let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt"));
+    let mut seen = BTreeSet::from([namespace("thread-self")?]);
+    let mut found = Vec::new();
+    for pid in process::descendants()? {
+        // What has ended meanwhile serves nobody.
+        if namespace(&pid.to_string()).is_ok_and(|own| seen.insert(own)) {
+            found.push(pid);
+        }
+    }
+    Ok(found)
+}

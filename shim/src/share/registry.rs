@@ -1,0 +1,258 @@
+//! The volumes of a sandbox: who uses them, and which of them a source is a part of. Pure.
+//!
+//! A volume is one exported mount and so one file system in the guest. A source that is the same file or directory as a volume,
+//! or lies in one, is shared as a *view*: a path in that volume. Where a volume lies inside what a view shows, the view
+//! has it mounted over its place (an *overlap*), because its inodes are the ones that other containers have.
+//!
+//! Paths only propose: whether two paths are the same file is for the caller to say, who asks the file system.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use crate::id::ContainerId;
+
+/// A volume's number. It is never used again in the same sandbox.
+pub(crate) type VolumeId = u32;
+
+/// Where a file is: on which file system, and by what path from that file system's own root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) device: (u32, u32),
+    pub(super) path: PathBuf,
+}
+
+/// A mount that is exported: a volume's own, with nothing in `at`, or one that the host has inside it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Piece {
+    pub(super) volume: VolumeId,
+    /// Its mount point in the volume.
+    pub(super) at: PathBuf,
+    /// What is mounted.
+    pub(super) of: Place,
+}
+
+/// A path in a volume; empty for its root.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct View {
+    pub(super) volume: VolumeId,
+    pub(super) at: PathBuf,
+}
+
+/// A volume that covers a part of what another one shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Overlap {
+    /// The place in the view that is covered.
+    pub(super) at: PathBuf,
+    /// What is mounted there.
+    pub(super) view: View,
+    /// The host has a read-only mount there.
+    pub(super) read_only: bool,
+}
+
+#[derive(Debug, Default)]
+struct Volume {
+    /// Whether each of them may write to the whole volume or to a part of it.
+    users: BTreeMap<ContainerId, bool>,
+    /// Whether the exported mount can be written to.
+    writable: bool,
+    /// Mounts inside it that are read-only on the host.
+    read_only_inside: BTreeSet<PathBuf>,
+}
+
+/// What becomes of a source.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Choice {
+    /// It is in a volume already.
+    View(View),
+    /// It is a volume's root, which was read-only so far and is to be written to.
+    Upgrade(VolumeId),
+    /// It needs a volume of its own.
+    New,
+}
+
+/// The volumes.
+#[derive(Debug, Default)]
+pub(super) struct Registry {
+    last: VolumeId,
+    volumes: BTreeMap<VolumeId, Volume>,
+    /// No longer used, and not yet removed.
+    unused: BTreeSet<VolumeId>,
+}
+
+impl Registry {
+    /// Adds a volume that `container` uses.
+    pub(super) fn add(
+        &mut self,
+        container: &ContainerId,
+        writable: bool,
+        read_only_inside: BTreeSet<PathBuf>,
+    ) -> VolumeId {
+        self.last += 1;
+        let volume = Volume {
+            users: BTreeMap::from([(container.clone(), writable)]),
+            writable,
+            read_only_inside,
+        };
+        self.volumes.insert(self.last, volume);
+        self.last
+    }
+
+    /// A container has a view of a volume.
+    pub(super) fn enter(&mut self, volume: VolumeId, container: &ContainerId, writes: bool) {
+        if let Some(volume) = self.volumes.get_mut(&volume) {
+            *volume.users.entry(container.clone()).or_default() |= writes;
+        }
+    }
+
+    /// A container is gone. The answer is the volumes that nobody uses any longer, those of earlier calls that
+    /// [`Registry::removed`] was not called for included.
+    pub(super) fn leave(&mut self, container: &ContainerId) -> Vec<VolumeId> {
+        for (id, volume) in &mut self.volumes {
+            volume.users.remove(container);
+            if volume.users.is_empty() {
+                self.unused.insert(*id);
+            }
+        }
+        self.volumes.retain(|_, volume| !volume.users.is_empty());
+        self.unused.iter().copied().collect()
+    }
+
+    /// Nothing of it is left.
+    pub(super) fn removed(&mut self, volume: VolumeId) {
+        self.unused.remove(&volume);
+    }
+
+    /// Volumes that can be written to, and that no user writes to.
+    pub(super) fn idle_writable(&self) -> Vec<VolumeId> {
+        let idle = |volume: &Volume| volume.writable && !volume.users.values().any(|writes| *writes);
+        let found = self.volumes.iter().filter(|(_, volume)| idle(volume));
+        found.map(|(id, _)| *id).collect()
+    }
+
+    pub(super) fn writable(&self, volume: VolumeId) -> bool {
+        self.volumes.get(&volume).is_some_and(|volume| volume.writable)
+    }
+
+    pub(super) fn set_writable(&mut self, volume: VolumeId, writable: bool) {
+        if let Some(volume) = self.volumes.get_mut(&volume) {
+            volume.writable = writable;
+        }
+    }
+
+    /// Mounts inside a volume that stay read-only when it becomes writable.
+    pub(super) fn read_only_inside(&self, volume: VolumeId) -> BTreeSet<PathBuf> {
+        let volume = self.volumes.get(&volume);
+        volume.map(|volume| volume.read_only_inside.clone()).unwrap_or_default()
+    }
+
+    /// What becomes of a source. `is_source` says whether a path in a volume is the same file.
+    ///
+    /// A read-only volume does not become writable for the sake of a part of it: the rest of it would be as well.
+    pub(super) fn choose(
+        &self,
+        pieces: &[Piece],
+        source: &Place,
+        writes: bool,
+        is_source: impl Fn(&View) -> bool,
+    ) -> Choice {
+        let Some(view) = self.views(pieces, source).into_iter().find(is_source) else {
+            return Choice::New;
+        };
+        match (writes && !self.writable(view.volume), view.at.as_os_str().is_empty()) {
+            (false, _) => Choice::View(view),
+            (true, true) => Choice::Upgrade(view.volume),
+            (true, false) => Choice::New,
+        }
+    }
+
+    /// The paths at which a place should be: in the deepest volume first, and in a mount inside a volume only where it is in
+    /// no volume itself. All containers look in the same order, and so find the same inodes.
+    fn views(&self, pieces: &[Piece], place: &Place) -> Vec<View> {
+        let mut found: Vec<(bool, usize, View)> = pieces
+            .iter()
+            .filter(|piece| self.volumes.contains_key(&piece.volume) && piece.of.device == place.device)
+            .filter_map(|piece| {
+                let rest = place.path.strip_prefix(&piece.of.path).ok()?;
+                let view = View {
+                    volume: piece.volume,
+                    at: join(&piece.at, rest),
+                };
+                Some((!piece.at.as_os_str().is_empty(), rest.components().count(), view))
+            })
+            .collect();
+        found.sort();
+        found.into_iter().map(|(_, _, view)| view).collect()
+    }
+
+    /// What is to be mounted over parts of a view, the upper ones first. `same` says whether two paths are the same file.
+    pub(super) fn overlaps(
+        &self,
+        pieces: &[Piece],
+        base: &View,
+        source: &Place,
+        same: impl Fn(&View, &View) -> bool,
+    ) -> Vec<Overlap> {
+        // What the view shows: the source itself, and the mounts inside it.
+        let inside = |piece: &&Piece| piece.volume == base.volume && !piece.at.as_os_str().is_empty();
+        let mut shown = vec![(PathBuf::new(), source)];
+        shown.extend(pieces.iter().filter(inside).filter_map(|piece| {
+            let at = piece.at.strip_prefix(&base.at).ok()?;
+            (!at.as_os_str().is_empty()).then(|| (at.to_owned(), &piece.of))
+        }));
+        let mut found: BTreeMap<PathBuf, View> = BTreeMap::new();
+        let mut propose = |at: PathBuf, view: View| {
+            let shown = View {
+                volume: base.volume,
+                at: join(&base.at, &at),
+            };
+            if !at.as_os_str().is_empty() && !found.contains_key(&at) && same(&shown, &view) {
+                found.insert(at, view);
+            }
+        };
+        for (at, of) in &shown {
+            let own = |piece: &&Piece| piece.at.as_os_str().is_empty() && piece.volume != base.volume;
+            let own = pieces.iter().filter(own).filter(|piece| piece.of.device == of.device);
+            for piece in own.filter(|piece| self.volumes.contains_key(&piece.volume)) {
+                if let Ok(rest) = piece.of.path.strip_prefix(&of.path) {
+                    let view = View {
+                        volume: piece.volume,
+                        at: PathBuf::new(),
+                    };
+                    propose(join(at, rest), view);
+                }
+            }
+        }
+        for (at, of) in &shown {
+            if let Some(view) = self.views(pieces, of).into_iter().next()
+                && view.volume != base.volume
+            {
+                propose(at.clone(), view);
+            }
+        }
+        let read_only = self.read_only_inside(base.volume);
+        // A path sorts before what is below it.
+        let overlaps = found.into_iter().map(|(at, view)| Overlap {
+            read_only: is_in_one_of(&join(&base.at, &at), &read_only),
+            at,
+            view,
+        });
+        overlaps.collect()
+    }
+}
+
+/// Whether a path is one of those, or below one.
+fn is_in_one_of(path: &Path, those: &BTreeSet<PathBuf>) -> bool {
+    path.ancestors().any(|above| those.contains(above))
+}
+
+/// Without the slash at the end that joining nothing leaves.
+pub(super) fn join(above: &Path, below: &Path) -> PathBuf {
+    match (above.as_os_str().is_empty(), below.as_os_str().is_empty()) {
+        (true, _) => below.to_owned(),
+        (false, true) => above.to_owned(),
+        (false, false) => above.join(below),
+    }
+}
+
+#[cfg(test)]
+mod tests;

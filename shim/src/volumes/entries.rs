@@ -1,0 +1,83 @@
+//! What the host has put into an emptyDir in memory before a container has it: the directory of a subPath, for one. The guest's
+//! tmpfs begins with a copy.
+
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use protocol::agent::StorageEntry;
+
+use super::source::EmptyDir;
+use crate::below;
+use crate::host_ns::{HostNamespace, HostNamespaceError};
+
+/// Most entries, and bytes of all files, that are copied: it is for what a kubelet prepares, not for data.
+const MOST_ENTRIES: usize = 512;
+const MOST_BYTES: u64 = 1 << 20;
+
+/// Everything in it, parents first; none if it is too much. Blocks.
+pub(super) fn read(host: &HostNamespace, of: &EmptyDir) -> Result<Option<Vec<StorageEntry>>, HostNamespaceError> {
+    let (root, part) = (of.root.clone(), of.part.clone());
+    let read = host.run(move || {
+        let mut copy = Copy {
+            entries: Vec::new(),
+            bytes: 0,
+        };
+        let whole = copy.directory(&root, Path::new(""), &part)?;
+        Ok(whole.then_some(copy.entries))
+    })?;
+    read.map_err(|source: io::Error| HostNamespaceError::Open {
+        path: of.root.clone(),
+        source,
+    })
+}
+
+struct Copy {
+    entries: Vec<StorageEntry>,
+    bytes: u64,
+}
+
+impl Copy {
+    /// False if it is too much.
+    fn directory(&mut self, root: &Path, directory: &Path, required: &Path) -> io::Result<bool> {
+        let opened = below::open(root, directory)?;
+        for entry in fs::read_dir(below::name_of(&opened))? {
+            let entry = entry?;
+            let metadata = entry.metadata()?;
+            let path = directory.join(entry.file_name());
+            let kind = metadata.file_type();
+            let content = if kind.is_symlink() {
+                fs::read_link(entry.path())?.as_os_str().as_bytes().to_owned()
+            } else if kind.is_file() {
+                self.bytes += metadata.len();
+                if self.bytes > MOST_BYTES {
+                    return Ok(false);
+                }
+                fs::read(entry.path())?
+            } else if kind.is_dir() {
+                Vec::new()
+            } else {
+                // Nothing of the host's listens to a socket of the guest's.
+                continue;
+            };
+            if self.entries.len() >= MOST_ENTRIES {
+                return Ok(false);
+            }
+            self.entries.push(StorageEntry {
+                path: path.as_os_str().as_bytes().to_owned(),
+                mode: metadata.mode(),
+                uid: metadata.uid(),
+                gid: metadata.gid(),
+                content,
+                required: required.starts_with(&path),
+                ..StorageEntry::default()
+            });
+            if kind.is_dir() && !self.directory(root, &path, required)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
