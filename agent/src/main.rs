@@ -3,6 +3,7 @@
 
 mod boot;
 mod cgroup;
+mod clock;
 mod container;
 mod cpus;
 mod dial;

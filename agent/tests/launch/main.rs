@@ -5,6 +5,7 @@
 mod bench;
 mod hooks;
 mod isolation;
+mod oci;
 
 use std::{fs::File, io::Read, os::fd::AsRawFd};
 
