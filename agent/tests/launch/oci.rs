@@ -58,7 +58,7 @@ async fn a_device_that_a_mount_has_put_in_the_place_of_a_default_one_stays() {
                 "/dev/random",
                 "bind",
                 "/dev/urandom",
-                json!(["rbind", "rprivate"]),
+                &["rbind", "rprivate"],
             );
             mount(spec, "/dev/zero", "bind", "/dev/null", &["bind"]);
         })
