@@ -19,6 +19,9 @@ pub(crate) enum SetupError {
     /// There is no such sysctl, or it does not take the value.
     #[error("set sysctl {0} to {1:?}")]
     Sysctl(String, String, #[source] io::Error),
+    /// What the containers may have together cannot be set anew.
+    #[error("set what all containers may have together")]
+    Reserve(#[source] crate::cgroup::Error),
     /// Not the name of a sysctl.
     #[error("{0:?} is not the name of a sysctl")]
     SysctlName(String),
@@ -43,6 +46,8 @@ pub(crate) fn set_up(setup: &SandboxSetup) -> Result<(), SetupError> {
     for (name, least) in &setup.least_sysctls {
         raise_sysctl(name, *least);
     }
+    // There may be more threads now.
+    crate::cgroup::renew_reserve().map_err(SetupError::Reserve)?;
     for (name, value) in &setup.sysctls {
         set_sysctl(name, value)?;
     }

@@ -74,13 +74,15 @@ fn a_bind_without_a_type_on_dev_is_left_alone() -> Result<()> {
     let node = Node::start()?;
     let data = node.dir().join("data");
     std::fs::create_dir(&data)?;
+    // runc looks whether there is one.
+    std::fs::write(data.join("null"), "")?;
     let bind = json!({ "destination": "/dev", "type": "none", "source": data, "options": ["rbind", "rw"] });
     let spec = node.spec("dev", &["ls", "-A", "/dev"])?.set(
         "/mounts",
         json!([{ "destination": "/proc", "type": "proc", "source": "proc" }, bind]),
     )?;
-    assert_eq!(node.run_spec("dev", &spec)?.arg("--rm").ok()?, "");
-    assert_eq!(std::fs::read_dir(&data)?.count(), 0);
+    assert_eq!(node.run_spec("dev", &spec)?.arg("--rm").ok()?, "null\n");
+    assert_eq!(std::fs::read_dir(&data)?.count(), 1);
     node.nothing_left()
 }
 

@@ -74,13 +74,14 @@ mod kata_only {
             .spec("killed", &["sleep", "1000"])?
             .push("/hooks/createRuntime", note(&dir, "made"))?
             .push("/hooks/poststop", note(&dir, "undone"))?;
-        node.run_spec("killed", &spec)?.arg("-d").ok()?;
+        // No FIFOs: containerd forgets the task without its client's help, and only the client knows them.
+        node.run_spec("killed", &spec)?.args(["-d", "--null-io"]).ok()?;
         node.signal_process("killed", "containerd-shim", Signal::SIGKILL)?;
         wait::content(node.dir(), "notes", Duration::from_secs(30), |text| {
             text.ends_with("undone\n")
         })?;
         node.await_stopped("killed")?;
-        node.forget("killed")?;
+        node.ctr().args(["container", "rm"]).arg(node.id("killed")).ok()?;
         assert_eq!(notes(&node), "made\nundone\n");
         node.nothing_left()
     }

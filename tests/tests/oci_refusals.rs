@@ -76,18 +76,14 @@ fn the_same_limit_twice_is_taken_and_the_last_one_counts() -> Result<()> {
 mod kata_only {
     use super::*;
 
-    /// runc of Debian 12 passes over the first two, and fails later and in other words on the last.
+    /// runc of Debian 12 passes over the first, and fails later and in other words on the second. What containerd 1.6 does not know of a
+    /// specification it does not pass on: time offsets, devices of the network and other newer fields are in the shim's own tests.
     #[test]
     fn what_newer_versions_of_runc_refuse_is_refused() -> Result<()> {
         let node = Node::start()?;
         let map = json!([{ "containerID": 0, "hostID": 1000, "size": 10 }]);
         for (number, (change, named)) in [
             (("/linux/uidMappings", map), "linux.uidmappings"),
-            (
-                ("/linux/timeOffsets", json!({ "monotonic": { "secs": 5 } })),
-                "linux.timeoffsets",
-            ),
-            (("/linux/netDevices", json!({ "eth7": {} })), "linux.netdevices"),
             (
                 ("/mounts/5", json!({ "destination": "/.", "type": "tmpfs" })),
                 "the container's root",
@@ -107,10 +103,8 @@ mod kata_only {
         let node = Node::start()?;
         let spec = node
             .spec("fields", &["true"])?
-            .set("/process/execCPUAffinity", json!({ "initial": "0" }))?
             .set("/process/selinuxLabel", "system_u:system_r:x")?
             .set("/process/capabilities/bounding", json!(["CAP_KILL", "CAP_NEW"]))?
-            .set("/linux/memoryPolicy", json!({ "mode": "MPOL_BIND", "nodes": "0" }))?
             .set("/linux/mountLabel", "system_u:object_r:x")?
             .set("/linux/resources/rdma", json!({ "mlx5_0": { "hcaHandles": 1 } }))?
             .set(
@@ -123,10 +117,8 @@ mod kata_only {
             )?;
         node.run_spec("fields", &spec)?.arg("--rm").ok()?;
         node.await_log(&[
-            "process.execCPUAffinity is left out",
             "process.selinuxLabel is left out",
             "capabilities: [CAP_NEW]",
-            "linux.memoryPolicy is left out",
             "linux.mountLabel is left out",
             "linux.resources.rdma is left out",
             "linux.resources.memory.swappiness is left out",

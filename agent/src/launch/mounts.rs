@@ -67,7 +67,7 @@ pub(super) fn prepare<'a>(spec: &'a Spec, around: Surroundings<'_>) -> Result<Ve
 fn prepare_one<'a>(mount: &'a Mount, around: Surroundings<'_>) -> Result<Prepared<'a>> {
     let Surroundings { bundle, cgroup, .. } = around;
     let mut options = Options::parse(mount.options().as_deref().unwrap_or_default());
-    if kind(mount) == "tmpfs" || (is_on_dev(mount) && !is_bind(mount)) {
+    if !options.remount && (kind(mount) == "tmpfs" || is_on_dev(mount)) && !is_bind(mount) {
         options.defer_read_only();
     }
     if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {

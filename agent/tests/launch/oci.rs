@@ -53,13 +53,7 @@ async fn a_device_that_a_mount_has_put_in_the_place_of_a_default_one_stays() {
     let script = "stat -Lc %t:%T /dev/random /dev/urandom; cat /dev/zero; echo $?";
     let (text, code) = bench
         .run_script(script, |spec| {
-            mount(
-                spec,
-                "/dev/random",
-                "bind",
-                "/dev/urandom",
-                json!(["rbind", "rprivate"]),
-            );
+            mount(spec, "/dev/random", "bind", "/dev/urandom", &["rbind", "rprivate"]);
             mount(spec, "/dev/zero", "bind", "/dev/null", &["bind"]);
         })
         .await;

@@ -27,14 +27,6 @@ pub enum ReadError {
         #[source]
         source: io::Error,
     },
-    /// An exec that contradicts itself.
-    #[error("process.{field} {reason}")]
-    Exec {
-        /// As the specification names it.
-        field: &'static str,
-        /// Why not.
-        reason: &'static str,
-    },
     /// It is no specification.
     #[error("cannot understand {what}")]
     Json {
@@ -44,20 +36,6 @@ pub enum ReadError {
         #[source]
         source: serde_json::Error,
     },
-}
-
-/// runc's rules for a process (validateProcessSpec), for what the types do not refuse.
-fn check_exec(process: &Value) -> Result<(), ReadError> {
-    let refused = |field, reason| Err(ReadError::Exec { field, reason });
-    match process["cwd"].as_str() {
-        None | Some("") => return refused("cwd", "must not be empty"),
-        Some(cwd) if !cwd.starts_with('/') => return refused("cwd", "is not an absolute path"),
-        Some(_) => {}
-    }
-    match process["args"].as_array() {
-        Some(args) if !args.is_empty() => Ok(()),
-        _ => refused("args", "must not be empty"),
-    }
 }
 
 /// The specification in a file, and what of it was left out: one sentence each.
@@ -97,7 +75,6 @@ pub fn read_exec(text: &[u8]) -> Result<(Vec<u8>, Vec<String>), ReadError> {
     };
     let mut value: Value = serde_json::from_slice(text).map_err(failed)?;
     drop_nulls(&mut value);
-    check_exec(&value)?;
     let mut warnings = process(&mut value);
     warnings.extend(super::process::leave_out(&mut value));
     Ok((serde_json::to_vec(&value).map_err(failed)?, warnings))
@@ -256,20 +233,6 @@ mod tests {
         assert_eq!(process["args"], json!(["a"]));
         assert!(process["selinuxLabel"].is_null());
         assert_eq!(warnings.len(), 2, "{warnings:?}");
-    }
-
-    #[test]
-    fn an_exec_without_a_program_or_a_directory_is_refused() {
-        for (process, field) in [
-            (json!({ "args": ["a"] }), "process.cwd"),
-            (json!({ "args": ["a"], "cwd": "tmp" }), "process.cwd"),
-            (json!({ "args": [], "cwd": "/" }), "process.args"),
-            (json!({ "cwd": "/" }), "process.args"),
-            (json!([]), "process.cwd"),
-        ] {
-            let said = read_exec(process.to_string().as_bytes()).unwrap_err().to_string();
-            assert!(said.starts_with(field), "{said}");
-        }
     }
 
     proptest! {
