@@ -130,6 +130,10 @@ check: ## format, lints, licences and sources of crates, spelling, unused depend
 install: build ## into DESTDIR/PREFIX; the result works without the checkout
 	@BUILD=$(BUILD) DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) QEMU=$(QEMU) scripts/install
 
+.PHONY: packages
+packages: build ## build/packages: a .deb, an archive that works wherever it is unpacked, an SPDX list
+	@BUILD=$(BUILD) scripts/packages $(BUILD)/packages
+
 .PHONY: clean
 clean: ## removes build/; the cache and cargo's target directory stay
 	@rm -rf $(BUILD)

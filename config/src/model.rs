@@ -251,6 +251,8 @@ pub struct CapIpcLock {
     pub ambient: bool,
     /// Whether annotations of containers and pods may ask for it.
     pub allow_annotation: bool,
+    /// Whether they may also for a container that has dropped all capabilities.
+    pub grant_to_dropped: bool,
 }
 
 impl Default for CapIpcLock {
@@ -259,6 +261,7 @@ impl Default for CapIpcLock {
             policy: CapPolicy::Spec,
             ambient: false,
             allow_annotation: true,
+            grant_to_dropped: false,
         }
     }
 }

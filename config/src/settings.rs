@@ -349,6 +349,7 @@ pub(crate) static SETTINGS: &[Setting] = &[
     setting!(CapIpcLock, cap_ipc_lock.policy, CAP_POLICY, Access::File),
     setting!(CapIpcLock, cap_ipc_lock.ambient, BOOLEAN, Access::File),
     setting!(CapIpcLock, cap_ipc_lock.allow_annotation, BOOLEAN, Access::File),
+    setting!(CapIpcLock, cap_ipc_lock.grant_to_dropped, BOOLEAN, Access::File),
     // Kata's runtime-rs has it in the agent's table.
     setting!(
         Agent,

@@ -1,16 +1,16 @@
 //! The command line.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::{logs, memlock, time};
 
-/// The name under which this program is `kata-ctl collect-data`: that of Kata's script.
-const COLLECT_DATA: &str = "kata-collect-data.sh";
+/// Names of Kata's programs under which this program is one of its commands.
+const NAMES: [(&str, &str); 2] = [("kata-collect-data.sh", "collect-data"), ("kata-monitor", "monitor")];
 
 #[derive(Parser)]
 #[command(
@@ -45,7 +45,17 @@ pub(crate) enum Command {
         keys: bool,
     },
     /// Check that this host can run sandboxes
+    #[command(alias = "kata-check")]
     Check {
+        /// `all` and `no-network-checks` are the same: nothing is asked of the network
+        #[arg(value_enum)]
+        what: Option<Checks>,
+        /// Fail on a warning, too
+        #[arg(long)]
+        strict: bool,
+        /// Taken, and without effect: nothing is asked of the network
+        #[arg(long, short = 'n', hide = true)]
+        no_network_checks: bool,
         /// Read this file instead of the one that the runtime would read
         #[arg(long, value_name = "FILE")]
         path: Option<PathBuf>,
@@ -54,7 +64,11 @@ pub(crate) enum Command {
         kernel_version: Option<String>,
     },
     /// Print the environment in Kata's tables and keys
+    #[command(alias = "kata-env")]
     Env {
+        /// Write to this file instead of standard output
+        #[arg(long, short, value_name = "OUTPUT")]
+        file: Option<PathBuf>,
         /// Read this file instead of the one that the runtime would read
         #[arg(long, value_name = "FILE")]
         path: Option<PathBuf>,
@@ -71,6 +85,9 @@ pub(crate) enum Command {
         /// No terminal, also where this one is one
         #[arg(long, short = 'T')]
         no_terminal: bool,
+        /// Taken, and without effect: the runtime knows its own port
+        #[arg(long = "kata-debug-port", short = 'p', value_name = "PORT")]
+        port: Option<u32>,
         /// The program and its arguments; /bin/sh if there is none
         #[arg(last = true)]
         command: Vec<String>,
@@ -82,9 +99,29 @@ pub(crate) enum Command {
     },
     /// Serve the figures of all sandboxes over HTTP
     Monitor {
-        /// A loopback address and a port
-        #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8090")]
-        listen: SocketAddr,
+        /// A loopback address and a port; 127.0.0.1:8090 if there is none
+        #[arg(value_name = "ADDRESS:PORT")]
+        address: Option<SocketAddr>,
+        /// The same
+        #[arg(
+            long,
+            value_name = "ADDRESS:PORT",
+            visible_alias = "listen-address",
+            conflicts_with = "address"
+        )]
+        listen: Option<SocketAddr>,
+        /// Taken, and without effect: sandboxes are found without containerd
+        #[arg(long, hide = true)]
+        runtime_endpoint: Option<String>,
+        /// Taken, and without effect
+        #[arg(long, hide = true)]
+        log_level: Option<String>,
+    },
+    /// Say why the guest's netfilter rules cannot be read or set from here (Kata's `iptables get|set`)
+    Iptables {
+        /// Taken, and without effect
+        #[arg(hide = true, num_args = 0.., allow_hyphen_values = true, trailing_var_arg = true)]
+        words: Vec<String>,
     },
     /// Say how much memory a container's process may lock, whether perf buffers would be granted to it, and what to
     /// change if not
@@ -128,39 +165,71 @@ pub(crate) enum Command {
     },
 }
 
+/// What is checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Checks {
+    /// Everything
+    All,
+    /// The same
+    NoNetworkChecks,
+}
+
 /// What is done with a volume.
 #[derive(Subcommand)]
 pub(crate) enum VolumeCommand {
     /// Add or replace a volume
     Add {
-        /// Where the pod's volume is on the host
-        #[arg(long)]
-        volume_path: String,
+        #[command(flatten)]
+        volume: VolumePath,
         /// JSON: {"volume-type", "device", "fstype", "metadata", "options"}
-        #[arg(long)]
-        mount_info: String,
+        #[arg(value_name = "MOUNT_INFO", required_unless_present = "mount_info")]
+        information: Option<String>,
+        /// The same, as a flag
+        #[arg(long, value_name = "MOUNT_INFO", conflicts_with = "information")]
+        mount_info: Option<String>,
     },
     /// Forget a volume
     Remove {
-        /// Where the pod's volume is on the host
-        #[arg(long)]
-        volume_path: String,
+        #[command(flatten)]
+        volume: VolumePath,
     },
     /// Show how full a volume is inside the guest, and who uses it
     Stats {
-        /// Where the pod's volume is on the host
-        #[arg(long)]
-        volume_path: String,
+        #[command(flatten)]
+        volume: VolumePath,
     },
     /// Make a volume in use larger, with the file system on it: an image grows, a block device must have grown already
     Resize {
-        /// Where the pod's volume is on the host
-        #[arg(long)]
-        volume_path: String,
+        #[command(flatten)]
+        volume: VolumePath,
         /// In bytes
-        #[arg(long, alias = "size")]
-        resize_size: u64,
+        #[arg(value_name = "SIZE", required_unless_present = "resize_size")]
+        bytes: Option<u64>,
+        /// The same, as a flag
+        #[arg(long, value_name = "SIZE", alias = "size", conflicts_with = "bytes")]
+        resize_size: Option<u64>,
     },
+}
+
+/// A volume, as kata-ctl names it (by its place) or kata-runtime (by a flag).
+#[derive(Args)]
+pub(crate) struct VolumePath {
+    /// Where the pod's volume is on the host
+    #[arg(value_name = "VOLUME_PATH", required_unless_present = "volume_path")]
+    volume: Option<String>,
+    /// The same, as a flag
+    #[arg(long, value_name = "VOLUME_PATH", conflicts_with = "volume")]
+    volume_path: Option<String>,
+}
+
+impl VolumePath {
+    /// The path; the command line has one.
+    pub(crate) fn get(&self) -> &str {
+        self.volume_path
+            .as_deref()
+            .or(self.volume.as_deref())
+            .unwrap_or_default()
+    }
 }
 
 /// What goes into a report, and where it goes.
@@ -183,8 +252,11 @@ pub(crate) struct LogOptions {
     /// The logs; standard input if there is none
     files: Vec<PathBuf>,
     /// How the lines are written
-    #[arg(long, value_enum, default_value = "text")]
+    #[arg(long, alias = "output-format", value_enum, default_value = "text")]
     format: logs::Format,
+    /// Write to this file instead of standard output
+    #[arg(long, value_name = "OUTPUT")]
+    pub(crate) output_file: Option<PathBuf>,
     /// Only lines of this sandbox
     #[arg(long, value_name = "ID")]
     sandbox: Option<String>,
@@ -234,14 +306,18 @@ pub(crate) fn definition() -> clap::Command {
     Arguments::command()
 }
 
-/// Under the name of Kata's script the command is collect-data.
+/// Under the name of another of Kata's programs the command is what that does.
 fn words(words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut words: Vec<_> = words.into_iter().collect();
     let name = words
         .first()
         .map(|word| Path::new(word).file_name().map(OsString::from));
-    if name.flatten().is_some_and(|name| name == COLLECT_DATA) {
-        words.insert(1, "collect-data".into());
+    let name = name.flatten();
+    if let Some((_, command)) = NAMES
+        .iter()
+        .find(|(other, _)| name.as_deref() == Some(OsStr::new(other)))
+    {
+        words.insert(1, command.into());
     }
     words
 }
@@ -259,6 +335,63 @@ mod tests {
     fn under_the_scripts_name_it_collects_data() {
         let as_words = |text: &str| words(text.split(' ').map(OsString::from));
         assert_eq!(as_words("/usr/bin/kata-collect-data.sh --since 1h")[1], "collect-data");
-        assert_eq!(as_words("kata-ctl version")[1], "version");
+        assert_eq!(as_words("kata-monitor --listen-address 127.0.0.1:1")[1], "monitor");
+        for name in ["kata-ctl version", "/opt/kata/bin/kata-runtime version"] {
+            assert_eq!(as_words(name)[1], "version");
+        }
+    }
+
+    #[test]
+    fn katas_ways_of_calling_its_tools_are_understood() {
+        let parsed = |line: &str| {
+            let words = words(line.split(' ').map(OsString::from));
+            let matches = definition().try_get_matches_from(words);
+            matches
+                .and_then(|matches| Arguments::from_arg_matches(&matches))
+                .map(|arguments| arguments.command)
+        };
+        for line in [
+            "kata-ctl check all",
+            "kata-ctl check no-network-checks",
+            "kata-runtime check --strict --no-network-checks",
+            "kata-runtime kata-check",
+            "kata-runtime kata-env --json",
+            "kata-ctl env -f /tmp/env.toml",
+            "kata-ctl exec -p 1026 id",
+            "kata-runtime exec --kata-debug-port 1026 id",
+            "kata-ctl monitor 127.0.0.1:8090",
+            "kata-monitor --listen-address 127.0.0.1:8090 --log-level debug",
+            "kata-ctl direct-volume add /v {}",
+            "kata-runtime direct-volume add --volume-path /v --mount-info {}",
+            "kata-ctl direct-volume remove /v",
+            "kata-ctl direct-volume stats /v",
+            "kata-ctl direct-volume resize /v 1024",
+            "kata-runtime direct-volume resize --volume-path /v --size 1024",
+            "kata-ctl iptables get --sandbox-id x --v6",
+            "kata-ctl log-parser --output-format csv --output-file /tmp/log.csv /tmp/log",
+            "kata-ctl factory init",
+        ] {
+            if let Err(error) = parsed(line) {
+                panic!("{line}: {error}");
+            }
+        }
+        for line in [
+            "kata-ctl direct-volume add /v",
+            "kata-ctl direct-volume add {} --volume-path /v",
+            "kata-ctl direct-volume resize /v",
+            "kata-ctl direct-volume stats",
+            "kata-ctl check releases",
+        ] {
+            assert!(parsed(line).is_err(), "{line}");
+        }
+        let Ok(Command::DirectVolume {
+            command: VolumeCommand::Add {
+                volume, information, ..
+            },
+        }) = parsed("kata-ctl direct-volume add /v {}")
+        else {
+            panic!("another command")
+        };
+        assert_eq!((volume.get(), information.as_deref()), ("/v", Some("{}")));
     }
 }

@@ -25,6 +25,7 @@ mod version;
 
 use std::error::Error;
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -53,6 +54,10 @@ type Failure = Box<dyn Error>;
 /// Kata's templates save the start of a kernel and an agent that takes seconds there.
 const NO_FACTORY: &str = "this runtime has no VM factory: every sandbox boots a VM of its own, and there is nothing to init, \
     to show or to destroy; enable_template and vm_cache_number in [factory] have no effect";
+
+/// Kata's agent has these programs in its guest.
+const NO_IPTABLES: &str = "the guest has no iptables program that the runtime could run, and its rules are the containers' own: run \
+    iptables in a container that has CAP_NET_ADMIN (`ctr task exec`, `kubectl exec`)";
 
 fn main() -> ExitCode {
     let command = arguments::parse();
@@ -88,21 +93,23 @@ async fn run(command: Command) -> Result<End, Failure> {
             kernel_version: Some(release),
             ..
         } => check::kernel::report(&release, io::stdout().is_terminal()),
-        Command::Check { path, .. } => {
-            let checked = check::report(path.as_deref(), io::stdout().is_terminal());
+        Command::Check { path, strict, .. } => {
+            let checked = check::report(path.as_deref(), io::stdout().is_terminal(), strict);
             said("looking at what a sandbox needs", checked).await
         }
-        Command::Env { path, json } => {
-            said(
-                "asking the programs for their versions",
-                env::report(path.as_deref(), json),
-            )
-            .await?
+        Command::Env { path, json, file } => {
+            let asked = env::report(path.as_deref(), json);
+            let report = said("asking the programs for their versions", asked).await?;
+            match file {
+                Some(file) => written(&file, &report)?,
+                None => report,
+            }
         }
         Command::CollectData(options) => collect::report(&options).await?,
         Command::Metrics { sandbox } => said("asking the shims", metrics::report(sandbox.as_deref())).await?,
-        Command::Monitor { listen } => {
-            monitor::serve(listen).await?;
+        Command::Iptables { .. } => return Err(NO_IPTABLES.into()),
+        Command::Monitor { address, listen, .. } => {
+            monitor::serve(address.or(listen).unwrap_or(monitor::ADDRESS)).await?;
             return Ok(End::Code(0));
         }
         Command::Where { sandbox, seconds, json } => {
@@ -113,11 +120,19 @@ async fn run(command: Command) -> Result<End, Failure> {
             sandbox,
             no_terminal,
             command,
+            ..
         } => {
             let terminal = !no_terminal && io::stdin().is_terminal() && io::stdout().is_terminal();
             return Ok(End::Code(exec::run(&sandbox, &command, terminal).await?));
         }
-        Command::LogParser(options) => logs::report(&options.into_request()?)?,
+        Command::LogParser(mut options) => {
+            let file = options.output_file.take();
+            let report = logs::report(&options.into_request()?)?;
+            match file {
+                Some(file) => written(&file, &report)?,
+                None => report,
+            }
+        }
         Command::DirectVolume { command } => volume(&command).await?,
         // It waits by itself, on a runtime of its own.
         Command::Memlock(question) => {
@@ -135,21 +150,34 @@ async fn volume(command: &VolumeCommand) -> Result<Report, direct_volume::Volume
     let places = Places::default();
     match command {
         VolumeCommand::Add {
-            volume_path,
+            volume,
+            information,
             mount_info,
-        } => direct_volume::add(places.volumes, volume_path, mount_info),
-        VolumeCommand::Remove { volume_path } => direct_volume::remove(places.volumes, volume_path),
-        VolumeCommand::Stats { volume_path } => {
-            said("asking the guest", direct_volume::stats(&places, volume_path)).await
+        } => {
+            let information = mount_info.as_deref().or(information.as_deref()).unwrap_or_default();
+            direct_volume::add(places.volumes, volume.get(), information)
         }
+        VolumeCommand::Remove { volume } => direct_volume::remove(places.volumes, volume.get()),
+        VolumeCommand::Stats { volume } => said("asking the guest", direct_volume::stats(&places, volume.get())).await,
         VolumeCommand::Resize {
-            volume_path,
+            volume,
+            bytes,
             resize_size,
         } => {
-            let resizing = direct_volume::resize(&places, volume_path, *resize_size);
+            let size = resize_size.or(*bytes).unwrap_or_default();
+            let resizing = direct_volume::resize(&places, volume.get(), size);
             said("growing the file system", resizing).await
         }
     }
+}
+
+/// A report in a file is not on standard output.
+fn written(file: &Path, report: &Report) -> Result<Report, Failure> {
+    std::fs::write(file, &report.text).map_err(|error| format!("cannot write {}: {error}", file.display()))?;
+    Ok(Report {
+        text: String::new(),
+        good: report.good,
+    })
 }
 
 fn finish(report: &Report) -> ExitCode {

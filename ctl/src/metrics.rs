@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
+use scrape::text::{Kind, Text};
+
 use crate::Report;
 use crate::sandboxes::{self, FindError, Found, Shim, ShimError};
 
@@ -59,33 +61,22 @@ fn merged(answers: &BTreeMap<String, Result<String, ShimError>>) -> String {
     for text in answers.values().flatten() {
         families.add(text);
     }
-    let mut text = String::new();
-    // Writing to a String cannot fail.
-    let _ = write!(
-        text,
-        "# HELP kata_sandboxes Sandboxes whose shims have left a run directory.\n# TYPE kata_sandboxes gauge\n\
-         kata_sandboxes {}\n# HELP kata_shim_up Whether the sandbox's shim has answered.\n# TYPE kata_shim_up gauge\n",
-        answers.len()
+    let mut text = Text::default();
+    let number = u32::try_from(answers.len()).map_or(f64::INFINITY, f64::from);
+    text.family(
+        "kata_sandboxes",
+        Kind::Gauge,
+        "Sandboxes whose shims have left a run directory.",
     );
+    text.sample(&[], number);
+    // kata-monitor's name for it.
+    text.family("kata_monitor_running_shim_count", Kind::Gauge, "The same.");
+    text.sample(&[], number);
+    text.family("kata_shim_up", Kind::Gauge, "Whether the sandbox's shim has answered.");
     for (id, answer) in answers {
-        let up = u8::from(answer.is_ok());
-        let _ = writeln!(text, "kata_shim_up{{sandbox=\"{}\"}} {up}", label(id));
+        text.sample(&[("sandbox", id)], if answer.is_ok() { 1.0 } else { 0.0 });
     }
-    text.push_str(&families.finish());
-    text
-}
-
-/// An id is containerd's, a directory's name could be anything.
-fn label(text: &str) -> String {
-    text.chars()
-        .map(|c| {
-            if c.is_control() || c == '"' || c == '\\' {
-                '_'
-            } else {
-                c
-            }
-        })
-        .collect()
+    text.finish() + &families.finish()
 }
 
 /// Samples by family: each family has to be in one piece (the text format's rule).

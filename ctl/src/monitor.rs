@@ -1,7 +1,7 @@
 //! `kata-ctl monitor`: the figures of all sandboxes over HTTP on a loopback port, for a Prometheus on this host.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use scrape::{Reply, Request};
@@ -9,6 +9,9 @@ use tokio::net::TcpListener;
 
 use crate::metrics::{self, MetricsError};
 use crate::sandboxes::{self, FindError};
+
+/// Where kata-monitor serves.
+pub(crate) const ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8090);
 
 /// Why it does not serve.
 #[derive(Debug, thiserror::Error)]

@@ -1,7 +1,10 @@
-//! As much of HTTP/1.1 (RFC 9112) as a Prometheus scrape needs: one GET a connection. Whoever is slow is hung up on.
+//! What a Prometheus scrape needs: its text format ([`text`]), and as much of HTTP/1.1 (RFC 9112) as one GET a connection. Whoever
+//! is slow is hung up on.
 //!
 //! The shim serves its own figures by it on a Unix socket, `kata-ctl monitor` those of all sandboxes on a loopback port. It
 //! knows neither what is served nor who may ask.
+
+pub mod text;
 
 use std::io;
 use std::sync::Arc;

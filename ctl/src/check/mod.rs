@@ -16,10 +16,15 @@ use finding::{Finding, Verdict};
 
 use crate::{Report, chain};
 
-/// Checks everything and says it, in colour or not.
-pub(crate) async fn report(named: Option<&Path>, colours: bool) -> Report {
+/// Checks everything and says it, in colour or not. If it is strict a warning is no less than a failure.
+pub(crate) async fn report(named: Option<&Path>, colours: bool, strict: bool) -> Report {
     let findings = all(named, std::env::var_os("PATH").as_deref()).await;
-    render(&findings, colours)
+    let report = render(&findings, colours);
+    let warned = findings.iter().any(|finding| finding.verdict != Verdict::Ok);
+    Report {
+        good: report.good && !(strict && warned),
+        ..report
+    }
 }
 
 /// Checks everything. Without a configuration only what does not depend on it.

@@ -115,6 +115,9 @@ pub fn decide(
         annotations::cap_ipc_lock(Whose::Container, container, rules)?,
         annotations::cap_ipc_lock(Whose::Pod, pod, rules)?,
     ];
+    for (whose, wish) in [Whose::Container, Whose::Pod].into_iter().zip(wishes) {
+        refuse_to_the_dropped(whose, wish, process.capabilities, rules)?;
+    }
     let mut notes = Vec::new();
     let (from, limits) = limit(process.rlimits, limits, rules, &mut notes)?;
     let capabilities = match choose(rules, wishes, &mut notes) {
@@ -198,6 +201,32 @@ fn held_to_the_ceiling(
             })
         }
     }
+}
+
+/// A container that has dropped all capabilities is meant to have none, whoever writes its annotations.
+fn refuse_to_the_dropped(
+    whose: Whose,
+    wish: Option<Wish>,
+    capabilities: Option<&LinuxCapabilities>,
+    rules: &Rules,
+) -> Result<(), MemlockError> {
+    let value = match wish {
+        Some(Wish::Policy(CapPolicy::Grant)) => "grant",
+        Some(Wish::Ambient) => "ambient",
+        Some(Wish::Policy(_)) | None => return Ok(()),
+    };
+    // Kubernetes' restricted pods may have that one back (its Pod Security Standards).
+    let kept = |set: &Capabilities| set.iter().any(|capability| *capability != Capability::NetBindService);
+    let dropped = capabilities.is_some_and(|sets| !sets.bounding().as_ref().is_some_and(kept));
+    let granted_to_all = rules.cap_ipc_lock.policy != CapPolicy::Spec;
+    if dropped && !granted_to_all && !rules.cap_ipc_lock.grant_to_dropped {
+        return Err(MemlockError::NotAllowed {
+            asked: asked(whose, CAP_IPC_LOCK),
+            value: value.to_owned(),
+            key: "runtime.cap_ipc_lock.grant_to_dropped",
+        });
+    }
+    Ok(())
 }
 
 /// The policy, and whether who has the capability keeps it as any user. The wishes come in the order in which they count.

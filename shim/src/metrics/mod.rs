@@ -2,16 +2,19 @@
 //!
 //! Names and units are Prometheus's (<https://prometheus.io/docs/practices/naming/>): base units, `_total` for what only
 //! grows. What cannot be had is left out; `kata_guest_up` says whether the agent has answered, `kata_container_up` whether it
-//! has told a container's figures. Prometheus waits for ten seconds, and nothing here waits for more than four.
+//! has told a container's figures. The names and labels that Kata's dashboards have are beside them ([`kata`]).
+//!
+//! Prometheus waits for ten seconds, and nothing here waits for more than four.
 
+mod kata;
 mod processes;
 pub(crate) mod socket;
-mod text;
 
 use protocol::agent::{GuestMetricsResponse, StatsResponse};
 
+use scrape::text::{Kind, Text};
+
 use self::processes::Usage;
-use self::text::{Kind, Text};
 use crate::id::ContainerId;
 use crate::sandbox::Sandbox;
 
@@ -31,7 +34,7 @@ pub(crate) async fn render(sandbox: &Sandbox) -> String {
         .await
         .unwrap_or_default();
     let id = sandbox.id.to_string();
-    let mut text = Text::new(&id);
+    let mut text = Text::with_labels(&[("sandbox", &id)]);
     host(&mut text, &usage);
     text.family("kata_guest_up", Kind::Gauge, "Whether the guest's agent has answered.");
     text.sample(&[], if guest.is_some() { 1.0 } else { 0.0 });
@@ -39,7 +42,7 @@ pub(crate) async fn render(sandbox: &Sandbox) -> String {
         system(&mut text, guest);
     }
     container_figures(&mut text, &containers);
-    text.finish()
+    text.finish() + &kata::render(&id, &usage, guest.as_ref())
 }
 
 /// A figure of one process.
@@ -50,7 +53,7 @@ const FIGURES: [Figure; 5] = [
         "cpu_seconds_total",
         Kind::Counter,
         "CPU time, user and system.",
-        |usage| usage.cpu_seconds,
+        Usage::cpu_seconds,
     ),
     (
         "resident_memory_bytes",
@@ -232,7 +235,7 @@ mod tests {
             cpu_usec: HashMap::from([("user".to_owned(), 1_500_000)]),
             ..Default::default()
         };
-        let mut text = Text::new("pod");
+        let mut text = Text::with_labels(&[("sandbox", "pod")]);
         system(&mut text, &guest);
         let text = text.finish();
         assert!(text.lines().count() < 2 * GUEST_NAMES, "{}", text.lines().count());

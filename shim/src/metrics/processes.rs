@@ -11,7 +11,9 @@ const TICKS: f64 = 100.0;
 /// What a process, and the children that it has made for its own work, use.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Usage {
-    pub(super) cpu_seconds: f64,
+    /// Clock ticks, of which /proc has 100 a second.
+    pub(super) user: f64,
+    pub(super) system: f64,
     pub(super) resident: u64,
     pub(super) proportional: u64,
     pub(super) threads: u64,
@@ -62,9 +64,16 @@ fn with_children(pid: u32) -> Vec<u32> {
 }
 
 impl Usage {
+    /// User and system.
+    pub(super) fn cpu_seconds(&self) -> f64 {
+        (self.user + self.system) / TICKS
+    }
+
     fn add(&mut self, pid: u32) {
         let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
-        self.cpu_seconds += cpu_seconds(&read("stat")).unwrap_or(0.0);
+        let (user, system) = ticks(&read("stat")).unwrap_or((0.0, 0.0));
+        self.user += user;
+        self.system += system;
         let status = read("status");
         self.resident += kibibytes(&status, "VmRSS:");
         self.threads += figure(&status, "Threads:");
@@ -75,11 +84,10 @@ impl Usage {
 }
 
 /// Fields 14 and 15 of /proc/PID/stat (proc_pid_stat(5)), counted from the command's closing parenthesis.
-fn cpu_seconds(stat: &str) -> Option<f64> {
+fn ticks(stat: &str) -> Option<(f64, f64)> {
     let (_, rest) = stat.rsplit_once(')')?;
     let mut fields = rest.split_ascii_whitespace().skip(11);
-    let (user, system): (f64, f64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
-    Some((user + system) / TICKS)
+    Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
 }
 
 fn figure(text: &str, name: &str) -> u64 {
@@ -108,7 +116,7 @@ mod tests {
     #[test]
     fn the_fields_are_counted_from_the_last_parenthesis() {
         let stat = "7 (a) b (c) S 1 7 7 0 -1 4194560 1 0 0 0 250 50 0 0 20 0 1 0 4711 1 1";
-        assert_eq!(cpu_seconds(stat), Some(3.0));
+        assert_eq!(ticks(stat), Some((250.0, 50.0)));
         assert_eq!(figure("Threads:\t12\n", "Threads:"), 12);
         assert_eq!(kibibytes("Pss:  3 kB\n", "Pss:"), 3072);
     }

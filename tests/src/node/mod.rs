@@ -92,9 +92,18 @@ impl Node {
         Self::start_with(Runtime::wanted()?, Version::wanted()?, Some(dropin))
     }
 
+    /// Starts a node whose runtime reads this configuration, and nothing of the build's.
+    pub fn start_with_file(configuration: &str) -> Result<Self> {
+        let node = Self::start_configured("")?;
+        std::fs::write(node.dir().join("configuration.toml"), configuration)?;
+        Ok(node)
+    }
+
     /// Starts a node whose containerd (2.1) makes root file systems in image files, as its snapshotter `blockfile`.
     pub fn start_blockfile() -> Result<Self> {
-        Self::start_by(Runtime::wanted()?, Version::V2_1, None, |dir| {
+        let runtime = Runtime::wanted()?;
+        let environment = |dir: &Path| environment(dir, runtime, None);
+        Self::start_by(runtime, Version::V2_1, environment, |dir| {
             let scratch = dir.join("scratch.img");
             RawImage::ext4(&scratch, 32 << 20)?;
             Ok(containerd::blockfile_configuration(dir, &scratch))
@@ -102,26 +111,39 @@ impl Node {
     }
 
     fn start_with(runtime: Runtime, version: Version, dropin: Option<&str>) -> Result<Self> {
-        Self::start_by(runtime, version, dropin, |dir| Ok(containerd::configuration(dir)))
+        let environment = |dir: &Path| environment(dir, runtime, dropin);
+        Self::start_by(runtime, version, environment, |dir| Ok(containerd::configuration(dir)))
+    }
+
+    /// Starts a node whose runtime is what an archive of the packages has, unpacked: it has not the build's.
+    pub fn start_unpacked(prefix: &Path) -> Result<Self> {
+        let environment = |_: &Path| {
+            let path = std::env::var("PATH").unwrap_or_default();
+            let conf = prefix.join("etc/configuration.toml");
+            Ok(vec![
+                ("KATA_CONF_FILE".to_owned(), conf.display().to_string()),
+                (
+                    "PATH".to_owned(),
+                    format!("{}/bin:{path}:/usr/sbin:/sbin", prefix.display()),
+                ),
+            ])
+        };
+        let version = Version::wanted()?;
+        Self::start_by(Runtime::Kata, version, environment, |dir| {
+            Ok(containerd::configuration(dir))
+        })
     }
 
     fn start_by(
         runtime: Runtime,
         version: Version,
-        dropin: Option<&str>,
+        environment: impl FnOnce(&Path) -> Result<Vec<(String, String)>>,
         settings: impl FnOnce(&Path) -> Result<String>,
     ) -> Result<Self> {
         let image = Image::get()?;
         let tag = tag();
         let dir = tempfile::Builder::new().prefix(&tag).rand_bytes(0).tempdir()?;
-        let mut environment = Vec::new();
-        if runtime == Runtime::Kata {
-            locate::runtime_parts()?;
-            environment.push((
-                "KATA_CONF_FILE".to_owned(),
-                configuration(dir.path(), dropin)?.display().to_string(),
-            ));
-        }
+        let environment = environment(dir.path())?;
         let settings = settings(dir.path())?;
         let containerd = Containerd::start_with(dir.path(), version, environment, &settings, None)?;
         let address = containerd.address();
@@ -232,6 +254,16 @@ impl Drop for Node {
         self.containerd.stop();
         leftovers::remove(&self.tag);
     }
+}
+
+/// What containerd's environment has for the runtime: where the configuration is.
+fn environment(dir: &Path, runtime: Runtime, dropin: Option<&str>) -> Result<Vec<(String, String)>> {
+    if runtime != Runtime::Kata {
+        return Ok(Vec::new());
+    }
+    locate::runtime_parts()?;
+    let file = configuration(dir, dropin)?.display().to_string();
+    Ok(vec![("KATA_CONF_FILE".to_owned(), file)])
 }
 
 /// The configuration file for a node in `dir`: the build's own, or a copy of it with a drop-in beside it.

@@ -210,10 +210,50 @@ fn with_policy(policy: CapPolicy, ambient: bool) -> Rules {
         cap_ipc_lock: CapIpcLock {
             policy,
             ambient,
-            allow_annotation: true,
+            ..CapIpcLock::default()
         },
         ..Rules::default()
     }
+}
+
+#[test]
+fn an_annotation_gives_nothing_to_who_has_dropped_all_unless_the_operator_says_so() {
+    let dropped = |kept: &[Capability]| {
+        let mut sets = sets("");
+        sets.set_bounding(Some(kept.iter().copied().collect()));
+        sets
+    };
+    let none = Annotations::default();
+    for kept in [&[][..], &[Capability::NetBindService]] {
+        let sets = dropped(kept);
+        let process = Described {
+            rlimits: &[],
+            capabilities: Some(&sets),
+        };
+        let allowed = |rules: &Rules, wish: &str| decide(process, rules, &annotations("", wish), &none);
+        for wish in ["grant", "ambient"] {
+            let error = allowed(&Rules::default(), wish).unwrap_err().to_string();
+            let key = "is not allowed: runtime.cap_ipc_lock.grant_to_dropped is false";
+            assert!(error.contains(wish) && error.ends_with(key), "{error}");
+            assert!(decide(process, &Rules::default(), &none, &annotations("", wish)).is_err());
+            let mut rules = Rules::default();
+            rules.cap_ipc_lock.grant_to_dropped = true;
+            assert!(letters(allowed(&rules, wish).unwrap().capabilities.as_ref()).contains("bpe"));
+            // Where the policy itself grants, or drops, the annotation is no matter.
+            for policy in [CapPolicy::Grant, CapPolicy::Drop] {
+                assert!(allowed(&with_policy(policy, false), wish).is_ok());
+            }
+        }
+        for wish in ["spec", "drop"] {
+            assert!(allowed(&Rules::default(), wish).is_ok());
+        }
+    }
+    let some = dropped(&[Capability::NetBindService, Capability::Chown]);
+    let process = Described {
+        rlimits: &[],
+        capabilities: Some(&some),
+    };
+    assert!(decide(process, &Rules::default(), &annotations("", "grant"), &none).is_ok());
 }
 
 #[test]

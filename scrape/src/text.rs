@@ -1,6 +1,6 @@
 //! Prometheus's text format, version 0.0.4 (<https://prometheus.io/docs/instrumenting/exposition_formats/>).
 //!
-//! It knows nothing of what is measured. Every sample carries the sandbox's id.
+//! It knows nothing of what is measured. The shim and `kata-ctl` both write by it.
 
 use std::fmt::Write as _;
 
@@ -9,7 +9,7 @@ const LABEL: usize = 128;
 
 /// What a figure does over time.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Kind {
+pub enum Kind {
     /// It only grows.
     Counter,
     /// It goes up and down.
@@ -17,23 +17,25 @@ pub(super) enum Kind {
 }
 
 /// A text in the making: families one after the other, each with its samples.
-pub(super) struct Text {
-    sandbox: String,
+#[derive(Debug, Default)]
+pub struct Text {
+    labels: String,
     family: String,
     text: String,
 }
 
 impl Text {
-    pub(super) fn new(sandbox: &str) -> Self {
+    /// Every sample has these labels, before its own.
+    #[must_use]
+    pub fn with_labels(labels: &[(&str, &str)]) -> Self {
         Self {
-            sandbox: escaped(sandbox),
-            family: String::new(),
-            text: String::new(),
+            labels: joined(labels),
+            ..Self::default()
         }
     }
 
     /// Begins a family. Its name and its help are ours and need no escapes.
-    pub(super) fn family(&mut self, name: &str, kind: Kind, help: &str) {
+    pub fn family(&mut self, name: &str, kind: Kind, help: &str) {
         let kind = match kind {
             Kind::Counter => "counter",
             Kind::Gauge => "gauge",
@@ -44,17 +46,27 @@ impl Text {
     }
 
     /// A sample of the family that was begun last.
-    pub(super) fn sample(&mut self, labels: &[(&str, &str)], value: f64) {
-        let _ = write!(self.text, "{}{{sandbox=\"{}\"", self.family, self.sandbox);
-        for (name, label) in labels {
-            let _ = write!(self.text, ",{name}=\"{}\"", escaped(label));
-        }
-        let _ = writeln!(self.text, "}} {value}");
+    pub fn sample(&mut self, labels: &[(&str, &str)], value: f64) {
+        let all = [self.labels.as_str(), &joined(labels)];
+        let all: Vec<_> = all.into_iter().filter(|labels| !labels.is_empty()).collect();
+        let _ = match all[..] {
+            [] => writeln!(self.text, "{} {value}", self.family),
+            _ => writeln!(self.text, "{}{{{}}} {value}", self.family, all.join(",")),
+        };
     }
 
-    pub(super) fn finish(self) -> String {
+    /// All of it.
+    #[must_use]
+    pub fn finish(self) -> String {
         self.text
     }
+}
+
+fn joined(labels: &[(&str, &str)]) -> String {
+    let each = labels
+        .iter()
+        .map(|(name, label)| format!("{name}=\"{}\"", escaped(label)));
+    each.collect::<Vec<_>>().join(",")
 }
 
 fn escaped(label: &str) -> String {
@@ -80,12 +92,20 @@ mod tests {
 
     #[test]
     fn a_label_cannot_end_its_line_or_its_quotes() {
-        let mut text = Text::new("p");
+        let mut text = Text::with_labels(&[("sandbox", "p")]);
         text.family("kata_x", Kind::Gauge, "X.");
         text.sample(&[("a", "b\"} 1\nkata_y 2\\")], 3.25);
         assert_eq!(
             text.finish(),
             "# HELP kata_x X.\n# TYPE kata_x gauge\nkata_x{sandbox=\"p\",a=\"b\\\"} 1\\nkata_y 2\\\\\"} 3.25\n"
         );
+    }
+
+    #[test]
+    fn a_sample_without_labels_has_no_braces() {
+        let mut text = Text::default();
+        text.family("kata_x", Kind::Counter, "X.");
+        text.sample(&[], 1.0);
+        assert!(text.finish().ends_with("\nkata_x 1\n"));
     }
 }

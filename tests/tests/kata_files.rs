@@ -1,0 +1,177 @@
+//! Kata's own configuration files and pods' annotations start containers, and keys of Kata's have their effect.
+
+use framework::{Node, Result, disk::RawImage};
+
+/// Where Kata's packages would be; nothing is there.
+const PREFIX: &str = "/nonexistent/opt/kata";
+
+mod kata_only {
+    use std::{fs, path::Path};
+
+    use super::*;
+
+    fn stock(name: &str) -> Result<String> {
+        let path = framework::locate::workspace().join("config/tests/stock").join(name);
+        Ok(fs::read_to_string(path)?.replace("@PREFIX@", PREFIX))
+    }
+
+    /// A container runs, the log has one warning of what is replaced, and `kata-ctl check` has one line of it.
+    fn starts(configuration: &str) -> Result<()> {
+        let node = Node::start_with_file(configuration)?;
+        assert_eq!(
+            node.run("stock").arg("--rm").program(["echo", "hello"]).ok()?,
+            "hello\n"
+        );
+        let log = node.log();
+        assert_eq!(
+            log.matches("kata-containers.img, another runtime's guest").count(),
+            1,
+            "{log}"
+        );
+        let path = node.dir().join("configuration.toml");
+        let report = node
+            .diagnose()?
+            .args(["check", "all", "--path"])
+            .arg(&path)
+            .output()?
+            .stdout();
+        let lines: Vec<_> = report.lines().filter(|line| line.contains("replaced")).collect();
+        assert_eq!(lines.len(), 1, "{report}");
+        assert!(
+            lines[0].starts_with("warn") && lines[0].contains("vmlinux.container"),
+            "{report}"
+        );
+        assert!(
+            !report.contains("fail  kernel") && !report.contains("fail  initrd"),
+            "{report}"
+        );
+        node.nothing_left()
+    }
+
+    #[test]
+    fn the_go_runtimes_stock_file_starts_a_container_without_katas_packages() -> Result<()> {
+        starts(&stock("go.toml")?)
+    }
+
+    #[test]
+    fn runtime_rs_stock_file_starts_a_container_without_katas_packages() -> Result<()> {
+        starts(&stock("runtime-rs.toml")?)
+    }
+
+    #[test]
+    fn runtime_rs_rule_of_sizes_gives_the_limits_and_the_overhead() -> Result<()> {
+        let node = Node::start_with_file(&stock("runtime-rs.toml")?)?;
+        let limits = ["--rm", "--memory-limit", "268435456"];
+        let memory = "awk '/^MemTotal:/ { print int($2 / 1024) }' /proc/meminfo";
+        let said = node.run("sized").args(limits).sh(memory).ok()?;
+        let seen: u32 = said.trim().parse().unwrap_or(0);
+        // 256 + 128, less what the kernel keeps; without the rule it would be 2048 + 256.
+        assert!((310..=384).contains(&seen), "{seen} MiB");
+        node.nothing_left()
+    }
+
+    #[test]
+    fn memory_that_is_asked_for_at_boot_is_taken_at_boot() -> Result<()> {
+        let taken = |dropin: &str| -> Result<u64> {
+            let node = Node::start_configured(dropin)?;
+            node.run("taken").arg("-d").program(["sleep", "1000"]).ok()?;
+            let used = node.host_memory("taken")?.used()?;
+            node.remove("taken")?;
+            node.nothing_left()?;
+            Ok(used >> 20)
+        };
+        let table = "[hypervisor.qemu]\ndefault_memory = 512\nreclaim_guest_freed_memory = false\n";
+        let (lazy, at_once) = (taken(table)?, taken(&format!("{table}enable_mem_prealloc = true\n"))?);
+        assert!(lazy < 512 && at_once >= 512, "{lazy} MiB, {at_once} MiB");
+        Ok(())
+    }
+
+    #[test]
+    fn a_feature_of_the_cpu_that_is_switched_off_is_not_there() -> Result<()> {
+        let node = Node::start_configured("[hypervisor.qemu]\ncpu_features = \"aes=off\"\n")?;
+        let with = Node::start()?;
+        let aes = "grep -c -w aes /proc/cpuinfo || true";
+        assert_eq!(with.run("with").arg("--rm").sh(aes).ok()?, "1\n");
+        assert_eq!(node.run("without").arg("--rm").sh(aes).ok()?, "0\n");
+        node.nothing_left()?;
+        with.nothing_left()
+    }
+
+    /// io_uring, or threads where the host has none: a container cannot tell, so what QEMU was asked is in the log.
+    #[test]
+    fn a_volume_works_with_every_way_of_reading_and_writing_disks() -> Result<()> {
+        for (aio, cache) in [("io_uring", true), ("native", true), ("threads", false)] {
+            let node = Node::start_configured(&format!(
+                "[hypervisor.qemu]\nblock_device_aio = \"{aio}\"\nblock_device_cache_set = {cache}\n\
+                 block_device_cache_direct = true\nblock_device_cache_noflush = true\n"
+            ))?;
+            let image = node.dir().join("disk.img");
+            RawImage::ext4(&image, 16 << 20)?;
+            let volume = node.dir().join("volume");
+            fs::create_dir_all(&volume)?;
+            let info = format!(
+                "{{\"volume-type\":\"block\",\"device\":\"{}\",\"fstype\":\"ext4\"}}",
+                image.display()
+            );
+            let words = ["direct-volume", "add"];
+            node.diagnose()?.args(words).arg(&volume).arg(&info).ok()?;
+            let wrote = write_and_read(&node, &volume);
+            node.diagnose()?.args(["direct-volume", "remove"]).arg(&volume).ok()?;
+            assert_eq!(wrote?, "written\n", "{aio}");
+            node.nothing_left()?;
+        }
+        Ok(())
+    }
+
+    fn write_and_read(node: &Node, volume: &Path) -> Result<String> {
+        let script = "echo written > /data/file && sync && cat /data/file";
+        let spec = node
+            .spec("disk", &["sh", "-c", script])?
+            .bind(volume, "/data", &["rw"])?;
+        node.run_spec("disk", &spec)?.arg("--rm").ok()
+    }
+
+    #[test]
+    fn a_pod_with_annotations_of_the_runtime_starts_and_one_that_weakens_isolation_does_not() -> Result<()> {
+        let node = Node::start()?;
+        let prefix = "io.katacontainers.config";
+        let annotated = |name: &str, annotation: &str, value: &str| {
+            let spec = node.spec(name, &["echo", "hello"])?.annotation(annotation, value)?;
+            node.run_spec(name, &spec)
+        };
+        for (number, (annotation, value)) in [
+            ("runtime.create_container_timeout", "30"),
+            ("runtime.disable_guest_seccomp", "false"),
+            ("agent.enable_tracing", "false"),
+            ("hypervisor.default_memory", "300"),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let said = annotated(&format!("ok{number}"), &format!("{prefix}.{annotation}"), value)?
+                .arg("--rm")
+                .ok()?;
+            assert_eq!(said, "hello\n", "{annotation}");
+        }
+        for (number, (annotation, value, named)) in [
+            ("runtime.disable_guest_seccomp", "true", "runtime.disable_guest_seccomp"),
+            (
+                "hypervisor.virtio_fs_extra_args",
+                "--modcaps=+sys_admin",
+                "hypervisor.qemu.virtio_fs_extra_args",
+            ),
+            ("hypervisor.path", "/bin/sh", "enable_annotations"),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let name = format!("no{number}");
+            let said = annotated(&name, &format!("{prefix}.{annotation}"), value)?
+                .arg("--rm")
+                .fails()?;
+            assert!(said.contains(named), "{annotation}: {said}");
+            node.discard(&name)?;
+        }
+        node.nothing_left()
+    }
+}
