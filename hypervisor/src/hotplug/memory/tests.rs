@@ -273,7 +273,13 @@ fn modelled(model: Model) -> (Memory, Arc<Mutex<Model>>, tokio::sync::watch::Rec
         tell.send_replace(model.asked);
         Some(says)
     });
-    let memory = Memory::new(qmp.clone(), Hotplug::new(qmp, None), size(256), size(1026));
+    let memory = Memory::new(
+        qmp.clone(),
+        Hotplug::new(qmp, DiskOptions::of(&config::Hypervisor::default())),
+        size(256),
+        size(1026),
+        Backing::default(),
+    );
     (memory, model, asked)
 }
 
