@@ -67,9 +67,8 @@ pub(super) fn compat_readdir(path: &str) -> Result<Verdict> {
     let dir = File::open(path)?;
     let wide = sys::directory(&dir, sys::Caller::Wide, 0)?;
     if wide.iter().all(|(_, position)| *position <= NARROW) {
-        return Err(
-            format!("no position in {path} needs more than 31 bits: the host's file system cannot show it").into(),
-        );
+        let why = "no position needs more than 31 bits: the directory has to be on ext4 (set TMPDIR)";
+        return Err(format!("{path}: {why}").into());
     }
     let narrow = sys::directory(&File::open(path)?, sys::Caller::Narrow, 0)?;
     if let Some((name, position)) = narrow.iter().find(|(_, position)| *position > NARROW) {
