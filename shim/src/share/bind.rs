@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FsWord, StatVfsMountFlags};
 
 use super::registry::{Choice, Overlap, Piece, Place, Registry, View, VolumeId, join};
-use super::volume::{Identity, Source, place_of};
+use super::volume::{Identity, Source};
 use super::{Attachment, ShareError, SharedTree, io_error};
 use crate::guest_spec::{BindSource, HostOptions, PlacedBind};
 use crate::host_ns::HostTree;
@@ -228,17 +228,19 @@ impl Attaching<'_> {
             Choice::New => return self.export(source).map(root),
         };
         self.registry.enter(view.volume, container, writes);
-        if source.at.receives && source.identity.is_directory() {
-            let target = self.tree.root.join(place_of(view.volume));
-            let read_only = !self.registry.writable(view.volume);
-            self.tree.mirrors.follow(&target, &view, &source.host.tree, read_only)?;
-        }
         Ok(view)
     }
 
-    /// Whether a view has the mounts below it that the source has. One that follows the host has them sooner or later.
+    /// Whether a view has the mounts below it that the source has, and will have those that the source is to have.
     fn shows_the_same(&self, pieces: &[Piece], view: &View, source: &Found<'_>) -> bool {
-        if source.bind.recursive && self.tree.mirrors.follows(view) {
+        if !source.identity.is_directory() {
+            return true;
+        }
+        let receives = self.registry.receives(view.volume);
+        if receives != source.at.receives {
+            return false;
+        }
+        if receives && source.bind.recursive {
             return true;
         }
         let inside = pieces.iter().filter(|piece| piece.volume == view.volume);

@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use super::registry::{View, VolumeId, join};
+use super::registry::VolumeId;
 use super::{ShareError, attach, harden, io_error, unmount_below};
 use crate::below;
 use crate::error::chain;
@@ -57,10 +57,8 @@ struct Mirror {
     replica: PathBuf,
     /// The number of the replica's own mount.
     replica_id: u64,
-    /// What the guest gets: the volume's root.
+    /// What the guest gets.
     copy: PathBuf,
-    /// The part of it that is this source.
-    part: PathBuf,
     read_only: bool,
     /// What is mounted below the replica, by its place there, and its copy.
     copied: BTreeMap<PathBuf, Copied>,
@@ -107,53 +105,9 @@ impl Mirrors {
             replica,
             replica_id,
             copy: target.to_owned(),
-            part: PathBuf::new(),
             read_only,
             copied: BTreeMap::new(),
         })
-    }
-
-    /// Lets a part of a volume that is exported already follow the host, too. The tree is of that part's source.
-    pub(super) fn follow(&self, target: &Path, view: &View, tree: &OwnedFd, read_only: bool) -> Result<(), ShareError> {
-        if self.follows(view) {
-            return Ok(());
-        }
-        let replica = self.place_replica(view.volume, tree)?;
-        let mounts = mountinfo::read().map_err(|source| self.unlisted(source))?;
-        let below = |path: &Path| -> BTreeMap<PathBuf, u64> {
-            let lines = mounts.iter();
-            let below = lines.filter_map(|line| Some((line.mountpoint.strip_prefix(path).ok()?.to_owned(), line.id)));
-            below.collect()
-        };
-        let mut originals = below(&replica);
-        let receives = mounts
-            .iter()
-            .any(|line| line.receives && line.mountpoint.starts_with(&replica));
-        let Some(replica_id) = originals.remove(Path::new("")).filter(|_| receives) else {
-            return remove_replica(replica);
-        };
-        // What is mounted there already was so when the volume was exported.
-        let copies = below(&target.join(&view.at));
-        let copied = originals.into_iter().filter_map(|(place, original)| {
-            let copy = *copies.get(&place)?;
-            Some((place, Copied { original, copy }))
-        });
-        self.add(Mirror {
-            volume: view.volume,
-            replica,
-            replica_id,
-            copy: target.to_owned(),
-            part: view.at.clone(),
-            read_only,
-            copied: copied.collect(),
-        })
-    }
-
-    /// Whether a part of a volume follows the host.
-    pub(super) fn follows(&self, view: &View) -> bool {
-        let followed = self.lock();
-        let mut of_volume = followed.iter().filter(|mirror| mirror.volume == view.volume);
-        of_volume.any(|mirror| view.at.starts_with(&mirror.part))
     }
 
     /// What is mounted in a volume from now on can be written to or not. The answer is the places in it that are read-only on
@@ -166,7 +120,7 @@ impl Mirrors {
             let mounts = mountinfo::below(&mirror.replica).map_err(|source| self.unlisted(source))?;
             let places = mounts.iter().filter(|line| line.read_only).filter_map(|line| {
                 let place = line.mountpoint.strip_prefix(&mirror.replica).ok()?;
-                (!place.as_os_str().is_empty()).then(|| mirror.part.join(place))
+                (!place.as_os_str().is_empty()).then(|| place.to_owned())
             });
             read_only.extend(places);
         }
@@ -189,8 +143,7 @@ impl Mirrors {
 
     /// Mounts the tree as a slave of what it was cloned from.
     fn place_replica(&self, volume: VolumeId, tree: &OwnedFd) -> Result<PathBuf, ShareError> {
-        let number = self.lock().iter().filter(|mirror| mirror.volume == volume).count();
-        let replica = self.directory.join(volume.to_string()).join(number.to_string());
+        let replica = self.directory.join(volume.to_string());
         let failed = |operation, source| ShareError::from(PathError::new(operation, &replica, source));
         DirBuilder::new()
             .recursive(true)
@@ -207,19 +160,11 @@ impl Mirrors {
     /// Forgets a volume's sources and removes their replicas. May be called again, and for one that has none.
     pub(super) fn forget(&self, volume: VolumeId) -> Result<(), ShareError> {
         self.lock().retain(|mirror| mirror.volume != volume);
-        let directory = self.directory.join(volume.to_string());
-        if !directory.exists() {
-            return Ok(());
+        let replica = self.directory.join(volume.to_string());
+        match replica.exists() {
+            true => remove_replica(replica),
+            false => Ok(()),
         }
-        unmount_below(&directory)?;
-        let remove = || -> io::Result<()> {
-            for entry in fs::read_dir(&directory)? {
-                // Empty, or something is mounted there still: then it must stay.
-                fs::remove_dir(entry?.path())?;
-            }
-            fs::remove_dir(&directory)
-        };
-        remove().map_err(|source| ShareError::from(PathError::new("remove", &directory, source)))
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Mirror>> {
@@ -241,14 +186,10 @@ impl Mirrors {
     }
 }
 
-/// Removes a replica from which nothing will ever come.
 fn remove_replica(replica: PathBuf) -> Result<(), ShareError> {
     unmount_below(&replica)?;
-    let parent = replica.parent().map(Path::to_owned);
-    fs::remove_dir(&replica).map_err(|source| PathError::new("remove", replica, source))?;
-    // Other parts of the volume may have one.
-    let _ = parent.map(fs::remove_dir);
-    Ok(())
+    // If something is mounted there still it must stay.
+    fs::remove_dir(&replica).map_err(|source| ShareError::from(PathError::new("remove", replica, source)))
 }
 
 /// Follows until `stopped` has no writer any more.
@@ -332,7 +273,7 @@ impl Mirror {
         harden(&tree, self.read_only)?;
         // Before anybody sees the copy: what is open in the replica, even for this moment, makes the host's unmount EBUSY.
         drop(found);
-        let target = below::open(&self.copy, &join(&self.part, place))?;
+        let target = below::open(&self.copy, place)?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         move_mount(&tree, "", &target, "", flags)?;
         mount_id(&tree)

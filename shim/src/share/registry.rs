@@ -57,6 +57,8 @@ struct Volume {
     writable: bool,
     /// Mounts inside it that are read-only on the host.
     read_only_inside: BTreeSet<PathBuf>,
+    /// What the host mounts inside it later appears.
+    receives: bool,
 }
 
 /// What becomes of a source.
@@ -85,6 +87,7 @@ impl Registry {
         &mut self,
         container: &ContainerId,
         writable: bool,
+        receives: bool,
         read_only_inside: BTreeSet<PathBuf>,
     ) -> VolumeId {
         self.last += 1;
@@ -92,6 +95,7 @@ impl Registry {
             users: BTreeMap::from([(container.clone(), writable)]),
             writable,
             read_only_inside,
+            receives,
         };
         self.volumes.insert(self.last, volume);
         self.last
@@ -131,6 +135,11 @@ impl Registry {
 
     pub(super) fn writable(&self, volume: VolumeId) -> bool {
         self.volumes.get(&volume).is_some_and(|volume| volume.writable)
+    }
+
+    /// Whether what the host mounts inside it later appears.
+    pub(super) fn receives(&self, volume: VolumeId) -> bool {
+        self.volumes.get(&volume).is_some_and(|volume| volume.receives)
     }
 
     pub(super) fn set_writable(&mut self, volume: VolumeId, writable: bool) {

@@ -95,7 +95,12 @@ impl SharedTree {
         source: &Source<'_>,
         directory: bool,
     ) -> Result<VolumeId, ShareError> {
-        let volume = registry.add(container, source.writable, source.read_only_inside.clone());
+        let volume = registry.add(
+            container,
+            source.writable,
+            source.follows,
+            source.read_only_inside.clone(),
+        );
         let name = place_of(volume);
         let target = self.root.join(&name);
         if directory {

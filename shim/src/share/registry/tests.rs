@@ -67,7 +67,7 @@ impl Sandbox {
                     }
                 }
                 Choice::New => {
-                    let volume = self.registry.add(&id(container), *writes, BTreeSet::new());
+                    let volume = self.registry.add(&id(container), *writes, false, BTreeSet::new());
                     self.exported.insert(volume, (*path).into());
                     View {
                         volume,
@@ -193,7 +193,7 @@ fn what_is_mounted_inside_a_volume_is_found_and_gives_way_to_a_volume_of_its_own
             path: "/".into(),
         },
     );
-    let whole = registry.add(&container, true, BTreeSet::from(["m".into()]));
+    let whole = registry.add(&container, true, false, BTreeSet::from(["m".into()]));
     let mut pieces = vec![
         Piece {
             volume: whole,
@@ -215,7 +215,7 @@ fn what_is_mounted_inside_a_volume_is_found_and_gives_way_to_a_volume_of_its_own
         at: "m/x".into(),
     };
     assert_eq!(registry.choose(&pieces, &inner, false, |_| true), Choice::View(inside));
-    let own = registry.add(&container, false, BTreeSet::new());
+    let own = registry.add(&container, false, false, BTreeSet::new());
     pieces.push(Piece {
         volume: own,
         at: PathBuf::new(),
