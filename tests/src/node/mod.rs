@@ -118,7 +118,7 @@ impl Node {
     /// Starts a node whose runtime is what an archive of the packages has, unpacked: it has not the build's.
     pub fn start_unpacked(prefix: &Path) -> Result<Self> {
         let environment = |_: &Path| {
-            let path = std::env::var("PATH").unwrap_or_default();
+            let path = env::var("PATH").unwrap_or_default();
             let conf = prefix.join("etc/configuration.toml");
             Ok(vec![
                 ("KATA_CONF_FILE".to_owned(), conf.display().to_string()),
