@@ -96,14 +96,17 @@ fn a_terminal_has_the_size_of_the_users_and_follows_it_and_passes_control_charac
     node.nothing_left()
 }
 
-/// What `seq -s ' ' COUNT` shows on a terminal.
+/// What `seq -s ' ' COUNT` shows on a terminal, without the end of its line.
 fn numbers(count: u32) -> Vec<u8> {
     let words: Vec<String> = (1..=count).map(|number| number.to_string()).collect();
-    format!("{}\r\n", words.join(" ")).into_bytes()
+    words.join(" ").into_bytes()
 }
 
 /// Fails unless they are the same, and says where they part: nobody wants to see megabytes.
 fn same(shown: &[u8], wanted: &[u8], what: &str) {
+    assert!(shown.ends_with(b"\n"), "{what}: the end of the line is missing");
+    // The container's terminal puts a carriage return before it, and the one that `ctr` is on another.
+    let shown = shown.trim_ascii_end();
     let part = shown.iter().zip(wanted).position(|(shown, wanted)| shown != wanted);
     assert!(
         shown == wanted,
@@ -119,7 +122,7 @@ fn no_byte_of_a_terminal_is_lost_to_a_slow_reader() -> Result<()> {
     let node = Node::start()?;
     node.run("base").arg("-d").program(["sleep", "1000"]).ok()?;
     let limit = Duration::from_secs(120);
-    for (count, rounds, piece) in [(150_000, 25, 3000), (1_000_000, 2, 16 << 10)] {
+    for (count, rounds, piece) in [(150_000, 12, 3000), (1_000_000, 2, 16 << 10)] {
         let wanted = numbers(count);
         for round in 0..rounds {
             let exec = node.exec("base", &format!("e{count}-{round}")).arg("-t");
