@@ -96,6 +96,8 @@ struct Setting {
     value: String,
     /// The kernel may be built without it, and then there is nothing to limit.
     optional: bool,
+    /// The same value comes again later: whether it is taken depends on what is written in between.
+    again: bool,
 }
 
 impl Setting {
@@ -104,7 +106,13 @@ impl Setting {
             file: file.into(),
             value: value.into(),
             optional: false,
+            again: false,
         }
+    }
+
+    fn again(mut self) -> Self {
+        self.again = true;
+        self
     }
 
     fn optional(mut self) -> Self {
@@ -118,14 +126,40 @@ fn limit(value: i64) -> String {
     if value < 0 { "max".to_owned() } else { value.to_string() }
 }
 
+/// What the files of a cgroup say now that a specification may leave half of as it is.
+#[derive(Debug)]
+struct Current {
+    cpu_max: String,
+    memory_max: String,
+}
+
+impl Current {
+    /// A cgroup without limits, and what is read where the kernel lacks a controller.
+    fn unlimited() -> Self {
+        Self {
+            cpu_max: cpu::UNLIMITED.to_owned(),
+            memory_max: "max".to_owned(),
+        }
+    }
+
+    fn of(cgroup: &Cgroup) -> Self {
+        let none = Self::unlimited();
+        let read = |file: &str, none| std::fs::read_to_string(cgroup.file(file)).unwrap_or(none);
+        Self {
+            cpu_max: read("cpu.max", none.cpu_max),
+            memory_max: read("memory.max", none.memory_max),
+        }
+    }
+}
+
 /// Everything that the specification asks for, in the order in which it is written.
-fn settings(resources: &LinuxResources) -> Result<Vec<Setting>, Error> {
+fn settings(resources: &LinuxResources, current: &Current) -> Result<Vec<Setting>, Error> {
     let mut all = Vec::new();
     if let Some(cpu) = resources.cpu() {
-        all.extend(cpu::settings(cpu));
+        all.extend(cpu::settings(cpu, &current.cpu_max));
     }
     if let Some(memory) = resources.memory() {
-        all.extend(memory::settings(memory)?);
+        all.extend(memory::settings(memory, &current.memory_max)?);
     }
     if let Some(pids) = resources.pids() {
         all.extend(pids::settings(*pids));
@@ -221,9 +255,19 @@ impl Cgroup {
     /// The first value that is refused; those before it stay.
     pub(crate) fn apply(&self, resources: &LinuxResources) -> Result<(), Error> {
         reserve::keep()?;
-        for Setting { file, value, optional } in settings(resources)? {
+        if let Some(memory) = resources.memory() {
+            memory::check(memory, &self.file("memory.current"))?;
+        }
+        for setting in settings(resources, &Current::of(self))? {
+            let Setting {
+                file,
+                value,
+                optional,
+                again,
+            } = setting;
             match std::fs::write(self.path.join(&file), &value) {
                 Ok(()) => {}
+                Err(_) if again => {}
                 Err(error) if optional && error.kind() == ErrorKind::NotFound => {}
                 Err(source) => return Err(Error::Refused { file, value, source }),
             }
@@ -357,7 +401,7 @@ mod tests {
                 "hugepageLimits":[{"pageSize":"2MB","limit":0}]}"#,
         )
         .unwrap();
-        let lines: Vec<String> = settings(&resources)
+        let lines: Vec<String> = settings(&resources, &Current::unlimited())
             .unwrap()
             .into_iter()
             .map(|set| format!("{} {}", set.file, set.value))
