@@ -7,8 +7,8 @@ use std::{
 };
 
 use oci_spec::runtime::{
-    IOPriorityClass, LinuxIOPriority, LinuxPersonality, LinuxPersonalityDomain, LinuxSchedulerPolicy, Process,
-    Scheduler,
+    IOPriorityClass, LinuxIOPriority, LinuxPersonality, LinuxPersonalityDomain, LinuxSchedulerFlag,
+    LinuxSchedulerPolicy, Process, Scheduler,
 };
 use rustix::process::Uid;
 
@@ -29,11 +29,7 @@ pub(super) fn set_oom_score(process: &Process) -> Result<()> {
 /// personality(2).
 pub(super) fn set_personality(wanted: Option<&LinuxPersonality>) -> Result<()> {
     let Some(wanted) = wanted else { return Ok(()) };
-    if wanted.flags().as_ref().is_some_and(|flags| !flags.is_empty()) {
-        return Err(Fault::Refused(
-            "personality: flags are not defined by the OCI specification".to_owned(),
-        ));
-    }
+    // Flags are not defined by the specification, and the shim warns of them, as runc does.
     // PER_LINUX and PER_LINUX32 of linux/personality.h.
     let domain = match wanted.domain() {
         LinuxPersonalityDomain::PerLinux => 0,
@@ -58,13 +54,68 @@ pub(super) fn set_io_priority(wanted: Option<&LinuxIOPriority>) -> Result<()> {
     sys::set_io_priority((class << CLASS_SHIFT) | level).or_refuse(|| "cannot set ioPriority")
 }
 
-/// A scheduler other than the default would need the agent to hold real-time capacity back: it is refused, clearly.
-pub(super) fn check_scheduler(wanted: Option<&Scheduler>) -> Result<()> {
-    match wanted {
-        Some(scheduler) if *scheduler.policy() != LinuxSchedulerPolicy::SchedOther || scheduler.nice().is_some() => {
-            Err(Fault::Refused("process.scheduler is not supported".to_owned()))
-        }
-        _ => Ok(()),
+/// sched_setattr(2), with the combinations that runc refuses. A policy that needs real time is refused by the kernel where it
+/// cannot be had.
+pub(super) fn set_scheduler(wanted: Option<&Scheduler>) -> Result<()> {
+    let Some(wanted) = wanted else { return Ok(()) };
+    sys::set_scheduler(&scheduler_attributes(wanted)?)
+        .or_refuse(|| format!("cannot set the scheduler {}", wanted.policy()))
+}
+
+fn scheduler_attributes(wanted: &Scheduler) -> Result<libc::sched_attr> {
+    use LinuxSchedulerPolicy as Policy;
+    let refuse = |what: &str| Err(Fault::Refused(format!("process.scheduler: {what}")));
+    let nice = wanted.nice().unwrap_or(0);
+    if !(-20..=19).contains(&nice) {
+        return refuse(&format!("nice {nice} is not between -20 and 19"));
+    }
+    let priority = wanted.priority().unwrap_or(0);
+    let Ok(sched_priority) = u32::try_from(priority) else {
+        return refuse(&format!("priority {priority} is less than 0"));
+    };
+    if priority != 0 && !matches!(wanted.policy(), Policy::SchedFifo | Policy::SchedRr) {
+        return refuse("priority is only for SCHED_FIFO and SCHED_RR");
+    }
+    let times = [wanted.runtime(), wanted.deadline(), wanted.period()].map(|time| time.unwrap_or(0));
+    if times != [0; 3] && *wanted.policy() != Policy::SchedDeadline {
+        return refuse("runtime, deadline and period are only for SCHED_DEADLINE");
+    }
+    let flags = wanted
+        .flags()
+        .iter()
+        .flatten()
+        .fold(0, |flags, flag| flags | scheduler_flag(*flag));
+    Ok(libc::sched_attr {
+        size: u32::try_from(size_of::<libc::sched_attr>()).unwrap_or(u32::MAX),
+        // Numbers of linux/sched.h.
+        sched_policy: match wanted.policy() {
+            Policy::SchedOther => 0,
+            Policy::SchedFifo => 1,
+            Policy::SchedRr => 2,
+            Policy::SchedBatch => 3,
+            Policy::SchedIso => 4,
+            Policy::SchedIdle => 5,
+            Policy::SchedDeadline => 6,
+        },
+        sched_flags: flags,
+        sched_nice: nice,
+        sched_priority,
+        sched_runtime: times[0],
+        sched_deadline: times[1],
+        sched_period: times[2],
+    })
+}
+
+/// SCHED_FLAG_* of linux/sched.h.
+fn scheduler_flag(flag: LinuxSchedulerFlag) -> u64 {
+    match flag {
+        LinuxSchedulerFlag::SchedResetOnFork => 0x01,
+        LinuxSchedulerFlag::SchedFlagReclaim => 0x02,
+        LinuxSchedulerFlag::SchedFlagDLOverrun => 0x04,
+        LinuxSchedulerFlag::SchedFlagKeepPolicy => 0x08,
+        LinuxSchedulerFlag::SchedFlagKeepParams => 0x10,
+        LinuxSchedulerFlag::SchedFlagUtilClampMin => 0x20,
+        LinuxSchedulerFlag::SchedFlagUtilClampMax => 0x40,
     }
 }
 
@@ -120,4 +171,45 @@ pub(super) fn place_streams(streams: &[OwnedFd; 3]) -> Result<()> {
         .and_then(|()| nix::unistd::dup2_stdout(&streams[1]))
         .and_then(|()| nix::unistd::dup2_stderr(&streams[2]))
         .or_fail(|| "cannot place the standard streams")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scheduler(json: &str) -> Result<(u32, i32, u32, u64)> {
+        let attributes = scheduler_attributes(&serde_json::from_str(json).unwrap())?;
+        Ok((
+            attributes.sched_policy,
+            attributes.sched_nice,
+            attributes.sched_priority,
+            attributes.sched_flags,
+        ))
+    }
+
+    #[test]
+    fn a_scheduler_has_the_kernels_numbers() {
+        assert_eq!(scheduler(r#"{"policy":"SCHED_BATCH","nice":5}"#).unwrap(), (3, 5, 0, 0));
+        assert_eq!(
+            scheduler(r#"{"policy":"SCHED_FIFO","priority":9}"#).unwrap(),
+            (1, 0, 9, 0)
+        );
+        let reset = r#"{"policy":"SCHED_IDLE","flags":["SCHED_RESET_ON_FORK"]}"#;
+        assert_eq!(scheduler(reset).unwrap(), (5, 0, 0, 1));
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_refused_as_runc_does() {
+        for json in [
+            r#"{"policy":"SCHED_OTHER","nice":20}"#,
+            r#"{"policy":"SCHED_BATCH","priority":1}"#,
+            r#"{"policy":"SCHED_FIFO","priority":-1}"#,
+            r#"{"policy":"SCHED_OTHER","runtime":1}"#,
+        ] {
+            assert!(
+                scheduler(json).unwrap_err().to_string().contains("process.scheduler"),
+                "{json}"
+            );
+        }
+    }
 }

@@ -5,7 +5,10 @@ use std::collections::HashSet;
 use caps::{CapSet, Capability, CapsHashSet};
 use oci_spec::runtime::{Capabilities, LinuxCapabilities};
 
-use super::fault::{Fault, Result};
+use super::{
+    fault::{Context, Fault, Result},
+    sys,
+};
 
 /// The sets as masks, as the kernel shows them in `/proc/PID/status`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -23,14 +26,14 @@ pub(super) fn masks(wanted: Option<&LinuxCapabilities>) -> Masks {
         let set = known(wanted.and_then(|sets| select(sets).as_ref()));
         set.iter().fold(0, |mask, capability| mask | capability.bitmask())
     };
-    let permitted = mask(LinuxCapabilities::permitted);
-    let inheritable = mask(LinuxCapabilities::inheritable);
+    let (permitted, inheritable) = (mask(LinuxCapabilities::permitted), mask(LinuxCapabilities::inheritable));
     Masks {
         bounding: mask(LinuxCapabilities::bounding),
         permitted,
-        effective: mask(LinuxCapabilities::effective) & permitted,
+        effective: mask(LinuxCapabilities::effective),
         inheritable,
-        ambient: mask(LinuxCapabilities::ambient) & inheritable,
+        // The kernel refuses what is not both, and runc does without it then.
+        ambient: mask(LinuxCapabilities::ambient) & inheritable & permitted,
     }
 }
 
@@ -44,31 +47,17 @@ pub(super) fn bound(wanted: Option<&LinuxCapabilities>) -> Result<()> {
     Ok(())
 }
 
-/// Sets the other four. `also` is held until the program is executed, and not by it: `execve` computes the sets anew
-/// from the inheritable, the bounding and the ambient one.
+/// Sets the other four: three at once, as they depend on each other, and then the ambient one. `also` is held until the program
+/// is executed, and not by it: `execve` computes the sets anew from the inheritable, the bounding and the ambient one.
 pub(super) fn apply(wanted: Option<&LinuxCapabilities>, also: Option<Capability>) -> Result<()> {
-    let set =
-        |select: fn(&LinuxCapabilities) -> &Option<Capabilities>| known(wanted.and_then(|sets| select(sets).as_ref()));
-    let (mut effective, mut permitted) = (set(LinuxCapabilities::effective), set(LinuxCapabilities::permitted));
-    let (inheritable, ambient) = (set(LinuxCapabilities::inheritable), set(LinuxCapabilities::ambient));
-    effective.extend(also);
-    permitted.extend(also);
-    // The effective set must always be within the permitted one, whether that shrinks or stays.
-    let steps = [
-        (CapSet::Effective, effective.intersection(&permitted).copied().collect()),
-        (CapSet::Permitted, permitted),
-        (CapSet::Inheritable, inheritable.clone()),
-        // The kernel refuses what is not inheritable, and runc does without it then.
-        (
-            CapSet::Ambient,
-            ambient.intersection(&inheritable).copied().collect::<CapsHashSet>(),
-        ),
-    ];
-    for (which, capabilities) in steps {
-        caps::set(None, which, &capabilities)
-            .map_err(|why| Fault::refused(format_args!("cannot set the {which:?} capabilities"), why))?;
-    }
-    Ok(())
+    let masks = masks(wanted);
+    let also = also.map_or(0, |capability| capability.bitmask());
+    sys::set_capabilities(masks.effective | also, masks.permitted | also, masks.inheritable)
+        .or_refuse(|| "cannot set the effective, permitted and inheritable capabilities")?;
+    let ambient = known(wanted.and_then(|sets| sets.ambient().as_ref()));
+    let ambient = ambient.into_iter().filter(|one| masks.ambient & one.bitmask() != 0);
+    caps::set(None, CapSet::Ambient, &ambient.collect())
+        .map_err(|why| Fault::refused("cannot set the ambient capabilities", why))
 }
 
 /// The capabilities that this kernel has; runc ignores the others, too.

@@ -15,7 +15,7 @@ use nix::{
     sys::signal::SigSet,
     unistd::{ForkResult, sethostname},
 };
-use oci_spec::runtime::{ContainerState, Hook, Hooks, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{Hook, Hooks, LinuxNamespaceType, Spec};
 use rustix::process::{DumpableBehavior, PidfdFlags, pidfd_open, set_dumpable_behavior};
 
 use super::{
@@ -23,7 +23,8 @@ use super::{
     channel::{ChildEnd, Order, Word},
     devices,
     fault::{Context, Fault, Result},
-    hooks, identity,
+    hooks::{self, Confinement},
+    identity,
     instructions::{Instructions, Parcel, Place},
     masked,
     mounts::{self, Prepared},
@@ -77,14 +78,14 @@ fn carry_out(channel: &ChildEnd, told: &Instructions) -> Result<()> {
     attributes::place_streams(&[stdin, stdout, stderr])?;
     attributes::set_oom_score(&told.process)?;
     rlimits::make_room(told.process.rlimits().as_deref().unwrap_or_default())?;
-    attributes::check_scheduler(told.process.scheduler().as_ref())?;
     let streams = attributes::streams(&told.stdio, &null)?;
 
-    let taken = match &told.place {
-        Place::New(join) => Some(take(told, join)?),
+    let (taken, of_init) = match &told.place {
+        Place::New(join) => (Some(take(told, join)?), None),
         Place::Of(init) => {
+            let of_init = namespaces::cgroup_of_init(init, &cgroup_directory(&told.cgroup)?)?;
             namespaces::join(init)?;
-            None
+            (None, of_init)
         }
     };
     // From here on a process of the container may see ours: it must not reach our program's file (CVE-2019-5736).
@@ -110,7 +111,7 @@ fn carry_out(channel: &ChildEnd, told: &Instructions) -> Result<()> {
             File::from(announced)
                 .read_exact(&mut [0])
                 .or_fail(|| "the process was not announced")?;
-            prepare_and_execute(channel, told, taken.as_ref(), streams)
+            prepare_and_execute(channel, told, taken.as_ref(), of_init.as_ref(), streams)
         }
     }
 }
@@ -127,7 +128,7 @@ fn take<'a>(told: &'a Instructions, join: &[(LinuxNamespaceType, OwnedFd)]) -> R
         sysfs_of_guest: has(LinuxNamespaceType::User) && !has(LinuxNamespaceType::Network),
     };
     let mounts = mounts::prepare(spec, surroundings)?;
-    sysctl::set(spec, false)?;
+    sysctl::set(spec, sysctl::Where::Guest, namespaces::makes_network(spec, join))?;
     let fresh = namespaces::make(spec, join, &told.cgroup, &told.agent_cgroup)?;
     Ok(Taken {
         root,
@@ -158,13 +159,12 @@ fn prepare_and_execute(
     channel: &ChildEnd,
     told: &Instructions,
     taken: Option<&Taken<'_>>,
+    of_init: Option<&OwnedFd>,
     streams: [OwnedFd; 3],
 ) -> Result<()> {
     rustix::process::setsid().or_fail(|| "cannot begin a session")?;
     attributes::join_keyring(&told.id)?;
-    if let Some(taken) = taken {
-        furnish(told, taken)?;
-    }
+    let to_seal = taken.map(|taken| furnish(told, taken)).transpose()?;
     let (streams, master) = match &told.stdio {
         Stdio::Pipes { .. } => (streams, None),
         Stdio::Terminal => {
@@ -172,30 +172,26 @@ fn prepare_and_execute(
             (streams, Some(master))
         }
     };
-    if taken.is_some() {
-        finish_tree(told)?;
+    if let Some(to_seal) = to_seal {
+        finish_tree(told, &to_seal)?;
     }
     let (program, filter) = assume_identity(told, &streams)?;
     wait_at_the_gate(channel, master.as_ref().map(AsFd::as_fd))?;
     drop(master);
 
-    let bundle = taken.map_or(Path::new("/"), |taken| &taken.bundle);
-    if taken.is_some() {
+    if let Some(taken) = taken {
         let hooks = hooks_of(&told.spec, Hooks::start_container);
-        hooks::run(
-            "startContainer",
-            hooks,
-            &told.spec,
-            &told.id,
-            bundle,
-            ContainerState::Created,
-        )?;
+        let confinement = Confinement {
+            cgroup: &told.cgroup,
+            filter: filter.as_ref(),
+        };
+        hooks::run(hooks, &told.spec, &told.id, &taken.bundle, confinement)?;
     }
     attributes::place_streams(&streams)?;
     sys::close_on_exec_from(3).or_fail(|| "cannot close what is ours")?;
     reset_signals()?;
     // From here on the container pays, and its limits hold.
-    namespaces::enter_cgroup(&told.cgroup)?;
+    namespaces::enter_cgroup_or(&told.cgroup, of_init)?;
     if let Some(filter) = &filter {
         filter.load()?;
     }
@@ -203,8 +199,8 @@ fn prepare_and_execute(
     Err(program.execute())
 }
 
-/// Everything of a new container that needs the guest's tree, up to its root.
-fn furnish(told: &Instructions, taken: &Taken<'_>) -> Result<()> {
+/// Everything of a new container that needs the guest's tree, up to its root. The answer is what [`finish_tree`] seals.
+fn furnish(told: &Instructions, taken: &Taken<'_>) -> Result<Vec<OwnedFd>> {
     let spec = &told.spec;
     if taken.fresh.uts {
         if let Some(name) = spec.hostname() {
@@ -217,24 +213,16 @@ fn furnish(told: &Instructions, taken: &Taken<'_>) -> Result<()> {
     if taken.fresh.network {
         sys::loopback_up().or_refuse(|| "cannot bring the loopback interface up")?;
     }
-    sysctl::set(spec, true)?;
+    sysctl::set(spec, sysctl::Where::Container, taken.fresh.network)?;
     rootfs::place(&taken.root)?;
     let root = Root::new(taken.root.as_fd());
     // Modes are the specification's, not what is left of them by a mask.
     rustix::process::umask(rustix::fs::Mode::empty());
-    mounts::carry_out(root, &taken.mounts)?;
+    let to_seal = mounts::carry_out(root, &taken.mounts)?;
     devices::make(root, spec, taken.fresh.user)?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    let hooks = hooks_of(spec, Hooks::create_container);
-    hooks::run(
-        "createContainer",
-        hooks,
-        spec,
-        &told.id,
-        &taken.bundle,
-        ContainerState::Creating,
-    )?;
-    rootfs::enter(&taken.root)
+    rootfs::enter(&taken.root)?;
+    Ok(to_seal)
 }
 
 fn hooks_of(spec: &Spec, select: fn(&Hooks) -> &Option<Vec<Hook>>) -> &[Hook] {
@@ -255,8 +243,9 @@ fn open_terminal(told: &Instructions, is_first: bool) -> Result<([OwnedFd; 3], O
 }
 
 /// What is left to do inside the new root while it can be written to.
-fn finish_tree(told: &Instructions) -> Result<()> {
+fn finish_tree(told: &Instructions, to_seal: &[OwnedFd]) -> Result<()> {
     rootfs::make_cwd(told.process.cwd())?;
+    mounts::seal(to_seal)?;
     if let Some(linux) = told.spec.linux() {
         masked::carry_out(linux)?;
     }
@@ -268,6 +257,7 @@ fn assume_identity(told: &Instructions, streams: &[OwnedFd; 3]) -> Result<(Progr
     let process = &told.process;
     let linux = told.spec.linux().as_ref();
     attributes::set_personality(linux.and_then(|linux| linux.personality().as_ref()))?;
+    attributes::set_scheduler(process.scheduler().as_ref())?;
     attributes::set_io_priority(process.io_priority().as_ref())?;
     rlimits::set(process.rlimits().as_deref().unwrap_or_default())?;
     attributes::give_streams(streams, process.user().uid());

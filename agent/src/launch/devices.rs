@@ -1,9 +1,9 @@
 //! The device nodes and links of a container's /dev (OCI runtime specification, config-linux.md "Default Devices" and
 //! "Default filesystems").
 
-use std::{ffi::OsStr, os::fd::OwnedFd, path::Path};
+use std::path::Path;
 
-use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Spec};
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, Spec};
 use rustix::{
     fs::{AtFlags, FileType, Gid, Mode, Uid, makedev},
     io::Errno,
@@ -11,6 +11,7 @@ use rustix::{
 
 use super::{
     fault::{Context, Fault, Result},
+    mounts,
     tree::{self, Root},
 };
 
@@ -23,6 +24,10 @@ const DEFAULT: [(&str, u32, u32); 6] = [
     ("/dev/random", 1, 8),
     ("/dev/urandom", 1, 9),
 ];
+
+/// What a container that may use every device has besides, where the guest has it: a privileged one of Kubernetes, whose runtime
+/// class leaves the host's devices out (`privileged_without_host_devices`).
+const PRIVILEGED: [&str; 4] = ["/dev/fuse", "/dev/kmsg", "/dev/loop-control", "/dev/net/tun"];
 
 const LINKS: [(&str, &str); 5] = [
     ("/dev/fd", "/proc/self/fd"),
@@ -44,10 +49,11 @@ struct Node<'a> {
 /// Makes the nodes. Where nodes cannot be made, in a user namespace, the guest's own are bound.
 pub(super) fn make(root: Root<'_>, spec: &Spec, in_user_namespace: bool) -> Result<()> {
     // A /dev that comes from elsewhere is left as it is.
-    let bound = spec.mounts().as_deref().unwrap_or_default().iter().any(|mount| {
-        mount.destination() == Path::new("/dev") && mount.typ().as_deref().is_none_or(|kind| kind == "bind")
-    });
-    if bound {
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    if mounts
+        .iter()
+        .any(|mount| mounts::is_on_dev(mount) && mounts::is_bind(mount))
+    {
         return Ok(());
     }
     let listed = spec
@@ -67,10 +73,51 @@ pub(super) fn make(root: Root<'_>, spec: &Spec, in_user_namespace: bool) -> Resu
             make_node(root, &node, in_user_namespace)?;
         }
     }
+    if may_use_all(spec) {
+        for path in PRIVILEGED {
+            if let Some(node) = of_guest(path)
+                && listed.iter().all(|device| device.path() != Path::new(path))
+            {
+                make_node(root, &node, in_user_namespace)?;
+            }
+        }
+    }
     for device in listed.iter().filter(|device| device.path() != Path::new("/dev/ptmx")) {
         make_node(root, &node(device)?, in_user_namespace)?;
     }
     link(root)
+}
+
+/// Whether the last rule about all devices allows them.
+fn may_use_all(spec: &Spec) -> bool {
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let rules = resources
+        .and_then(|resources| resources.devices().as_deref())
+        .unwrap_or_default();
+    let of_all = |rule: &&LinuxDeviceCgroup| {
+        rule.typ().is_none_or(|typ| typ == LinuxDeviceType::A)
+            && [rule.major(), rule.minor()]
+                .into_iter()
+                .flatten()
+                .all(|number| number < 0)
+            && rule
+                .access()
+                .as_ref()
+                .is_none_or(|access| access.contains('r') && access.contains('w'))
+    };
+    rules.iter().rfind(of_all).is_some_and(LinuxDeviceCgroup::allow)
+}
+
+/// A character device of the guest, as it has it.
+fn of_guest(path: &str) -> Option<Node<'_>> {
+    let stat = rustix::fs::stat(path).ok()?;
+    (FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice).then(|| Node {
+        path: Path::new(path),
+        kind: FileType::CharacterDevice,
+        number: stat.st_rdev,
+        mode: Mode::from_raw_mode(stat.st_mode & 0o777),
+        owner: (0, 0),
+    })
 }
 
 fn node(device: &LinuxDevice) -> Result<Node<'_>> {
@@ -103,7 +150,8 @@ fn make_node(root: Root<'_>, node: &Node<'_>, in_user_namespace: bool) -> Result
     }
     let (parent, name) = root.parent(node.path).or_refuse(what)?;
     match rustix::fs::mknodat(&parent, &name, node.kind, node.mode, node.number) {
-        Err(Errno::EXIST) => return is_same(&parent, &name, node),
+        // What is there stays, as with runc: the image's own node, or one that a mount has put there.
+        Err(Errno::EXIST) => return Ok(()),
         Err(Errno::PERM) => return bind_node(root, node).or_refuse(what),
         made => made.or_refuse(what)?,
     }
@@ -111,20 +159,6 @@ fn make_node(root: Root<'_>, node: &Node<'_>, in_user_namespace: bool) -> Result
     rustix::fs::chownat(&parent, &name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
         .and_then(|()| rustix::fs::chmodat(&parent, &name, node.mode, AtFlags::empty()))
         .or_refuse(what)
-}
-
-/// A node of an image without a mount on /dev may stay if it is the one that is wanted.
-fn is_same(parent: &OwnedFd, name: &OsStr, node: &Node<'_>) -> Result<()> {
-    let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).or_fail(|| "cannot examine a device")?;
-    let same = FileType::from_raw_mode(stat.st_mode) == node.kind
-        && (node.kind == FileType::Fifo || stat.st_rdev == node.number);
-    if same {
-        return Ok(());
-    }
-    Err(Fault::Refused(format!(
-        "cannot make the device {}: another file is there",
-        node.path.display()
-    )))
 }
 
 fn bind_node(root: Root<'_>, node: &Node<'_>) -> std::io::Result<()> {

@@ -1,10 +1,11 @@
-//! Hooks that run in the container's namespaces: createContainer and startContainer (OCI runtime specification,
-//! config.md "POSIX-platform Hooks"). The others are the host's, and the shim's.
+//! Hooks of the container: startContainer (OCI runtime specification, config.md "POSIX-platform Hooks"). A hook is confined like the
+//! process that it precedes: its user, capabilities and limits, its cgroup, its seccomp filter. The others are the host's, and
+//! the shim's.
 
 use std::{
     fs::File,
     io::{Read, Seek, Write},
-    os::unix::process::CommandExt,
+    os::{fd::OwnedFd, unix::process::CommandExt},
     path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -19,35 +20,39 @@ use rustix::{
 
 use super::{
     fault::{Context, Fault, Result},
+    seccomp::Filter,
     sys,
 };
+
+/// What a hook takes on that the calling process has not taken on yet: it goes on until the hooks have ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Confinement<'a> {
+    /// `cgroup.procs` of the container.
+    pub(super) cgroup: &'a OwnedFd,
+    pub(super) filter: Option<&'a Filter>,
+}
 
 /// Most of a hook's standard error that is handed on, in bytes.
 const MAX_COMPLAINT: u64 = 1024;
 
-/// Runs hooks in order with the container's state on their standard input; the first that fails ends the launch.
-pub(super) fn run(
-    kind: &str,
-    hooks: &[Hook],
-    spec: &Spec,
-    id: &str,
-    bundle: &Path,
-    status: ContainerState,
-) -> Result<()> {
+/// Runs startContainer hooks in order with the container's state on their standard input; the first that fails ends the launch.
+pub(super) fn run(hooks: &[Hook], spec: &Spec, id: &str, bundle: &Path, confinement: Confinement<'_>) -> Result<()> {
     if hooks.is_empty() {
         return Ok(());
     }
     let state = StateBuilder::default()
         .version(spec.version().clone())
         .id(id)
-        .status(status)
+        .status(ContainerState::Created)
         .pid(rustix::process::getpid().as_raw_nonzero().get())
         .bundle(bundle)
         .annotations(spec.annotations().clone().unwrap_or_default())
         .build()
         .map_err(|why| Fault::internal("cannot write the container's state for its hooks", why))?;
     let state = serde_json::to_vec(&state).map_err(|why| Fault::internal("cannot write the container's state", why))?;
-    hooks.iter().try_for_each(|hook| run_one(kind, hook, &file(&state)?))
+    hooks
+        .iter()
+        .try_for_each(|hook| run_one(hook, &file(&state)?, confinement))
 }
 
 /// A file in memory, from its beginning. A hook need not read its state, and nobody reads what it says before it ends: a
@@ -62,8 +67,8 @@ fn file(content: &[u8]) -> Result<File> {
     write().or_fail(|| "cannot make a file for a hook")
 }
 
-fn run_one(kind: &str, hook: &Hook, told: &File) -> Result<()> {
-    let what = || format!("{kind} hook {}", hook.path().display());
+fn run_one(hook: &Hook, told: &File, confinement: Confinement<'_>) -> Result<()> {
+    let what = || format!("startContainer hook {}", hook.path().display());
     let said = file(&[])?;
     let mut command = Command::new(hook.path());
     if let Some((name, rest)) = hook.args().as_deref().and_then(<[String]>::split_first) {
@@ -82,6 +87,8 @@ fn run_one(kind: &str, hook: &Hook, told: &File) -> Result<()> {
         .stdout(Stdio::null())
         .stderr(Stdio::from(said.try_clone().or_fail(what)?));
     sys::die_with_parent(&mut command);
+    let cgroup = confinement.cgroup.try_clone().or_fail(what)?;
+    sys::confine(&mut command, cgroup, confinement.filter.cloned());
     let mut child = command.spawn().or_refuse(what)?;
     if let Some(seconds) = hook.timeout().and_then(|seconds| u64::try_from(seconds).ok()) {
         end_in_time(&mut child, Duration::from_secs(seconds)).or_refuse(what)?;

@@ -20,6 +20,12 @@ const MAX_PASSWD: u64 = 4 << 20;
 /// file system that knows better, FUSE for one) the user itself is asked. runc has the same order.
 pub(super) fn assume(process: &Process) -> Result<()> {
     let cwd = process.cwd();
+    if !cwd.is_absolute() {
+        return Err(Fault::Refused(format!(
+            "process.cwd: {} is not an absolute path",
+            cwd.display()
+        )));
+    }
     let entered = enter(cwd)?;
     set_keep_capabilities(true).or_fail(|| "cannot keep the capabilities over the change of the user")?;
     become_user(process.user())?;

@@ -19,7 +19,7 @@ use rustix::{
 
 use super::{
     fault::{Context, Fault, Result},
-    options::Options,
+    options::{Attributes, Options},
     tree::{self, Root},
 };
 
@@ -67,6 +67,9 @@ pub(super) fn prepare<'a>(spec: &'a Spec, around: Surroundings<'_>) -> Result<Ve
 fn prepare_one<'a>(mount: &'a Mount, around: Surroundings<'_>) -> Result<Prepared<'a>> {
     let Surroundings { bundle, cgroup, .. } = around;
     let mut options = Options::parse(mount.options().as_deref().unwrap_or_default());
+    if !options.remount && (kind(mount) == "tmpfs" || is_on_dev(mount)) && !is_bind(mount) {
+        options.defer_read_only();
+    }
     if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
         options.unsupported = Some("uidMappings".to_owned());
     }
@@ -99,6 +102,17 @@ fn prepare_one<'a>(mount: &'a Mount, around: Surroundings<'_>) -> Result<Prepare
     Ok(Prepared { mount, source, options })
 }
 
+/// Whether a mount binds something: by its type, or by its options.
+pub(super) fn is_bind(mount: &Mount) -> bool {
+    let by_option = |option: &String| matches!(option.as_str(), "bind" | "rbind");
+    kind(mount) == "bind" || mount.options().iter().flatten().any(by_option)
+}
+
+/// Whether a mount is what the container has as /dev.
+pub(super) fn is_on_dev(mount: &Mount) -> bool {
+    tree::components(mount.destination()) == ["dev"]
+}
+
 /// The type of a mount. cgroup is cgroup2: the guest has no other.
 fn kind(mount: &Mount) -> &str {
     match mount.typ().as_deref() {
@@ -125,7 +139,11 @@ fn refusal(mount: &Mount, why: impl std::fmt::Display) -> Fault {
 }
 
 /// Carries the mounts out below the container's root.
-pub(super) fn carry_out(root: Root<'_>, mounts: &[Prepared<'_>]) -> Result<()> {
+///
+/// The answer is what is to become read-only once the container's files are in place ([`seal`]): nodes and links are still to
+/// be made in its /dev, and mount points in a tmpfs.
+pub(super) fn carry_out(root: Root<'_>, mounts: &[Prepared<'_>]) -> Result<Vec<OwnedFd>> {
+    let mut to_seal = Vec::new();
     for prepared in mounts {
         let what = || {
             format!(
@@ -141,14 +159,29 @@ pub(super) fn carry_out(root: Root<'_>, mounts: &[Prepared<'_>]) -> Result<()> {
                 let target = target_directory(root, prepared.mount)?;
                 let mount = file_system(prepared.mount, &prepared.options, Some(&target))?;
                 if prepared.options.copy_up {
-                    copy_up(&target, &mount).or_refuse(what)?;
+                    copy_up(&target.directory, &mount).or_refuse(what)?;
                 }
                 tree::apply(&mount, &prepared.options).or_refuse(what)?;
-                tree::attach(&mount, &target).or_refuse(what)?;
+                tree::attach(&mount, &target.directory).or_refuse(what)?;
+                if prepared.options.seal {
+                    to_seal.push(mount);
+                }
             }
         }
     }
-    Ok(())
+    Ok(to_seal)
+}
+
+/// Makes the mounts read-only.
+pub(super) fn seal(mounts: &[OwnedFd]) -> Result<()> {
+    let read_only = Attributes {
+        set: libc::MOUNT_ATTR_RDONLY,
+        clear: 0,
+    };
+    mounts
+        .iter()
+        .try_for_each(|mount| tree::change(mount, read_only, false))
+        .or_refuse(|| "cannot make a mount read-only")
 }
 
 fn bind(root: Root<'_>, prepared: &Prepared<'_>, source: &OwnedFd) -> Result<()> {
@@ -186,15 +219,30 @@ fn remount(root: Root<'_>, prepared: &Prepared<'_>) -> std::io::Result<()> {
     tree::apply(&target, options)
 }
 
-fn target_directory(root: Root<'_>, mount: &Mount) -> Result<OwnedFd> {
+/// A directory to be covered.
+struct Target {
+    directory: OwnedFd,
+    /// It was not there before.
+    made: bool,
+}
+
+fn target_directory(root: Root<'_>, mount: &Mount) -> Result<Target> {
     let destination = mount.destination();
-    let target = root
+    // A link of the image would put them where nothing is masked (CVE-2019-19921, CVE-2023-27561); in runc's words.
+    if matches!(kind(mount), "proc" | "sysfs") {
+        let ordinary = root.is_ordinary_directory(destination);
+        if !ordinary.or_refuse(|| format!("cannot examine the mount point {}", destination.display()))? {
+            return Err(refusal(mount, "it must be mounted on an ordinary directory"));
+        }
+    }
+    let made = root.find(destination).is_err();
+    let directory = root
         .directory(destination)
         .or_refuse(|| format!("cannot make the mount point {}", destination.display()))?;
     if kind(mount) != "proc" {
-        guard_proc(&target, mount)?;
+        guard_proc(&directory, mount)?;
     }
-    Ok(target)
+    Ok(Target { directory, made })
 }
 
 /// Refuses to cover a part of a mounted /proc.
@@ -211,7 +259,7 @@ fn guard_proc(target: &OwnedFd, mount: &Mount) -> Result<()> {
 }
 
 /// A new mount of a file system, attached nowhere yet.
-fn file_system(mount: &Mount, options: &Options, target: Option<&OwnedFd>) -> Result<OwnedFd> {
+fn file_system(mount: &Mount, options: &Options, target: Option<&Target>) -> Result<OwnedFd> {
     let name = if kind(mount) == "cgroup" {
         "cgroup2"
     } else {
@@ -235,11 +283,11 @@ fn file_system(mount: &Mount, options: &Options, target: Option<&OwnedFd>) -> Re
         }
         .map_err(|why| refusal(mount, format_args!("{parameter}: {}", explain(why))))?;
     }
-    if let ("tmpfs", Some(target)) = (name, target)
+    if let ("tmpfs", Some(Target { directory, made: false })) = (name, target)
         && !data.iter().any(|parameter| parameter.starts_with("mode="))
     {
-        // The directory that is covered passes its mode on, as with runc.
-        let mode = rustix::fs::fstat(target).map_err(fail)?.st_mode & 0o7777;
+        // The directory that is covered passes its mode on; where there was none everybody may write (1777), as with runc.
+        let mode = rustix::fs::fstat(directory).map_err(fail)?.st_mode & 0o7777;
         fsconfig_set_string(&context, "mode", format!("{mode:o}")).map_err(explain)?;
     }
     fsconfig_create(&context).map_err(explain)?;

@@ -7,6 +7,7 @@ use std::{
     fs::File,
     io::{Read, Write},
     os::fd::{AsFd, OwnedFd},
+    path::{Component, Path, PathBuf},
 };
 
 use nix::{
@@ -16,6 +17,7 @@ use nix::{
 };
 use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType, Spec};
 use rustix::{
+    io::Errno,
     process::{DumpableBehavior, set_dumpable_behavior},
     thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid},
 };
@@ -24,6 +26,9 @@ use super::{
     fault::{Context, Fault, Result},
     sys,
 };
+
+/// Where the agent has mounted the guest's cgroups.
+const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// Which namespaces the container has for itself.
 #[derive(Debug, Default, Clone, Copy)]
@@ -88,6 +93,17 @@ pub(super) fn make(
     })
 }
 
+/// Whether [`make`] makes a network namespace, and does not join one.
+pub(super) fn makes_network(spec: &Spec, join: &[(LinuxNamespaceType, OwnedFd)]) -> bool {
+    let is_network = |kind| kind == LinuxNamespaceType::Network;
+    let linux = spec.linux().as_ref();
+    let listed = linux
+        .and_then(|linux| linux.namespaces().as_deref())
+        .unwrap_or_default();
+    listed.iter().any(|one| is_network(one.typ()) && one.path().is_none())
+        && !join.iter().any(|(kind, _)| is_network(*kind))
+}
+
 fn flag(kind: LinuxNamespaceType) -> CloneFlags {
     match kind {
         LinuxNamespaceType::Mount => CloneFlags::CLONE_NEWNS,
@@ -111,9 +127,41 @@ fn unshare_cgroup(cgroup: &OwnedFd, agent_cgroup: &OwnedFd) -> Result<()> {
 
 /// Moves the calling process into a cgroup. The kernel judges by who opened the file (cgroups(7)), not by who writes.
 pub(super) fn enter_cgroup(procs: &OwnedFd) -> Result<()> {
-    rustix::io::write(procs, b"0")
-        .map(drop)
-        .or_fail(|| "cannot move the process into its cgroup")
+    write_self(procs).or_fail(|| "cannot move the process into its cgroup")
+}
+
+fn write_self(procs: &OwnedFd) -> rustix::io::Result<()> {
+    rustix::io::write(procs, b"0").map(drop)
+}
+
+/// The same for an exec: where the container's cgroup takes no processes, because the container has passed controllers on to
+/// cgroups below it (as systemd does) or has made threaded ones, it is the one that its first process is in.
+pub(super) fn enter_cgroup_or(procs: &OwnedFd, of_init: Option<&OwnedFd>) -> Result<()> {
+    match (write_self(procs), of_init) {
+        (Err(Errno::BUSY | Errno::OPNOTSUPP), Some(of_init)) => enter_cgroup(of_init),
+        (entered, _) => entered.or_fail(|| "cannot move the process into its cgroup"),
+    }
+}
+
+/// `cgroup.procs` of the cgroup that the container's first process has moved to; none where it is still in the container's own.
+/// Must come before the container's namespaces are joined.
+pub(super) fn cgroup_of_init(init: &OwnedFd, container: &Path) -> Result<Option<OwnedFd>> {
+    let path = format!("/proc/{}/cgroup", pid_of(init)?);
+    let text = std::fs::read_to_string(&path).or_refuse(|| "the container has ended")?;
+    let Some(below) = moved_to(&text, container) else {
+        return Ok(None);
+    };
+    let procs = File::options().write(true).open(below.join("cgroup.procs"));
+    // It may have moved on, and the container's own cgroup may do: this one is not needed until that has said no.
+    Ok(procs.ok().map(OwnedFd::from))
+}
+
+/// The directory of the cgroup that /proc/PID/cgroup names (cgroups(7)), if it is one below the container's.
+fn moved_to(text: &str, container: &Path) -> Option<PathBuf> {
+    let named = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let path = Path::new(CGROUPS).join(named);
+    let plain = path.components().all(|part| !matches!(part, Component::ParentDir));
+    (plain && path != container && path.starts_with(container)).then_some(path)
 }
 
 /// A new user namespace, with its maps written by a helper that stays in the old one.
@@ -225,3 +273,28 @@ const NAMED: [(&str, CloneFlags); 8] = [
 
 /// nix has no name for it.
 const CLONE_NEWTIME: CloneFlags = CloneFlags::from_bits_retain(0x80);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_cgroup_below_the_containers_own_is_one_that_init_moved_to() {
+        let container = Path::new("/sys/fs/cgroup/containers/box");
+        let moved = |text: &str| moved_to(text, container);
+        assert_eq!(
+            moved("0::/containers/box/init.scope\n"),
+            Some(container.join("init.scope"))
+        );
+        for elsewhere in [
+            "0::/containers/box\n",
+            "0::/containers/boxer/init\n",
+            "0::/containers/box/../other\n",
+            "0::/agent\n",
+            "1:name=systemd:/containers/box/x\n",
+            "",
+        ] {
+            assert_eq!(moved(elsewhere), None, "{elsewhere}");
+        }
+    }
+}

@@ -39,6 +39,8 @@ pub(super) struct Options {
     pub(super) bind: Option<bool>,
     /// Nothing new is mounted: what is mounted there changes.
     pub(super) remount: bool,
+    /// Read-only only after the container's files are in place.
+    pub(super) seal: bool,
     /// A tmpfs that begins with what the directory below it holds (an extension that runc has, too).
     pub(super) copy_up: bool,
     /// Parameters of the file system: `key` or `key=value`.
@@ -55,6 +57,14 @@ impl Options {
             parsed.add(option);
         }
         parsed
+    }
+
+    /// Has the mount made read-only last, where it is to be read-only.
+    pub(super) fn defer_read_only(&mut self) {
+        self.seal = (self.here.set | self.below.set) & MOUNT_ATTR_RDONLY != 0;
+        for attributes in [&mut self.here, &mut self.below] {
+            attributes.set &= !MOUNT_ATTR_RDONLY;
+        }
     }
 
     fn add(&mut self, option: &str) {
@@ -171,6 +181,15 @@ mod tests {
             Options::parse(&["noatime", "strictatime"]).here.set,
             MOUNT_ATTR_STRICTATIME
         );
+    }
+
+    #[test]
+    fn every_option_that_the_runtime_claims_to_know_is_known() {
+        for option in protocol::MOUNT_OPTIONS {
+            let parsed = Options::parse(&[option]);
+            assert!(parsed.data.is_empty() && parsed.unsupported.is_none(), "{option}");
+        }
+        assert_eq!(Options::parse(&["no-such"]).data, ["no-such"]);
     }
 
     proptest! {

@@ -7,6 +7,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
+use super::seccomp::Filter;
 use nix::unistd::ForkResult;
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -156,6 +157,58 @@ pub(super) fn die_with_parent(command: &mut std::process::Command) {
             }
         })
     };
+}
+
+/// Has a program that is about to be started enter a cgroup, by its open `cgroup.procs`, and put a filter in force.
+pub(super) fn confine(command: &mut std::process::Command, cgroup: OwnedFd, filter: Option<Filter>) {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: the closure makes two system calls and allocates nothing.
+    unsafe {
+        command.pre_exec(move || {
+            rustix::io::write(&cgroup, b"0")?;
+            filter.as_ref().map_or(Ok(()), Filter::put_in_force)
+        })
+    };
+}
+
+/// Sets the effective, permitted and inheritable capabilities of the calling thread at once (capset(2)).
+pub(super) fn set_capabilities(effective: u64, permitted: u64, inheritable: u64) -> io::Result<()> {
+    /// _LINUX_CAPABILITY_VERSION_3 (linux/capability.h): masks of 64 bits, in two halves.
+    const VERSION: u32 = 0x2008_0522;
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: libc::c_int,
+    }
+    #[repr(C)]
+    struct Half {
+        effective: u32,
+        permitted: u32,
+        inheritable: u32,
+    }
+    let half = |shift: u32| {
+        let part = |mask: u64| ((mask >> shift) & u64::from(u32::MAX)) as u32;
+        Half {
+            effective: part(effective),
+            permitted: part(permitted),
+            inheritable: part(inheritable),
+        }
+    };
+    let header = Header {
+        version: VERSION,
+        pid: 0,
+    };
+    let halves = [half(0), half(32)];
+    // SAFETY: the kernel reads one header, and the two halves that its version says follow.
+    let done = unsafe { libc::syscall(libc::SYS_capset, &raw const header, halves.as_ptr()) };
+    nix::errno::Errno::result(done).map(drop).map_err(io::Error::from)
+}
+
+/// sched_setattr(2) for the calling process. `attributes` begins with its own size.
+pub(super) fn set_scheduler(attributes: &libc::sched_attr) -> io::Result<()> {
+    // SAFETY: the kernel reads as many bytes as the structure says that it has, which is its size.
+    let done = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const *attributes, 0) };
+    nix::errno::Errno::result(done).map(drop).map_err(io::Error::from)
 }
 
 /// Puts a seccomp filter in force for the calling process (seccomp(2)).

@@ -9,12 +9,26 @@ use oci_spec::runtime::Spec;
 
 use super::fault::{Context, Fault, Result};
 
-/// The parameters of one kind.
-pub(super) fn set(spec: &Spec, namespaced: bool) -> Result<()> {
+/// Whose parameters are set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Where {
+    /// The guest's, with the guest's privileges.
+    Guest,
+    /// Those of the container's own namespaces, from inside them.
+    Container,
+}
+
+/// Sets the parameters of one kind. Those of the network are the guest's where the container has the guest's network
+/// (`own_network` is false): a user namespace of the container's has no right to it.
+pub(super) fn set(spec: &Spec, place: Where, own_network: bool) -> Result<()> {
     let Some(sysctls) = spec.linux().as_ref().and_then(|linux| linux.sysctl().as_ref()) else {
         return Ok(());
     };
-    for (name, value) in sysctls.iter().filter(|(name, _)| is_namespaced(name) == namespaced) {
+    let place_of = |name: &str| match is_namespaced(name) && (own_network || !is_networks(name)) {
+        true => Where::Container,
+        false => Where::Guest,
+    };
+    for (name, value) in sysctls.iter().filter(|(name, _)| place_of(name) == place) {
         let path = path(name).ok_or_else(|| Fault::Refused(format!("{name:?} is no name of a sysctl")))?;
         std::fs::write(&path, value).or_refuse(|| format!("cannot set the sysctl {name} to {value:?}"))?;
     }
@@ -23,12 +37,18 @@ pub(super) fn set(spec: &Spec, namespaced: bool) -> Result<()> {
 
 /// Whether a namespace of the container holds the parameter: the network, IPC or UTS one.
 fn is_namespaced(name: &str) -> bool {
+    if is_networks(name) {
+        return true;
+    }
     let name = name.replace('/', ".");
-    name.starts_with("net.")
-        || name.starts_with("fs.mqueue.")
+    name.starts_with("fs.mqueue.")
         || name.starts_with("kernel.msg")
         || name.starts_with("kernel.shm")
         || matches!(name.as_str(), "kernel.sem" | "kernel.hostname" | "kernel.domainname")
+}
+
+fn is_networks(name: &str) -> bool {
+    name.starts_with("net.") || name.starts_with("net/")
 }
 
 /// Its file. The first separator of a name says which one separates (sysctl(8)): the other is part of a word.

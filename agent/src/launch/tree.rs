@@ -102,6 +102,16 @@ impl<'a> Root<'a> {
         way.pop().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
+    /// Whether a path's last component is a directory itself, no link to one; or nothing yet.
+    pub(super) fn is_ordinary_directory(self, path: &Path) -> io::Result<bool> {
+        let (parent, name) = self.parent(path)?;
+        match rustix::fs::statat(&parent, &name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory),
+            Err(Errno::NOENT) => Ok(true),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// The directory that holds a path's last component, made where it is missing, and that component.
     pub(super) fn parent(self, path: &Path) -> io::Result<(OwnedFd, OsString)> {
         let mut names = components(path);
@@ -148,7 +158,7 @@ impl Missing {
 }
 
 /// A path's names from the root on, without `.` and with `..` taken back, as runc cleans a path.
-fn components(path: &Path) -> Vec<OsString> {
+pub(super) fn components(path: &Path) -> Vec<OsString> {
     let mut names = Vec::new();
     for component in path.components() {
         match component {
@@ -282,6 +292,18 @@ mod tests {
         let fd = root(dir.path());
         Root::new(fd.as_fd()).file(Path::new("/a/link")).unwrap();
         assert!(dir.path().join("b/x").is_file());
+    }
+
+    #[test]
+    fn a_link_is_no_ordinary_directory_and_a_directory_behind_a_link_is() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("a/b")).unwrap();
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        std::os::unix::fs::symlink("a", dir.path().join("link")).unwrap();
+        let fd = root(dir.path());
+        let ordinary = |path: &str| Root::new(fd.as_fd()).is_ordinary_directory(Path::new(path)).unwrap();
+        assert!(ordinary("/a/b") && ordinary("/a/none") && ordinary("/link/b"));
+        assert!(!ordinary("/link") && !ordinary("/file"));
     }
 
     #[test]
