@@ -24,7 +24,7 @@ use crate::reaper::Reaper;
 use crate::rpc::Service;
 use crate::sandbox::Sandbox;
 use crate::setup::{SetupError, set_up};
-use crate::{boot, cgroup, log, report};
+use crate::{boot, cgroup, clock, log, report};
 
 /// How long the host may take to hang up after the answer to Shutdown, or to acknowledge a fatal event.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -114,6 +114,7 @@ async fn serve(dialer: Dialer, log: &Log) -> Result<(), InitError> {
     let shutdown = Arc::new(Notify::new());
     let mut server = listen(dialer, services.clone(), network, &lost, &shutdown).await?;
     tracing::info!(sandbox = setup.sandbox_id, "ready");
+    let following = tokio::spawn(clock::follow(host.clone()));
     tokio::select! {
         () = lost.notified() => tracing::error!("the host has hung up"),
         error = services.events.publish(host) => tracing::error!(%error, "the host does not take events"),
@@ -122,6 +123,7 @@ async fn serve(dialer: Dialer, log: &Log) -> Result<(), InitError> {
             let _ = timeout(FAREWELL, lost.notified()).await;
         }
     }
+    following.abort();
     server.stop_listen().await;
     Ok(())
 }

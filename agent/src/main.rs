@@ -4,6 +4,7 @@
 mod boot;
 mod cgroup;
 mod changes;
+mod clock;
 mod container;
 mod cpus;
 mod dial;

@@ -19,6 +19,9 @@ pub(crate) enum SetupError {
     /// There is no such sysctl, or it does not take the value.
     #[error("set sysctl {0} to {1:?}")]
     Sysctl(String, String, #[source] io::Error),
+    /// What the containers may have together cannot be set anew.
+    #[error("set what all containers may have together")]
+    Reserve(#[source] crate::cgroup::Error),
     /// Not the name of a sysctl.
     #[error("{0:?} is not the name of a sysctl")]
     SysctlName(String),
@@ -40,6 +43,11 @@ pub(crate) fn set_up(setup: &SandboxSetup) -> Result<(), SetupError> {
         rustix::system::sethostname(setup.hostname.as_bytes())
             .map_err(|error| SetupError::Hostname(setup.hostname.clone(), error.into()))?;
     }
+    for (name, least) in &setup.least_sysctls {
+        raise_sysctl(name, *least);
+    }
+    // There may be more threads now.
+    crate::cgroup::renew_reserve().map_err(SetupError::Reserve)?;
     for (name, value) in &setup.sysctls {
         set_sysctl(name, value)?;
     }
@@ -61,6 +69,27 @@ fn set_clock(nanoseconds: u64) -> Result<(), SetupError> {
 fn set_sysctl(name: &str, value: &str) -> Result<(), SetupError> {
     let path = sysctl_path(name).ok_or_else(|| SetupError::SysctlName(name.to_owned()))?;
     std::fs::write(path, value).map_err(|error| SetupError::Sysctl(name.to_owned(), value.to_owned(), error))
+}
+
+/// Raises what is less. A guest without the parameter, or with a lower bound of its own, is still a guest: it is logged.
+fn raise_sysctl(name: &str, least: u64) {
+    let path = sysctl_path(name).filter(|path| path.exists());
+    let Some(path) = path else {
+        tracing::debug!(name, "the guest has no such parameter");
+        return;
+    };
+    let raised = std::fs::read_to_string(&path).and_then(|text| match more(&text, least) {
+        true => std::fs::write(&path, least.to_string()),
+        false => Ok(()),
+    });
+    if let Err(error) = raised {
+        tracing::warn!(name, least, %error, "the guest has less of it than the host");
+    }
+}
+
+/// Whether it is more than what the parameter says. What is no number stays.
+fn more(text: &str, least: u64) -> bool {
+    text.trim().parse().is_ok_and(|now: u64| now < least)
 }
 
 /// `a.b` is `a/b`; a name with slashes keeps its dots, as sysctl(8) has it (interfaces have dots in their names).
@@ -97,6 +126,12 @@ mod tests {
             Path::new("/proc/sys/net/ipv4/conf/eth0.1/forwarding")
         );
         assert_eq!(sysctl_path(""), None);
+    }
+
+    #[test]
+    fn what_the_guest_has_more_of_it_keeps() {
+        assert!(more("8192\n", 192_536));
+        assert!(!more("192536\n", 192_536) && !more("1048576\n", 192_536) && !more("4 5\n", 6) && !more("", 1));
     }
 
     proptest! {

@@ -118,3 +118,31 @@ pub(crate) fn unshare_network_namespace() -> io::Result<()> {
         Err(io::Error::last_os_error())
     }
 }
+
+/// Puts the clock forward by so many microseconds (ADJ_SETOFFSET, adjtimex(2)).
+pub(crate) fn step_clock(micros: i64) -> io::Result<()> {
+    // SAFETY: a timex is plain data for which zeroes are valid.
+    let mut change: libc::timex = unsafe { std::mem::zeroed() };
+    change.modes = libc::ADJ_SETOFFSET | libc::ADJ_MICRO;
+    change.time.tv_sec = micros.div_euclid(1_000_000);
+    change.time.tv_usec = micros.rem_euclid(1_000_000);
+    adjust_clock(&mut change)
+}
+
+/// Has the clock run at another pace: microseconds a tick, and parts per million beside it (adjtimex(2)).
+pub(crate) fn pace_clock(tick: i64, ppm: i64) -> io::Result<()> {
+    /// The kernel counts in 2^-16 parts per million.
+    const SCALE: i64 = 1 << 16;
+    // SAFETY: a timex is plain data for which zeroes are valid.
+    let mut change: libc::timex = unsafe { std::mem::zeroed() };
+    change.modes = libc::ADJ_TICK | libc::ADJ_FREQUENCY;
+    change.tick = tick;
+    change.freq = ppm * SCALE;
+    adjust_clock(&mut change)
+}
+
+fn adjust_clock(change: &mut libc::timex) -> io::Result<()> {
+    // SAFETY: the kernel reads and writes one timex, which outlives the call.
+    let done = unsafe { libc::adjtimex(change) };
+    nix::errno::Errno::result(done).map(drop).map_err(io::Error::from)
+}

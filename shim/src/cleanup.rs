@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::hooks::Owed;
 use crate::host_cgroup::HostCgroup;
 use crate::network;
 use crate::process::{self, ProcessRef};
@@ -58,6 +59,8 @@ pub(crate) fn remove_locked(run_dir: &RunDir, _lock: &Lock) {
         cgroup.kill_all(deadline);
         cgroup.remove();
     }
+    // What a shim that is gone has not come to.
+    Owed::below(run_dir.path()).pay_all_blocking();
     // Removing the directory while something is mounted in it would remove the host's files.
     let removed = share::unmount_below(run_dir.path())
         .map_err(|error| Box::new(error) as Box<dyn std::error::Error>)

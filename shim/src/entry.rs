@@ -11,11 +11,12 @@ use protobuf::{Message, MessageField};
 
 use crate::cli::{self, Arguments, Command};
 use crate::context::ServerContext;
+use crate::hooks::Owed;
 use crate::host_ns::HostNamespace;
 use crate::id::SandboxId;
 use crate::process::ProcessRef;
 use crate::run_dir::{RunDir, SandboxState};
-use crate::{cleanup, delete, logging, options, server, start, sys};
+use crate::{cleanup, delete, features, logging, options, server, start, sys};
 
 /// The runtime's name, as containerd calls it.
 const RUNTIME: &str = "io.containerd.kata.v2";
@@ -36,7 +37,7 @@ pub fn run(words: impl IntoIterator<Item = String>) -> Result<(), Box<dyn Error>
         Command::Info => {
             // The options change nothing, but whoever writes them must not meet a closed pipe.
             stdin()?;
-            print(&info().write_to_bytes()?)
+            print(&info()?.write_to_bytes()?)
         }
         Command::Start(arguments) => {
             let config_path = options::config_path_on_stdin(&stdin()?)?;
@@ -79,15 +80,16 @@ fn version() -> String {
     )
 }
 
-fn info() -> RuntimeInfo {
-    RuntimeInfo {
+fn info() -> Result<RuntimeInfo, serde_json::Error> {
+    Ok(RuntimeInfo {
         name: RUNTIME.to_owned(),
         version: MessageField::some(RuntimeVersion {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ..RuntimeVersion::default()
         }),
+        features: MessageField::some(features::features()?),
         ..RuntimeInfo::default()
-    }
+    })
 }
 
 /// The server. The order matters: the descriptor is taken before another gets its number; the thread that stays behind
@@ -118,6 +120,8 @@ fn serve_logged(
         .worker_threads(WORKERS)
         .enable_all()
         .build()?;
+    let hosts = host.clone();
+    let owed = Owed::below(run_dir.path());
     let context = ServerContext {
         namespace: arguments.namespace,
         id,
@@ -130,6 +134,8 @@ fn serve_logged(
         log,
     };
     let served = runtime.block_on(server::serve(listener, context));
+    // From the host's mount namespace, which the removal of the sandbox's directory is not in.
+    runtime.block_on(owed.pay_all(&hosts));
     // What still blocks in a thread must not hold up the end.
     runtime.shutdown_background();
     tracing::info!(reason = ?served?, "the server has ended");

@@ -3,20 +3,25 @@
 //! They run in the host's mount namespace and the runtime's other namespaces (OCI runtime spec, config.md,
 //! "POSIX-platform Hooks"), with the container's state on stdin.
 
+mod owed;
+
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use oci_spec::runtime::{Hook, Hooks};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::host_ns::{HostNamespace, HostNamespaceError};
 use crate::sys;
+
+pub use owed::Owed;
 
 /// How much of a failed hook's output goes into the error, in bytes.
 const OUTPUT_MAX: u64 = 1000;
@@ -28,12 +33,10 @@ pub enum HookPoint {
     Create,
     /// After the container's process was started.
     Poststart,
-    /// After the container was deleted.
-    Poststop,
 }
 
 /// The container's state as the OCI runtime spec has it (runtime.md, "State").
-#[derive(Debug, Clone, Serialize, PartialEq, Eq)]
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct HookState {
     /// Version of the OCI runtime spec.
@@ -41,13 +44,24 @@ pub struct HookState {
     /// The container.
     pub id: String,
     /// "creating", "created", "running" or "stopped".
-    pub status: &'static str,
+    pub status: Cow<'static, str>,
     /// A process in the container's namespaces as far as they exist on the host: QEMU. 0 once it is gone.
     pub pid: i32,
     /// Absolute.
     pub bundle: PathBuf,
     /// The container's.
     pub annotations: HashMap<String, String>,
+}
+
+impl HookState {
+    /// Its bundle where it is still there: the working directory of a hook has to exist.
+    fn directory(&self) -> &Path {
+        if self.bundle.is_dir() {
+            &self.bundle
+        } else {
+            Path::new("/")
+        }
+    }
 }
 
 /// Why a hook did not do its work.
@@ -85,22 +99,16 @@ pub enum HookError {
     Host(#[from] HostNamespaceError),
 }
 
-/// Runs all hooks of a point, one after the other. The caller carries the spec's rule: an error at
-/// [`HookPoint::Create`] fails the create and ends the series, others are only logged, and here the remaining hooks run
-/// all the same.
+/// Runs the hooks of a point, one after the other, until one fails. Poststop hooks are run by [`Owed`].
 ///
 /// # Errors
-/// A hook failed: the first one that did.
+/// A hook failed: no container comes of a create then, and one that was started is stopped (OCI runtime spec 1.3, runtime.md,
+/// "Lifecycle").
 pub async fn run(host: &HostNamespace, hooks: &Hooks, point: HookPoint, state: &HookState) -> Result<(), HookError> {
-    let mut first = Ok(());
     for hook in at(hooks, point) {
-        let result = run_one(host, hook, state).await;
-        if result.is_err() && point == HookPoint::Create {
-            return result;
-        }
-        first = first.and(result);
+        run_one(host, hook, state).await?;
     }
-    first
+    Ok(())
 }
 
 // The OCI spec deprecates prestart, but Docker's network arrives by it.
@@ -109,7 +117,6 @@ fn at(hooks: &Hooks, point: HookPoint) -> Vec<Hook> {
     let lists = match point {
         HookPoint::Create => vec![hooks.prestart(), hooks.create_runtime()],
         HookPoint::Poststart => vec![hooks.poststart()],
-        HookPoint::Poststop => vec![hooks.poststop()],
     };
     lists.into_iter().flatten().flatten().cloned().collect()
 }
@@ -159,7 +166,7 @@ fn start(host: &HostNamespace, hook: &Hook, state: &HookState) -> Result<(Runnin
         .stdin(stdin)
         .stdout(stdout)
         .stderr(stderr)
-        .current_dir(&state.bundle);
+        .current_dir(state.directory());
     let child = host.run(move || command.spawn())?.map_err(failed)?;
     Ok((Running(child), output))
 }
@@ -243,11 +250,11 @@ mod tests {
         serde_json::from_value(serde_json::json!({ "createRuntime": [hook], "poststop": [hook, hook] })).unwrap()
     }
 
-    async fn create(script: &str, timeout: i64, bundle: &std::path::Path) -> Result<(), HookError> {
+    async fn create(script: &str, timeout: i64, bundle: &Path) -> Result<(), HookError> {
         let state = HookState {
             oci_version: "1.0.2".to_owned(),
             id: "me".to_owned(),
-            status: "creating",
+            status: "creating".into(),
             pid: 42,
             bundle: bundle.to_owned(),
             annotations: HashMap::new(),
@@ -300,7 +307,7 @@ mod tests {
         create.abort();
         assert!(create.await.unwrap_err().is_cancelled());
         // SIGKILL is sent when the work is dropped; the kernel ends the process in its own time.
-        let stat = std::path::Path::new("/proc").join(pid.trim()).join("stat");
+        let stat = Path::new("/proc").join(pid.trim()).join("stat");
         let ended = async {
             while std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z ")) {
                 tokio::time::sleep(Duration::from_millis(5)).await;

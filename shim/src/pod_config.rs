@@ -117,9 +117,15 @@ pub fn specification(options: &Any, netns: &str, sandbox: &SandboxId) -> Result<
         }
     }
     let cgroup = cgroups_path(&linux.text(1), sandbox);
+    // A name needs a namespace of its own.
+    let hostname = if netns.is_empty() {
+        String::new()
+    } else {
+        config.text(2)
+    };
     Ok(json!({
         "ociVersion": "1.0.2",
-        "hostname": config.text(2),
+        "hostname": hostname,
         "root": { "path": "rootfs", "readonly": true },
         "process": {
             "user": { "uid": 0, "gid": 0 }, "cwd": "/", "args": [protocol::PAUSE_PROGRAM], "env": [],

@@ -19,10 +19,13 @@ use crate::context::ServerContext;
 use crate::error::{Error, chain};
 use crate::events::Publisher;
 use crate::forward;
+use crate::guest_spec;
+use crate::hooks::Owed;
 use crate::host_cgroup::HostCgroup;
 use crate::memlock::{Rules, SandboxPolicy};
 use crate::metrics;
 use crate::network::{NetworkPlan, Place};
+use crate::node;
 use crate::process::ProcessRef;
 use crate::qemu::QemuLauncher;
 use crate::run_dir::{RunDirError, SandboxState};
@@ -125,7 +128,7 @@ fn awaited(context: Arc<ServerContext>, events: Publisher) -> Awaited {
 fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandbox>, ServerError> {
     let tree = SharedTree::new(&context.run_dir, context.host.clone())?;
     // A bundle that cannot be read is reported by Create, which reads it too.
-    let spec = Spec::load(context.bundle.join("config.json")).unwrap_or_default();
+    let spec = guest_spec::read(&context.bundle.join("config.json")).map_or_else(|_| Spec::default(), |(spec, _)| spec);
     let (mut config, problem) = match configuration(context, &spec) {
         Ok(config) => (config, None),
         Err(error) => (config::Config::default(), Some(error)),
@@ -176,6 +179,7 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
             watches: watches(&tree),
             tree,
             host: context.host.clone(),
+            owed: Owed::below(context.run_dir.path()),
             sandbox: context.id.clone(),
             disable_guest_seccomp: config.runtime.disable_guest_seccomp,
             memlock: SandboxPolicy::new(Rules::from(&config), spec.annotations().as_ref()),
@@ -257,6 +261,7 @@ fn setup(context: &ServerContext, spec: &Spec, config: &config::Config) -> Sandb
             ..Default::default()
         }],
         sysctls: Rules::from(config).sysctls(),
+        least_sysctls: node::least_sysctls(),
         log_level: if debug { "debug" } else { "info" }.to_owned(),
         ..Default::default()
     }

@@ -29,6 +29,13 @@ fn the_version_is_for_people_and_the_info_for_containerd() {
     let info = RuntimeInfo::parse_from_bytes(&output.stdout).unwrap();
     assert_eq!(info.name, "io.containerd.kata.v2");
     assert!(output.status.success() && output.stderr.is_empty());
+    let features = info.features.into_option().unwrap();
+    assert_eq!(
+        features.type_url,
+        "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
+    );
+    let features: oci_spec::runtime::Features = serde_json::from_slice(&features.value).unwrap();
+    assert!(features.mount_options().as_ref().unwrap().contains(&"rro".to_owned()));
 }
 
 #[test]

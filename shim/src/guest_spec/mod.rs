@@ -1,12 +1,16 @@
 //! From the OCI specification that containerd wrote for the host to the one that the guest carries out.
 //!
-//! Pure: no file is opened. What the host has to do (bind sources) is part of the answer. One file per part of the
+//! Pure but for [`read`]: no file is opened. What the host has to do (bind sources) is part of the answer. One file per part of the
 //! specification that is more than a few fields.
 
+mod cgroup;
+mod contradictions;
+mod left_out;
 mod mounts;
 mod namespaces;
 mod pause;
 mod process;
+mod read;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,6 +18,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{LinuxResources, Spec};
 
 pub use mounts::{BindSource, HostOptions};
+pub use read::{ReadError, read, read_exec};
 
 use crate::id::{ContainerId, SandboxId};
 use crate::share;
@@ -52,6 +57,14 @@ pub enum GuestSpecError {
     /// There is no `process`, `root` or `linux`.
     #[error("config.json has no {0}")]
     Missing(&'static str),
+    /// A field that contradicts another one, or that a guest cannot carry out and a container cannot do without.
+    #[error("{field}: {reason}")]
+    Field {
+        /// As the specification names it.
+        field: &'static str,
+        /// Why not.
+        reason: String,
+    },
     /// A mount that cannot be made in the guest.
     #[error("mount on {}: {reason}", destination.display())]
     Mount {
@@ -77,6 +90,7 @@ pub enum GuestSpecError {
 /// # Errors
 /// The specification asks for what a guest cannot do.
 pub fn guest_spec(spec: &Spec, input: Input<'_>) -> Result<GuestSpec, GuestSpecError> {
+    contradictions::check(spec)?;
     let mut answer = GuestSpec {
         spec: spec.clone(),
         join_namespaces: BTreeMap::new(),
@@ -89,10 +103,13 @@ pub fn guest_spec(spec: &Spec, input: Input<'_>) -> Result<GuestSpec, GuestSpecE
     if answer.pause {
         answer.keep_only_the_guests_mounts();
     }
+    answer.own_cgroup();
     answer.mounts(input)?;
     answer.process()?;
     answer.linux(input)?;
-    answer.hooks();
+    answer.hooks()?;
+    let others = left_out::of_spec(&mut answer.spec);
+    answer.warnings.extend(others);
     if answer.pause {
         answer.become_pause()?;
     }
@@ -112,15 +129,10 @@ impl GuestSpec {
         let own = self.own_namespaces(linux.namespaces().as_deref().unwrap_or_default(), input)?;
         linux.set_namespaces(Some(own));
         linux.set_cgroups_path(Some(Path::new("/").join(input.container.as_str())));
-        linux.set_mount_label(None);
         if let Some(resources) = linux.resources_mut() {
             self.warnings.extend(guest_resources(resources));
         }
-        if linux.intel_rdt().is_some() {
-            self.warnings
-                .push("Intel RDT is not available in the guest: left out".to_owned());
-            linux.set_intel_rdt(None);
-        }
+        self.warnings.extend(left_out::of_linux(&mut linux)?);
         if input.disable_guest_seccomp {
             linux.set_seccomp(None);
         }
@@ -130,16 +142,29 @@ impl GuestSpec {
 
     /// The host runs the others: see [`crate::hooks`].
     #[allow(deprecated)]
-    fn hooks(&mut self) {
+    fn hooks(&mut self) -> Result<(), GuestSpecError> {
         let Some(mut hooks) = self.spec.hooks().clone() else {
-            return;
+            return Ok(());
         };
+        if let Some(hook) = hooks.create_container().iter().flatten().next() {
+            return Err(GuestSpecError::Field {
+                field: "hooks.createContainer",
+                reason: format!(
+                    "{} is a file of the host that would have to run in the namespaces of the container, which are in the guest: make it \
+                     a createRuntime hook where it is to change the host, a startContainer hook of a file of the image where it is to \
+                     change the container",
+                    hook.path().display()
+                ),
+            });
+        }
         hooks
             .set_prestart(None)
             .set_create_runtime(None)
+            .set_create_container(None)
             .set_poststart(None)
             .set_poststop(None);
         self.spec.set_hooks(Some(hooks));
+        Ok(())
     }
 }
 
@@ -147,7 +172,7 @@ impl GuestSpec {
 const SET_KEYS: &str = "cpuset.";
 const HOSTS_SET_KEYS: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
 
-/// Leaves out what names the host's CPUs and memory nodes (`cpu.cpus`, `cpu.mems`, unified keys of `cpuset`): the guest numbers its
+/// Leaves out what the guest has no controller for, and what names the host's CPUs and memory nodes (`cpu.cpus`, `cpu.mems`, unified keys of `cpuset`): the guest numbers its
 /// own from 0, and would refuse the container for a CPU that it does not have. The answer is what holds on the host neither, one
 /// sentence each.
 #[must_use]
@@ -155,7 +180,7 @@ pub fn guest_resources(resources: &mut LinuxResources) -> Vec<String> {
     if let Some(cpu) = resources.cpu_mut() {
         cpu.set_cpus(None).set_mems(None);
     }
-    let mut warnings = Vec::new();
+    let mut warnings = left_out::of_resources(resources);
     if let Some(unified) = resources.unified_mut() {
         unified.retain(|key, _| {
             if key.starts_with(SET_KEYS) && !HOSTS_SET_KEYS.contains(&key.as_str()) {
@@ -197,7 +222,13 @@ mod tests {
         assert_eq!(root.readonly(), Some(true));
         let linux = guest.spec.linux().clone().unwrap();
         assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new("/me")));
-        assert_eq!(linux.namespaces().as_ref().unwrap().len(), 1);
+        let kinds: Vec<_> = linux
+            .namespaces()
+            .iter()
+            .flatten()
+            .map(|one| one.typ().to_string())
+            .collect();
+        assert_eq!(kinds, ["pid", "cgroup"]);
         assert_eq!(guest.spec.process().as_ref().unwrap().apparmor_profile(), &None);
         assert_eq!(guest.warnings.len(), 1);
     }
@@ -229,11 +260,13 @@ mod tests {
     fn only_the_hooks_of_the_container_reach_the_guest() {
         let hook = json!([{"path": "/bin/true"}]);
         let hooks =
-            json!({"hooks": {"prestart": hook, "createRuntime": hook, "createContainer": hook, "poststop": hook}});
+            json!({"hooks": {"prestart": hook, "createRuntime": hook, "startContainer": hook, "poststop": hook}});
         let guest = translate(hooks, "me").unwrap();
         assert_eq!(
             serde_json::to_value(guest.spec.hooks()).unwrap(),
-            json!({"createContainer": [{"path": "/bin/true"}]})
+            json!({"startContainer": [{"path": "/bin/true"}]})
         );
+        let refused = translate(json!({"hooks": {"createContainer": hook}}), "me").unwrap_err();
+        assert!(refused.to_string().contains("/bin/true"), "{refused}");
     }
 }

@@ -14,18 +14,16 @@ impl GuestSpec {
         let mut own = Vec::new();
         for namespace in wanted {
             if self.keeps(namespace, input)? {
-                own.push(
-                    LinuxNamespaceBuilder::default()
-                        .typ(namespace.typ())
-                        .build()
-                        .unwrap_or_default(),
-                );
+                own.push(new(namespace.typ()));
             }
         }
-        if !wanted
-            .iter()
-            .any(|namespace| namespace.typ() == LinuxNamespaceType::Network)
-        {
+        let has = |kind| wanted.iter().any(|namespace| namespace.typ() == kind);
+        // Without one, /proc/self/cgroup would show the guest's tree, and the mount only a part of it: whoever looks for its
+        // limits (a JVM) would find none.
+        if !has(LinuxNamespaceType::Cgroup) {
+            own.push(new(LinuxNamespaceType::Cgroup));
+        }
+        if !has(LinuxNamespaceType::Network) {
             self.warnings
                 .push("the host's network is not available: the container has the VM's own".to_owned());
         }
@@ -71,6 +69,10 @@ impl GuestSpec {
         ));
         Ok(true)
     }
+}
+
+fn new(kind: LinuxNamespaceType) -> LinuxNamespace {
+    LinuxNamespaceBuilder::default().typ(kind).build().unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -1,16 +1,54 @@
-//! The process of a container: what of its settings a guest has no use for.
+//! The process of a container, or of an exec: what of its settings a guest has no use for.
+
+use serde_json::Value;
 
 use super::{GuestSpec, GuestSpecError};
+
+/// The fields that are left out, with the reason.
+const LEFT_OUT: [(&str, &str); 3] = [
+    ("apparmorProfile", "the guest has no AppArmor"),
+    ("selinuxLabel", "the guest has no SELinux"),
+    ("execCPUAffinity", "it names the host's CPUs"),
+];
+
+/// What stands for no label at all.
+const NO_LABEL: [&str; 2] = ["", "unconfined"];
+
+/// Takes the fields out of a `process` in JSON. One sentence for each that asked for something.
+pub(super) fn leave_out(process: &mut Value) -> Vec<String> {
+    let Some(fields) = process.as_object_mut() else {
+        return Vec::new();
+    };
+    let mut warnings = Vec::new();
+    for (name, reason) in LEFT_OUT {
+        let Some(value) = fields.remove(name) else { continue };
+        if !value.as_str().is_some_and(|label| NO_LABEL.contains(&label)) {
+            warnings.push(left_out(name, reason));
+        }
+    }
+    warnings
+}
+
+fn left_out(name: &str, reason: &str) -> String {
+    format!("process.{name} is left out: {reason}")
+}
 
 impl GuestSpec {
     pub(super) fn process(&mut self) -> Result<(), GuestSpecError> {
         let mut process = self.spec.process().clone().ok_or(GuestSpecError::Missing("process"))?;
-        let labels = [process.apparmor_profile().is_some(), process.selinux_label().is_some()];
-        if labels.contains(&true) {
-            self.warnings
-                .push("the guest has neither AppArmor nor SELinux: the labels are left out".to_owned());
-        }
-        process.set_apparmor_profile(None).set_selinux_label(None);
+        let label = |label: &Option<String>| label.as_deref().is_some_and(|label| !NO_LABEL.contains(&label));
+        let asked = [
+            label(process.apparmor_profile()),
+            label(process.selinux_label()),
+            process.exec_cpu_affinity().is_some(),
+        ];
+        let asked = LEFT_OUT.into_iter().zip(asked).filter(|(_, asked)| *asked);
+        self.warnings
+            .extend(asked.map(|((name, reason), _)| left_out(name, reason)));
+        process
+            .set_apparmor_profile(None)
+            .set_selinux_label(None)
+            .set_exec_cpu_affinity(None);
         self.spec.set_process(Some(process));
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use futures::StreamExt;
-use protocol::agent::{Empty, Event, HelloRequest, Network, SandboxSetup, event::What};
+use protocol::agent::{Empty, Event, HelloRequest, HostClock, Network, SandboxSetup, event::What};
 use protocol::agent_ttrpc::{Host, create_host};
 use tokio::sync::{mpsc, oneshot};
 use ttrpc::Code;
@@ -217,6 +217,12 @@ fn refuse(code: Code, message: &str) -> ttrpc::Error {
     ttrpc::Error::RpcStatus(ttrpc::get_status(code, message))
 }
 
+/// The host's clock in nanoseconds since the epoch.
+fn now_ns() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or_default()
+}
+
 #[async_trait]
 impl Host for HostService {
     async fn hello(&self, _: &TtrpcContext, request: HelloRequest) -> ttrpc::Result<SandboxSetup> {
@@ -225,11 +231,17 @@ impl Host for HostService {
             return Err(refuse(Code::FAILED_PRECONDITION, "hello has been said"));
         };
         let mut setup = self.setup.clone();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        setup.clock_ns = u64::try_from(now.as_nanos()).unwrap_or_default();
+        setup.clock_ns = now_ns();
         // The boot may have been given up just now; then the VM is being stopped.
         let _ = hello.send(request);
         Ok(setup)
+    }
+
+    async fn clock(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<HostClock> {
+        Ok(HostClock {
+            now_ns: now_ns(),
+            ..HostClock::default()
+        })
     }
 
     async fn publish(&self, _: &TtrpcContext, event: Event) -> ttrpc::Result<Empty> {

@@ -110,6 +110,9 @@ impl Sandbox {
         {
             tracing::warn!(container = %request.id, error = chain(&error), "its mounts cannot be removed");
         }
+        if let Err(error) = self.host.run_poststop_hooks(&request.id).await {
+            tracing::warn!(container = %request.id, error = chain(&error), "a poststop hook failed");
+        }
         self.slots().remove(&request.id);
         Err(error)
     }

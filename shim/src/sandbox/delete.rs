@@ -14,7 +14,6 @@ use super::{Container, Sandbox};
 use crate::agent_client::AgentError;
 use crate::error::{Error, chain};
 use crate::events::timestamp;
-use crate::hooks::HookPoint;
 
 /// For a process that was never started to die of SIGKILL.
 const KILL: Duration = Duration::from_secs(10);
@@ -107,11 +106,9 @@ impl Sandbox {
                 exit
             }
         };
-        if let Some(hooks) = &container.hooks {
-            // As for poststart.
-            if let Err(error) = self.host.run_hooks(hooks, HookPoint::Poststop, 0).await {
-                tracing::warn!(container = %container.id, error = chain(&error), "a poststop hook failed");
-            }
+        // OCI runtime spec, lifecycle: one that fails is logged, and the deletion goes on.
+        if let Err(error) = self.host.run_poststop_hooks(&container.id).await {
+            tracing::warn!(container = %container.id, error = chain(&error), "a poststop hook failed");
         }
         self.slots().remove(&container.id);
         let event = TaskDelete {

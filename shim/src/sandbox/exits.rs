@@ -1,7 +1,7 @@
 //! What the guest reports, and the end of everything: exits become records, wake who waits, and reach containerd.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::events::task::{TaskExit, TaskOOM};
 use containerd_shim_protos::topics::{TASK_EXIT_EVENT_TOPIC, TASK_OOM_EVENT_TOPIC};
@@ -61,10 +61,8 @@ impl Sandbox {
             stderr: Some(exit.stderr_length),
             patience: self.patience,
         };
-        // A time that no clock can show is as good as none.
-        let at = UNIX_EPOCH
-            .checked_add(Duration::from_nanos(exit.exited_at_ns))
-            .unwrap_or_else(SystemTime::now);
+        // By the host's clock, as every other time that leaves the shim: a container may set the guest's (CAP_SYS_TIME).
+        let at = SystemTime::now();
         self.finish(
             process,
             Exit {

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use containerd_shim_protos::types::mount::Mount;
-use oci_spec::runtime::{Hooks, Spec};
+use oci_spec::runtime::Hooks;
 
-use crate::guest_spec::{Input, guest_spec};
-use crate::hooks::{self, HookPoint, HookState};
+use crate::guest_spec::{self, Input, guest_spec};
+use crate::hooks::{self, HookPoint, HookState, Owed};
 use crate::host_ns::HostNamespace;
 use crate::id::{ContainerId, SandboxId};
 use crate::memlock::{ContainerPolicy, SandboxPolicy};
@@ -75,6 +75,14 @@ pub trait HostSide: Send + Sync {
     /// # Errors
     /// One of them failed.
     async fn run_hooks(&self, hooks: &ContainerHooks, point: HookPoint, pid: u32) -> Result<(), HostError>;
+    /// Runs the poststop hooks of a container that is no more, or of which nothing came. They run once, however often this is
+    /// called.
+    ///
+    /// # Errors
+    /// One of them failed.
+    async fn run_poststop_hooks(&self, _container: &ContainerId) -> Result<(), HostError> {
+        Ok(())
+    }
     /// Unmounts everything of a container. May be called again.
     ///
     /// # Errors
@@ -96,6 +104,8 @@ pub struct RealHost {
     pub sandbox: SandboxId,
     /// What the containers have of the host is watched here.
     pub watches: Option<Watches>,
+    /// The poststop hooks that are to be run.
+    pub owed: Owed,
     /// Kata's `disable_guest_seccomp`.
     pub disable_guest_seccomp: bool,
     /// How much memory the processes of its containers may lock.
@@ -127,11 +137,12 @@ impl HostSide for RealHost {
         let disable_guest_seccomp = self.disable_guest_seccomp;
         let policy = self.memlock.clone();
         let watches = self.watches.clone();
-        let host = self.host.clone();
+        let (host, owed) = (self.host.clone(), self.owed.clone());
         // Whoever gives up does not end the thread, but what it attaches.
         let attachment = tree.begin(&container);
         blocking(move || {
-            let mut spec = Spec::load(bundle.join("config.json")).map_err(|error| HostError::Spec(Box::new(error)))?;
+            let read = guest_spec::read(&bundle.join("config.json"));
+            let (mut spec, unread) = read.map_err(|error| HostError::Spec(Box::new(error)))?;
             let volumes = Volumes::plan(&mut spec, &rootfs, &host).map_err(|error| HostError::Spec(Box::new(error)))?;
             let input = Input {
                 container: &container,
@@ -139,6 +150,20 @@ impl HostSide for RealHost {
                 disable_guest_seccomp,
             };
             let mut guest = guest_spec(&spec, input).map_err(|error| HostError::Spec(Box::new(error)))?;
+            let hooks = spec.hooks().clone().map(|hooks| ContainerHooks {
+                hooks,
+                state: HookState {
+                    oci_version: spec.version().clone(),
+                    id: container.as_str().to_owned(),
+                    status: "creating".into(),
+                    pid: 0,
+                    bundle: bundle.clone(),
+                    annotations: spec.annotations().clone().unwrap_or_default(),
+                },
+            });
+            if let Some(ContainerHooks { hooks, state }) = &hooks {
+                owed.record(hooks, state).map_err(other)?;
+            }
             let mut memlock = if container.as_str() == sandbox.as_str() {
                 policy.of_first()
             } else {
@@ -146,7 +171,12 @@ impl HostSide for RealHost {
             };
             let notes = memlock.apply(&mut guest.spec);
             let notes = notes.map_err(|error| HostError::Spec(Box::new(error)))?;
-            for warning in guest.warnings.iter().chain(&notes).chain(&volumes.warnings) {
+            for warning in unread
+                .iter()
+                .chain(&guest.warnings)
+                .chain(&notes)
+                .chain(&volumes.warnings)
+            {
                 tracing::warn!(%container, warning);
             }
             let root = spec
@@ -174,17 +204,6 @@ impl HostSide for RealHost {
             }
             let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
             let limits = resources.map(Limits::of).unwrap_or_default();
-            let hooks = spec.hooks().clone().map(|hooks| ContainerHooks {
-                hooks,
-                state: HookState {
-                    oci_version: spec.version().clone(),
-                    id: container.as_str().to_owned(),
-                    status: "creating",
-                    pid: 0,
-                    bundle: bundle.clone(),
-                    annotations: spec.annotations().clone().unwrap_or_default(),
-                },
-            });
             Ok(GuestContainer {
                 spec: serde_json::to_vec(&guest.spec).map_err(other)?,
                 join_namespaces: guest.join_namespaces.into_iter().collect(),
@@ -201,12 +220,15 @@ impl HostSide for RealHost {
     async fn run_hooks(&self, hooks: &ContainerHooks, point: HookPoint, pid: u32) -> Result<(), HostError> {
         let mut state = hooks.state.clone();
         state.status = match point {
-            HookPoint::Create => "creating",
-            HookPoint::Poststart => "running",
-            HookPoint::Poststop => "stopped",
+            HookPoint::Create => "creating".into(),
+            HookPoint::Poststart => "running".into(),
         };
         state.pid = i32::try_from(pid).unwrap_or(0);
         hooks::run(&self.host, &hooks.hooks, point, &state).await.map_err(other)
+    }
+
+    async fn run_poststop_hooks(&self, container: &ContainerId) -> Result<(), HostError> {
+        self.owed.pay(&self.host, container).await.map_err(other)
     }
 
     async fn detach(&self, container: &ContainerId) -> Result<(), HostError> {

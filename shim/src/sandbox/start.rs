@@ -14,7 +14,8 @@ use super::process::{Exit, Phase, Process, ProcessName};
 use super::verbs::{agent_container, failed};
 use super::{Container, Sandbox};
 use crate::agent_client::AgentClient;
-use crate::error::{Error, chain};
+use crate::error::Error;
+use crate::guest_spec;
 use crate::hooks::HookPoint;
 use crate::streams::{Prepared, StdioPaths, Streams};
 
@@ -65,9 +66,16 @@ impl Sandbox {
         };
         process.set_phase_telling(Phase::Running, || self.events.publish(TASK_START_EVENT_TOPIC, &event));
         if let Some(hooks) = &container.hooks {
-            // OCI runtime spec, lifecycle: a poststart hook that fails is logged and the container goes on.
-            if let Err(error) = self.host.run_hooks(hooks, HookPoint::Poststart, pid).await {
-                tracing::warn!(container = %container.id, error = chain(&error), "a poststart hook failed");
+            // OCI runtime spec 1.3, lifecycle, and runc since 1.2: one that fails stops the container and is the start's error.
+            if let Err(source) = self.host.run_hooks(hooks, HookPoint::Poststart, pid).await {
+                if let Err(error) = self.kill_surely(&agent, &process.name, true).await {
+                    tracing::debug!(container = %container.id, %error, "there is nothing to kill");
+                }
+                return Err(Error::Host {
+                    operation: "run the poststart hooks of",
+                    subject: process.name.to_string(),
+                    source,
+                });
             }
         }
         Ok(pid)
@@ -206,12 +214,15 @@ impl Sandbox {
         if let phase @ Phase::Stopped(_) = container.init.phase() {
             return Err(container.init.not_allowed("add an exec to", phase));
         }
-        let (spec, notes) = container.memlock.apply_to_exec(spec).map_err(|error| Error::Host {
+        let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Host {
             operation: "add",
             subject: name.to_string(),
-            source: HostError::Spec(Box::new(error)),
-        })?;
-        for note in notes {
+            source: HostError::Spec(source),
+        };
+        let (spec, left_out) = guest_spec::read_exec(spec).map_err(|error| failed(Box::new(error)))?;
+        let applied = container.memlock.apply_to_exec(&spec);
+        let (spec, notes) = applied.map_err(|error| failed(Box::new(error)))?;
+        for note in left_out.iter().chain(&notes) {
             tracing::warn!(process = %name, note);
         }
         {

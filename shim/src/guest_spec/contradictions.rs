@@ -1,0 +1,173 @@
+//! Specifications that contradict themselves: they are refused before anything is made, for the reasons that runc gives
+//! (libcontainer/configs/validate and specconv).
+//!
+//! Pure: it looks at the specification alone.
+
+use std::path::{Component, Path};
+
+use oci_spec::runtime::{Linux, LinuxNamespaceType, Mount, Process, Spec};
+
+use super::GuestSpecError;
+
+/// Looks for what cannot be meant.
+///
+/// # Errors
+/// The first contradiction.
+pub(super) fn check(spec: &Spec) -> Result<(), GuestSpecError> {
+    spec.process().as_ref().map_or(Ok(()), check_process)?;
+    let Some(linux) = spec.linux() else { return Ok(()) };
+    check_namespaces(linux)?;
+    if !has(linux, LinuxNamespaceType::Uts) {
+        for (field, name) in [("hostname", spec.hostname()), ("domainname", spec.domainname())] {
+            if name.as_ref().is_some_and(|name| !name.is_empty()) {
+                return Err(refused(field, "it needs a UTS namespace of the container's own"));
+            }
+        }
+    }
+    check_sysctls(linux)?;
+    spec.mounts().iter().flatten().try_for_each(check_mount)
+}
+
+fn refused(field: &'static str, reason: impl Into<String>) -> GuestSpecError {
+    GuestSpecError::Field {
+        field,
+        reason: reason.into(),
+    }
+}
+
+fn check_process(process: &Process) -> Result<(), GuestSpecError> {
+    let cwd = process.cwd();
+    if cwd.as_os_str().is_empty() {
+        return Err(refused("process.cwd", "it must not be empty"));
+    }
+    if !cwd.is_absolute() {
+        return Err(refused(
+            "process.cwd",
+            format!("{} is not an absolute path", cwd.display()),
+        ));
+    }
+    if process.args().iter().flatten().next().is_none() {
+        return Err(refused("process.args", "it must not be empty"));
+    }
+    Ok(())
+}
+
+fn has(linux: &Linux, kind: LinuxNamespaceType) -> bool {
+    linux.namespaces().iter().flatten().any(|listed| listed.typ() == kind)
+}
+
+fn check_namespaces(linux: &Linux) -> Result<(), GuestSpecError> {
+    let listed: Vec<_> = linux.namespaces().iter().flatten().map(|one| one.typ()).collect();
+    for (at, kind) in listed.iter().enumerate() {
+        if listed[..at].contains(kind) {
+            return Err(refused("linux.namespaces", format!("{kind} is there twice")));
+        }
+    }
+    let maps = [linux.uid_mappings(), linux.gid_mappings()];
+    if maps.into_iter().flatten().any(|map| !map.is_empty()) && !has(linux, LinuxNamespaceType::User) {
+        return Err(refused(
+            "linux.uidMappings and gidMappings",
+            "they need a user namespace, which is not among linux.namespaces",
+        ));
+    }
+    let offsets = linux.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty());
+    if offsets && !has(linux, LinuxNamespaceType::Time) {
+        return Err(refused(
+            "linux.timeOffsets",
+            "they need a time namespace, which is not among linux.namespaces",
+        ));
+    }
+    Ok(())
+}
+
+fn check_sysctls(linux: &Linux) -> Result<(), GuestSpecError> {
+    let mut names = linux.sysctl().iter().flatten().map(|(name, _)| name.replace('/', "."));
+    if names.any(|name| name == "kernel.hostname") {
+        return Err(refused(
+            "linux.sysctl",
+            "kernel.hostname conflicts with the field hostname",
+        ));
+    }
+    Ok(())
+}
+
+/// A mount over the whole root hides everything that is mounted before, and the program.
+fn check_mount(mount: &Mount) -> Result<(), GuestSpecError> {
+    if is_root(mount.destination()) {
+        return Err(GuestSpecError::Mount {
+            destination: mount.destination().clone(),
+            reason: "nothing can be mounted on the container's root".to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// Whether a path, cleaned as runc cleans it, is the root.
+fn is_root(path: &Path) -> bool {
+    let depth = path.components().fold(0_usize, |depth, part| match part {
+        Component::Normal(_) => depth + 1,
+        Component::ParentDir => depth.saturating_sub(1),
+        Component::RootDir | Component::CurDir | Component::Prefix(_) => depth,
+    });
+    depth == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::translate;
+    use serde_json::{Value, json};
+
+    fn refusal(change: Value) -> String {
+        translate(change, "me").unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_refused_by_its_field() {
+        let namespaces = |extra: Value| json!([{"type": "pid"}, {"type": "mount"}, extra]);
+        let linux = |linux: Value| json!({ "linux": linux });
+        let process =
+            |cwd: &str, args: Value| json!({ "process": { "cwd": cwd, "args": args, "user": {"uid": 0, "gid": 0} } });
+        for (change, named) in [
+            (
+                linux(json!({"namespaces": namespaces(json!({"type": "pid"}))})),
+                "linux.namespaces",
+            ),
+            (
+                linux(json!({"uidMappings": [{"containerID": 0, "hostID": 1, "size": 1}]})),
+                "linux.uidMappings",
+            ),
+            (
+                linux(json!({"gidMappings": [{"containerID": 0, "hostID": 1, "size": 1}]})),
+                "gidMappings",
+            ),
+            (
+                linux(json!({"timeOffsets": {"monotonic": {"secs": 1}}})),
+                "linux.timeOffsets",
+            ),
+            (linux(json!({"sysctl": {"kernel/hostname": "x"}})), "kernel.hostname"),
+            (json!({"hostname": "a"}), "hostname"),
+            (json!({"domainname": "a"}), "domainname"),
+            (process("tmp", json!(["a"])), "process.cwd"),
+            (process("", json!(["a"])), "process.cwd"),
+            (process("/", json!([])), "process.args"),
+            (json!({"mounts": [{"destination": "/", "type": "tmpfs"}]}), "/"),
+            (
+                json!({"mounts": [{"destination": "/x/../.", "type": "bind", "source": "/tmp"}]}),
+                "/x/../.",
+            ),
+        ] {
+            let said = refusal(change);
+            assert!(said.contains(named), "{named}: {said}");
+        }
+    }
+
+    #[test]
+    fn what_has_its_namespace_is_taken() {
+        let namespaces = json!([{"type": "uts"}, {"type": "user"}, {"type": "time"}]);
+        let maps = json!([{"containerID": 0, "hostID": 1, "size": 1}]);
+        let linux = json!({
+            "namespaces": namespaces, "uidMappings": maps, "gidMappings": maps, "timeOffsets": {"monotonic": {"secs": 1}}
+        });
+        translate(json!({ "hostname": "a", "domainname": "b", "linux": linux }), "me").unwrap();
+    }
+}

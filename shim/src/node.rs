@@ -1,0 +1,122 @@
+//! Settings of the node that a container has by inheritance: on runc because there is one kernel, here because the guest is given
+//! them (docs/limits.md).
+//!
+//! It reads the host and knows no guest. What the guest has more of, it keeps.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use nix::sys::resource::{Resource, getrlimit};
+
+/// Numbers of which more is no harm: limits on what a program may have. Those that are memory are charged to the container.
+const LEAST: [&str; 15] = [
+    "fs.aio-max-nr",
+    "fs.file-max",
+    "fs.inotify.max_queued_events",
+    "fs.inotify.max_user_instances",
+    "fs.inotify.max_user_watches",
+    "fs.nr_open",
+    "kernel.keys.maxbytes",
+    "kernel.keys.maxkeys",
+    "kernel.pid_max",
+    "kernel.threads-max",
+    "net.core.netdev_max_backlog",
+    "net.core.rmem_max",
+    "net.core.wmem_max",
+    "vm.max_map_count",
+    "vm.overcommit_memory",
+];
+
+/// Settings of IPv4 that a new network namespace has from the host's (the kernel's ip-sysctl.rst, `devconf_inherit_init_net`), of which
+/// the guest's kernel has the least values that there are. Writing ip_forward sets others anew: those are not here.
+const LEAST_OF_NETWORK: [&str; 9] = [
+    "net.ipv4.conf.all.arp_announce",
+    "net.ipv4.conf.all.arp_ignore",
+    "net.ipv4.conf.all.route_localnet",
+    "net.ipv4.conf.all.rp_filter",
+    "net.ipv4.conf.default.arp_announce",
+    "net.ipv4.conf.default.arp_ignore",
+    "net.ipv4.conf.default.route_localnet",
+    "net.ipv4.conf.default.rp_filter",
+    "net.ipv4.ip_forward",
+];
+
+/// The parameter that decides about that, and the value with which nothing is inherited.
+const INHERIT: &str = "net.core.devconf_inherit_init_net";
+const NOTHING: u64 = 2;
+
+/// Always overcommit: the one value of vm.overcommit_memory that allows more than the guest's own does. Accounting to the page
+/// (2) is about the node's memory, and is not passed on.
+const OVERCOMMIT: &str = "vm.overcommit_memory";
+const ALWAYS: u64 = 1;
+
+/// What the guest is to have at least.
+#[must_use]
+pub fn least_sysctls() -> HashMap<String, u64> {
+    least_in(Path::new("/proc/sys"))
+}
+
+fn least_in(root: &Path) -> HashMap<String, u64> {
+    let value = |name: &str| -> Option<u64> {
+        let text = std::fs::read_to_string(root.join(name.replace('.', "/"))).ok()?;
+        text.trim().parse().ok()
+    };
+    // What this host's kernel does not have, nobody inherits.
+    let of_network: &[&str] = if value(INHERIT) == Some(NOTHING) {
+        &[]
+    } else {
+        &LEAST_OF_NETWORK
+    };
+    let all = LEAST.iter().chain(of_network);
+    let all = all.filter_map(|name| Some(((*name).to_owned(), value(name)?)));
+    all.filter(|(name, value)| name != OVERCOMMIT || *value == ALWAYS)
+        .collect()
+}
+
+/// Limits of a process that the kernel makes of the machine's memory: on runc a container inherits the node's, by way of
+/// containerd. OCI type, soft and hard limit.
+#[must_use]
+pub fn inherited_rlimits() -> Vec<(&'static str, u64, u64)> {
+    let limits = [
+        ("RLIMIT_NPROC", Resource::RLIMIT_NPROC),
+        ("RLIMIT_SIGPENDING", Resource::RLIMIT_SIGPENDING),
+    ];
+    // "No limit" is the same number there and here. A limit that cannot be read is the guest's own.
+    let inherited = limits.into_iter().filter_map(|(kind, resource)| {
+        let (soft, hard) = getrlimit(resource).ok()?;
+        Some((kind, soft, hard))
+    });
+    inherited.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_node_has_is_read_and_what_it_lacks_left_out() {
+        let root = tempfile::tempdir().unwrap();
+        let set = |name: &str, value: &str| {
+            let path = root.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, value).unwrap();
+        };
+        set("fs/inotify/max_user_watches", "192536\n");
+        set("vm/max_map_count", "many\n");
+        set("vm/overcommit_memory", "2\n");
+        let expected = HashMap::from([("fs.inotify.max_user_watches".to_owned(), 192_536)]);
+        assert_eq!(least_in(root.path()), expected);
+        set("vm/overcommit_memory", "1\n");
+        assert_eq!(least_in(root.path())[OVERCOMMIT], 1);
+        set("net/ipv4/ip_forward", "1\n");
+        assert_eq!(least_in(root.path())["net.ipv4.ip_forward"], 1);
+        set("net/core/devconf_inherit_init_net", "2\n");
+        assert!(!least_in(root.path()).contains_key("net.ipv4.ip_forward"));
+    }
+
+    #[test]
+    fn this_machine_has_limits_to_inherit() {
+        assert!(least_sysctls()["kernel.pid_max"] > 0);
+        assert_eq!(inherited_rlimits().len(), 2);
+    }
+}
