@@ -69,6 +69,20 @@ impl Events {
         Ok((past.lines().last().map_or(Ok(0), exit_status)?, kills))
     }
 
+    /// Waits for the end of the container's init process as [`Events::await_exit`] does, and gives the time that the event names.
+    pub(crate) fn await_exit_time(&mut self, id: &str, limit: Duration) -> Result<String> {
+        let container = format!(r#""container_id":"{id}","id":"{id}""#);
+        let is_exit = |line: &str| line.contains("/tasks/exit ") && line.contains(&container);
+        let complete = |seen: &str| {
+            seen.split_inclusive('\n')
+                .any(|line| line.ends_with('\n') && is_exit(line))
+        };
+        wait::text(&mut self.stream, limit, &mut self.seen, complete)?;
+        let line = self.seen.lines().find(|line| is_exit(line)).unwrap_or_default();
+        let event: Value = serde_json::from_str(line.find('{').map_or("", |at| &line[at..]))?;
+        Ok(event["exited_at"].as_str().unwrap_or_default().to_owned())
+    }
+
     /// Waits for an event on `topic` that names `id`.
     pub(crate) fn await_topic(&mut self, topic: &str, id: &str, limit: Duration) -> Result<()> {
         let wanted = |seen: &str| seen.lines().any(|line| line.contains(topic) && line.contains(id));

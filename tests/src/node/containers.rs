@@ -114,6 +114,13 @@ impl Node {
             .await_exit(&self.id(name), wait::patience(LIMIT))
     }
 
+    /// Waits for the same, and gives when that was, as containerd has it of the runtime (RFC 3339).
+    pub fn await_exit_time(&self, name: &str) -> Result<String> {
+        self.events
+            .borrow_mut()
+            .await_exit_time(&self.id(name), wait::patience(LIMIT))
+    }
+
     /// Waits for the same, and gives the exit status and how many OOM kills in the container were announced until then.
     pub fn await_end(&self, name: &str) -> Result<(u64, usize)> {
         self.events

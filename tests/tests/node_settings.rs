@@ -1,0 +1,92 @@
+//! What a container has of the node: settings that it inherits, and the host's time.
+
+use framework::{Node, Result};
+
+/// The number in a file of /proc/sys on this machine.
+fn host(name: &str) -> Option<u64> {
+    let path = format!("/proc/sys/{}", name.replace('.', "/"));
+    std::fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// On runc it is the same kernel.
+#[test]
+fn a_container_has_not_less_than_the_node() -> Result<()> {
+    let node = Node::start()?;
+    let names = [
+        "fs.inotify.max_user_watches",
+        "fs.inotify.max_user_instances",
+        "fs.file-max",
+        "fs.nr_open",
+        "kernel.pid_max",
+        "kernel.threads-max",
+        "vm.max_map_count",
+    ];
+    let script = names
+        .map(|name| format!("cat /proc/sys/{}", name.replace('.', "/")))
+        .join("; ");
+    let said = node
+        .run("settings")
+        .arg("--rm")
+        .sh(&format!("{script}; grep 'Max processes' /proc/self/limits"))
+        .ok()?;
+    let lines: Vec<_> = said.lines().collect();
+    for (name, line) in names.iter().zip(&lines) {
+        let Some(least) = host(name) else { continue };
+        let has: u64 = line.parse().unwrap_or_default();
+        assert!(has >= least, "{name}: {has} instead of {least}");
+    }
+    // As containerd has it, which has it from this process.
+    let limits = std::fs::read_to_string("/proc/self/limits")?;
+    let processes = limits.lines().find(|line| line.starts_with("Max processes"));
+    assert_eq!(lines.last().copied(), processes);
+    node.nothing_left()
+}
+
+mod kata_only {
+    use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+    use framework::Error;
+    use nix::sys::signal::Signal;
+    use serde_json::json;
+
+    use super::*;
+
+    fn now() -> Duration {
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+    }
+
+    /// How late the guest is, by a program in it.
+    fn lateness(node: &Node, exec: &str) -> Result<i64> {
+        let said = node.exec("clock", exec).program(["date", "+%s"]).ok()?;
+        let guest: i64 = said.trim().parse().map_err(|_| Error::unexpected(said.clone()))?;
+        Ok(i64::try_from(now().as_secs()).unwrap_or(i64::MAX) - guest)
+    }
+
+    #[test]
+    fn the_guest_follows_the_hosts_clock_after_a_stop_and_after_a_container_that_set_it() -> Result<()> {
+        const STOP: Duration = Duration::from_secs(12);
+        let node = Node::start()?;
+        let caps = json!(["CAP_SYS_TIME"]);
+        let spec = node.spec("clock", &["sleep", "1000"])?.set(
+            "/process/capabilities",
+            json!({ "bounding": caps, "permitted": caps, "effective": caps }),
+        )?;
+        node.run_spec("clock", &spec)?.arg("-d").ok()?;
+        node.signal_process("clock", "qemu", Signal::SIGSTOP)?;
+        // The stop is what is tested: nothing happens in it that could be waited for.
+        std::thread::sleep(STOP);
+        node.signal_process("clock", "qemu", Signal::SIGCONT)?;
+        node.await_log(&["its clock has been put forward"])?;
+        assert!(lateness(&node, "stopped")?.abs() <= 3);
+
+        // Whatever a container sets, what leaves the shim is the host's time.
+        node.exec("clock", "set")
+            .program(["date", "-s", "2001-01-01 00:00:00"])
+            .ok()?;
+        node.task("kill", "clock").args(["--signal", "9"]).ok()?;
+        let exited = node.await_exit_time("clock")?;
+        assert!(!exited.is_empty() && !exited.starts_with("2001"), "{exited}");
+        node.forget("clock")?;
+        node.nothing_left()
+    }
+}
