@@ -22,7 +22,7 @@ pub mod guest_spec;
 pub mod hooks;
 pub mod host_cgroup;
 pub mod host_ns;
-pub mod id;
+pub use lifecycle::id;
 pub mod logging;
 pub mod memlock;
 mod metrics;
