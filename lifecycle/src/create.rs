@@ -5,8 +5,9 @@ use std::time::SystemTime;
 use protocol::phase::Phase;
 
 use crate::id::{ContainerId, ProcessName};
+use crate::machine::{Core, Purpose};
 use crate::message::{Answer, Effect, Event, Refusal, Reply, View, Work};
-use crate::state::{Container, Core, CreateStep, Life, Operation, Purpose, Vm};
+use crate::state::{Container, CreateStep, Life, Operation, Vm};
 use crate::step::Done;
 
 impl<E: Clone> Core<E> {

@@ -5,8 +5,9 @@ use std::time::SystemTime;
 use protocol::phase::{Phase, Verb};
 
 use crate::id::ProcessName;
+use crate::machine::{Core, Purpose};
 use crate::message::{Answer, Effect, Event, Exit, Fault, Refusal, Reply, Timer, View, Work};
-use crate::state::{Core, Exec, ExecDelete, ExecStart, ExecStep, InGuest, Life, NOT_STARTED, Purpose, SIGKILL};
+use crate::state::{Exec, ExecDelete, ExecStart, ExecStep, InGuest, Life, NOT_STARTED, SIGKILL};
 use crate::step::Done;
 
 impl<E: Clone> Core<E> {

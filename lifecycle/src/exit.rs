@@ -3,8 +3,9 @@
 use std::time::SystemTime;
 
 use crate::id::{ContainerId, ProcessName};
+use crate::machine::{Core, Purpose};
 use crate::message::{Answer, Effect, Event, Exit, Output, Refusal, Timer, View, Work};
-use crate::state::{Core, InGuest, KILLED, Life, Purpose, Waits};
+use crate::state::{InGuest, KILLED, Life, Waits};
 
 impl<E: Clone> Core<E> {
     /// The guest reports an exit.

@@ -19,6 +19,7 @@ mod create;
 mod exec;
 mod exit;
 pub mod id;
+mod machine;
 mod message;
 mod remove;
 mod running;
@@ -28,8 +29,9 @@ mod step;
 mod timeouts;
 mod vm;
 
+pub use machine::Core;
 pub use message::{
     Answer, Effect, Event, Exit, Failure, Fault, Input, Job, Output, Reason, Refusal, Reply, Request, Timer, View, Work,
 };
-pub use state::{Core, KILLED, NOT_STARTED, SIGKILL};
+pub use state::{KILLED, NOT_STARTED, SIGKILL};
 pub use timeouts::Timeouts;

@@ -8,8 +8,9 @@ use std::time::SystemTime;
 use protocol::phase::Verb;
 
 use crate::id::{ContainerId, ProcessName};
+use crate::machine::{Core, Purpose};
 use crate::message::{Answer, Effect, Event, Exit, Failure, Fault, Output, Reason, Refusal, Reply, Timer, View, Work};
-use crate::state::{Cause, Core, Held, KILLED, Life, Operation, Purpose, Remove, RemoveStep, Vm};
+use crate::state::{Cause, Held, KILLED, Life, Operation, Remove, RemoveStep, Vm};
 use crate::step::Done;
 
 /// Status of a container whose creation has failed.
@@ -183,10 +184,8 @@ impl<E: Clone> Core<E> {
         self.removal_at(id, RemoveStep::Detaching(job));
     }
 
+    /// Also of a creation that has failed, as runc does: what the hooks of the creation have done is undone by them.
     fn run_stop_hooks(&mut self, id: &ContainerId) {
-        if !self.containers.get(id).is_some_and(|container| container.told) {
-            return self.removed(id);
-        }
         let purpose = || Purpose::Operation(id.clone());
         let job = self.begin(purpose(), Work::StopHooks(id.clone()));
         let timer = self.timer(purpose(), Timer::StopHooks);

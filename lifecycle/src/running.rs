@@ -3,8 +3,9 @@
 use protocol::phase::{Phase, Verb};
 
 use crate::id::{ContainerId, ProcessName};
+use crate::machine::{Core, Purpose};
 use crate::message::{Answer, Effect, Event, Failure, Fault, Refusal, Reply, View, Work};
-use crate::state::{Core, Life, Operation, Purpose};
+use crate::state::{Life, Operation};
 use crate::step::Done;
 
 impl<E: Clone> Core<E> {
@@ -111,10 +112,19 @@ impl<E: Clone> Core<E> {
         }
     }
 
-    pub(crate) fn start_hooks_finished(&mut self, id: &ContainerId) {
+    /// OCI runtime spec 1.3, lifecycle: where they fail the container is stopped, and that is the start's error.
+    pub(crate) fn start_hooks_finished(&mut self, id: &ContainerId, done: Done<E>) {
         let container = self.containers.get_mut(id);
-        if let Some((_, reply)) = container.and_then(|container| container.start_hooks.take()) {
-            self.answer(reply, Answer::Done);
+        let Some((_, reply)) = container.and_then(|container| container.start_hooks.take()) else {
+            return;
+        };
+        let Err(failure) = done else {
+            return self.answer(reply, Answer::Done);
+        };
+        self.answer(reply, Answer::Failed(failure.error));
+        if self.has_vm() {
+            self.kill_cgroup(id);
+            self.see_to_end(id);
         }
     }
 

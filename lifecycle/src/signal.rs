@@ -10,8 +10,9 @@
 use protocol::phase::{Phase, Verb};
 
 use crate::id::{ContainerId, ProcessName};
+use crate::machine::{Core, Purpose};
 use crate::message::{Answer, Effect, Fault, Reason, Refusal, Reply, Timer, Work};
-use crate::state::{Core, Ladder, Life, Purpose, Rung, SIGKILL};
+use crate::state::{Ladder, Life, Rung, SIGKILL};
 use crate::step::Done;
 
 impl<E: Clone> Core<E> {

@@ -3,8 +3,9 @@
 use std::time::SystemTime;
 
 use crate::id::{ContainerId, ProcessName};
+use crate::machine::{Core, Purpose};
 use crate::message::{Effect, Failure, Fault, Input, Job, Refusal, Reply, Request};
-use crate::state::{Core, Operation, Purpose};
+use crate::state::Operation;
 
 /// The result of work.
 pub(crate) type Done<E> = Result<(), Failure<E>>;
@@ -101,7 +102,7 @@ impl<E: Clone> Core<E> {
             Purpose::Streams(name) => self.streams_finished(now, &name),
             Purpose::Signal { name, reply, timer } => self.signalled(&name, reply, timer, done),
             Purpose::Ping { answers } => self.pinged(answers, answered),
-            Purpose::StartHooks(id) => self.start_hooks_finished(&id),
+            Purpose::StartHooks(id) => self.start_hooks_finished(&id, done),
             // What they are for goes on by a timer.
             Purpose::CgroupKill | Purpose::ExecExits(_) | Purpose::KillAnswer(_) | Purpose::Ladder(_) => {}
         }

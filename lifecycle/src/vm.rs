@@ -4,8 +4,9 @@ use std::time::SystemTime;
 
 use crate::create::no_vm;
 use crate::id::{ContainerId, ExecId, ProcessName};
+use crate::machine::{Core, Purpose};
 use crate::message::{Answer, Effect, Event, Exit, Fault, Output, Refusal};
-use crate::state::{Core, InGuest, KILLED, Life, Operation, Purpose, Remove, RemoveStep, Vm};
+use crate::state::{InGuest, KILLED, Life, Operation, Remove, RemoveStep, Vm};
 
 impl<E: Clone> Core<E> {
     pub(crate) fn vm_ready(&mut self) {

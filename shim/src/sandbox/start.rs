@@ -11,7 +11,7 @@ use super::process::{Process, ProcessName};
 use super::verbs::{agent_container, failed};
 use super::{Container, Sandbox};
 use crate::agent_client::AgentClient;
-use crate::error::{Error, Shared, chain};
+use crate::error::{Error, Shared};
 use crate::hooks::HookPoint;
 use crate::streams::{Prepared, StdioPaths, StreamError, Streams};
 
@@ -45,16 +45,17 @@ impl Sandbox {
         Ok(())
     }
 
-    /// OCI runtime spec, lifecycle: a poststart hook that fails is logged and the container goes on.
-    pub(super) async fn run_start_hooks(&self, container: &Container) {
-        let Some(hooks) = container.hooks() else { return };
-        let run = self
-            .host
-            .run_hooks(hooks, HookPoint::Poststart, self.pid_of(container))
-            .await;
-        if let Err(error) = run {
-            tracing::warn!(container = %container.id, error = chain(&error), "a poststart hook failed");
-        }
+    /// Runs the hooks that follow a start. OCI runtime spec 1.3, lifecycle, and runc since 1.2: one that fails stops the container and is
+    /// the start's error.
+    pub(super) async fn run_start_hooks(&self, container: &Container) -> Result<(), Error> {
+        let Some(hooks) = container.hooks() else { return Ok(()) };
+        let pid = self.pid_of(container);
+        let run = self.host.run_hooks(hooks, HookPoint::Poststart, pid).await;
+        run.map_err(|source| Error::Host {
+            operation: "run the poststart hooks of",
+            subject: container.subject(),
+            source,
+        })
     }
 
     /// Opens the host's end of a process's streams, for the guest to dial. The answer tells the guest how.

@@ -39,10 +39,7 @@ impl Sandbox {
             Work::Connect(_) => self.connect(&container).await,
             Work::Network(_) => self.follow_network_for(&process).await,
             Work::GuestStart(_) => self.start_in_guest(&process).await,
-            Work::StartHooks(_) => {
-                self.run_start_hooks(&container).await;
-                Ok(())
-            }
+            Work::StartHooks(_) => self.run_start_hooks(&container).await,
             Work::OpenStreams(_) => self.open_streams(&process).await,
             Work::GuestExec(_) => self.exec_in_guest(&process).await,
             Work::ConnectExec(_) => self.connect_exec(&process).await,
