@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::OnceLock;
 
 use nix::unistd::Pid;
 use tokio::sync::watch;
@@ -16,6 +17,8 @@ pub(crate) struct Process {
     /// Names this process and no later one of the same number. None where it had ended before it was registered.
     pub(crate) pidfd: Option<OwnedFd>,
     pub(crate) streams: Streams,
+    /// The signal that ended it while it waited to be started: it was sent SIGKILL for that.
+    pub(crate) ended_by: OnceLock<u32>,
     /// It has been reaped.
     pub(crate) ended: bool,
     /// Its exit has been handed to the event queue.
@@ -28,6 +31,7 @@ impl Process {
             pid,
             pidfd,
             streams,
+            ended_by: OnceLock::new(),
             ended: false,
             published: watch::Sender::new(false),
         }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use oci_spec::runtime::Spec;
 use protocol::agent::{BlockDevice, Stdio, Storage};
@@ -21,7 +22,24 @@ pub(crate) struct Sandbox {
     containers: Mutex<HashMap<ContainerId, Entry>>,
     storages: Storages,
     volumes: Volumes,
+    /// Deletions that are under way: each goes on to its end, whoever waits for it.
+    deletions: Mutex<HashMap<ContainerId, Deletion>>,
     shutdown: Arc<Notify>,
+}
+
+/// The end of a deletion, once there is one.
+type Deletion = watch::Receiver<Option<Result<(), Arc<Error>>>>;
+
+/// How long a caller waits for a deletion before it is told how it goes.
+const SLICE: Duration = Duration::from_secs(5);
+
+/// How a deletion goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Deleted {
+    /// Nothing is left.
+    All,
+    /// It is under way. The number changes as long as it gets on.
+    NotYet(u64),
 }
 
 /// A container that the host asks for.
@@ -60,6 +78,16 @@ struct GiveUp(Arc<Notify>);
 impl Drop for GiveUp {
     fn drop(&mut self) {
         self.0.notify_one();
+    }
+}
+
+/// A deletion that is under way.
+struct Deleting<'a>(&'a Sandbox, &'a ContainerId);
+
+impl Drop for Deleting<'_> {
+    fn drop(&mut self) {
+        let mut deletions = self.0.deletions.lock().unwrap_or_else(PoisonError::into_inner);
+        deletions.remove(self.1);
     }
 }
 
@@ -144,6 +172,7 @@ impl Sandbox {
             containers: Mutex::default(),
             storages: Storages::default(),
             volumes: Volumes::default(),
+            deletions: Mutex::default(),
             shutdown,
         }
     }
@@ -204,11 +233,47 @@ impl Sandbox {
         })
     }
 
-    /// Removes a stopped container, or one that is being made: its set-up may hang.
+    /// Removes a stopped container, one that was never started, or one that is being made: its set-up may hang. What it has on disks is
+    /// written back, which takes as long as it takes: after a while the answer is how it goes. Whoever asks again waits for
+    /// the same deletion, and whoever goes away does not end it.
     ///
     /// # Errors
-    /// It is not stopped, or something of it cannot be removed; then it stays.
-    pub(crate) async fn delete(&self, id: &ContainerId) -> Result<(), Error> {
+    /// It runs, or something of it cannot be removed; then it stays.
+    pub(crate) async fn delete(self: &Arc<Self>, id: &ContainerId) -> Result<Deleted, Arc<Error>> {
+        let mut deletion = self.deletion(id);
+        let ended = match tokio::time::timeout(SLICE, deletion.wait_for(Option::is_some)).await {
+            Ok(Ok(ended)) => ended.clone(),
+            Ok(Err(_)) => None,
+            Err(_) => return Ok(Deleted::NotYet(self.storages.written(id))),
+        };
+        let failed = || {
+            Err(Arc::new(Error::System {
+                id: id.clone(),
+                what: "delete the container",
+                source: std::io::Error::other("the task has failed"),
+            }))
+        };
+        ended.unwrap_or_else(failed).map(|()| Deleted::All)
+    }
+
+    fn deletion(self: &Arc<Self>, id: &ContainerId) -> Deletion {
+        let mut deletions = self.deletions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(deletion) = deletions.get(id) {
+            return deletion.clone();
+        }
+        let (tell, deletion) = watch::channel(None);
+        deletions.insert(id.clone(), deletion.clone());
+        let (sandbox, id) = (Arc::clone(self), id.clone());
+        tokio::spawn(async move {
+            // Given back whatever happens: the next one is a deletion of its own.
+            let _deleting = Deleting(&sandbox, &id);
+            let deleted = sandbox.delete_now(&id).await;
+            tell.send_replace(Some(deleted.map_err(Arc::new)));
+        });
+        deletion
+    }
+
+    async fn delete_now(&self, id: &ContainerId) -> Result<(), Error> {
         let making = match self.lock().get(id) {
             Some(Entry::Making(making)) => Some(making.clone()),
             Some(Entry::Made(_)) | None => None,

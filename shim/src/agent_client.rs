@@ -8,7 +8,7 @@ mod write_queue;
 use std::time::Duration;
 
 use protocol::agent::{
-    CloseStdinRequest, ContainerId, CreateContainerRequest, Empty, ExecRequest, GrowStorageRequest,
+    CloseStdinRequest, ContainerId, CreateContainerRequest, DeleteResponse, Empty, ExecRequest, GrowStorageRequest,
     GuestMetricsResponse, HostChanges, ListProcessesResponse, MemlockReport, MemlockRequest, Network, ProcessId,
     ProcessStarted, ResizeRequest, ResizeTerminalRequest, SignalRequest, StatsResponse, StorageName,
     StorageStatsResponse, UpdateRequest,
@@ -179,7 +179,7 @@ impl AgentClient {
     );
     call!(
         /// Forgets a container or an exec.
-        delete(ProcessId) -> Empty
+        delete(ProcessId) -> DeleteResponse
     );
 
     /// What the guest as a whole uses. It has less time than the rest: whoever looks at a guest that hangs must not hang.

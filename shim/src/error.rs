@@ -4,6 +4,7 @@
 //! why it failed.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use hypervisor::{HotplugError, MemoryError};
 use ttrpc::Code;
@@ -216,6 +217,30 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+/// An error that several are told.
+#[derive(Debug, Clone)]
+pub struct Shared(Arc<Error>);
+
+impl From<Error> for Shared {
+    fn from(error: Error) -> Self {
+        Self(Arc::new(error))
+    }
+}
+
+impl std::ops::Deref for Shared {
+    type Target = Error;
+
+    fn deref(&self) -> &Error {
+        &self.0
+    }
+}
+
+impl From<Shared> for ttrpc::Error {
+    fn from(error: Shared) -> Self {
+        ttrpc::Error::RpcStatus(ttrpc::get_status(error.code(), error.message()))
+    }
 }
 
 impl From<Error> for ttrpc::Error {

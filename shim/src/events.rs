@@ -14,7 +14,7 @@ use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim::events::ForwardRequest;
 use containerd_shim_protos::shim_async::{Client, EventsClient};
 use tokio::sync::Notify;
-use ttrpc::context;
+use ttrpc::{Code, context};
 
 use self::backlog::{Backlog, Kept};
 
@@ -141,13 +141,16 @@ async fn forward(address: String, queue: Arc<Queue>) {
             continue;
         };
         let sent = if address.is_empty() {
-            Ok(())
+            Ok(Sent::Taken)
         } else {
             send(&address, &mut client, &envelope).await
         };
         match sent {
-            Ok(()) => {
-                queue.lock().taken(&envelope);
+            Ok(Sent::Taken) => queue.lock().taken(&envelope),
+            Ok(Sent::Refused) => {
+                // The others go first: it may never be taken.
+                queue.lock().refused(&envelope);
+                tokio::time::sleep(RETRY).await;
             }
             Err(error) => {
                 tracing::debug!(%error, topic = envelope.topic, "containerd did not take an event");
@@ -158,7 +161,14 @@ async fn forward(address: String, queue: Arc<Queue>) {
     }
 }
 
-async fn send(address: &str, client: &mut Option<EventsClient>, envelope: &Envelope) -> ttrpc::Result<()> {
+/// What containerd says to an event.
+enum Sent {
+    Taken,
+    /// It was read, and will not be taken as it is.
+    Refused,
+}
+
+async fn send(address: &str, client: &mut Option<EventsClient>, envelope: &Envelope) -> ttrpc::Result<Sent> {
     let connected = match client.take() {
         Some(connected) => connected,
         None => EventsClient::new(Client::connect(address).await?),
@@ -167,23 +177,32 @@ async fn send(address: &str, client: &mut Option<EventsClient>, envelope: &Envel
         envelope: Some(envelope.clone()).into(),
         ..Default::default()
     };
-    match connected
+    let forwarded = connected
         .forward(context::with_duration(FORWARD_TIMEOUT), &request)
-        .await
-    {
-        Ok(_) => {}
-        // It was read and will not be taken: sending it again would hold up the others for ever.
-        Err(ttrpc::Error::RpcStatus(status)) => {
+        .await;
+    let sent = match forwarded {
+        Ok(_) => Sent::Taken,
+        Err(ttrpc::Error::RpcStatus(status)) if is_final(status.code()) => {
             tracing::warn!(
                 topic = envelope.topic,
                 message = status.message(),
-                "containerd refused an event"
+                "containerd refuses an event"
             );
+            Sent::Refused
         }
+        // It could not be taken now: containerd is about to end, or has too much to do.
         Err(error) => return Err(error),
-    }
+    };
     *client = Some(connected);
-    Ok(())
+    Ok(sent)
+}
+
+/// Whether a status says that the event itself is wrong, and not that the time is.
+fn is_final(code: Code) -> bool {
+    matches!(
+        code,
+        Code::INVALID_ARGUMENT | Code::NOT_FOUND | Code::UNIMPLEMENTED | Code::PERMISSION_DENIED | Code::OUT_OF_RANGE
+    )
 }
 
 #[cfg(test)]

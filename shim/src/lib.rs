@@ -25,7 +25,7 @@ pub mod hooks;
 pub mod host_cgroup;
 mod host_mount;
 pub mod host_ns;
-pub mod id;
+pub use lifecycle::id;
 pub mod logging;
 pub mod memlock;
 mod metrics;

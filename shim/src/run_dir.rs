@@ -7,7 +7,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::id::{Namespace, SandboxId};
@@ -40,14 +42,6 @@ pub enum RunDirError {
         #[source]
         source: serde_json::Error,
     },
-    /// `sandbox.json` was written by another build.
-    #[error("{} has version {version}, this build knows {STATE_VERSION}", path.display())]
-    Version {
-        /// The file.
-        path: PathBuf,
-        /// The version in it.
-        version: u32,
-    },
 }
 
 /// What `delete` needs when the shim is gone.
@@ -75,7 +69,36 @@ pub struct SandboxState {
     pub network: Option<NetworkRecord>,
 }
 
+/// A field, if it is what this build writes.
+fn field<T: DeserializeOwned + Default>(fields: &Value, name: &str) -> T {
+    let value = fields.get(name).cloned().unwrap_or_default();
+    serde_json::from_value(value).unwrap_or_default()
+}
+
+/// The entries of a list that are what this build writes.
+fn list<T: DeserializeOwned>(fields: &Value, name: &str) -> Vec<T> {
+    let entries = fields.get(name).and_then(Value::as_array).into_iter().flatten();
+    entries
+        .filter_map(|entry| serde_json::from_value(entry.clone()).ok())
+        .collect()
+}
+
 impl SandboxState {
+    /// As much of it as can be understood.
+    fn of(fields: &Value) -> Self {
+        Self {
+            version: field(fields, "version"),
+            namespace: field(fields, "namespace"),
+            id: field(fields, "id"),
+            shim: field(fields, "shim"),
+            vm: list(fields, "vm"),
+            cgroups: list(fields, "cgroups"),
+            accelerator: field(fields, "accelerator"),
+            vsock: field(fields, "vsock"),
+            network: field(fields, "network"),
+        }
+    }
+
     /// The state of a sandbox of which nothing runs but the caller.
     #[must_use]
     pub fn new(namespace: &Namespace, id: &SandboxId) -> Self {
@@ -245,10 +268,11 @@ impl RunDir {
         write().map_err(|source| failed("write", &path, source))
     }
 
-    /// Reads `sandbox.json`; none where there is none.
+    /// Reads `sandbox.json`; none where there is none. Of one that another build has written the answer is what this one understands of it:
+    /// whoever removes the sandbox ends what it knows of.
     ///
     /// # Errors
-    /// It cannot be read or understood.
+    /// It cannot be read, or is no JSON.
     pub fn read_state(&self) -> Result<Option<SandboxState>, RunDirError> {
         let path = self.state();
         let file = match File::open(&path) {
@@ -256,16 +280,18 @@ impl RunDir {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(failed("open", &path, source)),
         };
-        let state: SandboxState =
-            serde_json::from_reader(io::Read::take(file, STATE_MAX)).map_err(|source| RunDirError::State {
-                path: path.clone(),
-                source,
-            })?;
+        let fields: Value = serde_json::from_reader(io::Read::take(file, STATE_MAX)).map_err(|source| {
+            let path = path.clone();
+            RunDirError::State { path, source }
+        })?;
+        let state = SandboxState::of(&fields);
         if state.version != STATE_VERSION {
-            return Err(RunDirError::Version {
-                path,
-                version: state.version,
-            });
+            tracing::warn!(
+                path = %path.display(),
+                version = state.version,
+                known = STATE_VERSION,
+                "the sandbox was started by another version"
+            );
         }
         Ok(Some(state))
     }
@@ -335,16 +361,21 @@ mod tests {
     }
 
     #[test]
-    fn a_state_of_another_version_is_refused() {
+    fn of_a_state_of_another_version_what_is_known_is_read() {
         let root = tempfile::tempdir().unwrap();
         let run_dir = run_dir(root.path(), "one");
         run_dir.create().unwrap();
-        let text = r#"{"version":2,"namespace":"n","id":"i","shim":null,"vm":[],"cgroups":[]}"#;
+        let text = r#"{"version":2,"namespace":"n","id":{"new":1},"shim":{"pid":7,"start_time":8,"more":9},
+            "vm":[{"pid":5,"start_time":6},{"handle":"x"}],"cgroups":["/a",1],"network":7}"#;
         fs::write(run_dir.state(), text).unwrap();
-        assert!(matches!(
-            run_dir.read_state(),
-            Err(RunDirError::Version { version: 2, .. })
-        ));
+        let state = run_dir.read_state().unwrap().unwrap();
+        assert_eq!(
+            (state.version, state.namespace.as_str(), state.id.as_str()),
+            (2, "n", "")
+        );
+        assert_eq!(state.shim.map(|shim| shim.pid), Some(7));
+        assert_eq!(state.vm.iter().map(|process| process.pid).collect::<Vec<_>>(), [5]);
+        assert_eq!((state.cgroups, state.network), (vec![PathBuf::from("/a")], None));
         fs::write(run_dir.state(), "{").unwrap();
         assert!(matches!(run_dir.read_state(), Err(RunDirError::State { .. })));
     }

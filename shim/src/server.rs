@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hypervisor::{Accounting, NetworkNamespace, VmRequest};
+use lifecycle::Timeouts;
 use oci_spec::runtime::Spec;
 use protocol::agent::{SandboxSetup, Share};
 use tokio::signal::unix::{SignalKind, signal};
@@ -39,9 +40,6 @@ use crate::share::{ShareError, SharedTree};
 use crate::sizing::Sizing;
 use crate::vm::LaunchError;
 use crate::watch::Watches;
-
-/// Longest time without progress that the output of an ended process is waited for.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// For containerd to take the last events.
 const FLUSH: Duration = Duration::from_secs(2);
@@ -192,7 +190,7 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
             memlock: SandboxPolicy::new(Rules::from(&config), spec.annotations().as_ref()),
         }),
         events,
-        patience: PATIENCE,
+        timeouts: Timeouts::default(),
         debug_console: config.agent.debug_console_enabled,
         kernel: config.hypervisor.kernel.clone(),
         sizing,

@@ -1,6 +1,7 @@
 //! System calls that have no safe wrapper.
 #![allow(unsafe_code)]
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -126,6 +127,34 @@ pub(crate) fn inherited_listener() -> io::Result<OwnedFd> {
     }
     // SAFETY: the descriptor is open, and nobody else owns it: the parent put it there for us.
     Ok(unsafe { OwnedFd::from_raw_fd(LISTENER_FD) })
+}
+
+/// A child that does nothing: a copy of this process without its descriptors, in the network namespace `network`, until the other end
+/// of `until` is closed. It is to be waited for.
+pub(crate) fn spawn_idle(until: &OwnedFd, network: Option<BorrowedFd<'_>>, name: &CStr) -> io::Result<i32> {
+    // SAFETY: the child calls nothing but async-signal-safe functions (signal-safety(7)) and system calls of its own, on memory that
+    // was made ready before, and never returns from here. The descriptors are open in it as they are here.
+    unsafe {
+        let child = libc::fork();
+        if child != 0 {
+            return match child {
+                -1 => Err(io::Error::last_os_error()),
+                child => Ok(child),
+            };
+        }
+        if let Some(network) = network {
+            // Only who looks for the network by this pid misses it.
+            libc::setns(network.as_raw_fd(), libc::CLONE_NEWNET);
+        }
+        libc::prctl(libc::PR_SET_NAME, name.as_ptr());
+        if libc::dup2(until.as_raw_fd(), 0) == 0 {
+            libc::syscall(libc::SYS_close_range, 1_u32, u32::MAX, 0_u32);
+            let mut byte = 0_u8;
+            // Nothing is ever written: it ends with the other end, or begins anew after a signal.
+            while libc::read(0, (&raw mut byte).cast(), 1) < 0 && *libc::__errno_location() == libc::EINTR {}
+        }
+        libc::_exit(0)
+    }
 }
 
 /// Lets a task wait until the descriptor is readable.

@@ -3,6 +3,7 @@
 //! It knows neither side. The messages are described in `proto/agent.proto`; those between `kata-ctl` and the shim, which
 //! hold some of the agent's, in `proto/diagnostics.proto`.
 
+pub mod phase;
 pub mod preamble;
 mod weight;
 

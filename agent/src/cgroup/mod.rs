@@ -310,6 +310,15 @@ impl Cgroup {
         result
     }
 
+    /// Lets its processes go on, and does not wait for them.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(crate) fn thaw(&self) -> Result<(), Error> {
+        let path = self.file("cgroup.freeze");
+        std::fs::write(&path, "0").map_err(failed("write", &path))
+    }
+
     fn events(&self) -> Result<Watch, Error> {
         let path = self.file("cgroup.events");
         Watch::new(&path).map_err(failed("watch", path))

@@ -9,12 +9,28 @@ use protocol::agent::{Process as ProcessInfo, StatsResponse};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{Container, Life, Slot, Verb, limit_own_disks};
+use crate::cgroup::Cgroup;
 use crate::error::Error;
 use crate::ids::ExecId;
 use crate::sys;
 
 /// The last signal of Linux (SIGRTMAX, signal(7)).
 const LAST_SIGNAL: u32 = 64;
+
+/// Signals that end a container that waits to be started, as they end runc's `runc init`: its first process, this program, is
+/// the first of its PID namespace and would not see them (pid_namespaces(7)).
+const ENDS_WAITING: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
+
+/// Thaws a cgroup when dropped, unless it is to stay frozen.
+struct Thawed<'a>(Option<&'a Cgroup>);
+
+impl Drop for Thawed<'_> {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.0.map(Cgroup::thaw) {
+            tracing::error!(error = %crate::report::chain(&error), "a pause that was given up cannot be undone");
+        }
+    }
+}
 
 impl Container {
     /// Sends a signal to a process, or to all of the container.
@@ -32,6 +48,13 @@ impl Container {
             return Err(Error::Finished(self.id.clone(), exec.clone()));
         }
         self.check(&state, Verb::Signal)?;
+        let number = match state.life {
+            Life::Created(_) if *exec == ExecId::Init && ENDS_WAITING.contains(&number) => {
+                let _ = process.ended_by.set(signal);
+                libc::SIGKILL
+            }
+            _ => number,
+        };
         match process.signal(number) {
             Ok(()) => {}
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
@@ -139,7 +162,10 @@ impl Container {
     /// It does not run, or a process cannot be stopped.
     pub(crate) async fn pause(&self) -> Result<(), Error> {
         self.check(&self.lock(), Verb::Pause)?;
+        // A caller that has given up hears nothing of a container that stops later.
+        let mut undone = Thawed(Some(&self.cgroup));
         self.cgroup.freeze(true).await.map_err(|error| self.in_cgroup(error))?;
+        undone.0 = None;
         let mut state = self.lock();
         if matches!(state.life, Life::Running) {
             state.life = Life::Paused;
@@ -188,12 +214,24 @@ impl Container {
         Ok(())
     }
 
-    /// Removes what a stopped container holds.
+    /// Removes what a stopped container holds. One that waits to be started is killed first, and its exit published.
     ///
     /// # Errors
     /// It is not stopped, or a process in it cannot be killed.
     pub(crate) async fn delete(&self) -> Result<(), Error> {
-        self.check(&self.lock(), Verb::Delete)?;
+        let waiting = {
+            let state = self.lock();
+            self.check(&state, Verb::Delete)?;
+            match state.life {
+                Life::Created(_) => Some(self.process(&state, &ExecId::Init)?.published.subscribe()),
+                _ => None,
+            }
+        };
+        if let Some(mut published) = waiting {
+            self.kill();
+            // An error: it has been deleted, hence published.
+            let _ = published.wait_for(|published| *published).await;
+        }
         self.discard().await
     }
 

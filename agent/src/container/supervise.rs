@@ -11,6 +11,14 @@ use crate::ids::ExecId;
 use crate::reaper::Exit;
 use crate::streams::Drained;
 
+/// A process that is dead.
+struct Ended {
+    drained: Drained,
+    published: watch::Sender<bool>,
+    /// The signal that it was meant to die of.
+    ended_by: Option<u32>,
+}
+
 impl Container {
     /// Waits for the process to be reaped and drained, then publishes its exit. The first process takes the others with
     /// it, and their exits come before its own.
@@ -19,7 +27,12 @@ impl Container {
             tracing::error!(container = %self.id, process = %exec, "nobody reaps any more");
             return;
         };
-        let Some((drained, published)) = self.ended(&exec) else {
+        let Some(Ended {
+            drained,
+            published,
+            ended_by,
+        }) = self.ended(&exec)
+        else {
             return;
         };
         if exec == ExecId::Init {
@@ -28,7 +41,8 @@ impl Container {
         let (stdout_length, stderr_length) = drained.lengths().await;
         self.oom.report();
         let at = exit.at.duration_since(UNIX_EPOCH).unwrap_or_default();
-        tracing::info!(container = %self.id, process = %exec, status = exit.status, "ended");
+        let status = ended_by.map_or(exit.status, |signal| 128 + signal);
+        tracing::info!(container = %self.id, process = %exec, status, "ended");
         self.services.events.exit(ProcessExit {
             process: Some(ProcessId {
                 container_id: self.id.as_str().to_owned(),
@@ -36,7 +50,7 @@ impl Container {
                 ..ProcessId::default()
             })
             .into(),
-            status: exit.status,
+            status,
             exited_at_ns: u64::try_from(at.as_nanos()).unwrap_or(u64::MAX),
             stdout_length,
             stderr_length,
@@ -46,7 +60,7 @@ impl Container {
     }
 
     /// Notes that a process is dead. Its number may mean another one from now on.
-    fn ended(&self, exec: &ExecId) -> Option<(Drained, watch::Sender<bool>)> {
+    fn ended(&self, exec: &ExecId) -> Option<Ended> {
         let mut state = self.lock();
         if *exec == ExecId::Init {
             state.life = Life::Stopped;
@@ -56,7 +70,11 @@ impl Container {
             return None;
         };
         process.ended = true;
-        Some((process.streams.process_ended(), process.published.clone()))
+        Some(Ended {
+            drained: process.streams.process_ended(),
+            published: process.published.clone(),
+            ended_by: process.ended_by.get().copied(),
+        })
     }
 
     /// Kills what the first process has left and waits for the exits of the execs.

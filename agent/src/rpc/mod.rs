@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use protocol::agent::{
-    CloseStdinRequest, ContainerId as ContainerRequest, CreateContainerRequest, Empty, ExecRequest, GrowStorageRequest,
-    GuestMetricsResponse, HostChanges, ListProcessesResponse, MemlockReport, MemlockRequest, Network, ProcessId,
-    ProcessStarted, ResizeRequest, ResizeTerminalRequest, SignalRequest, StatsResponse, StorageName,
-    StorageStatsResponse, UpdateRequest,
+    CloseStdinRequest, ContainerId as ContainerRequest, CreateContainerRequest, DeleteResponse, Empty, ExecRequest,
+    GrowStorageRequest, GuestMetricsResponse, HostChanges, ListProcessesResponse, MemlockReport, MemlockRequest,
+    Network, ProcessId, ProcessStarted, ResizeRequest, ResizeTerminalRequest, SignalRequest, StatsResponse,
+    StorageName, StorageStatsResponse, UpdateRequest,
 };
 use protocol::agent_ttrpc::Agent;
 use serde::de::DeserializeOwned;
@@ -20,7 +20,7 @@ use crate::container::Container;
 use crate::error::{Error, ResizeError};
 use crate::ids::{ContainerId, ExecId};
 use crate::network::GuestNetwork;
-use crate::sandbox::{Sandbox, Wanted};
+use crate::sandbox::{Deleted, Sandbox, Wanted};
 
 /// Serves the host.
 #[derive(Debug)]
@@ -70,11 +70,14 @@ impl Service {
         self.0.container(&id)?.update(resources).await
     }
 
-    async fn try_delete(&self, request: &ProcessId) -> Result<(), Error> {
-        let id = ContainerId::new(&request.container_id)?;
-        match ExecId::new(&request.exec_id)? {
+    async fn try_delete(&self, request: &ProcessId) -> Result<Deleted, Arc<Error>> {
+        let id = ContainerId::new(&request.container_id).map_err(Error::from)?;
+        match ExecId::new(&request.exec_id).map_err(Error::from)? {
             ExecId::Init => self.0.delete(&id).await,
-            exec @ ExecId::Exec(_) => self.0.container(&id)?.delete_exec(&exec),
+            exec @ ExecId::Exec(_) => {
+                self.0.container(&id)?.delete_exec(&exec)?;
+                Ok(Deleted::All)
+            }
         }
     }
 }
@@ -113,11 +116,13 @@ fn done(verb: &'static str, result: Result<(), Error>) -> ttrpc::Result<Empty> {
 }
 
 fn answer<T>(verb: &'static str, result: Result<T, Error>) -> ttrpc::Result<T> {
-    result.map_err(|error| {
-        let message = crate::report::chain(&error);
-        tracing::warn!(verb, error = message, "refused");
-        ttrpc::Error::RpcStatus(ttrpc::get_status(status::code(&error), message))
-    })
+    result.map_err(|error| refused(verb, &error))
+}
+
+fn refused(verb: &'static str, error: &Error) -> ttrpc::Error {
+    let message = crate::report::chain(error);
+    tracing::warn!(verb, error = message, "refused");
+    ttrpc::Error::RpcStatus(ttrpc::get_status(status::code(error), message))
 }
 
 #[async_trait]
@@ -209,8 +214,18 @@ impl Agent for Service {
         done("update", self.try_update(&request).await)
     }
 
-    async fn delete(&self, _: &TtrpcContext, request: ProcessId) -> ttrpc::Result<Empty> {
-        done("delete", self.try_delete(&request).await)
+    async fn delete(&self, _: &TtrpcContext, request: ProcessId) -> ttrpc::Result<DeleteResponse> {
+        match self.try_delete(&request).await {
+            Ok(Deleted::All) => Ok(DeleteResponse {
+                finished: true,
+                ..DeleteResponse::default()
+            }),
+            Ok(Deleted::NotYet(progress)) => Ok(DeleteResponse {
+                progress,
+                ..DeleteResponse::default()
+            }),
+            Err(error) => Err(refused("delete", &error)),
+        }
     }
 
     async fn guest_metrics(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<GuestMetricsResponse> {

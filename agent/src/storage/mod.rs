@@ -56,6 +56,8 @@ struct Held {
     /// Disks whose file system is unmounted, and which may still be in use.
     settling: Vec<DiskNode>,
     huge_pages: Vec<Reserved>,
+    /// The disks of its storages.
+    mounted_on: HashMap<String, DiskNode>,
 }
 
 /// One storage. Locked while it is mounted or unmounted.
@@ -185,7 +187,12 @@ impl Storages {
             blocking(work).await?;
         }
         slot.users.insert(container.clone());
-        self.hold(container, |held| held.storages.push(storage.name.clone()));
+        self.hold(container, |held| {
+            held.storages.push(storage.name.clone());
+            if let Some(disk) = &disk {
+                held.mounted_on.insert(storage.name.clone(), disk.clone());
+            }
+        });
         Ok(disk)
     }
 
@@ -195,73 +202,84 @@ impl Storages {
     /// # Errors
     /// Something cannot be written back, or is still in use. The rest has been released.
     pub(crate) async fn release(&self, container: &ContainerId) -> Result<(), StorageError> {
-        let Some(mut held) = self.table().held.remove(container) else {
-            return Ok(());
-        };
+        // What is released goes out of the table piece by piece: a release that is dropped half-way has forgotten nothing.
         let mut first = None;
-        let mut kept = Held::default();
-        for name in held.storages {
+        for name in self.holds(container, |held| held.storages.clone()) {
             match self.release_one(container, &name).await {
-                Ok(disk) => held.settling.extend(disk),
-                Err(error) => {
-                    kept.storages.push(name);
-                    first.get_or_insert(error);
-                }
+                Ok(()) => self.hold(container, |held| held.storages.retain(|kept| *kept != name)),
+                Err(error) => drop(first.get_or_insert(error)),
             }
         }
-        for disk in held.settling {
-            let settled = {
-                let disk = disk.clone();
-                blocking(move || disk.settled()).await
-            };
-            if let Err(error) = settled {
-                kept.settling.push(disk);
-                first.get_or_insert(error);
+        for disk in self.holds(container, |held| held.settling.clone()) {
+            let settles = disk.clone();
+            match blocking(move || settles.settled()).await {
+                Ok(()) => self.hold(container, |held| held.settling.retain(|kept| *kept != disk)),
+                Err(error) => drop(first.get_or_insert(error)),
             }
         }
-        for disk in held.disks {
-            let settled = {
-                let disk = disk.clone();
-                blocking(move || disk.write_back()).await
-            };
-            if let Err(error) = settled {
-                kept.disks.push(disk);
-                first.get_or_insert(error);
+        for disk in self.holds(container, |held| held.disks.clone()) {
+            let written = disk.clone();
+            match blocking(move || written.write_back()).await {
+                Ok(()) => self.hold(container, |held| held.disks.retain(|kept| *kept != disk)),
+                Err(error) => drop(first.get_or_insert(error)),
             }
         }
-        for reserved in held.huge_pages.drain(..) {
-            self.huge_pages.give_back(&reserved);
+        let huge_pages = {
+            let mut table = self.table();
+            let held = table.held.get_mut(container);
+            held.map(|held| std::mem::take(&mut held.huge_pages))
+                .unwrap_or_default()
+        };
+        for reserved in &huge_pages {
+            self.huge_pages.give_back(reserved);
         }
         match first {
-            None => Ok(()),
-            Some(error) => {
-                self.table().held.insert(container.clone(), kept);
-                Err(error)
+            None => {
+                self.table().held.remove(container);
+                Ok(())
             }
+            Some(error) => Err(error),
         }
     }
 
-    /// The answer is the disk of what was unmounted.
-    async fn release_one(&self, container: &ContainerId, name: &str) -> Result<Option<DiskNode>, StorageError> {
+    /// A part of what a container holds.
+    fn holds<T>(&self, container: &ContainerId, part: impl FnOnce(&Held) -> Vec<T>) -> Vec<T> {
+        self.table().held.get(container).map(part).unwrap_or_default()
+    }
+
+    /// How much has been written to the disks that a container holds: a number that changes as long as something is.
+    pub(crate) fn written(&self, container: &ContainerId) -> u64 {
+        let table = self.table();
+        let Some(held) = table.held.get(container) else {
+            return 0;
+        };
+        let mounted = held.storages.iter().filter_map(|name| {
+            // One that is locked is the one that is being unmounted; it is known from when it was mounted.
+            held.mounted_on.get(name)
+        });
+        let disks = held.disks.iter().chain(&held.settling).chain(mounted);
+        let left = held.storages.len() + held.disks.len() + held.settling.len();
+        disks.map(DiskNode::written).fold(left as u64, u64::wrapping_add)
+    }
+
+    /// A disk whose file system was unmounted may be in use for a moment longer: it is held until it is not.
+    async fn release_one(&self, container: &ContainerId, name: &str) -> Result<(), StorageError> {
         let Some(slot) = self.table().storages.get(name).map(Arc::clone) else {
-            return Ok(None);
+            return Ok(());
         };
         let mut slot = slot.lock().await;
         if slot.users.iter().any(|user| user != container) {
             slot.users.remove(container);
-            return Ok(None);
+            return Ok(());
         }
-        let mut disk = None;
-        if let Some(mounted) = slot.mounted.take_if(|mounted| !mounted.storage.keep) {
+        if slot.mounted.as_ref().is_some_and(|mounted| !mounted.storage.keep) {
             let place = place(name);
-            if let Err(error) = blocking(move || filesystem::unmount(&place)).await {
-                slot.mounted = Some(mounted);
-                return Err(error);
-            }
-            disk = mounted.disk;
+            blocking(move || filesystem::unmount(&place)).await?;
+            let disk = slot.mounted.take().and_then(|mounted| mounted.disk);
+            self.hold(container, |held| held.settling.extend(disk));
         }
         slot.users.remove(container);
-        Ok(disk)
+        Ok(())
     }
 }
 

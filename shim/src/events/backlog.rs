@@ -98,6 +98,17 @@ impl Backlog {
     }
 }
 
+impl Backlog {
+    /// containerd refuses this one. An exit is offered again after the others: containerd would believe for ever that the process runs.
+    pub(super) fn refused(&mut self, envelope: &Envelope) {
+        let first = self.envelopes.front() == Some(envelope);
+        self.taken(envelope);
+        if first && is_exit(envelope) {
+            self.envelopes.push_back(envelope.clone());
+        }
+    }
+}
+
 fn is_exit(envelope: &Envelope) -> bool {
     envelope.topic == TASK_EXIT_EVENT_TOPIC
 }
@@ -161,6 +172,20 @@ mod tests {
             (backlog.len(), waiting(&backlog)[0]),
             (OTHERS + 1, (TASK_EXIT_EVENT_TOPIC, 0))
         );
+    }
+
+    #[test]
+    fn an_exit_that_is_refused_waits_behind_the_others_and_they_go() {
+        let mut backlog = Backlog::default();
+        backlog.add(event(TASK_EXIT_EVENT_TOPIC, 1));
+        backlog.add(event(TASK_EXEC_ADDED_EVENT_TOPIC, 2));
+        backlog.refused(&event(TASK_EXIT_EVENT_TOPIC, 1));
+        assert_eq!(
+            waiting(&backlog),
+            [(TASK_EXEC_ADDED_EVENT_TOPIC, 2), (TASK_EXIT_EVENT_TOPIC, 1)]
+        );
+        backlog.refused(&event(TASK_EXEC_ADDED_EVENT_TOPIC, 2));
+        assert_eq!(waiting(&backlog), [(TASK_EXIT_EVENT_TOPIC, 1)]);
     }
 
     proptest! {

@@ -7,13 +7,16 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use lifecycle::{KILLED, NOT_STARTED, Output, SIGKILL};
 use protocol::agent::CreateContainerRequest;
+use protocol::phase::Phase;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use super::Sandbox;
-use super::process::{Exit, Phase, Process, ProcessName};
-use super::verbs::{SIGKILL, agent_container, failed, signal_request};
+use super::driver::is_created;
+use super::process::{Exit, Process, ProcessName, View};
+use super::verbs::{agent_container, failed, signal_request};
 use crate::agent_client::AgentClient;
 use crate::error::Error;
 use crate::id::ContainerId;
@@ -101,6 +104,23 @@ impl Sandbox {
         work.await.unwrap_or(Err(Error::Interrupted { subject }))
     }
 
+    /// Its program has ended. Its output comes first, and before that its start.
+    pub(super) fn console_exited(self: &Arc<Self>, console: Arc<Process>, exit: Exit, output: Output) {
+        let sandbox = Arc::clone(self);
+        tokio::spawn(async move {
+            console.reach(is_created).await;
+            sandbox.finish_streams(&console, output).await;
+            console.enter(View::Stopped(exit), || {});
+        });
+    }
+
+    /// The VM is gone, and all their programs with it.
+    pub(super) fn end_consoles(self: &Arc<Self>, at: SystemTime) {
+        for console in self.all_consoles() {
+            self.console_exited(console, Exit { status: KILLED, at }, Output::default());
+        }
+    }
+
     fn reserve_console(&self, container: ContainerId, request: &ConsoleRequest) -> Result<Arc<Process>, Error> {
         let path = |name: &str| request.directory.join(name).display().to_string();
         let stdio = StdioPaths {
@@ -113,10 +133,7 @@ impl Sandbox {
             },
             terminal: request.terminal.is_some(),
         };
-        let name = ProcessName {
-            container: container.clone(),
-            exec: None,
-        };
+        let name = ProcessName::init(container.clone());
         let subject = format!("console {} of sandbox {}", request.id, self.id);
         let mut consoles = self.consoles.lock().unwrap_or_else(PoisonError::into_inner);
         if consoles.contains_key(&container) {
@@ -144,21 +161,21 @@ impl Sandbox {
         let started = self.start_console(agent, process, request).await;
         if let Err(error) = started {
             // Whatever has become of it in the guest must not stay there.
-            process.set_phase(Phase::Created);
+            process.enter(View::In(Phase::Created), || {});
             let signal = signal_request(&process.name, SIGKILL, true);
             if agent.signal(&signal).await.is_ok() {
                 // If it does not die, the deletion says why.
                 let _ = tokio::time::timeout(DEATH, process.stopped()).await;
             }
-            process.claim_exit();
             process.drop_streams();
-            process.set_phase(Phase::Stopped(Exit {
-                status: 127,
+            let exit = Exit {
+                status: NOT_STARTED,
                 at: SystemTime::now(),
-            }));
+            };
+            process.enter(View::Stopped(exit), || {});
             return Err(error);
         }
-        process.set_phase(Phase::Running);
+        process.enter(View::In(Phase::Running), || {});
         tokio::select! {
             exit = process.stopped() => return Ok(exit.status),
             _ = abandoned => {}
@@ -179,15 +196,15 @@ impl Sandbox {
         request: &ConsoleRequest,
     ) -> Result<(), Error> {
         let name = &process.name;
-        let prepared = self.open_streams(process).await?;
+        let stdio = self.prepare_streams(process).await?;
         let call = CreateContainerRequest {
             container_id: name.container.to_string(),
             spec: specification(request).to_string().into_bytes(),
-            stdio: Some(prepared.stdio()).into(),
+            stdio: Some(stdio).into(),
             ..Default::default()
         };
         agent.create_container(&call).await.map_err(failed("open", name))?;
-        self.connect_streams(process, prepared, agent).await?;
+        self.connect_streams(process, agent).await?;
         let started = agent.start_container(&agent_container(&name.container)).await;
         started.map(drop).map_err(failed("start", name))
     }

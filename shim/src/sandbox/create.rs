@@ -1,20 +1,17 @@
-//! Create: mounts while the VM boots, hooks, the agent. What was done is undone if it cannot be finished.
+//! Create, step by step: mounts while the VM boots, hooks, disks and memory, the guest, the streams. The state machine says which step
+//! is next, and what is undone where one fails.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::time::SystemTime;
 
-use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
-use containerd_shim_protos::topics::TASK_CREATE_EVENT_TOPIC;
+use lifecycle::{Answer, Request};
 use protocol::agent::{BlockDevice, CreateContainerRequest, Storage};
-use tokio::sync::oneshot;
 
+use super::driver::Payload;
 use super::host::{GuestContainer, HostError};
-use super::process::{Exit, Phase, Process, ProcessName};
 use super::stand_in::{StandIn, pid_in};
-use super::{Container, DiskError, Mount, Sandbox, Slot};
-use crate::error::{Error, chain};
+use super::{Container, DiskError, Mount, Sandbox};
+use crate::error::{Error, Shared, chain};
 use crate::hooks::HookPoint;
 use crate::id::ContainerId;
 use crate::streams::StdioPaths;
@@ -33,11 +30,11 @@ pub struct CreateRequest {
     pub stdio: StdioPaths,
 }
 
-/// How far a creation has come, for its unwinding.
+/// What the steps of a creation leave for the next one.
 #[derive(Default)]
-struct Progress {
-    attaching: bool,
-    asked_agent: bool,
+pub(super) struct Making {
+    guest: Option<GuestContainer>,
+    call: Option<Box<CreateContainerRequest>>,
 }
 
 impl Sandbox {
@@ -45,174 +42,117 @@ impl Sandbox {
     /// the pid that stands for it.
     ///
     /// # Errors
-    /// It cannot be created. Nothing of it is left then, and the id is free.
-    pub async fn create(self: &Arc<Self>, request: CreateRequest) -> Result<u32, Error> {
-        let name = ProcessName {
-            container: request.id.clone(),
-            exec: None,
-        };
-        let init = Arc::new(Process::new(name, request.stdio.clone(), Vec::new()));
-        {
-            let mut slots = self.slots();
-            if slots.contains_key(&request.id) {
-                return Err(Error::Exists {
-                    subject: format!("container {}", request.id),
-                });
-            }
-            slots.insert(request.id.clone(), Slot::Creating(Arc::clone(&init)));
+    /// It cannot be created. Nothing of it is left then, and the id is free; or, where the guest or the host holds on to
+    /// something of it, it is there as a container that has stopped, and can be deleted.
+    pub async fn create(&self, request: CreateRequest) -> Result<u32, Shared> {
+        let id = request.id.clone();
+        let answer = self.ask(Request::Create(id.clone()), Payload::Create(request)).await;
+        if !matches!(answer, Answer::Done) {
+            let error = self.refused(answer);
+            tracing::warn!(container = %id, error = error.message(), "a container could not be created");
+            return Err(error);
         }
-        // Dropped with this future; the work is a task of its own, so that its unwinding is not cut short.
-        let (_alive, interrupted) = oneshot::channel::<()>();
-        let subject = format!("container {}", request.id);
-        let work = tokio::spawn(Arc::clone(self).create_or_unwind(request, init, interrupted));
-        work.await.unwrap_or(Err(Error::Interrupted { subject }))
+        Ok(self
+            .container(&id)
+            .map_or_else(|_| self.pid(), |container| self.pid_of(&container)))
     }
 
-    async fn create_or_unwind(
-        self: Arc<Self>,
-        request: CreateRequest,
-        init: Arc<Process>,
-        interrupted: oneshot::Receiver<()>,
-    ) -> Result<u32, Error> {
-        let mut progress = Progress::default();
-        let subject = init.name.to_string();
-        let created = tokio::select! {
-            // A VM that does not come up is told of by who waits for it.
-            biased;
-            created = self.steps(&request, &init, &mut progress) => created,
-            _ = interrupted => Err(Error::Interrupted { subject }),
-            // Whatever a step waits for, a file server that does not answer for one, there is nothing to create any more.
-            _ = self.ended() => Err(self.agent("create", &subject).err().unwrap_or(Error::Interrupted { subject })),
-        };
-        let error = match created {
-            Ok(pid) => return Ok(pid),
-            Err(error) => error,
-        };
-        tracing::warn!(container = %request.id, error = error.message(), "a container could not be created");
-        init.set_phase(Phase::Stopped(Exit {
-            status: 255,
-            at: SystemTime::now(),
-        }));
-        init.drop_streams();
-        if progress.asked_agent
-            && let Ok(agent) = self.agent("delete", "the container")
-        {
-            // It may not have come into being at all.
-            if let Err(error) = agent.delete(&init.name.to_agent()).await {
-                tracing::debug!(%error, "the guest has nothing to undo");
-            }
-        }
-        self.sizes.forget(&request.id);
-        self.settle();
-        self.release_disks(&request.id).await;
-        if progress.attaching
-            && let Err(error) = self.host.detach(&request.id).await
-        {
-            tracing::warn!(container = %request.id, error = chain(&error), "its mounts cannot be removed");
-        }
-        if let Err(error) = self.host.run_poststop_hooks(&request.id).await {
-            tracing::warn!(container = %request.id, error = chain(&error), "a poststop hook failed");
-        }
-        self.slots().remove(&request.id);
-        Err(error)
+    /// Reads the bundle, and mounts the rootfs and the binds.
+    pub(super) async fn attach(&self, container: &Container) -> Result<(), Error> {
+        let attached = self
+            .host
+            .attach(&container.id, &container.bundle, &container.rootfs)
+            .await;
+        let guest = attached.map_err(|source| Error::Host {
+            operation: "create",
+            subject: container.subject(),
+            source,
+        })?;
+        // Once: a container is attached once.
+        let _ = container.hooks.set(guest.hooks.clone());
+        let _ = container.memlock.set(guest.memlock.clone());
+        container.making().guest = Some(guest);
+        Ok(())
     }
 
-    async fn steps(
-        self: &Arc<Self>,
-        request: &CreateRequest,
-        init: &Arc<Process>,
-        progress: &mut Progress,
-    ) -> Result<u32, Error> {
-        let subject = || init.name.to_string();
-        progress.attaching = true;
-        let attach = async {
-            let attached = self.host.attach(&request.id, &request.bundle, &request.rootfs).await;
-            attached.map_err(|source| Error::Host {
-                operation: "create",
-                subject: subject(),
-                source,
-            })
-        };
-        // The mounts' failure is known first, and it is no use to wait for the VM then.
-        let (guest, agent) = tokio::try_join!(attach, self.ready())?;
-        if let Some(hooks) = &guest.hooks {
-            let run = self.host.run_hooks(hooks, HookPoint::Create, self.pid()).await;
-            run.map_err(|source| Error::Host {
-                operation: "run the hooks of",
-                subject: subject(),
-                source,
-            })?;
-            // They may have put a network into the VM's namespace, as Docker's do.
-            self.update_network(&agent, &subject()).await?;
-        }
-        let prepared = self.open_streams(init).await?;
+    /// Runs the hooks of the creation. They may put a network into the VM's namespace, as Docker's do.
+    pub(super) async fn run_create_hooks(&self, container: &Container) -> Result<(), Error> {
+        let Some(hooks) = container.hooks() else { return Ok(()) };
+        let run = self.host.run_hooks(hooks, HookPoint::Create, self.pid()).await;
+        run.map_err(|source| Error::Host {
+            operation: "run the hooks of",
+            subject: container.subject(),
+            source,
+        })?;
+        let agent = self.agent("create", &container.subject())?;
+        self.update_network(&agent, &container.subject()).await
+    }
+
+    /// Opens the streams, plugs the disks in, and gives the VM what it lacks of memory and vCPUs.
+    pub(super) async fn provision(self: &Arc<Self>, container: &Container) -> Result<(), Error> {
+        let subject = container.subject();
+        let agent = self.agent("create", &subject)?;
+        let guest = container.making().guest.take();
+        let guest = guest.ok_or_else(|| Error::Interrupted {
+            subject: subject.clone(),
+        })?;
+        let stdio = self.prepare_streams(&container.init).await?;
         let GuestContainer {
             spec,
             mut join_namespaces,
             pid_namespace,
-            hooks,
-            memlock,
             volumes,
             limits,
+            ..
         } = guest;
-        if let Some(owner) = pid_namespace.map(|path| self.owner_of(&path, &subject())).transpose()? {
+        if let Some(owner) = pid_namespace.map(|path| self.owner_of(&path, &subject)).transpose()? {
             join_namespaces.insert("pid".to_owned(), owner.to_string());
         }
         let (disks, size) = (
-            self.plug_in(&request.id, volumes),
-            self.grow(&agent, &request.id, limits),
+            self.plug_in(&container.id, volumes),
+            self.grow(&agent, &container.id, limits),
         );
         let ((storages, devices), ()) = tokio::try_join!(disks, size)?;
         let call = CreateContainerRequest {
-            container_id: request.id.to_string(),
+            container_id: container.id.to_string(),
             spec,
-            stdio: Some(prepared.stdio()).into(),
+            stdio: Some(stdio).into(),
             join_namespaces,
             storages,
             devices,
             ..Default::default()
         };
-        progress.asked_agent = true;
-        let started = agent.create_container(&call).await;
-        started.map_err(|source| Error::Agent {
+        container.making().call = Some(Box::new(call));
+        Ok(())
+    }
+
+    /// Has the guest make it.
+    pub(super) async fn create_in_guest(&self, container: &Container) -> Result<(), Error> {
+        let agent = self.agent("create", &container.subject())?;
+        let call = container.making().call.take().unwrap_or_default();
+        let made = agent.create_container(&call).await;
+        made.map(drop).map_err(|source| Error::Agent {
             operation: "create",
-            subject: subject(),
+            subject: container.subject(),
             source,
-        })?;
-        self.connect_streams(init, prepared, &agent).await?;
-        let stand_in = if request.id.as_str() == self.id.as_str() {
-            None
-        } else {
-            let made = StandIn::new(self.pid()).await;
-            Some(made.map_err(|source| Error::Host {
+        })
+    }
+
+    /// Connects the streams, and makes the pid that stands for a container that is not the sandbox's first.
+    pub(super) async fn connect(&self, container: &Container) -> Result<(), Error> {
+        let agent = self.agent("create", &container.subject())?;
+        self.connect_streams(&container.init, &agent).await?;
+        if container.id.as_str() != self.id.as_str() {
+            let made = StandIn::new(self.pid());
+            let stand_in = made.map_err(|source| Error::Host {
                 operation: "make a pid for",
-                subject: subject(),
+                subject: container.subject(),
                 source: HostError::Other(Box::new(source)),
-            })?)
-        };
-        let container = Container {
-            id: request.id.clone(),
-            bundle: request.bundle.clone(),
-            init: Arc::clone(init),
-            execs: std::sync::Mutex::default(),
-            hooks,
-            memlock,
-            changes: tokio::sync::Mutex::default(),
-            paused: AtomicBool::new(false),
-            doomed: AtomicBool::new(false),
-            undeletable: AtomicBool::new(false),
-            stand_in,
-        };
-        let pid = self.pid_of(&container);
-        {
-            let mut slots = self.slots();
-            // The VM's end is recorded before the map is walked: either we see it here, or the walk sees the container.
-            self.agent("create", &subject())?;
-            self.publish_created(request, pid);
-            slots.insert(request.id.clone(), Slot::Ready(Arc::new(container)));
+            })?;
+            // Once: a container is connected once.
+            let _ = container.stand_in.set(stand_in);
         }
-        init.set_phase(Phase::Created);
-        Ok(pid)
+        Ok(())
     }
 
     /// The container whose PID namespace a path of the host stands for: another one of the pod, by its pid, or the
@@ -222,11 +162,9 @@ impl Sandbox {
             Some(pid) if pid != self.pid() => pid,
             Some(_) | None => return Ok(ContainerId::new(self.id.as_str())?),
         };
-        let slots = self.slots();
-        let owner = slots.values().find_map(|slot| match slot {
-            Slot::Ready(container) if self.pid_of(container) == pid => Some(container.id.clone()),
-            Slot::Ready(_) | Slot::Creating(_) => None,
-        });
+        let made = self.created();
+        let owner = made.iter().find(|container| self.pid_of(container) == pid);
+        let owner = owner.map(|container| container.id.clone());
         owner.ok_or_else(|| Error::Invalid {
             what: "the PID namespace",
             subject: subject.to_owned(),
@@ -270,24 +208,5 @@ impl Sandbox {
         for (serial, error) in self.disks.release(machine, container).await {
             tracing::error!(%container, serial, error = chain(&error), "a disk stays in the VM until its end");
         }
-    }
-
-    fn publish_created(&self, request: &CreateRequest, pid: u32) {
-        let io = TaskIO {
-            stdin: request.stdio.stdin.clone(),
-            stdout: request.stdio.stdout.clone(),
-            stderr: request.stdio.stderr.clone(),
-            terminal: request.stdio.terminal,
-            ..Default::default()
-        };
-        let event = TaskCreate {
-            container_id: request.id.to_string(),
-            bundle: request.bundle.display().to_string(),
-            rootfs: request.rootfs.clone(),
-            io: Some(io).into(),
-            pid,
-            ..Default::default()
-        };
-        self.events.publish(TASK_CREATE_EVENT_TOPIC, &event);
     }
 }

@@ -11,11 +11,11 @@ use tokio::sync::oneshot;
 
 use super::Sandbox;
 use super::process::ProcessName;
-use super::verbs::SIGKILL;
 use crate::agent_client::AgentClient;
 use crate::error::Error;
 use crate::id::{ContainerId, ExecId};
 use crate::streams::StreamError;
+use lifecycle::SIGKILL;
 
 /// For the guest to connect the streams of a process that runs.
 const DIAL: Duration = Duration::from_secs(10);
@@ -105,7 +105,7 @@ impl Sandbox {
                 let (reader, writer) = connection.into_split();
                 tokio::select! {
                     () = up(reader, to_guest, &agent, &name) => None,
-                    length = down(from_guest, writer, &mut awaited.ended, self.patience) => Some(length),
+                    length = down(from_guest, writer, &mut awaited.ended, self.timeouts.patience()) => Some(length),
                 }
             }
             Err(source) => {
@@ -135,7 +135,7 @@ impl Sandbox {
             };
             // It may have ended in between; a VM that is gone has taken it along.
             let _ = agent.signal(&kill).await;
-            let _ = tokio::time::timeout(self.patience, ended).await;
+            let _ = tokio::time::timeout(self.timeouts.patience(), ended).await;
         }
         if let Err(error) = agent.delete(&process).await {
             tracing::debug!(process = %name, %error, "the guest keeps the process of a forwarded connection");

@@ -1,16 +1,14 @@
 //! Whether the VM and its agent answer, for diagnostics: it waits for neither for long, and changes nothing.
 
 use std::path::Path;
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use futures::future::join_all;
 use hypervisor::Sample;
 use protocol::agent::{GuestMetricsResponse, HelloRequest, StatsResponse};
 
-use super::process::Phase;
 use super::verbs::agent_container;
-use super::{Sandbox, Slot, Vm};
+use super::{Sandbox, Vm};
 use crate::agent_client::AgentError;
 use crate::error::{Error, chain};
 use crate::id::ContainerId;
@@ -120,17 +118,10 @@ impl Sandbox {
     }
 
     fn container_states(&self) -> Vec<(ContainerId, &'static str)> {
-        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let states = slots.iter().map(|(id, slot)| {
-            let state = match slot {
-                Slot::Creating(_) => "being created",
-                Slot::Ready(container) => match container.init.phase() {
-                    Phase::Running if container.is_paused() => "paused",
-                    phase => phase.name(),
-                },
-            };
-            (id.clone(), state)
-        });
+        let records = self.records();
+        let states = records
+            .iter()
+            .map(|(id, container)| (id.clone(), container.init.phase().name()));
         let mut states: Vec<_> = states.collect();
         states.sort();
         states

@@ -3,11 +3,12 @@
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use lifecycle::{Input, KILLED};
 use tokio::sync::watch;
 
 use super::boot::{self, BootError, BootPlan};
 use super::process::Exit;
-use super::{GRACE, KILLED, Sandbox, Vm, changes, ended};
+use super::{Sandbox, Vm, changes, ended};
 
 impl Sandbox {
     /// The VM's whole life.
@@ -29,10 +30,12 @@ impl Sandbox {
                     machine.stop(Duration::ZERO).await;
                 }
                 self.vm.send_replace(Vm::Failed(error));
+                self.report(Input::VmEnded { out_of_memory: false });
                 return;
             }
         };
         self.vm.send_replace(Vm::Ready(Arc::clone(&booted)));
+        self.report(Input::VmReady);
         if let Some(watches) = self.host.watches() {
             tokio::spawn(changes::tell(watches, booted.agent.clone(), self.vm.subscribe()));
         }
@@ -40,13 +43,13 @@ impl Sandbox {
         let ending = loop {
             tokio::select! {
                 event = signals.events.recv() => match event {
-                    Some(event) => if let Some(ending) = self.handle(event) { break ending },
+                    Some(event) => if let Some(ending) = self.handle(event).await { break ending },
                     None => break ended("its connections ended"),
                 },
                 ending = booted.machine.ended() => break ending,
                 _ = &mut signals.lost => {
                     // A VM that dies takes its connections with it: its own reason is the better one.
-                    let ending = tokio::time::timeout(GRACE, booted.machine.ended()).await;
+                    let ending = tokio::time::timeout(self.timeouts.power_off(), booted.machine.ended()).await;
                     break ending.unwrap_or_else(|_| ended("the guest's agent is gone"));
                 },
                 reason = given_up(&mut hopeless) => break ended(&reason),
@@ -65,11 +68,15 @@ impl Sandbox {
         }
         // An agent that has been told to power off waits for this.
         let mut events = signals.hang_up();
-        let grace = if expected_end { GRACE } else { Duration::ZERO };
+        let grace = if expected_end {
+            self.timeouts.power_off()
+        } else {
+            Duration::ZERO
+        };
         booted.machine.stop(grace).await;
         // What the agent published before the end still counts.
         while let Some(event) = events.recv().await {
-            self.handle(event);
+            self.handle(event).await;
         }
         let pid = booted.machine.pid();
         let at = SystemTime::now();
@@ -79,7 +86,9 @@ impl Sandbox {
             ending: ending.clone(),
             exit: Exit { status, at },
         });
-        self.end_all(&ending, at);
+        self.end_consoles(at);
+        let out_of_memory = ending.out_of_memory;
+        self.report(Input::VmEnded { out_of_memory });
     }
 
     /// Ends the VM, and with it every container. Returns when it is gone; may be called again.
@@ -90,14 +99,13 @@ impl Sandbox {
         let _ = vm.wait_for(|vm| matches!(vm, Vm::Failed(_) | Vm::Ended { .. })).await;
     }
 
-    /// Ends a VM that does not do what it must, as if it had died: its containers are killed. Returns when it is gone.
-    pub(super) async fn give_up(&self, reason: String) {
+    /// Ends a VM that does not do what it must, as if it had died: its containers are killed. Returns at once.
+    pub(super) fn give_up(&self, reason: String) {
         self.given_up.send_if_modified(|given_up| {
             let first = given_up.is_none();
             given_up.get_or_insert(reason);
             first
         });
-        self.ended().await;
     }
 
     /// Waits for the VM's end. The status is 0 if it was stopped, 137 if it died, and 1 if it never came up.

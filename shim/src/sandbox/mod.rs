@@ -5,8 +5,9 @@
 //! Booting ──────────► Ready ───────────────────────────► Ended
 //!    └──────────────► Failed            or is stopped
 //! ```
-//! The VM boots in a task of its own and under no lock. The map's lock is held for a look-up only; what takes time
-//! is serialized per container. After the end every call is answered from the record.
+//! The VM boots in a task of its own ([`life`]). What happens to containers and execs is decided by the state machine in `lifecycle` and
+//! carried out by one task ([`driver`]), which alone writes their records; the records' lock is held for a look-up only. After the
+//! VM's end every call is answered from the record.
 //!
 //! It knows neither containerd's messages nor QEMU.
 
@@ -17,8 +18,7 @@ pub mod console;
 mod create;
 mod delete;
 mod disks;
-mod doom;
-mod exits;
+mod driver;
 mod forward;
 mod health;
 pub mod host;
@@ -27,24 +27,29 @@ mod line;
 mod network;
 mod noise;
 pub mod process;
+mod publish;
 mod size;
 mod stand_in;
 mod start;
 mod verbs;
 mod volumes;
+mod work;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::SystemTime;
 
 use containerd_shim_protos::types::mount::Mount;
-use tokio::sync::{oneshot, watch};
+use lifecycle::Timeouts;
+use tokio::sync::{mpsc, oneshot, watch};
 
 use self::boot::{BootError, BootPlan, Booted};
 use self::connections::Expected;
+use self::create::Making;
 use self::disks::Disks;
+use self::driver::{Driver, Message, is_created};
 use self::host::{ContainerHooks, HostSide};
 use self::process::{Exit, Process, ProcessName};
 use self::size::Sizes;
@@ -61,12 +66,6 @@ use crate::volumes::DirectVolume;
 pub use self::create::CreateRequest;
 pub use self::disks::DiskError;
 
-/// For the guest to power itself off.
-const GRACE: Duration = Duration::from_secs(2);
-
-/// The status of what ended with the VM: as if killed (128 + SIGKILL).
-const KILLED: u32 = 137;
-
 /// The VM's life.
 #[derive(Clone)]
 enum Vm {
@@ -76,7 +75,7 @@ enum Vm {
     Ended { pid: u32, ending: Ending, exit: Exit },
 }
 
-/// A container.
+/// The record of a container.
 pub struct Container {
     /// Its id.
     pub id: ContainerId,
@@ -84,30 +83,53 @@ pub struct Container {
     pub bundle: PathBuf,
     /// Its first process.
     pub init: Arc<Process>,
+    rootfs: Vec<Mount>,
     execs: Mutex<HashMap<ExecId, Arc<Process>>>,
-    hooks: Option<ContainerHooks>,
-    memlock: ContainerPolicy,
-    /// Serializes start, pause, resume and delete.
-    changes: tokio::sync::Mutex<()>,
-    paused: AtomicBool,
-    /// SIGKILL has been sent to its first process.
-    doomed: AtomicBool,
-    /// The guest has refused to forget it.
-    undeletable: AtomicBool,
+    making: Mutex<Making>,
+    hooks: OnceLock<Option<ContainerHooks>>,
+    memlock: OnceLock<ContainerPolicy>,
     /// The pid of a container that is not the sandbox's first.
-    stand_in: Option<StandIn>,
+    stand_in: OnceLock<StandIn>,
 }
 
 impl Container {
+    fn new(request: CreateRequest) -> Self {
+        let name = ProcessName::init(request.id.clone());
+        Self {
+            id: request.id,
+            bundle: request.bundle,
+            init: Arc::new(Process::new(name, request.stdio, Vec::new())),
+            rootfs: request.rootfs,
+            execs: Mutex::default(),
+            making: Mutex::default(),
+            hooks: OnceLock::new(),
+            memlock: OnceLock::new(),
+            stand_in: OnceLock::new(),
+        }
+    }
+
     fn execs(&self) -> MutexGuard<'_, HashMap<ExecId, Arc<Process>>> {
         self.execs.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-enum Slot {
-    /// Somebody creates it.
-    Creating(Arc<Process>),
-    Ready(Arc<Container>),
+    fn making(&self) -> MutexGuard<'_, Making> {
+        self.making.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hooks(&self) -> Option<&ContainerHooks> {
+        self.hooks.get().and_then(Option::as_ref)
+    }
+
+    fn find(&self, exec: Option<&ExecId>) -> Option<Arc<Process>> {
+        match exec {
+            None => Some(Arc::clone(&self.init)),
+            Some(exec) => self.execs().get(exec).cloned(),
+        }
+    }
+
+    fn subject(&self) -> String {
+        self.init.name.to_string()
+    }
 }
 
 /// A sandbox.
@@ -120,7 +142,11 @@ pub struct Sandbox {
     host: Arc<dyn HostSide>,
     events: Publisher,
     expected: Expected,
-    slots: Mutex<HashMap<ContainerId, Slot>>,
+    /// Written by the driver alone.
+    records: Mutex<HashMap<ContainerId, Arc<Container>>>,
+    /// To the driver.
+    inputs: mpsc::UnboundedSender<Message>,
+    next_reply: AtomicU64,
     /// The programs that run for `kata-ctl exec`: containerd does not know them.
     consoles: Mutex<HashMap<ContainerId, Arc<Process>>>,
     debug_console: bool,
@@ -134,7 +160,7 @@ pub struct Sandbox {
     stopping: watch::Sender<bool>,
     /// Why the VM has been given up, once it has been.
     given_up: watch::Sender<Option<String>>,
-    patience: Duration,
+    timeouts: Timeouts,
     /// Direct-assigned volumes that have been given to a container, by their paths.
     direct_volumes: Mutex<HashMap<PathBuf, DirectVolume>>,
     /// The processes of forwarded connections, which containerd does not know.
@@ -152,8 +178,8 @@ pub struct Parts {
     pub host: Arc<dyn HostSide>,
     /// containerd's events.
     pub events: Publisher,
-    /// Longest time without progress that the output of an ended process is waited for.
-    pub patience: Duration,
+    /// How long things may take.
+    pub timeouts: Timeouts,
     /// Whether programs may be run in the guest's own namespaces.
     pub debug_console: bool,
     /// The guest's kernel.
@@ -166,6 +192,8 @@ impl Sandbox {
     /// Begins to boot, and returns at once.
     #[must_use]
     pub fn start(parts: Parts, plan: BootPlan) -> Arc<Self> {
+        let (inputs, messages) = mpsc::unbounded_channel();
+        let own = ContainerId::from(&parts.id);
         let sandbox = Arc::new(Self {
             id: parts.id,
             created_at: SystemTime::now(),
@@ -173,7 +201,9 @@ impl Sandbox {
             host: parts.host,
             events: parts.events,
             expected: Expected::default(),
-            slots: Mutex::default(),
+            records: Mutex::default(),
+            inputs,
+            next_reply: AtomicU64::new(0),
             consoles: Mutex::default(),
             debug_console: parts.debug_console,
             kernel: parts.kernel,
@@ -184,11 +214,12 @@ impl Sandbox {
             machine: Mutex::default(),
             stopping: watch::Sender::new(false),
             given_up: watch::Sender::new(None),
-            patience: parts.patience,
+            timeouts: parts.timeouts,
             direct_volumes: Mutex::default(),
             forwards: Mutex::default(),
             next_forward: AtomicU64::new(0),
         });
+        tokio::spawn(Driver::new(Arc::clone(&sandbox), own).run(messages));
         tokio::spawn(Arc::clone(&sandbox).live(plan));
         sandbox
     }
@@ -197,8 +228,15 @@ impl Sandbox {
         self.machine.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn slots(&self) -> MutexGuard<'_, HashMap<ContainerId, Slot>> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    fn records(&self) -> MutexGuard<'_, HashMap<ContainerId, Arc<Container>>> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The containers that have been created. One that is in the making may wait for its mounts for ever.
+    fn created(&self) -> Vec<Arc<Container>> {
+        let records = self.records();
+        let created = records.values().filter(|container| is_created(container.init.view()));
+        created.cloned().collect()
     }
 
     fn forwards(&self) -> MutexGuard<'_, HashMap<ExecId, oneshot::Sender<forward::Length>>> {
@@ -218,7 +256,7 @@ impl Sandbox {
     /// The pid that stands for a container's processes: the VMM's, or one of its own for a further container of a pod.
     #[must_use]
     pub fn pid_of(&self, container: &Container) -> u32 {
-        container.stand_in.as_ref().map_or_else(|| self.pid(), StandIn::pid)
+        container.stand_in.get().map_or_else(|| self.pid(), StandIn::pid)
     }
 
     /// Waits until the VM is up.
@@ -267,10 +305,8 @@ impl Sandbox {
     /// The containers that have been created, in the order of their ids.
     #[must_use]
     pub fn container_ids(&self) -> Vec<ContainerId> {
-        let slots = self.slots();
-        let made = slots.iter().filter(|(_, slot)| matches!(slot, Slot::Ready(_)));
-        let mut ids: Vec<_> = made.map(|(id, _)| id.clone()).collect();
-        ids.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+        let mut ids: Vec<_> = self.created().iter().map(|container| container.id.clone()).collect();
+        ids.sort();
         ids
     }
 
@@ -279,12 +315,11 @@ impl Sandbox {
     /// # Errors
     /// There is none of this id.
     pub fn container(&self, id: &ContainerId) -> Result<Arc<Container>, Error> {
-        match self.slots().get(id) {
-            Some(Slot::Ready(container)) => Ok(Arc::clone(container)),
-            Some(Slot::Creating(_)) | None => Err(Error::NotFound {
-                subject: format!("container {id}"),
-            }),
-        }
+        let container = self.records().get(id).cloned();
+        let created = container.filter(|container| is_created(container.init.view()));
+        created.ok_or_else(|| Error::NotFound {
+            subject: format!("container {id}"),
+        })
     }
 
     /// A process of a container.
@@ -293,11 +328,7 @@ impl Sandbox {
     /// There is none of this name.
     pub fn process(&self, name: &ProcessName) -> Result<(Arc<Container>, Arc<Process>), Error> {
         let container = self.container(&name.container)?;
-        let process = match &name.exec {
-            None => Some(Arc::clone(&container.init)),
-            Some(exec) => container.execs().get(exec).cloned(),
-        };
-        match process {
+        match container.find(name.exec.as_ref()) {
             Some(process) => Ok((container, process)),
             None => Err(Error::NotFound {
                 subject: name.to_string(),
@@ -305,11 +336,10 @@ impl Sandbox {
         }
     }
 
-    /// Whether it has no container. One that is in the making counts for nothing: it may wait for its mounts for ever.
+    /// Whether it has no container that has been created.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        let slots = self.slots();
-        slots.values().all(|slot| matches!(slot, Slot::Creating(_)))
+        self.created().is_empty()
     }
 
     /// Whether the VM is up.

@@ -1,68 +1,60 @@
 //! A pid on the host that stands for one container of a pod and for no other.
 //!
 //! CRI names the PID namespace of another container by that container's pid (`/proc/PID/ns/pid`, for `kubectl debug
-//! --target`), so the VMM's own pid will not do for all of them. What stands in is a thread of the shim, which does
-//! nothing: its number is a pid for as long as the thread lives (proc(5)), and it is in the pod's network namespace, where
-//! whoever enters by the pid expects to be.
+//! --target`), so the VMM's own pid will not do for all of them. What stands in is a process that does nothing. It is in the pod's
+//! network namespace, where whoever enters by the pid expects to be. Whoever kills it kills nothing else: a thread of the shim would
+//! take the shim with it, and the pod (kill(2) goes to the whole process).
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::mpsc;
 use std::thread;
 
-use rustix::thread::{LinkNameSpaceType, gettid, move_into_link_name_space};
-use tokio::sync::oneshot;
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
-/// Bytes of a stack on which nothing is done.
-const STACK: usize = 64 << 10;
+use crate::sys;
 
-/// The pid; it ends with this.
+/// The pid; it ends with this. It is nobody else's before: a process that was killed stays a zombie until then.
 #[derive(Debug)]
 pub(super) struct StandIn {
-    pid: u32,
-    /// Dropped to end the thread.
-    _end: mpsc::Sender<()>,
+    pid: Pid,
+    /// Closed by the shim's end, whichever way that comes.
+    _until: OwnedFd,
 }
 
 impl StandIn {
     /// Starts one in the network namespace of the VMM.
     ///
     /// # Errors
-    /// There can be no more threads.
-    pub(super) async fn new(vmm: u32) -> io::Result<Self> {
-        let (end, ended) = mpsc::channel::<()>();
-        let (tell, told) = oneshot::channel();
-        thread::Builder::new()
-            .name("container".to_owned())
-            .stack_size(STACK)
-            .spawn(move || {
-                if let Err(error) = enter_network_of(vmm) {
-                    // Only who looks for the network by this pid misses it.
-                    tracing::debug!(%error, vmm, "a container's pid is not in the pod's network namespace");
-                }
-                // Nobody waits any more, or nobody needs it any more: both are its end.
-                if tell.send(gettid()).is_ok() {
-                    let _ = ended.recv();
-                }
-            })?;
-        let pid = told.await.map_err(io::Error::other)?;
-        let pid = u32::try_from(pid.as_raw_nonzero().get()).map_err(io::Error::other)?;
-        Ok(Self { pid, _end: end })
+    /// There can be no more processes or descriptors.
+    pub(super) fn new(vmm: u32) -> io::Result<Self> {
+        let network = File::open(format!("/proc/{vmm}/ns/net"));
+        if let Err(error) = &network {
+            tracing::debug!(%error, vmm, "a container's pid is not in the pod's network namespace");
+        }
+        let network = network.ok();
+        let (ended, until) = pipe_with(PipeFlags::CLOEXEC)?;
+        let pid = sys::spawn_idle(&ended, network.as_ref().map(AsFd::as_fd), c"container")?;
+        let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::NotFound)?;
+        Ok(Self { pid, _until: until })
     }
 
     pub(super) fn pid(&self) -> u32 {
-        self.pid
+        self.pid.as_raw_nonzero().get().unsigned_abs()
     }
 }
 
-fn enter_network_of(vmm: u32) -> io::Result<()> {
-    let namespace = File::open(format!("/proc/{vmm}/ns/net"))?;
-    Ok(move_into_link_name_space(
-        namespace.as_fd(),
-        Some(LinkNameSpaceType::Network),
-    )?)
+impl Drop for StandIn {
+    fn drop(&mut self) {
+        let pid = self.pid;
+        // It is a child that was not waited for: the number is its own.
+        let _ = kill_process(pid, Signal::KILL);
+        // On a thread of its own: a process that the kernel is slow to end holds nobody up.
+        thread::spawn(move || while matches!(waitpid(Some(pid), WaitOptions::empty()), Err(Errno::INTR)) {});
+    }
 }
 
 /// The pid in `/proc/PID/ns/pid`; none in a path of another form.
@@ -78,21 +70,35 @@ mod tests {
     #[tokio::test]
     async fn each_is_a_live_pid_of_its_own_until_it_is_dropped() {
         let own = std::process::id();
-        let (one, two) = (StandIn::new(own).await.unwrap(), StandIn::new(own).await.unwrap());
+        let (one, two) = (StandIn::new(own).unwrap(), StandIn::new(own).unwrap());
         assert_ne!(one.pid(), two.pid());
         let network = format!("/proc/{}/ns/net", one.pid());
         let link = |path: &str| std::fs::read_link(path).unwrap();
         assert_eq!(link(&network), link("/proc/self/ns/net"));
         drop(one);
-        // The thread ends by itself, in its own time.
+        // Its end takes its time.
         while Path::new(&network).exists() {
             tokio::task::yield_now().await;
         }
     }
 
     #[tokio::test]
+    async fn who_kills_it_kills_nothing_else_and_its_pid_stays_its_own() {
+        let stand_in = StandIn::new(std::process::id()).unwrap();
+        let status = format!("/proc/{}/status", stand_in.pid());
+        kill_process(stand_in.pid, Signal::KILL).unwrap();
+        while !std::fs::read_to_string(&status).unwrap().contains("State:\tZ") {
+            tokio::task::yield_now().await;
+        }
+        drop(stand_in);
+        while Path::new(&status).exists() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
     async fn a_vmm_that_is_gone_is_no_obstacle() {
-        assert!(StandIn::new(u32::MAX).await.is_ok());
+        assert!(StandIn::new(u32::MAX).is_ok());
     }
 
     #[test]

@@ -1,35 +1,27 @@
 //! What is asked of containers and processes that exist, and changes neither their number nor their streams.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
-use containerd_shim_protos::events::task::{TaskPaused, TaskResumed};
-use containerd_shim_protos::topics::{TASK_PAUSED_EVENT_TOPIC, TASK_RESUMED_EVENT_TOPIC};
+use lifecycle::{Answer, Refusal, Request};
 use oci_spec::runtime::LinuxResources;
 use protocol::agent::{
     ContainerId as AgentContainerId, ListProcessesResponse, MemlockReport, MemlockRequest, Process as AgentProcess,
     ResizeTerminalRequest, SignalRequest, StatsResponse, UpdateRequest,
 };
 use protocol::diagnostics::MemlockPolicy;
-use ttrpc::Code;
+use protocol::phase::Phase;
 
-use super::process::{Phase, ProcessName};
+use super::driver::Payload;
+use super::process::ProcessName;
 use super::{Container, Sandbox};
 use crate::agent_client::{AgentClient, AgentError, printable};
-use crate::error::Error;
+use crate::error::{Error, Shared};
 use crate::guest_spec::guest_resources;
 use crate::id::{ContainerId, ExecId};
 use crate::sizing::Limits;
 
-/// SIGKILL on Linux (signal(7)).
-pub(super) const SIGKILL: u32 = 9;
-
 /// containerd's namespace of Docker's containers.
 const DOCKER: &str = "moby";
-
-/// For the agent to take a SIGKILL: it only has to ask the guest's kernel.
-const KILL_ANSWER: Duration = Duration::from_secs(10);
 
 /// Bytes of a process's name that are passed on: the kernel's have 15, and some are escaped (proc_pid_comm(5)).
 const LONGEST_NAME: usize = 64;
@@ -51,111 +43,116 @@ pub(super) fn failed(operation: &'static str, subject: &ProcessName) -> impl FnO
 }
 
 impl Sandbox {
+    /// The error for an answer that is a refusal.
+    pub(super) fn refused(&self, answer: Answer<Shared>) -> Shared {
+        let refusal = match answer {
+            Answer::Failed(error) => return error,
+            Answer::Refused(refusal) => refusal,
+            Answer::Done | Answer::Deleted(_) => {
+                return Error::Interrupted {
+                    subject: format!("sandbox {}", self.id),
+                }
+                .into();
+            }
+        };
+        let error = match refusal {
+            Refusal::NotFound(name) => Error::NotFound {
+                subject: name.to_string(),
+            },
+            Refusal::Exists(name) => Error::Exists {
+                subject: name.to_string(),
+            },
+            Refusal::Finished(name) => Error::Finished {
+                subject: name.to_string(),
+            },
+            Refusal::Phase { verb, name, phase } => Error::State {
+                operation: verb.name(),
+                subject: name.to_string(),
+                state: phase.name(),
+            },
+            Refusal::Interrupted(name) => Error::Interrupted {
+                subject: name.to_string(),
+            },
+            Refusal::NoVm { operation, name } => {
+                let subject = name.to_string();
+                self.agent(operation, &subject).err().unwrap_or_else(|| Error::VmEnded {
+                    operation,
+                    subject,
+                    reason: self.given_up.borrow().clone().unwrap_or_default(),
+                })
+            }
+        };
+        error.into()
+    }
+
+    async fn done(&self, request: Request, payload: Payload) -> Result<(), Shared> {
+        match self.ask(request, payload).await {
+            Answer::Done => Ok(()),
+            refused => Err(self.refused(refused)),
+        }
+    }
+
     /// Sends a signal.
     ///
     /// # Errors
     /// There is no such process, it was never started, or it has ended.
-    pub async fn kill(self: &Arc<Self>, name: &ProcessName, signal: u32, all: bool) -> Result<(), Error> {
-        let (container, process) = self.process(name)?;
-        let finished = || Error::Finished {
-            subject: name.to_string(),
-        };
-        match process.phase() {
-            Phase::Stopped(_) => return Err(finished()),
-            phase @ Phase::Created if name.exec.is_some() => return Err(process.not_allowed("signal", phase)),
-            Phase::Busy | Phase::Created | Phase::Running => {}
-        }
-        let Ok(agent) = self.agent("signal", &name.to_string()) else {
-            return Err(finished());
-        };
-        let sent = if signal == SIGKILL {
-            self.kill_surely(&agent, name, all).await
-        } else {
-            agent.signal(&signal_request(name, signal, all)).await.map(drop)
-        };
-        match sent {
-            Ok(()) => {
-                if signal == SIGKILL && name.exec.is_none() {
-                    self.see_to_end(container);
-                }
-                Ok(())
-            }
-            // Its exit is on the way here.
-            Err(AgentError::Refused {
-                code: Code::NOT_FOUND, ..
-            }) => Err(finished()),
-            Err(source) => Err(failed("signal", name)(source)),
-        }
+    pub async fn kill(&self, name: &ProcessName, signal: u32, all: bool) -> Result<(), Shared> {
+        let name = name.clone();
+        self.done(Request::Kill { name, signal, all }, Payload::Nothing).await
     }
 
-    /// Sends SIGKILL. A guest that does not take it in time is ended itself, with every container in it: it answers
-    /// none of them, and whoever sends SIGKILL must get rid of what it is sent to.
-    pub(super) async fn kill_surely(
-        &self,
-        agent: &AgentClient,
-        name: &ProcessName,
-        all: bool,
-    ) -> Result<(), AgentError> {
-        let request = signal_request(name, SIGKILL, all);
-        if let Ok(answer) = tokio::time::timeout(KILL_ANSWER, agent.signal(&request)).await {
-            return answer.map(drop);
-        }
-        let seconds = KILL_ANSWER.as_secs();
-        self.give_up(format!(
-            "its agent did not answer a SIGKILL of {name} within {seconds} s"
-        ))
-        .await;
-        Ok(())
+    /// Sends it in the guest.
+    pub(super) async fn signal_in_guest(&self, name: &ProcessName, signal: u32, all: bool) -> Result<(), Error> {
+        let agent = self.agent("signal", &name.to_string())?;
+        let sent = agent.signal(&signal_request(name, signal, all)).await;
+        sent.map(drop).map_err(failed("signal", name))
+    }
+
+    /// Whether the agent answers: anything will do.
+    pub(super) async fn ping(&self) -> Result<(), Error> {
+        let subject = format!("sandbox {}", self.id);
+        let agent = self.agent("ask the agent of", &subject)?;
+        let limit = self.timeouts.heartbeat();
+        let asked = async {
+            loop {
+                match agent.guest_metrics().await {
+                    Err(AgentError::TimedOut(_)) => {}
+                    Err(broken @ AgentError::Broken(_)) => return Err(broken),
+                    Ok(_) | Err(AgentError::Refused { .. }) => return Ok(()),
+                }
+            }
+        };
+        let answered = tokio::time::timeout(limit, asked).await;
+        let answered = answered.unwrap_or(Err(AgentError::TimedOut(limit)));
+        answered.map_err(|source| Error::Agent {
+            operation: "ask the agent of",
+            subject,
+            source,
+        })
     }
 
     /// Freezes (`true`) or thaws a container.
     ///
     /// # Errors
     /// It does not run, or is frozen or not already.
-    pub async fn set_paused(&self, id: &ContainerId, pause: bool) -> Result<(), Error> {
-        let container = self.container(id)?;
-        let _changes = container.changes.lock().await;
-        let (operation, wrong) = if pause {
-            ("pause", "paused")
-        } else {
-            ("resume", "not paused")
+    pub async fn set_paused(&self, id: &ContainerId, pause: bool) -> Result<(), Shared> {
+        let request = match pause {
+            true => Request::Pause(id.clone()),
+            false => Request::Resume(id.clone()),
         };
-        let name = &container.init.name;
-        match container.init.phase() {
-            Phase::Running => {}
-            phase => return Err(container.init.not_allowed(operation, phase)),
-        }
-        if container.paused.load(Ordering::Acquire) == pause {
-            return Err(Error::State {
-                operation,
-                subject: name.to_string(),
-                state: wrong,
-            });
-        }
+        self.done(request, Payload::Nothing).await
+    }
+
+    /// Freezes or thaws it in the guest.
+    pub(super) async fn freeze_in_guest(&self, name: &ProcessName, pause: bool) -> Result<(), Error> {
+        let operation = if pause { "pause" } else { "resume" };
         let agent = self.agent(operation, &name.to_string())?;
-        let request = agent_container(id);
-        let done = if pause {
-            agent.pause(&request).await
-        } else {
-            agent.resume(&request).await
+        let request = agent_container(&name.container);
+        let done = match pause {
+            true => agent.pause(&request).await,
+            false => agent.resume(&request).await,
         };
-        done.map_err(failed(operation, name))?;
-        container.paused.store(pause, Ordering::Release);
-        let container_id = id.to_string();
-        if pause {
-            let event = TaskPaused {
-                container_id,
-                ..Default::default()
-            };
-            self.events.publish(TASK_PAUSED_EVENT_TOPIC, &event);
-        } else {
-            let event = TaskResumed {
-                container_id,
-                ..Default::default()
-            };
-            self.events.publish(TASK_RESUMED_EVENT_TOPIC, &event);
-        }
-        Ok(())
+        done.map(drop).map_err(failed(operation, name))
     }
 
     /// Sets a terminal's size; before the start it is kept for then.
@@ -165,12 +162,18 @@ impl Sandbox {
     pub async fn resize(&self, name: &ProcessName, columns: u32, rows: u32) -> Result<(), Error> {
         let (_, process) = self.process(name)?;
         match process.phase() {
-            Phase::Created | Phase::Busy if name.exec.is_some() => {
+            Phase::Created | Phase::Starting if name.exec.is_some() => {
                 process.remember_size((columns, rows));
                 return Ok(());
             }
-            phase @ Phase::Stopped(_) => return Err(process.not_allowed("resize the terminal of", phase)),
-            Phase::Created | Phase::Busy | Phase::Running => {}
+            phase @ Phase::Stopped => {
+                return Err(Error::State {
+                    operation: "resize the terminal of",
+                    subject: name.to_string(),
+                    state: phase.name(),
+                });
+            }
+            Phase::Creating | Phase::Created | Phase::Starting | Phase::Running | Phase::Paused => {}
         }
         let request = ResizeTerminalRequest {
             process: Some(name.to_agent()).into(),
@@ -203,7 +206,7 @@ impl Sandbox {
     ) -> Result<(AgentClient, ProcessName), Error> {
         let container = self.container(id)?;
         let name = container.init.name.clone();
-        if matches!(container.init.phase(), Phase::Stopped(_)) {
+        if container.init.phase() == Phase::Stopped {
             return Err(Error::Finished {
                 subject: name.to_string(),
             });
@@ -267,7 +270,13 @@ impl Sandbox {
         request: MemlockRequest,
     ) -> Result<(MemlockReport, MemlockPolicy), Error> {
         let operation = "examine the locked memory of";
-        let policy = self.container(id)?.memlock.to_message();
+        let policy = self
+            .container(id)?
+            .memlock
+            .get()
+            .cloned()
+            .unwrap_or_default()
+            .to_message();
         let (agent, name) = self.living(id, operation)?;
         let report = agent.memlock(&request).await;
         let mut report = report.map_err(failed(operation, &name))?;
@@ -280,26 +289,25 @@ impl Sandbox {
     ///
     /// # Errors
     /// It does not exist, has ended, the VM cannot be given the memory, or the guest refuses.
-    pub async fn update(self: &Arc<Self>, id: &ContainerId, resources: LinuxResources) -> Result<(), Error> {
-        let container = self.container(id)?;
-        let (sandbox, subject) = (Arc::clone(self), container.init.name.to_string());
-        // Of its own, so that it is not left half done when whoever asked goes away.
-        let work = tokio::spawn(async move {
-            let _changes = container.changes.lock().await;
-            let (agent, name) = sandbox.living(&container.id, "update")?;
-            let before = sandbox.sizes.of(&container.id);
-            let updated = sandbox.update_limits(&agent, &name, before, resources).await;
-            if updated.is_err() {
-                sandbox.sizes.count(&container.id, before);
-            }
-            if matches!(container.init.phase(), Phase::Stopped(_)) {
-                // It has ended meanwhile, and what it had must not be counted again.
-                sandbox.sizes.forget(&container.id);
-            }
-            sandbox.settle();
-            updated
-        });
-        work.await.unwrap_or(Err(Error::Interrupted { subject }))
+    pub async fn update(&self, id: &ContainerId, resources: LinuxResources) -> Result<(), Shared> {
+        let payload = Payload::Update(Box::new(resources));
+        self.done(Request::Update(id.clone()), payload).await
+    }
+
+    /// Gives the VM what it lacks for the new limits, and has the guest apply them.
+    pub(super) async fn update_in_guest(
+        self: &Arc<Self>,
+        container: &Container,
+        resources: LinuxResources,
+    ) -> Result<(), Error> {
+        let (agent, name) = self.living(&container.id, "update")?;
+        let before = self.sizes.of(&container.id);
+        let updated = self.update_limits(&agent, &name, before, resources).await;
+        if updated.is_err() {
+            self.sizes.count(&container.id, before);
+        }
+        self.settle();
+        updated
     }
 
     async fn update_limits(
@@ -334,13 +342,5 @@ pub(super) fn signal_request(name: &ProcessName, signal: u32, all: bool) -> Sign
         signal,
         all,
         ..Default::default()
-    }
-}
-
-impl Container {
-    /// Whether it is frozen.
-    #[must_use]
-    pub fn is_paused(&self) -> bool {
-        self.paused.load(Ordering::Acquire)
     }
 }

@@ -14,6 +14,7 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::shim::oci::ProcessDetails;
 use containerd_shim_protos::shim_async::Task;
 use oci_spec::runtime::LinuxResources;
+use protocol::phase::Phase;
 use serde::de::DeserializeOwned;
 use ttrpc::r#async::TtrpcContext;
 
@@ -22,7 +23,7 @@ use crate::error::Error;
 use crate::events::timestamp;
 use crate::id::{ContainerId, ExecId};
 use crate::sandbox::CreateRequest;
-use crate::sandbox::process::{Phase, ProcessName};
+use crate::sandbox::process::{ProcessName, View};
 use crate::streams::StdioPaths;
 
 fn name(container: &str, exec: &str) -> Result<ProcessName, Error> {
@@ -51,13 +52,13 @@ fn json<T: DeserializeOwned>(any: Option<&Any>, what: &'static str, subject: &dy
 impl Task for Service {
     async fn state(&self, _: &TtrpcContext, request: StateRequest) -> ttrpc::Result<StateResponse> {
         let (container, process) = self.sandbox()?.process(&name(&request.id, &request.exec_id)?)?;
-        let phase = process.phase();
-        let status = match phase {
+        let view = process.view();
+        let status = match view {
             // Created until the start has succeeded.
-            Phase::Busy | Phase::Created => Status::CREATED,
-            Phase::Running if container.is_paused() => Status::PAUSED,
-            Phase::Running => Status::RUNNING,
-            Phase::Stopped(_) => Status::STOPPED,
+            View::In(Phase::Creating | Phase::Created | Phase::Starting) => Status::CREATED,
+            View::In(Phase::Paused) => Status::PAUSED,
+            View::In(Phase::Running) => Status::RUNNING,
+            View::In(Phase::Stopped) | View::Stopped(_) => Status::STOPPED,
         };
         let mut response = StateResponse {
             id: container.id.to_string(),
@@ -71,7 +72,7 @@ impl Task for Service {
             terminal: process.stdio.terminal,
             ..Default::default()
         };
-        if let Phase::Stopped(exit) = phase {
+        if let View::Stopped(exit) = view {
             response.exit_status = exit.status;
             response.exited_at = Some(timestamp(exit.at)).into();
         }
@@ -195,7 +196,8 @@ impl Task for Service {
             stderr: request.stderr,
             terminal: request.terminal,
         };
-        self.sandbox()?.add_exec(&name, stdio, process.to_string().as_bytes())?;
+        let process = process.to_string();
+        self.sandbox()?.add_exec(&name, stdio, process.as_bytes()).await?;
         Ok(Empty::new())
     }
 

@@ -8,6 +8,8 @@ mod diagnostics;
 #[cfg(test)]
 mod disks;
 #[cfg(test)]
+mod halfway;
+#[cfg(test)]
 mod hostile;
 #[cfg(test)]
 mod life;

@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use protocol::agent::{
-    CloseStdinRequest, ContainerId, CreateContainerRequest, Empty, ExecRequest, GuestMetricsResponse,
+    CloseStdinRequest, ContainerId, CreateContainerRequest, DeleteResponse, Empty, ExecRequest, GuestMetricsResponse,
     ListProcessesResponse, MemlockReport, MemlockRequest, Process, ProcessId, ProcessStarted, ResizeRequest,
     ResizeTerminalRequest, SignalRequest, StatsResponse, UpdateRequest,
 };
@@ -14,7 +16,7 @@ use serde_json::Value;
 use ttrpc::Code;
 use ttrpc::r#async::TtrpcContext;
 
-use super::guest::{Guest, GuestProcess, Key};
+use super::guest::{Guest, GuestProcess, Key, exit};
 
 pub(super) struct FakeAgent(pub(super) Arc<Guest>);
 
@@ -106,6 +108,7 @@ impl Agent for FakeAgent {
     }
 
     async fn signal(&self, _: &TtrpcContext, request: SignalRequest) -> ttrpc::Result<Empty> {
+        self.called("signal", &request.process.container_id);
         let process = self.of(request.process.as_ref())?;
         if process.args[0] == "hung" {
             self.0.until_released().await;
@@ -155,7 +158,11 @@ impl Agent for FakeAgent {
         Ok(StatsResponse::new())
     }
 
-    async fn pause(&self, _: &TtrpcContext, _: ContainerId) -> ttrpc::Result<Empty> {
+    async fn pause(&self, _: &TtrpcContext, request: ContainerId) -> ttrpc::Result<Empty> {
+        self.called("pause", &request.container_id);
+        if self.process(&(request.container_id, String::new()))?.args[0] == "tough" {
+            self.0.until_released().await;
+        }
         Ok(Empty::new())
     }
 
@@ -167,17 +174,42 @@ impl Agent for FakeAgent {
         Ok(Empty::new())
     }
 
-    async fn delete(&self, _: &TtrpcContext, request: ProcessId) -> ttrpc::Result<Empty> {
+    async fn delete(&self, _: &TtrpcContext, request: ProcessId) -> ttrpc::Result<DeleteResponse> {
         self.called("delete", &request.container_id);
-        if self.process(&key(&request))?.args[0] == "clinging" {
-            return Err(refused(Code::INTERNAL, "it does not go away"));
+        let process = self.of(Some(&request))?;
+        match process.args[0].as_str() {
+            "clinging" => return Err(refused(Code::INTERNAL, "it does not go away")),
+            // Its disk is slow, and gets on.
+            "flushing" if !self.0.is_released() => {
+                let progress = self.0.progress.fetch_add(1, Ordering::SeqCst);
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                return Ok(DeleteResponse {
+                    progress,
+                    ..Default::default()
+                });
+            }
+            _ => {}
         }
-        let mut processes = self.0.processes.lock().unwrap();
-        processes.remove(&key(&request));
-        Ok(Empty::new())
+        // As the real one: what runs is not deleted, and what waits to be started is killed.
+        let init = request.exec_id.is_empty();
+        if !init && !process.has_ended() || init && process.has_started() && !process.has_ended() {
+            return Err(refused(
+                Code::FAILED_PRECONDITION,
+                "cannot delete it while it is running",
+            ));
+        }
+        if !process.has_ended() {
+            let _ = self.0.publish(exit(&request.container_id, "", 137, 0)).await;
+        }
+        self.0.processes.lock().unwrap().remove(&key(&request));
+        Ok(DeleteResponse {
+            finished: true,
+            ..Default::default()
+        })
     }
 
     async fn guest_metrics(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<GuestMetricsResponse> {
+        self.called("ping", "");
         Ok(GuestMetricsResponse {
             oom_kills: 3,
             memory_bytes: HashMap::from([("Mem\"\nTotal".to_owned(), 4096)]),

@@ -3,11 +3,13 @@
 //! The programs, by the first word of `args`: `exit N`; `sleep` until a signal comes; `flood N`, N bytes of output and a word on stderr;
 //! `cat`; `liar`, which announces more output than it writes; `missing`, which cannot be executed; `slow`, whose creation
 //! waits until the guest is released; `stuck`, whose start does; `refused`, which cannot be created; `clinging`, which the guest
-//! does not forget; `mute`, of which it tells no figures until it is released.
+//! does not forget; `flushing`, whose disk is slow until the guest is released; `mute`, of which it tells no figures until it is released;
+//! `hung`, to which no signal is passed on until then; `tough`, which is not frozen until then; `undialled`, whose streams are never
+//! connected.
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use protocol::agent::event::What;
@@ -40,6 +42,8 @@ pub(crate) struct Guest {
     published: tokio::sync::Mutex<u64>,
     pub(super) processes: Mutex<HashMap<Key, Arc<GuestProcess>>>,
     released: watch::Sender<bool>,
+    /// Of deletions that take long.
+    pub(super) progress: AtomicU64,
     /// The calls that came, as "verb container".
     pub(crate) calls: watch::Sender<Vec<String>>,
     /// The serial numbers that each container was told.
@@ -54,6 +58,7 @@ pub(super) struct GuestProcess {
     streams: tokio::sync::Mutex<GuestStreams>,
     signal: watch::Sender<u32>,
     started: AtomicBool,
+    ended: AtomicBool,
     pub(super) stdin_length: watch::Sender<Option<u64>>,
 }
 
@@ -85,6 +90,7 @@ impl Guest {
             published: tokio::sync::Mutex::default(),
             processes: Mutex::default(),
             released: watch::Sender::new(false),
+            progress: AtomicU64::new(0),
             calls: watch::Sender::default(),
             serials: Mutex::default(),
             log: watch::Sender::default(),
@@ -139,6 +145,10 @@ impl Guest {
     /// Lets everything slow go on.
     pub(crate) fn release(&self) {
         self.released.send_replace(true);
+    }
+
+    pub(super) fn is_released(&self) -> bool {
+        *self.released.borrow()
     }
 
     pub(super) async fn until_released(&self) {
@@ -215,6 +225,12 @@ impl Guest {
 
     /// Reports under a number of the test's choice.
     pub(crate) async fn publish_as(&self, sequence: u64, what: What) -> ttrpc::Result<()> {
+        if let What::Exit(exit) = &what {
+            let key = (exit.process.container_id.clone(), exit.process.exec_id.clone());
+            if let Some(process) = self.processes.lock().unwrap().get(&key) {
+                process.ended.store(true, Ordering::SeqCst);
+            }
+        }
         let event = Event {
             sequence,
             what: Some(what),
@@ -226,6 +242,9 @@ impl Guest {
 
     /// Dials the streams of a process and keeps it until it is started.
     pub(super) async fn add(&self, key: Key, args: Vec<String>, stdio: &Stdio) -> io::Result<Arc<GuestProcess>> {
+        // One whose streams the host waits for in vain.
+        let nothing = Stdio::new();
+        let stdio = if args[0] == "undialled" { &nothing } else { stdio };
         let process = Arc::new(GuestProcess {
             args,
             streams: tokio::sync::Mutex::new(GuestStreams {
@@ -235,6 +254,7 @@ impl Guest {
             }),
             signal: watch::Sender::default(),
             started: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             stdin_length: watch::Sender::default(),
         });
         self.processes.lock().unwrap().insert(key, Arc::clone(&process));
@@ -257,6 +277,7 @@ impl Guest {
             end = process.program() => end.unwrap_or(End { status: 1, ..End::default() }),
             signal = signal.wait_for(|signal| *signal != 0) => End { status: 128 + *signal.unwrap(), ..End::default() },
         };
+        process.ended.store(true, Ordering::SeqCst);
         // The VM may have ended, or the sandbox: then nobody listens.
         let mut what = exit(&key.0, &key.1, end.status, end.stdout);
         if let What::Exit(exit) = &mut what {
@@ -276,6 +297,7 @@ impl Guest {
             }
             return;
         }
+        process.ended.store(true, Ordering::SeqCst);
         let guest = Arc::clone(self);
         tokio::spawn(async move { guest.publish(exit(&key.0, &key.1, 128 + signal, 0)).await });
     }
@@ -303,6 +325,14 @@ pub(crate) fn flood(length: usize) -> Vec<u8> {
 }
 
 impl GuestProcess {
+    pub(super) fn has_started(&self) -> bool {
+        self.started.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
+    }
+
     async fn program(&self) -> io::Result<End> {
         let number = || self.args.get(1).and_then(|word| word.parse().ok()).unwrap_or(0);
         let mut streams = self.streams.lock().await;

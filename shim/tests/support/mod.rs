@@ -17,6 +17,7 @@ use containerd_shim_protos::api::{
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::sandbox_async::SandboxClient;
 use containerd_shim_protos::shim_async::{Client, TaskClient};
+use lifecycle::Timeouts;
 use protocol::agent::SandboxSetup;
 use protocol::diagnostics_ttrpc::DiagnosticsClient;
 use shim::events::Publisher;
@@ -75,7 +76,7 @@ impl Shim {
                 namespace: Namespace::new("default").unwrap(),
                 host: Arc::clone(&host) as _,
                 events: Publisher::start(containerd.address(), "default"),
-                patience: Duration::from_millis(500),
+                timeouts: Timeouts::scaled(0.05),
                 debug_console: true,
                 kernel: "/share/vmlinuz".into(),
                 sizing: sizing(),
@@ -148,6 +149,19 @@ impl Shim {
         images: &[(&std::path::Path, bool)],
     ) -> ttrpc::Result<u32> {
         let request = self.request_on(id, program, images);
+        self.tasks.create(soon(), &request).await.map(|response| response.pid)
+    }
+
+    /// The same, with a FIFO as its output.
+    pub(crate) async fn create_on_with(
+        &self,
+        id: &str,
+        program: &[&str],
+        images: &[(&std::path::Path, bool)],
+        stdout: &str,
+    ) -> ttrpc::Result<u32> {
+        let mut request = self.request_on(id, program, images);
+        request.stdout = stdout.to_owned();
         self.tasks.create(soon(), &request).await.map(|response| response.pid)
     }
 

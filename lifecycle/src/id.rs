@@ -1,4 +1,4 @@
-//! Names that come from outside, checked once: containerd's namespaces, containers, sandboxes, execs.
+//! Names that come from outside, checked once: containerd's namespaces, containers, sandboxes, execs, processes.
 //!
 //! They become parts of paths on the host and in the guest, so nothing else may be made into one of these types.
 
@@ -111,6 +111,55 @@ id!(
 impl From<&ContainerId> for SandboxId {
     fn from(container: &ContainerId) -> Self {
         Self(container.0.clone())
+    }
+}
+
+/// The container of the sandbox's own: in a pod, the one that keeps its namespaces.
+impl From<&SandboxId> for ContainerId {
+    fn from(sandbox: &SandboxId) -> Self {
+        Self(sandbox.0.clone())
+    }
+}
+
+/// Names a process in requests, calls and events.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ProcessName {
+    /// Its container.
+    pub container: ContainerId,
+    /// None for the container's first process.
+    pub exec: Option<ExecId>,
+}
+
+impl ProcessName {
+    /// A container's first process.
+    #[must_use]
+    pub fn init(container: ContainerId) -> Self {
+        Self { container, exec: None }
+    }
+
+    /// The exec's id; empty for the first process, as the protocols have it.
+    #[must_use]
+    pub fn exec_id(&self) -> &str {
+        self.exec.as_ref().map_or("", ExecId::as_str)
+    }
+
+    /// The agent's form.
+    #[must_use]
+    pub fn to_agent(&self) -> protocol::agent::ProcessId {
+        protocol::agent::ProcessId {
+            container_id: self.container.to_string(),
+            exec_id: self.exec_id().to_owned(),
+            ..Default::default()
+        }
+    }
+}
+
+impl fmt::Display for ProcessName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.exec {
+            Some(exec) => write!(formatter, "exec {exec} of container {}", self.container),
+            None => write!(formatter, "container {}", self.container),
+        }
     }
 }
 

@@ -1,0 +1,160 @@
+//! Create: mounts while the VM boots, hooks, disks and memory, the guest, the streams. What was done is undone if it cannot be finished.
+
+use std::time::SystemTime;
+
+use protocol::phase::Phase;
+
+use crate::id::{ContainerId, ProcessName};
+use crate::machine::{Core, Purpose};
+use crate::message::{Answer, Effect, Event, Refusal, Reply, View, Work};
+use crate::state::{Container, CreateStep, Life, Operation, Vm};
+use crate::step::Done;
+
+impl<E: Clone> Core<E> {
+    pub(crate) fn create(&mut self, reply: Reply, id: ContainerId) {
+        let name = ProcessName::init(id.clone());
+        if self.containers.contains_key(&id) {
+            return self.refuse(reply, Refusal::Exists(name));
+        }
+        if matches!(self.vm, Vm::Ending | Vm::Ended) {
+            return self.refuse_create(reply, name);
+        }
+        let job = self.begin(Purpose::Operation(id.clone()), Work::Attach(id.clone()));
+        // Before the work begins: it must not be dropped under it.
+        self.effects.insert(self.effects.len() - 1, Effect::Record(name, reply));
+        let mut container = Container::new();
+        container.held.attached = true;
+        container.operation = Some(Operation::Create {
+            reply,
+            step: CreateStep::Attaching(job),
+        });
+        self.containers.insert(id, container);
+    }
+
+    fn refuse_create(&mut self, reply: Reply, name: ProcessName) {
+        self.refuse(reply, no_vm(name));
+    }
+
+    pub(crate) fn create_finished(
+        &mut self,
+        now: SystemTime,
+        id: &ContainerId,
+        reply: Reply,
+        step: CreateStep,
+        done: Done<E>,
+    ) {
+        if let Err(failure) = done {
+            return self.undo(now, id, reply, Answer::Failed(failure.error));
+        }
+        match step {
+            CreateStep::Attaching(_) if self.vm == Vm::Booting => self.set_step(id, CreateStep::WaitingForVm),
+            CreateStep::Attaching(_) | CreateStep::WaitingForVm => self.run_create_hooks(id),
+            CreateStep::Hooks(_) => {
+                let job = self.begin(Purpose::Operation(id.clone()), Work::Provision(id.clone()));
+                self.held(id, |held| held.provisioned = true);
+                self.set_step(id, CreateStep::Provisioning(job));
+            }
+            CreateStep::Provisioning(_) => {
+                let job = self.begin(Purpose::Operation(id.clone()), Work::GuestCreate(id.clone()));
+                self.held(id, |held| held.guest = true);
+                self.set_step(id, CreateStep::InGuest(job));
+            }
+            CreateStep::InGuest(_) => {
+                let job = self.begin(Purpose::Operation(id.clone()), Work::Connect(id.clone()));
+                self.set_step(id, CreateStep::Connecting(job));
+            }
+            CreateStep::Connecting(_) => self.created(id, reply),
+        }
+    }
+
+    fn set_step(&mut self, id: &ContainerId, new: CreateStep) {
+        let container = self.containers.get_mut(id);
+        if let Some(Operation::Create { step, .. }) = container.and_then(|container| container.operation.as_mut()) {
+            *step = new;
+        }
+    }
+
+    fn run_create_hooks(&mut self, id: &ContainerId) {
+        let job = self.begin(Purpose::Operation(id.clone()), Work::CreateHooks(id.clone()));
+        self.set_step(id, CreateStep::Hooks(job));
+    }
+
+    /// The VM is up: those that have their mounts go on.
+    pub(crate) fn creations_go_on(&mut self) {
+        let waits = |container: &Container<E>| {
+            matches!(
+                container.operation,
+                Some(Operation::Create {
+                    step: CreateStep::WaitingForVm,
+                    ..
+                })
+            )
+        };
+        let waiting = self.containers.iter().filter(|(_, container)| waits(container));
+        let waiting: Vec<_> = waiting.map(|(id, _)| id.clone()).collect();
+        for id in waiting {
+            self.run_create_hooks(&id);
+        }
+    }
+
+    fn created(&mut self, id: &ContainerId, reply: Reply) {
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
+        let early = match container.life {
+            Life::Creating { exit } => exit,
+            _ => None,
+        };
+        container.life = Life::Created;
+        container.told = true;
+        let name = ProcessName::init(id.clone());
+        let enter = Effect::Enter(name.clone(), View::In(Phase::Created), Some(Event::Created));
+        self.effects.push(enter);
+        self.end_operation(id);
+        self.answer(reply, Answer::Done);
+        if let Some((exit, output)) = early {
+            self.begin_ending(&name, exit, output);
+        }
+    }
+
+    /// Whoever asked for a creation is gone.
+    pub(crate) fn client_gone(&mut self, now: SystemTime, gone: Reply) {
+        let creation = self.containers.iter().find_map(|(id, container)| {
+            let asked = matches!(&container.operation, Some(Operation::Create { reply, .. }) if *reply == gone);
+            asked.then(|| id.clone())
+        });
+        if let Some(id) = creation {
+            let name = ProcessName::init(id.clone());
+            self.interrupt_creation(now, &id, Refusal::Interrupted(name));
+        }
+    }
+
+    /// Ends a creation, whatever it waits for.
+    pub(crate) fn interrupt_creation(&mut self, now: SystemTime, id: &ContainerId, refusal: Refusal) {
+        let operation = self
+            .containers
+            .get(id)
+            .and_then(|container| container.operation.as_ref());
+        let Some(Operation::Create { reply, step }) = operation else {
+            return;
+        };
+        let (reply, step) = (*reply, *step);
+        match step {
+            CreateStep::Attaching(job)
+            | CreateStep::Hooks(job)
+            | CreateStep::Provisioning(job)
+            | CreateStep::InGuest(job)
+            | CreateStep::Connecting(job) => self.abandon(job),
+            CreateStep::WaitingForVm => {}
+        }
+        self.undo(now, id, reply, Answer::Refused(refusal));
+    }
+}
+
+/// The refusal of a creation without a VM.
+pub(crate) fn no_vm(name: ProcessName) -> Refusal {
+    Refusal::NoVm {
+        operation: "create",
+        name,
+    }
+}

@@ -1,0 +1,104 @@
+//! The time-outs of a sandbox, in one table and with one scale for a node that is slow.
+
+use std::time::Duration;
+
+use crate::message::Timer;
+
+/// How long things may take. All are multiplied by one factor.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Timeouts {
+    scale: f64,
+}
+
+/// For the guest to take a SIGKILL: it only has to ask the guest's kernel.
+const KILL_ANSWER: Duration = Duration::from_secs(10);
+/// For a process to die of SIGKILL, and as long again of its cgroup.kill: freeing much memory takes its time.
+const DEATH: Duration = Duration::from_secs(15);
+/// Longest time without progress that the output of an ended process is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// For hooks that follow a deletion, if they have no limit of their own.
+const STOP_HOOKS: Duration = Duration::from_secs(120);
+/// For the agent to answer a ping.
+const HEARTBEAT: Duration = Duration::from_secs(30);
+/// Longest time without progress that a deletion in the guest is waited for: of its writing to disks, for one.
+const NO_PROGRESS: Duration = Duration::from_secs(120);
+/// For the guest to power itself off.
+const POWER_OFF: Duration = Duration::from_secs(2);
+/// For what the connections of a dead VM still hold.
+const LAST_OUTPUT: Duration = Duration::from_secs(1);
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self::scaled(1.0)
+    }
+}
+
+impl Timeouts {
+    /// All time-outs multiplied by `scale`, which is at least a thousandth and at most a thousand.
+    #[must_use]
+    pub fn scaled(scale: f64) -> Self {
+        let scale = if scale.is_finite() { scale } else { 1.0 };
+        Self {
+            scale: scale.clamp(0.001, 1000.0),
+        }
+    }
+
+    /// A time-out that the core asks for.
+    #[must_use]
+    pub fn of(&self, timer: Timer) -> Duration {
+        self.times(match timer {
+            Timer::KillAnswer => KILL_ANSWER,
+            Timer::Death => DEATH,
+            Timer::ExecExits => PATIENCE,
+            Timer::StopHooks => STOP_HOOKS,
+        })
+    }
+
+    /// Longest time without progress that the output of an ended process is waited for.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        self.times(PATIENCE)
+    }
+
+    /// For the agent to answer a ping.
+    #[must_use]
+    pub fn heartbeat(&self) -> Duration {
+        self.times(HEARTBEAT)
+    }
+
+    /// Longest time without progress that a deletion in the guest is waited for.
+    #[must_use]
+    pub fn no_progress(&self) -> Duration {
+        self.times(NO_PROGRESS)
+    }
+
+    /// For the guest to power itself off.
+    #[must_use]
+    pub fn power_off(&self) -> Duration {
+        self.times(POWER_OFF)
+    }
+
+    /// For what the connections of a dead VM still hold.
+    #[must_use]
+    pub fn last_output(&self) -> Duration {
+        self.times(LAST_OUTPUT)
+    }
+
+    fn times(&self, duration: Duration) -> Duration {
+        duration.mul_f64(self.scale)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_scale_applies_to_all_and_nonsense_is_none() {
+        let slow = Timeouts::scaled(3.0);
+        assert_eq!(slow.of(Timer::Death), DEATH * 3);
+        assert_eq!(slow.patience(), PATIENCE * 3);
+        assert_eq!(Timeouts::scaled(f64::NAN), Timeouts::default());
+        assert!(Timeouts::scaled(-1.0).heartbeat() > Duration::ZERO);
+    }
+}

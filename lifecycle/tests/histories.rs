@@ -1,0 +1,195 @@
+//! Short histories of what once went wrong, step by step.
+
+use std::time::SystemTime;
+
+use lifecycle::id::{ContainerId, ExecId, ProcessName};
+use lifecycle::{
+    Answer, Core, Effect, Event, Exit, Failure, Fault, Input, Job, Output, Refusal, Reply, Request, SIGKILL, Timer,
+    Work,
+};
+
+/// A sandbox whose VM is up.
+struct Sandbox {
+    core: Core<&'static str>,
+    replies: u64,
+}
+
+type Effects = Vec<Effect<&'static str>>;
+
+fn init(id: &str) -> ProcessName {
+    ProcessName::init(ContainerId::new(id).unwrap())
+}
+
+fn exec(id: &str) -> ProcessName {
+    ProcessName {
+        exec: Some(ExecId::new("e").unwrap()),
+        ..init(id)
+    }
+}
+
+fn job(effects: &[Effect<&'static str>], wanted: impl Fn(&Work) -> bool) -> Job {
+    let jobs = effects.iter().filter_map(|effect| match effect {
+        Effect::Do(job, work) if wanted(work) => Some(*job),
+        _ => None,
+    });
+    jobs.last().unwrap_or_else(|| panic!("not begun: {effects:?}"))
+}
+
+fn answers(effects: &[Effect<&'static str>]) -> Vec<Answer<&'static str>> {
+    let answers = effects.iter().filter_map(|effect| match effect {
+        Effect::Answer(_, answer) => Some(answer.clone()),
+        _ => None,
+    });
+    answers.collect()
+}
+
+impl Sandbox {
+    fn new() -> Self {
+        let mut sandbox = Self {
+            core: Core::new(ContainerId::new("pod").unwrap()),
+            replies: 0,
+        };
+        assert!(sandbox.step(Input::VmReady).is_empty());
+        sandbox
+    }
+
+    fn step(&mut self, input: Input<&'static str>) -> Effects {
+        self.core.step(SystemTime::UNIX_EPOCH, input)
+    }
+
+    fn ask(&mut self, request: Request) -> Effects {
+        self.replies += 1;
+        self.step(Input::Request(Reply(self.replies), request))
+    }
+
+    fn done(&mut self, job: Job) -> Effects {
+        self.step(Input::Finished(job, Ok(())))
+    }
+
+    /// Does whatever is begun, at once, but for what `holds` says; all that follows.
+    fn settle(&mut self, mut effects: Effects, holds: impl Fn(&Work) -> bool) -> Effects {
+        let mut next = 0;
+        while let Some(effect) = effects.get(next).cloned() {
+            next += 1;
+            if let Effect::Do(job, work) = effect
+                && !holds(&work)
+            {
+                effects.extend(self.done(job));
+            }
+        }
+        effects
+    }
+
+    fn run(&mut self, id: &str) -> Effects {
+        for request in [Request::Create(init(id).container), Request::Start(init(id))] {
+            let begun = self.ask(request);
+            let effects = self.settle(begun, |work| matches!(work, Work::StartHooks(_)));
+            if matches!(effects.last(), Some(Effect::Do(_, Work::StartHooks(_)))) {
+                return effects;
+            }
+        }
+        panic!("{id} does not run");
+    }
+
+    fn exits(&mut self, name: ProcessName) -> Effects {
+        let exit = Exit {
+            status: 0,
+            at: SystemTime::UNIX_EPOCH,
+        };
+        let begun = self.step(Input::Exited(name, exit, Output::default()));
+        self.settle(begun, |_| false)
+    }
+}
+
+fn unanswered() -> Result<(), Failure<&'static str>> {
+    Err(Failure {
+        fault: Fault::Unanswered,
+        error: "no answer",
+    })
+}
+
+#[test]
+fn hooks_that_follow_a_start_hold_up_no_deletion() {
+    let mut sandbox = Sandbox::new();
+    let started = sandbox.run("c");
+    let hooks = job(&started, |work| matches!(work, Work::StartHooks(_)));
+    sandbox.exits(init("c"));
+    let begun = sandbox.ask(Request::Delete(init("c")));
+    let deleted = sandbox.settle(begun, |_| false);
+    assert!(deleted.contains(&Effect::Abandon(hooks)));
+    let answers = answers(&deleted);
+    assert!(matches!(answers[..], [Answer::Done, Answer::Deleted(_)]), "{answers:?}");
+}
+
+#[test]
+fn hooks_that_follow_a_deletion_hold_it_up_for_a_bounded_time() {
+    let mut sandbox = Sandbox::new();
+    sandbox.run("c");
+    sandbox.exits(init("c"));
+    let begun = sandbox.ask(Request::Delete(init("c")));
+    let waits = sandbox.settle(begun, |work| matches!(work, Work::StopHooks(_)));
+    assert!(answers(&waits).is_empty());
+    let timer = waits.iter().find_map(|effect| match effect {
+        Effect::Start(job, Timer::StopHooks) => Some(*job),
+        _ => None,
+    });
+    let deleted = sandbox.step(Input::Elapsed(timer.unwrap()));
+    // It is told before the id is free.
+    let told = |effect: &Effect<_>| matches!(effect, Effect::Forget(_, Some(Event::Deleted(_))));
+    let answered = |effect: &Effect<_>| matches!(effect, Effect::Answer(_, Answer::Deleted(_)));
+    let at = |wanted: &dyn Fn(&Effect<&'static str>) -> bool| deleted.iter().position(wanted).unwrap();
+    assert!(at(&told) < at(&answered));
+}
+
+#[test]
+fn an_exec_that_is_being_started_is_not_deleted_under_its_start() {
+    let mut sandbox = Sandbox::new();
+    sandbox.run("c");
+    sandbox.ask(Request::AddExec(exec("c")));
+    let begun = sandbox.ask(Request::Start(exec("c")));
+    let starting = sandbox.settle(begun, |work| matches!(work, Work::GuestExec(_)));
+    let refused = answers(&sandbox.ask(Request::Delete(exec("c"))));
+    assert!(
+        matches!(refused[..], [Answer::Refused(Refusal::Phase { .. })]),
+        "{refused:?}"
+    );
+    let begun = sandbox.done(job(&starting, |work| matches!(work, Work::GuestExec(_))));
+    assert_eq!(answers(&sandbox.settle(begun, |_| false)), [Answer::Done]);
+}
+
+#[test]
+fn a_sigkill_that_is_not_answered_costs_the_vm_only_if_a_ping_is_not_answered_either() {
+    for (answers_ping, ends) in [(true, false), (false, true)] {
+        let mut sandbox = Sandbox::new();
+        sandbox.run("c");
+        sandbox.ask(Request::AddExec(exec("c")));
+        let begun = sandbox.ask(Request::Start(exec("c")));
+        sandbox.settle(begun, |_| false);
+        let (name, signal, all) = (exec("c"), SIGKILL, false);
+        let killing = sandbox.ask(Request::Kill { name, signal, all });
+        let timer = killing.iter().find_map(|effect| match effect {
+            Effect::Start(job, Timer::KillAnswer) => Some(*job),
+            _ => None,
+        });
+        let late = sandbox.step(Input::Elapsed(timer.unwrap()));
+        let ping = job(&late, |work| *work == Work::Ping);
+        let pinged = match answers_ping {
+            true => sandbox.done(ping),
+            false => sandbox.step(Input::Finished(ping, unanswered())),
+        };
+        let ended = pinged.iter().any(|effect| matches!(effect, Effect::EndVm(_)));
+        assert_eq!(ended, ends);
+    }
+}
+
+#[test]
+fn a_pause_that_is_not_answered_is_undone() {
+    let mut sandbox = Sandbox::new();
+    sandbox.run("c");
+    let pausing = sandbox.ask(Request::Pause(init("c").container));
+    let pause = job(&pausing, |work| matches!(work, Work::GuestPause(_)));
+    let undoing = sandbox.step(Input::Finished(pause, unanswered()));
+    assert!(answers(&undoing).is_empty());
+    let undone = sandbox.done(job(&undoing, |work| matches!(work, Work::GuestResume(_))));
+    assert_eq!(answers(&undone), [Answer::Failed("no answer")]);
+}

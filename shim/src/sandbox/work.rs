@@ -1,0 +1,98 @@
+//! The work that the state machine asks for, one piece at a time: which function does it, and what its failure means.
+
+use std::sync::Arc;
+
+use lifecycle::{Failure, Fault, Work};
+use oci_spec::runtime::LinuxResources;
+use ttrpc::Code;
+
+use super::driver::interrupted;
+use super::process::Process;
+use super::{Container, Sandbox};
+use crate::agent_client::AgentError;
+use crate::error::{Error, Shared};
+
+/// What becomes of work.
+pub(super) type Done = Result<(), Failure<Shared>>;
+
+/// Work, with the records of what it is about.
+pub(super) struct Order {
+    pub(super) work: Work,
+    pub(super) found: Option<(Arc<Container>, Arc<Process>)>,
+    pub(super) resources: Option<LinuxResources>,
+}
+
+impl Sandbox {
+    /// Does it.
+    pub(super) async fn work(self: Arc<Self>, order: Order) -> Done {
+        if order.work == Work::Ping {
+            return self.ping().await.map_err(failure);
+        }
+        let Some((container, process)) = order.found else {
+            return interrupted(format!("{:?}", order.work));
+        };
+        let done = match order.work {
+            Work::Attach(_) => self.attach(&container).await,
+            Work::CreateHooks(_) => self.run_create_hooks(&container).await,
+            Work::Provision(_) => self.provision(&container).await,
+            Work::GuestCreate(_) => self.create_in_guest(&container).await,
+            Work::Connect(_) => self.connect(&container).await,
+            Work::Network(_) => self.follow_network_for(&process).await,
+            Work::GuestStart(_) => self.start_in_guest(&process).await,
+            Work::StartHooks(_) => self.run_start_hooks(&container).await,
+            Work::OpenStreams(_) => self.open_streams(&process).await,
+            Work::GuestExec(_) => self.exec_in_guest(&process).await,
+            Work::ConnectExec(_) => self.connect_exec(&process).await,
+            Work::Signal { name, signal, all } => self.signal_in_guest(&name, signal, all).await,
+            Work::GuestPause(_) => self.freeze_in_guest(&process.name, true).await,
+            Work::GuestResume(_) => self.freeze_in_guest(&process.name, false).await,
+            Work::Update(..) => {
+                self.update_in_guest(&container, order.resources.unwrap_or_default())
+                    .await
+            }
+            Work::GuestDelete(name) => return self.delete_in_guest(&name).await,
+            Work::ReleaseDisks(_) => {
+                self.release_disks(&container.id).await;
+                Ok(())
+            }
+            Work::Detach(_) => self.detach(&container.id).await,
+            Work::StopHooks(_) => {
+                self.run_stop_hooks(&container).await;
+                Ok(())
+            }
+            Work::FinishStreams(_, output) => {
+                self.finish_streams(&process, output).await;
+                Ok(())
+            }
+            Work::Ping => Ok(()),
+        };
+        done.map_err(failure)
+    }
+}
+
+pub(super) fn failure(error: Error) -> Failure<Shared> {
+    let fault = match &error {
+        Error::Agent { source, .. } => fault(source),
+        Error::VmEnded { .. } => Fault::Gone,
+        _ => Fault::Refused,
+    };
+    Failure {
+        fault,
+        error: error.into(),
+    }
+}
+
+fn fault(error: &AgentError) -> Fault {
+    match error {
+        AgentError::Refused {
+            code: Code::NOT_FOUND, ..
+        } => Fault::Missing,
+        AgentError::Refused {
+            code: Code::FAILED_PRECONDITION,
+            ..
+        } => Fault::Phase,
+        AgentError::Refused { .. } => Fault::Refused,
+        AgentError::TimedOut(_) => Fault::Unanswered,
+        AgentError::Broken(_) => Fault::Gone,
+    }
+}
