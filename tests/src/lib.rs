@@ -27,6 +27,7 @@ pub mod locate;
 pub mod netns;
 pub mod node;
 pub mod probe;
+pub mod programs;
 pub mod spec;
 mod sys;
 pub mod terminal;
