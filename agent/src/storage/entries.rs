@@ -87,7 +87,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path();
         let entries = [
-            entry("a", 0o040_2770, "", true),
+            entry("a", 0o042_770, "", true),
             entry("a/file", 0o100_640, "content", false),
             entry("link", 0o120_777, "a", false),
         ];

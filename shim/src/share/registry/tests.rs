@@ -113,7 +113,7 @@ impl Mounted {
     /// Which volume a path of the host is seen in through this mount.
     fn volume_of(&self, path: &Path) -> Option<VolumeId> {
         let rest = path.strip_prefix(&self.source).ok()?;
-        let deepest = self.over.iter().filter(|over| rest.starts_with(&over.at)).next_back();
+        let deepest = self.over.iter().rfind(|over| rest.starts_with(&over.at));
         Some(deepest.map_or(self.base.volume, |over| over.view.volume))
     }
 }
