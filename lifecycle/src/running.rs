@@ -36,11 +36,11 @@ impl<E: Clone> Core<E> {
         }
     }
 
-    pub(crate) fn start(&mut self, reply: Reply, id: ContainerId) {
-        if self.allows(reply, &id, Verb::Start) {
+    pub(crate) fn start(&mut self, reply: Reply, id: &ContainerId) {
+        if self.allows(reply, id, Verb::Start) {
             // Whoever asked for the container may have put a network into its namespace since the creation.
             let job = self.begin(Purpose::Operation(id.clone()), Work::Network(id.clone()));
-            self.set_operation(&id, Operation::Start { reply, job });
+            self.set_operation(id, Operation::Start { reply, job });
         }
     }
 
@@ -129,10 +129,10 @@ impl<E: Clone> Core<E> {
     }
 
     /// Pause or resume.
-    pub(crate) fn freeze(&mut self, reply: Reply, id: ContainerId, pause: bool) {
+    pub(crate) fn freeze(&mut self, reply: Reply, id: &ContainerId, pause: bool) {
         let verb = if pause { Verb::Pause } else { Verb::Resume };
-        if self.allows(reply, &id, verb) {
-            self.begin_freeze(reply, &id, pause, None);
+        if self.allows(reply, id, verb) {
+            self.begin_freeze(reply, id, pause, None);
         }
     }
 
@@ -191,10 +191,10 @@ impl<E: Clone> Core<E> {
         }
     }
 
-    pub(crate) fn update(&mut self, reply: Reply, id: ContainerId) {
-        if self.allows(reply, &id, Verb::Update) {
+    pub(crate) fn update(&mut self, reply: Reply, id: &ContainerId) {
+        if self.allows(reply, id, Verb::Update) {
             let job = self.begin(Purpose::Operation(id.clone()), Work::Update(id.clone(), reply));
-            self.set_operation(&id, Operation::Update { reply, job });
+            self.set_operation(id, Operation::Update { reply, job });
         }
     }
 

@@ -71,10 +71,10 @@ impl<E: Clone> Core<E> {
             (None, _) => {}
         }
         match request {
-            Request::Start(_) => self.start(reply, id),
-            Request::Pause(_) => self.freeze(reply, id, true),
-            Request::Resume(_) => self.freeze(reply, id, false),
-            Request::Update(_) => self.update(reply, id),
+            Request::Start(_) => self.start(reply, &id),
+            Request::Pause(_) => self.freeze(reply, &id, true),
+            Request::Resume(_) => self.freeze(reply, &id, false),
+            Request::Update(_) => self.update(reply, &id),
             Request::Delete(_) => self.delete(now, reply, id),
             // They take no turn.
             Request::Create(_) | Request::AddExec(_) | Request::Kill { .. } => {}

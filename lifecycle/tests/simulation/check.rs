@@ -62,7 +62,7 @@ impl Seen {
         Ok(())
     }
 
-    pub(crate) fn record(&mut self, name: ProcessName) -> Checked {
+    pub(crate) fn record(&mut self, name: &ProcessName) -> Checked {
         match self.told.insert(name.clone(), Told::default()) {
             None => Ok(()),
             Some(_) => Err(format!("{name} is recorded twice")),

@@ -265,7 +265,7 @@ impl<'a> World<'a> {
                 self.jobs.remove(&job);
                 Ok(())
             }
-            Effect::Record(name, _) => self.seen.record(name),
+            Effect::Record(name, _) => self.seen.record(&name),
             Effect::Enter(name, view, event) => self.seen.enter(&name, view, event),
             Effect::Tell(name, event) => self.seen.tell(&name, event),
             Effect::Forget(name, event) => {
@@ -577,7 +577,7 @@ impl<'a> World<'a> {
                     container.frozen = pause;
                 }
             }
-            Happening::Forgets(name, serial, job, says) => self.forgets(name, serial, job, says),
+            Happening::Forgets(name, serial, job, says) => self.forgets(&name, serial, job, says),
         }
         Ok(())
     }
@@ -604,7 +604,7 @@ impl<'a> World<'a> {
         self.say(job, 0, says);
     }
 
-    fn forgets(&mut self, name: ProcessName, serial: u64, job: Job, says: Says) {
+    fn forgets(&mut self, name: &ProcessName, serial: u64, job: Job, says: Says) {
         let Some(container) = self.guest.of(&name.container, serial) else {
             return self.missing(job, 0);
         };
@@ -612,7 +612,7 @@ impl<'a> World<'a> {
             Some(exec) => drop(container.execs.remove(exec)),
             None => {
                 // One that waits to be started is killed, and its exit comes first.
-                self.ends(&name, KILLED);
+                self.ends(name, KILLED);
                 self.guest.containers.remove(&name.container);
             }
         }
