@@ -178,21 +178,6 @@ async fn an_exec_joins_its_container_and_ends_unopened_with_its_gate() {
         .unwrap();
     assert_eq!((text.as_str(), code), ("tatami\nsleep\n1000\n/made/here\n", 4));
 
-    // As runc has it for an exec, too.
-    let relative = match exec("true") {
-        Target::Exec {
-            spec,
-            mut process,
-            init,
-        } => {
-            process.set_cwd("made".into());
-            Target::Exec { spec, process, init }
-        }
-        other @ Target::Container { .. } => other,
-    };
-    let refused = bench.run(relative).await.unwrap_err().to_string();
-    assert!(refused.contains("process.cwd"), "{refused}");
-
     let terminal = bench.launch(exec("tty"), Stdio::Terminal).await.unwrap();
     let mut master = File::from(terminal.terminal.unwrap());
     terminal.gate.open().await.unwrap();

@@ -167,7 +167,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn parsed(process: Value) -> (Spec, Vec<String>) {
+    fn parsed(process: &Value) -> (Spec, Vec<String>) {
         let spec = json!({ "ociVersion": "1.3.0", "process": process });
         parse(spec.to_string().as_bytes(), "config.json").unwrap()
     }
@@ -175,7 +175,7 @@ mod tests {
     #[test]
     fn a_capability_that_nobody_knows_is_left_out_with_a_warning() {
         let sets = json!({ "bounding": ["CAP_KILL", "CAP_NEW"], "permitted": ["CAP_NEW", "KILL", "cap_chown"] });
-        let (spec, warnings) = parsed(json!({ "cwd": "/", "capabilities": sets }));
+        let (spec, warnings) = parsed(&json!({ "cwd": "/", "capabilities": sets }));
         let sets = spec.process().clone().unwrap().capabilities().clone().unwrap();
         assert_eq!(sets.bounding().as_ref().unwrap().len(), 1);
         assert!(sets.permitted().as_ref().unwrap().is_empty());
@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn null_is_not_there_and_nobody_is_root() {
-        let (spec, warnings) = parsed(json!({ "cwd": "/", "user": null, "rlimits": null, "capabilities": null }));
+        let (spec, warnings) = parsed(&json!({ "cwd": "/", "user": null, "rlimits": null, "capabilities": null }));
         let process = spec.process().clone().unwrap();
         assert_eq!((process.user().uid(), process.user().gid()), (0, 0));
         assert!(process.capabilities().is_none() && warnings.is_empty());
@@ -206,7 +206,7 @@ mod tests {
             rlimits[1],
             json!({ "type": "RLIMIT_SIGPENDING", "soft": 9, "hard": u64::MAX })
         );
-        let (spec, _) = parsed(json!({ "cwd": "/" }));
+        let (spec, _) = parsed(&json!({ "cwd": "/" }));
         let rlimits = spec.process().clone().unwrap().rlimits().clone().unwrap();
         assert_eq!(rlimits.len(), node::inherited_rlimits().len());
     }
@@ -219,7 +219,7 @@ mod tests {
             "SCHED_FLAG_RECLAIM",
         ];
         let scheduler = json!({ "policy": "SCHED_DEADLINE", "flags": flags });
-        let (spec, _) = parsed(json!({ "cwd": "/", "scheduler": scheduler }));
+        let (spec, _) = parsed(&json!({ "cwd": "/", "scheduler": scheduler }));
         let scheduler = spec.process().clone().unwrap().scheduler().clone().unwrap();
         assert_eq!(scheduler.flags().as_ref().unwrap().len(), 3);
     }
