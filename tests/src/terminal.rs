@@ -2,8 +2,9 @@
 
 use std::{
     fs::File,
-    io::Write,
+    io::{Read, Write},
     process::{Child, Command},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -66,6 +67,32 @@ impl Terminal {
         let end = self.seen.find(text).map_or(self.seen.len(), |at| at + text.len());
         let rest = self.seen.split_off(end);
         Ok(std::mem::replace(&mut self.seen, rest))
+    }
+
+    /// Everything that is shown until the end, read in pieces of at most `piece` bytes with a `pause` before each.
+    pub fn read_slowly(&mut self, piece: usize, pause: Duration) -> Result<Vec<u8>> {
+        let mut shown = std::mem::take(&mut self.seen).into_bytes();
+        let mut buffer = vec![0; piece];
+        loop {
+            thread::sleep(pause);
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            if !wait::readable(&self.screen, left)? {
+                return Err(Error::Timeout {
+                    what: format!("{} ends; it has shown {} bytes", self.line, shown.len()),
+                    limit: self.limit,
+                });
+            }
+            match self.screen.read(&mut buffer) {
+                Ok(count) => shown.extend_from_slice(&buffer[..count]),
+                Err(error) if error.raw_os_error() == Some(nix::libc::EIO) => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        // The kernel looks for bytes before it looks whether the writers have gone: some can have come in between.
+        while let Ok(count @ 1..) = self.screen.read(&mut buffer) {
+            shown.extend_from_slice(&buffer[..count]);
+        }
+        Ok(shown)
     }
 
     /// Changes the size, as a user does who drags the window's corner.

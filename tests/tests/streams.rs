@@ -96,6 +96,51 @@ fn a_terminal_has_the_size_of_the_users_and_follows_it_and_passes_control_charac
     node.nothing_left()
 }
 
+/// What `seq -s ' ' COUNT` shows on a terminal, without the end of its line.
+fn numbers(count: u32) -> Vec<u8> {
+    let words: Vec<String> = (1..=count).map(|number| number.to_string()).collect();
+    words.join(" ").into_bytes()
+}
+
+/// Fails unless they are the same, and says where they part: nobody wants to see megabytes.
+fn same(shown: &[u8], wanted: &[u8], what: &str) {
+    assert!(shown.ends_with(b"\n"), "{what}: the end of the line is missing");
+    // The container's terminal puts a carriage return before it, and the one that `ctr` is on another.
+    let shown = shown.trim_ascii_end();
+    let part = shown.iter().zip(wanted).position(|(shown, wanted)| shown != wanted);
+    assert!(
+        shown == wanted,
+        "{what}: {} bytes instead of {}, different from byte {part:?}; the end: {:?}",
+        shown.len(),
+        wanted.len(),
+        String::from_utf8_lossy(&shown[shown.len().saturating_sub(60)..])
+    );
+}
+
+#[test]
+fn no_byte_of_a_terminal_is_lost_to_a_slow_reader() -> Result<()> {
+    let node = Node::start()?;
+    node.run("base").arg("-d").program(["sleep", "1000"]).ok()?;
+    let limit = Duration::from_secs(120);
+    for (count, rounds, piece) in [(150_000, 12, 3000), (1_000_000, 2, 16 << 10)] {
+        let wanted = numbers(count);
+        for round in 0..rounds {
+            let exec = node.exec("base", &format!("e{count}-{round}")).arg("-t");
+            let mut terminal = exec
+                .program(["seq", "-s", " ", &count.to_string()])
+                .limit(limit)
+                .terminal(24, 80)?;
+            // Odd rounds are read as fast as they come.
+            let pause = Duration::from_millis(u64::from(round % 2 == 0));
+            let shown = terminal.read_slowly(piece, pause)?;
+            same(&shown, &wanted, &format!("round {round} of {count}"));
+            assert_eq!(terminal.wait()?, Some(0));
+        }
+    }
+    node.remove("base")?;
+    node.nothing_left()
+}
+
 #[test]
 fn output_goes_to_a_file_or_to_a_logger_where_the_user_asks_for_it() -> Result<()> {
     let node = Node::start()?;
@@ -161,6 +206,18 @@ mod kata_only {
             .output_with(b"x\n".to_vec())?
             .success()?;
         assert_eq!(output.stdout(), "x\n");
+        node.nothing_left()
+    }
+
+    /// With runc the exit is told at once, and `ctr` removes the container with what its reader has not taken yet.
+    #[test]
+    fn no_byte_of_a_containers_own_terminal_is_lost_to_a_slow_reader() -> Result<()> {
+        let node = Node::start()?;
+        let init = node.run("init").args(["--rm", "-t"]).limit(Duration::from_secs(120));
+        let mut terminal = init.program(["seq", "-s", " ", "300000"]).terminal(24, 80)?;
+        let shown = terminal.read_slowly(3000, Duration::from_millis(1))?;
+        same(&shown, &numbers(300_000), "init");
+        assert_eq!(terminal.wait()?, Some(0));
         node.nothing_left()
     }
 }

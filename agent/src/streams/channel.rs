@@ -23,21 +23,16 @@ impl Channel {
         Ok(Self(Arc::new(sys::watched(fd, interest)?)))
     }
 
-    /// 0: the end. A terminal's master answers EIO when nobody has the other side open any more.
+    /// 0: the end.
     pub(super) async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = |fd: &OwnedFd| match rustix::io::read(fd, &mut *buffer) {
-            Err(Errno::IO) => Ok(0),
-            other => other.map_err(io::Error::from),
-        };
-        async_io(&self.0, Interest::READABLE, read).await
+        async_io(&self.0, Interest::READABLE, |fd| Ok(read_or_end(fd, buffer)?)).await
     }
 
     /// What is there now; None: nothing.
     pub(super) fn read_now(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-        match rustix::io::read(self.as_fd(), buffer) {
+        match read_or_end(self, buffer) {
             Ok(count) => Ok(Some(count)),
             Err(Errno::AGAIN) => Ok(None),
-            Err(Errno::IO) => Ok(Some(0)),
             Err(error) => Err(error.into()),
         }
     }
@@ -61,6 +56,26 @@ impl Channel {
     }
 }
 
+/// read(2), with 0 for the end: a terminal's master answers EIO when nobody has the other side open any more.
+///
+/// The first EIO is not the end. The kernel (`n_tty_read` in the pinned 6.12) waits for the worker that hands over what has
+/// been written, looks for bytes, and only then whether the other side is closed. What is written and closed between the
+/// wait and the last look is still with the worker, and the answer is EIO. The next read waits for the worker again, and
+/// after a close nothing more is written.
+fn read_or_end(fd: impl AsFd, buffer: &mut [u8]) -> Result<usize, Errno> {
+    end_is_eio_twice(|| rustix::io::read(&fd, &mut *buffer))
+}
+
+fn end_is_eio_twice(mut read: impl FnMut() -> Result<usize, Errno>) -> Result<usize, Errno> {
+    match read() {
+        Err(Errno::IO) => match read() {
+            Err(Errno::IO) => Ok(0),
+            other => other,
+        },
+        other => other,
+    }
+}
+
 async fn async_io(
     fd: &AsyncFd<OwnedFd>,
     interest: Interest,
@@ -72,5 +87,23 @@ async fn async_io(
 impl AsFd for Channel {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_hands_over_after_it_said_eio_is_read() {
+        let mut answers = vec![Ok(9), Err(Errno::IO), Ok(5), Err(Errno::IO), Err(Errno::IO)].into_iter();
+        let mut read = || end_is_eio_twice(|| answers.next().unwrap());
+        assert_eq!([read(), read(), read()], [Ok(9), Ok(5), Ok(0)]);
+    }
+
+    #[test]
+    fn a_terminal_that_is_opened_again_has_not_ended() {
+        let mut answers = vec![Err(Errno::IO), Err(Errno::AGAIN)].into_iter();
+        assert_eq!(end_is_eio_twice(|| answers.next().unwrap()), Err(Errno::AGAIN));
     }
 }

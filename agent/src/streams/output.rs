@@ -14,8 +14,8 @@ use super::channel::Channel;
 /// in the pipe when it is reaped; this is for the last words of the children it leaves behind.
 pub(super) const GRACE: Duration = Duration::from_millis(100);
 
-/// How long a dead process's exit waits for a host that takes nothing: a reader that has stopped must not keep a killed
-/// container alive.
+/// How long a dead process's exit waits for a host that takes nothing at all: a reader that has stopped must not keep a
+/// killed container alive.
 pub(super) const STALL: Duration = Duration::from_secs(5);
 
 /// Copies until the end, or until the process is dead and the pipe stays empty; tells `drained` how many bytes that
@@ -76,22 +76,34 @@ enum Delivery {
     Stalled,
 }
 
-/// Waits for a host that is slow: while the process lives as long as it takes, then for no longer than [`STALL`].
-async fn deliver(to_host: &mut (impl AsyncWrite + Unpin), bytes: &[u8], ended: &mut watch::Receiver<bool>) -> Delivery {
-    let outcome = |result: io::Result<()>| {
-        if result.is_ok() {
-            Delivery::Done
-        } else {
-            Delivery::Closed
+/// Waits for a host that is slow: while the process lives as long as it takes, then for as long as it takes something every
+/// [`STALL`].
+async fn deliver(
+    to_host: &mut (impl AsyncWrite + Unpin),
+    mut bytes: &[u8],
+    ended: &mut watch::Receiver<bool>,
+) -> Delivery {
+    while !bytes.is_empty() {
+        let write = to_host.write(bytes);
+        tokio::pin!(write);
+        let in_life = tokio::select! {
+            biased;
+            written = &mut write => Some(written),
+            _ = ended.wait_for(|dead| *dead) => None,
+        };
+        let written = match in_life {
+            Some(written) => written,
+            None => match timeout(STALL, write).await {
+                Ok(written) => written,
+                Err(_) => return Delivery::Stalled,
+            },
+        };
+        match written {
+            Ok(count @ 1..) => bytes = bytes.get(count..).unwrap_or_default(),
+            Ok(0) | Err(_) => return Delivery::Closed,
         }
-    };
-    let write = to_host.write_all(bytes);
-    tokio::pin!(write);
-    tokio::select! {
-        result = &mut write => return outcome(result),
-        _ = ended.wait_for(|dead| *dead) => {}
     }
-    timeout(STALL, write).await.map_or(Delivery::Stalled, outcome)
+    Delivery::Done
 }
 
 /// The next bytes; None where there is nothing more to wait for.

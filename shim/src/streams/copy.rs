@@ -45,7 +45,7 @@ pub(super) async fn output(
                 break;
             }
         };
-        if !bounded(&mut finish, target.write(&buffer[..count])).await {
+        if !deliver(&mut finish, &mut target, &buffer[..count]).await {
             tracing::warn!(
                 copied,
                 "nobody reads the output of a process that has ended: the rest is lost"
@@ -64,18 +64,30 @@ async fn patience(finish: Option<Finish>) {
     }
 }
 
-/// Does the step; once the process has ended, for no longer than its patience. Says whether it was done.
-async fn bounded(finish: &mut watch::Receiver<Option<Finish>>, step: impl Future<Output = ()>) -> bool {
+/// Writes all of it; once the process has ended, for as long as some of it is taken within its patience. Says whether it
+/// was done.
+async fn deliver(finish: &mut watch::Receiver<Option<Finish>>, target: &mut Target, mut bytes: &[u8]) -> bool {
+    while !bytes.is_empty() {
+        let Some(count) = bounded(finish, target.write(bytes)).await else {
+            return false;
+        };
+        bytes = bytes.get(count..).unwrap_or_default();
+    }
+    true
+}
+
+/// Does the step; once the process has ended, for no longer than its patience.
+async fn bounded<T>(finish: &mut watch::Receiver<Option<Finish>>, step: impl Future<Output = T>) -> Option<T> {
     tokio::pin!(step);
     let patience = tokio::select! {
         biased;
-        () = &mut step => return true,
+        done = &mut step => return Some(done),
         ended = finish.wait_for(Option::is_some) => match ended {
             Ok(finish) => finish.map_or(Duration::ZERO, |finish| finish.patience),
-            Err(_) => return false,
+            Err(_) => return None,
         },
     };
-    tokio::time::timeout(patience, step).await.is_ok()
+    tokio::time::timeout(patience, step).await.ok()
 }
 
 /// Copies stdin until it ends, then tells how long it was.
@@ -153,6 +165,32 @@ mod tests {
         guest.write_all(&vec![7; 1 << 18]).await.unwrap();
         finish.send_replace(announce(1 << 18));
         task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_slow_reader_gets_everything_however_long_that_takes_after_the_end() {
+        const SIZE: usize = 256 << 10;
+        let finished = Finish {
+            length: Some(SIZE as u64),
+            patience: Duration::from_millis(400),
+        };
+        let (mut guest, host) = tokio::io::duplex(SIZE);
+        let (sender, mut reader) = pipe::pipe().unwrap();
+        let (finish, ended) = watch::channel(None);
+        let task = tokio::spawn(output(host, Target::pipe(sender), ended));
+        guest.write_all(&vec![7; SIZE]).await.unwrap();
+        finish.send_replace(Some(finished));
+        let (mut read, mut buffer) = (0, [0; 4 << 10]);
+        // What the copy writes at a time takes longer than its patience, and each read much less.
+        while read < SIZE {
+            tokio::time::sleep(finished.patience / 10).await;
+            match reader.read(&mut buffer).await.unwrap() {
+                0 => break,
+                count => read += count,
+            }
+        }
+        task.await.unwrap();
+        assert_eq!(read, SIZE);
     }
 
     #[tokio::test]

@@ -85,17 +85,20 @@ impl Target {
         Self(None)
     }
 
-    /// Writes all of it. A reader that is gone for good is no error: the process must not notice.
-    pub(super) async fn write(&mut self, bytes: &[u8]) {
+    /// Writes some of it and says how much. A reader that is gone for good is no error, the process must not notice: then
+    /// everything counts as written.
+    pub(super) async fn write(&mut self, bytes: &[u8]) -> usize {
         let Some(target) = self.0.as_mut() else {
-            return;
+            return bytes.len();
         };
-        if let Err(error) = target.write_all(bytes).await {
-            if error.kind() != io::ErrorKind::BrokenPipe {
-                tracing::warn!(%error, "output cannot be written and is lost from here on");
-            }
-            self.0 = None;
+        match target.write(bytes).await {
+            Ok(count @ 1..) => return count,
+            Ok(0) => tracing::warn!("output cannot be written and is lost from here on"),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            Err(error) => tracing::warn!(%error, "output cannot be written and is lost from here on"),
         }
+        self.0 = None;
+        bytes.len()
     }
 
     /// Makes sure that a file has everything.
