@@ -1,6 +1,9 @@
 //! The shim's calls to the guest's agent, each with a bound in time.
 //!
-//! It knows the protocol and nothing of containers' states.
+//! It knows the protocol and nothing of containers' states. A call may be dropped at any moment: the connection and the calls
+//! of others live on ([`write_queue`]).
+
+mod write_queue;
 
 use std::time::Duration;
 
@@ -16,6 +19,7 @@ use ttrpc::r#async::Client;
 use ttrpc::r#async::transport::Socket;
 use ttrpc::context;
 
+use self::write_queue::{Room, WriteQueue};
 use crate::vm::Connection;
 
 /// For every call that only has to ask the guest's kernel for something.
@@ -70,6 +74,7 @@ impl AgentError {
 #[derive(Clone)]
 pub struct AgentClient {
     client: Generated,
+    room: Room,
     create_timeout: Duration,
 }
 
@@ -81,7 +86,7 @@ macro_rules! call {
         /// The agent refuses or does not answer in time.
         pub async fn $name(&self, request: &$request) -> Result<$answer, AgentError> {
             let call = self.client.$name(context::with_duration(ORDINARY), request);
-            bounded(ORDINARY, call).await
+            self.bounded(ORDINARY, call).await
         }
     };
 }
@@ -90,8 +95,10 @@ impl AgentClient {
     /// Speaks on a connection that opened as AGENT. `create_timeout` bounds the creation and start of a process.
     #[must_use]
     pub fn new(connection: Connection, create_timeout: Duration) -> Self {
+        let (connection, room) = WriteQueue::new(connection);
         Self {
             client: Generated::new(Client::new(Socket::new(connection))),
+            room,
             create_timeout,
         }
     }
@@ -102,7 +109,8 @@ impl AgentClient {
     /// The agent refuses or does not answer in time.
     pub async fn create_container(&self, request: &CreateContainerRequest) -> Result<ProcessStarted, AgentError> {
         let context = context::with_duration(self.create_timeout);
-        bounded(self.create_timeout, self.client.create_container(context, request)).await
+        self.bounded(self.create_timeout, self.client.create_container(context, request))
+            .await
     }
 
     /// Opens the gate.
@@ -111,7 +119,8 @@ impl AgentClient {
     /// The agent refuses or does not answer in time.
     pub async fn start_container(&self, request: &ContainerId) -> Result<Empty, AgentError> {
         let context = context::with_duration(self.create_timeout);
-        bounded(self.create_timeout, self.client.start_container(context, request)).await
+        self.bounded(self.create_timeout, self.client.start_container(context, request))
+            .await
     }
 
     /// Adds and starts a process.
@@ -120,7 +129,8 @@ impl AgentClient {
     /// The agent refuses or does not answer in time.
     pub async fn exec(&self, request: &ExecRequest) -> Result<ProcessStarted, AgentError> {
         let context = context::with_duration(self.create_timeout);
-        bounded(self.create_timeout, self.client.exec(context, request)).await
+        self.bounded(self.create_timeout, self.client.exec(context, request))
+            .await
     }
 
     call!(
@@ -179,7 +189,7 @@ impl AgentClient {
     pub async fn guest_metrics(&self) -> Result<GuestMetricsResponse, AgentError> {
         let request = Empty::new();
         let call = self.client.guest_metrics(context::with_duration(GLANCE), &request);
-        bounded(GLANCE, call).await
+        self.bounded(GLANCE, call).await
     }
 
     /// [`AgentClient::stats`] for whoever looks at everything, with as little time as [`AgentClient::guest_metrics`].
@@ -188,7 +198,7 @@ impl AgentClient {
     /// The agent refuses or does not answer in time.
     pub async fn glance(&self, request: &ContainerId) -> Result<StatsResponse, AgentError> {
         let call = self.client.stats(context::with_duration(GLANCE), request);
-        bounded(GLANCE, call).await
+        self.bounded(GLANCE, call).await
     }
 
     call!(
@@ -207,7 +217,7 @@ impl AgentClient {
     /// The agent refuses or does not answer in time.
     pub async fn grow_storage(&self, request: &GrowStorageRequest) -> Result<StorageStatsResponse, AgentError> {
         let call = self.client.grow_storage(context::with_duration(GROW), request);
-        bounded(GROW, call).await
+        self.bounded(GROW, call).await
     }
 
     /// Powers the guest off.
@@ -217,22 +227,29 @@ impl AgentClient {
     pub async fn shutdown(&self) -> Result<(), AgentError> {
         let request = Empty::new();
         let call = self.client.shutdown(context::with_duration(SHUTDOWN), &request);
-        bounded(SHUTDOWN, call).await.map(drop)
+        self.bounded(SHUTDOWN, call).await.map(drop)
     }
-}
 
-async fn bounded<T>(bound: Duration, call: impl Future<Output = ttrpc::Result<T>>) -> Result<T, AgentError> {
-    // The client has the same bound, but it only counts the wait for the answer, not the one for room in its queue.
-    match tokio::time::timeout(bound + Duration::from_millis(200), call).await {
-        Err(_) => Err(AgentError::TimedOut(bound)),
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(ttrpc::Error::RpcStatus(status))) => Err(AgentError::Refused {
-            code: status.code(),
-            message: printable(status.message(), LONGEST_MESSAGE),
-        }),
-        // ttrpc has no variant of its own for its deadline.
-        Ok(Err(ttrpc::Error::Others(text))) if text.contains("deadline elapsed") => Err(AgentError::TimedOut(bound)),
-        Ok(Err(error)) => Err(AgentError::Broken(error.to_string())),
+    /// Makes the call once there is room for it.
+    async fn bounded<T>(&self, bound: Duration, call: impl Future<Output = ttrpc::Result<T>>) -> Result<T, AgentError> {
+        let call = async {
+            self.room.clone().wait().await;
+            call.await
+        };
+        // The client has the same bound, but it only counts the wait for the answer, not the one for room in its queue.
+        match tokio::time::timeout(bound + Duration::from_millis(200), call).await {
+            Err(_) => Err(AgentError::TimedOut(bound)),
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(ttrpc::Error::RpcStatus(status))) => Err(AgentError::Refused {
+                code: status.code(),
+                message: printable(status.message(), LONGEST_MESSAGE),
+            }),
+            // ttrpc has no variant of its own for its deadline.
+            Ok(Err(ttrpc::Error::Others(text))) if text.contains("deadline elapsed") => {
+                Err(AgentError::TimedOut(bound))
+            }
+            Ok(Err(error)) => Err(AgentError::Broken(error.to_string())),
+        }
     }
 }
 
@@ -266,6 +283,61 @@ mod tests {
             prop_assert!(clean.len() <= longest + '…'.len_utf8());
             prop_assert!(clean.chars().all(|character| !character.is_control() || character == '\n'));
         }
+    }
+
+    /// What ttrpc's header says of a frame: its length and its stream.
+    async fn frame(guest: &mut (impl tokio::io::AsyncRead + Unpin)) -> u32 {
+        use tokio::io::AsyncReadExt as _;
+        let length = guest.read_u32().await.unwrap();
+        let stream = guest.read_u32().await.unwrap();
+        let mut rest = vec![0; 2 + length as usize];
+        guest.read_exact(&mut rest).await.unwrap();
+        stream
+    }
+
+    /// An exec whose request takes many writes.
+    fn large() -> ExecRequest {
+        ExecRequest {
+            process: vec![7; 1 << 20],
+            ..ExecRequest::default()
+        }
+    }
+
+    /// Whether the agent can still be asked.
+    async fn is_alive(agent: AgentClient, mut guest: tokio::io::DuplexStream) {
+        assert_eq!(frame(&mut guest).await, 1, "the frame that was begun comes whole");
+        let asked = tokio::spawn(async move { agent.signal(&SignalRequest::new()).await });
+        assert_eq!(frame(&mut guest).await, 3);
+        assert!(!asked.is_finished(), "the connection has ended");
+    }
+
+    #[tokio::test]
+    async fn a_call_that_is_dropped_in_the_middle_of_its_frame_leaves_the_connection_whole() {
+        use tokio::io::AsyncReadExt as _;
+        let (mut guest, host) = tokio::io::duplex(64);
+        let agent = AgentClient::new(Box::new(host), Duration::from_secs(30));
+        let calling = tokio::spawn({
+            let agent = agent.clone();
+            async move { agent.exec(&large()).await }
+        });
+        // Some of it has been written, and the rest cannot be yet.
+        let mut begun = [0; 4];
+        guest.read_exact(&mut begun).await.unwrap();
+        calling.abort();
+        assert!(calling.await.unwrap_err().is_cancelled());
+        let (rest, mut back) = tokio::io::duplex(4 << 20);
+        tokio::io::AsyncWriteExt::write_all(&mut back, &begun).await.unwrap();
+        tokio::spawn(async move { tokio::io::copy(&mut guest, &mut back).await });
+        is_alive(agent, rest).await;
+    }
+
+    #[tokio::test]
+    async fn a_call_that_times_out_in_the_middle_of_its_frame_leaves_the_connection_whole() {
+        let (guest, host) = tokio::io::duplex(64);
+        let agent = AgentClient::new(Box::new(host), Duration::from_millis(20));
+        let said = agent.exec(&large()).await;
+        assert!(matches!(said, Err(AgentError::TimedOut(_))), "{said:?}");
+        is_alive(agent, guest).await;
     }
 
     #[test]
