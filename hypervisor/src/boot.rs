@@ -54,14 +54,23 @@ pub struct VmRequest {
     pub netns: NetworkNamespace,
     /// Its network devices.
     pub nics: Vec<Nic>,
-    /// The `cgroup.procs` files into which QEMU and the helpers move before they start.
-    pub cgroup_procs: Vec<PathBuf>,
+    /// How the host accounts for QEMU and the helpers.
+    pub accounting: Accounting,
     /// Kernel parameters, before those of the configuration.
     pub kernel_params: Vec<String>,
     /// The host's port that the guest dials where the port is not picked by the kernel.
     pub host_port: u32,
     /// The kernel parameter that tells the guest the port.
     pub port_parameter: String,
+}
+
+/// How the host accounts for a VM's processes.
+#[derive(Debug, Clone, Default)]
+pub struct Accounting {
+    /// The `cgroup.procs` files into which they move before they start.
+    pub cgroup_procs: Vec<PathBuf>,
+    /// Their score for the host's OOM killer (proc_pid_oom_score_adj(5)); the caller's own, if none.
+    pub oom_score_adj: Option<i32>,
 }
 
 /// The network namespace that QEMU runs in.
@@ -205,13 +214,7 @@ async fn start_share(plan: &Plan, config: &Hypervisor, request: &VmRequest) -> R
         return Ok(None);
     };
     let socket = request.run_dir.join("virtiofsd.sock");
-    let share = virtiofsd::start(
-        program,
-        config,
-        &request.shared_dir,
-        socket,
-        request.cgroup_procs.clone(),
-    );
+    let share = virtiofsd::start(program, config, &request.shared_dir, socket, request.accounting.clone());
     share.await.map(Some)
 }
 
@@ -245,7 +248,7 @@ async fn start_vsock(config: &Hypervisor, request: &VmRequest) -> Result<GuestCh
         Backend::VhostUser => {
             let program = files::program("vsock_daemon", &config.vsock_daemon)?;
             let port = request.host_port;
-            let daemon = vsock_daemon::start(program, &request.run_dir, port, request.cgroup_procs.clone()).await?;
+            let daemon = vsock_daemon::start(program, &request.run_dir, port, request.accounting.clone()).await?;
             let pid = daemon.child.handle().pid;
             let listener = GuestListener::vhost_user(daemon.listener, daemon.listener_file, pid);
             let (device, child, files) = (daemon.socket, daemon.child, daemon.files);
@@ -308,7 +311,7 @@ async fn start_qemu(
         args,
         netns: request.netns,
         user: rootless.map(Rootless::user),
-        cgroup_procs: request.cgroup_procs,
+        accounting: request.accounting,
         pass: [qemus_monitor, qemus_console, guest.device]
             .into_iter()
             .chain(share_socket)

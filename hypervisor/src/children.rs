@@ -17,10 +17,10 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
-use crate::boot::NetworkNamespace;
+use crate::boot::{Accounting, NetworkNamespace};
 use crate::rootless::User;
 use crate::stderr;
-use crate::sys::{BeforeExec, Network};
+use crate::sys::child::{BeforeExec, Network};
 use crate::tail::Tail;
 
 /// Which child.
@@ -131,8 +131,8 @@ pub(crate) struct Program {
     pub(crate) netns: NetworkNamespace,
     /// The user whose rights it has; ours, if none.
     pub(crate) user: Option<User>,
-    /// `cgroup.procs` files to enter.
-    pub(crate) cgroup_procs: Vec<PathBuf>,
+    /// How the host accounts for it.
+    pub(crate) accounting: Accounting,
     /// The descriptors that it inherits, under the numbers that they have here.
     pub(crate) pass: Vec<OwnedFd>,
 }
@@ -196,7 +196,8 @@ impl Drop for Child {
     }
 }
 
-/// Starts a program. Standard input and output are `/dev/null`, standard error is logged and its end kept.
+/// Starts a program, with an empty environment. Standard input and output are `/dev/null`, standard error is logged and its
+/// end kept.
 pub(crate) async fn spawn(program: Program) -> Result<Child, SpawnError> {
     let name = program.child;
     let resources = |source| SpawnError::Resources { child: name, source };
@@ -290,7 +291,7 @@ fn start(program: Program) -> Result<Started, SpawnError> {
         args,
         netns,
         user,
-        cgroup_procs,
+        accounting,
         pass,
     } = program;
     let resources = |source| SpawnError::Resources { child: name, source };
@@ -305,7 +306,8 @@ fn start(program: Program) -> Result<Started, SpawnError> {
         NetworkNamespace::Inherited => Network::Inherited,
         NetworkNamespace::Of(namespace) => Network::Entered(namespace),
     };
-    let cgroups: Result<Vec<File>, _> = cgroup_procs
+    let cgroups: Result<Vec<File>, _> = accounting
+        .cgroup_procs
         .iter()
         .map(|path| open(path, OpenOptions::new().write(true)))
         .collect();
@@ -313,6 +315,7 @@ fn start(program: Program) -> Result<Started, SpawnError> {
         netns,
         user,
         cgroups: cgroups?,
+        oom_score_adj: accounting.oom_score_adj,
         pass,
     };
 
@@ -321,6 +324,7 @@ fn start(program: Program) -> Result<Started, SpawnError> {
     let mut command = Command::new(&path);
     command
         .args(&args)
+        .env_clear()
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(writer)

@@ -59,7 +59,7 @@ pub(crate) fn build(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::boot::NetworkNamespace;
+    use crate::boot::{Accounting, NetworkNamespace};
 
     fn request() -> VmRequest {
         VmRequest {
@@ -69,7 +69,7 @@ mod tests {
             share_tag: String::from("share"),
             netns: NetworkNamespace::Inherited,
             nics: Vec::new(),
-            cgroup_procs: Vec::new(),
+            accounting: Accounting::default(),
             kernel_params: vec![String::from("caller=1")],
             host_port: 1024,
             port_parameter: String::from("x.port"),

@@ -36,7 +36,7 @@ mod vsock;
 mod vsock_daemon;
 
 pub use accel::{Accel, AccelError, accelerator};
-pub use boot::{BootError, NetworkNamespace, VmRequest, boot};
+pub use boot::{Accounting, BootError, NetworkNamespace, VmRequest, boot};
 pub use children::{ChildDeath, ChildName, SpawnError};
 pub use command_line::CommandLineError;
 pub use cpus::{Sample, Vcpu};

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use config::Hypervisor;
 
-use crate::boot::{BootError, NetworkNamespace};
+use crate::boot::{Accounting, BootError, NetworkNamespace};
 use crate::children::{Child, ChildName, Program, spawn};
 use crate::files::SocketFile;
 use crate::sys::number;
@@ -28,7 +28,7 @@ pub(crate) async fn start(
     config: &Hypervisor,
     shared_dir: &Path,
     socket_path: PathBuf,
-    cgroup_procs: Vec<PathBuf>,
+    accounting: Accounting,
 ) -> Result<Share, BootError> {
     let file = SocketFile::new(socket_path)?;
     let socket_error = |source| BootError::Socket {
@@ -44,7 +44,7 @@ pub(crate) async fn start(
         args: args(config, shared_dir, number(listener.as_fd())),
         netns: NetworkNamespace::Inherited,
         user: None,
-        cgroup_procs,
+        accounting,
         pass: vec![listener],
     };
     Ok(Share {

@@ -15,7 +15,7 @@ use rustix::fs::inotify;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixListener;
 
-use crate::boot::{BootError, NetworkNamespace};
+use crate::boot::{Accounting, BootError, NetworkNamespace};
 use crate::children::{Child, ChildName, Program, spawn};
 use crate::files::SocketFile;
 use crate::vsock::Cid;
@@ -41,7 +41,7 @@ pub(crate) async fn start(
     program: PathBuf,
     run_dir: &Path,
     port: u32,
-    cgroup_procs: Vec<PathBuf>,
+    accounting: Accounting,
 ) -> Result<VsockDaemon, BootError> {
     let host_side = SocketFile::new(run_dir.join("vsock.sock"))?;
     // The daemon connects to the host side's name with the port at its end.
@@ -62,7 +62,7 @@ pub(crate) async fn start(
         args: args(&host_side, &device_side),
         netns: NetworkNamespace::Inherited,
         user: None,
-        cgroup_procs,
+        accounting,
         pass: Vec::new(),
     };
     let child = spawn(program).await?;

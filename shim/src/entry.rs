@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
 use protobuf::{Message, MessageField};
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::cli::{self, Arguments, Command};
 use crate::context::ServerContext;
@@ -25,6 +26,10 @@ const OPTIONS_MAX: u64 = 1 << 20;
 
 /// Threads of the server that run tasks. What blocks has threads of its own.
 const WORKERS: usize = 2;
+
+/// Files that the server may have open: each stream takes three. The usual soft limit of a service, 1024, is enough for some
+/// 150 processes. Not more than this: hooks and logging programs inherit it, and some walk through all descriptors.
+const OPEN_FILES: u64 = 1 << 16;
 
 /// Runs the command line. Nothing but the answer goes to stdout.
 ///
@@ -94,15 +99,27 @@ fn info() -> RuntimeInfo {
 /// is started before this one leaves the host's mount namespace; all others are started after.
 fn serve(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     let listener = UnixListener::from(sys::inherited_listener()?);
+    let files = raise_open_files();
     let id = SandboxId::from(&arguments.id);
     let run_dir = RunDir::of(&arguments.namespace, &id);
     let log = logging::init(&arguments.bundle, &arguments.namespace, &id, arguments.debug);
+    if let Err(error) = files {
+        tracing::warn!(%error, "the limit of open files cannot be raised: few containers and execs can run at a time");
+    }
     let result = serve_logged(listener, arguments, id, run_dir.clone(), log);
     if let Err(error) = &result {
         tracing::error!(error = &**error, "the server failed");
     }
     cleanup::remove_sandbox(&run_dir, ProcessRef::own());
     result
+}
+
+/// Raises the soft limit of open files as far as the hard one allows.
+fn raise_open_files() -> rustix::io::Result<()> {
+    let mut limit = getrlimit(Resource::Nofile);
+    let most = limit.maximum.map_or(OPEN_FILES, |hard| hard.min(OPEN_FILES));
+    limit.current = limit.current.map(|soft| soft.max(most));
+    setrlimit(Resource::Nofile, limit)
 }
 
 fn serve_logged(

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hypervisor::{NetworkNamespace, VmRequest};
+use hypervisor::{Accounting, NetworkNamespace, VmRequest};
 use oci_spec::runtime::Spec;
 use protocol::agent::{SandboxSetup, Share};
 use tokio::signal::unix::{SignalKind, signal};
@@ -146,7 +146,10 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         share_tag: protocol::SHARE_TAG.to_owned(),
         netns: NetworkNamespace::Inherited,
         nics: Vec::new(),
-        cgroup_procs: cgroup.procs_files(),
+        accounting: Accounting {
+            cgroup_procs: cgroup.procs_files(),
+            oom_score_adj: Some(oom_score_adj(&spec)),
+        },
         kernel_params: Vec::new(),
         host_port: protocol::DEFAULT_HOST_PORT,
         port_parameter: protocol::PORT_PARAMETER.to_owned(),
@@ -200,6 +203,16 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         });
     }
     Ok(sandbox)
+}
+
+/// The score of the VM's processes for the host's OOM killer: the container's own; 0 where it has none, as for any process that
+/// nobody has spoken for. A pod's sandbox is given a score that protects a pause program of a megabyte: it would have the host
+/// kill everything else before a VM.
+fn oom_score_adj(spec: &Spec) -> i32 {
+    let process = spec.process().as_ref();
+    let score = process.and_then(|process| process.oom_score_adj()).unwrap_or(0);
+    let pod = spec.annotations().as_ref().is_some_and(bundle::is_pod_sandbox);
+    if pod { score.max(0) } else { score }
 }
 
 /// Without, the containers work; their programs are not told what the host changes.
@@ -259,5 +272,26 @@ fn setup(context: &ServerContext, spec: &Spec, config: &config::Config) -> Sandb
         sysctls: Rules::from(config).sysctls(),
         log_level: if debug { "debug" } else { "info" }.to_owned(),
         ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(json: &serde_json::Value) -> Spec {
+        serde_json::from_value(json.clone()).unwrap()
+    }
+
+    #[test]
+    fn a_vm_has_its_containers_score_and_a_pods_is_not_protected_by_its_pause() {
+        let process = |score: Option<i32>| serde_json::json!({ "cwd": "/", "args": ["x"], "user": { "uid": 0, "gid": 0 }, "oomScoreAdj": score });
+        let container = |score| serde_json::json!({ "ociVersion": "1.0.2", "process": process(score) });
+        assert_eq!(oom_score_adj(&spec(&container(Some(300)))), 300);
+        assert_eq!(oom_score_adj(&spec(&container(Some(-5)))), -5);
+        assert_eq!(oom_score_adj(&spec(&container(None))), 0);
+        let mut pod = container(Some(-998));
+        pod["annotations"] = serde_json::json!({ "io.kubernetes.cri.container-type": "sandbox" });
+        assert_eq!(oom_score_adj(&spec(&pod)), 0);
     }
 }

@@ -134,7 +134,21 @@ fn launch(
         .stderr(Stdio::null());
     sys::detach_with_listener(&mut command, OwnedFd::from(listener));
     // It writes down itself what it is made of: two writers would take each other's words away.
-    command.spawn().map(drop).map_err(StartError::Spawn)
+    let server = command.spawn().map_err(StartError::Spawn)?;
+    raise_oom_score(server.id());
+    Ok(())
+}
+
+/// One more than containerd's own, which the server has inherited: the host's OOM killer takes a shim before its containerd, as
+/// with containerd's own shims. Without it the server works as well.
+fn raise_oom_score(server: u32) {
+    let path = format!("/proc/{server}/oom_score_adj");
+    let score = fs::read_to_string(&path)
+        .ok()
+        .and_then(|text| text.trim().parse::<i32>().ok());
+    if let Some(score @ ..1000) = score {
+        let _ = fs::write(path, (score + 1).to_string());
+    }
 }
 
 /// containerd 1.6 and 1.7 read the address from here when they come back after a restart.

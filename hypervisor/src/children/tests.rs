@@ -13,7 +13,7 @@ fn shell(script: &str) -> Program {
         args: vec!["-c".into(), script.into()],
         netns: NetworkNamespace::Inherited,
         user: None,
-        cgroup_procs: Vec::new(),
+        accounting: Accounting::default(),
         pass: Vec::new(),
     }
 }
@@ -101,6 +101,59 @@ async fn a_child_that_is_another_user_has_no_rights_and_no_groups() {
     );
 }
 
+/// What a shell says of itself by the script, line by line.
+async fn says(program: Program) -> Vec<String> {
+    let child = spawn(program).await.unwrap();
+    let told = child.handle().death().await.stderr_tail;
+    told.lines().map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn a_child_has_the_score_that_it_is_given_no_core_dumps_and_room_for_many_files() {
+    let own: i32 = std::fs::read_to_string("/proc/self/oom_score_adj")
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
+    let hard = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    let script = "(cat /proc/self/oom_score_adj; ulimit -c; ulimit -n) >&2";
+    let wanted = |score: i32| {
+        // dash counts core files in blocks of 512 bytes.
+        let files = hard.map_or(1 << 16, |hard| hard.min(1 << 16)).to_string();
+        vec![score.to_string(), "0".to_owned(), files]
+    };
+    for score in [own + 7, own] {
+        let accounting = Accounting {
+            oom_score_adj: Some(score),
+            ..Accounting::default()
+        };
+        let told = says(Program {
+            accounting,
+            ..shell(script)
+        })
+        .await;
+        assert_eq!(told, wanted(score));
+    }
+    // Nobody may go below -1000; below the own score only a process that has CAP_SYS_RESOURCE.
+    let accounting = Accounting {
+        oom_score_adj: Some(-1),
+        ..Accounting::default()
+    };
+    let told = says(Program {
+        accounting,
+        ..shell(script)
+    })
+    .await;
+    assert!(told == wanted(-1) || told == wanted(own), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_child_inherits_nothing_of_the_environment() {
+    assert_ne!(std::env::vars_os().count(), 0);
+    let told = says(shell("tr '\\0' '\\n' < /proc/$$/environ >&2")).await;
+    assert_eq!(told, Vec::<String>::new());
+}
+
 #[tokio::test]
 async fn a_program_that_is_none_is_named() {
     let error = spawn(Program {
@@ -115,7 +168,10 @@ async fn a_program_that_is_none_is_named() {
 #[tokio::test]
 async fn a_missing_cgroup_is_named() {
     let error = spawn(Program {
-        cgroup_procs: vec!["/nowhere/cgroup.procs".into()],
+        accounting: Accounting {
+            cgroup_procs: vec!["/nowhere/cgroup.procs".into()],
+            ..Accounting::default()
+        },
         ..shell("")
     })
     .await

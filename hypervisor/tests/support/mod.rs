@@ -55,7 +55,7 @@ impl Sandbox {
             share_tag: String::from("share"),
             netns: hypervisor::NetworkNamespace::Inherited,
             nics: Vec::new(),
-            cgroup_procs: Vec::new(),
+            accounting: hypervisor::Accounting::default(),
             kernel_params: Vec::new(),
             host_port: 1024,
             port_parameter: String::from("test.port"),
