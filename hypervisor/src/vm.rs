@@ -37,7 +37,7 @@ pub struct Vm {
     hotplug: Hotplug,
     accel: Accel,
     /// Whoever changes the number of vCPUs has it.
-    vcpus: Mutex<()>,
+    vcpus: Arc<Mutex<()>>,
     memory: Mutex<Memory>,
     console: Console,
     vsock: Vsock,
@@ -95,7 +95,7 @@ impl Vm {
             children,
             hotplug,
             accel,
-            vcpus: Mutex::default(),
+            vcpus: Arc::default(),
             memory: Mutex::new(memory),
             qmp,
             console,
@@ -222,8 +222,7 @@ impl Vm {
     /// More than its largest size, QEMU refuses, or the guest does not let go of one within fifteen seconds. Some may have come
     /// or gone; this may be called again.
     pub async fn set_vcpus(&self, count: NonZeroU32) -> Result<(), CpuError> {
-        let _changing = self.vcpus.lock().await;
-        cpu::set(&self.qmp, self.accel, count).await
+        cpu::set_whole(self.qmp.clone(), self.accel, count, Arc::clone(&self.vcpus)).await
     }
 
     /// Asks the guest to have so much memory in all, never less than it booted with, rounded up to 4 MiB. Returns when it has taken

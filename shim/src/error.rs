@@ -187,7 +187,7 @@ impl Error {
             },
             Error::Memory { source, .. } => match source {
                 MemoryError::TooMuch { .. } | MemoryError::Full | MemoryError::Stuck { .. } => Code::RESOURCE_EXHAUSTED,
-                MemoryError::Step { .. } => Code::INTERNAL,
+                MemoryError::Step { .. } | MemoryError::Interrupted => Code::INTERNAL,
             },
             Error::Stream { source, .. } => match source {
                 StreamError::Uri { .. } => Code::INVALID_ARGUMENT,

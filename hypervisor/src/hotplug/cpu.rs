@@ -4,9 +4,11 @@
 //! brought online by somebody in the guest. Under TCG what has come stays.
 
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
+use tokio::sync::Mutex;
 
 use super::release::{ReleaseError, release};
 use crate::accel::Accel;
@@ -38,6 +40,9 @@ pub enum CpuError {
         /// What there is place for.
         most: usize,
     },
+    /// The task that did the work is gone: the process is ending.
+    #[error("interrupted")]
+    Interrupted,
     /// The guest does not let go of one.
     #[error("the guest has not let go of vCPU {id}: {reason}")]
     Held {
@@ -99,9 +104,25 @@ fn places(answer: &Value) -> Vec<Place> {
     places
 }
 
+/// Gives the VM so many vCPUs, in a task of its own: a caller that gives up does not stop it between two steps.
+///
+/// `changing` is held as long as that takes.
+pub(crate) async fn set_whole(
+    qmp: Qmp,
+    accel: Accel,
+    wanted: NonZeroU32,
+    changing: Arc<Mutex<()>>,
+) -> Result<(), CpuError> {
+    let work = tokio::spawn(async move {
+        let _changing = changing.lock().await;
+        set(&qmp, accel, wanted).await
+    });
+    work.await.unwrap_or(Err(CpuError::Interrupted))
+}
+
 /// Gives the VM so many vCPUs, one after the other. What has been plugged stays if a later one fails. The caller sees to it
 /// that nobody else does the same at the time.
-pub(crate) async fn set(qmp: &Qmp, accel: Accel, wanted: NonZeroU32) -> Result<(), CpuError> {
+async fn set(qmp: &Qmp, accel: Accel, wanted: NonZeroU32) -> Result<(), CpuError> {
     let answer = qmp.execute("query-hotpluggable-cpus", Value::Null).await;
     let places = places(&answer.map_err(failed("list the vCPUs"))?);
     let count = usize::try_from(wanted.get()).unwrap_or(usize::MAX);

@@ -3,13 +3,16 @@
 //! The guest decides when it takes and gives back what it is asked to. What it is to take is waited for as long as it gets on; what it
 //! is to give back is told of as [`Surplus`] changes, whenever that is.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use config::Mebibytes;
 use serde_json::{Value, json};
+use tokio::sync::Mutex;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::Hotplug;
+use super::release::exists;
 use super::slots::{BUS, Slot};
 use crate::qmp::{Event, Qmp, QmpError};
 use crate::size::Size;
@@ -47,6 +50,9 @@ pub enum MemoryError {
     /// There is no place for the device.
     #[error("all places for devices of the VM are taken")]
     Full,
+    /// The task that did the work is gone: the process is ending.
+    #[error("interrupted")]
+    Interrupted,
     /// The guest does not get on.
     #[error("the guest has {has} of plugged memory and was asked to have {asked}")]
     Stuck {
@@ -65,22 +71,28 @@ fn failed(step: &'static str) -> impl FnOnce(QmpError) -> MemoryError {
 #[derive(Debug)]
 pub(crate) struct Memory {
     qmp: Qmp,
-    places: Hotplug,
     boot: Mebibytes,
     most: Mebibytes,
     patience: Duration,
-    present: bool,
+    /// Changed in a task of its own: a caller that gives up leaves nothing half done.
+    device: Arc<Mutex<Device>>,
 }
 
 impl Memory {
     pub(crate) fn new(qmp: Qmp, places: Hotplug, boot: Size, largest: Size) -> Self {
+        let room = largest.memory.0.saturating_sub(boot.memory.0);
+        let device = Device {
+            qmp: qmp.clone(),
+            places,
+            room: Mebibytes(room - room % GRANULE),
+            state: DeviceState::Absent,
+        };
         Self {
             qmp,
-            places,
             boot: boot.memory,
             most: largest.memory,
             patience: PATIENCE,
-            present: false,
+            device: Arc::new(Mutex::new(device)),
         }
     }
 
@@ -91,19 +103,14 @@ impl Memory {
             let most = self.most;
             return Err(MemoryError::TooMuch { wanted, most });
         }
-        let more = wanted.0.saturating_sub(self.boot.0).next_multiple_of(GRANULE);
-        let more = Mebibytes(more.min(self.room()));
+        let more = Mebibytes(wanted.0.saturating_sub(self.boot.0).next_multiple_of(GRANULE));
         // Before the command: the event may be there before its answer.
         let mut events = self.qmp.events();
-        if self.present {
-            let request = json!({ "path": path(), "property": "requested-size", "value": more.bytes() });
-            let asked = self.qmp.execute("qom-set", request).await;
-            asked.map_err(failed("ask the guest for another amount of memory"))?;
-        } else if more.0 > 0 {
-            self.plug(more).await?;
-        } else {
+        let device = Arc::clone(&self.device).lock_owned();
+        let asking = tokio::spawn(async move { device.await.ask(more).await });
+        let Some(more) = asking.await.unwrap_or(Err(MemoryError::Interrupted))? else {
             return Ok(Mebibytes(0));
-        }
+        };
         loop {
             let has = self.has().await?;
             if let Some(beyond) = has.checked_sub(more.bytes()) {
@@ -125,36 +132,6 @@ impl Memory {
         }
     }
 
-    /// What can be plugged.
-    fn room(&self) -> u32 {
-        let room = self.most.0.saturating_sub(self.boot.0);
-        room - room % GRANULE
-    }
-
-    async fn plug(&mut self, more: Mebibytes) -> Result<(), MemoryError> {
-        let (_, slot) = self.places.place().map_err(|_| MemoryError::Full)?;
-        let made = self.make(slot, more).await;
-        match made {
-            Ok(()) => self.present = true,
-            Err(_) => self.places.give_back(slot),
-        }
-        made
-    }
-
-    async fn make(&self, slot: Slot, more: Mebibytes) -> Result<(), MemoryError> {
-        let backend = backend(Mebibytes(self.room()));
-        let made = self.qmp.execute("object-add", backend).await;
-        made.map_err(failed("make the memory that is to be plugged in"))?;
-        let plugged = self.qmp.execute("device_add", device(slot, more)).await;
-        if let Err(error) = plugged {
-            if let Err(left) = self.qmp.execute("object-del", json!({ "id": BACKEND })).await {
-                tracing::warn!(error = %left, "QEMU keeps what is left of memory that could not be plugged in");
-            }
-            return Err(failed("plug in memory")(error));
-        }
-        Ok(())
-    }
-
     async fn has(&self) -> Result<u64, MemoryError> {
         bytes(&self.qmp, "size").await
     }
@@ -162,6 +139,95 @@ impl Memory {
     /// By which it is seen what the guest has yet to give back. May outlive this, and what it is used for does not hold up changes.
     pub(crate) fn surplus(&self) -> Surplus {
         Surplus(self.qmp.clone())
+    }
+}
+
+/// What is known of the device.
+#[derive(Debug, Clone, Copy)]
+enum DeviceState {
+    /// Neither it nor its memory is there.
+    Absent,
+    /// It is there.
+    Present,
+    /// A step was not answered: it may be there, in this place, or its memory alone.
+    Unknown(Slot),
+}
+
+/// The device, and how it is made.
+#[derive(Debug)]
+struct Device {
+    qmp: Qmp,
+    places: Hotplug,
+    /// What can be plugged.
+    room: Mebibytes,
+    state: DeviceState,
+}
+
+impl Device {
+    /// Asks the guest to have so much of it, or of what there is room for. The answer is how much; none if there is no device
+    /// and none is needed.
+    async fn ask(&mut self, more: Mebibytes) -> Result<Option<Mebibytes>, MemoryError> {
+        let more = more.min(self.room);
+        if let DeviceState::Unknown(slot) = self.state {
+            self.look(slot).await?;
+        }
+        if matches!(self.state, DeviceState::Present) {
+            let request = json!({ "path": path(), "property": "requested-size", "value": more.bytes() });
+            let asked = self.qmp.execute("qom-set", request).await;
+            asked.map_err(failed("ask the guest for another amount of memory"))?;
+        } else if more.0 > 0 {
+            self.plug(more).await?;
+        } else {
+            return Ok(None);
+        }
+        Ok(Some(more))
+    }
+
+    /// Learns from QEMU what became of the steps that it had not answered. It has done them all when it answers.
+    async fn look(&mut self, slot: Slot) -> Result<(), MemoryError> {
+        let there = exists(&self.qmp, DEVICE).await;
+        if there.map_err(failed("ask whether memory has been plugged in"))? {
+            self.state = DeviceState::Present;
+            return Ok(());
+        }
+        self.remove_backend(slot).await
+    }
+
+    async fn plug(&mut self, more: Mebibytes) -> Result<(), MemoryError> {
+        let (_, slot) = self.places.place().map_err(|_| MemoryError::Full)?;
+        self.state = DeviceState::Unknown(slot);
+        if let Err(error) = self.qmp.execute("object-add", backend(self.room)).await {
+            if matches!(error, QmpError::Refused { .. }) {
+                self.is_absent(slot);
+            }
+            return Err(failed("make the memory that is to be plugged in")(error));
+        }
+        if let Err(error) = self.qmp.execute("device_add", device(slot, more)).await {
+            if matches!(error, QmpError::Refused { .. })
+                && let Err(left) = self.remove_backend(slot).await
+            {
+                tracing::warn!(error = %left, "QEMU keeps what is left of memory that could not be plugged in");
+            }
+            return Err(failed("plug in memory")(error));
+        }
+        self.state = DeviceState::Present;
+        Ok(())
+    }
+
+    /// Removes the memory of a device that is not there. QEMU refuses it where there is none.
+    async fn remove_backend(&mut self, slot: Slot) -> Result<(), MemoryError> {
+        match self.qmp.execute("object-del", json!({ "id": BACKEND })).await {
+            Ok(_) | Err(QmpError::Refused { .. }) => {
+                self.is_absent(slot);
+                Ok(())
+            }
+            Err(error) => Err(failed("remove memory that is not plugged in")(error)),
+        }
+    }
+
+    fn is_absent(&mut self, slot: Slot) {
+        self.state = DeviceState::Absent;
+        self.places.give_back(slot);
     }
 }
 

@@ -4,14 +4,16 @@
 //!           add-fd, blockdev-add, device_add              device_del, the guest lets go, blockdev-del, remove-fd
 //!  (absent) ───────────────────────────────► plugged ────────────────────────────────────────────────► (absent)
 //! ```
-//! Each step that fails has the earlier ones undone. The work is a task of its own: a caller that gives up leaves nothing
-//! half done. Knows QEMU's names for a device, and nothing of what is on it or who in the guest uses it. Disks are here, network
+//! Each step that fails has the earlier ones undone. What became of a step that QEMU has not answered shows when it answers
+//! again ([`recovery`]): until then its place counts as taken. The work is a task of its own: a caller that gives up leaves
+//! nothing half done. Knows QEMU's names for a device, and nothing of what is on it or who in the guest uses it. Disks are here, network
 //! devices in [`nic`].
 
 pub(crate) mod cpu;
 mod disk;
 pub(crate) mod memory;
 mod nic;
+mod recovery;
 mod release;
 mod resize;
 pub(crate) mod slots;
@@ -149,15 +151,17 @@ impl Hotplug {
     async fn plug(&self, disk: Disk) -> Result<String, HotplugError> {
         let (number, slot) = self.place()?;
         let names = Names { number };
-        let plugged = self.plug_in(names, slot, disk).await;
-        let mut state = self.state();
-        match plugged {
+        match self.plug_in(names, slot, disk).await {
             Ok(()) => {
-                state.disks.insert(names.serial(), (names, slot));
+                self.state().disks.insert(names.serial(), (names, slot));
                 Ok(names.serial())
             }
             Err(error) => {
-                state.slots.give_back(slot);
+                let close = vec![
+                    ("blockdev-del", json!({ "node-name": names.id() })),
+                    ("remove-fd", names.add_fd()),
+                ];
+                self.after_failure(&error, slot, names.id(), close);
                 Err(error)
             }
         }
@@ -196,11 +200,9 @@ impl Hotplug {
         let (names, slot) = self.state().disks.get(serial).copied().ok_or_else(unknown)?;
         self.release(&names.id(), names.said()).await?;
         // From here on QEMU alone decides, and it closes the file.
-        let node = json!({ "node-name": names.id() });
-        let closed = self.qmp.execute("blockdev-del", node).await;
-        closed.map_err(failed("close", names.said()))?;
-        let forgotten = self.qmp.execute("remove-fd", names.add_fd()).await;
-        forgotten.map_err(failed("close the file of", names.said()))?;
+        self.close_node(names).await.map_err(failed("close", names.said()))?;
+        let closed = self.close_file(names).await;
+        closed.map_err(failed("close the file of", names.said()))?;
         let mut state = self.state();
         state.disks.remove(serial);
         state.slots.give_back(slot);

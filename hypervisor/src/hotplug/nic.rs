@@ -105,15 +105,14 @@ impl Hotplug {
     async fn plug_nic(&self, nic: Nic) -> Result<String, HotplugError> {
         let (number, slot) = self.place()?;
         let names = Names { number };
-        let plugged = self.plug_nic_in(names, slot, &nic).await;
-        let mut state = self.state();
-        match plugged {
+        match self.plug_nic_in(names, slot, &nic).await {
             Ok(()) => {
-                state.nics.insert(names.id(), (names, slot));
+                self.state().nics.insert(names.id(), (names, slot));
                 Ok(names.id())
             }
             Err(error) => {
-                state.slots.give_back(slot);
+                let close = vec![("netdev_del", json!({ "id": names.netdev() }))];
+                self.after_failure(&error, slot, names.id(), close);
                 Err(error)
             }
         }
@@ -173,7 +172,7 @@ impl Hotplug {
         let (names, slot) = self.state().nics.get(id).copied().ok_or_else(unknown)?;
         self.release(id, names.said()).await?;
         // From here on QEMU alone decides, and it closes the tap.
-        let closed = self.qmp.execute("netdev_del", json!({ "id": names.netdev() })).await;
+        let closed = self.close_netdev(&names.netdev()).await;
         closed.map_err(failed("close", names.said()))?;
         let mut state = self.state();
         state.nics.remove(id);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::qmp::{Event, Qmp, QmpError};
@@ -34,7 +34,7 @@ pub(super) async fn release(qmp: &Qmp, id: &str, patience: Duration) -> Result<(
                     Some(false) => return Err(ReleaseError::Held("it reports that it cannot".to_owned())),
                     None => {}
                 },
-                Err(RecvError::Lagged(_)) if !exists(qmp, id).await? => return Ok(()),
+                Err(RecvError::Lagged(_)) if !exists(qmp, id).await.map_err(ReleaseError::Qmp)? => return Ok(()),
                 Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return Err(ReleaseError::Qmp(QmpError::Closed)),
             }
@@ -48,12 +48,19 @@ pub(super) async fn release(qmp: &Qmp, id: &str, patience: Duration) -> Result<(
     }
 }
 
-/// Asked where events were lost, because too many came.
-async fn exists(qmp: &Qmp, id: &str) -> Result<bool, ReleaseError> {
-    let list = json!({ "path": "/machine/peripheral" });
-    let listed = qmp.execute("qom-list", list).await.map_err(ReleaseError::Qmp)?;
-    let devices = listed.as_array().map(Vec::as_slice).unwrap_or_default();
-    Ok(devices.iter().any(|device| device["name"] == id))
+/// Whether QEMU has a device of this name. QEMU carries out commands in their order: all that were sent before have been when
+/// it answers.
+pub(super) async fn exists(qmp: &Qmp, id: &str) -> Result<bool, QmpError> {
+    let devices = qmp
+        .execute("qom-list", json!({ "path": "/machine/peripheral" }))
+        .await?;
+    Ok(lists(&devices, "name", &json!(id)))
+}
+
+/// Whether one entry of a list has this value.
+pub(super) fn lists(answer: &Value, key: &str, value: &Value) -> bool {
+    let entries = answer.as_array().map(Vec::as_slice).unwrap_or_default();
+    entries.iter().any(|entry| entry[key] == *value)
 }
 
 /// Whether an event says that the device is gone (true) or stays (QEMU's QAPI, "Device infrastructure").

@@ -13,9 +13,13 @@ struct Qemu {
 enum Does {
     Accepts,
     Refuses(&'static str),
+    /// Accepts, and answers this.
+    Says(Value),
     /// Accepts, and tells an event.
     Tells(&'static str, Value),
     Ends,
+    /// Does not answer.
+    Hangs,
 }
 
 impl Qemu {
@@ -32,6 +36,8 @@ impl Qemu {
                 Does::Tells(event, data) => {
                     Some(vec![json!({ "event": event, "data": data }), json!({ "return": {} })])
                 }
+                Does::Says(value) => Some(vec![json!({ "return": value })]),
+                Does::Hangs => Some(Vec::new()),
                 Does::Ends => None,
             }
         });
@@ -235,4 +241,73 @@ async fn what_qemu_refuses_of_a_network_device_is_undone_and_its_place_is_free_a
             assert_eq!(qemu.asked(), asked);
         }
     }
+}
+
+/// Which commands were sent until no more comes.
+async fn settled(qemu: &Qemu) -> Vec<String> {
+    let mut asked = Vec::new();
+    // The clock is paused: it moves when nobody has anything to do.
+    loop {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        match qemu.asked() {
+            more if more.is_empty() => return asked,
+            more => asked.extend(more),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_is_given_to_nobody_until_qemu_says_that_nothing_is_in_it() {
+    for there in [false, true] {
+        let mut hung = false;
+        let qemu = Qemu::new(move |name, arguments| match name {
+            // The first is carried out late, or not at all.
+            "device_add" if !std::mem::replace(&mut hung, true) => Does::Hangs,
+            "qom-list" if there => Does::Says(json!([{ "name": "disk-1" }])),
+            _ => lets_go(name, arguments),
+        });
+        let error = qemu.hotplug.attach(disk()).await.unwrap_err();
+        assert!(error.to_string().contains("plug in"), "{error}");
+        // Its undoing and the question are on their way: the place is not the next one's.
+        let taken = qemu.hotplug.place().unwrap().1;
+        assert_eq!(taken.address(), "0x2");
+        let asked = settled(&qemu).await;
+        assert_eq!(asked.contains(&"device_del".to_owned()), there, "{asked:?}");
+        assert_eq!(qemu.hotplug.place().unwrap().1.address(), "0x1", "it is free again");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_whose_end_was_not_answered_can_be_unplugged_again() {
+    for hangs in ["device_del", "blockdev-del", "remove-fd"] {
+        let mut hung = false;
+        let qemu = Qemu::new(move |name, arguments| match name {
+            name if name == hangs && !std::mem::replace(&mut hung, true) => Does::Hangs,
+            // It was done.
+            "device_del" if hung => Does::Refuses("DeviceNotFound"),
+            "blockdev-del" | "remove-fd" if hung => Does::Refuses("GenericError"),
+            "query-named-block-nodes" | "query-fdsets" => Does::Says(json!([])),
+            _ => lets_go(name, arguments),
+        });
+        let serial = qemu.hotplug.attach(disk()).await.unwrap();
+        qemu.hotplug.detach(&serial).await.unwrap_err();
+        qemu.hotplug.detach(&serial).await.unwrap();
+        assert_eq!(qemu.hotplug.place().unwrap().1.address(), "0x1");
+    }
+}
+
+#[tokio::test]
+async fn a_disk_that_qemu_does_not_close_stays_known() {
+    let qemu = Qemu::new(|name, arguments| match name {
+        "blockdev-del" => Does::Refuses("GenericError"),
+        "query-named-block-nodes" => Does::Says(json!([{ "node-name": "disk-1" }])),
+        _ => lets_go(name, arguments),
+    });
+    let serial = qemu.hotplug.attach(disk()).await.unwrap();
+    let error = qemu.hotplug.detach(&serial).await.unwrap_err();
+    assert!(error.to_string().contains("close"), "{error}");
+    assert!(!matches!(
+        qemu.hotplug.detach(&serial).await,
+        Err(HotplugError::Unknown(_))
+    ));
 }

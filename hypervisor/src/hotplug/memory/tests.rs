@@ -205,3 +205,113 @@ async fn whoever_waits_for_memory_of_a_qemu_that_ends_is_told() {
         })
     ));
 }
+
+/// What QEMU really has, and what it is asked: it refuses what cannot be, as QEMU does.
+#[derive(Default)]
+struct Model {
+    backend: bool,
+    device: bool,
+    requested: u64,
+    /// Commands so far.
+    asked: usize,
+    /// The number of the command that is carried out and never answered.
+    silent: Option<usize>,
+}
+
+impl Model {
+    fn answers(&mut self, name: &str, arguments: &Value) -> Vec<Value> {
+        let refused = || json!({ "error": { "class": "GenericError", "desc": "no" } });
+        self.asked += 1;
+        let answer = match name {
+            "object-add" if self.backend => refused(),
+            "object-add" => {
+                self.backend = true;
+                json!({ "return": {} })
+            }
+            "object-del" if !self.backend || self.device => refused(),
+            "object-del" => {
+                self.backend = false;
+                json!({ "return": {} })
+            }
+            "device_add" if self.device || !self.backend => refused(),
+            "device_add" => {
+                self.device = true;
+                self.requested = arguments["requested-size"].as_u64().unwrap();
+                json!({ "return": {} })
+            }
+            "qom-set" => {
+                self.requested = arguments["value"].as_u64().unwrap();
+                json!({ "return": {} })
+            }
+            "qom-list" if self.device => json!({ "return": [{ "name": DEVICE }] }),
+            "qom-list" => json!({ "return": [] }),
+            // The guest takes everything at once.
+            _ => json!({ "return": self.requested }),
+        };
+        if self.silent == Some(self.asked) {
+            Vec::new()
+        } else {
+            vec![answer]
+        }
+    }
+}
+
+fn modelled(model: Model) -> (Memory, Arc<Mutex<Model>>, tokio::sync::watch::Receiver<usize>) {
+    let model = Arc::new(Mutex::new(model));
+    let (tell, asked) = tokio::sync::watch::channel(0);
+    let known = Arc::clone(&model);
+    let qmp = scripted::qemu(move |name, arguments| {
+        let mut model = known.lock().unwrap();
+        let says = model.answers(name, arguments);
+        tell.send_replace(model.asked);
+        Some(says)
+    });
+    let memory = Memory::new(qmp.clone(), Hotplug::new(qmp, None), size(256), size(1026));
+    (memory, model, asked)
+}
+
+#[tokio::test]
+async fn a_caller_that_gives_up_after_any_step_leaves_memory_that_can_grow() {
+    for step in 0..4 {
+        let (mut memory, model, mut asked) = modelled(Model::default());
+        {
+            let mut growing = Box::pin(memory.set(Mebibytes(512)));
+            tokio::select! {
+                biased;
+                _ = asked.wait_for(|asked| *asked >= step) => {}
+                grown = &mut growing => drop(grown.unwrap()),
+            }
+        }
+        assert_eq!(memory.set(Mebibytes(768)).await.unwrap(), Mebibytes(0), "step {step}");
+        let model = model.lock().unwrap();
+        assert!(model.backend && model.device, "step {step}");
+        assert_eq!(model.requested, 512 * MIB);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_that_qemu_does_and_does_not_answer_is_found_out_by_the_next() {
+    for silent in 1..4 {
+        let (mut memory, model, _) = modelled(Model {
+            silent: Some(silent),
+            ..Model::default()
+        });
+        let first = memory.set(Mebibytes(512)).await;
+        assert!(
+            matches!(
+                first,
+                Err(MemoryError::Step {
+                    source: QmpError::Timeout { .. },
+                    ..
+                })
+            ),
+            "{first:?}"
+        );
+        assert_eq!(
+            memory.set(Mebibytes(768)).await.unwrap(),
+            Mebibytes(0),
+            "command {silent}"
+        );
+        assert_eq!(model.lock().unwrap().requested, 512 * MIB);
+    }
+}
