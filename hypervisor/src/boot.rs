@@ -30,10 +30,7 @@ use crate::sys::number;
 use crate::virtiofsd::{self, Share};
 use crate::vm::{Parts, Vm};
 use crate::vsock::{self, Backend, VsockError};
-use crate::{arch, vsock_daemon};
-
-/// How long QEMU may take to make its devices and answer.
-const QEMU_START_TIMEOUT: Duration = Duration::from_secs(30);
+use crate::{arch, vm_time, vsock_daemon};
 
 /// `VMADDR_PORT_ANY` (vsock(7)): the kernel picks a free port.
 const ANY_PORT: u32 = u32::MAX;
@@ -56,6 +53,8 @@ pub struct VmRequest {
     pub nics: Vec<Nic>,
     /// How the host accounts for QEMU and the helpers.
     pub accounting: Accounting,
+    /// Timeout for QEMU to make its devices and answer, in time that it has had ([`crate::vm_time`]).
+    pub start_timeout: Duration,
     /// Kernel parameters, before those of the configuration.
     pub kernel_params: Vec<String>,
     /// The host's port that the guest dials where the port is not picked by the kernel.
@@ -152,8 +151,8 @@ pub enum BootError {
     #[error("QEMU's monitor cannot be used")]
     Monitor(#[from] QmpError),
     /// QEMU runs and its monitor does not answer.
-    #[error("QEMU's monitor has not answered for {} s", QEMU_START_TIMEOUT.as_secs())]
-    MonitorTimeout,
+    #[error("QEMU's monitor has not answered within {} s of its own time", .0.as_secs())]
+    MonitorTimeout(Duration),
 }
 
 /// Boots a VM. Returns once QEMU runs the guest; whether the guest gets anywhere shows at the listener.
@@ -165,8 +164,9 @@ pub enum BootError {
 pub async fn boot(config: &Hypervisor, request: VmRequest) -> Result<(Vm, GuestListener), BootError> {
     let plan = Plan::check(config)?;
     let (share, guest) = tokio::try_join!(start_share(&plan, config, &request), start_vsock(config, &request))?;
+    let start_timeout = request.start_timeout;
     let (vm, listener) = start_qemu(plan, config, request, share, guest).await?;
-    wait_for_monitor(&vm, &config.kernel).await?;
+    wait_for_monitor(&vm, &config.kernel, start_timeout).await?;
     Ok((vm, listener))
 }
 
@@ -348,7 +348,7 @@ fn vsock_device(guest: &GuestChannel) -> VsockDevice {
 }
 
 /// Phase 4.
-async fn wait_for_monitor(vm: &Vm, kernel: &Path) -> Result<(), BootError> {
+async fn wait_for_monitor(vm: &Vm, kernel: &Path, limit: Duration) -> Result<(), BootError> {
     let failed = |ended| BootError::Ended {
         kernel: kernel.to_owned(),
         ended,
@@ -362,7 +362,8 @@ async fn wait_for_monitor(vm: &Vm, kernel: &Path) -> Result<(), BootError> {
     };
     tokio::select! {
         ended = vm.ended() => Err(failed(ended)),
-        answer = tokio::time::timeout(QEMU_START_TIMEOUT, monitor) => answer.unwrap_or(Err(BootError::MonitorTimeout)),
+        answer = monitor => answer,
+        () = vm_time::has_passed(limit, || vm.pids().collect()) => Err(BootError::MonitorTimeout(limit)),
     }
 }
 

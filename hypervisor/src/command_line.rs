@@ -70,6 +70,7 @@ mod tests {
             netns: NetworkNamespace::Inherited,
             nics: Vec::new(),
             accounting: Accounting::default(),
+            start_timeout: std::time::Duration::from_secs(1),
             kernel_params: vec![String::from("caller=1")],
             host_port: 1024,
             port_parameter: String::from("x.port"),

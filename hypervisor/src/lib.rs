@@ -32,6 +32,7 @@ mod sys;
 mod tail;
 mod virtiofsd;
 mod vm;
+pub mod vm_time;
 mod vsock;
 mod vsock_daemon;
 

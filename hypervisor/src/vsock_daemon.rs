@@ -18,9 +18,10 @@ use tokio::net::UnixListener;
 use crate::boot::{Accounting, BootError, NetworkNamespace};
 use crate::children::{Child, ChildName, Program, spawn};
 use crate::files::SocketFile;
+use crate::vm_time;
 use crate::vsock::Cid;
 
-/// How long the daemon may take to listen. It needs some milliseconds.
+/// Timeout for the daemon to listen, in time that it has had. It needs some milliseconds.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The pause while the daemon's socket has its name and does not listen yet.
@@ -66,20 +67,14 @@ pub(crate) async fn start(
         pass: Vec::new(),
     };
     let child = spawn(program).await?;
-    let connected = tokio::select! {
+    let pid = child.handle().pid;
+    let path = || device_side.path().to_owned();
+    let socket = tokio::select! {
         death = child.handle().death() => return Err(BootError::ChildDied(death)),
-        connected = tokio::time::timeout(START_TIMEOUT, connect(device_side.path(), waiting)) => connected,
-    };
-    let socket = match connected {
-        Ok(result) => result.map_err(|source| BootError::Socket {
-            path: device_side.path().to_owned(),
-            source,
-        })?,
-        Err(_) => {
-            return Err(BootError::NotListening {
-                path: device_side.path().to_owned(),
-            });
+        connected = connect(device_side.path(), waiting) => {
+            connected.map_err(|source| BootError::Socket { path: path(), source })?
         }
+        () = vm_time::has_passed(START_TIMEOUT, || vec![pid]) => return Err(BootError::NotListening { path: path() }),
     };
     Ok(VsockDaemon {
         child,

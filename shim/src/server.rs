@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use tokio::sync::Notify;
 use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
 
+use crate::boot_queue::BootQueue;
 use crate::bundle;
 use crate::context::ServerContext;
 use crate::error::{Error, chain};
@@ -25,7 +27,7 @@ use crate::metrics;
 use crate::network::{NetworkPlan, Place};
 use crate::process::ProcessRef;
 use crate::qemu::QemuLauncher;
-use crate::run_dir::{RunDirError, SandboxState};
+use crate::run_dir::{self, RunDirError, SandboxState};
 use crate::sandbox::boot::BootPlan;
 use crate::sandbox::host::{HostError, RealHost};
 use crate::sandbox::{Parts, Sandbox};
@@ -150,6 +152,7 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
             cgroup_procs: cgroup.procs_files(),
             oom_score_adj: Some(oom_score_adj(&spec)),
         },
+        start_timeout: config.agent.dial_timeout,
         kernel_params: Vec::new(),
         host_port: protocol::DEFAULT_HOST_PORT,
         port_parameter: protocol::PORT_PARAMETER.to_owned(),
@@ -166,6 +169,7 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
     };
     let log = context.log.clone();
     let plan = BootPlan {
+        queue: Some(BootQueue::new(Path::new(run_dir::ROOT))),
         launcher: Arc::new(launcher),
         setup: setup(context, &spec, &config),
         dial_timeout: config.agent.dial_timeout,

@@ -19,7 +19,11 @@ fn processes(node: &Node, name: &str) -> BTreeMap<String, u32> {
     let processes = node.processes(name).into_iter();
     let named = processes.map(|process| {
         let program = process.program().rsplit('/').next().unwrap_or_default();
-        let program = if program.starts_with("qemu-system") { "qemu" } else { program };
+        let program = if program.starts_with("qemu-system") {
+            "qemu"
+        } else {
+            program
+        };
         (program.to_owned(), process.pid)
     });
     named.collect()

@@ -72,7 +72,7 @@ impl BeforeExec {
             set_oom_score_adj(score).map_err(|errno| (&b"cannot set the score for the OOM killer"[..], errno))?;
         }
         for (resource, limit) in limits {
-            rustix::process::setrlimit(*resource, limit.clone())
+            rustix::process::setrlimit(*resource, *limit)
                 .map_err(|errno| (&b"cannot set a resource limit"[..], errno))?;
         }
         for cgroup in &self.cgroups {

@@ -56,6 +56,7 @@ impl Sandbox {
             netns: hypervisor::NetworkNamespace::Inherited,
             nics: Vec::new(),
             accounting: hypervisor::Accounting::default(),
+            start_timeout: std::time::Duration::from_secs(30),
             kernel_params: Vec::new(),
             host_port: 1024,
             port_parameter: String::from("test.port"),

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use futures::StreamExt;
+use hypervisor::vm_time;
 use protocol::agent::{Empty, Event, HelloRequest, Network, SandboxSetup, event::What};
 use protocol::agent_ttrpc::{Host, create_host};
 use tokio::sync::{mpsc, oneshot};
@@ -17,6 +18,7 @@ use ttrpc::r#async::{Server, TtrpcContext};
 use super::connections::{Arrived, Expected, LogSink, accept};
 use super::line::Line;
 use crate::agent_client::{AgentClient, printable};
+use crate::boot_queue::{BootPlace, BootQueue};
 use crate::guest_kernel;
 use crate::vm::{LaunchError, Launcher, Machine};
 
@@ -33,7 +35,7 @@ pub enum BootError {
     #[error(transparent)]
     Launch(LaunchError),
     /// The guest took too long.
-    #[error("{waited_for} within {} s (dial_timeout){console}", limit.as_secs())]
+    #[error("{waited_for} within {} s of the VM's own time (dial_timeout){console}", limit.as_secs())]
     TimedOut {
         /// What did not happen.
         waited_for: &'static str,
@@ -57,11 +59,13 @@ pub enum BootError {
 
 /// What the boot needs to know.
 pub struct BootPlan {
+    /// Where the boot waits for its turn; none: it does not.
+    pub queue: Option<BootQueue>,
     /// Starts the VM.
     pub launcher: Arc<dyn Launcher>,
     /// The answer to the agent's hello; the clock is filled in then.
     pub setup: SandboxSetup,
-    /// For the agent to be up, from the VMM's start.
+    /// Timeout for the agent to be up, in time that the VM has had since the VMM's start.
     pub dial_timeout: Duration,
     /// For a process to be created.
     pub create_timeout: Duration,
@@ -107,6 +111,7 @@ pub(super) async fn boot(
     expected: Expected,
     started: impl FnOnce(&Arc<dyn Machine>),
 ) -> Result<(Booted, Signals), BootError> {
+    let place = turn(plan.queue.as_ref()).await;
     let (machine, connections) = plan.launcher.launch().await.map_err(BootError::Launch)?;
     let machine: Arc<dyn Machine> = machine.into();
     started(&machine);
@@ -115,12 +120,12 @@ pub(super) async fn boot(
     let waited_for = Mutex::new("the guest's agent did not call");
     let failure = tokio::select! {
         biased;
-        booted = greet(plan, machine.network(), arrived, &waited_for) => match booted {
+        booted = greet(plan, machine.network(), arrived, &waited_for, place) => match booted {
             Ok((agent, hello, signals)) => return Ok((Booted { machine, agent, hello }, signals)),
             Err(reason) => Ok(reason),
         },
         ending = machine.ended() => Ok(ending.reason),
-        () = tokio::time::sleep(plan.dial_timeout) => Err(()),
+        () = vm_time::has_passed(plan.dial_timeout, || machine.pids()) => Err(()),
     };
     let tail = printable(&machine.console_tail().await, CONSOLE);
     let console = if tail.trim().is_empty() {
@@ -141,11 +146,23 @@ pub(super) async fn boot(
     })
 }
 
+/// Waits for its turn. A node without a queue boots all the same.
+async fn turn(queue: Option<&BootQueue>) -> Option<BootPlace> {
+    match queue?.enter().await {
+        Ok(place) => Some(place),
+        Err(error) => {
+            tracing::warn!(%error, "the queue of the node's boots cannot be used: this VM boots at once");
+            None
+        }
+    }
+}
+
 async fn greet(
     plan: &BootPlan,
     network: Option<Network>,
     mut arrived: mpsc::Receiver<Arrived>,
     waited_for: &Mutex<&'static str>,
+    place: Option<BootPlace>,
 ) -> Result<(AgentClient, HelloRequest, Signals), String> {
     let waiting = |what| {
         if let Ok(mut waited_for) = waited_for.lock() {
@@ -176,6 +193,8 @@ async fn greet(
         .register_service(create_host(service));
     server.start().await.map_err(|error| error.to_string())?;
     let hello = greeted.await.map_err(|_| ended())?;
+    // The guest is up: what it does from now on is work, and the next one may boot.
+    drop(place);
     tracing::info!(
         agent = printable(&hello.agent_version, 64),
         kernel = printable(&hello.kernel_release, 64),

@@ -81,6 +81,7 @@ impl Shim {
                 sizing: sizing(),
             },
             BootPlan {
+                queue: None,
                 dial_timeout: boot.dial_timeout(),
                 launcher: Arc::new(machine::FakeLauncher::new(boot, Arc::clone(&guest))),
                 setup: SandboxSetup {

@@ -1,0 +1,232 @@
+//! The queue of the node's boots: only so many VMs boot at a time, and the others wait their turn.
+//!
+//! A boot takes a CPU for itself. Where many begin at once all of them crawl, and all of them reach their time-outs together.
+//!
+//! ```text
+//! boot.queue      locked by the one that is next; the others wait for this lock
+//! boot.place.N    locked by one that boots
+//! ```
+//! The locks are flock(2)'s, shared by all shims of the node and by nobody else, and the kernel gives back those of a process
+//! that dies. Nobody waits where a place is free. It knows nothing of what is booted.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, inotify};
+
+/// Name of a place's file, before its number.
+const PLACE: &str = "boot.place.";
+
+/// The queue.
+#[derive(Debug, Clone)]
+pub struct BootQueue {
+    directory: PathBuf,
+    places: usize,
+}
+
+/// One of those that boot. Given back when it is dropped, or when the process ends.
+#[derive(Debug)]
+pub struct BootPlace {
+    /// Open for writing: [`BootQueue::wait_for_one`] is told of its end.
+    file: File,
+}
+
+impl Drop for BootPlace {
+    fn drop(&mut self) {
+        // Before it is closed: whoever is told of that finds it free. If this fails, closing does the same a little later.
+        let _ = flock(&self.file, FlockOperation::Unlock);
+    }
+}
+
+impl BootQueue {
+    /// The queue whose files are in `directory`, with as many places as this process can use CPUs.
+    #[must_use]
+    pub fn new(directory: &Path) -> Self {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        Self::with_places(directory, cpus)
+    }
+
+    fn with_places(directory: &Path, places: usize) -> Self {
+        Self {
+            directory: directory.to_owned(),
+            places,
+        }
+    }
+
+    /// Waits for a place, for as long as that takes. May be cancelled.
+    ///
+    /// # Errors
+    /// The files cannot be made, locked or watched.
+    pub async fn enter(&self) -> io::Result<BootPlace> {
+        let queue = self.open("boot.queue")?;
+        match flock(&queue, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {
+                if let Some(place) = self.free()? {
+                    return Ok(place);
+                }
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => {}
+            Err(error) => return Err(error.into()),
+        }
+        tracing::info!(
+            places = self.places,
+            "as many VMs as this node has CPUs for are booting: this one waits"
+        );
+        let (this, began) = (self.clone(), Instant::now());
+        let waited = tokio::task::spawn_blocking(move || {
+            lock(&queue)?;
+            let place = this.wait_for_one();
+            // Only now: the next one looks for a place when this one has its own.
+            drop(queue);
+            place
+        });
+        let place = waited.await.map_err(io::Error::other)??;
+        tracing::info!(waited = ?began.elapsed(), "it is this VM's turn to boot");
+        Ok(place)
+    }
+
+    fn open(&self, name: &str) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        options.open(self.directory.join(name))
+    }
+
+    /// A place that is free now. To be called by the one that is next: nobody else takes any.
+    fn free(&self) -> io::Result<Option<BootPlace>> {
+        for number in 0..self.places {
+            // Not open for writing: closing it tells nobody that a place is given back.
+            let path = self.directory.join(format!("{PLACE}{number}"));
+            let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::CLOEXEC;
+            let probe: OwnedFd = rustix::fs::open(path, flags, Mode::from_raw_mode(0o600))?;
+            match flock(&probe, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {
+                    flock(&probe, FlockOperation::Unlock)?;
+                    return self.take(number).map(Some);
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Waits for this place.
+    fn take(&self, number: usize) -> io::Result<BootPlace> {
+        let file = self.open(&format!("{PLACE}{number}"))?;
+        lock(&file)?;
+        Ok(BootPlace { file })
+    }
+
+    /// Waits until one of the places is given back, and takes it.
+    fn wait_for_one(&self) -> io::Result<BootPlace> {
+        let watch = inotify::init(inotify::CreateFlags::CLOEXEC)?;
+        inotify::add_watch(&watch, &self.directory, inotify::WatchFlags::CLOSE_WRITE)?;
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        let mut events = inotify::Reader::new(&watch, &mut buffer);
+        loop {
+            // After the watch was set, and after each event: some may have been lost.
+            if let Some(place) = self.free()? {
+                return Ok(place);
+            }
+            let event = match events.next() {
+                Ok(event) => event,
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let name = event.file_name().and_then(|name| name.to_str().ok());
+            let number = name.and_then(|name| name.strip_prefix(PLACE)?.parse().ok());
+            if let Some(number) = number.filter(|number| *number < self.places) {
+                // Of a process that has died the kernel tells before it gives the lock back.
+                return self.take(number);
+            }
+        }
+    }
+}
+
+fn lock(file: &File) -> io::Result<()> {
+    loop {
+        match flock(file, FlockOperation::LockExclusive) {
+            Err(rustix::io::Errno::INTR) => {}
+            locked => return Ok(locked?),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read as _;
+    use std::process::{Command, Stdio};
+    use std::time::Duration;
+
+    const SHORT: Duration = Duration::from_millis(100);
+    const LONG: Duration = Duration::from_secs(30);
+
+    async fn in_time(entering: impl Future<Output = io::Result<BootPlace>>) -> BootPlace {
+        tokio::time::timeout(LONG, entering).await.unwrap().unwrap()
+    }
+
+    #[tokio::test]
+    async fn as_many_as_there_are_places_enter_at_once_and_the_next_when_one_is_given_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let queue = BootQueue::with_places(directory.path(), 2);
+        let _first = in_time(queue.enter()).await;
+        let second = in_time(queue.enter()).await;
+        let mut third = Box::pin(queue.enter());
+        assert!(tokio::time::timeout(SHORT, &mut third).await.is_err());
+        drop(second);
+        let _third = in_time(third).await;
+    }
+
+    #[tokio::test]
+    async fn twenty_wait_and_all_get_their_turn() {
+        let directory = tempfile::tempdir().unwrap();
+        let queue = BootQueue::with_places(directory.path(), 1);
+        let turns: Vec<_> = (0..20)
+            .map(|_| {
+                let queue = queue.clone();
+                tokio::spawn(async move { drop(in_time(queue.enter()).await) })
+            })
+            .collect();
+        for turn in turns {
+            turn.await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn the_place_of_one_that_gave_up_waiting_is_free() {
+        let directory = tempfile::tempdir().unwrap();
+        let queue = BootQueue::with_places(directory.path(), 1);
+        let first = in_time(queue.enter()).await;
+        let waiting = tokio::time::timeout(SHORT, queue.enter()).await;
+        assert!(waiting.is_err());
+        drop(first);
+        in_time(queue.enter()).await;
+    }
+
+    #[tokio::test]
+    async fn the_place_of_a_process_that_was_killed_is_free() {
+        let directory = tempfile::tempdir().unwrap();
+        let queue = BootQueue::with_places(directory.path(), 1);
+        let script = "exec 9<>boot.place.0 && flock 9 && echo locked && exec sleep 1000 >&-";
+        let mut holder = Command::new("sh")
+            .args(["-c", script])
+            .current_dir(directory.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = String::new();
+        holder.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+        assert_eq!(said, "locked\n");
+        let mut waiting = Box::pin(queue.enter());
+        assert!(tokio::time::timeout(SHORT, &mut waiting).await.is_err());
+        holder.kill().unwrap();
+        in_time(waiting).await;
+        holder.wait().unwrap();
+    }
+}
