@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use config::{Hypervisor, SharedFs, Vsock};
+use rustix::thread::CapabilitySet;
 use tokio::net::UnixStream;
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 
@@ -311,6 +312,9 @@ async fn start_qemu(
         args,
         netns: request.netns,
         user: rootless.map(Rootless::user),
+        // All else that it works on it is given, open.
+        capabilities: Some(CapabilitySet::DAC_READ_SEARCH),
+        jail: None,
         accounting: request.accounting,
         pass: [qemus_monitor, qemus_console, guest.device]
             .into_iter()

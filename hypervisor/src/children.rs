@@ -7,20 +7,22 @@ use std::ffi::OsString;
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, OnceLock, mpsc};
 
-use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, waitid};
+use rustix::thread::CapabilitySet;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
 use crate::boot::{Accounting, NetworkNamespace};
+use crate::jail::Jail;
 use crate::rootless::User;
 use crate::stderr;
-use crate::sys::child::{BeforeExec, Network};
+use crate::sys::child::{BeforeExec, Entry, Network};
 use crate::tail::Tail;
 
 /// Which child.
@@ -131,6 +133,10 @@ pub(crate) struct Program {
     pub(crate) netns: NetworkNamespace,
     /// The user whose rights it has; ours, if none.
     pub(crate) user: Option<User>,
+    /// The capabilities that it may have as root; ours, if none.
+    pub(crate) capabilities: Option<CapabilitySet>,
+    /// Where it is kept, if anywhere; as the jail's user then.
+    pub(crate) jail: Option<Jail>,
     /// How the host accounts for it.
     pub(crate) accounting: Accounting,
     /// The descriptors that it inherits, under the numbers that they have here.
@@ -278,7 +284,10 @@ impl Drop for Process {
         // None of it matters for a child that has been reaped.
         if matches!(self.child.try_wait(), Ok(None)) {
             let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
-            let _ = self.child.wait();
+            // One that hangs in the kernel dies when that lets go of it: no thread of the runtime waits for it.
+            let pidfd = Arc::clone(&self.pidfd);
+            let reap = move || waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
+            let _ = std::thread::Builder::new().name(String::from("reaper")).spawn(reap);
         }
     }
 }
@@ -291,6 +300,8 @@ fn start(program: Program) -> Result<Started, SpawnError> {
         args,
         netns,
         user,
+        capabilities,
+        jail,
         accounting,
         pass,
     } = program;
@@ -311,9 +322,23 @@ fn start(program: Program) -> Result<Started, SpawnError> {
         .iter()
         .map(|path| open(path, OpenOptions::new().write(true)))
         .collect();
+    let user = jail.as_ref().map(|jail| jail.user).or(user);
+    let entry = jail.map(|jail| Entry::new(jail, &path, &args)).transpose();
+    let entry = entry.map_err(|source| SpawnError::Open {
+        child: name,
+        path: path.clone(),
+        source,
+    })?;
     let before_exec = BeforeExec {
         netns,
         user,
+        // Another user has none.
+        capabilities: if user.is_some() {
+            Some(CapabilitySet::empty())
+        } else {
+            capabilities
+        },
+        jail: entry,
         cgroups: cgroups?,
         oom_score_adj: accounting.oom_score_adj,
         pass,

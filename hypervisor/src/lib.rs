@@ -21,6 +21,7 @@ mod cpus;
 mod ended;
 mod files;
 mod hotplug;
+mod jail;
 mod listener;
 mod nic;
 mod qmp;

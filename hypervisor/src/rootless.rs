@@ -52,7 +52,8 @@ pub enum RootlessError {
 pub(crate) struct User(u32);
 
 impl User {
-    fn random() -> io::Result<Self> {
+    /// One that hardly any other process has.
+    pub(crate) fn random() -> io::Result<Self> {
         let mut bytes = [0; 4];
         rustix::rand::getrandom(&mut bytes, GetRandomFlags::empty())?;
         Ok(Self::of(u32::from_ne_bytes(bytes)))

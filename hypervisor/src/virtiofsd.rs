@@ -44,6 +44,9 @@ pub(crate) async fn start(
         args: args(config, shared_dir, number(listener.as_fd())),
         netns: NetworkNamespace::Inherited,
         user: None,
+        // It gives up by itself what it does not need, once it has made its sandbox.
+        capabilities: None,
+        jail: None,
         accounting,
         pass: vec![listener],
     };

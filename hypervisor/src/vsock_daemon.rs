@@ -1,12 +1,15 @@
 //! vhost-device-vsock: carries one guest's vsock connections to Unix sockets.
 //!
 //! Unlike virtiofsd it cannot be given a socket that listens. It makes its own and tells nobody, so the directory is
-//! watched for the file.
+//! watched for the file. That directory, with our own socket for the guest's connections, is all that it sees ([`Jail`]): it
+//! parses what the guest writes.
 
 use std::ffi::OsString;
+use std::fs::DirBuilder;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt as _, chown};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,6 +21,8 @@ use tokio::net::UnixListener;
 use crate::boot::{Accounting, BootError, NetworkNamespace};
 use crate::children::{Child, ChildName, Program, spawn};
 use crate::files::SocketFile;
+use crate::jail::Jail;
+use crate::rootless::User;
 use crate::vm_time;
 use crate::vsock::Cid;
 
@@ -37,32 +42,39 @@ pub(crate) struct VsockDaemon {
     pub(crate) files: Vec<SocketFile>,
 }
 
-/// Listens for the guest on `port`, starts the daemon in `run_dir`, and connects to it for QEMU.
+/// The directory of the daemon's sockets, below the run directory: all that it sees.
+const DIRECTORY: &str = "vsock";
+
+/// Listens for the guest on `port`, starts the daemon below `run_dir`, and connects to it for QEMU.
 pub(crate) async fn start(
     program: PathBuf,
     run_dir: &Path,
     port: u32,
     accounting: Accounting,
 ) -> Result<VsockDaemon, BootError> {
-    let host_side = SocketFile::new(run_dir.join("vsock.sock"))?;
+    let directory = run_dir.join(DIRECTORY);
+    let host_side = SocketFile::new(directory.join("vsock.sock"))?;
     // The daemon connects to the host side's name with the port at its end.
-    let listener_file = SocketFile::new(run_dir.join(format!("vsock.sock_{port}")))?;
-    let device_side = SocketFile::new(run_dir.join("vhost-vsock.sock"))?;
-    let listener = UnixListener::bind(listener_file.path()).map_err(|source| BootError::Socket {
+    let listener_file = SocketFile::new(directory.join(format!("vsock.sock_{port}")))?;
+    let device_side = SocketFile::new(directory.join("vhost-vsock.sock"))?;
+    let prepared = prepare(&program, &directory, listener_file.path());
+    let (jail, listener) = prepared.map_err(|source| BootError::Socket {
         path: listener_file.path().to_owned(),
         source,
     })?;
 
-    let waiting = NewFiles::watch(run_dir).map_err(|source| BootError::Watch {
-        path: run_dir.to_owned(),
+    let waiting = NewFiles::watch(&directory).map_err(|source| BootError::Watch {
+        path: directory.clone(),
         source,
     })?;
     let program = Program {
         child: ChildName::VsockDaemon,
         path: program,
-        args: args(&host_side, &device_side),
+        args: args(),
         netns: NetworkNamespace::Inherited,
         user: None,
+        capabilities: None,
+        jail: Some(jail),
         accounting,
         pass: Vec::new(),
     };
@@ -85,15 +97,31 @@ pub(crate) async fn start(
     })
 }
 
-fn args(host_side: &SocketFile, device_side: &SocketFile) -> Vec<OsString> {
-    vec![
-        "--guest-cid".into(),
-        Cid::ALONE.to_string().into(),
-        "--socket".into(),
-        device_side.path().into(),
-        "--uds-path".into(),
-        host_side.path().into(),
+/// The directory and our socket in it, both the daemon's user's: it makes its sockets in the one and connects to the other.
+fn prepare(program: &Path, directory: &Path, listener: &Path) -> io::Result<(Jail, UnixListener)> {
+    let user = User::random()?;
+    DirBuilder::new().mode(0o700).create(directory)?;
+    let bound = UnixListener::bind(listener)?;
+    for path in [listener, directory] {
+        chown(path, Some(user.number()), Some(user.number()))?;
+    }
+    let jail = Jail::of_vsock_daemon(program, directory.to_owned(), user)?;
+    Ok((jail, bound))
+}
+
+/// Its sockets by their names alone: the directory is where it starts.
+fn args() -> Vec<OsString> {
+    let cid = Cid::ALONE.to_string();
+    [
+        "--guest-cid",
+        &cid,
+        "--socket",
+        "vhost-vsock.sock",
+        "--uds-path",
+        "vsock.sock",
     ]
+    .map(OsString::from)
+    .to_vec()
 }
 
 /// Connects as soon as the socket is there and listens.

@@ -312,7 +312,9 @@ mod tests {
     #[test]
     fn the_longest_ids_still_give_paths_that_fit_a_socket() {
         let long = "a".repeat(crate::id::MAX_LENGTH);
-        let longest = run_dir(Path::new(ROOT), &long).path().join("vsock.sock_4294967295");
+        let longest = run_dir(Path::new(ROOT), &long)
+            .path()
+            .join("vsock/vsock.sock_4294967295");
         assert!(longest.as_os_str().len() <= 107, "{}", longest.display());
         let other = format!("{}b", "a".repeat(crate::id::MAX_LENGTH - 1));
         assert_ne!(run_dir(Path::new(ROOT), &long), run_dir(Path::new(ROOT), &other));

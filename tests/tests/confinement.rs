@@ -2,7 +2,7 @@
 //!
 //! Only a runtime that has a VM has such processes.
 
-use std::{collections::BTreeMap, fs};
+use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use framework::{Error, Node, Result};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -45,6 +45,21 @@ fn limit(pid: u32, row: &str) -> Result<(String, String)> {
     }
 }
 
+/// A line of /proc/PID/status.
+fn status(pid: u32, key: &str) -> Result<String> {
+    let status = read(pid, "status")?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+    line.map(|value| value.trim().to_owned())
+        .ok_or_else(|| Error::unexpected(format!("no {key} in {status}")))
+}
+
+/// A namespace's name, such as `net:[4026531840]`.
+fn namespace(pid: impl std::fmt::Display, kind: &str) -> Result<PathBuf> {
+    Ok(fs::read_link(format!("/proc/{pid}/ns/{kind}"))?)
+}
+
 mod kata_only {
     use super::*;
 
@@ -82,6 +97,70 @@ mod kata_only {
                 assert_eq!(limit(pid, "Max core file size")?, core, "{program}");
                 assert_eq!(read(pid, "environ")?, "", "{program}");
             }
+        }
+        node.remove("a")?;
+        node.nothing_left()
+    }
+
+    #[test]
+    fn each_process_of_a_sandbox_has_the_rights_that_its_work_needs() -> Result<()> {
+        const NONE: &str = "0000000000000000";
+        let node = Node::start()?;
+        node.run("a").arg("-d").program(["sleep", "1000"]).ok()?;
+        let processes = processes(&node, "a");
+
+        let qemu = processes["qemu"];
+        assert_eq!(status(qemu, "NoNewPrivs")?, "1");
+        assert_eq!(status(qemu, "Seccomp")?, "2");
+        // CAP_DAC_READ_SEARCH (capabilities(7)).
+        for set in ["CapPrm", "CapEff", "CapBnd"] {
+            assert_eq!(status(qemu, set)?, "0000000000000004", "{set} of QEMU");
+        }
+
+        let virtiofsd = processes["virtiofsd"];
+        assert_eq!(status(virtiofsd, "NoNewPrivs")?, "1");
+        assert_eq!(status(virtiofsd, "Seccomp")?, "2");
+        for kind in ["mnt", "net"] {
+            assert_ne!(
+                namespace(virtiofsd, kind)?,
+                namespace("self", kind)?,
+                "{kind} of virtiofsd"
+            );
+        }
+
+        // With the kernel's vsock there is none.
+        if let Some(daemon) = processes.get("vhost-device-vsock").copied() {
+            let user = status(daemon, "Uid")?;
+            let ids: Vec<u32> = user.split_whitespace().filter_map(|id| id.parse().ok()).collect();
+            assert!(
+                ids.len() == 4 && ids.iter().all(|id| (0x7000_0000..0x8000_0000).contains(id)),
+                "{user}"
+            );
+            assert_eq!(status(daemon, "Groups")?, "");
+            for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+                assert_eq!(status(daemon, set)?, NONE, "{set} of the vsock daemon");
+            }
+            assert_eq!(status(daemon, "NoNewPrivs")?, "1");
+            assert_eq!(status(daemon, "Seccomp")?, "2");
+            for kind in ["mnt", "net", "ipc", "uts"] {
+                assert_ne!(
+                    namespace(daemon, kind)?,
+                    namespace("self", kind)?,
+                    "{kind} of the vsock daemon"
+                );
+            }
+            let bytes = (256_u64 << 20).to_string();
+            assert_eq!(limit(daemon, "Max data size")?, (bytes.clone(), bytes));
+            assert_eq!(limit(daemon, "Max processes")?, ("16".to_owned(), "16".to_owned()));
+            let sees: Vec<_> = fs::read_dir(format!("/proc/{daemon}/root"))?
+                .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+                .collect::<Result<_>>()?;
+            assert!(
+                !sees.is_empty() && sees.iter().all(|name| name.contains("vsock.sock")),
+                "{sees:?}"
+            );
+        } else {
+            assert!(std::path::Path::new("/dev/vhost-vsock").exists(), "{processes:?}");
         }
         node.remove("a")?;
         node.nothing_left()

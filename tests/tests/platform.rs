@@ -195,7 +195,7 @@ mod kata_only {
                 "{told}"
             );
         } else {
-            let mut stranger = UnixStream::connect(a.dir.join(format!("vsock.sock_{port}")))?;
+            let mut stranger = UnixStream::connect(a.dir.join(format!("vsock/vsock.sock_{port}")))?;
             // It may be closed before all is said.
             let _ = stranger.write_all(AGENT);
             let mut answer = Vec::new();

@@ -2,17 +2,25 @@
 //!
 //! The one place where the processes of a VM get their rights and limits on the host.
 
+use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{Gid, Pid, Resource, Rlimit, Signal, Uid};
-use rustix::thread::LinkNameSpaceType;
+use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
+use rustix::process::{Gid, Pid, Resource, Rlimit, Signal, Uid, chdir, chroot, pivot_root};
+use rustix::thread::{
+    CapabilitySet, LinkNameSpaceType, clear_ambient_capability_set, remove_capability_from_bounding_set,
+};
+use seccompiler::BpfProgram;
 
+use crate::jail::Jail;
 use crate::rootless::User;
 
 /// Files that a child may have open: the soft limit is raised to so many, if the hard one allows it. A service manager's
@@ -41,6 +49,11 @@ pub(crate) struct BeforeExec {
     pub(crate) user: Option<User>,
     /// `cgroup.procs` files, open for writing, through which the child moves itself.
     pub(crate) cgroups: Vec<File>,
+    /// Capabilities that it may have while it is root; its parent's, if none. Without, and without a user of its own, it keeps
+    /// all.
+    pub(crate) capabilities: Option<CapabilitySet>,
+    /// Where it is kept, and the program that it becomes there.
+    pub(crate) jail: Option<Entry>,
     /// Its score for the host's OOM killer; its parent's, if none.
     pub(crate) oom_score_adj: Option<i32>,
     /// The only descriptors, but for the standard ones, that the program inherits; their numbers stay.
@@ -86,18 +99,151 @@ impl BeforeExec {
                     .map_err(|errno| (&b"cannot enter the network namespace"[..], errno))?;
             }
         }
+        if let Some(entry) = &self.jail {
+            entry.enter()?;
+        }
+        if let Some(kept) = self.capabilities {
+            bound_capabilities(kept).map_err(|errno| (&b"cannot give up capabilities"[..], errno))?;
+        }
         if let Some(user) = self.user {
             become_user(user).map_err(|errno| (&b"cannot become an unprivileged user"[..], errno))?;
             // Another user's process is not to be ended by its parent any more (prctl(2), PR_SET_PDEATHSIG).
             die_with(parent)?;
         }
+        rustix::thread::set_no_new_privs(true).map_err(|errno| (&b"cannot give up new privileges"[..], errno))?;
         close_on_exec_from(3).map_err(|errno| (&b"cannot mark descriptors close-on-exec"[..], errno))?;
         for fd in &self.pass {
             rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())
                 .map_err(|errno| (&b"cannot pass a descriptor"[..], errno))?;
         }
+        match &self.jail {
+            // Does not come back.
+            Some(entry) => Err(entry.execute()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A jail and what is started in it. All that a child needs is made before the fork.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    directory: CString,
+    is_root: bool,
+    limits: [(Resource, Rlimit); 2],
+    filter: BpfProgram,
+    program: OwnedFd,
+    arguments: Vec<CString>,
+}
+
+/// Arguments of a program in a jail, its name included.
+const MOST_ARGUMENTS: usize = 15;
+
+impl Entry {
+    /// For the program of this path, which has to be readable now and need not be there in the jail.
+    pub(crate) fn new(jail: Jail, path: &Path, arguments: &[OsString]) -> io::Result<Self> {
+        let text = |text: &OsStr| CString::new(text.as_bytes()).map_err(io::Error::other);
+        let words = std::iter::once(path.as_os_str()).chain(arguments.iter().map(OsString::as_os_str));
+        let arguments: Vec<CString> = words.map(text).collect::<io::Result<_>>()?;
+        if arguments.len() > MOST_ARGUMENTS {
+            return Err(io::Error::from_raw_os_error(libc::E2BIG));
+        }
+        let limit = |most| Rlimit {
+            current: Some(most),
+            maximum: Some(most),
+        };
+        Ok(Self {
+            directory: text(jail.directory.as_os_str())?,
+            is_root: jail.is_root,
+            limits: [
+                (Resource::Data, limit(jail.memory)),
+                (Resource::Nproc, limit(jail.threads)),
+            ],
+            filter: jail.filter,
+            program: File::open(path)?.into(),
+            arguments,
+        })
+    }
+
+    /// New namespaces, the directory as root, the limits.
+    fn enter(&self) -> Result<(), Failed> {
+        let new = libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+        // SAFETY: these flags change what the calling thread, the only one, sees of the system, and nothing about memory or
+        // descriptors.
+        if unsafe { libc::unshare(new) } != 0 {
+            return Err((b"cannot make namespaces", errno()));
+        }
+        mount_change(c"/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
+            .map_err(|errno| (&b"cannot leave the host's mounts"[..], errno))?;
+        if self.is_root {
+            let root = self.directory.as_c_str();
+            mount_bind(root, root)
+                .and_then(|()| chdir(root))
+                .and_then(|()| change_root())
+                .map_err(|errno| (&b"cannot change the root directory"[..], errno))?;
+        } else {
+            chdir(self.directory.as_c_str()).map_err(|errno| (&b"cannot change the directory"[..], errno))?;
+        }
+        for (resource, limit) in &self.limits {
+            rustix::process::setrlimit(*resource, *limit)
+                .map_err(|errno| (&b"cannot set a resource limit"[..], errno))?;
+        }
         Ok(())
     }
+
+    /// Becomes the program. Comes back where that fails.
+    fn execute(&self) -> Failed {
+        if seccompiler::apply_filter(&self.filter).is_err() {
+            return (b"cannot set the filter of system calls", errno());
+        }
+        let mut arguments = [std::ptr::null(); MOST_ARGUMENTS + 1];
+        for (place, argument) in arguments.iter_mut().zip(&self.arguments) {
+            *place = argument.as_ptr();
+        }
+        let environment = [std::ptr::null::<libc::c_char>()];
+        // SAFETY: the descriptor is open; the strings live as long as `self`, and both arrays end with a null pointer, as
+        // there are at most MOST_ARGUMENTS arguments.
+        unsafe {
+            libc::syscall(
+                libc::SYS_execveat,
+                self.program.as_raw_fd(),
+                c"".as_ptr(),
+                arguments.as_ptr(),
+                environment.as_ptr(),
+                libc::AT_EMPTY_PATH,
+            );
+        }
+        (b"cannot execute the program", errno())
+    }
+}
+
+/// Makes the working directory, which is a mount's root, the root, and lets go of the old one.
+fn change_root() -> rustix::io::Result<()> {
+    match pivot_root(c".", c".") {
+        Ok(()) => unmount(c".", UnmountFlags::DETACH)?,
+        // The host runs in its initial RAM file system, of which nobody can let go. Without capabilities nobody leaves the new
+        // root either.
+        Err(rustix::io::Errno::INVAL) => chroot(c".")?,
+        Err(error) => return Err(error),
+    }
+    chdir(c"/")
+}
+
+/// Removes all other capabilities from the bounding set: what is executed as root has no more than these.
+fn bound_capabilities(kept: CapabilitySet) -> rustix::io::Result<()> {
+    for bit in 0..u64::BITS {
+        let Some(capability) = CapabilitySet::from_bits(1 << bit) else {
+            continue;
+        };
+        if kept.contains(capability) {
+            continue;
+        }
+        match remove_capability_from_bounding_set(capability) {
+            // The kernel has no more of them.
+            Err(rustix::io::Errno::INVAL) => break,
+            removed => removed?,
+        }
+    }
+    clear_ambient_capability_set()
 }
 
 /// The step that failed, and why.
