@@ -13,6 +13,7 @@ mod locked;
 mod model;
 mod raw;
 mod reference;
+mod row;
 mod settings;
 mod show;
 mod unsupported;
@@ -24,7 +25,8 @@ pub use installation::{Installation, Replacement};
 pub use load::{ConfigError, DEFAULT_PATHS, Loaded, MAX_DROP_INS, MAX_FILE_SIZE, load, load_for, locate};
 pub use locked::{CapPolicy, LockLimit, OnExcess, PerfEventKb};
 pub use model::{Agent, CapIpcLock, Config, Hypervisor, Memlock, Runtime};
-pub use reference::{Row, Status, reference};
+pub use reference::reference;
+pub use row::{Row, Status};
 pub use value::{
     Accelerator, BlockAio, HostNetwork, InterNetworking, MAX_VCPUS, MachineType, Mebibytes, MilliCpus, NamePattern,
     PathPattern, SharedFs, Vcpus, VirtioFsCache, Vsock,

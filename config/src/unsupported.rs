@@ -7,7 +7,7 @@ use std::path::Path;
 
 use toml::de::DeValue;
 
-use crate::reference::{Row, Status};
+use crate::row::{Row, Status};
 use crate::settings::{SETTINGS, Table};
 use crate::warning::{Place, Reason, Warning};
 

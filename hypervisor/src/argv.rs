@@ -289,7 +289,7 @@ mod tests {
         });
         let memory = "memory-backend-memfd,id=memory,size=256M,share=on,hugetlb=on,hugetlbsize=2M,prealloc=on";
         assert!(told.contains(&format!("\n-object {memory}\n")), "{told}");
-        assert!(told.contains("\n-cpu max,pmu=off,vmx=off\n"), "{told}");
+        assert!(told.contains("\n-cpu max,-erms,-fsrm,pmu=off,vmx=off\n"), "{told}");
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! parses what the guest writes.
 
 use std::ffi::OsString;
-use std::fs::DirBuilder;
+use std::fs::{self, DirBuilder};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
@@ -100,6 +100,11 @@ pub(crate) async fn start(
 /// The directory and our socket in it, both the daemon's user's: it makes its sockets in the one and connects to the other.
 fn prepare(program: &Path, directory: &Path, listener: &Path) -> io::Result<(Jail, UnixListener)> {
     let user = User::random()?;
+    // A VM that ran here before leaves it empty, and another user's.
+    match fs::remove_dir(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     DirBuilder::new().mode(0o700).create(directory)?;
     let bound = UnixListener::bind(listener)?;
     for path in [listener, directory] {

@@ -90,7 +90,6 @@ impl Container {
         disks: Vec<Plugged>,
         services: Services,
     ) -> Result<Self, Error> {
-        warn_of_labels(&id, &spec);
         let linux = spec.linux_mut().as_mut();
         if let Some(resources) = linux.and_then(|linux| linux.resources_mut().as_mut()) {
             limit_own_disks(&id, resources, &disks);
@@ -188,30 +187,6 @@ fn limit_own_disks(id: &ContainerId, resources: &mut LinuxResources, disks: &[Pl
             devices = missing.join(" "),
             "limits of I/O are left out: these devices of the host are no disks of the container in the guest"
         );
-    }
-}
-
-/// The guest's kernel has neither AppArmor nor SELinux: the host's policy binds the whole virtual machine instead.
-fn warn_of_labels(id: &ContainerId, spec: &Spec) {
-    let process = spec.process().as_ref();
-    let asked = [
-        (
-            "apparmorProfile",
-            process.and_then(|process| process.apparmor_profile().as_deref()),
-        ),
-        (
-            "selinuxLabel",
-            process.and_then(|process| process.selinux_label().as_deref()),
-        ),
-        (
-            "mountLabel",
-            spec.linux().as_ref().and_then(|linux| linux.mount_label().as_deref()),
-        ),
-    ];
-    for (field, label) in asked {
-        if let Some(label) = label.filter(|label| !label.is_empty() && *label != "unconfined") {
-            tracing::warn!(container = %id, field, label, "has no effect in the guest");
-        }
     }
 }
 
