@@ -33,6 +33,10 @@ type Deletion = watch::Receiver<Option<Result<(), Arc<Error>>>>;
 /// How long a caller waits for a deletion before it is told how it goes.
 const SLICE: Duration = Duration::from_secs(5);
 
+/// How long the unmounting of what the host shares holds up a deletion: pages that were written through a mapping go to the host
+/// with it.
+const UNMOUNT: Duration = Duration::from_secs(20);
+
 /// How a deletion goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Deleted {
@@ -283,22 +287,41 @@ impl Sandbox {
             // An error: its sender is gone, which is what is waited for.
             while over.changed().await.is_ok() {}
             if !self.lock().contains_key(id) {
-                return Ok(());
+                return self.release(id).await;
             }
         }
-        self.container(id)?.delete().await?;
-        self.release_volumes(id).await;
-        let released = self.storages.release(id).await;
-        released.map_err(|source| Error::Storage { id: id.clone(), source })?;
+        let container = match self.container(id) {
+            Ok(container) => container,
+            Err(missing) => {
+                // A creation that failed may have left what it could not let go of.
+                self.release(id).await?;
+                return Err(missing);
+            }
+        };
+        container.delete().await?;
+        self.release(id).await?;
         self.lock().remove(id);
         Ok(())
     }
 
-    /// Lets go of what the host shares with a container whose processes have ended.
+    /// Lets go of all that a container without processes holds. Does nothing for one that holds nothing.
+    async fn release(&self, id: &ContainerId) -> Result<(), Error> {
+        self.release_volumes(id).await;
+        let released = self.storages.release(id).await;
+        released.map_err(|source| Error::Storage { id: id.clone(), source })
+    }
+
+    /// Lets go of what the host shares with a container whose processes have ended. A file server that does not answer holds up the
+    /// unmounting for good, and the deletion for [`UNMOUNT`]: what is left goes when it answers.
     async fn release_volumes(&self, id: &ContainerId) {
-        let (volumes, id) = (self.volumes.clone(), id.clone());
-        if tokio::task::spawn_blocking(move || volumes.release(&id)).await.is_err() {
-            tracing::error!("cannot let go of a container's volumes");
+        let (volumes, name) = (self.volumes.clone(), id.clone());
+        let released = tokio::task::spawn_blocking(move || volumes.release(&name));
+        match tokio::time::timeout(UNMOUNT, released).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(container = %id, %error, "cannot let go of a container's volumes"),
+            Err(_) => {
+                tracing::warn!(container = %id, "the host does not answer: the container's volumes are let go of later")
+            }
         }
     }
 

@@ -96,16 +96,19 @@ impl<E: Clone> Core<E> {
             (RemoveStep::Detaching(_), Err(failure)) => self.removal_failed(now, id, failure.error),
             (RemoveStep::Hooks { timer, .. }, _) => {
                 self.abandon(timer);
-                self.removed(id);
+                self.removed(now, id);
             }
             (RemoveStep::VmsEnd | RemoveStep::Stopping, _) => {}
         }
     }
 
     /// A container that has stopped must be deletable, but a neighbour that may be well is not worth the VM: whoever asks is told to try
-    /// again. So is whoever deletes the last one, once: what is on its disks may be saved yet.
+    /// again. So is whoever deletes the last one that lives, once: what is on its disks may be saved yet. The sandbox's own container does
+    /// nothing by itself and does not count.
     fn guest_holds_on(&mut self, now: SystemTime, id: &ContainerId, failure: Failure<E>) {
-        let alone = self.containers.len() == 1;
+        let counts = |other: &ContainerId| other != id && *other != self.own;
+        let mut others = self.containers.iter().filter(|(other, _)| counts(other));
+        let alone = others.all(|(_, container)| container.life.has_ended());
         let Some(container) = self.containers.get_mut(id) else {
             return;
         };
@@ -193,7 +196,7 @@ impl<E: Clone> Core<E> {
     }
 
     /// The hooks that follow a deletion take too long: it is not held up by them.
-    pub(crate) fn stop_hooks_overdue(&mut self, id: &ContainerId) {
+    pub(crate) fn stop_hooks_overdue(&mut self, now: SystemTime, id: &ContainerId) {
         let operation = self
             .containers
             .get(id)
@@ -205,7 +208,7 @@ impl<E: Clone> Core<E> {
         {
             let job = *job;
             self.abandon(job);
-            self.removed(id);
+            self.removed(now, id);
         }
     }
 
@@ -245,7 +248,7 @@ impl<E: Clone> Core<E> {
     }
 
     /// Nothing of it is left: its id is free.
-    fn removed(&mut self, id: &ContainerId) {
+    fn removed(&mut self, now: SystemTime, id: &ContainerId) {
         let Some(container) = self.containers.remove(id) else {
             return;
         };
@@ -264,6 +267,11 @@ impl<E: Clone> Core<E> {
                 for reply in delete.replies {
                     self.refuse(reply, Refusal::NotFound(name.clone()));
                 }
+            }
+            if !state.life.has_ended() {
+                // Wakes who waits.
+                let exit = Exit { status: 0, at: now };
+                self.effects.push(Effect::Enter(name, View::Stopped(exit), None));
             }
         }
         let exit = match container.life {

@@ -52,6 +52,10 @@ impl<E: Clone> Core<E> {
             Ok(()) => self.answer(reply, Answer::Done),
             // Its exit is on the way here.
             Err(failure) if failure.fault == Fault::Missing => self.refuse(reply, Refusal::Finished(name.clone())),
+            // So are those of all execs of a container whose first process has ended.
+            Err(failure) if failure.fault == Fault::Phase && name.exec.is_some() => {
+                self.refuse(reply, Refusal::Finished(name.clone()));
+            }
             // It goes with the VM.
             Err(failure) if failure.fault == Fault::Gone && kills => self.answer(reply, Answer::Done),
             Err(failure) => self.answer(reply, Answer::Failed(failure.error)),

@@ -142,7 +142,7 @@ impl<E: Clone> Core<E> {
             Purpose::Ladder(id) => self.climb(&id),
             Purpose::ExecExits(id) => self.exec_exits_missing(now, &id),
             Purpose::ExecDelete(name) => self.exec_exit_missing(&name),
-            Purpose::Operation(id) => self.stop_hooks_overdue(&id),
+            Purpose::Operation(id) => self.stop_hooks_overdue(now, &id),
             // No timers.
             Purpose::Exec(_)
             | Purpose::ExecKill(_)

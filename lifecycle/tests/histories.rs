@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use lifecycle::id::{ContainerId, ExecId, ProcessName};
 use lifecycle::{
     Answer, Core, Effect, Event, Exit, Failure, Fault, Input, Job, Output, Refusal, Reply, Request, SIGKILL, Timer,
-    Work,
+    View, Work,
 };
 
 /// A sandbox whose VM is up.
@@ -194,4 +194,60 @@ fn a_pause_that_is_not_answered_is_undone() {
     assert!(answers(&undoing).is_empty());
     let undone = sandbox.done(job(&undoing, |work| matches!(work, Work::GuestResume(_))));
     assert_eq!(answers(&undone), [Answer::Failed("no answer")]);
+}
+
+#[test]
+fn a_guest_that_holds_on_to_a_container_costs_the_vm_if_only_the_pods_own_container_lives_on() {
+    for (neighbour_lives, ends) in [(true, false), (false, true)] {
+        let mut sandbox = Sandbox::new();
+        for id in ["pod", "c", "neighbour"] {
+            sandbox.run(id);
+        }
+        sandbox.exits(init("c"));
+        if !neighbour_lives {
+            sandbox.exits(init("neighbour"));
+        }
+        let begun = sandbox.ask(Request::Delete(init("c")));
+        let delete = job(&begun, |work| matches!(work, Work::GuestDelete(_)));
+        let held = sandbox.step(Input::Finished(delete, unanswered()));
+        let ended = held.iter().any(|effect| matches!(effect, Effect::EndVm(_)));
+        assert_eq!(ended, ends, "{held:?}");
+    }
+}
+
+#[test]
+fn whoever_waits_for_an_exec_that_never_started_is_woken_by_its_containers_deletion() {
+    let mut sandbox = Sandbox::new();
+    sandbox.run("c");
+    sandbox.ask(Request::AddExec(exec("c")));
+    sandbox.exits(init("c"));
+    let begun = sandbox.ask(Request::Delete(init("c")));
+    let deleted = sandbox.settle(begun, |_| false);
+    let woken =
+        |effect: &Effect<_>| matches!(effect, Effect::Enter(name, View::Stopped(_), None) if *name == exec("c"));
+    assert!(deleted.iter().any(woken), "{deleted:?}");
+}
+
+#[test]
+fn a_signal_to_an_exec_whose_container_has_ended_finds_it_finished() {
+    let mut sandbox = Sandbox::new();
+    sandbox.run("c");
+    sandbox.ask(Request::AddExec(exec("c")));
+    let begun = sandbox.ask(Request::Start(exec("c")));
+    sandbox.settle(begun, |_| false);
+    let begun = sandbox.ask(Request::Kill {
+        name: exec("c"),
+        signal: SIGKILL,
+        all: false,
+    });
+    let signal = job(&begun, |work| matches!(work, Work::Signal { .. }));
+    let phase = Failure {
+        fault: Fault::Phase,
+        error: "its container has ended",
+    };
+    let answers = answers(&sandbox.step(Input::Finished(signal, Err(phase))));
+    assert!(
+        matches!(answers[..], [Answer::Refused(Refusal::Finished(_))]),
+        "{answers:?}"
+    );
 }

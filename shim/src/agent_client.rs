@@ -248,6 +248,11 @@ impl AgentClient {
             Ok(Err(ttrpc::Error::Others(text))) if text.contains("deadline elapsed") => {
                 Err(AgentError::TimedOut(bound))
             }
+            // Nor for an answer that cannot be decoded. The connection goes on.
+            Ok(Err(ttrpc::Error::Others(text))) if text.starts_with("Unpack") => Err(AgentError::Refused {
+                code: Code::INTERNAL,
+                message: printable(&text, LONGEST_MESSAGE),
+            }),
             Ok(Err(error)) => Err(AgentError::Broken(error.to_string())),
         }
     }

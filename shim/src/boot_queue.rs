@@ -15,12 +15,19 @@ use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, inotify};
 
 /// Name of a place's file, before its number.
 const PLACE: &str = "boot.place.";
+
+/// Longest time between the close of a dying process's file and the end of its lock: one step of the kernel's.
+const DYING: Duration = Duration::from_millis(50);
+
+/// The pause in which it is waited for: there is no event.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
 
 /// The queue.
 #[derive(Debug, Clone)]
@@ -47,7 +54,7 @@ impl BootQueue {
     /// The queue whose files are in `directory`, with as many places as this process can use CPUs.
     #[must_use]
     pub fn new(directory: &Path) -> Self {
-        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        let cpus = thread::available_parallelism().map_or(1, usize::from);
         Self::with_places(directory, cpus)
     }
 
@@ -99,20 +106,27 @@ impl BootQueue {
     /// A place that is free now. To be called by the one that is next: nobody else takes any.
     fn free(&self) -> io::Result<Option<BootPlace>> {
         for number in 0..self.places {
-            // Not open for writing: closing it tells nobody that a place is given back.
-            let path = self.directory.join(format!("{PLACE}{number}"));
-            let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::CLOEXEC;
-            let probe: OwnedFd = rustix::fs::open(path, flags, Mode::from_raw_mode(0o600))?;
-            match flock(&probe, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => {
-                    flock(&probe, FlockOperation::Unlock)?;
-                    return self.take(number).map(Some);
-                }
-                Err(rustix::io::Errno::WOULDBLOCK) => {}
-                Err(error) => return Err(error.into()),
+            if let Some(place) = self.take_if_free(number)? {
+                return Ok(Some(place));
             }
         }
         Ok(None)
+    }
+
+    /// This place, if it is free now.
+    fn take_if_free(&self, number: usize) -> io::Result<Option<BootPlace>> {
+        // Not open for writing: closing it tells nobody that a place is given back.
+        let path = self.directory.join(format!("{PLACE}{number}"));
+        let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::CLOEXEC;
+        let probe: OwnedFd = rustix::fs::open(path, flags, Mode::from_raw_mode(0o600))?;
+        match flock(&probe, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {
+                flock(&probe, FlockOperation::Unlock)?;
+                self.take(number).map(Some)
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Waits for this place.
@@ -120,6 +134,19 @@ impl BootQueue {
         let file = self.open(&format!("{PLACE}{number}"))?;
         lock(&file)?;
         Ok(BootPlace { file })
+    }
+
+    /// Takes a place that has just been given back. Of a process that has died the kernel tells before it gives the lock back, and
+    /// tells nothing when it does. None if somebody else has the place.
+    fn take_soon(&self, number: usize) -> io::Result<Option<BootPlace>> {
+        let began = Instant::now();
+        loop {
+            let place = self.take_if_free(number)?;
+            if place.is_some() || began.elapsed() > DYING {
+                return Ok(place);
+            }
+            thread::sleep(BETWEEN_LOOKS);
+        }
     }
 
     /// Waits until one of the places is given back, and takes it.
@@ -140,9 +167,10 @@ impl BootQueue {
             };
             let name = event.file_name().and_then(|name| name.to_str().ok());
             let number = name.and_then(|name| name.strip_prefix(PLACE)?.parse().ok());
-            if let Some(number) = number.filter(|number| *number < self.places) {
-                // Of a process that has died the kernel tells before it gives the lock back.
-                return self.take(number);
+            if let Some(number) = number.filter(|number| *number < self.places)
+                && let Some(place) = self.take_soon(number)?
+            {
+                return Ok(place);
             }
         }
     }
@@ -162,7 +190,6 @@ mod tests {
     use super::*;
     use std::io::Read as _;
     use std::process::{Command, Stdio};
-    use std::time::Duration;
 
     const SHORT: Duration = Duration::from_millis(100);
     const LONG: Duration = Duration::from_secs(30);

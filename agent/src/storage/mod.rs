@@ -176,7 +176,7 @@ impl Storages {
             }
         }
         if !storage.entries.is_empty() {
-            let storage = storage.clone();
+            let (storage, name) = (storage.clone(), storage.name.clone());
             let work = move || {
                 let made = entries::make(&place(&storage.name), &storage.entries, new);
                 made.map_err(|source| StorageError::Entries {
@@ -184,7 +184,15 @@ impl Storages {
                     source,
                 })
             };
-            blocking(work).await?;
+            let made = blocking(work).await;
+            if made.is_err() && new {
+                // Half made it is of no use to the next one.
+                match blocking(move || filesystem::unmount(&place(&name))).await {
+                    Ok(()) => slot.mounted = None,
+                    Err(error) => tracing::warn!(%error, "a storage without its first content stays mounted"),
+                }
+            }
+            made?;
         }
         slot.users.insert(container.clone());
         self.hold(container, |held| {

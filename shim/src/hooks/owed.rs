@@ -63,7 +63,8 @@ impl Owed {
             },
         };
         fs::create_dir_all(&self.directory)?;
-        let new = self.directory.join("new");
+        // Its own: another container's may be written at the same time.
+        let new = self.directory.join(format!("{}.new", state.id));
         fs::write(&new, serde_json::to_vec(&record)?)?;
         fs::rename(new, self.file(&state.id))
     }
@@ -95,7 +96,8 @@ impl Owed {
         let Ok(entries) = fs::read_dir(&self.directory) else {
             return;
         };
-        for entry in entries.flatten() {
+        let complete = |entry: &fs::DirEntry| entry.path().extension().is_some_and(|extension| extension == "json");
+        for entry in entries.flatten().filter(complete) {
             if let Err(error) = self.pay_file(host, &entry.path(), Some(LIMIT)).await {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(file = %entry.path().display(), error, "a poststop hook failed");

@@ -52,8 +52,10 @@ impl Drop for StandIn {
         let pid = self.pid;
         // It is a child that was not waited for: the number is its own.
         let _ = kill_process(pid, Signal::KILL);
-        // On a thread of its own: a process that the kernel is slow to end holds nobody up.
-        thread::spawn(move || while matches!(waitpid(Some(pid), WaitOptions::empty()), Err(Errno::INTR)) {});
+        // On a thread of its own: a process that the kernel is slow to end holds nobody up. Where there can be none, it stays a
+        // zombie until the shim ends.
+        let reap = move || while matches!(waitpid(Some(pid), WaitOptions::empty()), Err(Errno::INTR)) {};
+        let _ = thread::Builder::new().spawn(reap);
     }
 }
 

@@ -91,6 +91,11 @@ fn fault(error: &AgentError) -> Fault {
             code: Code::FAILED_PRECONDITION,
             ..
         } => Fault::Phase,
+        // The guest has the same time-out for a call as the shim, and either may be the first to notice.
+        AgentError::Refused {
+            code: Code::DEADLINE_EXCEEDED,
+            ..
+        } => Fault::Unanswered,
         AgentError::Refused { .. } => Fault::Refused,
         AgentError::TimedOut(_) => Fault::Unanswered,
         AgentError::Broken(_) => Fault::Gone,

@@ -45,6 +45,8 @@ pub(super) fn pruned(path: &str) -> Result<Verdict> {
 pub(super) fn pruned_by_oom(path: &str) -> Result<Verdict> {
     part(path)?;
     Peer::start(|_| {
+        // A process may not leave its cgroup namespace's root (cgroups(7), nsdelegate): it takes the guest's first.
+        setns(File::open("/proc/1/ns/cgroup")?, CloneFlags::CLONE_NEWCGROUP)?;
         setns(File::open("/proc/1/ns/mnt")?, CloneFlags::CLONE_NEWNS)?;
         fs::write("/sys/fs/cgroup/cgroup.procs", "0")?;
         fs::write("/proc/self/oom_score_adj", "1000")?;
