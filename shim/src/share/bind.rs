@@ -279,7 +279,9 @@ impl Attaching<'_> {
                 let identity = self.tree.identity(one).filter(|_| one.at.to_str().is_some());
                 identity.is_some() && identity == self.tree.identity(other)
             };
-            for Overlap { at, view, read_only } in self.registry.overlaps(&pieces, view, place, same) {
+            let read_only_inside = &source.at.read_only_inside;
+            let overlaps = self.registry.overlaps(&pieces, view, place, read_only_inside, same);
+            for Overlap { at, view, read_only } in overlaps {
                 let writes = !source.read_only && !read_only;
                 if writes {
                     self.tree.make_writable(self.registry, view.volume)?;

@@ -440,19 +440,54 @@ mod tests {
         });
     }
 
+    /// Mounts something, read-only, on a directory of the host.
+    fn mount_read_only(tree: &SharedTree, place: &Path) {
+        let place = place.to_owned();
+        let mounted = move || {
+            let flags = rustix::mount::MountFlags::empty();
+            rustix::mount::mount("tmpfs", &place, "tmpfs", flags, None).unwrap();
+            let remount = rustix::mount::MountFlags::BIND | rustix::mount::MountFlags::RDONLY;
+            rustix::mount::mount_remount(&place, remount, "").unwrap();
+        };
+        tree.host.run(mounted).unwrap();
+    }
+
+    #[test]
+    fn what_the_host_has_mounted_read_only_later_is_not_written_to_by_whoever_has_what_is_above() {
+        in_namespace(|tree, directory| {
+            let source = volume(tree, directory);
+            let path = source.clone();
+            tree.host
+                .run(move || mount_change(&path, MountPropagationFlags::SHARED).unwrap())
+                .unwrap();
+            let [one, two, three] = ["c1", "c2", "c3"].map(|id| ContainerId::new(id).unwrap());
+            attach_bind(tree, &one, &bind(&source, false)).unwrap();
+            mount_read_only(tree, &source.join("a"));
+            let mut private = bind(&source.join("a"), false);
+            private.receives = false;
+            let inner = attach_bind(tree, &two, &private).unwrap();
+            assert!(inner.options.read_only);
+            let inner = shared(tree, &inner);
+            // The copy of the host's mount comes by a thread, and nothing else tells when.
+            let copy = tree.root().join(protocol::VOLUMES).join("1/a");
+            while mountinfo::below(&copy).unwrap().is_empty() {
+                thread::yield_now();
+            }
+            let over = attach_bind(tree, &three, &bind(&source, false)).unwrap().over;
+            assert!(over.iter().any(|(at, ..)| at == Path::new("a")), "{over:?}");
+            assert!(over.iter().all(|(.., read_only)| *read_only), "{over:?}");
+            assert!(!writable(&inner));
+            for id in [one, two, three] {
+                tree.detach(&id).unwrap();
+            }
+        });
+    }
+
     #[test]
     fn a_volume_is_writable_on_the_host_while_somebody_writes_and_what_is_read_only_in_it_stays_so() {
         in_namespace(|tree, directory| {
             let source = volume(tree, directory);
-            let inner = source.join("a/b");
-            tree.host
-                .run(move || {
-                    let flags = rustix::mount::MountFlags::empty();
-                    rustix::mount::mount("tmpfs", &inner, "tmpfs", flags, None).unwrap();
-                    let remount = rustix::mount::MountFlags::BIND | rustix::mount::MountFlags::RDONLY;
-                    rustix::mount::mount_remount(&inner, remount, "").unwrap();
-                })
-                .unwrap();
+            mount_read_only(tree, &source.join("a/b"));
             let [one, two] = ["c1", "c2"].map(|id| ContainerId::new(id).unwrap());
             let whole = shared(tree, &attach_bind(tree, &one, &bind(&source, true)).unwrap());
             assert!(!writable(&whole) && !writable(&whole.join("a/b")));

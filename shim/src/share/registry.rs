@@ -29,6 +29,8 @@ pub(super) struct Piece {
     pub(super) at: PathBuf,
     /// What is mounted.
     pub(super) of: Place,
+    /// Nothing can be written by it.
+    pub(super) read_only: bool,
 }
 
 /// A path in a volume; empty for its root.
@@ -194,11 +196,15 @@ impl Registry {
     }
 
     /// What is to be mounted over parts of a view, the upper ones first. `same` says whether two paths are the same file.
+    ///
+    /// A part is read-only if a mount on the way to it is: in the volume as it is now, or on the host as it is now
+    /// (`read_only_inside`, below the source).
     pub(super) fn overlaps(
         &self,
         pieces: &[Piece],
         base: &View,
         source: &Place,
+        read_only_inside: &BTreeSet<PathBuf>,
         same: impl Fn(&View, &View) -> bool,
     ) -> Vec<Overlap> {
         // What the view shows: the source itself, and the mounts inside it.
@@ -238,7 +244,10 @@ impl Registry {
                 propose(at.clone(), view);
             }
         }
-        let read_only = self.read_only_inside(base.volume);
+        let read_only = pieces.iter().filter(|piece| inside(piece) && piece.read_only);
+        let mut read_only: BTreeSet<PathBuf> = read_only.map(|piece| piece.at.clone()).collect();
+        read_only.extend(self.read_only_inside(base.volume));
+        read_only.extend(read_only_inside.iter().map(|place| join(&base.at, place)));
         // A path sorts before what is below it.
         let overlaps = found.into_iter().map(|(at, view)| Overlap {
             read_only: is_in_one_of(&join(&base.at, &at), &read_only),

@@ -76,6 +76,7 @@ impl SharedTree {
                     device: line.device,
                     path: line.root,
                 },
+                read_only: line.read_only,
             })
         };
         Ok(mounts.into_iter().filter_map(piece).collect())

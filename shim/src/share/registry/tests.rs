@@ -40,6 +40,7 @@ impl Sandbox {
                 device: (8, 1),
                 path: path.clone(),
             },
+            read_only: !self.registry.writable(*volume),
         };
         self.exported.iter().map(piece).collect()
     }
@@ -199,11 +200,13 @@ fn what_is_mounted_inside_a_volume_is_found_and_gives_way_to_a_volume_of_its_own
             volume: whole,
             at: PathBuf::new(),
             of: disk.clone(),
+            read_only: false,
         },
         Piece {
             volume: whole,
             at: "m".into(),
             of: other.clone(),
+            read_only: true,
         },
     ];
     let inner = Place {
@@ -230,7 +233,7 @@ fn what_is_mounted_inside_a_volume_is_found_and_gives_way_to_a_volume_of_its_own
         volume: whole,
         at: PathBuf::new(),
     };
-    let over = registry.overlaps(&pieces, &base, &disk, |_, _| true);
+    let over = registry.overlaps(&pieces, &base, &disk, &BTreeSet::new(), |_, _| true);
     let covers = View {
         volume: own,
         at: PathBuf::new(),
@@ -245,7 +248,11 @@ fn what_is_mounted_inside_a_volume_is_found_and_gives_way_to_a_volume_of_its_own
     );
     // Another file has taken the name meanwhile.
     assert_eq!(registry.choose(&pieces, &inner, false, |_| false), Choice::New);
-    assert!(registry.overlaps(&pieces, &base, &disk, |_, _| false).is_empty());
+    assert!(
+        registry
+            .overlaps(&pieces, &base, &disk, &BTreeSet::new(), |_, _| false)
+            .is_empty()
+    );
 }
 
 const PATHS: [&str; 8] = ["/", "/a", "/a/b", "/a/b/c", "/a/x", "/ab", "/y", "/y/z"];
