@@ -158,19 +158,20 @@ impl SharedTree {
         }
     }
 
-    /// Unmounts and removes everything of a container, and the volumes that nobody uses any longer: the answer. May be called
-    /// again, and for a container that never was.
+    /// Unmounts and removes everything of a container, and the volumes that nobody uses any longer: the answer, with those of
+    /// calls that have failed. May be called again, and for a container that never was.
     ///
     /// # Errors
     /// Something is still mounted or cannot be removed.
     pub fn detach(&self, container: &ContainerId) -> Result<Vec<VolumeId>, ShareError> {
         let _alone = self.attachments.end(container);
-        let gone = self.leave(container);
+        let left = self.leave(container);
         let own = Path::new(container.as_str());
         unmount_below(&self.root.join(own))?;
         self.remove(&own.join("rootfs"))?;
         self.remove(own)?;
-        gone
+        left?;
+        Ok(self.registry().take_gone())
     }
 
     /// Removes one file or empty directory: never more, for if something were still mounted there, the host's files
@@ -354,6 +355,24 @@ mod tests {
             assert!(tree.detach(&id).unwrap().is_empty());
             assert!(!own.exists() && nothing_exported(tree));
             assert!(source.join("new").exists());
+        });
+    }
+
+    #[test]
+    fn what_a_call_that_fails_has_removed_is_told_by_the_next() {
+        in_namespace(|tree, directory| {
+            let id = ContainerId::new("c").unwrap();
+            let [first, second] = ["first", "second"].map(|name| directory.join(name));
+            fs::create_dir(&first).unwrap();
+            fs::create_dir(&second).unwrap();
+            attach_bind(tree, &id, &bind(&first, false)).unwrap();
+            attach_bind(tree, &id, &bind(&second, false)).unwrap();
+            // The second cannot be removed: something is in the way below its mount.
+            let way = Path::new(protocol::VOLUMES).join("2/way");
+            tree.make_directory(&way, true).unwrap();
+            tree.detach(&id).unwrap_err();
+            tree.remove(&way).unwrap();
+            assert_eq!(tree.detach(&id).unwrap(), [1, 2]);
         });
     }
 

@@ -81,6 +81,8 @@ pub(super) struct Registry {
     volumes: BTreeMap<VolumeId, Volume>,
     /// No longer used, and not yet removed.
     unused: BTreeSet<VolumeId>,
+    /// Removed, and nobody has been told.
+    gone: Vec<VolumeId>,
 }
 
 impl Registry {
@@ -126,6 +128,12 @@ impl Registry {
     /// Nothing of it is left.
     pub(super) fn removed(&mut self, volume: VolumeId) {
         self.unused.remove(&volume);
+        self.gone.push(volume);
+    }
+
+    /// The volumes that have been removed since the last call.
+    pub(super) fn take_gone(&mut self) -> Vec<VolumeId> {
+        std::mem::take(&mut self.gone)
     }
 
     /// Volumes that can be written to, and that no user writes to.

@@ -138,24 +138,20 @@ impl SharedTree {
         Ok(())
     }
 
-    /// Takes a container's volumes from it. The answer is those that are gone with it.
-    pub(super) fn leave(&self, container: &ContainerId) -> Result<Vec<VolumeId>, ShareError> {
+    /// Takes a container's volumes from it, and removes those that nobody uses any longer.
+    pub(super) fn leave(&self, container: &ContainerId) -> Result<(), ShareError> {
         let mut registry = self.registry();
-        let mut gone = Vec::new();
         let mut failed = None;
         for volume in registry.leave(container) {
             match self.remove_volume(volume) {
-                Ok(()) => {
-                    registry.removed(volume);
-                    gone.push(volume);
-                }
+                Ok(()) => registry.removed(volume),
                 Err(error) => drop(failed.get_or_insert(error)),
             }
         }
         for volume in registry.idle_writable() {
             self.make_read_only(&mut registry, volume);
         }
-        failed.map_or(Ok(gone), Err)
+        failed.map_or(Ok(()), Err)
     }
 
     fn remove_volume(&self, volume: VolumeId) -> Result<(), ShareError> {
