@@ -240,7 +240,7 @@ impl Attaching<'_> {
         if receives != source.at.receives {
             return false;
         }
-        if receives && source.bind.recursive {
+        if source.bind.recursive && self.registry.has_all_inside(view.volume) {
             return true;
         }
         let inside = pieces.iter().filter(|piece| piece.volume == view.volume);

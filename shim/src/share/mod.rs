@@ -503,6 +503,27 @@ mod tests {
     }
 
     #[test]
+    fn what_was_mounted_before_a_bind_that_receives_is_in_an_rbind_that_comes_after_it() {
+        in_namespace(|tree, directory| {
+            let source = volume(tree, directory);
+            let path = source.clone();
+            tree.host
+                .run(move || mount_change(&path, MountPropagationFlags::SHARED).unwrap())
+                .unwrap();
+            mount_read_only(tree, &source.join("a"));
+            let [one, two] = ["c1", "c2"].map(|id| ContainerId::new(id).unwrap());
+            let mut alone = bind(&source, false);
+            alone.recursive = false;
+            let alone = shared(tree, &attach_bind(tree, &one, &alone).unwrap());
+            assert!(alone.join("a/b").exists());
+            let whole = shared(tree, &attach_bind(tree, &two, &bind(&source, false)).unwrap());
+            assert!(whole != alone && !whole.join("a/b").exists());
+            tree.detach(&one).unwrap();
+            tree.detach(&two).unwrap();
+        });
+    }
+
+    #[test]
     fn a_volume_is_writable_on_the_host_while_somebody_writes_and_what_is_read_only_in_it_stays_so() {
         in_namespace(|tree, directory| {
             let source = volume(tree, directory);

@@ -51,16 +51,24 @@ pub(super) struct Overlap {
     pub(super) read_only: bool,
 }
 
-#[derive(Debug, Default)]
+/// What a volume is exported with.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Exported {
+    /// Whether it can be written to.
+    pub(super) writable: bool,
+    /// What the host mounts inside it later appears.
+    pub(super) receives: bool,
+    /// What the host had mounted inside it is there.
+    pub(super) recursive: bool,
+    /// Mounts inside it that are read-only on the host.
+    pub(super) read_only_inside: BTreeSet<PathBuf>,
+}
+
+#[derive(Debug)]
 struct Volume {
     /// Whether each of them may write to the whole volume or to a part of it.
     users: BTreeMap<ContainerId, bool>,
-    /// Whether the exported mount can be written to.
-    writable: bool,
-    /// Mounts inside it that are read-only on the host.
-    read_only_inside: BTreeSet<PathBuf>,
-    /// What the host mounts inside it later appears.
-    receives: bool,
+    exported: Exported,
 }
 
 /// What becomes of a source.
@@ -87,19 +95,11 @@ pub(super) struct Registry {
 
 impl Registry {
     /// Adds a volume that `container` uses.
-    pub(super) fn add(
-        &mut self,
-        container: &ContainerId,
-        writable: bool,
-        receives: bool,
-        read_only_inside: BTreeSet<PathBuf>,
-    ) -> VolumeId {
+    pub(super) fn add(&mut self, container: &ContainerId, exported: Exported) -> VolumeId {
         self.last += 1;
         let volume = Volume {
-            users: BTreeMap::from([(container.clone(), writable)]),
-            writable,
-            read_only_inside,
-            receives,
+            users: BTreeMap::from([(container.clone(), exported.writable)]),
+            exported,
         };
         self.volumes.insert(self.last, volume);
         self.last
@@ -138,30 +138,39 @@ impl Registry {
 
     /// Volumes that can be written to, and that no user writes to.
     pub(super) fn idle_writable(&self) -> Vec<VolumeId> {
-        let idle = |volume: &Volume| volume.writable && !volume.users.values().any(|writes| *writes);
+        let idle = |volume: &Volume| volume.exported.writable && !volume.users.values().any(|writes| *writes);
         let found = self.volumes.iter().filter(|(_, volume)| idle(volume));
         found.map(|(id, _)| *id).collect()
     }
 
     pub(super) fn writable(&self, volume: VolumeId) -> bool {
-        self.volumes.get(&volume).is_some_and(|volume| volume.writable)
+        self.volumes.get(&volume).is_some_and(|volume| volume.exported.writable)
     }
 
     /// Whether what the host mounts inside it later appears.
     pub(super) fn receives(&self, volume: VolumeId) -> bool {
-        self.volumes.get(&volume).is_some_and(|volume| volume.receives)
+        let volume = self.volumes.get(&volume);
+        volume.is_some_and(|volume| volume.exported.receives)
+    }
+
+    /// Whether it has whatever the host has mounted inside it, at any time.
+    pub(super) fn has_all_inside(&self, volume: VolumeId) -> bool {
+        let volume = self.volumes.get(&volume);
+        volume.is_some_and(|volume| volume.exported.receives && volume.exported.recursive)
     }
 
     pub(super) fn set_writable(&mut self, volume: VolumeId, writable: bool) {
         if let Some(volume) = self.volumes.get_mut(&volume) {
-            volume.writable = writable;
+            volume.exported.writable = writable;
         }
     }
 
     /// Mounts inside a volume that stay read-only when it becomes writable.
     pub(super) fn read_only_inside(&self, volume: VolumeId) -> BTreeSet<PathBuf> {
         let volume = self.volumes.get(&volume);
-        volume.map(|volume| volume.read_only_inside.clone()).unwrap_or_default()
+        volume
+            .map(|volume| volume.exported.read_only_inside.clone())
+            .unwrap_or_default()
     }
 
     /// What becomes of a source. `is_source` says whether a path in a volume is the same file.

@@ -8,7 +8,7 @@ use std::sync::{MutexGuard, PoisonError};
 
 use rustix::fs::{FileType, Mode, OFlags};
 
-use super::registry::{Piece, Place, Registry, View, VolumeId, join};
+use super::registry::{Exported, Piece, Place, Registry, View, VolumeId, join};
 use super::{ShareError, SharedTree, access, attach, io_error, unmount_below};
 use crate::below;
 use crate::guest_spec::BindSource;
@@ -96,12 +96,13 @@ impl SharedTree {
         source: &Source<'_>,
         directory: bool,
     ) -> Result<VolumeId, ShareError> {
-        let volume = registry.add(
-            container,
-            source.writable,
-            source.follows,
-            source.read_only_inside.clone(),
-        );
+        let exported = Exported {
+            writable: source.writable,
+            receives: source.follows,
+            recursive: source.bind.recursive,
+            read_only_inside: source.read_only_inside.clone(),
+        };
+        let volume = registry.add(container, exported);
         let name = place_of(volume);
         let target = self.root.join(&name);
         if directory {

@@ -15,6 +15,14 @@ fn id(number: u8) -> ContainerId {
     ContainerId::new(&format!("c{number}")).unwrap()
 }
 
+fn exported(writable: bool, read_only_inside: &[&str]) -> Exported {
+    Exported {
+        writable,
+        read_only_inside: read_only_inside.iter().map(PathBuf::from).collect(),
+        ..Exported::default()
+    }
+}
+
 /// What [`SharedTree`](crate::share::SharedTree) does, with a table in the place of mounts: volumes are directories of one
 /// file system.
 #[derive(Default)]
@@ -68,7 +76,7 @@ impl Sandbox {
                     }
                 }
                 Choice::New => {
-                    let volume = self.registry.add(&id(container), *writes, false, BTreeSet::new());
+                    let volume = self.registry.add(&id(container), exported(*writes, &[]));
                     self.exported.insert(volume, (*path).into());
                     View {
                         volume,
@@ -194,7 +202,7 @@ fn what_is_mounted_inside_a_volume_is_found_and_gives_way_to_a_volume_of_its_own
             path: "/".into(),
         },
     );
-    let whole = registry.add(&container, true, false, BTreeSet::from(["m".into()]));
+    let whole = registry.add(&container, exported(true, &["m"]));
     let mut pieces = vec![
         Piece {
             volume: whole,
@@ -218,7 +226,7 @@ fn what_is_mounted_inside_a_volume_is_found_and_gives_way_to_a_volume_of_its_own
         at: "m/x".into(),
     };
     assert_eq!(registry.choose(&pieces, &inner, false, |_| true), Choice::View(inside));
-    let own = registry.add(&container, false, false, BTreeSet::new());
+    let own = registry.add(&container, exported(false, &[]));
     pieces.push(Piece {
         volume: own,
         at: PathBuf::new(),
