@@ -90,7 +90,9 @@ impl Sandbox {
         let mut mounted = Vec::new();
         for ((path, writes), base) in wanted.iter().zip(views) {
             let same = |one: &View, other: &View| self.shows(one) == self.shows(other);
-            let over = self.registry.overlaps(&self.pieces(), &base, &place(path), same);
+            let over = self
+                .registry
+                .overlaps(&self.pieces(), &base, &place(path), &BTreeSet::new(), same);
             for overlap in &over {
                 if *writes {
                     self.registry.set_writable(overlap.view.volume, true);
@@ -231,6 +233,7 @@ fn what_is_mounted_inside_a_volume_is_found_and_gives_way_to_a_volume_of_its_own
         volume: own,
         at: PathBuf::new(),
         of: other.clone(),
+        read_only: true,
     });
     let inside = View {
         volume: own,
