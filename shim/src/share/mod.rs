@@ -524,6 +524,38 @@ mod tests {
     }
 
     #[test]
+    fn what_is_open_for_writing_delays_read_only_and_the_next_writer_finds_all_writable() {
+        in_namespace(|tree, directory| {
+            let source = volume(tree, directory);
+            let inner = source.join("a");
+            let mounted = move || {
+                let flags = rustix::mount::MountFlags::empty();
+                rustix::mount::mount("tmpfs", &inner, "tmpfs", flags, None).unwrap();
+            };
+            tree.host.run(mounted).unwrap();
+            let [reader, writer, other] = ["c1", "c2", "c3"].map(|id| ContainerId::new(id).unwrap());
+            let whole = shared(tree, &attach_bind(tree, &reader, &bind(&source, true)).unwrap());
+            for place in [whole.clone(), whole.join("a")] {
+                attach_bind(tree, &writer, &bind(&source, false)).unwrap();
+                assert!(writable(&whole) && writable(&whole.join("a")));
+                let open = fs::File::create(place.join("open")).unwrap();
+                tree.detach(&writer).unwrap();
+                assert_eq!(
+                    [&whole, &whole.join("a")].map(|at| writable(at)),
+                    [&whole, &whole.join("a")].map(|at| *at == place)
+                );
+                attach_bind(tree, &writer, &bind(&source, false)).unwrap();
+                assert!(writable(&whole) && writable(&whole.join("a")));
+                tree.detach(&writer).unwrap();
+                drop(open);
+                tree.detach(&other).unwrap();
+                assert!(!writable(&whole) && !writable(&whole.join("a")));
+            }
+            tree.detach(&reader).unwrap();
+        });
+    }
+
+    #[test]
     fn a_volume_is_writable_on_the_host_while_somebody_writes_and_what_is_read_only_in_it_stays_so() {
         in_namespace(|tree, directory| {
             let source = volume(tree, directory);

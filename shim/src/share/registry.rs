@@ -51,11 +51,20 @@ pub(super) struct Overlap {
     pub(super) read_only: bool,
 }
 
+/// Whether a volume can be written to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Access {
+    #[default]
+    ReadOnly,
+    /// It was to be changed, and that is not done: some of its mounts can be written to. No user writes.
+    Changing,
+    Writable,
+}
+
 /// What a volume is exported with.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Exported {
-    /// Whether it can be written to.
-    pub(super) writable: bool,
+    pub(super) access: Access,
     /// What the host mounts inside it later appears.
     pub(super) receives: bool,
     /// What the host had mounted inside it is there.
@@ -98,7 +107,7 @@ impl Registry {
     pub(super) fn add(&mut self, container: &ContainerId, exported: Exported) -> VolumeId {
         self.last += 1;
         let volume = Volume {
-            users: BTreeMap::from([(container.clone(), exported.writable)]),
+            users: BTreeMap::from([(container.clone(), exported.access == Access::Writable)]),
             exported,
         };
         self.volumes.insert(self.last, volume);
@@ -136,15 +145,18 @@ impl Registry {
         std::mem::take(&mut self.gone)
     }
 
-    /// Volumes that can be written to, and that no user writes to.
+    /// Volumes that can be written to, be it in part, and that no user writes to.
     pub(super) fn idle_writable(&self) -> Vec<VolumeId> {
-        let idle = |volume: &Volume| volume.exported.writable && !volume.users.values().any(|writes| *writes);
+        let idle = |volume: &Volume| {
+            volume.exported.access != Access::ReadOnly && !volume.users.values().any(|writes| *writes)
+        };
         let found = self.volumes.iter().filter(|(_, volume)| idle(volume));
         found.map(|(id, _)| *id).collect()
     }
 
     pub(super) fn writable(&self, volume: VolumeId) -> bool {
-        self.volumes.get(&volume).is_some_and(|volume| volume.exported.writable)
+        let volume = self.volumes.get(&volume);
+        volume.is_some_and(|volume| volume.exported.access == Access::Writable)
     }
 
     /// Whether what the host mounts inside it later appears.
@@ -159,9 +171,9 @@ impl Registry {
         volume.is_some_and(|volume| volume.exported.receives && volume.exported.recursive)
     }
 
-    pub(super) fn set_writable(&mut self, volume: VolumeId, writable: bool) {
+    pub(super) fn set_access(&mut self, volume: VolumeId, access: Access) {
         if let Some(volume) = self.volumes.get_mut(&volume) {
-            volume.exported.writable = writable;
+            volume.exported.access = access;
         }
     }
 

@@ -8,7 +8,7 @@ use std::sync::{MutexGuard, PoisonError};
 
 use rustix::fs::{FileType, Mode, OFlags};
 
-use super::registry::{Exported, Piece, Place, Registry, View, VolumeId, join};
+use super::registry::{Access, Exported, Piece, Place, Registry, View, VolumeId, join};
 use super::{ShareError, SharedTree, access, attach, io_error, unmount_below};
 use crate::below;
 use crate::guest_spec::BindSource;
@@ -97,7 +97,11 @@ impl SharedTree {
         directory: bool,
     ) -> Result<VolumeId, ShareError> {
         let exported = Exported {
-            writable: source.writable,
+            access: if source.writable {
+                Access::Writable
+            } else {
+                Access::ReadOnly
+            },
             receives: source.follows,
             recursive: source.bind.recursive,
             read_only_inside: source.read_only_inside.clone(),
@@ -127,6 +131,7 @@ impl SharedTree {
         if registry.writable(volume) {
             return Ok(());
         }
+        registry.set_access(volume, Access::Changing);
         let place = place_of(volume);
         let keep = registry
             .read_only_inside(volume)
@@ -135,7 +140,7 @@ impl SharedTree {
             .collect();
         access::set(&self.root, &place, true, &keep)
             .map_err(|source| PathError::new("make writable", self.root.join(place), source))?;
-        registry.set_writable(volume, true);
+        registry.set_access(volume, Access::Writable);
         Ok(())
     }
 
@@ -164,12 +169,13 @@ impl SharedTree {
 
     /// Nobody writes to it any longer. It is tried again when the next container goes: a file of it may be open still.
     fn make_read_only(&self, registry: &mut Registry, volume: VolumeId) {
+        registry.set_access(volume, Access::Changing);
         let place = place_of(volume);
         let mirrors = self.mirrors.set_writable(volume, false).map(drop);
         let set = || access::set(&self.root, &place, false, &BTreeSet::new());
         match mirrors.map(|()| set()) {
-            Ok(Ok(())) => registry.set_writable(volume, false),
-            Ok(Err(error)) => tracing::debug!(volume, %error, "a volume stays writable for now"),
+            Ok(Ok(())) => registry.set_access(volume, Access::ReadOnly),
+            Ok(Err(error)) => tracing::debug!(volume, %error, "a volume stays writable, be it in part, for now"),
             Err(error) => tracing::warn!(volume, %error, "a volume stays writable for now"),
         }
     }

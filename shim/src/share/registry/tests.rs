@@ -17,7 +17,7 @@ fn id(number: u8) -> ContainerId {
 
 fn exported(writable: bool, read_only_inside: &[&str]) -> Exported {
     Exported {
-        writable,
+        access: if writable { Access::Writable } else { Access::ReadOnly },
         read_only_inside: read_only_inside.iter().map(PathBuf::from).collect(),
         ..Exported::default()
     }
@@ -69,7 +69,7 @@ impl Sandbox {
             let view = match choice {
                 Choice::View(view) => view,
                 Choice::Upgrade(volume) => {
-                    self.registry.set_writable(volume, true);
+                    self.registry.set_access(volume, Access::Writable);
                     View {
                         volume,
                         at: PathBuf::new(),
@@ -95,7 +95,7 @@ impl Sandbox {
                 .overlaps(&self.pieces(), &base, &place(path), &BTreeSet::new(), same);
             for overlap in &over {
                 if *writes {
-                    self.registry.set_writable(overlap.view.volume, true);
+                    self.registry.set_access(overlap.view.volume, Access::Writable);
                 }
                 self.registry.enter(overlap.view.volume, &id(container), *writes);
             }
@@ -115,7 +115,7 @@ impl Sandbox {
             self.registry.removed(volume);
         }
         for volume in self.registry.idle_writable() {
-            self.registry.set_writable(volume, false);
+            self.registry.set_access(volume, Access::ReadOnly);
         }
     }
 }
