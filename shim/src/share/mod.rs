@@ -556,6 +556,24 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_that_is_renamed_does_not_take_a_read_only_mount_into_what_is_writable() {
+        in_namespace(|tree, directory| {
+            let source = volume(tree, directory);
+            mount_read_only(tree, &source.join("a/b"));
+            let [one, two] = ["c1", "c2"].map(|id| ContainerId::new(id).unwrap());
+            let whole = shared(tree, &attach_bind(tree, &one, &bind(&source, true)).unwrap());
+            let path = source.clone();
+            tree.host
+                .run(move || fs::rename(path.join("a"), path.join("renamed")).unwrap())
+                .unwrap();
+            attach_bind(tree, &two, &bind(&source, false)).unwrap();
+            assert!(writable(&whole) && !writable(&whole.join("renamed/b")));
+            tree.detach(&two).unwrap();
+            tree.detach(&one).unwrap();
+        });
+    }
+
+    #[test]
     fn a_volume_is_writable_on_the_host_while_somebody_writes_and_what_is_read_only_in_it_stays_so() {
         in_namespace(|tree, directory| {
             let source = volume(tree, directory);

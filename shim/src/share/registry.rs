@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use crate::id::ContainerId;
+use crate::mountinfo::MountLine;
 
 /// A volume's number. It is never used again in the same sandbox.
 pub(crate) type VolumeId = u32;
@@ -19,6 +20,38 @@ pub(crate) type VolumeId = u32;
 pub(super) struct Place {
     pub(super) device: (u32, u32),
     pub(super) path: PathBuf,
+}
+
+impl Place {
+    pub(super) fn of(line: MountLine) -> Self {
+        Self {
+            device: line.device,
+            path: line.root,
+        }
+    }
+}
+
+/// What the host has mounted inside a source.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Inside {
+    pub(super) writable: Vec<Place>,
+    pub(super) read_only: Vec<Place>,
+}
+
+impl Inside {
+    pub(super) fn add(&mut self, of: Place, read_only: bool) {
+        match read_only {
+            true => self.read_only.push(of),
+            false => self.writable.push(of),
+        }
+    }
+
+    /// What may be made writable: what the host has read-only nowhere in the source. It is known by what is mounted, not by
+    /// where: the guest can rename the directories above a mount.
+    pub(super) fn to_lift(mut self) -> Vec<Place> {
+        self.writable.retain(|place| !self.read_only.contains(place));
+        self.writable
+    }
 }
 
 /// A mount that is exported: a volume's own, with nothing in `at`, or one that the host has inside it.
@@ -69,8 +102,7 @@ pub(super) struct Exported {
     pub(super) receives: bool,
     /// What the host had mounted inside it is there.
     pub(super) recursive: bool,
-    /// Mounts inside it that are read-only on the host.
-    pub(super) read_only_inside: BTreeSet<PathBuf>,
+    pub(super) inside: Inside,
 }
 
 #[derive(Debug)]
@@ -177,12 +209,10 @@ impl Registry {
         }
     }
 
-    /// Mounts inside a volume that stay read-only when it becomes writable.
-    pub(super) fn read_only_inside(&self, volume: VolumeId) -> BTreeSet<PathBuf> {
+    /// What was mounted inside a volume when it was exported.
+    pub(super) fn inside(&self, volume: VolumeId) -> Inside {
         let volume = self.volumes.get(&volume);
-        volume
-            .map(|volume| volume.exported.read_only_inside.clone())
-            .unwrap_or_default()
+        volume.map(|volume| volume.exported.inside.clone()).unwrap_or_default()
     }
 
     /// What becomes of a source. `is_source` says whether a path in a volume is the same file.
@@ -275,7 +305,6 @@ impl Registry {
         }
         let read_only = pieces.iter().filter(|piece| inside(piece) && piece.read_only);
         let mut read_only: BTreeSet<PathBuf> = read_only.map(|piece| piece.at.clone()).collect();
-        read_only.extend(self.read_only_inside(base.volume));
         read_only.extend(read_only_inside.iter().map(|place| join(&base.at, place)));
         // A path sorts before what is below it.
         let overlaps = found.into_iter().map(|(at, view)| Overlap {

@@ -15,10 +15,9 @@ fn id(number: u8) -> ContainerId {
     ContainerId::new(&format!("c{number}")).unwrap()
 }
 
-fn exported(writable: bool, read_only_inside: &[&str]) -> Exported {
+fn exported(writable: bool) -> Exported {
     Exported {
         access: if writable { Access::Writable } else { Access::ReadOnly },
-        read_only_inside: read_only_inside.iter().map(PathBuf::from).collect(),
         ..Exported::default()
     }
 }
@@ -76,7 +75,7 @@ impl Sandbox {
                     }
                 }
                 Choice::New => {
-                    let volume = self.registry.add(&id(container), exported(*writes, &[]));
+                    let volume = self.registry.add(&id(container), exported(*writes));
                     self.exported.insert(volume, (*path).into());
                     View {
                         volume,
@@ -204,7 +203,7 @@ fn what_is_mounted_inside_a_volume_is_found_and_gives_way_to_a_volume_of_its_own
             path: "/".into(),
         },
     );
-    let whole = registry.add(&container, exported(true, &["m"]));
+    let whole = registry.add(&container, exported(true));
     let mut pieces = vec![
         Piece {
             volume: whole,
@@ -228,7 +227,7 @@ fn what_is_mounted_inside_a_volume_is_found_and_gives_way_to_a_volume_of_its_own
         at: "m/x".into(),
     };
     assert_eq!(registry.choose(&pieces, &inner, false, |_| true), Choice::View(inside));
-    let own = registry.add(&container, exported(false, &[]));
+    let own = registry.add(&container, exported(false));
     pieces.push(Piece {
         volume: own,
         at: PathBuf::new(),
