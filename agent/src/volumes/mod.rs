@@ -23,6 +23,9 @@ use rustix::mount::{UnmountFlags, unmount};
 
 use crate::ids::ContainerId;
 
+/// How often a volume is opened that others unmount at the same time. The last time nobody else can.
+const ATTEMPTS: usize = 3;
+
 /// The volumes of the sandbox. Clones share them. All functions block.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Volumes(Arc<Mutex<Table>>);
@@ -56,21 +59,38 @@ impl Volumes {
             .filter_map(|mount| mount.source().as_deref());
         let volumes: BTreeSet<u32> = sources.filter_map(volume_of).collect();
         for volume in volumes {
+            self.acquire_one(container, volume);
+        }
+    }
+
+    fn acquire_one(&self, container: &ContainerId, volume: u32) {
+        let place = place(volume);
+        for attempt in 1..=ATTEMPTS {
             let mut table = self.table();
             if let Some(held) = table.held.get_mut(&volume) {
                 held.users.insert(container.clone());
+                return;
+            }
+            let root = if attempt == ATTEMPTS {
+                hold(&place)
+            } else {
+                // The file server of the host may take its time, and nobody else is to wait for it.
+                drop(table);
+                let root = hold(&place);
+                table = self.table();
+                root
+            };
+            let Ok(root) = root else { return };
+            if table.held.contains_key(&volume) || !is_mounted(&root, &place) {
+                // Whoever was the last to use it has unmounted it meanwhile, or somebody else was faster.
                 continue;
             }
-            drop(table);
-            // The file server of the host may take its time, and nobody else is to wait for it.
-            let Ok(root) = hold(&place(volume)) else { continue };
             let new = Volume {
                 root: Arc::new(root),
-                users: BTreeSet::new(),
+                users: BTreeSet::from([container.clone()]),
             };
-            let mut table = self.table();
-            let held = table.held.entry(volume).or_insert(new);
-            held.users.insert(container.clone());
+            table.held.insert(volume, new);
+            return;
         }
     }
 
@@ -86,7 +106,7 @@ impl Volumes {
             true
         });
         table.left.extend(unused.iter().cloned());
-        drop(table);
+        // With the lock held: who acquires it next finds it unmounted, and does not lose what it has mounted.
         unused[0].push("rootfs");
         for mount in unused {
             match unmount(&mount, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
@@ -188,6 +208,14 @@ fn hold(source: &Path) -> Result<OwnedFd, Errno> {
     }
 }
 
+/// Whether what is open is still what is mounted there. What is open keeps its mount's number from being given to another.
+fn is_mounted(root: &OwnedFd, place: &Path) -> bool {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+    let there = statx(CWD, place, flags, StatxFlags::MNT_ID);
+    let held = statx(root, "", flags | AtFlags::EMPTY_PATH, StatxFlags::MNT_ID);
+    matches!((there, held), (Ok(there), Ok(held)) if there.stx_mnt_id == held.stx_mnt_id)
+}
+
 /// Opens a directory below a mount, or the mount's root, which can be a file.
 fn beneath(source: &OwnedFd, path: &Path, root: bool) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -203,6 +231,27 @@ fn beneath(source: &OwnedFd, path: &Path, root: bool) -> Result<OwnedFd, Errno> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+
+    #[test]
+    fn what_others_have_unmounted_meanwhile_is_not_held() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        let test = || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+            mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+            let tmpfs = || mount("tmpfs", path, "tmpfs", MountFlags::empty(), None).unwrap();
+            tmpfs();
+            let held = hold(path).unwrap();
+            assert!(is_mounted(&held, path));
+            unmount(path, UnmountFlags::DETACH).unwrap();
+            assert!(!is_mounted(&held, path));
+            tmpfs();
+            assert!(!is_mounted(&held, path));
+            assert!(is_mounted(&hold(path).unwrap(), path));
+        };
+        std::thread::scope(|scope| scope.spawn(test).join().unwrap());
+    }
 
     #[test]
     fn a_path_in_a_volume_leads_to_its_number_and_no_other_does() {

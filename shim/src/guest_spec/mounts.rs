@@ -99,11 +99,11 @@ impl GuestSpec {
 
     fn mount(&mut self, mount: &mut Mount, position: usize, input: Input<'_>) -> Result<(), GuestSpecError> {
         let options = Options(mount.options().clone().unwrap_or_default());
-        check_propagation(mount, &options)?;
         let kind = mount.typ().clone().unwrap_or_default();
         if kind != "bind" && !options.has(&["bind", "rbind"]) {
             return check_kind(mount, &kind);
         }
+        check_propagation(mount, &options)?;
         let source = bind_source(mount)?;
         if source.starts_with(protocol::STORAGE_DIRECTORY) {
             // A storage of the guest's, by `crate::volumes`.
@@ -236,6 +236,17 @@ mod tests {
 
     fn mount(mount: impl Into<serde_json::Value>) -> Result<GuestSpec, GuestSpecError> {
         translate(json!({ "mounts": [mount.into()] }), "me")
+    }
+
+    #[test]
+    fn shared_propagation_is_refused_for_what_is_the_hosts_and_for_nothing_else() {
+        for word in ["shared", "rshared"] {
+            let of =
+                |kind| mount(json!({ "destination": "/data", "type": kind, "source": "/srv/data", "options": [word] }));
+            assert!(of("tmpfs").is_ok() && of("proc").is_ok(), "{word}");
+            let refused = of("bind").unwrap_err().to_string();
+            assert!(refused.contains("shared propagation"), "{refused}");
+        }
     }
 
     #[test]

@@ -8,21 +8,23 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::mirror::mount_id;
+use super::registry::Place;
 use crate::below;
 use crate::mountinfo::{self, MountLine};
 use crate::process;
 use crate::sys::{self, SetAttr};
 
 /// Makes the mount at `place` below `root`, the shared directory, read-only or writable, with all that is mounted inside it but
-/// for `keep`, places in it that stay read-only. Fails if a file there is open for writing and it is to become read-only.
-pub(super) fn set(root: &Path, place: &Path, writable: bool, keep: &BTreeSet<PathBuf>) -> io::Result<()> {
-    change(&mountinfo::read()?, &root.join(place), writable, keep)?;
+/// for what is not among `lift`, which stays read-only if it is. Fails if a file there is open for writing and it is to become read-only: with all
+/// that can be changed changed.
+pub(super) fn set(root: &Path, place: &Path, writable: bool, lift: &[Place]) -> io::Result<()> {
+    let mut done = change(&mountinfo::read()?, &root.join(place), writable, lift);
     for server in servers()? {
         // It sees the shared directory as its root.
         let place = Path::new("/").join(place);
@@ -36,46 +38,53 @@ pub(super) fn set(root: &Path, place: &Path, writable: bool, keep: &BTreeSet<Pat
             let enter = || -> io::Result<()> {
                 sys::unshare_working_directory()?;
                 move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))?;
-                change(&mounts, &place, writable, keep)
+                change(&mounts, &place, writable, lift)
             };
             let thread = thread::Builder::new().spawn_scoped(scope, enter)?;
             thread
                 .join()
                 .unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
         });
-        changed?;
+        done = done.and(changed);
     }
-    Ok(())
+    done
 }
 
 /// Changes the mount at `path`, and those inside it, in the calling thread's namespace.
-fn change(mounts: &[MountLine], path: &Path, writable: bool, keep: &BTreeSet<PathBuf>) -> io::Result<()> {
+fn change(mounts: &[MountLine], path: &Path, writable: bool, lift: &[Place]) -> io::Result<()> {
     let change = if writable { SetAttr::Writable } else { SetAttr::ReadOnly };
-    let mut found = false;
+    let (mut seen, mut found, mut failed) = (false, false, None);
     for line in mounts {
         let Ok(inside) = line.mountpoint.strip_prefix(path) else {
             continue;
         };
         let top = inside.as_os_str().is_empty();
-        if writable && !top && keep.contains(inside) {
+        let listed = || lift.iter().any(|of| (of.device, &of.path) == (line.device, &line.root));
+        // The first one there is the volume; what the host has mounted over all of it since is not.
+        let own = top && !seen;
+        seen |= top;
+        if writable && !own && !listed() {
+            found |= top;
             continue;
         }
-        let changed = below::open(path, inside).and_then(|opened| {
-            if mount_id(&opened)? != line.id {
-                // Another one is mounted over it, or the guest has moved the directory that it is on.
-                return Ok(false);
+        let opened = below::open(path, inside).and_then(|opened| Ok((mount_id(&opened)?, opened)));
+        match opened {
+            Ok((id, opened)) if id == line.id => {
+                found |= top;
+                if let Err(error) = sys::mount_setattr(opened.as_fd(), change) {
+                    failed.get_or_insert(error);
+                }
             }
-            sys::mount_setattr(opened.as_fd(), change).map(|()| true)
-        });
-        match changed {
-            Ok(changed) => found |= top && changed,
+            // Another one is mounted over it, or the guest has moved the directory that it is on.
+            Ok(_) => {}
             Err(error) if top => return Err(error),
             Err(error) => tracing::warn!(place = %line.mountpoint.display(), %error, "a mount stays as it is"),
         }
     }
-    match found {
-        true => Ok(()),
-        false => Err(io::ErrorKind::NotFound.into()),
+    match (failed, found) {
+        (Some(error), _) => Err(error),
+        (None, true) => Ok(()),
+        (None, false) => Err(io::ErrorKind::NotFound.into()),
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FsWord, StatVfsMountFlags};
 
-use super::registry::{Choice, Overlap, Piece, Place, Registry, View, VolumeId, join};
+use super::registry::{Choice, Inside, Overlap, Piece, Place, Registry, View, VolumeId, join};
 use super::volume::{Identity, Source};
 use super::{Attachment, ShareError, SharedTree, io_error};
 use crate::guest_spec::{BindSource, HostOptions, PlacedBind};
@@ -95,6 +95,14 @@ impl Located {
             located.inside.push((inside.to_owned(), of));
         }
         located
+    }
+
+    fn mounted(&self) -> Inside {
+        let mut inside = Inside::default();
+        for (at, of) in &self.inside {
+            inside.add(of.clone(), self.read_only_inside.contains(at));
+        }
+        inside
     }
 }
 
@@ -222,7 +230,8 @@ impl Attaching<'_> {
         let view = match choice {
             Choice::View(view) => view,
             Choice::Upgrade(volume) => {
-                self.tree.make_writable(self.registry, volume)?;
+                self.tree
+                    .make_writable(self.registry, volume, source.at.mounted().read_only)?;
                 root(volume)
             }
             Choice::New => return self.export(source).map(root),
@@ -240,7 +249,7 @@ impl Attaching<'_> {
         if receives != source.at.receives {
             return false;
         }
-        if receives && source.bind.recursive {
+        if source.bind.recursive && self.registry.has_all_inside(view.volume) {
             return true;
         }
         let inside = pieces.iter().filter(|piece| piece.volume == view.volume);
@@ -259,7 +268,7 @@ impl Attaching<'_> {
             tree: &source.host.tree,
             writable: !source.read_only,
             follows: source.at.receives,
-            read_only_inside: source.at.read_only_inside.clone(),
+            inside: source.at.mounted(),
         };
         let directory = source.identity.is_directory();
         let volume = self
@@ -279,10 +288,13 @@ impl Attaching<'_> {
                 let identity = self.tree.identity(one).filter(|_| one.at.to_str().is_some());
                 identity.is_some() && identity == self.tree.identity(other)
             };
-            for Overlap { at, view, read_only } in self.registry.overlaps(&pieces, view, place, same) {
+            let read_only_inside = &source.at.read_only_inside;
+            let overlaps = self.registry.overlaps(&pieces, view, place, read_only_inside, same);
+            for Overlap { at, view, read_only } in overlaps {
                 let writes = !source.read_only && !read_only;
                 if writes {
-                    self.tree.make_writable(self.registry, view.volume)?;
+                    self.tree
+                        .make_writable(self.registry, view.volume, source.at.mounted().read_only)?;
                 }
                 self.registry.enter(view.volume, container, writes);
                 over.push((at, SharedTree::guest_path(&view), read_only));

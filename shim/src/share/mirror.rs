@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use super::registry::VolumeId;
+use super::registry::{Inside, Place, VolumeId};
 use super::{ShareError, attach, harden, io_error, unmount_below};
 use crate::below;
 use crate::error::chain;
@@ -110,21 +110,18 @@ impl Mirrors {
         })
     }
 
-    /// What is mounted in a volume from now on can be written to or not. The answer is the places in it that are read-only on
-    /// the host.
-    pub(super) fn set_writable(&self, volume: VolumeId, writable: bool) -> Result<Vec<PathBuf>, ShareError> {
+    /// What is mounted in a volume from now on can be written to or not. Adds what the host has mounted in it since.
+    pub(super) fn set_writable(&self, volume: VolumeId, writable: bool, inside: &mut Inside) -> Result<(), ShareError> {
         let mut followed = self.lock();
-        let mut read_only = Vec::new();
         for mirror in followed.iter_mut().filter(|mirror| mirror.volume == volume) {
             mirror.read_only = !writable;
             let mounts = mountinfo::below(&mirror.replica).map_err(|source| self.unlisted(source))?;
-            let places = mounts.iter().filter(|line| line.read_only).filter_map(|line| {
-                let place = line.mountpoint.strip_prefix(&mirror.replica).ok()?;
-                (!place.as_os_str().is_empty()).then(|| place.to_owned())
-            });
-            read_only.extend(places);
+            for line in mounts.into_iter().filter(|line| line.id != mirror.replica_id) {
+                let read_only = line.read_only;
+                inside.add(Place::of(line), read_only);
+            }
         }
-        Ok(read_only)
+        Ok(())
     }
 
     fn unlisted(&self, source: io::Error) -> ShareError {

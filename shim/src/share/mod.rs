@@ -158,19 +158,20 @@ impl SharedTree {
         }
     }
 
-    /// Unmounts and removes everything of a container, and the volumes that nobody uses any longer: the answer. May be called
-    /// again, and for a container that never was.
+    /// Unmounts and removes everything of a container, and the volumes that nobody uses any longer: the answer, with those of
+    /// calls that have failed. May be called again, and for a container that never was.
     ///
     /// # Errors
     /// Something is still mounted or cannot be removed.
     pub fn detach(&self, container: &ContainerId) -> Result<Vec<VolumeId>, ShareError> {
         let _alone = self.attachments.end(container);
-        let gone = self.leave(container);
+        let left = self.leave(container);
         let own = Path::new(container.as_str());
         unmount_below(&self.root.join(own))?;
         self.remove(&own.join("rootfs"))?;
         self.remove(own)?;
-        gone
+        left?;
+        Ok(self.registry().take_gone())
     }
 
     /// Removes one file or empty directory: never more, for if something were still mounted there, the host's files
@@ -358,6 +359,24 @@ mod tests {
     }
 
     #[test]
+    fn what_a_call_that_fails_has_removed_is_told_by_the_next() {
+        in_namespace(|tree, directory| {
+            let id = ContainerId::new("c").unwrap();
+            let [first, second] = ["first", "second"].map(|name| directory.join(name));
+            fs::create_dir(&first).unwrap();
+            fs::create_dir(&second).unwrap();
+            attach_bind(tree, &id, &bind(&first, false)).unwrap();
+            attach_bind(tree, &id, &bind(&second, false)).unwrap();
+            // The second cannot be removed: something is in the way below its mount.
+            let way = Path::new(protocol::VOLUMES).join("2/way");
+            tree.make_directory(&way, true).unwrap();
+            tree.detach(&id).unwrap_err();
+            tree.remove(&way).unwrap();
+            assert_eq!(tree.detach(&id).unwrap(), [1, 2]);
+        });
+    }
+
+    #[test]
     fn who_is_detached_while_sources_are_opened_attaches_nothing_more() {
         in_namespace(|tree, directory| {
             let id = ContainerId::new("c").unwrap();
@@ -440,19 +459,125 @@ mod tests {
         });
     }
 
+    /// Mounts something, read-only, on a directory of the host.
+    fn mount_read_only(tree: &SharedTree, place: &Path) {
+        let place = place.to_owned();
+        let mounted = move || {
+            let flags = rustix::mount::MountFlags::empty();
+            rustix::mount::mount("tmpfs", &place, "tmpfs", flags, None).unwrap();
+            let remount = rustix::mount::MountFlags::BIND | rustix::mount::MountFlags::RDONLY;
+            rustix::mount::mount_remount(&place, remount, "").unwrap();
+        };
+        tree.host.run(mounted).unwrap();
+    }
+
+    #[test]
+    fn what_the_host_has_mounted_read_only_later_is_not_written_to_by_whoever_has_what_is_above() {
+        in_namespace(|tree, directory| {
+            let source = volume(tree, directory);
+            let path = source.clone();
+            tree.host
+                .run(move || mount_change(&path, MountPropagationFlags::SHARED).unwrap())
+                .unwrap();
+            let [one, two, three] = ["c1", "c2", "c3"].map(|id| ContainerId::new(id).unwrap());
+            attach_bind(tree, &one, &bind(&source, false)).unwrap();
+            mount_read_only(tree, &source.join("a"));
+            let mut private = bind(&source.join("a"), false);
+            private.receives = false;
+            let inner = attach_bind(tree, &two, &private).unwrap();
+            assert!(inner.options.read_only);
+            let inner = shared(tree, &inner);
+            // The copy of the host's mount comes by a thread, and nothing else tells when.
+            let copy = tree.root().join(protocol::VOLUMES).join("1/a");
+            while mountinfo::below(&copy).unwrap().is_empty() {
+                thread::yield_now();
+            }
+            let over = attach_bind(tree, &three, &bind(&source, false)).unwrap().over;
+            assert!(over.iter().any(|(at, ..)| at == Path::new("a")), "{over:?}");
+            assert!(over.iter().all(|(.., read_only)| *read_only), "{over:?}");
+            assert!(!writable(&inner));
+            for id in [one, two, three] {
+                tree.detach(&id).unwrap();
+            }
+        });
+    }
+
+    #[test]
+    fn what_was_mounted_before_a_bind_that_receives_is_in_an_rbind_that_comes_after_it() {
+        in_namespace(|tree, directory| {
+            let source = volume(tree, directory);
+            let path = source.clone();
+            tree.host
+                .run(move || mount_change(&path, MountPropagationFlags::SHARED).unwrap())
+                .unwrap();
+            mount_read_only(tree, &source.join("a"));
+            let [one, two] = ["c1", "c2"].map(|id| ContainerId::new(id).unwrap());
+            let mut alone = bind(&source, false);
+            alone.recursive = false;
+            let alone = shared(tree, &attach_bind(tree, &one, &alone).unwrap());
+            assert!(alone.join("a/b").exists());
+            let whole = shared(tree, &attach_bind(tree, &two, &bind(&source, false)).unwrap());
+            assert!(whole != alone && !whole.join("a/b").exists());
+            tree.detach(&one).unwrap();
+            tree.detach(&two).unwrap();
+        });
+    }
+
+    #[test]
+    fn what_is_open_for_writing_delays_read_only_and_the_next_writer_finds_all_writable() {
+        in_namespace(|tree, directory| {
+            let source = volume(tree, directory);
+            let inner = source.join("a");
+            let mounted = move || {
+                let flags = rustix::mount::MountFlags::empty();
+                rustix::mount::mount("tmpfs", &inner, "tmpfs", flags, None).unwrap();
+            };
+            tree.host.run(mounted).unwrap();
+            let [reader, writer, other] = ["c1", "c2", "c3"].map(|id| ContainerId::new(id).unwrap());
+            let whole = shared(tree, &attach_bind(tree, &reader, &bind(&source, true)).unwrap());
+            for place in [whole.clone(), whole.join("a")] {
+                attach_bind(tree, &writer, &bind(&source, false)).unwrap();
+                assert!(writable(&whole) && writable(&whole.join("a")));
+                let open = fs::File::create(place.join("open")).unwrap();
+                tree.detach(&writer).unwrap();
+                assert_eq!(
+                    [&whole, &whole.join("a")].map(|at| writable(at)),
+                    [&whole, &whole.join("a")].map(|at| *at == place)
+                );
+                attach_bind(tree, &writer, &bind(&source, false)).unwrap();
+                assert!(writable(&whole) && writable(&whole.join("a")));
+                tree.detach(&writer).unwrap();
+                drop(open);
+                tree.detach(&other).unwrap();
+                assert!(!writable(&whole) && !writable(&whole.join("a")));
+            }
+            tree.detach(&reader).unwrap();
+        });
+    }
+
+    #[test]
+    fn a_directory_that_is_renamed_does_not_take_a_read_only_mount_into_what_is_writable() {
+        in_namespace(|tree, directory| {
+            let source = volume(tree, directory);
+            mount_read_only(tree, &source.join("a/b"));
+            let [one, two] = ["c1", "c2"].map(|id| ContainerId::new(id).unwrap());
+            let whole = shared(tree, &attach_bind(tree, &one, &bind(&source, true)).unwrap());
+            let path = source.clone();
+            tree.host
+                .run(move || fs::rename(path.join("a"), path.join("renamed")).unwrap())
+                .unwrap();
+            attach_bind(tree, &two, &bind(&source, false)).unwrap();
+            assert!(writable(&whole) && !writable(&whole.join("renamed/b")));
+            tree.detach(&two).unwrap();
+            tree.detach(&one).unwrap();
+        });
+    }
+
     #[test]
     fn a_volume_is_writable_on_the_host_while_somebody_writes_and_what_is_read_only_in_it_stays_so() {
         in_namespace(|tree, directory| {
             let source = volume(tree, directory);
-            let inner = source.join("a/b");
-            tree.host
-                .run(move || {
-                    let flags = rustix::mount::MountFlags::empty();
-                    rustix::mount::mount("tmpfs", &inner, "tmpfs", flags, None).unwrap();
-                    let remount = rustix::mount::MountFlags::BIND | rustix::mount::MountFlags::RDONLY;
-                    rustix::mount::mount_remount(&inner, remount, "").unwrap();
-                })
-                .unwrap();
+            mount_read_only(tree, &source.join("a/b"));
             let [one, two] = ["c1", "c2"].map(|id| ContainerId::new(id).unwrap());
             let whole = shared(tree, &attach_bind(tree, &one, &bind(&source, true)).unwrap());
             assert!(!writable(&whole) && !writable(&whole.join("a/b")));

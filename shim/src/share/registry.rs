@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use crate::id::ContainerId;
+use crate::mountinfo::MountLine;
 
 /// A volume's number. It is never used again in the same sandbox.
 pub(crate) type VolumeId = u32;
@@ -21,6 +22,38 @@ pub(super) struct Place {
     pub(super) path: PathBuf,
 }
 
+impl Place {
+    pub(super) fn of(line: MountLine) -> Self {
+        Self {
+            device: line.device,
+            path: line.root,
+        }
+    }
+}
+
+/// What the host has mounted inside a source.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Inside {
+    pub(super) writable: Vec<Place>,
+    pub(super) read_only: Vec<Place>,
+}
+
+impl Inside {
+    pub(super) fn add(&mut self, of: Place, read_only: bool) {
+        match read_only {
+            true => self.read_only.push(of),
+            false => self.writable.push(of),
+        }
+    }
+
+    /// What may be made writable: what the host has read-only nowhere in the source. It is known by what is mounted, not by
+    /// where: the guest can rename the directories above a mount.
+    pub(super) fn to_lift(mut self) -> Vec<Place> {
+        self.writable.retain(|place| !self.read_only.contains(place));
+        self.writable
+    }
+}
+
 /// A mount that is exported: a volume's own, with nothing in `at`, or one that the host has inside it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Piece {
@@ -29,6 +62,8 @@ pub(super) struct Piece {
     pub(super) at: PathBuf,
     /// What is mounted.
     pub(super) of: Place,
+    /// Nothing can be written by it.
+    pub(super) read_only: bool,
 }
 
 /// A path in a volume; empty for its root.
@@ -49,16 +84,32 @@ pub(super) struct Overlap {
     pub(super) read_only: bool,
 }
 
-#[derive(Debug, Default)]
+/// Whether a volume can be written to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Access {
+    #[default]
+    ReadOnly,
+    /// It was to be changed, and that is not done: some of its mounts can be written to. No user writes.
+    Changing,
+    Writable,
+}
+
+/// What a volume is exported with.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Exported {
+    pub(super) access: Access,
+    /// What the host mounts inside it later appears.
+    pub(super) receives: bool,
+    /// What the host had mounted inside it is there.
+    pub(super) recursive: bool,
+    pub(super) inside: Inside,
+}
+
+#[derive(Debug)]
 struct Volume {
     /// Whether each of them may write to the whole volume or to a part of it.
     users: BTreeMap<ContainerId, bool>,
-    /// Whether the exported mount can be written to.
-    writable: bool,
-    /// Mounts inside it that are read-only on the host.
-    read_only_inside: BTreeSet<PathBuf>,
-    /// What the host mounts inside it later appears.
-    receives: bool,
+    exported: Exported,
 }
 
 /// What becomes of a source.
@@ -79,23 +130,17 @@ pub(super) struct Registry {
     volumes: BTreeMap<VolumeId, Volume>,
     /// No longer used, and not yet removed.
     unused: BTreeSet<VolumeId>,
+    /// Removed, and nobody has been told.
+    gone: Vec<VolumeId>,
 }
 
 impl Registry {
     /// Adds a volume that `container` uses.
-    pub(super) fn add(
-        &mut self,
-        container: &ContainerId,
-        writable: bool,
-        receives: bool,
-        read_only_inside: BTreeSet<PathBuf>,
-    ) -> VolumeId {
+    pub(super) fn add(&mut self, container: &ContainerId, exported: Exported) -> VolumeId {
         self.last += 1;
         let volume = Volume {
-            users: BTreeMap::from([(container.clone(), writable)]),
-            writable,
-            read_only_inside,
-            receives,
+            users: BTreeMap::from([(container.clone(), exported.access == Access::Writable)]),
+            exported,
         };
         self.volumes.insert(self.last, volume);
         self.last
@@ -124,34 +169,50 @@ impl Registry {
     /// Nothing of it is left.
     pub(super) fn removed(&mut self, volume: VolumeId) {
         self.unused.remove(&volume);
+        self.gone.push(volume);
     }
 
-    /// Volumes that can be written to, and that no user writes to.
+    /// The volumes that have been removed since the last call.
+    pub(super) fn take_gone(&mut self) -> Vec<VolumeId> {
+        std::mem::take(&mut self.gone)
+    }
+
+    /// Volumes that can be written to, be it in part, and that no user writes to.
     pub(super) fn idle_writable(&self) -> Vec<VolumeId> {
-        let idle = |volume: &Volume| volume.writable && !volume.users.values().any(|writes| *writes);
+        let idle = |volume: &Volume| {
+            volume.exported.access != Access::ReadOnly && !volume.users.values().any(|writes| *writes)
+        };
         let found = self.volumes.iter().filter(|(_, volume)| idle(volume));
         found.map(|(id, _)| *id).collect()
     }
 
     pub(super) fn writable(&self, volume: VolumeId) -> bool {
-        self.volumes.get(&volume).is_some_and(|volume| volume.writable)
+        let volume = self.volumes.get(&volume);
+        volume.is_some_and(|volume| volume.exported.access == Access::Writable)
     }
 
     /// Whether what the host mounts inside it later appears.
     pub(super) fn receives(&self, volume: VolumeId) -> bool {
-        self.volumes.get(&volume).is_some_and(|volume| volume.receives)
+        let volume = self.volumes.get(&volume);
+        volume.is_some_and(|volume| volume.exported.receives)
     }
 
-    pub(super) fn set_writable(&mut self, volume: VolumeId, writable: bool) {
+    /// Whether it has whatever the host has mounted inside it, at any time.
+    pub(super) fn has_all_inside(&self, volume: VolumeId) -> bool {
+        let volume = self.volumes.get(&volume);
+        volume.is_some_and(|volume| volume.exported.receives && volume.exported.recursive)
+    }
+
+    pub(super) fn set_access(&mut self, volume: VolumeId, access: Access) {
         if let Some(volume) = self.volumes.get_mut(&volume) {
-            volume.writable = writable;
+            volume.exported.access = access;
         }
     }
 
-    /// Mounts inside a volume that stay read-only when it becomes writable.
-    pub(super) fn read_only_inside(&self, volume: VolumeId) -> BTreeSet<PathBuf> {
+    /// What was mounted inside a volume when it was exported.
+    pub(super) fn inside(&self, volume: VolumeId) -> Inside {
         let volume = self.volumes.get(&volume);
-        volume.map(|volume| volume.read_only_inside.clone()).unwrap_or_default()
+        volume.map(|volume| volume.exported.inside.clone()).unwrap_or_default()
     }
 
     /// What becomes of a source. `is_source` says whether a path in a volume is the same file.
@@ -194,11 +255,15 @@ impl Registry {
     }
 
     /// What is to be mounted over parts of a view, the upper ones first. `same` says whether two paths are the same file.
+    ///
+    /// A part is read-only if a mount on the way to it is: in the volume as it is now, or on the host as it is now
+    /// (`read_only_inside`, below the source).
     pub(super) fn overlaps(
         &self,
         pieces: &[Piece],
         base: &View,
         source: &Place,
+        read_only_inside: &BTreeSet<PathBuf>,
         same: impl Fn(&View, &View) -> bool,
     ) -> Vec<Overlap> {
         // What the view shows: the source itself, and the mounts inside it.
@@ -238,7 +303,9 @@ impl Registry {
                 propose(at.clone(), view);
             }
         }
-        let read_only = self.read_only_inside(base.volume);
+        let read_only = pieces.iter().filter(|piece| inside(piece) && piece.read_only);
+        let mut read_only: BTreeSet<PathBuf> = read_only.map(|piece| piece.at.clone()).collect();
+        read_only.extend(read_only_inside.iter().map(|place| join(&base.at, place)));
         // A path sorts before what is below it.
         let overlaps = found.into_iter().map(|(at, view)| Overlap {
             read_only: is_in_one_of(&join(&base.at, &at), &read_only),

@@ -1,6 +1,5 @@
 //! Volumes as mounts: exported, made writable and read-only again, removed. Which there are, the registry says.
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -8,7 +7,7 @@ use std::sync::{MutexGuard, PoisonError};
 
 use rustix::fs::{FileType, Mode, OFlags};
 
-use super::registry::{Piece, Place, Registry, View, VolumeId, join};
+use super::registry::{Access, Exported, Inside, Piece, Place, Registry, View, VolumeId, join};
 use super::{ShareError, SharedTree, access, attach, io_error, unmount_below};
 use crate::below;
 use crate::guest_spec::BindSource;
@@ -46,8 +45,7 @@ pub(super) struct Source<'a> {
     pub(super) writable: bool,
     /// What the host mounts below it later is to appear.
     pub(super) follows: bool,
-    /// Mounts below it that are read-only on the host.
-    pub(super) read_only_inside: BTreeSet<PathBuf>,
+    pub(super) inside: Inside,
 }
 
 /// A volume's place below the shared directory.
@@ -76,6 +74,7 @@ impl SharedTree {
                     device: line.device,
                     path: line.root,
                 },
+                read_only: line.read_only,
             })
         };
         Ok(mounts.into_iter().filter_map(piece).collect())
@@ -95,12 +94,17 @@ impl SharedTree {
         source: &Source<'_>,
         directory: bool,
     ) -> Result<VolumeId, ShareError> {
-        let volume = registry.add(
-            container,
-            source.writable,
-            source.follows,
-            source.read_only_inside.clone(),
-        );
+        let exported = Exported {
+            access: if source.writable {
+                Access::Writable
+            } else {
+                Access::ReadOnly
+            },
+            receives: source.follows,
+            recursive: source.bind.recursive,
+            inside: source.inside.clone(),
+        };
+        let volume = registry.add(container, exported);
         let name = place_of(volume);
         let target = self.root.join(&name);
         if directory {
@@ -120,41 +124,42 @@ impl SharedTree {
         Ok(volume)
     }
 
-    /// Lets the guest write to a volume that was read-only so far.
-    pub(super) fn make_writable(&self, registry: &mut Registry, volume: VolumeId) -> Result<(), ShareError> {
+    /// Lets the guest write to a volume that was read-only so far, and to what the host lets be written to inside it.
+    /// `read_only`: what it has read-only there by now.
+    pub(super) fn make_writable(
+        &self,
+        registry: &mut Registry,
+        volume: VolumeId,
+        read_only: Vec<Place>,
+    ) -> Result<(), ShareError> {
         if registry.writable(volume) {
             return Ok(());
         }
+        registry.set_access(volume, Access::Changing);
         let place = place_of(volume);
-        let keep = registry
-            .read_only_inside(volume)
-            .into_iter()
-            .chain(self.mirrors.set_writable(volume, true)?)
-            .collect();
-        access::set(&self.root, &place, true, &keep)
+        let mut inside = registry.inside(volume);
+        inside.read_only.extend(read_only);
+        self.mirrors.set_writable(volume, true, &mut inside)?;
+        access::set(&self.root, &place, true, &inside.to_lift())
             .map_err(|source| PathError::new("make writable", self.root.join(place), source))?;
-        registry.set_writable(volume, true);
+        registry.set_access(volume, Access::Writable);
         Ok(())
     }
 
-    /// Takes a container's volumes from it. The answer is those that are gone with it.
-    pub(super) fn leave(&self, container: &ContainerId) -> Result<Vec<VolumeId>, ShareError> {
+    /// Takes a container's volumes from it, and removes those that nobody uses any longer.
+    pub(super) fn leave(&self, container: &ContainerId) -> Result<(), ShareError> {
         let mut registry = self.registry();
-        let mut gone = Vec::new();
         let mut failed = None;
         for volume in registry.leave(container) {
             match self.remove_volume(volume) {
-                Ok(()) => {
-                    registry.removed(volume);
-                    gone.push(volume);
-                }
+                Ok(()) => registry.removed(volume),
                 Err(error) => drop(failed.get_or_insert(error)),
             }
         }
         for volume in registry.idle_writable() {
             self.make_read_only(&mut registry, volume);
         }
-        failed.map_or(Ok(gone), Err)
+        failed.map_or(Ok(()), Err)
     }
 
     fn remove_volume(&self, volume: VolumeId) -> Result<(), ShareError> {
@@ -166,12 +171,13 @@ impl SharedTree {
 
     /// Nobody writes to it any longer. It is tried again when the next container goes: a file of it may be open still.
     fn make_read_only(&self, registry: &mut Registry, volume: VolumeId) {
+        registry.set_access(volume, Access::Changing);
         let place = place_of(volume);
-        let mirrors = self.mirrors.set_writable(volume, false).map(drop);
-        let set = || access::set(&self.root, &place, false, &BTreeSet::new());
+        let mirrors = self.mirrors.set_writable(volume, false, &mut Inside::default());
+        let set = || access::set(&self.root, &place, false, &[]);
         match mirrors.map(|()| set()) {
-            Ok(Ok(())) => registry.set_writable(volume, false),
-            Ok(Err(error)) => tracing::debug!(volume, %error, "a volume stays writable for now"),
+            Ok(Ok(())) => registry.set_access(volume, Access::ReadOnly),
+            Ok(Err(error)) => tracing::debug!(volume, %error, "a volume stays writable, be it in part, for now"),
             Err(error) => tracing::warn!(volume, %error, "a volume stays writable for now"),
         }
     }

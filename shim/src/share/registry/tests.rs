@@ -15,6 +15,13 @@ fn id(number: u8) -> ContainerId {
     ContainerId::new(&format!("c{number}")).unwrap()
 }
 
+fn exported(writable: bool) -> Exported {
+    Exported {
+        access: if writable { Access::Writable } else { Access::ReadOnly },
+        ..Exported::default()
+    }
+}
+
 /// What [`SharedTree`](crate::share::SharedTree) does, with a table in the place of mounts: volumes are directories of one
 /// file system.
 #[derive(Default)]
@@ -40,6 +47,7 @@ impl Sandbox {
                 device: (8, 1),
                 path: path.clone(),
             },
+            read_only: !self.registry.writable(*volume),
         };
         self.exported.iter().map(piece).collect()
     }
@@ -60,14 +68,14 @@ impl Sandbox {
             let view = match choice {
                 Choice::View(view) => view,
                 Choice::Upgrade(volume) => {
-                    self.registry.set_writable(volume, true);
+                    self.registry.set_access(volume, Access::Writable);
                     View {
                         volume,
                         at: PathBuf::new(),
                     }
                 }
                 Choice::New => {
-                    let volume = self.registry.add(&id(container), *writes, false, BTreeSet::new());
+                    let volume = self.registry.add(&id(container), exported(*writes));
                     self.exported.insert(volume, (*path).into());
                     View {
                         volume,
@@ -81,10 +89,12 @@ impl Sandbox {
         let mut mounted = Vec::new();
         for ((path, writes), base) in wanted.iter().zip(views) {
             let same = |one: &View, other: &View| self.shows(one) == self.shows(other);
-            let over = self.registry.overlaps(&self.pieces(), &base, &place(path), same);
+            let over = self
+                .registry
+                .overlaps(&self.pieces(), &base, &place(path), &BTreeSet::new(), same);
             for overlap in &over {
                 if *writes {
-                    self.registry.set_writable(overlap.view.volume, true);
+                    self.registry.set_access(overlap.view.volume, Access::Writable);
                 }
                 self.registry.enter(overlap.view.volume, &id(container), *writes);
             }
@@ -104,7 +114,7 @@ impl Sandbox {
             self.registry.removed(volume);
         }
         for volume in self.registry.idle_writable() {
-            self.registry.set_writable(volume, false);
+            self.registry.set_access(volume, Access::ReadOnly);
         }
     }
 }
@@ -193,17 +203,19 @@ fn what_is_mounted_inside_a_volume_is_found_and_gives_way_to_a_volume_of_its_own
             path: "/".into(),
         },
     );
-    let whole = registry.add(&container, true, false, BTreeSet::from(["m".into()]));
+    let whole = registry.add(&container, exported(true));
     let mut pieces = vec![
         Piece {
             volume: whole,
             at: PathBuf::new(),
             of: disk.clone(),
+            read_only: false,
         },
         Piece {
             volume: whole,
             at: "m".into(),
             of: other.clone(),
+            read_only: true,
         },
     ];
     let inner = Place {
@@ -215,11 +227,12 @@ fn what_is_mounted_inside_a_volume_is_found_and_gives_way_to_a_volume_of_its_own
         at: "m/x".into(),
     };
     assert_eq!(registry.choose(&pieces, &inner, false, |_| true), Choice::View(inside));
-    let own = registry.add(&container, false, false, BTreeSet::new());
+    let own = registry.add(&container, exported(false));
     pieces.push(Piece {
         volume: own,
         at: PathBuf::new(),
         of: other.clone(),
+        read_only: true,
     });
     let inside = View {
         volume: own,
@@ -230,7 +243,7 @@ fn what_is_mounted_inside_a_volume_is_found_and_gives_way_to_a_volume_of_its_own
         volume: whole,
         at: PathBuf::new(),
     };
-    let over = registry.overlaps(&pieces, &base, &disk, |_, _| true);
+    let over = registry.overlaps(&pieces, &base, &disk, &BTreeSet::new(), |_, _| true);
     let covers = View {
         volume: own,
         at: PathBuf::new(),
@@ -245,7 +258,11 @@ fn what_is_mounted_inside_a_volume_is_found_and_gives_way_to_a_volume_of_its_own
     );
     // Another file has taken the name meanwhile.
     assert_eq!(registry.choose(&pieces, &inner, false, |_| false), Choice::New);
-    assert!(registry.overlaps(&pieces, &base, &disk, |_, _| false).is_empty());
+    assert!(
+        registry
+            .overlaps(&pieces, &base, &disk, &BTreeSet::new(), |_, _| false)
+            .is_empty()
+    );
 }
 
 const PATHS: [&str; 8] = ["/", "/a", "/a/b", "/a/b/c", "/a/x", "/ab", "/y", "/y/z"];
