@@ -177,7 +177,7 @@ mod tests {
         let path = directory.path().join("s");
         let waiting = NewFiles::watch(directory.path()).unwrap();
         let daemon = async {
-            std::fs::write(directory.path().join("other"), "").unwrap();
+            fs::write(directory.path().join("other"), "").unwrap();
             tokio::task::yield_now().await;
             UnixListener::bind(&path).unwrap().accept().await.unwrap()
         };
