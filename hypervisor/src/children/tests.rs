@@ -160,10 +160,16 @@ async fn a_child_inherits_nothing_of_the_environment() {
 async fn a_root_child_has_only_the_capabilities_that_are_left_to_it() {
     let program = Program {
         capabilities: Some(CapabilitySet::DAC_READ_SEARCH),
-        ..shell("grep -E '^(Cap(Prm|Eff|Bnd|Amb)|NoNewPrivs):' /proc/self/status | tr -s '\\t' ' ' >&2")
+        ..shell("grep -E '^(Cap(Inh|Prm|Eff|Bnd|Amb)|NoNewPrivs):' /proc/self/status | tr -s '\\t' ' ' >&2")
     };
+    // The children of a thread that has one to inherit: root would have it again (capabilities(7)).
+    let own = rustix::thread::capabilities(None).unwrap();
+    let inheritable = own.permitted & CapabilitySet::CHOWN;
+    let sets = rustix::thread::CapabilitySets { inheritable, ..own };
+    rustix::thread::set_capabilities(None, sets).unwrap();
     let (one, none) = ("0000000000000004", "0000000000000000");
     let wanted = [
+        format!("CapInh: {none}"),
         format!("CapPrm: {one}"),
         format!("CapEff: {one}"),
         format!("CapBnd: {one}"),
@@ -231,6 +237,34 @@ async fn a_jailed_child_is_another_user_without_network_capabilities_or_much_mem
         "NoNewPrivs: 1".into(),
     ];
     assert_eq!(told, wanted);
+}
+
+#[tokio::test]
+async fn a_jailed_child_keeps_no_mount_of_the_host_alive() {
+    use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+    let directory = tempfile::tempdir().unwrap();
+    let user = User::random().unwrap();
+    let jail = Jail::of_vsock_daemon("/bin/sh".as_ref(), directory.path().to_owned(), user).unwrap();
+    let jail = Jail {
+        filter: everything(),
+        ..jail
+    };
+    std::fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let host = tempfile::tempdir().unwrap();
+    rustix::mount::mount("none", host.path(), "tmpfs", MountFlags::empty(), None).unwrap();
+    rustix::mount::mount_change(host.path(), MountPropagationFlags::SHARED).unwrap();
+    let told = says(Program {
+        jail: Some(jail),
+        ..shell(&format!(
+            "grep -F ' {} ' /proc/self/mountinfo >&2",
+            host.path().display()
+        ))
+    })
+    .await;
+    rustix::mount::unmount(host.path(), UnmountFlags::DETACH).unwrap();
+    // It goes when the host's goes, and what is mounted on it stays here (mount_namespaces(7)).
+    let [mount] = told.as_slice() else { panic!("{told:?}") };
+    assert!(mount.contains(" master:") && !mount.contains(" shared:"), "{mount}");
 }
 
 #[tokio::test]

@@ -16,7 +16,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
 use rustix::process::{Gid, Pid, Resource, Rlimit, Signal, Uid, chdir, chroot, pivot_root};
 use rustix::thread::{
-    CapabilitySet, LinkNameSpaceType, clear_ambient_capability_set, remove_capability_from_bounding_set,
+    CapabilitySet, CapabilitySets, LinkNameSpaceType, capabilities, clear_ambient_capability_set,
+    remove_capability_from_bounding_set, set_capabilities,
 };
 use seccompiler::BpfProgram;
 
@@ -172,7 +173,9 @@ impl Entry {
         if unsafe { libc::unshare(new) } != 0 {
             return Err((b"cannot make namespaces", errno()));
         }
-        mount_change(c"/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
+        // What the host unmounts is unmounted here too: where the old root stays, a private copy would keep it alive as long as
+        // the program runs. What is mounted here does not reach the host.
+        mount_change(c"/", MountPropagationFlags::REC | MountPropagationFlags::DOWNSTREAM)
             .map_err(|errno| (&b"cannot leave the host's mounts"[..], errno))?;
         if self.is_root {
             let root = self.directory.as_c_str();
@@ -228,7 +231,8 @@ fn change_root() -> rustix::io::Result<()> {
     chdir(c"/")
 }
 
-/// Removes all other capabilities from the bounding set: what is executed as root has no more than these.
+/// Removes all other capabilities from the bounding set and empties the inheritable one, as execve(2) gives root both: what is
+/// executed as root has no more than these.
 fn bound_capabilities(kept: CapabilitySet) -> rustix::io::Result<()> {
     for bit in 0..u64::BITS {
         let Some(capability) = CapabilitySet::from_bits(1 << bit) else {
@@ -243,7 +247,15 @@ fn bound_capabilities(kept: CapabilitySet) -> rustix::io::Result<()> {
             removed => removed?,
         }
     }
-    clear_ambient_capability_set()
+    clear_ambient_capability_set()?;
+    let own = capabilities(None)?;
+    set_capabilities(
+        None,
+        CapabilitySets {
+            inheritable: CapabilitySet::empty(),
+            ..own
+        },
+    )
 }
 
 /// The step that failed, and why.
