@@ -144,20 +144,21 @@ async fn what_sigkill_does_not_end_is_ended_with_its_machine_once_nobody_else_ne
 }
 
 #[tokio::test]
-async fn a_container_that_the_guest_does_not_forget_can_be_deleted_all_the_same_once_it_is_alone() {
+async fn a_container_that_the_guest_does_not_forget_can_be_deleted_all_the_same_once_nobody_else_lives() {
     let shim = Shim::new(Boot::Works).await;
-    for id in ["c", "other"] {
-        shim.run(id, &[if id == "c" { "clinging" } else { "sleep" }]).await;
-        shim.kill(id, "", 9).await.unwrap();
-        shim.wait(id, "").await.unwrap();
-    }
+    shim.run("c", &["clinging"]).await;
+    shim.run("other", &["sleep"]).await;
+    shim.kill("c", "", 9).await.unwrap();
+    shim.wait("c", "").await.unwrap();
     for _ in 0..2 {
         let (code, message) = refusal(shim.delete("c", "").await);
         assert_eq!(code, Code::INTERNAL);
         assert!(message.contains("it does not go away"), "{message}");
     }
-    shim.delete("other", "").await.unwrap();
+    shim.kill("other", "", 9).await.unwrap();
+    shim.wait("other", "").await.unwrap();
     assert_eq!(shim.delete("c", "").await.unwrap().exit_status, KILLED);
+    shim.delete("other", "").await.unwrap();
     assert!(shim.host.attached().is_empty());
 }
 
