@@ -100,7 +100,7 @@ pub struct Replacement {
 }
 
 const NOT_THERE: &str = "which is not there";
-const ANOTHERS: &str = "another runtime's guest";
+const FOREIGN: &str = "another runtime's guest";
 
 /// Puts what is installed in the place of what is not set, not there, or another runtime's guest. Says so of what was set.
 pub(crate) fn complete(
@@ -149,13 +149,13 @@ fn guest(
             key: "image",
             written,
             used: installed.initrd.clone(),
-            why: ANOTHERS,
+            why: FOREIGN,
         });
     }
     let why = match &hypervisor.initrd {
         path if path.as_os_str().is_empty() => None,
         path if is_katas_and_missing(path) => Some(NOT_THERE),
-        path if is_foreign(path, installed) => Some(ANOTHERS),
+        path if is_foreign(path, installed) => Some(FOREIGN),
         _ => return,
     };
     match why {
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn an_initrd_of_anothers_is_replaced_and_one_that_we_made_is_kept() {
+    fn a_foreign_initrd_is_replaced_and_one_that_we_made_is_kept() {
         let (prefix, installation) = installed();
         let mut ours = b"070701".to_vec();
         ours.resize(NAME_AT, b'0');

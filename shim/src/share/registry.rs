@@ -48,7 +48,7 @@ impl Inside {
 
     /// What may be made writable: what the host has read-only nowhere in the source. It is known by what is mounted, not by
     /// where: the guest can rename the directories above a mount.
-    pub(super) fn to_lift(mut self) -> Vec<Place> {
+    pub(super) fn into_lifted(mut self) -> Vec<Place> {
         self.writable.retain(|place| !self.read_only.contains(place));
         self.writable
     }

@@ -140,7 +140,7 @@ impl SharedTree {
         let mut inside = registry.inside(volume);
         inside.read_only.extend(read_only);
         self.mirrors.set_writable(volume, true, &mut inside)?;
-        access::set(&self.root, &place, true, &inside.to_lift())
+        access::set(&self.root, &place, true, &inside.into_lifted())
             .map_err(|source| PathError::new("make writable", self.root.join(place), source))?;
         registry.set_access(volume, Access::Writable);
         Ok(())
