@@ -18,7 +18,8 @@ const EVENTS: [(&str, AddWatchFlags); 9] = [
     ("ignored", AddWatchFlags::IN_IGNORED),
 ];
 
-/// Ends after `count` events.
+/// Ends after `count` events. One that equals the one before it is told and not counted: inotify(7) merges the two if
+/// the first was not read yet, so how many there are is chance.
 pub(crate) fn watch(count: &str, paths: &[&str]) -> Result<()> {
     let mut left: usize = count.parse()?;
     let inotify = Inotify::init(InitFlags::IN_CLOEXEC)?;
@@ -26,6 +27,7 @@ pub(crate) fn watch(count: &str, paths: &[&str]) -> Result<()> {
         .iter()
         .fold(AddWatchFlags::empty(), |mask, (_, bit)| mask | *bit);
     let mut watched = HashMap::new();
+    let mut last = None;
     for path in paths {
         watched.insert(inotify.add_watch(*path, mask)?, *path);
     }
@@ -49,7 +51,11 @@ pub(crate) fn watch(count: &str, paths: &[&str]) -> Result<()> {
                 u8::from(event.cookie != 0),
                 content.trim_end()
             );
-            left = left.saturating_sub(1);
+            let told = (event.wd, event.mask, event.cookie, event.name);
+            if last.as_ref() != Some(&told) {
+                left = left.saturating_sub(1);
+            }
+            last = Some(told);
         }
     }
     Ok(())
