@@ -1,7 +1,7 @@
-//! The shim's calls to the guest's agent, each with a bound in time.
+//! The shim's calls to the guest's agent. Each call has a time limit.
 //!
-//! It knows the protocol and nothing of containers' states. A call may be dropped at any moment: the connection and the calls
-//! of others live on ([`write_queue`]).
+//! It knows the protocol, but not the states of containers. A call may be dropped at any moment: the connection and the
+//! other calls are not affected ([`write_queue`]).
 
 mod write_queue;
 

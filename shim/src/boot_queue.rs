@@ -1,13 +1,13 @@
-//! The queue of the node's boots: only so many VMs boot at a time, and the others wait their turn.
+//! The boot queue of the node: only a limited number of VMs boot at a time, and the others wait.
 //!
-//! A boot takes a CPU for itself. Where many begin at once all of them crawl, and all of them reach their time-outs together.
+//! A boot keeps one CPU busy. If many VMs boot together, all of them are slow and reach their time-outs together.
 //!
 //! ```text
-//! boot.queue      locked by the one that is next; the others wait for this lock
-//! boot.place.N    locked by one that boots
+//! boot.queue      locked by the next one in the queue; the others wait for this lock
+//! boot.place.N    locked while a VM boots
 //! ```
-//! The locks are flock(2)'s, shared by all shims of the node and by nobody else, and the kernel gives back those of a process
-//! that dies. Nobody waits where a place is free. It knows nothing of what is booted.
+//! The locks are flock(2) locks. All shims of the node share them, and no other program uses them. The kernel releases
+//! the locks of a process that dies. If a place is free, a boot does not wait. The module does not know what is booted.
 
 use std::fs::{File, OpenOptions};
 use std::io;

@@ -1,4 +1,5 @@
-//! Removes what a sandbox leaves on the host. Used by the server's end and by `delete`: may run twice, or at once.
+//! Removes everything that a sandbox has left on the host. The server's end and `delete` use it. It may run twice, or
+//! twice at the same time.
 
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! `delete`: containerd's last resort when a shim is gone or does not answer. It is killed after 5 s.
+//! `delete`: containerd's last resort if a shim has ended or does not answer. containerd kills this process after 5 s.
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -1,4 +1,4 @@
-//! What the program does for each of its commands; `main` only calls it.
+//! The commands of the program. `main` only calls this module.
 
 use std::env;
 use std::error::Error;

@@ -1,7 +1,7 @@
-//! What `-info` tells containerd of the runtime: the features structure of the OCI runtime specification (features.md), by which
-//! CRI offers recursive read-only mounts and user namespaces.
+//! The output of `-info`: the features structure of the OCI runtime specification (features.md). CRI uses it to offer
+//! recursive read-only mounts and user namespaces.
 //!
-//! It says what a guest carries out, whatever the host is. It knows no sandbox.
+//! It describes what a guest supports, whatever the host is. It knows no sandbox.
 
 use protobuf::well_known_types::any::Any;
 use serde_json::{Value, json};

@@ -1,5 +1,5 @@
-//! Tells of a guest kernel that lacks a fix which containers depend on. Such a kernel is the user's own choice, so it is a
-//! warning, once for each sandbox, and nothing else.
+//! Logs a warning, once per sandbox, if the guest kernel lacks a fix that containers depend on. The operator has chosen
+//! the kernel, so it is no error.
 
 use config::kernel::{self, Fix, Standing};
 

@@ -1,8 +1,8 @@
-//! The shim: containerd's contract, the sandbox, host mounts, streams, events, host hooks.
+//! The shim: containerd's APIs, the sandbox, host mounts, streams, events, host hooks.
 //!
-//! Modules of two kinds. The host's side: [`entry`], [`cli`], [`bundle`], [`options`], [`start`], [`delete`], [`run_dir`], [`share`], [`host_ns`],
-//! [`guest_spec`], [`hooks`], [`host_cgroup`], [`cleanup`], [`logging`], [`stats`]. The service: [`server`] and
-//! what it uses. Neither knows QEMU's arguments.
+//! There are two kinds of modules. The host's side: [`entry`], [`cli`], [`bundle`], [`options`], [`start`], [`delete`],
+//! [`run_dir`], [`share`], [`host_ns`], [`guest_spec`], [`hooks`], [`host_cgroup`], [`cleanup`], [`logging`], [`stats`].
+//! The service: [`server`] and the modules that it uses. Neither knows QEMU's arguments.
 
 mod accept;
 pub mod agent_client;

@@ -1,7 +1,7 @@
-//! Settings of the node that a container has by inheritance: on runc because there is one kernel, here because the guest is given
-//! them (docs/limits.md).
+//! Reads settings of the node for the guest. With runc a container inherits them, because there is only one kernel
+//! (docs/limits.md).
 //!
-//! It reads the host and knows no guest. What the guest has more of, it keeps.
+//! It reads the host and knows no guest. A setting of the guest that is already higher stays.
 
 use std::collections::HashMap;
 use std::path::Path;

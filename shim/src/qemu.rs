@@ -1,4 +1,4 @@
-//! The real VM: [`crate::vm`]'s traits on top of the hypervisor.
+//! The real VM: implements the traits of [`crate::vm`] with the hypervisor.
 
 use std::io;
 use std::num::NonZeroU32;

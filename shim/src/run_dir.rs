@@ -1,6 +1,6 @@
 //! The one directory that holds a sandbox's files, and `sandbox.json` in it.
 //!
-//! It owns the names (docs/architecture.md, "Files of a sandbox"). It must not know what the files are for.
+//! It owns the names (docs/architecture.md, "Files of a sandbox"). It must not know the purpose of the files.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};

@@ -1,4 +1,4 @@
-//! The server: sets the sandbox up, serves containerd on the inherited socket, and leaves nothing behind at its end.
+//! The server: sets up the sandbox, serves containerd on the inherited socket, and cleans up at its end.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -1,7 +1,7 @@
-//! `start`: finds the sandbox's server or starts one, and says where it listens.
+//! `start`: finds the sandbox's server or starts one, and prints the address of its socket.
 //!
-//! The listening socket is bound here and inherited by the server, so that containerd can connect as soon as the
-//! address is printed: nobody waits, nobody polls.
+//! The listening socket is bound here and inherited by the server. So containerd can connect as soon as the address is
+//! printed, and nothing has to wait or poll.
 
 use std::fs;
 use std::io;

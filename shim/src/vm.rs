@@ -1,7 +1,7 @@
-//! The VM as the sandbox sees it: something that is launched, gives connections, ends, and can be stopped.
+//! The VM as the sandbox sees it: it is launched, gives connections, ends, and can be stopped.
 //!
-//! The traits are the seam between the sandbox and the hypervisor, so that the shim is tested without QEMU. They know
-//! neither QEMU's arguments nor what is said on the connections.
+//! The traits separate the sandbox from the hypervisor, so that the shim can be tested without QEMU. They know neither
+//! QEMU's arguments nor the data on the connections.
 
 use std::io;
 use std::num::NonZeroU32;

@@ -1,9 +1,9 @@
-//! Port forwarding: `kubectl port-forward` reaches a pod by a connection to localhost in the pod's network namespace, which
-//! containerd makes on the host. The pod's programs listen in the guest. So whatever is dialled in that namespace is
-//! accepted here, for any port, and continued inside the guest, where localhost is the pod's own.
+//! Port forwarding. `kubectl port-forward` makes containerd connect to localhost in the pod's network namespace on the
+//! host, but the pod's programs listen in the guest. So this module accepts every connection that is opened in that
+//! namespace, for any port, and continues it inside the guest, where localhost is the pod's.
 //!
-//! It owns the listening socket and the program that directs connections to it; both end with the shim. What comes from
-//! the network does not pass here: it goes by the pod's interface, and never reaches a socket of the namespace.
+//! It owns the listening socket and the BPF program that directs connections to it. Both end with the shim. Traffic from
+//! the network does not pass here: it goes through the pod's interface and never reaches a socket of the namespace.
 
 mod sys;
 

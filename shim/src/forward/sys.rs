@@ -1,5 +1,5 @@
-//! bpf(2), as far as one program needs it: every TCP connection that comes in, in one network namespace, whatever its port,
-//! is for one listening socket. It decides nothing.
+//! bpf(2), as far as one program needs it: in one network namespace, it gives every incoming TCP connection, whatever its
+//! port, to one listening socket. It decides nothing.
 #![allow(unsafe_code)]
 
 use std::io;

@@ -1,7 +1,7 @@
-//! From the OCI specification that containerd wrote for the host to the one that the guest carries out.
+//! Converts the OCI specification that containerd wrote for the host into the one that the guest carries out.
 //!
-//! Pure but for [`read`]: no file is opened. What the host has to do (bind sources) is part of the answer. One file per part of the
-//! specification that is more than a few fields.
+//! Pure except [`read`]: no other part opens a file. The result also contains the work for the host (bind sources). Each
+//! part of the specification with more than a few fields has its own file.
 
 mod cgroup;
 mod contradictions;

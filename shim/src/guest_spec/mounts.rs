@@ -1,4 +1,4 @@
-//! The mounts of a container: what comes from the host's files, what the guest makes by itself, what cannot be had.
+//! The mounts of a container: which come from the host's files, which the guest makes itself, and which are not possible.
 
 use std::path::{Component, Path, PathBuf};
 

@@ -1,7 +1,9 @@
-//! The poststop hooks that are still to be run: written down before a container's first hook runs, so that they run once,
-//! whoever ends the container: its deletion, the unwinding of a create that failed, or `delete` when the shim is gone.
+//! The poststop hooks that are still to be run. They are written to a file before the container's first hook runs, so
+//! that they run exactly once, whatever ends the container: its deletion, the unwinding of a failed create, or `delete`
+//! if the shim is gone.
 //!
-//! One file a container below the sandbox's directory, which is root's alone. It knows nothing of VMs and containers.
+//! There is one file per container below the sandbox's directory, which only root can access. The module knows nothing
+//! about VMs and containers.
 
 use std::fs;
 use std::io;

@@ -1,8 +1,8 @@
-//! From what a namespace holds to what the guest is to have. Pure.
+//! Converts the contents of a namespace into the guest's configuration. Pure.
 //!
-//! The guest's kernel makes by itself what the host's has made by itself: local addresses' routes, the routes of their
-//! prefixes. What somebody has set goes to the guest; what belongs to the moment (lifetimes, states of links, learnt
-//! neighbours) does not.
+//! The guest's kernel creates by itself what the host's kernel has created by itself: routes of local addresses and of
+//! their prefixes. Everything that somebody has configured goes to the guest. Temporary state (lifetimes, link states,
+//! learnt neighbours) does not.
 
 mod choice;
 

@@ -1,4 +1,4 @@
-//! What is done in the namespace: devices are made and joined to interfaces, changes are watched for.
+//! The changes in the namespace: creates devices, joins them to interfaces, and watches for changes.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;

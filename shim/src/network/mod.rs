@@ -5,8 +5,8 @@
 //! veth, macvlan, … ◄── every frame, both ways ──► tap ═══ virtio-net, same name, MAC address, MTU
 //! addresses, routes, rules, neighbours ── as they are ──► the guest's
 //! ```
-//! It owns the taps, the redirection, and the watch for changes. It changes nothing in a namespace but this, nothing at all
-//! in the host's own, and nothing because of what a guest says.
+//! It owns the taps, the redirection, and the watch for changes. It changes nothing else in a namespace, nothing at all
+//! in the host's own namespace, and nothing because of messages from a guest.
 
 mod error;
 mod guest;

@@ -1,4 +1,4 @@
-//! What a sandbox's network is made by: the specification's namespace and the configuration. Pure.
+//! The parameters of a sandbox's network, from the specification's namespace and the configuration. Pure.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! What a network namespace holds, as its kernel tells it. Changes nothing.
+//! Reads the contents of a network namespace from its kernel. Changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,8 +1,8 @@
-//! Joins an interface of the pod's namespace to a tap, so that the VM is what is at the interface's inner end.
+//! Joins an interface of the pod's namespace to a tap, so that the VM takes the place of the interface's inner end.
 //!
-//! `tcfilter`: every frame that arrives at one leaves by the other (tc-mirred(8)), by a u32 filter that matches all
-//! (tc-u32(8)): the classifiers `matchall` and `flower` are not in every kernel. `macvtap`: a macvtap in passthru mode on
-//! top of the interface, which keeps its MAC address.
+//! `tcfilter`: every frame that arrives at one of them leaves by the other (tc-mirred(8)), by a u32 filter that matches
+//! all (tc-u32(8)), because the classifiers `matchall` and `flower` are not in every kernel. `macvtap`: a macvtap in
+//! passthru mode on top of the interface, which keeps its MAC address.
 
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;

@@ -1,5 +1,5 @@
-//! The way from nothing to a VM whose agent answers: launch, hello, agent. Each step has the VM's end and the time limit
-//! against it, and a failure leaves nothing behind.
+//! From nothing to a VM whose agent answers: launch, hello, agent. Each step ends early if the VM ends or the time limit
+//! is reached, and a failure leaves nothing behind.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};

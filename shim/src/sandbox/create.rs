@@ -1,5 +1,5 @@
-//! Create, step by step: mounts while the VM boots, hooks, disks and memory, the guest, the streams. The state machine says which step
-//! is next, and what is undone where one fails.
+//! The steps of Create: mounts while the VM boots, hooks, disks and memory, the guest, the streams. The state machine
+//! decides the next step, and what is undone if one fails.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

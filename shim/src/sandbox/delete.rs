@@ -1,4 +1,4 @@
-//! Deletions, step by step: in the guest, of disks, of mounts; and the hooks that follow.
+//! The steps of a deletion: in the guest, of disks, of mounts; and the hooks that follow.
 
 use std::time::Instant;
 

@@ -1,4 +1,5 @@
-//! One forwarded connection: a process of the guest's in the sandbox's own container, which dials the port, and its streams.
+//! One forwarded connection: a process in the sandbox's own container in the guest, which connects to the port, and its
+//! streams.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;

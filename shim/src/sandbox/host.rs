@@ -1,6 +1,6 @@
-//! What the sandbox asks of the host for one container: its mounts below the shared directory, its hooks.
+//! The sandbox's requests to the host for one container: mounts below the shared directory, and hooks.
 //!
-//! A seam, so that the sandbox is tested without mounts.
+//! This is a trait, so that the sandbox can be tested without mounts.
 
 use std::collections::HashMap;
 use std::error::Error;

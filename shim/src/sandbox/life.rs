@@ -1,4 +1,4 @@
-//! The VM's life as one task: its boot, what it tells, its end; and how others bring about or await that end.
+//! The VM's life as one task: its boot, its reports and its end. Other tasks can request its end or wait for it.
 
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};

@@ -1,9 +1,9 @@
-//! One of the agent's two connections as ttrpc is given it: it tells when it has ended, it can be ended, and a guest that
-//! asks faster than it takes answers is not read from.
+//! A backpressured connection: one of the agent's two connections as ttrpc gets it. It reports when it has ended, and it
+//! can be ended. It is not read while the guest sends requests faster than it takes answers.
 //!
-//! ttrpc's server makes a task of each request and reads on, and a task whose answer nobody takes stays. Without a bound a
-//! guest that asks and never reads would have the shim keep as many as the host has memory for. So frames are counted as
-//! they go by (ttrpc's PROTOCOL.md: a header of ten bytes, which begins with the length of what follows).
+//! ttrpc's server makes a task for each request and reads on. A task stays if nobody takes its answer. Without a bound, a
+//! guest that sends requests and never reads would use up the host's memory. So the frames that pass are counted (ttrpc's
+//! PROTOCOL.md: a header of ten bytes, which begins with the length of the rest).
 
 use std::io;
 use std::pin::Pin;

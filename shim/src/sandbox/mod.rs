@@ -5,9 +5,9 @@
 //! Booting ──────────► Ready ───────────────────────────► Ended
 //!    └──────────────► Failed            or is stopped
 //! ```
-//! The VM boots in a task of its own ([`life`]). What happens to containers and execs is decided by the state machine in `lifecycle` and
-//! carried out by one task ([`driver`]), which alone writes their records; the records' lock is held for a look-up only. After the
-//! VM's end every call is answered from the record.
+//! The VM boots in a separate task ([`life`]). The state machine in `lifecycle` decides the lifecycle of containers and
+//! execs. One task ([`driver`]) carries it out and is the only one that writes their records. The records' lock is held
+//! only for a lookup. After the VM's end every call is answered from the record.
 //!
 //! It knows neither containerd's messages nor QEMU.
 

@@ -1,6 +1,7 @@
-//! The record of one process that containerd knows: a container's first one or an exec. What State and Wait answer, and its streams.
+//! The record of one process that containerd knows: a container's first process or an exec. It has the answers to State
+//! and Wait, and the streams.
 //!
-//! The state machine (`lifecycle`) decides what is in it, and [`super::driver`] writes it; all others read.
+//! The state machine (`lifecycle`) decides its contents, [`super::driver`] writes it, and all others only read it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

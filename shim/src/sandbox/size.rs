@@ -1,14 +1,14 @@
-//! The VM's size as its containers come, change and go (docs/sizing.md).
+//! Changes the VM's size when containers are created, updated and removed (docs/sizing.md).
 //!
 //! ```text
 //! create, update   limits are counted ─► the host's limit ─► the VM grows, waited for ─► the guest applies the limits
-//! update, exit     limits are not counted any more ─► the VM shrinks, nobody waits ─► the host's limit
+//! update, exit     limits are not counted any more ─► the VM shrinks, not waited for ─► the host's limit
 //! ```
-//! The host's limit is that of the sandbox's cgroup: at no time does it leave less than the VM may use. A guest may take long to give
-//! memory back: the host's limit follows it down, for as long as it takes.
+//! The host's limit is that of the sandbox's cgroup. It is never less than the VM may use at that moment. If a guest
+//! takes long to give memory back, the host's limit follows whenever memory is returned.
 //!
-//! One change at a time, each to what is wanted when its turn comes, so that the last one leaves the VM as it has to be.
-//! Nobody waits for a guest that gives memory back: whoever wants a turn gets it.
+//! There is one change at a time. Each uses the size that is wanted when its turn comes, so the last one leaves the right
+//! size. A shrink that waits for the guest does not block the next change.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

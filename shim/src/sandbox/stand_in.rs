@@ -1,9 +1,10 @@
-//! A pid on the host that stands for one container of a pod and for no other.
+//! A stand-in: a process whose pid on the host stands for exactly one container of a pod.
 //!
 //! CRI names the PID namespace of another container by that container's pid (`/proc/PID/ns/pid`, for `kubectl debug
-//! --target`), so the VMM's own pid will not do for all of them. What stands in is a process that does nothing. It is in the pod's
-//! network namespace, where whoever enters by the pid expects to be. Whoever kills it kills nothing else: a thread of the shim would
-//! take the shim with it, and the pod (kill(2) goes to the whole process).
+//! --target`), so the VMM's pid cannot be reported for all of them. The stand-in does nothing. It is in the pod's network
+//! namespace, which is the one that a client expects behind the pid. Killing it ends nothing else. A thread of the shim
+//! would not do, because a signal to a thread's number goes to the whole process (kill(2)), and would end the shim and
+//! the pod.
 
 use std::fs::File;
 use std::io;

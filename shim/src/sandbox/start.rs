@@ -1,4 +1,4 @@
-//! Starts, step by step: of a container's first process and of execs, with their streams and their terminals' sizes.
+//! The steps of a start: of a container's first process and of execs, with their streams and terminal sizes.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! What is asked of containers and processes that exist, and changes neither their number nor their streams.
+//! Requests to existing containers and processes that change neither their number nor their streams.
 
 use std::sync::Arc;
 

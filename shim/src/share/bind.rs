@@ -1,4 +1,4 @@
-//! The sources of a container's bind mounts: found on the host, and given a place in a volume.
+//! The sources of a container's bind mounts: opens them on the host, and assigns each a path in a volume.
 
 use std::collections::{BTreeSet, HashSet};
 use std::io;

@@ -1,9 +1,9 @@
-//! The directory that virtiofsd serves, and what is mounted below it.
+//! The directory that virtiofsd serves, and the mounts below it.
 //!
-//! `<container>/rootfs`, and the sandbox's volumes: what bind mounts come from, each once. It is a mount of its own in the shim's mount namespace, with
-//! shared propagation, so that virtiofsd sees what is mounted after it has started; and that mount is read-only, so
-//! that the guest cannot put a symbolic link where the next mount goes. The directories are made by a descriptor of
-//! the directory below that mount. All functions block.
+//! It contains `<container>/rootfs` and the sandbox's volumes, which are the sources of bind mounts, each once. It is a
+//! separate mount in the shim's mount namespace, with shared propagation, so that virtiofsd sees later mounts. That mount
+//! is read-only, so that the guest cannot put a symbolic link at the path of the next mount. The directories are created
+//! through a descriptor of the directory below that mount. All functions block.
 
 mod access;
 mod attachment;

@@ -1,10 +1,10 @@
-//! The volumes of a sandbox: who uses them, and which of them a source is a part of. Pure.
+//! The volumes of a sandbox: their users, and the volume that a source belongs to. Pure.
 //!
-//! A volume is one exported mount and so one file system in the guest. A source that is the same file or directory as a volume,
-//! or lies in one, is shared as a *view*: a path in that volume. Where a volume lies inside what a view shows, the view
-//! has it mounted over its place (an *overlap*), because its inodes are the ones that other containers have.
+//! A volume is one exported mount, and so one file system in the guest. A source that is the same file or directory as a
+//! volume, or is inside one, is shared as a *view*: a path in that volume. If a volume is inside the part that a view
+//! shows, it is mounted over its path in the view (an *overlap*), because other containers use its inodes.
 //!
-//! Paths only propose: whether two paths are the same file is for the caller to say, who asks the file system.
+//! Paths are only a proposal. The caller checks with the file system whether two paths are the same file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! Volumes as mounts: exported, made writable and read-only again, removed. Which there are, the registry says.
+//! Volumes as mounts: exports them, makes them writable and read-only again, removes them. The registry decides which
+//! exist.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;

@@ -1,8 +1,8 @@
-//! What a container, or a pod as a whole, may use at most, as far as it decides how big the VM has to be.
+//! The limits of a container, or of a whole pod, that count for the VM's size.
 //!
-//! Rules: config-linux.md of the OCI runtime specification, and cgroup-v2.rst of the kernel for unified keys, which go before the
-//! fields of the same meaning as in runc; the annotations are those that containerd's CRI plugin writes from the kubelet's
-//! `LinuxPodSandboxConfig.resources`.
+//! Rules: config-linux.md of the OCI runtime specification, and cgroup-v2.rst of the kernel for unified keys, which take
+//! precedence over the fields with the same meaning, as in runc. The annotations are those that containerd's CRI plugin
+//! writes from the kubelet's `LinuxPodSandboxConfig.resources`.
 
 use std::collections::HashMap;
 

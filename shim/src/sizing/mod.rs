@@ -1,16 +1,16 @@
-//! How big a VM has to be for its containers: a pure function of their limits and the configuration (docs/sizing.md).
+//! Computes the VM's size for its containers: a pure function of their limits and the configuration (docs/sizing.md).
 //!
 //! ```text
-//! memory = default_memory + limits of memory + 1/64 of them, for the guest's own records of its pages
-//! vCPUs  = the CPUs of all limits together, rounded up, but never fewer than default_vcpus
+//! memory = default_memory + memory limits + 1/64 of the limits, for the guest kernel's page records
+//! vCPUs  = sum of the CPU limits, rounded up, but never fewer than default_vcpus
 //! ```
-//! or, where the configuration says what a VM has beyond its limits (`overhead_vcpus`, `overhead_memory`) and keeps its size
-//! (`static_sandbox_resource_mgmt`), and there are limits, as Kata's runtime-rs has it:
+//! If the configuration sets an overhead (`overhead_vcpus`, `overhead_memory`) and a constant size
+//! (`static_sandbox_resource_mgmt`), and there are limits, the rule is that of Kata's runtime-rs:
 //! ```text
-//! memory = limits of memory + overhead_memory
-//! vCPUs  = the CPUs of all limits + overhead_vcpus, rounded up
+//! memory = memory limits + overhead_memory
+//! vCPUs  = sum of the CPU limits + overhead_vcpus, rounded up
 //! ```
-//! It knows no VM and no container: who has which limits is told to it.
+//! It knows no VM and no container: the caller passes the limits.
 
 mod host;
 mod limits;

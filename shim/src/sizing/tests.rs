@@ -1,4 +1,4 @@
-//! Which limits make which VM.
+//! Tests of the VM's size for given limits.
 
 use super::*;
 use proptest::prelude::*;

@@ -1,4 +1,4 @@
-//! The two loops: connection to target, FIFO to connection.
+//! The two copy loops: from a connection to the target, and from a FIFO to a connection.
 
 use std::future::Future;
 use std::io;

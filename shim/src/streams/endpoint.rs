@@ -1,4 +1,4 @@
-//! What containerd named: FIFOs and files. Opens them so that neither the shim nor the client can block the other.
+//! The FIFOs and files that containerd named. Opens them so that neither the shim nor the client can block the other.
 
 use std::fs::OpenOptions;
 use std::io;

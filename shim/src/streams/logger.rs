@@ -1,7 +1,7 @@
 //! The program of a `binary://` URI: it gets the output on two pipes and writes the log itself.
 //!
-//! The contract is containerd's (docs of its runtime v2, "Logging"): stdout on descriptor 3, stderr on 4, and a pipe on 5
-//! that the program closes when it is ready; `CONTAINER_ID` and `CONTAINER_NAMESPACE` in its environment; the query of
+//! The interface is containerd's (docs of its runtime v2, "Logging"): stdout on descriptor 3, stderr on 4, and a pipe on
+//! 5 that the program closes when it is ready; `CONTAINER_ID` and `CONTAINER_NAMESPACE` in its environment; the query of
 //! the URI as its arguments.
 
 use std::io;

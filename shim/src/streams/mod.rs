@@ -1,8 +1,9 @@
-//! The standard streams of one process: what containerd named on one side, connections from the guest on the other.
+//! The standard streams of one process: files and FIFOs of containerd on one side, connections from the guest on the
+//! other.
 //!
-//! Nothing is framed. The end of an output is said elsewhere: the agent tells with the exit how many bytes the process
-//! wrote, and when that many have been passed on the stream is closed. Nothing here waits for ever once the process
-//! has ended: a reader that has stalled, or a guest that lies about the length, costs a bounded time.
+//! The data is not framed. The end of an output is reported separately: with the exit the agent reports how many bytes
+//! the process wrote, and when that many have been passed on, the stream is closed. After the process has ended, nothing
+//! here waits without a limit. A stalled reader, or a guest that reports a wrong length, costs a limited time.
 
 mod copy;
 mod endpoint;

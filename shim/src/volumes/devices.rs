@@ -1,6 +1,6 @@
 //! Block devices of a specification (`--device`, CRI's volumeDevices): each becomes a disk of the guest.
 //!
-//! A specification names a device by the host's number; the node that stands for it in the container may be called anything.
+//! A specification identifies a device by the host's number. The node in the container may have any name.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! Volumes in memory: the guest has its own, one for all containers of the pod, for what is in the host's memory cannot be
-//! mapped into a guest. Pure.
+//! Volumes in memory: the guest has its own, one for all containers of the pod, because the host's memory file systems
+//! cannot be mapped into a guest. Pure.
 
 use std::collections::HashMap;
 use std::path::Path;

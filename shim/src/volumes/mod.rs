@@ -1,5 +1,5 @@
-//! What a container's root, mounts and devices become that are not files of the host: disks that are plugged into the VM,
-//! and file systems in the guest's memory.
+//! The roots, mounts and devices of a container that are not files of the host: disks that are plugged into the VM, and
+//! file systems in the guest's memory.
 //!
 //! | on the host | in the guest |
 //! |---|---|
@@ -9,8 +9,8 @@
 //! | a tmpfs that is `/dev/shm`, or an emptyDir or a part of one | a tmpfs, the same for all containers of the pod |
 //! | a hugetlbfs | a hugetlbfs with reserved pages |
 //!
-//! It decides and looks things up; it plugs in and mounts nothing. The mounts that it takes become binds from
-//! [`protocol::STORAGE_DIRECTORY`], which [`crate::guest_spec`] leaves as they are.
+//! It decides and looks things up; it neither plugs in nor mounts. The mounts that it handles become binds from
+//! [`protocol::STORAGE_DIRECTORY`], which [`crate::guest_spec`] does not change.
 
 mod dev;
 mod devices;

@@ -1,8 +1,8 @@
-//! Changes that the host makes to what it shares: found by fanotify(7), told to the guest, which cannot see them.
+//! The host's changes of shared files: found by fanotify(7), and reported to the guest, which cannot see them itself.
 //!
-//! Every directory of a volume is marked, down to [`MOST_DIRECTORIES`] of a sandbox, because fanotify's marks do not
-//! reach below a directory. What QEMU's helpers do is left out: those are the guest's own changes, which its kernel has
-//! told already. Without fanotify (Linux 5.17 is needed, and a file system with file handles) nobody is told.
+//! Every directory of a volume is marked, up to [`MOST_DIRECTORIES`] per sandbox, because a fanotify mark does not cover
+//! subdirectories. Changes by the sandbox's helpers are left out: they are the guest's own changes, which its kernel has
+//! already reported. Without fanotify (it needs Linux 5.17 and a file system with file handles) no changes are reported.
 //!
 //! It knows neither the agent nor containerd.
 

@@ -1,4 +1,4 @@
-//! Which watched directory is what to the guest, and what an event means to it. Pure.
+//! The paths of watched directories in the guest, and the meaning of an event there. Pure.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,4 @@
-//! Which interfaces of a namespace the VM gets. Pure.
+//! Decides which interfaces of a namespace the VM gets. Pure.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

@@ -1,4 +1,4 @@
-//! What becomes of a namespace's contents.
+//! Tests of the conversion of a namespace's contents.
 
 use super::*;
 use rtnetlink::packet_core::Parseable;

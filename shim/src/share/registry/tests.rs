@@ -1,4 +1,5 @@
-//! The registry against a model: one file system whose mounts nobody changes, containers that come and go.
+//! Tests of the registry against a model: one file system with constant mounts, and containers that are created and
+//! removed.
 
 use proptest::prelude::*;
 
