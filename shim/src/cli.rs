@@ -1,7 +1,8 @@
 //! The command line that containerd uses: flags in the style of Go's `flag` package, then an action.
 //!
 //! containerd 1.6 to 2.1 send `-namespace N -address A -publish-binary B -id ID [-debug] start`, and for `delete` also
-//! `-bundle D`; `-v` and `-info` come alone. Our own server is started without an action and with `-socket`.
+//! `-bundle D`; `-v` and `-info` come alone. Users of Kata call `--version`. Our own server is started without an action
+//! and with `-socket`.
 
 use std::path::PathBuf;
 
@@ -98,7 +99,7 @@ impl Flags {
     fn boolean(&mut self, name: &str) -> Option<&mut bool> {
         match name {
             "debug" => Some(&mut self.debug),
-            "v" => Some(&mut self.version),
+            "v" | "version" => Some(&mut self.version),
             "info" => Some(&mut self.info),
             _ => None,
         }

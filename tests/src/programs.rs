@@ -45,6 +45,13 @@ pub const GCC: Program = Program {
     also: "for part in cc1 as; do part=$(gcc -print-prog-name=$part); command -v $part; done",
 };
 
+/// A program of a node.
+pub const CONTAINERD: Program = Program {
+    path: "/usr/bin/containerd",
+    package: "containerd",
+    also: "true",
+};
+
 /// Copies programs, and what they need, to the same paths below `root`.
 ///
 /// # Errors
