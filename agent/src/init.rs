@@ -1,4 +1,4 @@
-//! The life of PID 1: boot, say hello, set up, serve, power off.
+//! The agent as PID 1: boots, says hello, applies the setup, serves, powers off.
 
 use std::io;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What the kernel says of a process: its limits and its status (proc_pid_limits(5), proc_pid_status(5)).
+//! The kernel's data about a process: its limits and its status (proc_pid_limits(5), proc_pid_status(5)).
 
 use std::io;
 

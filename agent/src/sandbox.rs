@@ -1,4 +1,4 @@
-//! The containers of the sandbox by name. The map's lock is held for a look-up, never for the work.
+//! The containers of the sandbox by name. The map's lock is held only for a lookup, never during the work.
 
 use std::collections::HashMap;
 use std::collections::hash_map;

@@ -1,6 +1,6 @@
-//! How each kind of value is read, and how it is shown.
+//! How each kind of value is parsed and shown.
 //!
-//! Here are the types and ranges of the settings; which setting has which is in `settings`.
+//! This module defines types and ranges of settings; `settings` says which setting has which.
 
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,6 @@
-//! What can be configured, and the values that hold where a file says nothing.
+//! The configuration's fields and their defaults.
 //!
-//! The fields have Kata's names. Which table and key fills which field is in `settings`.
+//! The fields have Kata's names. `settings` maps tables and keys to fields.
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! Every key that Kata's files or annotations have, and what becomes of it here: for the manual and for `kata-ctl`.
+//! Every key of Kata's files and annotations, and its effect here: for the manual and for `kata-ctl`.
 
 use crate::row::{Row, Status};
 use crate::settings::{SETTINGS, Table};

@@ -1,7 +1,7 @@
-//! Every supported key: where it is, how it is read, what it fills, how it is shown.
+//! Every supported key: its table, its parser, its field, and how it is shown.
 //!
-//! This is the only list of them; the loader, the annotations, `kata-ctl config` and the check of the shipped default
-//! all go through it.
+//! This is the only list of them; the loader, the annotations, `kata-ctl config` and the check of the shipped default all
+//! use it.
 
 use toml::Value;
 

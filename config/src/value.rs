@@ -1,6 +1,6 @@
 //! The types of settings: sizes, counts, modes and patterns, each with its own rule of what is valid.
 //!
-//! Knows no key, no file and no host: how many CPUs the host has is told to [`Vcpus::resolve`].
+//! Knows no key, no file and no host: the caller passes the host's number of CPUs to [`Vcpus::resolve`].
 
 use std::fmt;
 use std::num::NonZeroU32;

@@ -1,8 +1,8 @@
-//! `kata-ctl`: what an operator asks when a sandbox does not start, or does not do what it should; and the way to make a
-//! node's container managers know the runtime.
+//! `kata-ctl`: information for an operator when a sandbox does not start, or does not work as it should.
 //!
-//! It is never in the path of a container. Results go to standard output, everything about them to
-//! standard error. The exit status is 1 if something is wrong, 2 if the command line is.
+//! It reads and reports, except for `node`, `direct-volume` and programs that `exec` runs. It is never in the path of a
+//! container. Results go to standard output, messages to standard error. The exit status is 1 for a failure, and 2 for a
+//! wrong command line.
 
 mod arguments;
 mod check;

@@ -1,7 +1,7 @@
 //! From a request to a running QEMU, in phases: check, start the helpers, start QEMU, wait for its monitor.
 //!
-//! What a phase has made is owned by a value that unmakes it when dropped: children are killed, sockets removed. So an
-//! error in, or a cancellation of, a later phase unwinds the earlier ones without a word here.
+//! A value owns what a phase has created, and undoes it when dropped: children are killed, sockets removed. So an error
+//! in a later phase, or its cancellation, undoes the earlier phases without any code here.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};

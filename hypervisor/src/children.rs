@@ -1,7 +1,7 @@
-//! Child processes: started by one thread, watched by pidfd, killed when their owner goes.
+//! Child processes: started by one thread, watched by pidfd, killed when their owner is dropped.
 //!
-//! A parent-death signal belongs to the *thread* that spawned (prctl(2), PR_SET_PDEATHSIG), so one thread that lives as
-//! long as the process spawns them all. It has the namespaces of the thread that started the first VM.
+//! A parent-death signal belongs to the *thread* that spawned the child (prctl(2), PR_SET_PDEATHSIG). So one thread that
+//! lives as long as the process spawns all children. It has the namespaces of the thread that started the first VM.
 
 use std::ffi::OsString;
 use std::fmt;

@@ -1,6 +1,6 @@
 //! The guest kernel's command line.
 //!
-//! Order matters: where the kernel takes the last of several, the operator's word counts most.
+//! Order matters: the kernel uses the last of several values, so the operator's parameters come last.
 
 use config::Hypervisor;
 

@@ -1,7 +1,7 @@
-//! The confinement of a helper that parses what a guest says: a user of its own, one directory as its root, no network, no
-//! capability, bounded memory and threads, and the system calls that its work needs.
+//! The confinement of a helper that parses data from the guest: a user of its own, one directory as its root, no network,
+//! no capability, bounded memory and threads, and the system calls that its work needs.
 //!
-//! Decides what is allowed; `sys::child` carries it out. Knows nothing of what the helper does but its system calls.
+//! This module defines what is allowed; `sys::child` applies it. Of the helper it knows only the system calls.
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -1,4 +1,4 @@
-//! Boots and drives one QEMU microVM and its helper daemons.
+//! Boots and controls one QEMU microVM and its helper daemons.
 //!
 //! ```text
 //! VmRequest + config ──boot──► files checked ──► virtiofsd, vsock daemon ──► QEMU ──► monitor answers
@@ -7,8 +7,8 @@
 //!                          GuestListener: the guest's connections ◄───────────────────────┘
 //! ```
 //!
-//! Knows nothing of the guest's protocol, of containers or of containerd. Everything that a VM needs on the host is owned
-//! by [`Vm`] and [`GuestListener`]; dropping them, or cancelling [`boot`], leaves no process and no socket behind.
+//! Knows nothing about the guest's protocol, containers or containerd. [`Vm`] and [`GuestListener`] own everything that a
+//! VM needs on the host. If they are dropped, or [`boot`] is cancelled, no process and no socket is left.
 
 mod accel;
 mod arch;

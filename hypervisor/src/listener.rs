@@ -1,6 +1,6 @@
-//! The host's end of the guest's connections: accepts this VM's, and nobody else's.
+//! The host's end of the guest's connections: accepts connections of this VM only.
 //!
-//! Does not know what is said on them.
+//! Does not know their data.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};

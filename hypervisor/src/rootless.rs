@@ -1,6 +1,8 @@
-//! QEMU as a user who owns nothing on the host and is in no group: what it needs, it inherits open.
+//! QEMU as a user who owns nothing on the host and is in no group: it inherits open descriptors for everything that it
+//! needs.
 //!
-//! Does not start it. Sockets, taps and vhost devices are inherited in any case; here is what QEMU otherwise opens itself.
+//! This module does not start QEMU. QEMU inherits sockets, taps and vhost devices in any case; this module opens the
+//! files that QEMU otherwise opens itself.
 
 use std::fs::{File, OpenOptions};
 use std::io;

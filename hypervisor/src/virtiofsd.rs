@@ -1,7 +1,7 @@
 //! virtiofsd: serves the shared directory to one guest.
 //!
-//! We listen, and connect for QEMU, before the daemon starts: the connection waits in the socket's backlog, so nobody
-//! waits for anybody, and the socket's path is gone again before a stranger could use it.
+//! This module listens, and connects for QEMU, before the daemon starts. The connection waits in the socket's backlog, so
+//! nothing has to wait for the daemon, and the socket's path is removed before another process could use it.
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd as _, OwnedFd};

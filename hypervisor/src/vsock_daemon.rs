@@ -1,8 +1,8 @@
 //! vhost-device-vsock: carries one guest's vsock connections to Unix sockets.
 //!
-//! Unlike virtiofsd it cannot be given a socket that listens. It makes its own and tells nobody, so the directory is
-//! watched for the file. That directory, with our own socket for the guest's connections, is all that it sees ([`Jail`]): it
-//! parses what the guest writes.
+//! Unlike virtiofsd it cannot be given a listening socket. It makes its own socket without any notification, so the
+//! directory is watched for the file. The daemon parses what the guest writes. So it sees only that directory, which also
+//! contains our socket for the guest's connections ([`Jail`]).
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder};

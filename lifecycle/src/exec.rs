@@ -1,4 +1,4 @@
-//! Execs: added, started, deleted. One whose start fails half-way is killed, and can be deleted like any other.
+//! Execs: added, started, deleted. An exec whose start fails half-way is killed, and can be deleted like any other.
 
 use std::time::SystemTime;
 

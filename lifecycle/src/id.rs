@@ -1,6 +1,6 @@
 //! Names that come from outside, checked once: containerd's namespaces, containers, sandboxes, execs, processes.
 //!
-//! They become parts of paths on the host and in the guest, so nothing else may be made into one of these types.
+//! They become parts of paths on the host and in the guest, so these types can only be made from checked names.
 
 use std::fmt;
 

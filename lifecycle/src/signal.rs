@@ -1,11 +1,12 @@
-//! Signals, and what follows where SIGKILL does not end a container: it is sent to the whole cgroup, and then the VM is ended.
+//! Signals, and the kill escalation: if SIGKILL does not end a container, its whole cgroup is killed, and then the VM is
+//! ended.
 //!
 //! ```text
-//!  SIGKILL ──► the container's cgroup.kill ──► the VM, if nobody else lives in it
-//!     └─────────────────┴──► a ping that the agent does not answer ──► the VM
+//!  SIGKILL ──► the container's cgroup.kill ──► the end of the VM, if no other container is still meant to run
+//!     └─────────────────┴──► a ping that the agent does not answer ──► the end of the VM
 //! ```
-//! containerd waits for the exit of what it has killed, without a limit. A process that waits in the kernel for what never answers, a
-//! file server that hangs for example, does not die of SIGKILL.
+//! containerd waits without a limit for the exit of a process that it has killed. A process that is blocked in the
+//! kernel, for example by a file server that does not answer, does not die of SIGKILL.
 
 use protocol::phase::{Phase, Verb};
 

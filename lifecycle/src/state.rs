@@ -1,7 +1,7 @@
-//! What is known of a sandbox's containers and execs: where each is in its life, what is under way for it, what it has.
+//! The state of a sandbox's containers and execs: the phase of each, its running operation, its resources.
 //!
-//! A container has a life, which follows what happens in the guest, and at most one operation that changes it. Requests that need
-//! the operation to be over wait in the container's queue.
+//! A container has a life, which follows the events in the guest, and at most one operation that changes it. Requests
+//! that need the operation to be complete wait in the container's queue.
 
 use std::collections::{BTreeMap, VecDeque};
 

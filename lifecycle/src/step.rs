@@ -1,4 +1,4 @@
-//! One step: an input finds its way to what it is about, and queued requests get their turn.
+//! One step: passes an input to the object that it concerns, and then starts queued requests.
 
 use std::time::SystemTime;
 

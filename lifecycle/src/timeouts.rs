@@ -1,4 +1,4 @@
-//! The time-outs of a sandbox, in one table and with one scale for a node that is slow.
+//! The time-outs of a sandbox, in one table, with one scale factor for slow nodes.
 
 use std::time::Duration;
 

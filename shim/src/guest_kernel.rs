@@ -1,5 +1,5 @@
-//! Logs a warning, once per sandbox, if the guest kernel lacks a fix that containers depend on. The operator has chosen
-//! the kernel, so it is no error.
+//! Logs which fixes the guest kernel lacks, once per sandbox: a warning for each fix that Linux has, and one message of
+//! level info for those that only our kernel has. The operator has chosen the kernel, so it is no error.
 
 use config::kernel::{self, Fix, Standing};
 

@@ -1,5 +1,5 @@
-//! The guest's cgroup v2 tree: `/agent` for the agent itself, `/containers/<id>` for each container.
-//! One file per controller turns the specification's limits into values of files; this one reads and writes them.
+//! The guest's cgroup v2 tree: `/agent` for the agent itself, `/containers/<id>` for each container. One file per
+//! controller converts the specification's limits to values of cgroup files. This module reads and writes the files.
 //! Rules: Documentation/admin-guide/cgroup-v2.rst of the kernel, config-linux.md of the OCI runtime specification.
 
 mod cpu;

@@ -1,8 +1,8 @@
-//! What all containers together may not have: memory and threads that the agent and the kernel need when containers take
-//! all they can get.
+//! The reserve: memory and threads that containers cannot use, and that the agent and the kernel need when containers
+//! take as much as they can.
 //!
 //! A container without a limit would otherwise take the guest's last page and its last thread (kernel.threads-max counts
-//! those of every user), and no request of the host could be carried out any more. The agent itself is never killed for want
+//! those of every user), and the agent could not carry out requests any more. The agent itself is never killed for lack
 //! of memory: its `oom_score_adj` is -1000.
 
 use std::path::{Path, PathBuf};

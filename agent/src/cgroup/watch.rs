@@ -1,4 +1,4 @@
-//! Waits for a cgroup's file to change: the kernel raises an inotify event for the `*.events` files.
+//! Waits for a change of a cgroup's file: the kernel raises an inotify event for the `*.events` files.
 
 use std::io;
 use std::mem::MaybeUninit;

@@ -1,4 +1,4 @@
-//! What is done to a container that exists: signals, limits, the freezer, figures, removal.
+//! Operations on an existing container: signals, limits, the freezer, statistics, removal.
 
 use std::collections::HashSet;
 use std::os::fd::AsFd;

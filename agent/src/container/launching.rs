@@ -1,4 +1,4 @@
-//! Bringing processes into a container: create, start, exec.
+//! Starts processes in a container: create, start, exec.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;

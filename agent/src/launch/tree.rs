@@ -1,8 +1,8 @@
 //! Paths inside a container's root, and mounts that are handled by descriptor.
 //!
-//! The image is hostile: a path of the specification is resolved with the root as a jail (RESOLVE_IN_ROOT, openat2(2)),
-//! what is missing is made one component at a time, and what is mounted is moved onto the descriptor that was found, so
-//! that no symbolic link, exchanged at any moment, leads outside.
+//! The image may be hostile. A path of the specification is resolved with the root as a jail (RESOLVE_IN_ROOT,
+//! openat2(2)). Missing directories are created one component at a time. A mount is moved onto the descriptor that was
+//! found. So a symbolic link never leads outside, even if it is exchanged at any moment.
 
 use std::{
     collections::VecDeque,

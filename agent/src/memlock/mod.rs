@@ -1,9 +1,10 @@
 //! How much memory a process may lock, and a probe of whether perf buffers would be granted to it.
 //!
 //! The kernel charges the pages of a perf buffer to the user, up to kernel.perf_event_mlock_kb on each online CPU, and
-//! what is beyond that to the process, up to RLIMIT_MEMLOCK; CAP_IPC_LOCK over the guest lifts the limit (`perf_mmap`,
-//! kernel/events/core.c). The probe asks the kernel itself: a child (see [`child`]) becomes that user, with that
-//! limit less what the process has used of it, and maps the buffers. What it maps is given back when it ends.
+//! the rest to the process, up to RLIMIT_MEMLOCK. CAP_IPC_LOCK in the guest's initial user namespace lifts the limit
+//! (`perf_mmap`, kernel/events/core.c). The probe uses the kernel itself: a child (see [`child`]) becomes that user, with
+//! that limit less the memory that the process has used of it, and maps the buffers. They are released when the child
+//! ends.
 
 mod arithmetic;
 mod child;

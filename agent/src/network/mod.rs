@@ -1,7 +1,7 @@
-//! The guest's network: what the host's kernel says of the pod's network namespace, repeated on the VM's devices.
+//! The guest's network: applies the configuration of the pod's network namespace on the host to the VM's devices.
 //!
-//! It owns what the host has given: names, addresses, routes, rules, neighbours of the devices. What a container adds to
-//! that is its own and stays. It knows no container.
+//! It owns everything that the host has sent: names, addresses, routes, rules, neighbours of the devices. What a
+//! container adds is the container's and stays. It knows no container.
 
 mod attic;
 mod devices;

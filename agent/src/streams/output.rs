@@ -1,4 +1,4 @@
-//! From a process to the host.
+//! Copies output from a process to the host.
 
 use std::io;
 use std::time::Duration;

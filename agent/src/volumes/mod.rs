@@ -1,9 +1,10 @@
-//! What the host shares and containers use: volumes, and the roots of containers. They are held while somebody uses them, and
-//! let go of when nobody does; and changes that the host makes to a volume are told to whoever watches.
+//! Volumes and roots of containers that the host shares. They are held while a container uses them, and released
+//! afterwards. The host's changes of a volume are reported to the watchers in the guest.
 //!
-//! Each is a mount that the first look at it makes (submounts of virtio-fs). As long as it is there the host's file system is in
-//! use: it is unmounted with its last user, and its name is looked up once more, by which the kernel finds out that the host
-//! has it no longer. Telling changes needs `guest-kernel/patches/0200-fuse-tell-watchers-of-changes-on-the-host.patch`.
+//! Each is a mount that the first lookup creates (submounts of virtio-fs). As long as it exists, the host's file system
+//! is in use. So it is unmounted with its last user, and its name is looked up once more, so that the kernel notices that
+//! the host does not share it any more. Reporting changes needs
+//! `guest-kernel/patches/0200-fuse-tell-watchers-of-changes-on-the-host.patch`.
 
 mod sys;
 

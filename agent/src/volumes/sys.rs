@@ -1,4 +1,4 @@
-//! The ioctl of the kernel's patch.
+//! The ioctl of kernel patch 0200.
 #![allow(unsafe_code)]
 
 use std::io;

@@ -1,4 +1,4 @@
-//! What the host has, whatever the configuration says: processor, KVM, cgroups, containerd.
+//! Checks of the host that do not depend on the configuration: processor, KVM, cgroups, containerd.
 
 use std::ffi::OsStr;
 use std::path::Path;

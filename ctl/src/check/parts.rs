@@ -1,4 +1,4 @@
-//! What the configuration names: accelerator, programs, files, vsock.
+//! Checks of what the configuration names: accelerator, programs, files, vsock.
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};

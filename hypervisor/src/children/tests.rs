@@ -1,4 +1,4 @@
-//! Children that are shells.
+//! Tests with shells as children.
 
 use super::*;
 use crate::accel::Accel;

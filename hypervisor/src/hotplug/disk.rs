@@ -1,4 +1,4 @@
-//! One disk: what the caller gives, and how it is written down for QEMU. Pure.
+//! One disk: the caller's description, and its form for QEMU. Pure.
 
 use std::os::fd::OwnedFd;
 

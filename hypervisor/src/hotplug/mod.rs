@@ -1,13 +1,13 @@
-//! Devices that are plugged into a VM while it runs, and unplugged.
+//! Devices that are plugged into a running VM, and unplugged.
 //!
 //! ```text
-//!           add-fd, blockdev-add, device_add              device_del, the guest lets go, blockdev-del, remove-fd
+//!           add-fd, blockdev-add, device_add            device_del, the guest releases it, blockdev-del, remove-fd
 //!  (absent) ───────────────────────────────► plugged ────────────────────────────────────────────────► (absent)
 //! ```
-//! Each step that fails has the earlier ones undone. What became of a step that QEMU has not answered shows when it answers
-//! again ([`recovery`]): until then its place counts as taken. The work is a task of its own: a caller that gives up leaves
-//! nothing half done. Knows QEMU's names for a device, and nothing of what is on it or who in the guest uses it. Disks are here, network
-//! devices in [`nic`].
+//! If a step fails, the earlier ones are undone. If QEMU has not answered a step, its outcome is read when QEMU answers
+//! again ([`recovery`]); until then its slot counts as taken. The work is a separate task, so a cancelled caller leaves
+//! nothing half done. Knows QEMU's names for a device, but not its contents or its users in the guest. Disks are here,
+//! network devices in [`nic`].
 
 pub(crate) mod cpu;
 mod disk;

@@ -1,4 +1,4 @@
-//! Plugging against a scripted QEMU: what is asked for, in which order, and what is undone.
+//! Tests of plugging with a scripted QEMU: the requests, their order, and what is undone.
 
 use super::*;
 use crate::qmp::scripted;

@@ -1,6 +1,6 @@
-//! What a child does to itself between fork and exec: everything that it inherits and that its program is not to have.
+//! What a child does between fork and exec: it removes everything inherited that its program must not have.
 //!
-//! The one place where the processes of a VM get their rights and limits on the host.
+//! This is the only place where the processes of a VM get their rights and limits on the host.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;

@@ -1,4 +1,4 @@
-//! The task service.
+//! containerd's task service: decodes each request, calls the sandbox, encodes the answer.
 
 use std::path::PathBuf;
 
