@@ -97,8 +97,8 @@ fn a_node_learns_and_forgets(version: Version) -> Result<()> {
         Ok(configuration)
     })?;
     let pod = node.run(&node.pod("installed"))?;
-    let app = pod.start(&pod.script("app", "cat /proc/version; sleep 1000"))?;
-    app.await_line("tatami")?;
+    let app = pod.start(&pod.script("app", "grep -q tatami /proc/version && echo in a guest; sleep 1000"))?;
+    app.await_line("in a guest")?;
     pod.stop()?;
     node.cri().remove_pod(&pod.id)?;
     node.nothing_left()?;
