@@ -46,7 +46,7 @@ pub use ended::{Cause, Ended};
 pub use files::FileError;
 pub use hotplug::cpu::CpuError;
 pub use hotplug::memory::MemoryError;
-pub use hotplug::{Disk, DiskKind, HotplugError, NicHotplug};
+pub use hotplug::{Disk, DiskKind, HotplugError, NicHotplug, Sectors};
 pub use listener::{GuestListener, GuestStream};
 pub use nic::{MacAddress, Nic};
 pub use qmp::{Event, Qmp, QmpError};

@@ -163,6 +163,14 @@ impl fmt::Display for ProcessName {
     }
 }
 
+impl Namespace {
+    /// Whether it is the one that dockerd uses.
+    #[must_use]
+    pub fn is_docker(&self) -> bool {
+        self.as_str() == "moby"
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -161,7 +161,7 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
     let launcher = QemuLauncher {
         plan: problem.map_or(Ok(config.hypervisor.clone()), Err),
         request,
-        network: NetworkPlan::new(Place::of(&spec), &config),
+        network: NetworkPlan::new(Place::of(&spec, context.namespace.is_docker()), &config),
         cgroup,
         limits: sizing.host_at_boot(),
         run_dir: context.run_dir.clone(),
@@ -197,7 +197,7 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
     };
     let sandbox = Sandbox::start(parts, plan);
     let pod = spec.annotations().as_ref().is_some_and(bundle::is_pod_sandbox);
-    if let (true, Place::At(netns)) = (pod, Place::of(&spec)) {
+    if let (true, Place::At(netns)) = (pod, Place::of(&spec, false)) {
         let sandbox = Arc::clone(&sandbox);
         tokio::spawn(async move {
             if let Err(error) = forward::start(sandbox, netns).await {

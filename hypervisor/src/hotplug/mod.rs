@@ -30,7 +30,7 @@ use self::slots::{CAPACITY, Slot, Slots};
 use crate::qmp::{Qmp, QmpError};
 
 pub(crate) use self::disk::DiskOptions;
-pub use self::disk::{Disk, DiskKind};
+pub use self::disk::{Disk, DiskKind, Sectors};
 pub use self::nic::NicHotplug;
 
 /// How long a guest may take to let go of a device. It has to do nothing but to remove the driver.
@@ -173,6 +173,7 @@ impl Hotplug {
             .disks
             .without_io_uring()
             .map(|options| names.blockdev_add(&disk, options));
+        let sectors = disk.sectors;
         let given = self.qmp.execute_with("add-fd", names.add_fd(), disk.file).await;
         given.map_err(failed("hand over the file of", names.said()))?;
         let mut node = self.qmp.execute("blockdev-add", node).await;
@@ -186,7 +187,7 @@ impl Hotplug {
         }
         let device = self
             .qmp
-            .execute("device_add", names.device_add(slot, self.disks.iothread))
+            .execute("device_add", names.device_add(slot, self.disks.iothread, sectors))
             .await;
         if let Err(error) = device {
             self.undo("blockdev-del", json!({ "node-name": names.id() })).await;

@@ -58,6 +58,7 @@ fn disk() -> Disk {
         kind: DiskKind::File,
         read_only: true,
         direct: false,
+        sectors: None,
     }
 }
 

@@ -73,6 +73,13 @@ pub(super) fn wanted(
             ipv6: seen.accept_ra.contains_key(&interface.name),
             accept_ra: seen.accept_ra.get(&interface.name).copied().unwrap_or_default(),
             no_arp: link.header.flags.contains(LinkFlags::Noarp),
+            sysctls: seen
+                .sysctls
+                .get(&interface.name)
+                .into_iter()
+                .flatten()
+                .map(owned)
+                .collect(),
             ..Interface::default()
         });
         wanted.interfaces.push(interface);
@@ -98,6 +105,10 @@ pub(super) fn own_mac(place: u32) -> MacAddress {
 /// ipvlan interfaces share that of their parent, and the guest finds its devices by theirs.
 pub(super) fn device_mac(taken: &mut BTreeSet<[u8; 6]>, place: u32, mac: MacAddress) -> MacAddress {
     if taken.insert(mac.0) { mac } else { own_mac(place) }
+}
+
+fn owned((setting, value): (&String, &String)) -> (String, String) {
+    (setting.clone(), value.clone())
 }
 
 fn encoded<T: Emitable>(messages: impl IntoIterator<Item = T>) -> Vec<Vec<u8>> {

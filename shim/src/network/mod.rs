@@ -142,8 +142,8 @@ impl PodNetwork {
         let Some(namespace) = &self.namespace else {
             return Ok(Vec::new());
         };
-        if self.is_wanted() && self.plan.place == (Place::New { filled_by_hooks: true }) {
-            // One for the network that is there when the hooks have run. What comes later is plugged in.
+        if self.is_wanted() && self.plan.place == (Place::New { filled_later: true }) {
+            // One for the network that is there when the container starts. What comes later is plugged in.
             let (nic, device) = self.make_spare(namespace).await?;
             self.devices.made += 1;
             self.devices.spare.push_back(device);

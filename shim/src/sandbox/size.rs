@@ -127,19 +127,19 @@ impl Sandbox {
         if let Some(host) = self.sizes.host(wanted.size, self.id.as_str()) {
             machine.raise_host(host).await;
         }
-        if self.sizes.sizing.is_fixed() {
-            return Ok(());
-        }
         if let Some(beyond) = wanted.beyond {
             tracing::warn!(
                 %container,
                 vcpus = beyond.vcpus,
                 memory = %beyond.memory,
                 "the limits of the containers are more than the VM gets: {} vCPUs, {} (default_maxvcpus, \
-                 default_maxmemory, the host)",
+                 default_maxmemory, static_sandbox_resource_mgmt, the host)",
                 wanted.size.vcpus,
                 wanted.size.memory
             );
+        }
+        if self.sizes.sizing.is_fixed() {
+            return Ok(());
         }
         let wanted = wanted.size;
         if wanted.memory > told.vm.memory {

@@ -20,9 +20,6 @@ use crate::guest_spec::guest_resources;
 use crate::id::{ContainerId, ExecId};
 use crate::sizing::Limits;
 
-/// containerd's namespace of Docker's containers.
-const DOCKER: &str = "moby";
-
 /// Bytes of a process's name that are passed on: the kernel's have 15, and some are escaped (proc_pid_comm(5)).
 const LONGEST_NAME: usize = 64;
 
@@ -222,7 +219,7 @@ impl Sandbox {
     pub async fn processes(&self, id: &ContainerId) -> Result<ListProcessesResponse, Error> {
         let operation = "list the processes of";
         let (agent, name) = self.living(id, operation)?;
-        if self.namespace.as_str() == DOCKER {
+        if self.namespace.is_docker() {
             return Ok(self.the_vmm_alone());
         }
         let listed = agent.list_processes(&agent_container(id)).await;

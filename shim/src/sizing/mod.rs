@@ -170,11 +170,9 @@ impl Sizing {
     /// itself as a whole counts where it is more than what its containers have together.
     #[must_use]
     pub fn wanted(&self, containers: impl IntoIterator<Item = Limits>) -> Wanted {
-        let (mut milli, mut bytes) = (0u64, 0u64);
-        for limits in containers {
-            milli = milli.saturating_add(limits.cpu_milli());
-            bytes = bytes.saturating_add(limits.memory_bytes());
-        }
+        let containers: Vec<Limits> = containers.into_iter().collect();
+        let milli = Limits::together_milli(&containers);
+        let bytes = containers.iter().map(Limits::memory_bytes).fold(0, u64::saturating_add);
         let (milli, bytes) = (milli.max(self.pod.cpu_milli()), bytes.max(self.pod.memory_bytes()));
         let asked = match self.overhead {
             Some(overhead) if milli > 0 || bytes > 0 => return self.with_overhead(overhead, milli, bytes),
