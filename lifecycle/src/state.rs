@@ -205,6 +205,16 @@ pub(crate) struct Container<E> {
     pub(crate) start_hooks: Option<(Job, Reply)>,
     /// How often the guest has refused to forget it.
     pub(crate) refused: u32,
+    /// Signals that wait for the end of its start.
+    pub(crate) signals: Vec<Signal>,
+}
+
+/// A signal that came while its process was being started: before execve(2) it would be lost.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Signal {
+    pub(crate) reply: Reply,
+    pub(crate) number: u32,
+    pub(crate) all: bool,
 }
 
 impl<E> Container<E> {
@@ -220,6 +230,7 @@ impl<E> Container<E> {
             told: false,
             start_hooks: None,
             refused: 0,
+            signals: Vec::new(),
         }
     }
 
@@ -244,6 +255,8 @@ pub(crate) struct Exec {
     pub(crate) start: Option<ExecStart>,
     pub(crate) guest: InGuest,
     pub(crate) delete: Option<ExecDelete>,
+    /// Signals that wait for the end of its start.
+    pub(crate) signals: Vec<Signal>,
 }
 
 /// Whether the guest has an exec.

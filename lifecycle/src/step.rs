@@ -30,6 +30,13 @@ impl<E: Clone> Core<E> {
             let Some(container) = self.containers.get_mut(&id) else {
                 continue;
             };
+            if container.operation.is_none() && !container.signals.is_empty() {
+                let signals = std::mem::take(&mut container.signals);
+                self.send(&ProcessName::init(id.clone()), signals);
+            }
+            let Some(container) = self.containers.get_mut(&id) else {
+                continue;
+            };
             if container.operation.is_none()
                 && let Some((reply, request)) = container.waiting.pop_front()
             {

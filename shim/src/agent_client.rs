@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use protocol::agent::{
     CloseStdinRequest, ContainerId, CreateContainerRequest, DeleteResponse, Empty, ExecRequest, GrowStorageRequest,
-    GuestMetricsResponse, HostChanges, ListProcessesResponse, MemlockReport, MemlockRequest, Network, ProcessId,
-    ProcessStarted, ResizeRequest, ResizeTerminalRequest, SignalRequest, StatsResponse, StorageName,
-    StorageStatsResponse, UpdateRequest,
+    GuestMetricsResponse, HostChanges, MemlockReport, MemlockRequest, Network, ProcessId, ProcessStarted,
+    ResizeRequest, ResizeTerminalRequest, SignalRequest, StatsResponse, StorageName, StorageStatsResponse,
+    UpdateRequest,
 };
 use protocol::agent_ttrpc::AgentClient as Generated;
 use ttrpc::Code;
@@ -152,10 +152,6 @@ impl AgentClient {
     call!(
         /// Tells what the host has changed.
         report_changes(HostChanges) -> Empty
-    );
-    call!(
-        /// A container's processes.
-        list_processes(ContainerId) -> ListProcessesResponse
     );
     call!(
         /// A container's figures.

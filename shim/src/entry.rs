@@ -53,6 +53,10 @@ pub fn run(words: impl IntoIterator<Item = String>) -> Result<(), Box<dyn Error>
             let bundle = bundle(&arguments)?;
             print(&delete::delete(&arguments, &bundle).write_to_bytes()?)
         }
+        Command::Poststop(directory) => {
+            Owed::moved_to(directory).pay_all_blocking();
+            Ok(())
+        }
         Command::Serve(arguments) => serve(arguments),
     }
 }

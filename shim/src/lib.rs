@@ -6,6 +6,7 @@
 
 mod accept;
 pub mod agent_client;
+mod alive;
 mod below;
 pub mod boot_queue;
 pub mod bundle;

@@ -41,6 +41,10 @@ use crate::sizing::Sizing;
 use crate::vm::LaunchError;
 use crate::watch::Watches;
 
+/// For containerd to ask for the first container. It does at once; a sandbox of its sandbox service first waits for the VM, and
+/// that for its turn among the node's boots.
+const UNCLAIMED: Duration = Duration::from_secs(15 * 60);
+
 /// For containerd to take the last events.
 const FLUSH: Duration = Duration::from_secs(2);
 
@@ -51,6 +55,8 @@ pub enum ExitReason {
     Shutdown,
     /// SIGTERM or SIGINT.
     Signal,
+    /// Nobody has asked for a container: who started the server did not get to know where it listens.
+    Unclaimed,
 }
 
 /// Why the server failed.
@@ -100,6 +106,7 @@ pub async fn serve(listener: UnixListener, context: ServerContext) -> Result<Exi
         () = shutdown.notified() => ExitReason::Shutdown,
         _ = terminate.recv() => ExitReason::Signal,
         _ = interrupt.recv() => ExitReason::Signal,
+        () = unclaimed(&cell, UNCLAIMED) => ExitReason::Unclaimed,
     };
     tracing::info!(sandbox = %context.id, ?reason, "the server ends");
     if let Some(sandbox) = cell.get() {
@@ -108,6 +115,14 @@ pub async fn serve(listener: UnixListener, context: ServerContext) -> Result<Exi
     events.flush(FLUSH).await;
     server.disconnect().await;
     Ok(reason)
+}
+
+/// Resolves if nobody has asked for a container by then.
+async fn unclaimed(cell: &SandboxCell, limit: Duration) {
+    tokio::time::sleep(limit).await;
+    if cell.get().is_some_and(|sandbox| sandbox.was_asked()) {
+        std::future::pending().await
+    }
 }
 
 /// A bundle without a specification: containerd describes the sandbox by CreateSandbox.
@@ -288,6 +303,11 @@ mod tests {
 
     fn spec(json: &serde_json::Value) -> Spec {
         serde_json::from_value(json.clone()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_server_that_nobody_asks_ends() {
+        unclaimed(&SandboxCell::default(), Duration::from_millis(1)).await;
     }
 
     #[test]

@@ -91,6 +91,17 @@ pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, change: SetAttr) -> io::Resul
     }
 }
 
+/// Lets the child lead a session of its own.
+pub(crate) fn detach(command: &mut Command) {
+    // SAFETY: setsid is async-signal-safe (signal-safety(7)), and the closure does nothing else.
+    unsafe {
+        command.pre_exec(|| match libc::setsid() {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        });
+    }
+}
+
 /// Lets the child lead a session of its own and have `listener` as descriptor 3.
 pub(crate) fn detach_with_listener(command: &mut Command, listener: OwnedFd) {
     let prepare = move || {

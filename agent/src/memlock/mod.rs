@@ -55,7 +55,7 @@ pub enum ProbeError {
     #[error("process {0} is gone")]
     Gone(i32),
     /// The process is not of the container, or no longer.
-    #[error("process {0} is none of the container's: its processes are those of `ctr task ps`")]
+    #[error("process {0} is none of the container's: its processes are those that `ps` shows in it")]
     Foreign(u32),
     /// The kernel cannot be asked.
     #[error("cannot {0}")]
@@ -76,6 +76,14 @@ fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> ProbeError {
 #[must_use]
 pub fn child_main() -> ExitCode {
     child::main()
+}
+
+/// The numbers of a process: in the guest's PID namespace, and so on down to the one that it is in.
+///
+/// # Errors
+/// There is no such process.
+pub fn numbers(pid: i32) -> io::Result<Vec<u32>> {
+    Status::of(pid).map(|status| status.numbers("NSpid"))
 }
 
 /// Reports on a process; with `pages`, data pages on each CPU, also probes. It blocks, and only one may run at a time:

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use protocol::agent::{
     CloseStdinRequest, ContainerId as ContainerRequest, CreateContainerRequest, DeleteResponse, Empty, ExecRequest,
-    GrowStorageRequest, GuestMetricsResponse, HostChanges, ListProcessesResponse, MemlockReport, MemlockRequest,
-    Network, ProcessId, ProcessStarted, ResizeRequest, ResizeTerminalRequest, SignalRequest, StatsResponse,
-    StorageName, StorageStatsResponse, UpdateRequest,
+    GrowStorageRequest, GuestMetricsResponse, HostChanges, MemlockReport, MemlockRequest, Network, ProcessId,
+    ProcessStarted, ResizeRequest, ResizeTerminalRequest, SignalRequest, StatsResponse, StorageName,
+    StorageStatsResponse, UpdateRequest,
 };
 use protocol::agent_ttrpc::Agent;
 use serde::de::DeserializeOwned;
@@ -170,21 +170,6 @@ impl Agent for Service {
             .process(&request.process)
             .and_then(|(container, exec)| container.close_stdin(&exec, request.length));
         done("close stdin", result)
-    }
-
-    async fn list_processes(
-        &self,
-        _: &TtrpcContext,
-        request: ContainerRequest,
-    ) -> ttrpc::Result<ListProcessesResponse> {
-        let processes = self
-            .container(&request.container_id)
-            .and_then(|container| container.processes());
-        let encode = |processes| ListProcessesResponse {
-            processes,
-            ..ListProcessesResponse::default()
-        };
-        answer("list", processes.map(encode))
     }
 
     async fn stats(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<StatsResponse> {

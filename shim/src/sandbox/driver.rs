@@ -77,6 +77,12 @@ impl Sandbox {
         answer.unwrap_or(Answer::Refused(lifecycle::Refusal::Interrupted(name)))
     }
 
+    /// Whether anybody has asked for anything yet.
+    #[must_use]
+    pub fn was_asked(&self) -> bool {
+        self.next_reply.load(std::sync::atomic::Ordering::Relaxed) > 0
+    }
+
     /// Tells of something and does not wait.
     pub(super) fn report(&self, input: Input<Shared>) {
         let _ = self.inputs.send(Message::Input(input, None));

@@ -37,7 +37,7 @@ mod work;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
@@ -166,6 +166,8 @@ pub struct Sandbox {
     /// The processes of forwarded connections, which containerd does not know.
     forwards: Mutex<HashMap<ExecId, oneshot::Sender<forward::Length>>>,
     next_forward: AtomicU64,
+    /// How many questions for figures the guest has not answered in time, nor since.
+    owes_figures: Arc<AtomicUsize>,
 }
 
 /// What a sandbox is made of.
@@ -218,6 +220,7 @@ impl Sandbox {
             direct_volumes: Mutex::default(),
             forwards: Mutex::default(),
             next_forward: AtomicU64::new(0),
+            owes_figures: Arc::default(),
         });
         tokio::spawn(Driver::new(Arc::clone(&sandbox), own).run(messages));
         tokio::spawn(Arc::clone(&sandbox).live(plan));

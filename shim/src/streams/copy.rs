@@ -2,12 +2,14 @@
 
 use std::future::Future;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 
-use super::endpoint::Target;
+use super::endpoint::{Source, Target};
 use super::{BUFFER, Finish};
 
 /// Copies the guest's output until `finish` says how long it is and that much has come, or until the connection ends.
@@ -18,6 +20,7 @@ pub(super) async fn output(
 ) {
     let mut buffer = vec![0; BUFFER];
     let mut copied: u64 = 0;
+    let mut waited = Duration::ZERO;
     loop {
         let known = *finish.borrow_and_update();
         let room = match known.and_then(|finish| finish.length) {
@@ -26,17 +29,21 @@ pub(super) async fn output(
             Some(length) => usize::try_from(length - copied).unwrap_or(BUFFER).min(BUFFER),
             None => BUFFER,
         };
+        let since = Instant::now();
         let read = tokio::select! {
             read = connection.read(&mut buffer[..room]) => read,
             changed = finish.changed(), if known.is_none() => match changed {
                 Ok(()) => continue,
                 Err(_) => break,
             },
-            () = patience(known) => {
+            () = patience(known, waited) => {
                 tracing::warn!(copied, "the guest announced more output than it sent");
                 break;
             }
         };
+        if known.is_some() {
+            waited += since.elapsed();
+        }
         let count = match read {
             Ok(0) => break,
             Ok(count) => count,
@@ -57,9 +64,10 @@ pub(super) async fn output(
     target.flush().await;
 }
 
-async fn patience(finish: Option<Finish>) {
+/// Waits until the guest has had its time; `waited` is how much of it has been taken.
+async fn patience(finish: Option<Finish>, waited: Duration) {
     match finish {
-        Some(finish) => tokio::time::sleep(finish.patience).await,
+        Some(finish) => tokio::time::sleep(finish.patience.min(finish.total().saturating_sub(waited))).await,
         None => std::future::pending().await,
     }
 }
@@ -92,7 +100,7 @@ async fn bounded<T>(finish: &mut watch::Receiver<Option<Finish>>, step: impl Fut
 
 /// Copies stdin until it ends, then tells how long it was.
 pub(super) async fn input(
-    mut source: impl AsyncRead + Send + Unpin,
+    source: Arc<Source>,
     mut connection: impl AsyncWrite + Send + Unpin,
     length: oneshot::Sender<u64>,
 ) {
@@ -154,6 +162,24 @@ mod tests {
         let task = tokio::spawn(output(host, Target::nowhere(), ended));
         finish.send_replace(announce(u64::MAX));
         task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_sends_a_byte_now_and_then_costs_a_bounded_time() {
+        let (mut guest, host) = tokio::io::duplex(1 << 10);
+        let (finish, ended) = watch::channel(None);
+        let task = tokio::spawn(output(host, Target::nowhere(), ended));
+        finish.send_replace(announce(u64::MAX));
+        let trickle = tokio::spawn(async move {
+            while guest.write_all(b"x").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        tokio::time::timeout(Duration::from_secs(20), task)
+            .await
+            .unwrap()
+            .unwrap();
+        trickle.await.unwrap();
     }
 
     #[tokio::test]

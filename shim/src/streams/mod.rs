@@ -12,15 +12,16 @@ mod sys;
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use protocol::agent::Stdio;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
-use self::endpoint::{Hold, Input, Target};
+use self::endpoint::{Hold, Input, Source, Target};
 use self::logger::Logger;
+pub use self::logger::LoggerEnd;
 use crate::sandbox::connections::{Dialled, Expected};
 
 /// Bytes per read: what a pipe holds.
@@ -85,6 +86,14 @@ struct Finish {
     length: Option<u64>,
     /// Longest time without progress from now on.
     patience: Duration,
+}
+
+impl Finish {
+    /// Longest time in all that the guest is waited for. What it may still have is what pipes and sockets hold; a guest that sends a
+    /// byte now and then must not keep its process from ending.
+    fn total(&self) -> Duration {
+        self.patience * 6
+    }
 }
 
 /// What the agent said with the exit, or that it can say nothing any more.
@@ -202,8 +211,10 @@ impl Prepared {
 }
 
 struct Stdin {
-    /// Our own writing end of a terminal's FIFO: it holds off the end of file until CloseIO.
+    /// Our own writing end of the FIFO: it holds off the end of file until CloseIO.
     hold: Option<Hold>,
+    /// Gone once nobody reads any more.
+    source: Weak<Source>,
     task: JoinHandle<()>,
     length: Option<oneshot::Receiver<u64>>,
 }
@@ -225,9 +236,12 @@ impl Streams {
     fn set_stdin(&mut self, input: Input, connection: impl tokio::io::AsyncWrite + Send + Unpin + 'static) {
         let (tell, length) = oneshot::channel();
         let (source, hold) = input.into_parts();
+        let source = Arc::new(source);
+        let weak = Arc::downgrade(&source);
         let task = tokio::spawn(copy::input(source, connection, tell));
         self.stdin = Mutex::new(Some(Stdin {
             hold,
+            source: weak,
             task,
             length: Some(length),
         }));
@@ -255,6 +269,20 @@ impl Streams {
         stdin.as_mut().and_then(|stdin| stdin.length.take())
     }
 
+    /// The process runs: from now on stdin outlives its writers and ends with CloseIO alone, unless it has ended by now.
+    ///
+    /// A client that comes to the end of its own input before there is a task never calls CloseIO, and one that comes to it
+    /// later does. A client that is restarted closes its end without a word: that is no end of input.
+    pub fn hold_stdin(&self) {
+        let mut stdin = self.stdin.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(stdin) = stdin.as_mut()
+            && stdin.hold.is_none()
+            && let Some(source) = stdin.source.upgrade()
+        {
+            stdin.hold = source.hold();
+        }
+    }
+
     /// CloseIO: stdin ends once the client has closed it too.
     pub fn close_stdin(&self) {
         let mut stdin = self.stdin.lock().unwrap_or_else(PoisonError::into_inner);
@@ -263,8 +291,8 @@ impl Streams {
         }
     }
 
-    /// Passes on what is left of the output and closes everything.
-    pub async fn finish(&self, lengths: OutputLengths) {
+    /// Passes on what is left of the output and closes everything. The logging program, where there is one, may not have ended by then.
+    pub async fn finish(&self, lengths: OutputLengths) -> Option<LoggerEnd> {
         let stdin = self.stdin.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(stdin) = stdin {
             stdin.task.abort();
@@ -285,9 +313,7 @@ impl Streams {
             }
         }
         let logger = self.logger.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(logger) = logger {
-            logger.finish().await;
-        }
+        logger.map(Logger::finish)
     }
 }
 

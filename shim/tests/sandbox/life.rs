@@ -280,3 +280,21 @@ async fn an_exec_that_may_not_lock_what_it_asks_for_is_refused_before_anything_i
     // The name is free.
     shim.exec("c", "e", &["exit", "0"]).await.unwrap();
 }
+
+#[tokio::test]
+async fn one_container_of_a_living_pod_is_ended_and_the_others_live() {
+    let shim = Shim::new(Boot::Works).await;
+    for id in ["pod", "leaked", "created"] {
+        shim.create(id, &["sleep"]).await.unwrap();
+    }
+    shim.start("pod", "").await.unwrap();
+    shim.start("leaked", "").await.unwrap();
+    assert!(shim.was_asked());
+    for id in ["leaked", "created"] {
+        let answer = shim::delete::end(&shim.address(), id).await.unwrap();
+        assert_eq!(answer.exit_status, 137);
+        assert!(shim.state(id, "").await.is_err());
+    }
+    assert!(shim::delete::end(&shim.address(), "nobody").await.is_err());
+    assert_eq!(shim.status("pod", "").await, Status::RUNNING);
+}
