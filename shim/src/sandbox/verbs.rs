@@ -240,7 +240,7 @@ impl Sandbox {
 
     fn the_vmm_alone(&self) -> ListProcessesResponse {
         let vmm = AgentProcess {
-            pid: self.pid(),
+            pid: self.vmm_pid(),
             ..AgentProcess::default()
         };
         ListProcessesResponse {
