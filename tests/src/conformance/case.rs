@@ -35,6 +35,8 @@ pub struct Seen(Vec<(String, std::result::Result<(), String>)>);
 
 impl Seen {
     /// A case is right if both are the same.
+    // Values, as assert_eq has them: callers compare what they have just read.
+    #[allow(clippy::needless_pass_by_value)]
     pub fn same<T: PartialEq<U> + Debug, U: Debug>(&mut self, case: &str, got: T, wanted: U) {
         let right = got == wanted;
         self.note(case, right, || format!("{got:?} instead of {wanted:?}"));

@@ -56,6 +56,9 @@ pub(super) const GROUPS: &[Group] = &[Group {
     run: refusals,
 }];
 
+/// A case, what is changed by JSON pointers, and a word of what is said.
+type Wrong<'a> = (&'a str, &'a [(&'a str, Value)], &'a str);
+
 fn namespaces(without: &str, more: &[Value]) -> Value {
     let kinds = ["pid", "ipc", "uts", "mount", "network"];
     let kept = kinds
@@ -71,7 +74,7 @@ fn refusals(bench: &Bench, seen: &mut Seen) -> Result<()> {
     let one = json!([{ "containerID": 0, "hostID": 100_000, "size": 10 }]);
     let sets = json!({ "bounding": ["CAP_KILL"], "permitted": ["CAP_KILL"], "effective": ["CAP_KILL", "CAP_CHOWN"] });
     let filter = json!({ "defaultAction": "SCMP_ACT_NO_SUCH" });
-    let cases: [(&str, &[(&str, Value)], &str); 15] = [
+    let cases: [Wrong<'_>; 15] = [
         (
             "a-namespace-twice",
             &[("/linux/namespaces", namespaces("", &[json!({ "type": "pid" })]))],
