@@ -110,6 +110,11 @@ test-kvm: build ## end-to-end tests on real KVM in an emulated VM (root; KVM_TES
 	@TATAMI_BUILD=$(BUILD) KVM_TESTS="$(KVM_TESTS)" KVM_CONTAINERD="$(KVM_CONTAINERD)" KVM_INIT="$(KVM_INIT)" \
 		KVM_CPUS="$(KVM_CPUS)" KVM_WITHOUT="$(KVM_WITHOUT)" KVM_MINUTES="$(KVM_MINUTES)" tests/kvm/run
 
+.PHONY: conformance
+conformance: build ## what runc's, runtime-tools' and youki's suites ask, on runc and here (root; CASES="exec bind-…" for some)
+	@scripts/containerd-versions
+	@TATAMI_BUILD=$(BUILD) cargo run --quiet --locked --release --target-dir $(target_dir) -p tatami-tests --bin conformance -- $(CASES)
+
 .PHONY: deps-containerd
 deps-containerd: # the other containerd releases that the tests run against (cached)
 	@scripts/containerd-versions

@@ -29,6 +29,10 @@ pub(crate) fn prepare() -> io::Result<()> {
     std::fs::create_dir_all(root)?;
     // Whoever the sandbox runs as looks into it.
     std::fs::set_permissions(root, Permissions::from_mode(0o755))?;
+    // Whoever is root in a user namespace cannot make them.
+    for mount_point in ["dev", "proc", "sys"] {
+        std::fs::create_dir_all(root.join(mount_point))?;
+    }
     let program = root.join(PAUSE_PROGRAM.trim_start_matches('/'));
     std::fs::File::create(&program)?;
     Ok(mount_bind("/proc/self/exe", &program)?)

@@ -94,13 +94,18 @@ pub fn features() -> Result<Any, serde_json::Error> {
     })
 }
 
+/// Mount options that the host carries out.
+const OF_THE_HOST: [&str; 2] = ["idmap", "ridmap"];
+
 fn structure() -> Value {
     let [oldest, newest] = VERSIONS;
+    let mut options = [&OF_THE_HOST[..], &protocol::MOUNT_OPTIONS[..]].concat();
+    options.sort_unstable();
     json!({
         "ociVersionMin": oldest,
         "ociVersionMax": newest,
         "hooks": HOOKS,
-        "mountOptions": &protocol::MOUNT_OPTIONS[..],
+        "mountOptions": options,
         "linux": {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
             "capabilities": &CAPABILITIES[..],
@@ -122,7 +127,7 @@ fn structure() -> Value {
             "apparmor": { "enabled": false },
             "selinux": { "enabled": false },
             "intelRdt": { "enabled": false },
-            "mountExtensions": { "idmap": { "enabled": false } },
+            "mountExtensions": { "idmap": { "enabled": true } },
             "netDevices": { "enabled": false },
         },
     })

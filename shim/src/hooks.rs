@@ -45,7 +45,7 @@ pub struct HookState {
     pub id: String,
     /// "creating", "created", "running" or "stopped".
     pub status: Cow<'static, str>,
-    /// A process in the container's namespaces as far as they exist on the host: QEMU. 0 once it is gone.
+    /// A process in the container's namespaces as far as they exist on the host: the one that stands for it. 0 once it is gone.
     pub pid: i32,
     /// Absolute.
     pub bundle: PathBuf,

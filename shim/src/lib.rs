@@ -34,6 +34,7 @@ mod mountinfo;
 pub mod network;
 pub mod node;
 pub mod options;
+pub mod owners;
 pub mod path_error;
 pub mod pod_config;
 pub mod process;

@@ -133,6 +133,10 @@ impl Machine for QemuMachine {
         self.vm.pids().collect()
     }
 
+    fn cgroup_members(&self) -> Vec<PathBuf> {
+        self.allowance.cgroup().procs_files()
+    }
+
     async fn status(&self) -> Result<String, String> {
         self.vm.status().await.map_err(|error| chain(&error))
     }

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::num::NonZeroU32;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -54,6 +55,10 @@ pub trait Machine: Send + Sync {
     /// The VMM's and its helpers' processes.
     fn pids(&self) -> Vec<u32> {
         vec![self.pid()]
+    }
+    /// The files into which a process writes 0 to be in the VM's cgroups on the host.
+    fn cgroup_members(&self) -> Vec<PathBuf> {
+        Vec::new()
     }
     /// The VMM's run state, or why it does not tell.
     async fn status(&self) -> Result<String, String> {

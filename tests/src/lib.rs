@@ -9,6 +9,7 @@
 
 pub mod bench;
 pub mod bundle;
+pub mod conformance;
 pub mod containerd;
 pub mod cri;
 pub mod ctr;

@@ -247,10 +247,10 @@ pub(super) fn change(mount: &OwnedFd, attributes: Attributes, recursive: bool) -
     sys::mount_setattr(mount.as_fd(), c"", recursive, attributes.set, attributes.clear, 0)
 }
 
-/// Gives a mount what its options ask for.
+/// Gives a mount what its options ask for. What is recursive comes last and so wins, as with runc.
 pub(super) fn apply(mount: &OwnedFd, options: &Options) -> io::Result<()> {
-    change(mount, options.below, true)?;
     change(mount, options.here, false)?;
+    change(mount, options.below, true)?;
     for (propagation, recursive) in &options.propagation {
         propagate(mount, *propagation, *recursive)?;
     }

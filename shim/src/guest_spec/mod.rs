@@ -5,6 +5,7 @@
 
 mod cgroup;
 mod contradictions;
+mod id_map;
 mod left_out;
 mod mounts;
 mod namespaces;
@@ -15,9 +16,9 @@ mod read;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxResources, Spec};
+use oci_spec::runtime::{LinuxResources, Mount, Spec};
 
-pub use mounts::{BindSource, HostOptions, PlacedBind};
+pub use mounts::{BindSource, HostOptions, Over, PlacedBind};
 pub use read::{ReadError, read, read_exec};
 
 use crate::id::{ContainerId, SandboxId};
@@ -86,6 +87,15 @@ pub enum GuestSpecError {
         /// Why not.
         reason: &'static str,
     },
+}
+
+impl GuestSpecError {
+    fn mount(mount: &Mount, reason: impl Into<String>) -> Self {
+        Self::Mount {
+            destination: mount.destination().clone(),
+            reason: reason.into(),
+        }
+    }
 }
 
 /// Translates.

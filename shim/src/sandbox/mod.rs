@@ -72,7 +72,7 @@ enum Vm {
     Booting,
     Failed(BootError),
     Ready(Arc<Booted>),
-    Ended { pid: u32, ending: Ending, exit: Exit },
+    Ended { ending: Ending, exit: Exit },
 }
 
 /// The record of a container.
@@ -157,6 +157,8 @@ pub struct Sandbox {
     network: tokio::sync::Mutex<bool>,
     vm: watch::Sender<Vm>,
     machine: Mutex<Option<Arc<dyn Machine>>>,
+    /// The sandbox's pid on the host, from the VMM's start on.
+    stand_in: OnceLock<StandIn>,
     stopping: watch::Sender<bool>,
     /// Why the VM has been given up, once it has been.
     given_up: watch::Sender<Option<String>>,
@@ -214,6 +216,7 @@ impl Sandbox {
             network: tokio::sync::Mutex::default(),
             vm: watch::Sender::new(Vm::Booting),
             machine: Mutex::default(),
+            stand_in: OnceLock::new(),
             stopping: watch::Sender::new(false),
             given_up: watch::Sender::new(None),
             timeouts: parts.timeouts,
@@ -246,17 +249,18 @@ impl Sandbox {
         self.forwards.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The VMM's pid; 0 before it runs. It stands for the sandbox: the guest's own pids mean nothing on the host.
+    /// The pid that stands for the sandbox; 0 before the VMM runs. The guest's own pids mean nothing on the host.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        match &*self.vm.borrow() {
-            Vm::Ended { pid, .. } => *pid,
-            Vm::Ready(booted) => booted.machine.pid(),
-            Vm::Booting | Vm::Failed(_) => self.machine().map_or(0, |machine| machine.pid()),
-        }
+        self.stand_in.get().map_or(0, StandIn::pid)
     }
 
-    /// The pid that stands for a container's processes: the VMM's, or one of its own for a further container of a pod.
+    /// The VMM's pid; 0 before it runs.
+    fn vmm_pid(&self) -> u32 {
+        self.machine().map_or(0, |machine| machine.pid())
+    }
+
+    /// The pid that stands for a container's processes: the sandbox's, or one of its own for a further container of a pod.
     #[must_use]
     pub fn pid_of(&self, container: &Container) -> u32 {
         container.stand_in.get().map_or_else(|| self.pid(), StandIn::pid)

@@ -81,6 +81,11 @@ impl Mirrors {
         }
     }
 
+    /// A directory in which nobody opens anything.
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// Attaches the tree at `target` as a volume, and keeps it like the host's mount if that ever passes a mount on.
     pub(super) fn attach(
         &self,

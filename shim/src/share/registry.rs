@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use crate::id::ContainerId;
 use crate::mountinfo::MountLine;
+use crate::owners::IdMap;
 
 /// A volume's number. It is never used again in the same sandbox.
 pub(crate) type VolumeId = u32;
@@ -103,6 +104,8 @@ pub(super) struct Exported {
     /// What the host had mounted inside it is there.
     pub(super) recursive: bool,
     pub(super) inside: Inside,
+    /// Its files belong to others than on the host.
+    pub(super) id_map: Option<IdMap>,
 }
 
 #[derive(Debug)]
@@ -207,6 +210,12 @@ impl Registry {
         if let Some(volume) = self.volumes.get_mut(&volume) {
             volume.exported.access = access;
         }
+    }
+
+    /// Whether its files belong to whom this says.
+    pub(super) fn is_mapped_by(&self, volume: VolumeId, map: Option<&IdMap>) -> bool {
+        let volume = self.volumes.get(&volume);
+        volume.is_some_and(|volume| volume.exported.id_map.as_ref() == map)
     }
 
     /// What was mounted inside a volume when it was exported.

@@ -104,6 +104,7 @@ impl SharedTree {
             receives: source.follows,
             recursive: source.bind.recursive,
             inside: source.inside.clone(),
+            id_map: source.bind.id_map.clone(),
         };
         let volume = registry.add(container, exported);
         let name = place_of(volume);
