@@ -87,6 +87,10 @@ pub(crate) fn of(program: &Path, kernel: &Path, initrd: &Path, directory: &Path)
     // QEMU and its libraries look for what lies beside them by this, where others have a /proc.
     root.link(Path::new("/proc/self/exe"), &lexical(program))
         .map_err(failed(program))?;
+    // QEMU tries on it which locks the kernel has (qemu_probe_lock_ops of its util/osdep.c). Without, it takes those of a process,
+    // which do not keep two disks of a VM from being the same file.
+    let null = Path::new("/dev/null");
+    root.bind_device(null, null).map_err(failed(null))?;
     for file in libraries(program)? {
         root.bind(&file, &lexical(&file)).map_err(failed(&file))?;
     }
@@ -216,7 +220,7 @@ mod tests {
 
     #[test]
     fn the_libraries_of_a_program_are_found_and_a_script_is_refused_with_the_key() {
-        let files = libraries(Path::new("/proc/self/exe")).unwrap();
+        let files = libraries(&std::env::current_exe().unwrap()).unwrap();
         let named = |name: &str| files.iter().any(|file| file.to_string_lossy().contains(name));
         assert!(named("libc.so") && named("ld-"), "{files:?}");
         let script = tempfile::NamedTempFile::new().unwrap();

@@ -188,7 +188,7 @@ mod kata_only {
         has_its_own("QEMU", qemu, &["mnt", "net", "ipc", "uts"])?;
         // Itself, its libraries and firmware, the guest's kernel and initrd.
         let sees = root(qemu)?;
-        let wanted = ["etc", "guest", "lib", "lib64", "proc", "usr"];
+        let wanted = ["dev", "etc", "guest", "lib", "lib64", "proc", "usr"];
         assert!(sees.iter().all(|name| wanted.contains(&name.as_str())), "{sees:?}");
         let below = |directory: &str| -> Result<Vec<String>> {
             let entries = fs::read_dir(format!("/proc/{qemu}/root/{directory}"))?;
@@ -198,6 +198,7 @@ mod kata_only {
             names.sort();
             Ok(names)
         };
+        assert_eq!(below("dev")?, ["null"]);
         assert_eq!(below("guest")?, ["initrd", "kernel"]);
         assert_eq!(below("etc")?, ["ld.so.cache"]);
         assert_eq!(below("proc/self")?, ["exe"]);
@@ -209,11 +210,11 @@ mod kata_only {
         // Every mount that it has, the root's included, is read-only, and none is of the host's but those.
         let mounts = read(qemu, "mountinfo")?;
         for line in mounts.lines() {
-            let options = line.split(' ').nth(5).unwrap_or_default();
+            let words: Vec<&str> = line.split(' ').collect();
+            let options: Vec<&str> = words[5].split(',').collect();
+            let devices = if words[4] == "/dev/null" { "noexec" } else { "nodev" };
             assert!(
-                ["ro", "nosuid", "nodev"]
-                    .iter()
-                    .all(|option| options.split(',').any(|has| has == *option)),
+                ["ro", "nosuid", devices].iter().all(|option| options.contains(option)),
                 "{line}"
             );
         }

@@ -13,8 +13,8 @@ use std::process::Command;
 use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
-use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
-use rustix::process::{Gid, Pid, Resource, Rlimit, Signal, Uid, chdir, chroot, pivot_root};
+use rustix::mount::mount_bind;
+use rustix::process::{Gid, Pid, Resource, Rlimit, Signal, Uid, chdir};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, LinkNameSpaceType, capabilities, clear_ambient_capability_set,
     remove_capability_from_bounding_set, set_capabilities,
@@ -24,6 +24,8 @@ use seccompiler::BpfProgram;
 use crate::jail::Jail;
 use crate::rootless::User;
 use crate::sys::root::Root;
+
+use super::namespaces::{Failed, change_root, errno, leave_namespaces, unshare};
 
 /// Files that a child may have open: the soft limit is raised to so many, if the hard one allows it. A service manager's
 /// usual soft limit, 1024, is less than the vsock daemon needs for some hundred processes with streams.
@@ -219,37 +221,6 @@ impl Entry {
     }
 }
 
-/// Makes new namespaces, a mount namespace among them, for the calling process.
-pub(super) fn leave_namespaces(new: libc::c_int) -> Result<(), Failed> {
-    unshare(new)?;
-    // What the host unmounts is unmounted here too: where the old root stays, a private copy would keep it alive as long as
-    // the program runs. What is mounted here does not reach the host.
-    mount_change(c"/", MountPropagationFlags::REC | MountPropagationFlags::DOWNSTREAM)
-        .map_err(|errno| (&b"cannot leave the host's mounts"[..], errno))
-}
-
-fn unshare(new: libc::c_int) -> Result<(), Failed> {
-    // SAFETY: the flags are of namespaces alone: they change what the calling thread, the only one, sees of the system, and
-    // nothing about memory or descriptors.
-    if unsafe { libc::unshare(new) } == 0 {
-        Ok(())
-    } else {
-        Err((b"cannot make namespaces", errno()))
-    }
-}
-
-/// Makes the working directory, which is a mount's root, the root, and lets go of the old one.
-pub(super) fn change_root() -> rustix::io::Result<()> {
-    match pivot_root(c".", c".") {
-        Ok(()) => unmount(c".", UnmountFlags::DETACH)?,
-        // The host runs in its initial RAM file system, of which nobody can let go. Without capabilities nobody leaves the new
-        // root either.
-        Err(rustix::io::Errno::INVAL) => chroot(c".")?,
-        Err(error) => return Err(error),
-    }
-    chdir(c"/")
-}
-
 /// Removes all other capabilities from the bounding set and empties the inheritable one, as execve(2) gives root both: what is
 /// executed as root has no more than these.
 fn bound_capabilities(kept: CapabilitySet) -> rustix::io::Result<()> {
@@ -276,9 +247,6 @@ fn bound_capabilities(kept: CapabilitySet) -> rustix::io::Result<()> {
         },
     )
 }
-
-/// The step that failed, and why.
-pub(super) type Failed = (&'static [u8], rustix::io::Errno);
 
 fn die_with(parent: Pid) -> Result<(), Failed> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
@@ -334,8 +302,4 @@ fn close_on_exec_from(first: u32) -> Result<(), rustix::io::Errno> {
     // SAFETY: the call takes three integers, closes nothing now and touches no memory.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     if result == 0 { Ok(()) } else { Err(errno()) }
-}
-
-fn errno() -> rustix::io::Errno {
-    rustix::io::Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(rustix::io::Errno::INVAL)
 }

@@ -15,9 +15,11 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_bind, mount_remount};
 use rustix::process::{chdir, umask};
 
-use super::child::{Failed, change_root, leave_namespaces};
+use super::namespaces::{Failed, change_root, leave_namespaces};
 
-/// Flags of everything in the root.
+/// Flags of a device in the root.
+const DEVICE: MountFlags = MountFlags::RDONLY.union(MountFlags::NOSUID).union(MountFlags::NOEXEC);
+/// Flags of everything else.
 const FLAGS: MountFlags = MountFlags::RDONLY.union(MountFlags::NOSUID).union(MountFlags::NODEV);
 
 /// What the root has, with names that are relative to it.
@@ -28,6 +30,7 @@ enum Item {
         source: CString,
         name: CString,
         directory: bool,
+        flags: MountFlags,
     },
     /// A file with the bytes of another.
     Copy { source: File, length: u64, name: CString },
@@ -64,19 +67,25 @@ impl RootBuilder {
 
     /// Adds a file of the host. `name` is where it is found: absolute, and without links, `.` or `..` on the way.
     pub(crate) fn bind(&mut self, file: &Path, name: &Path) -> io::Result<()> {
-        self.add_bind(file, name, false)
+        self.add_bind(file, name, false, FLAGS)
+    }
+
+    /// Adds a device of the host, which its permissions alone protect.
+    pub(crate) fn bind_device(&mut self, device: &Path, name: &Path) -> io::Result<()> {
+        self.add_bind(device, name, false, DEVICE)
     }
 
     /// Adds a directory of the host with all in it.
     pub(crate) fn bind_directory(&mut self, directory: &Path, name: &Path) -> io::Result<()> {
-        self.add_bind(directory, name, true)
+        self.add_bind(directory, name, true, FLAGS)
     }
 
-    fn add_bind(&mut self, source: &Path, name: &Path, directory: bool) -> io::Result<()> {
+    fn add_bind(&mut self, source: &Path, name: &Path, directory: bool, flags: MountFlags) -> io::Result<()> {
         let item = Item::Bind {
             source: text(&std::path::absolute(source)?)?,
             name: self.place(name)?,
             directory,
+            flags,
         };
         self.items.push(item);
         Ok(())
@@ -171,6 +180,7 @@ impl Item {
                 source,
                 name,
                 directory,
+                flags,
             } => {
                 if *directory {
                     match rustix::fs::mkdir(name.as_c_str(), Mode::from_raw_mode(0o755)) {
@@ -181,7 +191,7 @@ impl Item {
                     create(name)?;
                 }
                 mount_bind(source.as_c_str(), name.as_c_str())?;
-                mount_remount(name.as_c_str(), FLAGS | MountFlags::BIND, c"")
+                mount_remount(name.as_c_str(), *flags | MountFlags::BIND, c"")
             }
             Item::Copy { source, length, name } => {
                 let target = create(name)?;
