@@ -8,6 +8,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{oneshot, watch};
 
 use super::endpoint::Target;
+use super::wait::Wait;
 use super::{BUFFER, Finish};
 
 /// Copies the guest's output until `finish` says how long it is and that much has come, or until the connection ends.
@@ -18,6 +19,7 @@ pub(super) async fn output(
 ) {
     let mut buffer = vec![0; BUFFER];
     let mut copied: u64 = 0;
+    let mut wait = Wait::default();
     loop {
         let known = *finish.borrow_and_update();
         let room = match known.and_then(|finish| finish.length) {
@@ -32,8 +34,8 @@ pub(super) async fn output(
                 Ok(()) => continue,
                 Err(_) => break,
             },
-            () = patience(known) => {
-                tracing::warn!(copied, "the guest announced more output than it sent");
+            () = is_over(&mut wait, known) => {
+                tracing::warn!(copied, "the guest announced more output than it sent in time");
                 break;
             }
         };
@@ -57,9 +59,9 @@ pub(super) async fn output(
     target.flush().await;
 }
 
-async fn patience(finish: Option<Finish>) {
+async fn is_over(wait: &mut Wait, finish: Option<Finish>) {
     match finish {
-        Some(finish) => tokio::time::sleep(finish.patience).await,
+        Some(finish) => wait.is_over(finish.patience).await,
         None => std::future::pending().await,
     }
 }
@@ -131,6 +133,24 @@ mod tests {
             length: Some(length),
             patience: Duration::from_millis(50),
         })
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_sends_a_byte_now_and_then_does_not_keep_an_ended_process_alive() {
+        let (mut guest, host) = tokio::io::duplex(64);
+        let patience = Duration::from_millis(100);
+        let (finish, ended) = watch::channel(None);
+        finish.send_replace(Some(Finish {
+            length: Some(u64::MAX),
+            patience,
+        }));
+        tokio::spawn(async move {
+            while guest.write_all(b".").await.is_ok() {
+                tokio::time::sleep(patience / 5).await;
+            }
+        });
+        let all = tokio::time::timeout(patience * 100, output(host, Target::nowhere(), ended));
+        assert!(all.await.is_ok(), "an ended process is kept alive");
     }
 
     #[tokio::test]

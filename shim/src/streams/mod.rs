@@ -8,6 +8,7 @@ mod copy;
 mod endpoint;
 mod logger;
 mod sys;
+mod wait;
 
 use std::io;
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ use tokio::task::JoinHandle;
 
 use self::endpoint::{Hold, Input, Target};
 use self::logger::Logger;
+pub(crate) use self::wait::Wait;
 use crate::sandbox::connections::{Dialled, Expected};
 
 /// Bytes per read: what a pipe holds.
