@@ -132,8 +132,8 @@ check: ## format, lints, licences and sources of crates, spelling, unused depend
 	@scripts/check
 
 .PHONY: install
-install: build ## into DESTDIR/PREFIX; the result works without the checkout
-	@BUILD=$(BUILD) DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) QEMU=$(QEMU) scripts/install
+install: build ## into DESTDIR/PREFIX; the result works without the checkout (ACCELERATOR=kvm, auto, …)
+	@BUILD=$(BUILD) DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) QEMU=$(QEMU) ACCELERATOR=$(ACCELERATOR) scripts/install
 
 .PHONY: packages
 packages: build ## build/packages: a .deb, an archive that works wherever it is unpacked, an SPDX list

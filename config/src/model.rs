@@ -87,7 +87,7 @@ pub struct Hypervisor {
     pub vsock_daemon: PathBuf,
     /// The value of QEMU's `-sandbox`; none if it is to run without.
     pub seccompsandbox: Option<String>,
-    /// Whether QEMU runs as a user that owns nothing on the host.
+    /// Whether QEMU runs as a user that owns nothing on the host and sees nothing of its files but its own.
     pub rootless: bool,
     /// How QEMU reads and writes disks.
     pub block_device_aio: BlockAio,
@@ -143,7 +143,7 @@ impl Default for Hypervisor {
             seccompsandbox: Some(String::from(
                 "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
             )),
-            rootless: false,
+            rootless: true,
             block_device_aio: BlockAio::Threads,
             block_device_cache_set: false,
             block_device_cache_direct: false,

@@ -45,7 +45,7 @@ const OTHERWISE: [(&str, &str); 21] = [
     ("hypervisor.qemu.seccomp_sandbox", "as seccompsandbox"),
     (
         "hypervisor.qemu.rootless",
-        "a user that no database has; an annotation can only switch it on",
+        "true by default: a user that no database has, and an empty root; an annotation can only switch it on",
     ),
     (
         "hypervisor.qemu.block_device_aio",

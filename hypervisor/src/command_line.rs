@@ -71,7 +71,7 @@ mod tests {
             run_dir: "/r".into(),
             shared_dir: "/r/shared".into(),
             share_tag: String::from("share"),
-            netns: NetworkNamespace::Inherited,
+            netns: NetworkNamespace::Empty,
             nics: Vec::new(),
             accounting: Accounting::default(),
             start_timeout: std::time::Duration::from_secs(1),

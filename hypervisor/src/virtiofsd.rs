@@ -12,9 +12,10 @@ use config::Hypervisor;
 use rustix::process::{Resource, getrlimit};
 use rustix::thread::{CapabilitySet, capabilities};
 
-use crate::boot::{Accounting, BootError, NetworkNamespace};
+use crate::boot::{Accounting, BootError};
 use crate::children::{Child, ChildName, Program, spawn};
 use crate::files::SocketFile;
+use crate::sys::child::Network;
 use crate::sys::number;
 
 /// A daemon that runs, and the socket that QEMU is to have.
@@ -44,7 +45,9 @@ pub(crate) async fn start(
         child: ChildName::Virtiofsd,
         path: program,
         args: args(config, shared_dir, number(listener.as_fd())),
-        netns: NetworkNamespace::Inherited,
+        // It makes an empty one.
+        network: Network::Inherited,
+        root: None,
         user: None,
         // It gives up by itself what it does not need, once it has made its sandbox.
         capabilities: None,

@@ -18,11 +18,12 @@ use rustix::fs::inotify;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixListener;
 
-use crate::boot::{Accounting, BootError, NetworkNamespace};
+use crate::boot::{Accounting, BootError};
 use crate::children::{Child, ChildName, Program, spawn};
 use crate::files::SocketFile;
 use crate::jail::Jail;
 use crate::rootless::User;
+use crate::sys::child::Network;
 use crate::vm_time;
 use crate::vsock::Cid;
 
@@ -71,7 +72,9 @@ pub(crate) async fn start(
         child: ChildName::VsockDaemon,
         path: program,
         args: args(),
-        netns: NetworkNamespace::Inherited,
+        // The jail has an empty one.
+        network: Network::Inherited,
+        root: None,
         user: None,
         capabilities: None,
         jail: Some(jail),

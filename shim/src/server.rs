@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use config::InterNetworking;
 use hypervisor::{Accounting, NetworkNamespace, VmRequest};
 use lifecycle::Timeouts;
 use oci_spec::runtime::Spec;
@@ -162,7 +163,7 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         run_dir: context.run_dir.path().to_owned(),
         shared_dir: tree.root().to_owned(),
         share_tag: protocol::SHARE_TAG.to_owned(),
-        netns: NetworkNamespace::Inherited,
+        netns: NetworkNamespace::Empty,
         nics: Vec::new(),
         accounting: Accounting {
             cgroup_procs: cgroup.procs_files(),
@@ -212,7 +213,9 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
     };
     let sandbox = Sandbox::start(parts, plan);
     let pod = spec.annotations().as_ref().is_some_and(bundle::is_pod_sandbox);
-    if let (true, Place::At(netns)) = (pod, Place::of(&spec, false)) {
+    // Without the pod's network, its namespace is none of the guest's.
+    let networked = config.runtime.internetworking_model != InterNetworking::None;
+    if let (true, Place::At(netns)) = (pod && networked, Place::of(&spec, false)) {
         let sandbox = Arc::clone(&sandbox);
         tokio::spawn(async move {
             if let Err(error) = forward::start(sandbox, netns).await {

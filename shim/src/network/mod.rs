@@ -103,7 +103,7 @@ impl PodNetwork {
     #[must_use]
     pub fn vm_namespace(&self) -> NetworkNamespace {
         match &self.namespace {
-            None => NetworkNamespace::Inherited,
+            None => NetworkNamespace::Empty,
             Some(namespace) => NetworkNamespace::Of(namespace.descriptor()),
         }
     }

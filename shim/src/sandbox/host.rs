@@ -230,12 +230,15 @@ impl HostSide for RealHost {
     }
 
     async fn detach(&self, container: &ContainerId) -> Result<(), HostError> {
-        let (tree, container) = (self.tree.clone(), container.clone());
-        let gone = blocking(move || tree.detach(&container).map_err(other)).await?;
-        if let Some(watches) = &self.watches {
-            watches.forget(&gone);
-        }
-        Ok(())
+        let (tree, watches, container) = (self.tree.clone(), self.watches.clone(), container.clone());
+        blocking(move || {
+            let gone = tree.detach(&container).map_err(other)?;
+            if let Some(watches) = &watches {
+                watches.forget(&gone);
+            }
+            Ok(())
+        })
+        .await
     }
 
     fn watches(&self) -> Option<Watches> {

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{oneshot, watch};
-use tokio::time::Instant;
 
 use super::endpoint::{Source, Target};
+use super::wait::Wait;
 use super::{BUFFER, Finish};
 
 /// Copies the guest's output until `finish` says how long it is and that much has come, or until the connection ends.
@@ -20,7 +20,7 @@ pub(super) async fn output(
 ) {
     let mut buffer = vec![0; BUFFER];
     let mut copied: u64 = 0;
-    let mut waited = Duration::ZERO;
+    let mut wait = Wait::default();
     loop {
         let known = *finish.borrow_and_update();
         let room = match known.and_then(|finish| finish.length) {
@@ -29,21 +29,17 @@ pub(super) async fn output(
             Some(length) => usize::try_from(length - copied).unwrap_or(BUFFER).min(BUFFER),
             None => BUFFER,
         };
-        let since = Instant::now();
         let read = tokio::select! {
             read = connection.read(&mut buffer[..room]) => read,
             changed = finish.changed(), if known.is_none() => match changed {
                 Ok(()) => continue,
                 Err(_) => break,
             },
-            () = patience(known, waited) => {
-                tracing::warn!(copied, "the guest announced more output than it sent");
+            () = is_over(&mut wait, known) => {
+                tracing::warn!(copied, "the guest announced more output than it sent in time");
                 break;
             }
         };
-        if known.is_some() {
-            waited += since.elapsed();
-        }
         let count = match read {
             Ok(0) => break,
             Ok(count) => count,
@@ -64,10 +60,9 @@ pub(super) async fn output(
     target.flush().await;
 }
 
-/// Waits until the guest has had its time; `waited` is how much of it has been taken.
-async fn patience(finish: Option<Finish>, waited: Duration) {
+async fn is_over(wait: &mut Wait, finish: Option<Finish>) {
     match finish {
-        Some(finish) => tokio::time::sleep(finish.patience.min(finish.total().saturating_sub(waited))).await,
+        Some(finish) => wait.is_over(finish.patience).await,
         None => std::future::pending().await,
     }
 }
@@ -139,6 +134,24 @@ mod tests {
             length: Some(length),
             patience: Duration::from_millis(50),
         })
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_sends_a_byte_now_and_then_does_not_keep_an_ended_process_alive() {
+        let (mut guest, host) = tokio::io::duplex(64);
+        let patience = Duration::from_millis(100);
+        let (finish, ended) = watch::channel(None);
+        finish.send_replace(Some(Finish {
+            length: Some(u64::MAX),
+            patience,
+        }));
+        tokio::spawn(async move {
+            while guest.write_all(b".").await.is_ok() {
+                tokio::time::sleep(patience / 5).await;
+            }
+        });
+        let all = tokio::time::timeout(patience * 100, output(host, Target::nowhere(), ended));
+        assert!(all.await.is_ok(), "an ended process is kept alive");
     }
 
     #[tokio::test]

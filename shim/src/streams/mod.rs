@@ -9,6 +9,7 @@ mod copy;
 mod endpoint;
 mod logger;
 mod sys;
+mod wait;
 
 use std::io;
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ use tokio::task::JoinHandle;
 use self::endpoint::{Hold, Input, Source, Target};
 use self::logger::Logger;
 pub use self::logger::LoggerEnd;
+pub(crate) use self::wait::Wait;
 use crate::sandbox::connections::{Dialled, Expected};
 
 /// Bytes per read: what a pipe holds.
@@ -86,14 +88,6 @@ struct Finish {
     length: Option<u64>,
     /// Longest time without progress from now on.
     patience: Duration,
-}
-
-impl Finish {
-    /// Longest time in all that the guest is waited for. What it may still have is what pipes and sockets hold; a guest that sends a
-    /// byte now and then must not keep its process from ending.
-    fn total(&self) -> Duration {
-        self.patience * 6
-    }
 }
 
 /// What the agent said with the exit, or that it can say nothing any more.
