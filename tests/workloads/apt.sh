@@ -5,7 +5,7 @@ set -euo pipefail
 . /workloads/lib.sh
 
 mkdir -p /data/own/DEBIAN /data/own/usr/share/own
-for ((n = 0; n < 300; n++)); do echo "$n" >"/data/own/usr/share/own/$n"; done
+for ((n = 0; n < 100; n++)); do echo "$n" >"/data/own/usr/share/own/$n"; done
 printf 'Package: own\nVersion: 1\nArchitecture: all\nMaintainer: a <a@example.org>\nDepends: hello\nDescription: own\n' >/data/own/DEBIAN/control
 printf '#!/bin/sh\nadduser --system --quiet owner\nchown owner /usr/share/own/0\n' >/data/own/DEBIAN/postinst
 chmod 755 /data/own/DEBIAN/postinst

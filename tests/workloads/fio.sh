@@ -11,7 +11,7 @@ run() {
         --verify_fatal=1 --do_verify=1 --group_reporting "${@:2}"
     rm -f "/data/$1".*
 }
-run 'random write, 4 KiB' random --ioengine=psync --rw=randwrite --bs=4k --size=16m --numjobs=2 --end_fsync=1
-run 'sequential write, 1 MiB' sequential --ioengine=psync --rw=write --bs=1m --size=128m --end_fsync=1
-run 'mapped' mapped --ioengine=mmap --rw=randwrite --bs=4k --size=16m
-run 'direct' direct --ioengine=libaio --direct=1 --iodepth=8 --rw=randrw --bs=16k --size=16m
+run 'random write, 4 KiB' random --ioengine=psync --rw=randwrite --bs=4k --size=4m --numjobs=2 --end_fsync=1
+run 'sequential write, 1 MiB' sequential --ioengine=psync --rw=write --bs=1m --size=64m --end_fsync=1
+run 'mapped' mapped --ioengine=mmap --rw=randwrite --bs=4k --size=8m
+run 'direct' direct --ioengine=libaio --direct=1 --iodepth=8 --rw=randrw --bs=16k --size=8m

@@ -25,13 +25,13 @@ public class Work {
         Files.write(file, IntStream.range(0, 20000).mapToObj(Integer::toString).collect(Collectors.toList()));
         Map<Integer, Long> lengths = Files.lines(file).collect(Collectors.groupingBy(String::length, Collectors.counting()));
         byte[][] kept = new byte[64][];
-        for (int n = 0; n < 640; n++) kept[n % 64] = new byte[1 << 20];
+        for (int n = 0; n < 320; n++) kept[n % 64] = new byte[1 << 20];
         System.out.println(sum + " " + lengths + " " + kept[63].length + " " + Runtime.getRuntime().availableProcessors());
     }
 }
 END
 step javac javac Work.java
-step 'threads, files, 640 MB of garbage' bash -c 'java Work >said'
+step 'threads, files, 320 MB of garbage' bash -c 'java Work >said'
 same 'what it says' "$(cat said)" '191997 {1=10, 2=90, 3=900, 4=9000, 5=10000} 1048576 1'
 # A quarter of the limit, by the JVM's default, and half of it as asked for.
 flag() { java "$@" -XX:+PrintFlagsFinal -version 2>/dev/null | awk '$2 == "MaxHeapSize" { print $4 }'; }

@@ -18,14 +18,14 @@ same() {
     }
 }
 
-# until_so COMMAND…: waits until a command succeeds, a minute at most.
+# until_so COMMAND…: waits until a command succeeds, three minutes at most.
 until_so() {
     local tries
-    for ((tries = 0; tries < 600; tries++)); do
+    for ((tries = 0; tries < 1800; tries++)); do
         if "$@" >/dev/null 2>&1; then return 0; fi
         sleep 0.1
     done
-    printf 'not within a minute: %s\n' "$*" >&2
+    printf 'not within three minutes: %s\n' "$*" >&2
     exit 1
 }
 

@@ -13,7 +13,7 @@ async function main() {
     const get = path => new Promise((done, failed) => http.get({ port: server.address().port, path, agent }, response => {
         let body = ''; response.on('data', part => body += part); response.on('end', () => done(body));
     }).on('error', failed));
-    const all = await Promise.all(Array.from({ length: 500 }, (_, n) => get('/' + n)));
+    const all = await Promise.all(Array.from({ length: 200 }, (_, n) => get('/' + n)));
     server.close(); agent.destroy();
     const watched = new Promise(done => { const w = fs.watch('/data', (_, name) => { if (name === 'new') { w.close(); done(name); } }); });
     fs.writeFileSync('/data/new', 'x');
@@ -25,5 +25,5 @@ main();
 END
 step 'start, three times' bash -c 'for n in 1 2 3; do node -e 0; done'
 step 'requests, workers, a watch' bash -c 'node work.js >said'
-same 'what it says' "$(cat said)" '500 true new 9 16'
+same 'what it says' "$(cat said)" '200 true new 9 16'
 same 'the limit of memory' "$(node -p 'Math.min(require("os").totalmem(), process.constrainedMemory?.() ?? Infinity) <= 1024 * 2 ** 20 * 1.5')" true

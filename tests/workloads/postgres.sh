@@ -16,9 +16,9 @@ chown postgres /data
 loopback
 step initdb as initdb -D /data/base -A trust --locale C
 step start start
-step 'pgbench, scale 2' as pgbench -q -i -s 2
-step '1000 transactions' as pgbench -c 4 -t 250
-same 'the sum' "$(as psql -Atc 'SELECT count(*) FROM pgbench_history')" 1000
+step 'pgbench, scale 1' as pgbench -q -i -s 1
+step '200 transactions' as pgbench -c 4 -t 50
+same 'the sum' "$(as psql -Atc 'SELECT count(*) FROM pgbench_history')" 200
 same 'balances' "$(as psql -Atc 'SELECT (SELECT sum(abalance) FROM pgbench_accounts) = (SELECT sum(delta) FROM pgbench_history)')" t
 
 # A client that says which of its rows are committed, and everything killed under it.
@@ -27,7 +27,7 @@ as psql -c 'CREATE TABLE kept(n integer)' >&2
     echo "INSERT INTO kept VALUES ($n);"
     printf '\\echo %s\n' "$n"
 done | as psql -qAt >/data/acknowledged 2>/dev/null) &
-until_so grep -q '^200$' /data/acknowledged
+until_so grep -q '^100$' /data/acknowledged
 head -n 1 /data/base/postmaster.pid >/data/postmaster
 pkill -9 -u postgres postgres || true
 wait || true

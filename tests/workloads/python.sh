@@ -36,5 +36,5 @@ step 'venv with pip' python3 -m venv env
 step 'pip install' env/bin/pip install -q --no-index ./greeting-1.0-py3-none-any.whl
 step 'processes, threads' bash -c 'env/bin/python work.py >said'
 same 'what it says' "$(cat said)" "[\"hello\", \"4e074085\", 7, 8000]"
-step 'start, ten times' bash -c 'for n in 1 2 3 4 5 6 7 8 9 10; do env/bin/python -c pass; done'
+step 'start, five times' bash -c 'for n in 1 2 3 4 5; do env/bin/python -c pass; done'
 same 'the package' "$(env/bin/pip list --format=freeze --disable-pip-version-check | grep greeting)" 'greeting==1.0'

@@ -75,10 +75,10 @@ fn same(what: &str, got: &str, wanted: &str) -> Result<()> {
 pub(super) fn killed_database(bed: &Bed<'_>, case: &Case) -> Result<Vec<Step>> {
     let script = "/workloads/postgres-kill.sh";
     let mut steps = Vec::new();
-    measured("start, to 200 commits", &mut steps, || {
+    measured("start, to 100 commits", &mut steps, || {
         bed.start(&bed.spec(case, &["bash", script, "commit"])?)?;
         // `tail` ends when it has seen the line.
-        let wait = "until grep -qx 200 /data/acknowledged 2>/dev/null; do sleep 0.1; done";
+        let wait = "until grep -qx 100 /data/acknowledged 2>/dev/null; do sleep 0.1; done";
         bed.exec(wait).limit(Duration::from_secs(240)).ok()
     })?;
     bed.end("9")?;
@@ -137,7 +137,7 @@ pub(super) fn systemd(bed: &Bed<'_>, case: &Case) -> Result<Vec<Step>> {
             .ok()
     })?;
     same("its log", &line, "a line of work\n")?;
-    let transient = bed.exec("systemd-run --quiet --wait --pipe -p MemoryMax=64M sh -c 'cat /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup | tail -n 1)/memory.max'");
+    let transient = bed.exec("systemd-run --quiet --wait --pipe -p MemoryMax=64M sh /workloads/own-limit.sh");
     same("the limit of a transient unit", &transient.ok()?, "67108864\n")?;
     measured("stop by SIGRTMIN+3", &mut steps, || bed.end("SIGRTMIN+3"))?;
     let stopped = fs::read_to_string(bed.data().join("stopped"))
