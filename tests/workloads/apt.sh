@@ -9,9 +9,11 @@ for ((n = 0; n < 100; n++)); do echo "$n" >"/data/own/usr/share/own/$n"; done
 printf 'Package: own\nVersion: 1\nArchitecture: all\nMaintainer: a <a@example.org>\nDepends: hello\nDescription: own\n' >/data/own/DEBIAN/control
 printf '#!/bin/sh\nadduser --system --quiet owner\nchown owner /usr/share/own/0\n' >/data/own/DEBIAN/postinst
 chmod 755 /data/own/DEBIAN/postinst
+# With --no-download apt takes from here what it would fetch.
+cp /opt/debs/*.deb /var/cache/apt/archives/
 export DEBIAN_FRONTEND=noninteractive
 step 'dpkg-deb --build' dpkg-deb --build /data/own /tmp/own.deb
-step 'apt-get install' apt-get install -y -q --no-download --no-install-recommends /tmp/own.deb /opt/debs/*.deb
+step 'apt-get install' apt-get install -y -q --no-download --no-install-recommends /tmp/own.deb tree
 same 'hello' "$(hello)" 'Hello, world!'
 same 'the owner' "$(stat -c %U /usr/share/own/0)" owner
 same 'the files' "$(dpkg --verify own hello tree)" ''

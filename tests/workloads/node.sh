@@ -10,7 +10,7 @@ async function main() {
     const server = http.createServer((request, response) => response.end(crypto.createHash('sha256').update(request.url).digest('hex')));
     await new Promise(done => server.listen(0, '127.0.0.1', done));
     const agent = new http.Agent({ keepAlive: true, maxSockets: 8 });
-    const get = path => new Promise((done, failed) => http.get({ port: server.address().port, path, agent }, response => {
+    const get = path => new Promise((done, failed) => http.get({ host: '127.0.0.1', port: server.address().port, path, agent }, response => {
         let body = ''; response.on('data', part => body += part); response.on('end', () => done(body));
     }).on('error', failed));
     const all = await Promise.all(Array.from({ length: 200 }, (_, n) => get('/' + n)));

@@ -39,7 +39,7 @@ pub const CASES: &[Case] = &[
     case("apt", 512),
     case("cron", 512),
     Case {
-        run: driven::privileged,
+        run: driven::docker,
         ..case("dockerd", 1536)
     },
     Case {

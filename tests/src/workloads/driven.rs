@@ -47,11 +47,17 @@ fn with_all_rights(spec: Spec) -> Result<Spec> {
     Ok(spec)
 }
 
-/// A script in a container with all rights.
-pub(super) fn privileged(bed: &Bed<'_>, case: &Case) -> Result<Vec<Step>> {
-    let script = format!("/workloads/{}.sh", case.name);
-    let spec = with_all_rights(bed.spec(case, &["bash", &script])?)?;
-    steps(bed.run(case, &spec)?)
+/// Docker in a container with all rights: the daemon is the first process, its client comes by exec.
+pub(super) fn docker(bed: &Bed<'_>, case: &Case) -> Result<Vec<Step>> {
+    let script = "bash /workloads/dockerd.sh";
+    bed.start(&with_all_rights(
+        bed.spec(case, &["bash", "/workloads/dockerd.sh", "serve"])?,
+    )?)?;
+    let done = bed.exec(&format!("{script} use")).limit(case.limit).output()?;
+    let found = steps(done)?;
+    // Its containers are asked to end first.
+    bed.end("SIGTERM")?;
+    Ok(found)
 }
 
 fn measured<T>(name: &str, steps: &mut Vec<Step>, work: impl FnOnce() -> Result<T>) -> Result<T> {
