@@ -8,6 +8,8 @@ cat >work.js <<'END'
 const http = require('http'), fs = require('fs'), crypto = require('crypto'), { Worker } = require('worker_threads');
 async function main() {
     const server = http.createServer((request, response) => response.end(crypto.createHash('sha256').update(request.url).digest('hex')));
+    // By default the server closes a connection that is idle for 5 s, which can be while a client is about to use it.
+    server.keepAliveTimeout = 0;
     await new Promise(done => server.listen(0, '127.0.0.1', done));
     const agent = new http.Agent({ keepAlive: true, maxSockets: 8 });
     const get = path => new Promise((done, failed) => http.get({ host: '127.0.0.1', port: server.address().port, path, agent }, response => {

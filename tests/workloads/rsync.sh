@@ -13,17 +13,25 @@ mkfifo from/fifo
 chown 1234:4321 from/large
 chmod 4750 from/large
 touch -d '2001-02-03 04:05:06.789' from/large
-truncate -s 1G from/sparse
-listing() { (cd "$1" && find . ! -type d -printf '%p %s %m %U:%G %T@ %n %l\n' | sort); }
+truncate -s 64M from/sparse
+# rsync leaves the times of links and FIFOs as they come.
+listing() {
+    (cd "$1" && find . -type f -printf '%p %s %m %U:%G %T@ %n\n' -o ! -type d -printf '%p %s %m %U:%G %n %l\n' | sort)
+}
+alike() {
+    listing "$1" >one
+    listing "$2" >two
+    diff one two >&2
+}
 step 'first copy' rsync -aHSX from/ to/
-same 'all is there' "$(listing to | sha256sum)" "$(listing from | sha256sum)"
+alike from to
 same 'it is sparse' "$([ "$(stat -c %b to/sparse)" -lt 1000 ] && echo yes)" yes
 echo more >>from/link
-rm -r from/*/unicore
+rm -r from/*.0/unicore
 step 'second copy' rsync -aHSX --delete --checksum from/ to/
-same 'the changes are there' "$(listing to | sha256sum)" "$(listing from | sha256sum)"
+alike from to
 same 'the content' "$(sha256sum <to/large)" "$(sha256sum <from/large)"
 archive() { tar -C from --sparse --xattrs -cf - . | tar -C third --xattrs -xf -; }
 mkdir third
 step 'tar to tar' archive
-same 'the copy by tar' "$(listing third | sha256sum)" "$(listing from | sha256sum)"
+alike from third
