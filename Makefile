@@ -127,6 +127,11 @@ bench: build ## the benchmark: ratios against floors (root; BENCH=--json for pro
 		TATAMI_BUILD=$(BUILD) TATAMI_BENCH_KERNELS="$(KERNELS)" TATAMI_BENCH_IPERF3="$${iperf3-}" \
 		cargo run --quiet --locked --release --target-dir $(target_dir) -p tatami-tests --bin bench -- $(BENCH)
 
+.PHONY: workloads
+workloads: build ## real programs on runc and here: checks and ratios (root; WORKLOADS="redis git" for some)
+	@root=$$(tests/workloads/root); TATAMI_BUILD=$(BUILD) cargo run --quiet --locked --release --target-dir $(target_dir) \
+		-p tatami-tests --bin workloads -- "$$root" $(WORKLOADS)
+
 .PHONY: check
 check: ## format, lints, licences and sources of crates, spelling, unused dependencies, shell scripts
 	@scripts/check

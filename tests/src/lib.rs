@@ -33,6 +33,7 @@ pub mod spec;
 mod sys;
 pub mod terminal;
 pub mod wait;
+pub mod workloads;
 
 pub use ctr::{Ctr, Output, Running};
 pub use docker::Docker;

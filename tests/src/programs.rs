@@ -52,6 +52,25 @@ pub const CONTAINERD: Program = Program {
     also: "true",
 };
 
+/// It runs gcc, as the one program that has to see which files are newer.
+pub const MAKE: Program = Program {
+    path: "/usr/bin/make",
+    package: "make",
+    also: "true",
+};
+/// Links, sparse files, owners, times.
+pub const TAR: Program = Program {
+    path: "/usr/bin/tar",
+    package: "tar",
+    also: "true",
+};
+/// Processes, pipes, sockets and locks in a few lines.
+pub const PERL: Program = Program {
+    path: "/usr/bin/perl",
+    package: "perl-base",
+    also: "perl -e 'print join qq(\\n), grep { -d && m(perl-base) } @INC'",
+};
+
 /// Copies programs, and what they need, to the same paths below `root`.
 ///
 /// # Errors

@@ -4,7 +4,7 @@ use std::{fs, time::Duration};
 
 use framework::{
     Node, Result,
-    programs::{self, BASH, GIT, PYTHON},
+    programs::{self, BASH, GCC, GIT, MAKE, PERL, PYTHON, TAR},
 };
 
 const LIMIT: Duration = Duration::from_secs(240);
@@ -51,5 +51,92 @@ fn a_shell_a_version_control_system_and_an_interpreter_work_on_a_volume() -> Res
         assert_eq!(said, "[499500, 100000, \"ca978112\"]\n");
     }
     node.remove("programs")?;
+    node.nothing_left()
+}
+
+#[test]
+fn a_database_whose_writer_gets_sigkill_with_its_container_has_every_acknowledged_row() -> Result<()> {
+    let node = Node::start()?;
+    let volume = node.dir().join("volume");
+    fs::create_dir(&volume)?;
+    let writer = "import sqlite3\n\
+                  base = sqlite3.connect('/work/base.db', isolation_level=None)\n\
+                  base.execute('pragma journal_mode=wal'); base.execute('pragma synchronous=full')\n\
+                  base.execute('create table t(n integer)')\n\
+                  for n in range(1, 1000000):\n    \
+                      base.execute('insert into t values (?)', (n,)); print(n, flush=True)\n";
+    let reader = "import sqlite3, sys\n\
+                  base = sqlite3.connect('/work/base.db')\n\
+                  rows = base.execute('select count(*), max(n) from t').fetchone()\n\
+                  print(rows[0] == rows[1] >= int(sys.argv[1]), base.execute('pragma integrity_check').fetchone()[0])\n";
+    fs::write(volume.join("writer.py"), writer)?;
+    fs::write(volume.join("reader.py"), reader)?;
+    let python = |name: &str, script: &str, argument: &str| {
+        let path = format!("/work/{script}.py");
+        let spec = node.spec(name, &["/usr/bin/python3", "-S", &path, argument])?;
+        let spec = spec.bind(&volume, "/work", &["rw"])?;
+        programs::add(&spec.root(), &[PYTHON])?;
+        node.run_spec(name, &spec)
+    };
+    let running = python("writer", "writer", "")?.limit(LIMIT).spawn()?;
+    running.shows("\n100\n")?;
+    node.task("kill", "writer").args(["--signal", "9"]).ok()?;
+    let said = running.wait()?.code(137)?.stdout();
+    let whole = said.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    let acknowledged = whole.lines().last().unwrap_or_default();
+    node.discard("writer")?;
+    let read = python("reader", "reader", acknowledged)?.arg("--rm").limit(LIMIT);
+    assert_eq!(read.ok()?, "True ok\n", "acknowledged: {acknowledged}");
+    node.nothing_left()
+}
+
+#[test]
+fn a_compiler_under_make_an_archiver_and_sockets_locks_and_pipes_work_on_a_volume() -> Result<()> {
+    let node = Node::start()?;
+    let volume = node.dir().join("volume");
+    fs::create_dir(&volume)?;
+    let spec = node
+        .spec("build", &["sleep", "1000"])?
+        .set("/process/env", serde_json::json!(["PATH=/usr/bin:/bin", "LC_ALL=C"]))?
+        .bind(&volume, "/work", &["rw"])?;
+    programs::add(&spec.root(), &[BASH, GCC, MAKE, TAR, PERL])?;
+    node.run_spec("build", &spec)?.arg("-d").ok()?;
+    let bash = |exec: &str, script: &str| {
+        let exec = node.exec("build", exec).limit(LIMIT);
+        exec.program(["/usr/bin/bash", "-euc", script]).ok()
+    };
+
+    // Times that only the file system's resolution tells apart: make has to see which file is newer.
+    let makefile = "all: a.o b.o\n%.o: %.c all.h\n\tgcc -I. -c $<\n\t@echo made $@\n";
+    fs::write(volume.join("Makefile"), makefile)?;
+    let build = "cd /work; echo 'int f(void);' > all.h; for f in a b; do echo '#include \"all.h\"' > $f.c; echo \"int $f(void) { return f(); }\" >> $f.c; done; \
+                 make -s; make -s; echo '/* */' >> b.c; make -s; touch all.h; make -s -j2 | sort";
+    assert_eq!(
+        bash("make", build)?,
+        "made a.o\nmade b.o\nmade b.o\nmade a.o\nmade b.o\n"
+    );
+
+    let archive = "cd /work; mkdir from to; echo text > from/file; ln from/file from/hard; ln -s file from/soft; mkfifo from/fifo; \
+                   truncate -s 1G from/sparse; chown 1234:4321 from/file; chmod 4750 from/file; touch -d '2001-02-03 04:05:06' from/file; \
+                   tar -C from --sparse -cf - . | tar -C to -xpf -; \
+                   cd to; stat -c '%n %u:%g %a %h %Y' file hard; readlink soft; stat -c '%F %s' fifo sparse; [ $(stat -c %b sparse) -lt 1000 ] && echo thin";
+    let wanted = "file 1234:4321 4750 2 981173106\nhard 1234:4321 4750 2 981173106\nfile\nfifo 0\nregular file 1073741824\nthin\n";
+    assert_eq!(bash("tar", archive)?, wanted);
+
+    let perl = "use strict; use Socket; use Fcntl qw(:flock);\n\
+                socketpair(my $here, my $there, AF_UNIX, SOCK_STREAM, 0) or die;\n\
+                socket(my $server, AF_UNIX, SOCK_STREAM, 0) or die; bind($server, sockaddr_un('/work/socket')) or die; listen($server, 5);\n\
+                open(my $lock, '>', '/work/lock') or die; flock($lock, LOCK_EX) or die;\n\
+                my $pid = fork;\n\
+                if (!$pid) { close $here; socket(my $c, AF_UNIX, SOCK_STREAM, 0); connect($c, sockaddr_un('/work/socket')) or die;\n  \
+                    syswrite($c, 'by the socket '); open(my $l, '>>', '/work/lock'); syswrite($there, flock($l, LOCK_EX | LOCK_NB) ? 'free' : 'locked'); exit 7 }\n\
+                close $there; accept(my $c, $server) or die; sysread($c, my $said, 100); sysread($here, my $locked, 100); waitpid($pid, 0);\n\
+                print $said, $locked, ' ', $? >> 8, ' ', join(',', map { open(my $p, '-|', \"echo $_\"); my $x = <$p>; chomp $x; $x } 1..5), \"\\n\";\n";
+    fs::write(volume.join("script.pl"), perl)?;
+    assert_eq!(
+        bash("perl", "perl /work/script.pl")?,
+        "by the socket locked 7 1,2,3,4,5\n"
+    );
+    node.remove("build")?;
     node.nothing_left()
 }

@@ -172,6 +172,11 @@ impl Node {
         self
     }
 
+    /// Has containers run on another runtime from now on. One that was started for ours has what runc needs, too.
+    pub fn switch(&mut self, runtime: Runtime) {
+        self.runtime = runtime;
+    }
+
     /// The runtime under test.
     pub fn runtime(&self) -> Runtime {
         self.runtime
