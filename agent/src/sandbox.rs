@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use oci_spec::runtime::Spec;
-use protocol::agent::{BlockDevice, Stdio, Storage};
+use protocol::agent::{BlockDevice, Cover, Stdio, Storage};
 use tokio::sync::{Notify, watch};
 
 use crate::container::{Container, Joined, Services};
@@ -56,6 +57,8 @@ pub(crate) struct Wanted {
     pub(crate) storages: Vec<Storage>,
     /// Disks that are devices of it.
     pub(crate) devices: Vec<BlockDevice>,
+    /// What others are to see in place of a part of what they have.
+    pub(crate) covers: Vec<Cover>,
 }
 
 type Containers<'a> = MutexGuard<'a, HashMap<ContainerId, Entry>>;
@@ -132,6 +135,7 @@ impl Reserved {
             stdio,
             storages,
             devices,
+            covers,
             ..
         } = wanted;
         let failed = |source| Error::Storage { id: id.clone(), source };
@@ -139,8 +143,12 @@ impl Reserved {
         let plugged = plugged.map_err(failed)?;
         storage::rewrite(&mut spec, &plugged).map_err(failed)?;
         let (volumes, holder) = (sandbox.volumes.clone(), id.clone());
+        let covers = sandbox.covered(id, covers);
         let held = tokio::task::spawn_blocking(move || {
             volumes.acquire(&holder, &spec);
+            for (container, namespace, cover) in covers {
+                volumes.cover(&container, &namespace, &cover);
+            }
             spec
         });
         let spec = held.await.map_err(|error| Error::System {
@@ -179,6 +187,16 @@ impl Sandbox {
             deletions: Mutex::default(),
             shutdown,
         }
+    }
+
+    /// The mount namespaces of the containers that are to see something else, as far as they run.
+    fn covered(&self, by: &ContainerId, covers: Vec<Cover>) -> Vec<(ContainerId, OwnedFd, Cover)> {
+        let found = covers.into_iter().filter_map(|cover| {
+            let id = ContainerId::new(&cover.container_id).ok()?;
+            let (_, namespace) = self.container(&id).ok()?.namespace(by, "mount").ok()?;
+            Some((id, namespace, cover))
+        });
+        found.collect()
     }
 
     fn lock(&self) -> Containers<'_> {

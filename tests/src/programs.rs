@@ -19,6 +19,18 @@ pub struct Program {
     also: &'static str,
 }
 
+/// The smallest.
+pub const TRUE: Program = Program {
+    path: "/usr/bin/true",
+    package: "coreutils",
+    also: "true",
+};
+/// The one that follows logs.
+pub const TAIL: Program = Program {
+    path: "/usr/bin/tail",
+    package: "coreutils",
+    also: "true",
+};
 /// The shell.
 pub const BASH: Program = Program {
     path: "/usr/bin/bash",

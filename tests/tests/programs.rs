@@ -1,11 +1,16 @@
 //! Real programs, this machine's own, do in a container what they do here.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use framework::{
-    Node, Result,
-    programs::{self, BASH, GCC, GIT, MAKE, PERL, PYTHON, TAR},
+    HostMount, Node, Result,
+    programs::{self, BASH, GCC, GIT, MAKE, PERL, PYTHON, TAIL, TAR},
 };
+use rustix::mount::MountFlags;
 
 const LIMIT: Duration = Duration::from_secs(240);
 
@@ -138,5 +143,135 @@ fn a_compiler_under_make_an_archiver_and_sockets_locks_and_pipes_work_on_a_volum
         "by the socket locked 7 1,2,3,4,5\n"
     );
     node.remove("build")?;
+    node.nothing_left()
+}
+
+/// Commits rows, and says each number once its commit has returned.
+const WRITER: &str = "import sqlite3, sys
+base = sqlite3.connect(sys.argv[1], isolation_level=None)
+base.execute('pragma journal_mode=wal')
+base.execute('create table t(n integer)')
+n = 0
+while True:
+    n += 1
+    base.execute('insert into t values (?)', [n])
+    print(n, flush=True)
+";
+/// Opens the database, counts, and closes it, which is when SQLite may remove the log.
+const SIDECAR: &str = "import sqlite3, sys
+for turn in range(int(sys.argv[2])):
+    base = sqlite3.connect(sys.argv[1], timeout=60)
+    rows = base.execute('select count(*), max(n) from t').fetchone()
+    check = base.execute('pragma integrity_check').fetchone()[0]
+    base.close()
+print(*rows, check)
+";
+/// Rows before the writer is killed.
+const ROWS: usize = 100;
+
+#[test]
+fn a_database_with_a_sidecar_has_every_row_that_was_acknowledged_before_its_writer_was_killed() -> Result<()> {
+    let node = Node::start()?;
+    let scripts = node.dir().join("scripts");
+    fs::create_dir(&scripts)?;
+    fs::write(scripts.join("writer.py"), WRITER)?;
+    fs::write(scripts.join("sidecar.py"), SIDECAR)?;
+    // What the kubelet has by this name is in the guest's memory if it is a tmpfs, and else on the disk.
+    let empty_dirs = node.dir().join("kubernetes.io~empty-dir");
+    let (disk, memory, host) = (
+        empty_dirs.join("disk"),
+        empty_dirs.join("memory"),
+        node.dir().join("host"),
+    );
+    fs::create_dir_all(&disk)?;
+    fs::create_dir(&host)?;
+    let mounted = HostMount::new(&memory, MountFlags::empty())?;
+    let pod = node.spec("pod", &["sleep", "100000"])?.of_pod(&node, "sandbox")?;
+    node.run_spec("pod", &pod)?.arg("-d").ok()?;
+    for name in ["application", "sidecar"] {
+        let mut spec = node.spec(name, &["sleep", "100000"])?.of_pod(&node, "container")?;
+        programs::add(&spec.root(), &[PYTHON])?;
+        let volumes: [(&Path, &str, &str); 4] = [
+            (&scripts, "/scripts", "ro"),
+            (&disk, "/disk", "rw"),
+            (&memory, "/memory", "rw"),
+            (&host, "/host", "rw"),
+        ];
+        for (source, destination, option) in volumes {
+            spec = spec.bind(source, destination, &[option])?;
+        }
+        node.run_spec(name, &spec)?.arg("-d").ok()?;
+    }
+    for volume in ["disk", "memory", "host"] {
+        let base = format!("/{volume}/base.db");
+        let python = |name: &str, exec: &str, script: &str, arguments: &[&str]| {
+            let words = ["/usr/bin/python3", "-S", script]
+                .into_iter()
+                .chain(arguments.iter().copied());
+            node.exec(name, &format!("{exec}-{volume}")).program(words).limit(LIMIT)
+        };
+        let writer = python("application", "writer", "/scripts/writer.py", &[&base]).spawn()?;
+        writer.shows("\n5\n")?;
+        python("sidecar", "beside", "/scripts/sidecar.py", &[&base, "10"]).ok()?;
+        writer.shows(&format!("\n{ROWS}\n"))?;
+        let kill = node.task("kill", "application");
+        kill.args(["--exec-id", &format!("writer-{volume}"), "--signal", "9"])
+            .ok()?;
+        let acknowledged = writer.wait()?.stdout().lines().count();
+        assert!(acknowledged >= ROWS, "{volume}: {acknowledged}");
+        let found = python("sidecar", "after", "/scripts/sidecar.py", &[&base, "1"]).ok()?;
+        // One more can be there: committed, and not yet said.
+        let right = [acknowledged, acknowledged + 1].map(|rows| format!("{rows} {rows} ok\n"));
+        assert!(right.contains(&found), "{volume}: {acknowledged} acknowledged, {found}");
+    }
+    for name in ["sidecar", "application", "pod"] {
+        node.remove(name)?;
+    }
+    mounted.unmount()?;
+    node.nothing_left()
+}
+
+/// tail(1) takes FUSE for a remote file system: it polls, and looks for a new file by the name only when the old one has not grown
+/// for some polls. The remedy of docs/mounts.md is to poll more often.
+#[test]
+fn a_log_that_is_rotated_twice_within_seconds_is_followed_without_a_gap() -> Result<()> {
+    const LINES: usize = 40;
+    const ROTATED: [usize; 2] = [13, 26];
+    let node = Node::start()?;
+    let logs = node.dir().join("logs");
+    fs::create_dir(&logs)?;
+    let log = logs.join("log");
+    fs::write(&log, "")?;
+    let spec = node.spec("tail", &["sleep", "1000"])?.bind(&logs, "/logs", &["rw"])?;
+    programs::add(&spec.root(), &[TAIL])?;
+    node.run_spec("tail", &spec)?.arg("-d").ok()?;
+    let follow = "echo following; exec /usr/bin/tail -n +1 -F -s 0.2 --max-unchanged-stats=1 /logs/log";
+    let following = node.exec("tail", "follow").sh(follow).limit(LIMIT).spawn()?;
+    following.shows("following")?;
+    // The program itself is started after that: it has the file when it shows a line.
+    fs::write(&log, "line 0 \n")?;
+    following.shows("line 0 ")?;
+    // Each line at its time, not after a pause.
+    let begun = Instant::now();
+    for number in 1..LINES {
+        let at = Duration::from_millis(150) * u32::try_from(number).unwrap_or_default();
+        std::thread::sleep(at.saturating_sub(begun.elapsed()));
+        if ROTATED.contains(&number) {
+            fs::rename(&log, logs.join(format!("log.{number}")))?;
+        }
+        let mut file = fs::File::options().append(true).create(true).open(&log)?;
+        std::io::Write::write_all(&mut file, format!("line {number} \n").as_bytes())?;
+    }
+    following.shows(&format!("line {} ", LINES - 1))?;
+    let said = following.said();
+    let missing: Vec<usize> = (0..LINES)
+        .filter(|number| !said.contains(&format!("line {number} \n")))
+        .collect();
+    assert!(missing.is_empty(), "{missing:?} are missing");
+    node.task("kill", "tail")
+        .args(["--exec-id", "follow", "--signal", "9"])
+        .ok()?;
+    following.wait()?;
+    node.remove("tail")?;
     node.nothing_left()
 }

@@ -50,6 +50,7 @@ impl Service {
             stdio,
             storages: request.storages.clone(),
             devices: request.devices.clone(),
+            covers: request.covers.clone(),
         };
         self.0.create(wanted, &request.join_namespaces).await
     }

@@ -105,6 +105,7 @@ impl Sandbox {
             pid_namespace,
             volumes,
             limits,
+            covers,
             ..
         } = guest;
         if let Some(owner) = pid_namespace.map(|path| self.owner_of(&path, &subject)).transpose()? {
@@ -122,6 +123,7 @@ impl Sandbox {
             join_namespaces,
             storages,
             devices,
+            covers,
             ..Default::default()
         };
         container.making().call = Some(Box::new(call));

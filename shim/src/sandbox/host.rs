@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use containerd_shim_protos::types::mount::Mount;
 use oci_spec::runtime::Hooks;
+use protocol::agent::Cover;
 
 use crate::guest_spec::{self, Input, guest_spec};
 use crate::hooks::{self, HookPoint, HookState, Owed};
@@ -55,6 +56,8 @@ pub struct GuestContainer {
     pub volumes: Volumes,
     /// What it may use of the VM.
     pub limits: Limits,
+    /// What other containers are to see from now on.
+    pub covers: Vec<Cover>,
 }
 
 /// The host's side of the sandbox's containers.
@@ -210,6 +213,7 @@ impl HostSide for RealHost {
                 memlock,
                 volumes,
                 limits,
+                covers: binds.covers,
             })
         })
         .await

@@ -5,9 +5,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use protocol::agent::Cover;
 use rustix::fs::{FsWord, StatVfsMountFlags};
 
-use super::registry::{Choice, Inside, Overlap, Piece, Place, Registry, View, VolumeId, join};
+use super::registry::{Choice, Inside, Late, Overlap, Piece, Place, Registry, Shown, View, VolumeId, join};
 use super::volume::{Identity, Source};
 use super::{Attachment, ShareError, SharedTree, apart, id_map, io_error};
 use crate::guest_spec::{BindSource, HostOptions, Over, PlacedBind};
@@ -35,6 +36,8 @@ pub struct AttachedBinds {
     pub placed: Vec<PlacedBind>,
     /// Volumes that are new with it.
     pub exported: Vec<VolumeId>,
+    /// What other containers are to see from now on.
+    pub covers: Vec<Cover>,
 }
 
 /// A source that is open.
@@ -193,9 +196,11 @@ impl SharedTree {
         for (part, own) in parts.into_iter().zip(placed.split_off(asked)) {
             part.put_over(&mut placed[part.of], own);
         }
+        let covers = attaching.covers()?;
         Ok(AttachedBinds {
             placed,
             exported: attaching.exported,
+            covers,
         })
     }
 
@@ -360,17 +365,44 @@ impl Attaching<'_> {
         Ok(volume)
     }
 
+    /// What is new and a part of what other containers have for reading: they are to have it as well, or it would be other
+    /// inodes to them.
+    fn covers(&mut self) -> Result<Vec<Cover>, ShareError> {
+        if self.exported.is_empty() {
+            return Ok(Vec::new());
+        }
+        let pieces = self.tree.pieces()?;
+        let same = |one: &View, other: &View| self.tree.are_the_same(one, other);
+        let late = self
+            .registry
+            .late(&pieces, &self.attachment.container, &self.exported, same);
+        let cover = |Late {
+                         container,
+                         place,
+                         shown,
+                         source,
+                     }| {
+            // The agent is told of paths as text.
+            Some(Cover {
+                container_id: container.to_string(),
+                place: place.to_str()?.to_owned(),
+                shown: SharedTree::guest_path(&shown).to_str()?.to_owned(),
+                source: SharedTree::guest_path(&source).to_str()?.to_owned(),
+                ..Cover::default()
+            })
+        };
+        Ok(late.into_iter().filter_map(cover).collect())
+    }
+
     /// Where a source is in the guest, and what is mounted over parts of it.
     fn place(&mut self, source: &Found<'_>, view: &View) -> Result<PlacedBind, ShareError> {
         let container = &self.attachment.container;
         let mut over = Vec::new();
         if let Some(place) = source.at.place.as_ref().filter(|_| source.identity.is_directory()) {
             let pieces = self.pieces(source)?;
-            let same = |one: &View, other: &View| {
-                let identity = self.tree.identity(one).filter(|_| one.at.to_str().is_some());
-                identity.is_some() && identity == self.tree.identity(other)
-            };
+            let same = |one: &View, other: &View| self.tree.are_the_same(one, other);
             let read_only_inside = &source.at.read_only_inside;
+            let mut covered = BTreeMap::new();
             let overlaps = self.registry.overlaps(&pieces, view, place, read_only_inside, same);
             for Overlap { at, view, read_only } in overlaps {
                 let writes = !source.read_only && !read_only;
@@ -379,12 +411,22 @@ impl Attaching<'_> {
                         .make_writable(self.registry, view.volume, source.at.mounted().read_only)?;
                 }
                 self.registry.enter(view.volume, container, writes);
+                covered.insert(at.clone(), view.clone());
                 over.push(Over {
                     at,
                     source: SharedTree::guest_path(&view),
                     read_only,
                     apart: None,
                 });
+            }
+            if source.read_only {
+                let shown = Shown {
+                    destination: source.bind.destination.clone(),
+                    source: place.clone(),
+                    view: view.clone(),
+                    covered,
+                };
+                self.registry.show(container, shown);
             }
         }
         Ok(PlacedBind {

@@ -87,6 +87,12 @@ impl SharedTree {
         Identity::of(&opened).ok()
     }
 
+    /// Whether two paths in volumes are the same file, whose path the guest can be told.
+    pub(super) fn are_the_same(&self, one: &View, other: &View) -> bool {
+        let identity = self.identity(one).filter(|_| one.at.to_str().is_some());
+        identity.is_some() && identity == self.identity(other)
+    }
+
     /// Mounts a source as a volume that `container` uses.
     pub(super) fn export(
         &self,

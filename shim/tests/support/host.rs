@@ -60,6 +60,7 @@ impl HostSide for FakeHost {
             hooks: None,
             memlock: Default::default(),
             limits,
+            covers: Vec::new(),
         })
     }
 
