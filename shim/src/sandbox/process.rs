@@ -123,9 +123,9 @@ impl Process {
     }
 
     pub(super) fn set_streams(&self, streams: Arc<Streams>) {
-        *self.streams.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&streams));
+        *self.streams.lock().unwrap_or_else(PoisonError::into_inner) = Some(streams);
         if self.stdin_closed.load(Ordering::SeqCst) {
-            streams.close_stdin();
+            self.close_stdin();
         }
     }
 
