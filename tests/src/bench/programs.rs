@@ -68,7 +68,7 @@ const TIMED: [Timed; 6] = [
         program: &[
             "/bin/sh",
             "-ec",
-            "export PATH=/usr/bin:/bin; for file in source*.c; do gcc -pipe -c $file -o ${file%.c}.o; done",
+            "export PATH=/usr/bin:/bin; for file in source*.c; do gcc -pipe -I. -c $file -o ${file%.c}.o; done",
         ],
     },
 ];
