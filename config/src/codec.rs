@@ -11,8 +11,8 @@ use toml::Value;
 use crate::locked::{CapPolicy, LockLimit, OnExcess, PerfEventKb};
 use crate::raw::{Raw, Refusal};
 use crate::value::{
-    Accelerator, BlockAio, HostNetwork, InterNetworking, MachineType, Mebibytes, MilliCpus, NamePattern, PathPattern,
-    SharedFs, Vcpus, VirtioFsCache, Vsock,
+    Accelerator, BlockAio, Factor, HostNetwork, InterNetworking, MachineType, Mebibytes, MilliCpus, NamePattern,
+    PathPattern, SharedFs, Vcpus, VirtioFsCache, Vsock,
 };
 use crate::virtiofsd;
 
@@ -137,6 +137,16 @@ pub(crate) const OVERHEAD_VCPUS: Codec<Option<MilliCpus>> = Codec {
         None => Value::Integer(-1),
         Some(MilliCpus(milli)) => Value::Float(f64::from(*milli) / 1000.0),
     },
+};
+
+/// What lies beyond is no slow node but a mistake.
+pub(crate) const TIMEOUT_FACTOR: Codec<Factor> = Codec {
+    read: |raw| {
+        let number = raw.number().filter(|number| (0.1..=100.0).contains(number));
+        let number = number.ok_or_else(|| Refusal::new("a number from 0.1 to 100"))?;
+        Ok(Factor((number * 1000.0).round() as u32))
+    },
+    show: |value| Value::Float(value.get()),
 };
 
 /// As [`OVERHEAD_VCPUS`].

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use crate::locked::{CapPolicy, LockLimit, OnExcess, PerfEventKb};
 use crate::value::{
-    Accelerator, BlockAio, HostNetwork, InterNetworking, MachineType, Mebibytes, MilliCpus, NamePattern, PathPattern,
-    SharedFs, Vcpus, VirtioFsCache, Vsock,
+    Accelerator, BlockAio, Factor, HostNetwork, InterNetworking, MachineType, Mebibytes, MilliCpus, NamePattern,
+    PathPattern, SharedFs, Vcpus, VirtioFsCache, Vsock,
 };
 
 /// The whole configuration.
@@ -196,6 +196,8 @@ pub struct Runtime {
     pub disable_guest_seccomp: bool,
     /// Whether the VM is sized at boot from the pod's limits, and never later.
     pub static_sandbox_resource_mgmt: bool,
+    /// What the runtime's own time-outs are multiplied by (docs/configuration.md).
+    pub timeout_factor: Factor,
     /// How the pod's interfaces reach the VM.
     pub internetworking_model: InterNetworking,
     /// What becomes of a container that asks for the host's network.
@@ -209,6 +211,7 @@ impl Default for Runtime {
             create_container_timeout: Duration::from_secs(60),
             disable_guest_seccomp: false,
             static_sandbox_resource_mgmt: false,
+            timeout_factor: Factor(1000),
             internetworking_model: InterNetworking::TcFilter,
             host_network: HostNetwork::None,
         }

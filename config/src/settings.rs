@@ -9,7 +9,7 @@ use crate::codec::{
     ACCELERATOR, BLOCK_AIO, BOOLEAN, CAP_POLICY, CPU_FEATURES, CREATE_TIMEOUT, DIAL_TIMEOUT, FILE, HOST_NETWORK,
     INTERNETWORKING, KERNEL_PARAMS, LOCK_LIMIT, MACHINE_TYPE, MAX_MEMORY, MAX_VCPUS, MEMORY, NAME_PATTERNS, ON_EXCESS,
     OVERHEAD_MEMORY, OVERHEAD_VCPUS, PATH_PATTERNS, PERF_EVENT_KB, PROGRAM, QUEUE_SIZE, RECONNECT_TIMEOUT,
-    SECCOMP_SANDBOX, SHARED_FS, VCPUS, VIRTIO_FS_ARGS, VIRTIO_FS_CACHE, VSOCK,
+    SECCOMP_SANDBOX, SHARED_FS, TIMEOUT_FACTOR, VCPUS, VIRTIO_FS_ARGS, VIRTIO_FS_CACHE, VSOCK,
 };
 use crate::model::Config;
 use crate::raw::{Raw, Refusal};
@@ -334,6 +334,7 @@ pub(crate) static SETTINGS: &[Setting] = &[
         Access::Guarded("disable_guest_seccomp", true)
     ),
     setting!(Runtime, runtime.static_sandbox_resource_mgmt, BOOLEAN, Access::File),
+    setting!(Runtime, runtime.timeout_factor, TIMEOUT_FACTOR, Access::File),
     setting!(
         Runtime,
         runtime.internetworking_model,

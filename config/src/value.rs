@@ -57,6 +57,18 @@ impl Vcpus {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MilliCpus(pub u32);
 
+/// A factor in thousandths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Factor(pub u32);
+
+impl Factor {
+    /// The factor itself.
+    #[must_use]
+    pub fn get(self) -> f64 {
+        f64::from(self.0) / 1000.0
+    }
+}
+
 /// Generates an enum whose variants have a name in the file.
 macro_rules! choice {
     ($(#[$meta:meta])* $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $text:literal),+ $(,)? }) => {

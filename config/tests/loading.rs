@@ -155,6 +155,18 @@ fn a_wrong_value_is_named_with_line_key_value_and_what_is_allowed() {
 }
 
 #[test]
+fn a_factor_of_timeouts_is_a_number_within_bounds() {
+    for wrong in ["0.01", "101", "\"2\"", "inf"] {
+        let expected =
+            format!("configuration.toml:3: runtime.timeout_factor = {wrong}: must be a number from 0.1 to 100");
+        assert_eq!(error_in(&format!("[runtime]\n\ntimeout_factor = {wrong}\n")), expected);
+    }
+    let files = Files::new(&format!("{NEEDED}[runtime]\ntimeout_factor = 2.5\n"));
+    let factor = files.load().unwrap().config.runtime.timeout_factor;
+    assert!((factor.get() - 2.5).abs() < 1e-9);
+}
+
+#[test]
 fn an_argument_that_the_runtime_sets_itself_is_refused() {
     for argument in [
         "--shared-dir=/",

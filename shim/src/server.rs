@@ -206,7 +206,7 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
             memlock: SandboxPolicy::new(Rules::from(&config), spec.annotations().as_ref()),
         }),
         events,
-        timeouts: Timeouts::default(),
+        timeouts: Timeouts::scaled(config.runtime.timeout_factor.get()),
         debug_console: config.agent.debug_console_enabled,
         kernel: config.hypervisor.kernel.clone(),
         sizing,
