@@ -9,6 +9,7 @@ mod cpus;
 mod dial;
 mod error;
 mod events;
+mod growth;
 mod ids;
 mod init;
 mod log;

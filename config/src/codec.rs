@@ -188,6 +188,21 @@ pub(crate) const MEMORY: Codec<Mebibytes> = Codec {
     show: |value| Value::Integer(value.0.into()),
 };
 
+/// As [`MEMORY`]; 0 is none.
+pub(crate) const MEMORY_LIMIT: Codec<Option<Mebibytes>> = Codec {
+    read: |raw| match raw.integer() {
+        Some(0) => Ok(None),
+        _ => whole(
+            raw,
+            64,
+            1 << 20,
+            "0 for memory that does not grow, or a whole number of MiB",
+        )
+        .map(|number| Some(Mebibytes(number))),
+    },
+    show: |value| Value::Integer(value.map_or(0, |value| value.0.into())),
+};
+
 /// As [`MEMORY`]; 0 is Kata's word for all of the host's.
 pub(crate) const MAX_MEMORY: Codec<Option<Mebibytes>> = Codec {
     read: |raw| match raw.integer() {

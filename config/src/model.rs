@@ -27,14 +27,15 @@ pub struct Config {
     pub cap_ipc_lock: CapIpcLock,
 }
 
-/// The annotations that Kata's own files allow.
-const ENABLED_ANNOTATIONS: [&str; 6] = [
+/// The annotations that Kata's own files allow, and that of a key which they do not have.
+const ENABLED_ANNOTATIONS: [&str; 7] = [
     "enable_iommu",
     "virtio_fs_extra_args",
     "kernel_params",
     "kernel_verity_params",
     "default_vcpus",
     "default_memory",
+    "default_memory_limit",
 ];
 
 /// `[hypervisor.qemu]`: the VM and its helpers.
@@ -56,6 +57,8 @@ pub struct Hypervisor {
     pub default_maxvcpus: Vcpus,
     /// Memory at boot, before what limits add to it.
     pub default_memory: Mebibytes,
+    /// What that may grow to for containers without a limit of memory; none if it does not grow.
+    pub default_memory_limit: Option<Mebibytes>,
     /// Memory that can be reached by hot-plugging; none: the host's.
     pub default_maxmemory: Option<Mebibytes>,
     /// What the VM has beyond its containers' limits of CPU, where `static_sandbox_resource_mgmt` holds and this or the next
@@ -126,6 +129,7 @@ impl Default for Hypervisor {
             default_vcpus: Vcpus::Count(NonZeroU32::MIN),
             default_maxvcpus: Vcpus::Host,
             default_memory: Mebibytes(256),
+            default_memory_limit: Some(Mebibytes(2048)),
             default_maxmemory: None,
             overhead_vcpus: None,
             overhead_memory: None,

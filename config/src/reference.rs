@@ -72,7 +72,8 @@ const OTHERWISE: [(&str, &str); 21] = [
 ];
 
 /// Supported keys that Kata does not have.
-const OWN: [&str; 6] = [
+const OWN: [&str; 7] = [
+    "hypervisor.qemu.default_memory_limit",
     "hypervisor.qemu.accelerator",
     "hypervisor.qemu.vsock",
     "hypervisor.qemu.vsock_daemon",

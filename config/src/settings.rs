@@ -7,9 +7,9 @@ use toml::Value;
 
 use crate::codec::{
     ACCELERATOR, BLOCK_AIO, BOOLEAN, CAP_POLICY, CPU_FEATURES, CREATE_TIMEOUT, DIAL_TIMEOUT, FILE, HOST_NETWORK,
-    INTERNETWORKING, KERNEL_PARAMS, LOCK_LIMIT, MACHINE_TYPE, MAX_MEMORY, MAX_VCPUS, MEMORY, NAME_PATTERNS, ON_EXCESS,
-    OVERHEAD_MEMORY, OVERHEAD_VCPUS, PATH_PATTERNS, PERF_EVENT_KB, PROGRAM, QUEUE_SIZE, RECONNECT_TIMEOUT,
-    SECCOMP_SANDBOX, SHARED_FS, TIMEOUT_FACTOR, VCPUS, VIRTIO_FS_ARGS, VIRTIO_FS_CACHE, VSOCK,
+    INTERNETWORKING, KERNEL_PARAMS, LOCK_LIMIT, MACHINE_TYPE, MAX_MEMORY, MAX_VCPUS, MEMORY, MEMORY_LIMIT,
+    NAME_PATTERNS, ON_EXCESS, OVERHEAD_MEMORY, OVERHEAD_VCPUS, PATH_PATTERNS, PERF_EVENT_KB, PROGRAM, QUEUE_SIZE,
+    RECONNECT_TIMEOUT, SECCOMP_SANDBOX, SHARED_FS, TIMEOUT_FACTOR, VCPUS, VIRTIO_FS_ARGS, VIRTIO_FS_CACHE, VSOCK,
 };
 use crate::model::Config;
 use crate::raw::{Raw, Refusal};
@@ -203,6 +203,12 @@ pub(crate) static SETTINGS: &[Setting] = &[
         hypervisor.default_memory,
         MEMORY,
         Access::Annotation("default_memory")
+    ),
+    setting!(
+        Hypervisor,
+        hypervisor.default_memory_limit,
+        MEMORY_LIMIT,
+        Access::Annotation("default_memory_limit")
     ),
     setting!(Hypervisor, hypervisor.default_maxmemory, MAX_MEMORY, Access::File),
     setting!(Hypervisor, hypervisor.overhead_vcpus, OVERHEAD_VCPUS, Access::File),

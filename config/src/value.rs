@@ -15,7 +15,7 @@ pub const MAX_VCPUS: NonZeroU32 = match NonZeroU32::new(240) {
 };
 
 /// A size in MiB.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Mebibytes(pub u32);
 
 impl Mebibytes {

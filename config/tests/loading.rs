@@ -106,6 +106,10 @@ fn a_wrong_value_is_named_with_line_key_value_and_what_is_allowed() {
             "default_maxmemory = 63",
             "default_maxmemory = 63: must be 0 for all of the host's, or a whole number of MiB from 64 to 1048576",
         ),
+        (
+            "default_memory_limit = 63",
+            "default_memory_limit = 63: must be 0 for memory that does not grow, or a whole number of MiB from 64 to 1048576",
+        ),
         ("machine_type = \"pc\"", "machine_type = \"pc\": must be \"q35\""),
         (
             "shared_fs = \"virtio-9p\"",

@@ -188,7 +188,7 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
     let plan = BootPlan {
         queue: Some(BootQueue::new(Path::new(run_dir::ROOT))),
         launcher: Arc::new(launcher),
-        setup: setup(context, &spec, &config),
+        setup: setup(context, &spec, &config, &sizing),
         dial_timeout: config.agent.dial_timeout,
         create_timeout: config.runtime.create_container_timeout,
         log: Arc::new(move |line: &[u8]| log.relay(line)),
@@ -283,7 +283,7 @@ fn size(config: &mut config::Config, spec: &Spec) -> Sizing {
     sizing
 }
 
-fn setup(context: &ServerContext, spec: &Spec, config: &config::Config) -> SandboxSetup {
+fn setup(context: &ServerContext, spec: &Spec, config: &config::Config, sizing: &Sizing) -> SandboxSetup {
     let debug = context.debug || config.agent.enable_debug;
     SandboxSetup {
         sandbox_id: context.id.to_string(),
@@ -294,7 +294,8 @@ fn setup(context: &ServerContext, spec: &Spec, config: &config::Config) -> Sandb
             ..Default::default()
         }],
         sysctls: Rules::from(config).sysctls(),
-        least_sysctls: node::least_sysctls(),
+        least_sysctls: node::least_sysctls(sizing.growth().0 > 0),
+        most_extra_memory_bytes: sizing.growth().bytes(),
         log_level: if debug { "debug" } else { "info" }.to_owned(),
         ..Default::default()
     }

@@ -73,7 +73,7 @@ mod tests {
     use super::super::tests::translate;
     use serde_json::{Value, json};
 
-    fn mounted(mount: Value, linux: Value) -> Result<super::super::GuestSpec, String> {
+    fn mounted(mount: &Value, linux: &Value) -> Result<super::super::GuestSpec, String> {
         translate(json!({ "mounts": [mount], "linux": linux }), "me").map_err(|error| error.to_string())
     }
 
@@ -85,7 +85,7 @@ mod tests {
     fn a_mapping_is_the_hosts_and_is_not_passed_on() {
         let mount = json!({ "destination": "/d", "type": "bind", "source": "/srv", "options": ["rbind", "ridmap"],
             "uidMappings": map(1000), "gidMappings": map(2000) });
-        let guest = mounted(mount, json!({ "namespaces": [] })).unwrap();
+        let guest = mounted(&mount, &json!({ "namespaces": [] })).unwrap();
         let taken = guest.binds[0].id_map.clone().unwrap();
         assert_eq!(
             (taken.users.as_str(), taken.groups.as_str()),
@@ -101,9 +101,9 @@ mod tests {
     fn a_mapping_that_is_asked_for_and_not_given_is_the_containers() {
         let mount = json!({ "destination": "/d", "type": "bind", "source": "/srv", "options": ["bind", "idmap"] });
         let linux = json!({ "namespaces": [{"type": "user"}], "uidMappings": map(7), "gidMappings": map(8) });
-        let guest = mounted(mount.clone(), linux).unwrap();
+        let guest = mounted(&mount, &linux).unwrap();
         assert_eq!(guest.binds[0].id_map.clone().unwrap().users, "0 7 10\n");
-        let said = mounted(mount, json!({ "namespaces": [] })).unwrap_err();
+        let said = mounted(&mount, &json!({ "namespaces": [] })).unwrap_err();
         assert!(said.contains("/d") && said.contains("idmap"), "{said}");
     }
 
@@ -123,7 +123,7 @@ mod tests {
                 "the guest's own",
             ),
         ] {
-            let said = mounted(mount, json!({ "namespaces": [] })).unwrap_err();
+            let said = mounted(&mount, &json!({ "namespaces": [] })).unwrap_err();
             assert!(said.contains(word), "{said}");
         }
     }

@@ -43,6 +43,8 @@ impl Sandbox {
             tokio::spawn(changes::tell(watches, booted.agent.clone(), self.vm.subscribe()));
         }
         let following = tokio::spawn(Arc::clone(&self).follow_network(Arc::clone(&booted)));
+        let demands = signals.demands.take();
+        let scaling = demands.map(|demands| tokio::spawn(Arc::clone(&self).follow_demands(demands)));
         let ending = loop {
             tokio::select! {
                 event = signals.events.recv() => match event {
@@ -64,6 +66,9 @@ impl Sandbox {
             }
         };
         following.abort();
+        if let Some(scaling) = scaling {
+            scaling.abort();
+        }
         let expected_end = *self.stopping.borrow();
         if !expected_end {
             let console = crate::agent_client::printable(&booted.machine.console_tail().await, 4 << 10);

@@ -20,6 +20,7 @@ mod delete;
 mod disks;
 mod driver;
 mod forward;
+mod growth;
 mod health;
 pub mod host;
 mod life;
@@ -198,6 +199,7 @@ impl Sandbox {
     pub fn start(parts: Parts, plan: BootPlan) -> Arc<Self> {
         let (inputs, messages) = mpsc::unbounded_channel();
         let own = ContainerId::from(&parts.id);
+        let sizes = Sizes::new(parts.sizing, &parts.id);
         let sandbox = Arc::new(Self {
             id: parts.id,
             created_at: SystemTime::now(),
@@ -212,7 +214,7 @@ impl Sandbox {
             debug_console: parts.debug_console,
             kernel: parts.kernel,
             disks: Arc::default(),
-            sizes: Sizes::new(parts.sizing),
+            sizes,
             network: tokio::sync::Mutex::default(),
             vm: watch::Sender::new(Vm::Booting),
             machine: Mutex::default(),
