@@ -110,7 +110,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_write_never_waits_and_room_does_until_the_guest_has_read() {
-        let (mut guest, host) = tokio::io::duplex(1);
+        let (mut guest, host) = tokio::io::duplex(4096);
         let (mut queue, room) = WriteQueue::new(Box::new(host));
         room.clone().wait().await;
         queue.write_all(&vec![7; MOST + 1]).await.unwrap();

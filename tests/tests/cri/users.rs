@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::MetadataExt};
 use framework::{
     Result,
     cri::{
-        PodNode, Sandboxer,
+        PodNode,
         messages::{
             IdMapping, LinuxSandboxSecurityContext, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig,
             UserNamespace,
@@ -52,7 +52,11 @@ mod kata_only {
 
     #[test]
     fn a_pod_without_host_users_has_its_files_and_volumes_mapped() -> Result<()> {
-        let node = PodNode::start_with(Version::V2_1, Sandboxer::Podsandbox, None)?;
+        // Without options: with them containerd 2.1 takes those of runc for what it reads the user namespace from.
+        let node = PodNode::start_edited(Version::V2_1, None, |base, _| {
+            let table = "[plugins.\"io.containerd.cri.v1.runtime\".containerd.runtimes.kata]\n";
+            Ok(format!("{base}{table}runtime_type = \"io.containerd.kata.v2\"\n"))
+        })?;
         let volume = node.dir().join("volume");
         fs::create_dir(&volume)?;
         fs::write(volume.join("file"), "content\n")?;
