@@ -72,12 +72,13 @@ const OTHERWISE: [(&str, &str); 21] = [
 ];
 
 /// Supported keys that Kata does not have.
-const OWN: [&str; 5] = [
+const OWN: [&str; 6] = [
     "hypervisor.qemu.accelerator",
     "hypervisor.qemu.vsock",
     "hypervisor.qemu.vsock_daemon",
     "hypervisor.qemu.valid_boot_paths",
     "runtime.host_network",
+    "runtime.share_host_sockets",
 ];
 
 /// All keys, those of a table together and in the order of their names.

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use protocol::agent::{
     CloseStdinRequest, ContainerId, CreateContainerRequest, DeleteResponse, Empty, ExecRequest, GrowStorageRequest,
-    GuestMetricsResponse, HostChanges, ListProcessesResponse, MemlockReport, MemlockRequest, Network, ProcessId,
-    ProcessStarted, ResizeRequest, ResizeTerminalRequest, SignalRequest, StatsResponse, StorageName,
+    GuestMetricsResponse, HostChanges, ListProcessesResponse, MemlockReport, MemlockRequest, NameServer, Network,
+    ProcessId, ProcessStarted, ResizeRequest, ResizeTerminalRequest, SignalRequest, StatsResponse, StorageName,
     StorageStatsResponse, UpdateRequest,
 };
 use protocol::agent_ttrpc::AgentClient as Generated;
@@ -204,6 +204,11 @@ impl AgentClient {
     call!(
         /// Makes the guest's network what the host's is.
         update_network(Network) -> Empty
+    );
+
+    call!(
+        /// Says where Docker's name server is asked.
+        serve_names(NameServer) -> Empty
     );
 
     call!(

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use protocol::agent::{
     CloseStdinRequest, ContainerId as ContainerRequest, CreateContainerRequest, DeleteResponse, Empty, ExecRequest,
     GrowStorageRequest, GuestMetricsResponse, HostChanges, ListProcessesResponse, MemlockReport, MemlockRequest,
-    Network, ProcessId, ProcessStarted, ResizeRequest, ResizeTerminalRequest, SignalRequest, StatsResponse,
+    NameServer, Network, ProcessId, ProcessStarted, ResizeRequest, ResizeTerminalRequest, SignalRequest, StatsResponse,
     StorageName, StorageStatsResponse, UpdateRequest,
 };
 use protocol::agent_ttrpc::Agent;
@@ -50,6 +50,7 @@ impl Service {
             stdio,
             storages: request.storages.clone(),
             devices: request.devices.clone(),
+            sockets: request.sockets.clone(),
         };
         self.0.create(wanted, &request.join_namespaces).await
     }
@@ -257,6 +258,11 @@ impl Agent for Service {
 
     async fn update_network(&self, _: &TtrpcContext, request: Network) -> ttrpc::Result<Empty> {
         done("update the network", self.1.apply(&request).await.map_err(Error::from))
+    }
+
+    async fn serve_names(&self, _: &TtrpcContext, request: NameServer) -> ttrpc::Result<Empty> {
+        let served = self.0.names().serve(&request).await;
+        done("serve names", served.map_err(Error::from))
     }
 
     async fn storage_stats(&self, _: &TtrpcContext, request: StorageName) -> ttrpc::Result<StorageStatsResponse> {

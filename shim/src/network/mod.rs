@@ -8,6 +8,7 @@
 //! It owns the taps, the redirection, and the watch for changes. It changes nothing in a namespace but this, nothing at all
 //! in the host's own, and nothing because of what a guest says.
 
+mod answers;
 mod error;
 mod guest;
 mod join;

@@ -21,7 +21,7 @@ use super::tap;
 const ALL_PROTOCOLS: u16 = 0x0003_u16.to_be();
 
 /// The place where an ingress qdisc's filters are (tc(8)): `ffff:`.
-const INGRESS: u32 = 0xffff_0000;
+pub(super) const INGRESS: u32 = 0xffff_0000;
 
 /// A tap's (drivers/net/tun.c): what fits into 65535 bytes with the Ethernet header. An interface may have more; redirected frames
 /// are not measured by it.
@@ -35,7 +35,7 @@ pub(super) struct Wiring<'a> {
 }
 
 impl Wiring<'_> {
-    fn failed(&self, step: &'static str, on: &str) -> impl FnOnce(rtnetlink::Error) -> NetworkError {
+    pub(super) fn failed(&self, step: &'static str, on: &str) -> impl FnOnce(rtnetlink::Error) -> NetworkError {
         let (namespace, on) = (self.namespace.to_owned(), on.to_owned());
         move |source| NetworkError::Step {
             namespace,
@@ -120,7 +120,7 @@ impl Wiring<'_> {
         tap::open_macvtap(index, name, queues).map_err(self.no_device(name))
     }
 
-    async fn index(&self, name: &str) -> Result<u32, NetworkError> {
+    pub(super) async fn index(&self, name: &str) -> Result<u32, NetworkError> {
         let mut found = self.netlink.link().get().match_name(name.to_owned()).execute();
         let link = found.try_next().await.map_err(self.failed("find", name))?;
         let link = link.ok_or(rtnetlink::Error::RequestFailed);

@@ -71,6 +71,7 @@ impl Sandbox {
         // Once: a container is attached once.
         let _ = container.hooks.set(guest.hooks.clone());
         let _ = container.memlock.set(guest.memlock.clone());
+        let _ = container.resolv_conf.set(guest.resolv_conf.clone());
         container.making().guest = Some(guest);
         Ok(())
     }
@@ -103,6 +104,7 @@ impl Sandbox {
             pid_namespace,
             volumes,
             limits,
+            sockets,
             ..
         } = guest;
         if let Some(owner) = pid_namespace.map(|path| self.owner_of(&path, &subject)).transpose()? {
@@ -120,6 +122,7 @@ impl Sandbox {
             join_namespaces,
             storages,
             devices,
+            sockets,
             ..Default::default()
         };
         container.making().call = Some(Box::new(call));
@@ -129,6 +132,7 @@ impl Sandbox {
     /// Has the guest make it.
     pub(super) async fn create_in_guest(&self, container: &Container) -> Result<(), Error> {
         let agent = self.agent("create", &container.subject())?;
+        self.update_names(&agent, Some(container)).await;
         let call = container.making().call.take().unwrap_or_default();
         let made = agent.create_container(&call).await;
         made.map(drop).map_err(|source| Error::Agent {

@@ -9,12 +9,15 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use containerd_shim_protos::types::mount::Mount;
 use oci_spec::runtime::Hooks;
+use protocol::agent::HostSocket;
 
 use crate::guest_spec::{self, Input, guest_spec};
 use crate::hooks::{self, HookPoint, HookState, Owed};
 use crate::host_ns::HostNamespace;
+use crate::host_sockets::HostSockets;
 use crate::id::{ContainerId, SandboxId};
 use crate::memlock::{ContainerPolicy, SandboxPolicy};
+use crate::names;
 use crate::share::SharedTree;
 use crate::sizing::Limits;
 use crate::volumes::Volumes;
@@ -55,6 +58,10 @@ pub struct GuestContainer {
     pub volumes: Volumes,
     /// What it may use of the VM.
     pub limits: Limits,
+    /// Sockets of the host that it may connect to.
+    pub sockets: Vec<HostSocket>,
+    /// The host's file that it has for its resolv.conf.
+    pub resolv_conf: Option<PathBuf>,
 }
 
 /// The host's side of the sandbox's containers.
@@ -88,6 +95,10 @@ pub trait HostSide: Send + Sync {
     /// # Errors
     /// Something is still mounted.
     async fn detach(&self, container: &ContainerId) -> Result<(), HostError>;
+    /// Whether a resolv.conf names Docker's name server.
+    async fn asks_docker(&self, _resolv_conf: &Path) -> bool {
+        false
+    }
     /// What the guest is to be told of; None: nothing is watched.
     fn watches(&self) -> Option<Watches> {
         None
@@ -106,6 +117,8 @@ pub struct RealHost {
     pub watches: Option<Watches>,
     /// The poststop hooks that are to be run.
     pub owed: Owed,
+    /// The host's sockets that containers may connect to.
+    pub sockets: HostSockets,
     /// Kata's `disable_guest_seccomp`.
     pub disable_guest_seccomp: bool,
     /// How much memory the processes of its containers may lock.
@@ -137,7 +150,7 @@ impl HostSide for RealHost {
         let disable_guest_seccomp = self.disable_guest_seccomp;
         let policy = self.memlock.clone();
         let watches = self.watches.clone();
-        let (host, owed) = (self.host.clone(), self.owed.clone());
+        let (host, owed, sockets) = (self.host.clone(), self.owed.clone(), self.sockets.clone());
         // Whoever gives up does not end the thread, but what it attaches.
         let attachment = tree.begin(&container);
         blocking(move || {
@@ -172,8 +185,10 @@ impl HostSide for RealHost {
             };
             let notes = memlock.apply(&mut guest.spec);
             let notes = notes.map_err(|error| HostError::Spec(Box::new(error)))?;
+            let chosen = sockets.choose(&mut guest.binds);
             for warning in unread
                 .iter()
+                .chain(&chosen.warnings)
                 .chain(&guest.warnings)
                 .chain(&notes)
                 .chain(&volumes.warnings)
@@ -196,7 +211,11 @@ impl HostSide for RealHost {
                 }
             }
             let binds = tree.attach_binds(&attachment, &guest.binds).map_err(other)?;
-            guest.place(&binds.placed);
+            let shown = {
+                let _held = tree.still_wanted(&attachment).map_err(other)?;
+                sockets.attach(&container, chosen)
+            };
+            guest.place(&[binds.placed, shown.placed].concat());
             if let Some(watches) = &watches {
                 binds.exported.iter().for_each(|volume| watches.add(*volume));
             }
@@ -210,6 +229,8 @@ impl HostSide for RealHost {
                 memlock,
                 volumes,
                 limits,
+                sockets: shown.sockets,
+                resolv_conf: names::of_container(&spec),
             })
         })
         .await
@@ -231,11 +252,24 @@ impl HostSide for RealHost {
 
     async fn detach(&self, container: &ContainerId) -> Result<(), HostError> {
         let (tree, container) = (self.tree.clone(), container.clone());
-        let gone = blocking(move || tree.detach(&container).map_err(other)).await?;
+        let sockets = self.sockets.clone();
+        let gone = blocking(move || {
+            let gone = tree.detach(&container);
+            // Nobody attaches any by now.
+            sockets.detach(&container);
+            gone.map_err(other)
+        });
+        let gone = gone.await?;
         if let Some(watches) = &self.watches {
             watches.forget(&gone);
         }
         Ok(())
+    }
+
+    async fn asks_docker(&self, resolv_conf: &Path) -> bool {
+        let (host, path) = (self.host.clone(), resolv_conf.to_owned());
+        let asked = tokio::task::spawn_blocking(move || names::asks_docker(&host, &path));
+        asked.await.unwrap_or_default()
     }
 
     fn watches(&self) -> Option<Watches> {
