@@ -58,15 +58,17 @@ test-kernel: build ## every kernel fix, on the shipped kernel and on one without
 	@TATAMI_BUILD=$(BUILD) cargo run --quiet --locked --release --target-dir $(target_dir) -p tatami-tests --bin kernel-table -- $(FIXES)
 
 .PHONY: initrd
-initrd: guest-programs ## build/share/initrd.img, with the static agent as /init, and debug-console.img
+initrd: static-programs ## build/share/initrd.img, with the static agent as /init, and debug-console.img
 	@guest-kernel/initrd $(guest_out)/tatami-agent $(BUILD)/share/initrd.img
 	@guest-kernel/debug-console $(BUILD)/share/debug-console.img
 
-.PHONY: guest-programs
-guest-programs: # the agent, and the tests' probe that runs inside containers
+.PHONY: static-programs
+static-programs: # the agent, kata-ctl (for any distribution, and an image with nothing else), and the tests' probe
 	@$(guest_env) cargo build --quiet --locked --profile guest --target $(target) --target-dir $(guest_dir) \
-		-p tatami-agent -p guest-probe
-	@mkdir -p $(BUILD)/tests
+		-p tatami-agent -p guest-probe -p kata-ctl
+	@mkdir -p $(BUILD)/bin $(BUILD)/tests
+	@cmp -s $(guest_out)/kata-ctl $(BUILD)/bin/kata-ctl \
+		|| install -m 0755 $(guest_out)/kata-ctl $(BUILD)/bin/kata-ctl
 	@cmp -s $(guest_out)/guest-probe $(BUILD)/tests/guest-probe \
 		|| install -m 0755 $(guest_out)/guest-probe $(BUILD)/tests/guest-probe
 
@@ -78,12 +80,10 @@ daemons: ## build/bin/{virtiofsd,vhost-device-vsock}, at pinned versions (cached
 	done
 
 .PHONY: binaries
-binaries: ## build/bin/{containerd-shim-kata-v2,kata-ctl}
-	@cargo build --quiet --locked --release --target-dir $(target_dir) -p containerd-shim-kata-v2 -p kata-ctl
-	@mkdir -p $(BUILD)/bin; for name in containerd-shim-kata-v2 kata-ctl; do \
-		cmp -s $(target_dir)/release/$$name $(BUILD)/bin/$$name \
-			|| install -m 0755 $(target_dir)/release/$$name $(BUILD)/bin/$$name; \
-	done
+binaries: static-programs ## build/bin/{containerd-shim-kata-v2,kata-ctl}
+	@cargo build --quiet --locked --release --target-dir $(target_dir) -p containerd-shim-kata-v2
+	@mkdir -p $(BUILD)/bin; name=containerd-shim-kata-v2; cmp -s $(target_dir)/release/$$name $(BUILD)/bin/$$name \
+		|| install -m 0755 $(target_dir)/release/$$name $(BUILD)/bin/$$name
 
 .PHONY: config
 config: ## build/etc/configuration.toml, pointing at what was built
@@ -110,6 +110,11 @@ test-kvm: build ## end-to-end tests on real KVM in an emulated VM (root; KVM_TES
 	@TATAMI_BUILD=$(BUILD) KVM_TESTS="$(KVM_TESTS)" KVM_CONTAINERD="$(KVM_CONTAINERD)" KVM_INIT="$(KVM_INIT)" \
 		KVM_CPUS="$(KVM_CPUS)" KVM_WITHOUT="$(KVM_WITHOUT)" KVM_MINUTES="$(KVM_MINUTES)" tests/kvm/run
 
+.PHONY: conformance
+conformance: build ## what runc's, runtime-tools' and youki's suites ask, on runc and here (root; CASES="exec bind-…" for some)
+	@scripts/containerd-versions
+	@TATAMI_BUILD=$(BUILD) cargo run --quiet --locked --release --target-dir $(target_dir) -p tatami-tests --bin conformance -- $(CASES)
+
 .PHONY: deps-containerd
 deps-containerd: # the other containerd releases that the tests run against (cached)
 	@scripts/containerd-versions
@@ -122,17 +127,26 @@ bench: build ## the benchmark: ratios against floors (root; BENCH=--json for pro
 		TATAMI_BUILD=$(BUILD) TATAMI_BENCH_KERNELS="$(KERNELS)" TATAMI_BENCH_IPERF3="$${iperf3-}" \
 		cargo run --quiet --locked --release --target-dir $(target_dir) -p tatami-tests --bin bench -- $(BENCH)
 
+.PHONY: workloads
+workloads: build ## real programs on runc and here: checks and ratios (root; WORKLOADS="redis git" for some)
+	@root=$$(tests/workloads/root); TATAMI_BUILD=$(BUILD) cargo run --quiet --locked --release --target-dir $(target_dir) \
+		-p tatami-tests --bin workloads -- "$$root" $(WORKLOADS)
+
 .PHONY: check
 check: ## format, lints, licences and sources of crates, spelling, unused dependencies, shell scripts
 	@scripts/check
 
 .PHONY: install
-install: build ## into DESTDIR/PREFIX; the result works without the checkout
-	@BUILD=$(BUILD) DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) QEMU=$(QEMU) scripts/install
+install: build ## into DESTDIR/PREFIX; the result works without the checkout (ACCELERATOR=kvm, auto, …)
+	@BUILD=$(BUILD) DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) QEMU=$(QEMU) ACCELERATOR=$(ACCELERATOR) scripts/install
 
 .PHONY: packages
 packages: build ## build/packages: a .deb, an archive that works wherever it is unpacked, an SPDX list
 	@BUILD=$(BUILD) scripts/packages $(BUILD)/packages
+
+.PHONY: image
+image: build ## build/image/tatami.tar: the OCI image that installs a node of a cluster (deploy/)
+	@BUILD=$(BUILD) scripts/image $(BUILD)/image
 
 .PHONY: clean
 clean: ## removes build/; the cache and cargo's target directory stay

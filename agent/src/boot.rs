@@ -1,4 +1,4 @@
-//! Makes the bare guest usable: root, file systems, loopback, the agent's own cgroup. It knows no sandbox.
+//! Sets up the bare guest: root, file systems, loopback, the agent's own cgroup. It knows no sandbox.
 
 use std::ffi::CStr;
 use std::fmt;

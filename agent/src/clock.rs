@@ -1,9 +1,9 @@
-//! The guest's clock follows the host's: the kernel's own clock source stands still while the VM is stopped (a suspended host, a
-//! paused VMM), and under emulation it also loses time.
+//! Keeps the guest's clock in step with the host's. The kernel's clock source stands still while the VM is stopped (a
+//! suspended host, a paused VMM), and under emulation it also loses time.
 //!
-//! The host is asked every few seconds. A guest that is late by much has been stopped, and is put forward at once; all else is
-//! made up for by running faster or slower: the clock never goes backwards. It knows nothing of containers: one that sets the
-//! clock (CAP_SYS_TIME) finds it right again a little later.
+//! The agent asks the host every few seconds. A guest that is late by much was stopped, and its clock is set forward at
+//! once. Other differences are corrected by a faster or slower clock; the clock never goes backwards. The module knows no
+//! containers. If a container sets the clock (CAP_SYS_TIME), it is corrected a little later.
 
 use std::io;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};

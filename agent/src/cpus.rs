@@ -1,4 +1,4 @@
-//! CPUs that are plugged into the VM: the kernel finds them, and somebody has to bring them online.
+//! CPUs that are plugged into the VM: the kernel detects them, and this module brings them online.
 
 use std::fs;
 use std::io;

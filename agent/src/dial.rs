@@ -1,4 +1,4 @@
-//! Connections to the host: dialled, and introduced by their preamble. It knows nothing of what they carry.
+//! Opens connections to the host and sends their preamble. It knows nothing about their data.
 
 use std::io;
 use std::pin::Pin;

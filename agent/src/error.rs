@@ -1,4 +1,4 @@
-//! Why a request of the host was not carried out. `rpc::status` maps each of these to a status code.
+//! The errors of the host's requests. `rpc::status` maps each of them to a status code.
 
 use crate::cgroup;
 use crate::container::{Phase, Verb};

@@ -1,4 +1,4 @@
-//! What happened, on its way to the host: numbered, one at a time, in order, each acknowledged. It knows no container.
+//! Sends events to the host: numbered, one at a time, in order, each acknowledged. It knows no container.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};

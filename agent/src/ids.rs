@@ -1,4 +1,4 @@
-//! Names of containers and execs, checked once where they enter: they become names of directories.
+//! Names of containers and execs. They are checked once, when they arrive, because they become names of directories.
 
 use std::fmt;
 

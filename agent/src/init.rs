@@ -1,4 +1,4 @@
-//! The life of PID 1: boot, say hello, set up, serve, power off.
+//! The agent as PID 1: boots, says hello, applies the setup, serves, powers off.
 
 use std::io;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use crate::reaper::Reaper;
 use crate::rpc::Service;
 use crate::sandbox::Sandbox;
 use crate::setup::{SetupError, set_up};
-use crate::{boot, cgroup, clock, log, report};
+use crate::{boot, cgroup, clock, growth, log, report};
 
 /// How long the host may take to hang up after the answer to Shutdown, or to acknowledge a fatal event.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -115,6 +115,7 @@ async fn serve(dialer: Dialer, log: &Log) -> Result<(), InitError> {
     let mut server = listen(dialer, services.clone(), network, &lost, &shutdown).await?;
     tracing::info!(sandbox = setup.sandbox_id, "ready");
     let following = tokio::spawn(clock::follow(host.clone()));
+    let growing = tokio::spawn(growth::follow(host.clone(), setup.most_extra_memory_bytes));
     tokio::select! {
         () = lost.notified() => tracing::error!("the host has hung up"),
         error = services.events.publish(host) => tracing::error!(%error, "the host does not take events"),
@@ -124,6 +125,7 @@ async fn serve(dialer: Dialer, log: &Log) -> Result<(), InitError> {
         }
     }
     following.abort();
+    growing.abort();
     server.stop_listen().await;
     Ok(())
 }
@@ -140,6 +142,7 @@ async fn prepare(
         .await
         .map_err(|error| InitError::Dial("the log", error))?;
     log.connect(connection, &setup.log_level);
+    cgroup::may_grow(setup.most_extra_memory_bytes);
     set_up(setup)?;
     if let Some(wanted) = setup.network.as_ref() {
         network.apply(wanted).await?;

@@ -1,5 +1,5 @@
-//! The agent's log: JSON lines, to the console until the LOG connection is there, then to that. Bounded: a host that
-//! does not read costs lines, not memory.
+//! The agent's log: JSON lines, sent to the console until the LOG connection exists, then to that connection. It is
+//! bounded: if the host does not read, lines are lost, but no memory is used.
 
 use std::io::{self, Write};
 use std::sync::{Arc, OnceLock};

@@ -1,5 +1,5 @@
-//! The guest agent: `/init`, (as `launch`) the child that becomes a container's process, (as `memlock-probe`) one that maps
-//! perf buffers as a process would, and (as `/pause`) the process of a pod's sandbox.
+//! The guest agent. The program is `/init`; as `launch`, the child that becomes a container's process; as
+//! `memlock-probe`, a child that maps perf buffers as a process would; and as `/pause`, the process of a pod's sandbox.
 
 mod boot;
 mod bpf;
@@ -10,6 +10,7 @@ mod cpus;
 mod dial;
 mod error;
 mod events;
+mod growth;
 mod host_sockets;
 mod ids;
 mod init;

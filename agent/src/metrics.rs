@@ -1,4 +1,4 @@
-//! What the guest as a whole uses, from its /proc. A file that is not there is a figure that is 0.
+//! The resource usage of the whole guest, from its /proc. The value of a missing file is 0.
 
 use std::collections::HashMap;
 

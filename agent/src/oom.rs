@@ -1,4 +1,4 @@
-//! Tells the host of every OOM kill in a container, once.
+//! Reports every OOM kill in a container to the host, once.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -1,9 +1,10 @@
 //! The process of a pod's sandbox: this program under another name, so that a pod needs no image for it.
 //!
-//! It does what every `pause` does: it keeps the pod's namespaces, reaps what their containers leave, and ends when it is
-//! told to. As `pause dial PORT`, an exec in the sandbox, it connects its standard streams with a port of the pod.
+//! Like any `pause` program it keeps the pod's namespaces, reaps orphaned processes of the containers, and ends on a
+//! signal. As `pause dial PORT`, an exec in the sandbox, it connects its standard streams to a port of the pod.
 //!
-//! It is executed by [`tatami_agent::launch`] like any other program, with all that this brings: it is no part of the agent.
+//! [`tatami_agent::launch`] starts it like any other program, with the same confinement. It is not part of the agent
+//! process.
 
 use std::ffi::OsStr;
 use std::fs::Permissions;
@@ -28,6 +29,10 @@ pub(crate) fn prepare() -> io::Result<()> {
     std::fs::create_dir_all(root)?;
     // Whoever the sandbox runs as looks into it.
     std::fs::set_permissions(root, Permissions::from_mode(0o755))?;
+    // Whoever is root in a user namespace cannot make them.
+    for mount_point in ["dev", "proc", "sys"] {
+        std::fs::create_dir_all(root.join(mount_point))?;
+    }
     let program = root.join(PAUSE_PROGRAM.trim_start_matches('/'));
     std::fs::File::create(&program)?;
     Ok(mount_bind("/proc/self/exe", &program)?)

@@ -1,4 +1,4 @@
-//! What the kernel says of a process: its limits and its status (proc_pid_limits(5), proc_pid_status(5)).
+//! The kernel's data about a process: its limits and its status (proc_pid_limits(5), proc_pid_status(5)).
 
 use std::io;
 
@@ -74,6 +74,12 @@ impl Status {
         self.value(key)?.parse().ok()
     }
 
+    /// Numbers, such as `NSpid`; those that are none are left out.
+    pub(crate) fn numbers(&self, key: &str) -> Vec<u32> {
+        let words = self.value(key).unwrap_or_default().split_whitespace();
+        words.filter_map(|word| word.parse().ok()).collect()
+    }
+
     /// Its name. Whoever named it may have used any characters; the kernel escapes a line's end.
     pub(crate) fn name(&self) -> &str {
         self.value("Name").unwrap_or_default()
@@ -110,10 +116,14 @@ mod tests {
         assert_eq!(limits.get("Max locked"), None);
         assert_eq!(limits.get("Limit"), None);
         let status = Status::from(concat!(
-            "Name:\tsleep\nUid:\t1000\t1001\t1002\t1003\nVmPin:\t      12 kB\nCapEff:\t0000000000004000\n",
+            "Name:\tsleep\nUid:\t1000\t1001\t1002\t1003\nVmPin:\t      12 kB\nCapEff:\t0000000000004000\nNSpid:\t312\t7\n",
             "Seccomp:\t2\nSeccomp_filters:\t1\n",
         ));
         assert_eq!(status.name(), "sleep");
+        assert_eq!(
+            (status.numbers("NSpid"), status.numbers("NSsid")),
+            (vec![312, 7], vec![])
+        );
         assert_eq!(status.ids("Uid"), Some([1000, 1001, 1002]));
         assert_eq!((status.bytes("VmPin"), status.bytes("VmLck")), (12 << 10, 0));
         assert_eq!(

@@ -1,4 +1,4 @@
-//! One process that the host asked for: its pid, its pidfd, its streams. It knows no container.
+//! One process that the host requested: its pid, its pidfd, its streams. It knows no container.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

@@ -1,8 +1,8 @@
-//! The one place that reaps. PID 1 inherits every orphan of the guest; some of them are processes that somebody here
-//! waits for. It knows pids and exit statuses, nothing else.
+//! The only place that reaps. PID 1 inherits every orphan of the guest, and other parts of the agent wait for some of
+//! these processes. It knows only pids and exit statuses.
 //!
-//! A process can end before the one who launched it has learnt its pid. While a launch is in progress the statuses of
-//! unknown pids are therefore kept, and claimed by [`Reaper::register`].
+//! A process can end before its launcher has learnt its pid. Therefore, while a launch is in progress, the statuses of
+//! unknown pids are kept, and claimed by [`Reaper::register`].
 
 use std::collections::HashMap;
 use std::io;

@@ -1,12 +1,13 @@
-//! The containers of the sandbox by name. The map's lock is held for a look-up, never for the work.
+//! The containers of the sandbox by name. The map's lock is held only for a lookup, never during the work.
 
 use std::collections::HashMap;
 use std::collections::hash_map;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use oci_spec::runtime::Spec;
-use protocol::agent::{BlockDevice, HostSocket, Stdio, Storage};
+use protocol::agent::{BlockDevice, Cover, HostSocket, Stdio, Storage};
 use tokio::sync::{Notify, watch};
 
 use crate::container::{Container, Joined, Services};
@@ -60,6 +61,8 @@ pub(crate) struct Wanted {
     pub(crate) storages: Vec<Storage>,
     /// Disks that are devices of it.
     pub(crate) devices: Vec<BlockDevice>,
+    /// What others are to see in place of a part of what they have.
+    pub(crate) covers: Vec<Cover>,
     /// Sockets of the host that it has.
     pub(crate) sockets: Vec<HostSocket>,
 }
@@ -139,6 +142,7 @@ impl Reserved {
             stdio,
             storages,
             devices,
+            covers,
             sockets,
             ..
         } = wanted;
@@ -149,8 +153,12 @@ impl Reserved {
         let plugged = plugged.map_err(failed)?;
         storage::rewrite(&mut spec, &plugged).map_err(failed)?;
         let (volumes, holder) = (sandbox.volumes.clone(), id.clone());
+        let covers = sandbox.covered(id, covers);
         let held = tokio::task::spawn_blocking(move || {
             volumes.acquire(&holder, &spec);
+            for (container, namespace, cover) in covers {
+                volumes.cover(&container, &namespace, &cover);
+            }
             spec
         });
         let spec = held.await.map_err(|error| Error::System {
@@ -191,6 +199,16 @@ impl Sandbox {
             deletions: Mutex::default(),
             shutdown,
         }
+    }
+
+    /// The mount namespaces of the containers that are to see something else, as far as they run.
+    fn covered(&self, by: &ContainerId, covers: Vec<Cover>) -> Vec<(ContainerId, OwnedFd, Cover)> {
+        let found = covers.into_iter().filter_map(|cover| {
+            let id = ContainerId::new(&cover.container_id).ok()?;
+            let (_, namespace) = self.container(&id).ok()?.namespace(by, "mount").ok()?;
+            Some((id, namespace, cover))
+        });
+        found.collect()
     }
 
     fn lock(&self) -> Containers<'_> {

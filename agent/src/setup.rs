@@ -1,4 +1,4 @@
-//! Carries out what the host answers to Hello: clock, name, sysctls, shares. It knows no container.
+//! Applies the host's answer to Hello: clock, name, sysctls, shares. It knows no container.
 
 use std::io;
 use std::path::{Component, Path, PathBuf};

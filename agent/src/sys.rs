@@ -1,4 +1,4 @@
-//! The system calls that the safe crates do not offer in the form we need. It knows no policy.
+//! The system calls that the safe crates do not offer in the needed form. It knows no policy.
 #![allow(unsafe_code)]
 
 use std::io;

@@ -1,7 +1,7 @@
-//! Waiting for devices that come and go.
+//! Waits for devices that appear and disappear.
 //!
-//! The kernel announces a device when all its files in /sys and its node in /dev are there (uevents, on a netlink socket).
-//! What is announced is not read: an announcement means that it is worth looking again.
+//! The kernel announces a device when all its files in /sys and its node in /dev exist (uevents, on a netlink socket).
+//! The announcement is not parsed; it only means that the caller should look again.
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -1,9 +1,9 @@
 //! Annotations of a container or pod that change the configuration of its sandbox.
 //!
-//! Whoever may create a pod writes them, so they are honoured only as far as the configuration says: the name of one for the
-//! hypervisor has to match `enable_annotations`, as in Kata, a path the list for its kind, and none may take away from the
-//! isolation that the configuration gives. One that is refused is an error: a sandbox that is not what was asked for is not
-//! created.
+//! Anybody who may create a pod can write them, so they apply only as far as the configuration allows. The name of an
+//! annotation for the hypervisor has to match `enable_annotations`, as in Kata. A path has to match the list for its
+//! kind. None may weaken the isolation that the configuration sets. A refused annotation is an error: no sandbox is
+//! created that differs from the request.
 
 use std::collections::BTreeMap;
 use std::path::Path;

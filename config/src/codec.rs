@@ -1,6 +1,6 @@
-//! How each kind of value is read, and how it is shown.
+//! How each kind of value is parsed and shown.
 //!
-//! Here are the types and ranges of the settings; which setting has which is in `settings`.
+//! This module defines types and ranges of settings; `settings` says which setting has which.
 
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -11,8 +11,8 @@ use toml::Value;
 use crate::locked::{CapPolicy, LockLimit, OnExcess, PerfEventKb};
 use crate::raw::{Raw, Refusal};
 use crate::value::{
-    Accelerator, BlockAio, HostNetwork, InterNetworking, MachineType, Mebibytes, MilliCpus, NamePattern, PathPattern,
-    SharedFs, Vcpus, VirtioFsCache, Vsock,
+    Accelerator, BlockAio, Factor, HostNetwork, InterNetworking, MachineType, Mebibytes, MilliCpus, NamePattern,
+    PathPattern, SharedFs, Vcpus, VirtioFsCache, Vsock,
 };
 use crate::virtiofsd;
 
@@ -139,6 +139,16 @@ pub(crate) const OVERHEAD_VCPUS: Codec<Option<MilliCpus>> = Codec {
     },
 };
 
+/// What lies beyond is no slow node but a mistake.
+pub(crate) const TIMEOUT_FACTOR: Codec<Factor> = Codec {
+    read: |raw| {
+        let number = raw.number().filter(|number| (0.1..=100.0).contains(number));
+        let number = number.ok_or_else(|| Refusal::new("a number from 0.1 to 100"))?;
+        Ok(Factor((number * 1000.0).round() as u32))
+    },
+    show: |value| Value::Float(value.get()),
+};
+
 /// As [`OVERHEAD_VCPUS`].
 pub(crate) const OVERHEAD_MEMORY: Codec<Option<Mebibytes>> = Codec {
     read: |raw| match raw.integer() {
@@ -176,6 +186,21 @@ fn whole(raw: Raw<'_>, least: u32, most: u32, what: &str) -> Result<u32, Refusal
 pub(crate) const MEMORY: Codec<Mebibytes> = Codec {
     read: |raw| whole(raw, 64, 1 << 20, "a whole number of MiB").map(Mebibytes),
     show: |value| Value::Integer(value.0.into()),
+};
+
+/// As [`MEMORY`]; 0 is none.
+pub(crate) const MEMORY_LIMIT: Codec<Option<Mebibytes>> = Codec {
+    read: |raw| match raw.integer() {
+        Some(0) => Ok(None),
+        _ => whole(
+            raw,
+            64,
+            1 << 20,
+            "0 for memory that does not grow, or a whole number of MiB",
+        )
+        .map(|number| Some(Mebibytes(number))),
+    },
+    show: |value| Value::Integer(value.map_or(0, |value| value.0.into())),
 };
 
 /// As [`MEMORY`]; 0 is Kata's word for all of the host's.

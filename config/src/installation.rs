@@ -1,7 +1,7 @@
-//! What is installed beside the running program: the guest and the daemons that belong to it.
+//! The files installed beside the running program: the guest and its daemons.
 //!
-//! A configuration of Kata's names another runtime's guest, and programs where Kata's packages put them. This module says
-//! what is used instead, and says it once. It looks at files and starts nothing.
+//! A Kata configuration names another runtime's guest, and programs at the paths of Kata's packages. This module decides
+//! what is used instead, and reports it once. It looks at files and starts nothing.
 
 use std::fs::File;
 use std::io::Read as _;

@@ -1,8 +1,8 @@
 //! The fixes that the guest kernel must have, and which of them a given kernel has.
 //!
-//! The table is `guest-kernel/fixes.toml`, which the kernel's build reads as well. A kernel that it built says in its release
-//! how many of the table's fixes the build found in the source; any other kernel is judged by its version, because that
-//! is all it says. What a version cannot tell is [`Standing::Unknown`].
+//! The table is `guest-kernel/fixes.toml`, which the kernel's build reads as well. The release of a kernel from that
+//! build contains the number of the table's fixes that the build found in the source. Any other kernel is judged by its
+//! version, because nothing else is known of it. If the version does not tell, the result is [`Standing::Unknown`].
 
 mod release;
 
@@ -235,12 +235,13 @@ mod tests {
             "fuse-close-to-open",
             "fuse-bounded-inodes",
             "fuse-compat-readdir",
+            "fuse-one-superblock",
         ] {
             assert_eq!(of("6.12.117", ours), Standing::Lacks);
             assert_eq!(of("6.12.0-1-amd64", ours), Standing::Lacks);
             assert_eq!(of("6.12.117-tatami", ours), Standing::Lacks);
             assert_eq!(of("6.12.117-tatami-test", ours), Standing::Lacks);
-            assert_eq!(of("6.12.117-tatami.11", ours), Standing::Has);
+            assert_eq!(of("6.12.117-tatami.12", ours), Standing::Has);
         }
         // The table had three fixes when this one was built.
         assert_eq!(of("6.12.117-tatami.3", "perf-charged-mm"), Standing::Has);

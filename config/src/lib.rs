@@ -1,8 +1,8 @@
 //! Typed configuration, in the layout of kata-containers' `configuration.toml` (3.x, QEMU).
 //!
 //! [`locate`] finds the file, [`load`] reads it with its drop-ins, [`annotations::apply`] changes the result as far as
-//! it allows. Everything that is wrong is said with file, line and key. The crate knows neither QEMU nor containerd,
-//! and it starts nothing.
+//! the configuration allows. Every error names file, line and key. The crate knows neither QEMU nor containerd, and it
+//! starts nothing.
 
 pub mod annotations;
 mod codec;
@@ -28,7 +28,7 @@ pub use model::{Agent, CapIpcLock, Config, Hypervisor, Memlock, Runtime};
 pub use reference::reference;
 pub use row::{Row, Status};
 pub use value::{
-    Accelerator, BlockAio, HostNetwork, InterNetworking, MAX_VCPUS, MachineType, Mebibytes, MilliCpus, NamePattern,
-    PathPattern, SharedFs, Vcpus, VirtioFsCache, Vsock,
+    Accelerator, BlockAio, Factor, HostNetwork, InterNetworking, MAX_VCPUS, MachineType, Mebibytes, MilliCpus,
+    NamePattern, PathPattern, SharedFs, Vcpus, VirtioFsCache, Vsock,
 };
 pub use warning::{Place, Reason, Warning};

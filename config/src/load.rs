@@ -1,6 +1,6 @@
-//! Finds the configuration file, reads it and its drop-ins, and says what is wrong with them and where.
+//! Finds the configuration file, reads it and its drop-ins, and reports errors with their position.
 //!
-//! Reads configuration files and nothing else: what takes the place of what they name is `installation`'s affair.
+//! It only reads configuration files; `installation` replaces the paths in them.
 
 use std::fs::File;
 use std::io::Read;

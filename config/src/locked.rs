@@ -1,4 +1,5 @@
-//! The values of `[runtime.memlock]` and `[runtime.cap_ipc_lock]`: limits of locked memory and who they bind.
+//! The values of `[runtime.memlock]` and `[runtime.cap_ipc_lock]`: limits of locked memory, and the capability that lifts
+//! them.
 
 use std::fmt;
 

@@ -1,6 +1,6 @@
-//! What can be configured, and the values that hold where a file says nothing.
+//! The configuration's fields and their defaults.
 //!
-//! The fields have Kata's names. Which table and key fills which field is in `settings`.
+//! The fields have Kata's names. `settings` maps tables and keys to fields.
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use crate::locked::{CapPolicy, LockLimit, OnExcess, PerfEventKb};
 use crate::value::{
-    Accelerator, BlockAio, HostNetwork, InterNetworking, MachineType, Mebibytes, MilliCpus, NamePattern, PathPattern,
-    SharedFs, Vcpus, VirtioFsCache, Vsock,
+    Accelerator, BlockAio, Factor, HostNetwork, InterNetworking, MachineType, Mebibytes, MilliCpus, NamePattern,
+    PathPattern, SharedFs, Vcpus, VirtioFsCache, Vsock,
 };
 
 /// The whole configuration.
@@ -27,14 +27,15 @@ pub struct Config {
     pub cap_ipc_lock: CapIpcLock,
 }
 
-/// The annotations that Kata's own files allow.
-const ENABLED_ANNOTATIONS: [&str; 6] = [
+/// The annotations that Kata's own files allow, and that of a key which they do not have.
+const ENABLED_ANNOTATIONS: [&str; 7] = [
     "enable_iommu",
     "virtio_fs_extra_args",
     "kernel_params",
     "kernel_verity_params",
     "default_vcpus",
     "default_memory",
+    "default_memory_limit",
 ];
 
 /// `[hypervisor.qemu]`: the VM and its helpers.
@@ -56,6 +57,8 @@ pub struct Hypervisor {
     pub default_maxvcpus: Vcpus,
     /// Memory at boot, before what limits add to it.
     pub default_memory: Mebibytes,
+    /// What that may grow to for containers without a limit of memory; none if it does not grow.
+    pub default_memory_limit: Option<Mebibytes>,
     /// Memory that can be reached by hot-plugging; none: the host's.
     pub default_maxmemory: Option<Mebibytes>,
     /// What the VM has beyond its containers' limits of CPU, where `static_sandbox_resource_mgmt` holds and this or the next
@@ -87,7 +90,7 @@ pub struct Hypervisor {
     pub vsock_daemon: PathBuf,
     /// The value of QEMU's `-sandbox`; none if it is to run without.
     pub seccompsandbox: Option<String>,
-    /// Whether QEMU runs as a user that owns nothing on the host.
+    /// Whether QEMU runs as a user that owns nothing on the host and sees nothing of its files but its own.
     pub rootless: bool,
     /// How QEMU reads and writes disks.
     pub block_device_aio: BlockAio,
@@ -126,6 +129,7 @@ impl Default for Hypervisor {
             default_vcpus: Vcpus::Count(NonZeroU32::MIN),
             default_maxvcpus: Vcpus::Host,
             default_memory: Mebibytes(256),
+            default_memory_limit: Some(Mebibytes(2048)),
             default_maxmemory: None,
             overhead_vcpus: None,
             overhead_memory: None,
@@ -143,7 +147,7 @@ impl Default for Hypervisor {
             seccompsandbox: Some(String::from(
                 "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
             )),
-            rootless: false,
+            rootless: true,
             block_device_aio: BlockAio::Threads,
             block_device_cache_set: false,
             block_device_cache_direct: false,
@@ -196,6 +200,8 @@ pub struct Runtime {
     pub disable_guest_seccomp: bool,
     /// Whether the VM is sized at boot from the pod's limits, and never later.
     pub static_sandbox_resource_mgmt: bool,
+    /// What the runtime's own time-outs are multiplied by (docs/configuration.md).
+    pub timeout_factor: Factor,
     /// How the pod's interfaces reach the VM.
     pub internetworking_model: InterNetworking,
     /// What becomes of a container that asks for the host's network.
@@ -211,6 +217,7 @@ impl Default for Runtime {
             create_container_timeout: Duration::from_secs(60),
             disable_guest_seccomp: false,
             static_sandbox_resource_mgmt: false,
+            timeout_factor: Factor(1000),
             internetworking_model: InterNetworking::TcFilter,
             host_network: HostNetwork::None,
             share_host_sockets: Vec::new(),

@@ -1,7 +1,7 @@
-//! A value as it was written, in a file or in an annotation, before it has a meaning.
+//! A value as written in a file or an annotation, before it is interpreted.
 //!
-//! An annotation is always text: `"true"`, `"512"` and `"[\"--a\"]"` mean what they say. A file has types, and a
-//! number in quotes is refused there.
+//! An annotation is always text: `"true"`, `"512"` and `"[\"--a\"]"` are parsed as a boolean, a number and a list. A file
+//! has types, so a number in quotes is refused there.
 
 use toml::de::DeValue;
 

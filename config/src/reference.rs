@@ -1,4 +1,4 @@
-//! Every key that Kata's files or annotations have, and what becomes of it here: for the manual and for `kata-ctl`.
+//! Every key of Kata's files and annotations, and its effect here: for the manual and for `kata-ctl`.
 
 use crate::row::{Row, Status};
 use crate::settings::{SETTINGS, Table};
@@ -45,7 +45,7 @@ const OTHERWISE: [(&str, &str); 21] = [
     ("hypervisor.qemu.seccomp_sandbox", "as seccompsandbox"),
     (
         "hypervisor.qemu.rootless",
-        "a user that no database has; an annotation can only switch it on",
+        "true by default: a user that no database has, and an empty root; an annotation can only switch it on",
     ),
     (
         "hypervisor.qemu.block_device_aio",
@@ -72,12 +72,14 @@ const OTHERWISE: [(&str, &str); 21] = [
 ];
 
 /// Supported keys that Kata does not have.
-const OWN: [&str; 6] = [
+const OWN: [&str; 8] = [
+    "hypervisor.qemu.default_memory_limit",
     "hypervisor.qemu.accelerator",
     "hypervisor.qemu.vsock",
     "hypervisor.qemu.vsock_daemon",
     "hypervisor.qemu.valid_boot_paths",
     "runtime.host_network",
+    "runtime.timeout_factor",
     "runtime.share_host_sockets",
 ];
 

@@ -1,4 +1,4 @@
-//! A row of the table of keys: what becomes of one key of Kata's.
+//! A row of the table of keys: the effect of one of Kata's keys.
 
 /// What becomes of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,15 +1,16 @@
-//! Every supported key: where it is, how it is read, what it fills, how it is shown.
+//! Every supported key: its table, its parser, its field, and how it is shown.
 //!
-//! This is the only list of them; the loader, the annotations, `kata-ctl config` and the check of the shipped default
-//! all go through it.
+//! This is the only list of them; the loader, the annotations, `kata-ctl config` and the check of the shipped default all
+//! use it.
 
 use toml::Value;
 
 use crate::codec::{
     ACCELERATOR, BLOCK_AIO, BOOLEAN, CAP_POLICY, CPU_FEATURES, CREATE_TIMEOUT, DIAL_TIMEOUT, FILE, HOST_NETWORK,
-    INTERNETWORKING, KERNEL_PARAMS, LOCK_LIMIT, MACHINE_TYPE, MAX_MEMORY, MAX_VCPUS, MEMORY, NAME_PATTERNS, ON_EXCESS,
-    OVERHEAD_MEMORY, OVERHEAD_VCPUS, PATH_PATTERNS, PERF_EVENT_KB, PROGRAM, QUEUE_SIZE, RECONNECT_TIMEOUT,
-    SECCOMP_SANDBOX, SHARED_FS, SOCKET_PATTERNS, VCPUS, VIRTIO_FS_ARGS, VIRTIO_FS_CACHE, VSOCK,
+    INTERNETWORKING, KERNEL_PARAMS, LOCK_LIMIT, MACHINE_TYPE, MAX_MEMORY, MAX_VCPUS, MEMORY, MEMORY_LIMIT,
+    NAME_PATTERNS, ON_EXCESS, OVERHEAD_MEMORY, OVERHEAD_VCPUS, PATH_PATTERNS, PERF_EVENT_KB, PROGRAM, QUEUE_SIZE,
+    RECONNECT_TIMEOUT, SECCOMP_SANDBOX, SHARED_FS, SOCKET_PATTERNS, TIMEOUT_FACTOR, VCPUS, VIRTIO_FS_ARGS,
+    VIRTIO_FS_CACHE, VSOCK,
 };
 use crate::model::Config;
 use crate::raw::{Raw, Refusal};
@@ -208,6 +209,12 @@ pub(crate) static SETTINGS: &[Setting] = &[
         MEMORY,
         Access::Annotation("default_memory")
     ),
+    setting!(
+        Hypervisor,
+        hypervisor.default_memory_limit,
+        MEMORY_LIMIT,
+        Access::Annotation("default_memory_limit")
+    ),
     setting!(Hypervisor, hypervisor.default_maxmemory, MAX_MEMORY, Access::File),
     setting!(Hypervisor, hypervisor.overhead_vcpus, OVERHEAD_VCPUS, Access::File),
     setting!(Hypervisor, hypervisor.overhead_memory, OVERHEAD_MEMORY, Access::File),
@@ -338,6 +345,7 @@ pub(crate) static SETTINGS: &[Setting] = &[
         Access::Guarded("disable_guest_seccomp", true)
     ),
     setting!(Runtime, runtime.static_sandbox_resource_mgmt, BOOLEAN, Access::File),
+    setting!(Runtime, runtime.timeout_factor, TIMEOUT_FACTOR, Access::File),
     setting!(
         Runtime,
         runtime.internetworking_model,

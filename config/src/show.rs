@@ -1,4 +1,4 @@
-//! The configuration as it would be written in a file.
+//! Shows the configuration in the format of a configuration file.
 
 use toml::Table as TomlTable;
 use toml::Value;

@@ -1,7 +1,7 @@
-//! Kata's keys that have no effect here, and what to say about keys that nobody has.
+//! Kata's keys that have no effect here, and the messages about unknown keys.
 //!
-//! The keys are in `unsupported.txt`. A file of Kata's sets dozens of them to "off": an operator is told about each that
-//! asks for something and does not get it, and about nothing else.
+//! The keys are in `unsupported.txt`. A Kata file sets dozens of them to "off". The operator gets a warning only for a
+//! key that requests a feature which is missing here.
 
 use std::path::Path;
 

@@ -1,6 +1,6 @@
 //! The types of settings: sizes, counts, modes and patterns, each with its own rule of what is valid.
 //!
-//! Knows no key, no file and no host: how many CPUs the host has is told to [`Vcpus::resolve`].
+//! Knows no key, no file and no host: the caller passes the host's number of CPUs to [`Vcpus::resolve`].
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -15,7 +15,7 @@ pub const MAX_VCPUS: NonZeroU32 = match NonZeroU32::new(240) {
 };
 
 /// A size in MiB.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Mebibytes(pub u32);
 
 impl Mebibytes {
@@ -56,6 +56,18 @@ impl Vcpus {
 /// Thousandths of a CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MilliCpus(pub u32);
+
+/// A factor in thousandths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Factor(pub u32);
+
+impl Factor {
+    /// The factor itself.
+    #[must_use]
+    pub fn get(self) -> f64 {
+        f64::from(self.0) / 1000.0
+    }
+}
 
 /// Generates an enum whose variants have a name in the file.
 macro_rules! choice {

@@ -1,7 +1,7 @@
-//! `virtio_fs_extra_args`: options for virtiofsd, and who may give which.
+//! `virtio_fs_extra_args`: options for virtiofsd, and who may set which.
 //!
-//! The operator may give all but those that the runtime sets itself. A pod may give those of a short list, because an option
-//! can give the guest more of the host's files, or more of the host's resources.
+//! The operator may set all options except those that the runtime sets itself. A pod may set the options of a short list,
+//! because an option can give the guest access to more of the host's files or resources.
 
 use crate::raw::Refusal;
 

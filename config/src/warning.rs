@@ -1,4 +1,4 @@
-//! What was read but has no effect, and why.
+//! Settings that were read but have no effect, and the reasons.
 
 use std::fmt;
 use std::path::PathBuf;

@@ -53,6 +53,7 @@ fn what_is_allowed_is_honoured() {
             ("default_vcpus", "1.5"),
             ("default_max_vcpus", "8"),
             ("default_memory", "1024"),
+            ("default_memory_limit", "0"),
             ("kernel_params", "debug"),
             ("virtio_fs_cache", "never"),
             ("virtio_fs_queue_size", "256"),
@@ -69,6 +70,7 @@ fn what_is_allowed_is_honoured() {
     assert_eq!(hypervisor.default_vcpus, Vcpus::Count(NonZeroU32::new(2).unwrap()));
     assert_eq!(hypervisor.default_maxvcpus, Vcpus::Count(NonZeroU32::new(8).unwrap()));
     assert_eq!(hypervisor.default_memory, Mebibytes(1024));
+    assert_eq!(hypervisor.default_memory_limit, None);
     assert_eq!(hypervisor.kernel_params, "quiet debug");
     assert_eq!(hypervisor.virtio_fs_cache, VirtioFsCache::Never);
     assert_eq!(hypervisor.virtio_fs_queue_size, 256);

@@ -106,6 +106,10 @@ fn a_wrong_value_is_named_with_line_key_value_and_what_is_allowed() {
             "default_maxmemory = 63",
             "default_maxmemory = 63: must be 0 for all of the host's, or a whole number of MiB from 64 to 1048576",
         ),
+        (
+            "default_memory_limit = 63",
+            "default_memory_limit = 63: must be 0 for memory that does not grow, or a whole number of MiB from 64 to 1048576",
+        ),
         ("machine_type = \"pc\"", "machine_type = \"pc\": must be \"q35\""),
         (
             "shared_fs = \"virtio-9p\"",
@@ -152,6 +156,18 @@ fn a_wrong_value_is_named_with_line_key_value_and_what_is_allowed() {
         let expected = format!("configuration.toml:3: hypervisor.qemu.{said}");
         assert_eq!(error_in(&format!("[hypervisor.qemu]\n\n{line}\n")), expected);
     }
+}
+
+#[test]
+fn a_factor_of_timeouts_is_a_number_within_bounds() {
+    for wrong in ["0.01", "101", "\"2\"", "inf"] {
+        let expected =
+            format!("configuration.toml:3: runtime.timeout_factor = {wrong}: must be a number from 0.1 to 100");
+        assert_eq!(error_in(&format!("[runtime]\n\ntimeout_factor = {wrong}\n")), expected);
+    }
+    let files = Files::new(&format!("{NEEDED}[runtime]\ntimeout_factor = 2.5\n"));
+    let factor = files.load().unwrap().config.runtime.timeout_factor;
+    assert!((factor.get() - 2.5).abs() < 1e-9);
 }
 
 #[test]

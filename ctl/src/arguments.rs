@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use crate::node::NodeCommand;
 use crate::{logs, memlock, time};
 
 /// Names of Kata's programs under which this program is one of its commands.
@@ -144,6 +145,23 @@ pub(crate) enum Command {
         /// What to do
         #[command(subcommand)]
         command: VolumeCommand,
+    },
+    /// Make the container managers of this node know the runtime, or forget it
+    Node {
+        /// What to do
+        #[command(subcommand)]
+        command: NodeCommand,
+    },
+    /// Run a program of another root directory (`node --root` asks the node's programs by it)
+    #[command(hide = true)]
+    InRoot {
+        /// The root directory
+        root: PathBuf,
+        /// The program, as a path below it
+        program: PathBuf,
+        /// Its arguments
+        #[arg(num_args = 0.., allow_hyphen_values = true, trailing_var_arg = true)]
+        arguments: Vec<String>,
     },
     /// Say why there is no VM factory here (Kata's `factory init|status|destroy`)
     Factory {
@@ -370,6 +388,9 @@ mod tests {
             "kata-ctl iptables get --sandbox-id x --v6",
             "kata-ctl log-parser --output-format csv --output-file /tmp/log.csv /tmp/log",
             "kata-ctl factory init",
+            "kata-ctl node install --root /host --copy-to /opt/tatami --docker --restart",
+            "kata-ctl node uninstall --dry-run --handler kata-qemu",
+            "kata-ctl node status --json",
         ] {
             if let Err(error) = parsed(line) {
                 panic!("{line}: {error}");
@@ -381,6 +402,8 @@ mod tests {
             "kata-ctl direct-volume resize /v",
             "kata-ctl direct-volume stats",
             "kata-ctl check releases",
+            "kata-ctl node install --handler Kata",
+            "kata-ctl node install --containerd-version new",
         ] {
             assert!(parsed(line).is_err(), "{line}");
         }

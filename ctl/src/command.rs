@@ -1,4 +1,5 @@
-//! Other programs, run for what they print: bounded in time and in size, and ended with all that they have started.
+//! Runs other programs for their output, with limits of time and size. They are ended with all processes that they have
+//! started.
 
 use std::ffi::OsStr;
 use std::os::unix::fs::PermissionsExt;

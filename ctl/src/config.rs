@@ -1,4 +1,4 @@
-//! `kata-ctl config`: the configuration that holds.
+//! `kata-ctl config`: the configuration in effect.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};

@@ -1,10 +1,10 @@
-//! `kata-ctl direct-volume`: what Kata calls a direct-assigned volume: a path of a pod for which the runtime is to give the
-//! guest a block device instead of a mount of the host's.
+//! `kata-ctl direct-volume`: direct-assigned volumes of Kata: for a path of a pod, the runtime gives the guest a block
+//! device instead of a mount of the host's.
 //!
-//! The form is Kata's (docs/design/direct-blk-device-assignment.md there): below
-//! `/run/kata-containers/shared/direct-volumes/`, a directory named by the base64url of the volume's path (RFC 4648, with
-//! padding), with `mountInfo.json` in it. A runtime that uses the volume adds a file named by its sandbox; in ours are
-//! containerd's namespaces in which a sandbox of that id uses it.
+//! The format is Kata's (docs/design/direct-blk-device-assignment.md there): below
+//! `/run/kata-containers/shared/direct-volumes/` is a directory named by the base64url of the volume's path (RFC 4648,
+//! with padding), which contains `mountInfo.json`. A runtime that uses the volume adds a file named after its sandbox.
+//! Our runtime writes into it the containerd namespaces in which a sandbox of that id uses the volume.
 
 use std::collections::BTreeMap;
 use std::fs;

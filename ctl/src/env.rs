@@ -1,5 +1,5 @@
 //! `kata-ctl env`: the environment in the tables and keys of Kata's `kata-ctl env` (its format 0.0.1-kata-ctl), so that
-//! what reads that one reads this one. A key whose feature does not exist here has its empty value.
+//! the same programs can read both. A key whose feature does not exist here has its empty value.
 
 use std::path::Path;
 

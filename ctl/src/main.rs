@@ -1,7 +1,8 @@
-//! `kata-ctl`: what an operator asks when a sandbox does not start, or does not do what it should.
+//! `kata-ctl`: information for an operator when a sandbox does not start, or does not work as it should.
 //!
-//! Reads and reports; it is never in the path of a container. Results go to standard output, everything about them to
-//! standard error. The exit status is 1 if something is wrong, 2 if the command line is.
+//! It reads and reports, except for `node`, `direct-volume` and programs that `exec` runs. It is never in the path of a
+//! container. Results go to standard output, messages to standard error. The exit status is 1 for a failure, and 2 for a
+//! wrong command line.
 
 mod arguments;
 mod check;
@@ -16,6 +17,7 @@ mod manual;
 mod memlock;
 mod metrics;
 mod monitor;
+mod node;
 mod place;
 mod progress;
 mod redact;
@@ -139,6 +141,23 @@ async fn run(command: Command) -> Result<End, Failure> {
             let asked = tokio::task::spawn_blocking(move || memlock::report(&question));
             said("asking the shims", asked).await??
         }
+        Command::Node { command } => {
+            let stays = command.stays();
+            let asked = tokio::task::spawn_blocking(move || node::report(&command));
+            let report = said("asking the container managers", asked).await??;
+            if stays {
+                stay(&report).await?;
+            }
+            report
+        }
+        Command::InRoot {
+            root,
+            program,
+            arguments,
+        } => {
+            let error = node::exec_in(&root, &program, &arguments);
+            return Err(format!("cannot run {} below {}: {error}", program.display(), root.display()).into());
+        }
         Command::Factory { .. } => return Err(NO_FACTORY.into()),
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { directory } => manual::pages(&directory)?,
@@ -169,6 +188,19 @@ async fn volume(command: &VolumeCommand) -> Result<Report, direct_volume::Volume
             said("growing the file system", resizing).await
         }
     }
+}
+
+/// Prints now what would be printed at the end, and waits for SIGTERM or SIGINT.
+async fn stay(report: &Report) -> Result<(), Failure> {
+    use tokio::signal::unix::{SignalKind, signal};
+
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    complain(&format!("done, waiting for SIGTERM:\n{}", report.text.trim_end()));
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    Ok(())
 }
 
 /// A report in a file is not on standard output.

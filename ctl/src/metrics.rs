@@ -1,4 +1,4 @@
-//! `kata-ctl metrics`: the shims' Prometheus texts as one. A shim that is dead or hangs counts as down.
+//! `kata-ctl metrics`: merges the Prometheus texts of all shims. A shim that has ended or hangs counts as down.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

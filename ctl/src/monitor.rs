@@ -1,4 +1,4 @@
-//! `kata-ctl monitor`: the figures of all sandboxes over HTTP on a loopback port, for a Prometheus on this host.
+//! `kata-ctl monitor`: the metrics of all sandboxes over HTTP on a loopback port, for a Prometheus on this host.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

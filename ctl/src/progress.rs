@@ -1,4 +1,4 @@
-//! What takes long is said on standard error while it goes on, so that nobody takes patience for a hang.
+//! Reports operations that take long on standard error, so that they do not look like a hang.
 
 use std::time::Duration;
 

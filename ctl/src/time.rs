@@ -1,4 +1,4 @@
-//! Times of logs and reports: RFC 3339 to nanoseconds since the epoch and back, and how far back "2h" is.
+//! Times of logs and reports: RFC 3339 to nanoseconds since the epoch and back, and durations such as "2h".
 //!
 //! The calendar is the proleptic Gregorian one; leap seconds do not exist, as in time(2).
 

@@ -1,7 +1,7 @@
-//! What runs the guest's instructions: the kernel's KVM, or QEMU's translator TCG.
+//! The accelerator that runs the guest's instructions: the kernel's KVM, or QEMU's translator TCG.
 //!
-//! A `/dev/kvm` that opens is not enough: a KVM without hardware virtualization (shadow page tables for special guests)
-//! opens and creates VMs, but an ordinary kernel spins in it for ever.
+//! A `/dev/kvm` that can be opened is not enough: a KVM without hardware virtualization (shadow page tables for special
+//! guests) can be opened and creates VMs, but an ordinary kernel hangs in it.
 
 use std::fs::OpenOptions;
 

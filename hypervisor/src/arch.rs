@@ -1,4 +1,4 @@
-//! All that depends on the guest's architecture, which is the host's.
+//! Everything that depends on the guest's architecture, which is the host's.
 
 use std::fs::File;
 use std::io::Read as _;

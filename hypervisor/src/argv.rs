@@ -1,6 +1,6 @@
 //! QEMU's arguments as a pure function of the VM's specification.
 //!
-//! One function per device, so that each can be read beside its page in QEMU's manual.
+//! There is one function per device, so that each can be compared with its page in QEMU's manual.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::RawFd;

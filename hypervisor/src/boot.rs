@@ -1,7 +1,7 @@
 //! From a request to a running QEMU, in phases: check, start the helpers, start QEMU, wait for its monitor.
 //!
-//! What a phase has made is owned by a value that unmakes it when dropped: children are killed, sockets removed. So an
-//! error in, or a cancellation of, a later phase unwinds the earlier ones without a word here.
+//! A value owns what a phase has created, and undoes it when dropped: children are killed, sockets removed. So an error
+//! in a later phase, or its cancellation, undoes the earlier phases without any code here.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -24,15 +24,19 @@ use crate::files::{self, FileError, SocketFile};
 use crate::hotplug::DiskOptions;
 use crate::listener::GuestListener;
 use crate::nic::{self, Nic};
+use crate::qemu_root::QemuRootError;
 use crate::qmp::{Qmp, QmpError};
 use crate::rootless::{Rootless, RootlessError};
 use crate::size::{self, Size};
 use crate::spec::{Backing, VirtioFs, VmSpec, VsockDevice};
+use crate::sys::child::Network;
 use crate::sys::number;
+use crate::sys::root::Root;
 use crate::virtiofsd::{self, Share};
 use crate::vm::{Parts, Vm};
 use crate::vsock::{self, Backend, VsockError};
-use crate::{arch, vm_time, vsock_daemon};
+
+use crate::{arch, qemu_root, vm_time, vsock_daemon};
 
 /// `VMADDR_PORT_ANY` (vsock(7)): the kernel picks a free port.
 const ANY_PORT: u32 = u32::MAX;
@@ -77,9 +81,9 @@ pub struct Accounting {
 /// The network namespace that QEMU runs in.
 #[derive(Debug, Clone, Default)]
 pub enum NetworkNamespace {
-    /// The caller's.
+    /// A new one, in which there is nothing.
     #[default]
-    Inherited,
+    Empty,
     /// The one that the descriptor stands for (network_namespaces(7)).
     Of(Arc<OwnedFd>),
 }
@@ -93,6 +97,9 @@ pub enum BootError {
     /// QEMU as another user.
     #[error(transparent)]
     Rootless(#[from] RootlessError),
+    /// The files that QEMU is to see.
+    #[error(transparent)]
+    QemuRoot(#[from] QemuRootError),
     /// The accelerator.
     #[error(transparent)]
     Accelerator(#[from] AccelError),
@@ -152,6 +159,9 @@ pub enum BootError {
     /// QEMU refuses to talk.
     #[error("QEMU's monitor cannot be used")]
     Monitor(#[from] QmpError),
+    /// A thread of ours ended before its work.
+    #[error("the boot was not finished: {0}")]
+    Task(String),
     /// QEMU runs and its monitor does not answer.
     #[error("QEMU's monitor has not answered within {} s of its own time", .0.as_secs())]
     MonitorTimeout(Duration),
@@ -165,9 +175,13 @@ pub enum BootError {
 /// Each names what failed and where; see [`BootError`].
 pub async fn boot(config: &Hypervisor, request: VmRequest) -> Result<(Vm, GuestListener), BootError> {
     let plan = Plan::check(config)?;
-    let (share, guest) = tokio::try_join!(start_share(&plan, config, &request), start_vsock(config, &request))?;
+    let (share, guest, root) = tokio::try_join!(
+        start_share(&plan, config, &request),
+        start_vsock(config, &request),
+        describe_root(&plan, &request)
+    )?;
     let start_timeout = request.start_timeout;
-    let (vm, listener) = start_qemu(plan, config, request, share, guest).await?;
+    let (vm, listener) = start_qemu(plan, config, request, Helpers { share, guest, root }).await?;
     wait_for_monitor(&vm, &config.kernel, start_timeout).await?;
     Ok((vm, listener))
 }
@@ -193,10 +207,7 @@ impl Plan {
         let kernel = files::readable("kernel", &config.kernel)?;
         let initrd = files::readable("initrd", &config.initrd)?;
         let accel = accel::choose(config.accelerator)?;
-        let rootless = config
-            .rootless
-            .then(|| Rootless::prepare(&kernel, &initrd, accel))
-            .transpose()?;
+        let rootless = config.rootless.then(|| Rootless::prepare(accel)).transpose()?;
         Ok(Self {
             qemu: files::program("hypervisor path", &config.path)?,
             kernel,
@@ -208,6 +219,18 @@ impl Plan {
             largest: size::largest_size(config),
         })
     }
+}
+
+/// Phase 2, beside the helpers: what QEMU will see, if it is not to see what we see.
+async fn describe_root(plan: &Plan, request: &VmRequest) -> Result<Option<Root>, BootError> {
+    if plan.rootless.is_none() {
+        return Ok(None);
+    }
+    let (qemu, kernel, initrd) = (plan.qemu.clone(), plan.kernel.clone(), plan.initrd.clone());
+    let directory = request.run_dir.join("qemu");
+    let described = tokio::task::spawn_blocking(move || qemu_root::of(&qemu, &kernel, &initrd, &directory));
+    let described = described.await.map_err(|error| BootError::Task(error.to_string()))?;
+    Ok(Some(described?))
 }
 
 /// Phase 2, first half.
@@ -266,14 +289,21 @@ async fn start_vsock(config: &Hypervisor, request: &VmRequest) -> Result<GuestCh
     }
 }
 
+/// What phase 2 has made.
+struct Helpers {
+    share: Option<Share>,
+    guest: GuestChannel,
+    root: Option<Root>,
+}
+
 /// Phase 3: everything that QEMU gets, it inherits as a connected socket; it makes no file and connects to none.
 async fn start_qemu(
     plan: Plan,
     config: &Hypervisor,
     request: VmRequest,
-    share: Option<Share>,
-    guest: GuestChannel,
+    helpers: Helpers,
 ) -> Result<(Vm, GuestListener), BootError> {
+    let Helpers { share, guest, root } = helpers;
     let (monitor, qemus_monitor) = socket_pair().map_err(BootError::SocketPair)?;
     let (console, qemus_console) = socket_pair().map_err(BootError::SocketPair)?;
     let (nics, nic_descriptors) = nic::devices(&request.nics).map_err(BootError::Nics)?;
@@ -289,8 +319,16 @@ async fn start_qemu(
         kvm: rootless.and_then(Rootless::kvm),
         size: plan.size,
         largest: plan.largest,
-        kernel: rootless.map_or(plan.kernel, Rootless::kernel),
-        initrd: rootless.map_or(plan.initrd, Rootless::initrd),
+        kernel: if root.is_some() {
+            qemu_root::KERNEL.into()
+        } else {
+            plan.kernel
+        },
+        initrd: if root.is_some() {
+            qemu_root::INITRD.into()
+        } else {
+            plan.initrd
+        },
         command_line: command_line::build(config, &request, plan.accel, guest.port)?,
         seccomp: config.seccompsandbox.clone(),
         monitor: number(qemus_monitor.as_fd()),
@@ -314,7 +352,11 @@ async fn start_qemu(
         child: ChildName::Qemu,
         path: plan.qemu,
         args,
-        netns: request.netns,
+        network: match request.netns {
+            NetworkNamespace::Empty => Network::Empty,
+            NetworkNamespace::Of(namespace) => Network::Entered(namespace),
+        },
+        root,
         user: rootless.map(Rootless::user),
         // All else that it works on it is given, open.
         capabilities: Some(CapabilitySet::DAC_READ_SEARCH),

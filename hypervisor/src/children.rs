@@ -1,7 +1,7 @@
-//! Child processes: started by one thread, watched by pidfd, killed when their owner goes.
+//! Child processes: started by one thread, watched by pidfd, killed when their owner is dropped.
 //!
-//! A parent-death signal belongs to the *thread* that spawned (prctl(2), PR_SET_PDEATHSIG), so one thread that lives as
-//! long as the process spawns them all. It has the namespaces of the thread that started the first VM.
+//! A parent-death signal belongs to the *thread* that spawned the child (prctl(2), PR_SET_PDEATHSIG). So one thread that
+//! lives as long as the process spawns all children. It has the namespaces of the thread that started the first VM.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -18,11 +18,12 @@ use rustix::thread::CapabilitySet;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
-use crate::boot::{Accounting, NetworkNamespace};
+use crate::boot::Accounting;
 use crate::jail::Jail;
 use crate::rootless::User;
 use crate::stderr;
 use crate::sys::child::{BeforeExec, Entry, Network};
+use crate::sys::root::Root;
 use crate::tail::Tail;
 
 /// Which child.
@@ -130,7 +131,9 @@ pub(crate) struct Program {
     pub(crate) path: PathBuf,
     pub(crate) args: Vec<OsString>,
     /// Where it runs.
-    pub(crate) netns: NetworkNamespace,
+    pub(crate) network: Network,
+    /// All that it sees of the host's files; what we see, if none, unless it is kept in a jail.
+    pub(crate) root: Option<Root>,
     /// The user whose rights it has; ours, if none.
     pub(crate) user: Option<User>,
     /// The capabilities that it may have as root; ours, if none.
@@ -298,7 +301,8 @@ fn start(program: Program) -> Result<Started, SpawnError> {
         child: name,
         path,
         args,
-        netns,
+        network,
+        root,
         user,
         capabilities,
         jail,
@@ -313,10 +317,6 @@ fn start(program: Program) -> Result<Started, SpawnError> {
             source,
         })
     };
-    let netns = match netns {
-        NetworkNamespace::Inherited => Network::Inherited,
-        NetworkNamespace::Of(namespace) => Network::Entered(namespace),
-    };
     let cgroups: Result<Vec<File>, _> = accounting
         .cgroup_procs
         .iter()
@@ -330,7 +330,8 @@ fn start(program: Program) -> Result<Started, SpawnError> {
         source,
     })?;
     let before_exec = BeforeExec {
-        netns,
+        network,
+        root,
         user,
         // Another user has none.
         capabilities: if user.is_some() {

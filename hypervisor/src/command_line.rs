@@ -1,6 +1,6 @@
 //! The guest kernel's command line.
 //!
-//! Order matters: where the kernel takes the last of several, the operator's word counts most.
+//! Order matters: the kernel uses the last of several values, so the operator's parameters come last.
 
 use config::Hypervisor;
 
@@ -71,7 +71,7 @@ mod tests {
             run_dir: "/r".into(),
             shared_dir: "/r/shared".into(),
             share_tag: String::from("share"),
-            netns: NetworkNamespace::Inherited,
+            netns: NetworkNamespace::Empty,
             nics: Vec::new(),
             accounting: Accounting::default(),
             start_timeout: std::time::Duration::from_secs(1),

@@ -1,8 +1,8 @@
 //! The guest's console: a bounded file, and its end in memory.
 //!
-//! The guest may print without end. What is kept is bounded (two files of [`HALF`] bytes, the older one with `.1` at the
-//! end of its name), and so is how much is read per second: a guest that floods its console is slowed down by its
-//! serial port, not served by the host.
+//! The guest may print without end. The stored size is bounded (two files of [`HALF`] bytes; the older one has `.1` at
+//! the end of its name), and so is the rate of reading. A guest that floods its console only slows down its own serial
+//! port.
 
 use std::io;
 use std::path::PathBuf;

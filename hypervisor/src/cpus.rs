@@ -1,6 +1,7 @@
-//! Where the vCPUs are, from what QEMU's monitor prints for a human: there is no QMP command for it. No vCPU is stopped.
+//! The vCPUs' instruction pointers, parsed from the monitor's text for humans, because there is no QMP command for them.
+//! No vCPU is stopped.
 //!
-//! Knows the form of `info registers` and of `x` on x86 (target/i386/cpu-dump.c in QEMU), and the layout of a gate of
+//! Knows the format of `info registers` and of `x` on x86 (target/i386/cpu-dump.c in QEMU), and the layout of a gate of
 //! the interrupt descriptor table (Intel SDM, volume 3, "64-Bit Mode IDT"). It does not know which kernel the guest runs.
 
 use serde_json::{Value, json};

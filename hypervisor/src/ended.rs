@@ -1,7 +1,7 @@
-//! How a VM ended, and the task that finds out.
+//! How a VM ended, and the task that determines it.
 //!
-//! One end has many symptoms: QEMU's exit makes virtiofsd exit, virtiofsd's death can make QEMU give up. The first child
-//! to end by itself is the cause, and what else failed by itself is told with it.
+//! One end has many symptoms: QEMU's exit makes virtiofsd exit, and virtiofsd's death can make QEMU exit. The first child
+//! that ends by itself is the cause; other children that failed by themselves are reported with it.
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Files that a boot needs or makes: checked before anything starts, removed when their owner goes.
+//! Files that a boot needs or creates: checked before anything starts, removed when their owner is dropped.
 
 use std::fs::File;
 use std::io;

@@ -1,11 +1,11 @@
-//! The confinement of a helper that parses what a guest says: a user of its own, one directory as its root, no network, no
-//! capability, bounded memory and threads, and the system calls that its work needs.
+//! The confinement of a helper that parses data from the guest: a user of its own, one directory as its root, no network,
+//! no capability, bounded memory and threads, and the system calls that its work needs.
 //!
-//! Decides what is allowed; `sys::child` carries it out. Knows nothing of what the helper does but its system calls.
+//! This module defines what is allowed; `sys::child` applies it. Of the helper it knows only the system calls.
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read as _, SeekFrom};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use seccompiler::{
@@ -13,6 +13,7 @@ use seccompiler::{
     SeccompRule,
 };
 
+use crate::elf;
 use crate::rootless::User;
 
 /// A helper's private memory in bytes: its heap, its stacks, its queues. The guest's memory, which it shares, is not counted
@@ -43,7 +44,7 @@ impl Jail {
     /// # Errors
     /// The program cannot be read, or there is no random number for its user.
     pub(crate) fn of_vsock_daemon(program: &Path, directory: PathBuf, user: User) -> io::Result<Self> {
-        let is_root = is_static(&mut File::open(program)?)?;
+        let is_root = elf::interpreter(&mut File::open(program)?)?.is_none();
         if !is_root {
             tracing::warn!(
                 program = %program.display(),
@@ -59,33 +60,6 @@ impl Jail {
             filter: filter().map_err(io::Error::other)?,
         })
     }
-}
-
-/// Whether an ELF program names no loader: it has no program header of type PT_INTERP (elf(5), 64 bits).
-fn is_static(program: &mut (impl io::Read + io::Seek)) -> io::Result<bool> {
-    const PT_INTERP: u32 = 3;
-    const LONGEST: u64 = 64 << 10;
-    let mut header = [0; 64];
-    program.read_exact(&mut header)?;
-    let word = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
-    let mut offset = [0; 8];
-    offset.copy_from_slice(&header[32..40]);
-    let (size, count) = (usize::from(word(54)), usize::from(word(56)));
-    if header[..5] != *b"\x7fELF\x02" || size < 4 {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "it is no 64-bit ELF program",
-        ));
-    }
-    program.seek(SeekFrom::Start(u64::from_le_bytes(offset)))?;
-    let mut table = Vec::new();
-    program
-        .take(LONGEST.min((size * count) as u64))
-        .read_to_end(&mut table)?;
-    let interpreted = table
-        .chunks_exact(size)
-        .any(|entry| entry[..4] == PT_INTERP.to_le_bytes());
-    Ok(!interpreted)
 }
 
 /// What vhost-device-vsock 0.3 asks of the kernel, from its start (strace(1) over the tests of streams, of execs at once and of
@@ -195,23 +169,6 @@ const ALLOWED: &[i64] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_program_with_a_loader_is_told_from_one_without() {
-        // The tests are linked as the machine's programs are.
-        let mut own = File::open("/proc/self/exe").unwrap();
-        assert!(!is_static(&mut own).unwrap());
-        let mut elf = vec![0; 64 + 56];
-        elf[..5].copy_from_slice(b"\x7fELF\x02");
-        elf[32] = 64;
-        elf[54] = 56;
-        elf[56] = 1;
-        elf[64] = 1;
-        assert!(is_static(&mut io::Cursor::new(&elf)).unwrap());
-        elf[64] = 3;
-        assert!(!is_static(&mut io::Cursor::new(&elf)).unwrap());
-        assert!(is_static(&mut io::Cursor::new(b"#!/bin/sh\n".repeat(10))).is_err());
-    }
 
     #[test]
     fn the_filter_is_made() {

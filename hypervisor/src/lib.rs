@@ -1,4 +1,4 @@
-//! Boots and drives one QEMU microVM and its helper daemons.
+//! Boots and controls one QEMU microVM and its helper daemons.
 //!
 //! ```text
 //! VmRequest + config ──boot──► files checked ──► virtiofsd, vsock daemon ──► QEMU ──► monitor answers
@@ -7,8 +7,8 @@
 //!                          GuestListener: the guest's connections ◄───────────────────────┘
 //! ```
 //!
-//! Knows nothing of the guest's protocol, of containers or of containerd. Everything that a VM needs on the host is owned
-//! by [`Vm`] and [`GuestListener`]; dropping them, or cancelling [`boot`], leaves no process and no socket behind.
+//! Knows nothing about the guest's protocol, containers or containerd. [`Vm`] and [`GuestListener`] own everything that a
+//! VM needs on the host. If they are dropped, or [`boot`] is cancelled, no process and no socket is left.
 
 mod accel;
 mod arch;
@@ -18,12 +18,14 @@ mod children;
 mod command_line;
 mod console;
 mod cpus;
+mod elf;
 mod ended;
 mod files;
 mod hotplug;
 mod jail;
 mod listener;
 mod nic;
+mod qemu_root;
 mod qmp;
 mod rootless;
 mod size;
@@ -46,9 +48,10 @@ pub use ended::{Cause, Ended};
 pub use files::FileError;
 pub use hotplug::cpu::CpuError;
 pub use hotplug::memory::MemoryError;
-pub use hotplug::{Disk, DiskKind, HotplugError, NicHotplug};
+pub use hotplug::{Disk, DiskKind, HotplugError, NicHotplug, Sectors};
 pub use listener::{GuestListener, GuestStream};
 pub use nic::{MacAddress, Nic};
+pub use qemu_root::QemuRootError;
 pub use qmp::{Event, Qmp, QmpError};
 pub use size::{Size, boot_size, largest_size, overhead, vcpus};
 pub use vm::Vm;

@@ -1,6 +1,6 @@
-//! The host's end of the guest's connections: accepts this VM's, and nobody else's.
+//! The host's end of the guest's connections: accepts connections of this VM only.
 //!
-//! Does not know what is said on them.
+//! Does not know their data.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -14,9 +14,17 @@ use tokio_vsock::{VsockListener, VsockStream};
 use crate::files::SocketFile;
 use crate::vsock::Cid;
 
+/// Connections that may wait to be accepted where anybody can dial: the vsock crate's 128 are soon taken by a stranger who dials in a
+/// loop. The kernel bounds it by `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
 /// Takes the connections that the guest makes to the host's port.
 #[derive(Debug)]
-pub struct GuestListener(Kind);
+pub struct GuestListener {
+    kind: Kind,
+    /// Connections of strangers.
+    refused: u64,
+}
 
 #[derive(Debug)]
 enum Kind {
@@ -34,15 +42,22 @@ enum Kind {
 
 impl GuestListener {
     pub(crate) fn vhost(listener: VsockListener, cid: Cid) -> Self {
-        Self(Kind::Vhost { listener, cid })
+        if let Err(error) = rustix::net::listen(listener.as_fd(), BACKLOG) {
+            tracing::warn!(%error, "few connections of the guest can wait to be accepted");
+        }
+        Self::new(Kind::Vhost { listener, cid })
     }
 
     pub(crate) fn vhost_user(listener: UnixListener, file: SocketFile, daemon: u32) -> Self {
-        Self(Kind::VhostUser {
+        Self::new(Kind::VhostUser {
             listener,
             daemon,
             _file: file,
         })
+    }
+
+    fn new(kind: Kind) -> Self {
+        Self { kind, refused: 0 }
     }
 
     /// Waits for the next connection from this VM. Others are closed and passed over. May be cancelled.
@@ -51,13 +66,16 @@ impl GuestListener {
     /// accept(2) failed, for lack of descriptors or memory; the listener is as good as before.
     pub async fn accept(&mut self) -> io::Result<GuestStream> {
         loop {
-            match &self.0 {
+            let told = is_told(self.refused);
+            match &self.kind {
                 Kind::Vhost { listener, cid } => {
                     let (stream, peer) = listener.accept().await?;
                     if peer.cid() == cid.number() {
                         return Ok(GuestStream(Stream::Vsock(stream)));
                     }
-                    tracing::warn!(%cid, peer = peer.cid(), "a connection from another VM is refused");
+                    if told {
+                        tracing::warn!(%cid, peer = peer.cid(), before = self.refused, "a connection from another VM is refused");
+                    }
                 }
                 Kind::VhostUser { listener, daemon, .. } => {
                     let (stream, _) = listener.accept().await?;
@@ -65,11 +83,26 @@ impl GuestListener {
                     if peer.is_some_and(|pid| u32::try_from(pid).is_ok_and(|pid| pid == *daemon)) {
                         return Ok(GuestStream(Stream::Unix(stream)));
                     }
-                    tracing::warn!(daemon, peer, "a connection that is not the vsock daemon's is refused");
+                    if told {
+                        let before = self.refused;
+                        tracing::warn!(
+                            daemon,
+                            peer,
+                            before,
+                            "a connection that is not the vsock daemon's is refused"
+                        );
+                    }
                 }
             }
+            self.refused += 1;
         }
     }
+}
+
+/// Whether a refusal is logged, of which there were so many before: the first, and then each time that they have doubled. Who
+/// dials decides how many there are, and the log is on the host's disk.
+fn is_told(before: u64) -> bool {
+    (before + 1).is_power_of_two()
 }
 
 /// One connection from the guest.
@@ -120,5 +153,34 @@ impl AsyncWrite for GuestStream {
             Stream::Vsock(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_million_strangers_are_twenty_lines_of_the_log() {
+        assert_eq!((0..1_000_000).filter(|before| is_told(*before)).count(), 20);
+    }
+
+    #[tokio::test]
+    async fn a_stranger_is_passed_over_whatever_it_sends() {
+        use tokio::io::AsyncReadExt as _;
+
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let listener = UnixListener::bind(&path).unwrap();
+        let file = SocketFile::new(path.clone()).unwrap();
+        // Nobody has this number.
+        let mut listener = GuestListener::vhost_user(listener, file, u32::MAX);
+        let accepting = tokio::spawn(async move { listener.accept().await.map(drop) });
+        for _ in 0..300 {
+            let mut stranger = UnixStream::connect(&path).await.unwrap();
+            // Hung up on at once: nothing of it is kept.
+            assert_eq!(stranger.read(&mut [0]).await.unwrap_or(0), 0);
+        }
+        assert!(!accepting.is_finished());
     }
 }

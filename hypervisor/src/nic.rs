@@ -1,4 +1,4 @@
-//! Network devices: what the caller gives for each, and the descriptors that QEMU inherits.
+//! Network devices: the caller's description of each, and the descriptors that QEMU inherits.
 
 use std::fmt;
 use std::io;

@@ -1,11 +1,12 @@
-//! QEMU as a user who owns nothing on the host and is in no group: what it needs, it inherits open.
+//! QEMU as a user who owns nothing on the host and is in no group, with a root of its own: it inherits open descriptors for
+//! what it needs, or finds it in that root ([`crate::qemu_root`]).
 //!
-//! Does not start it. Sockets, taps and vhost devices are inherited in any case; here is what QEMU otherwise opens itself.
+//! This module does not start QEMU. QEMU inherits sockets, taps and vhost devices in any case; this module opens the
+//! files that QEMU otherwise opens itself.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd, RawFd};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::rand::GetRandomFlags;
@@ -30,17 +31,6 @@ pub enum RootlessError {
         /// Why.
         #[source]
         source: io::Error,
-    },
-    /// A file that it needs is not for everybody.
-    #[error(
-        "rootless: the user that QEMU runs as may not read {path:?} (mode {mode:o}): let all read it, or set \
-         hypervisor.qemu.rootless to false"
-    )]
-    Private {
-        /// The file.
-        path: PathBuf,
-        /// Its permissions.
-        mode: u32,
     },
     /// The kernel gives no random numbers.
     #[error("rootless: no random number for a user")]
@@ -74,22 +64,18 @@ impl User {
 #[derive(Debug)]
 pub(crate) struct Rootless {
     user: User,
-    kernel: OwnedFd,
-    initrd: OwnedFd,
     kvm: Option<OwnedFd>,
 }
 
 impl Rootless {
-    /// Opens everything while we may.
-    pub(crate) fn prepare(kernel: &Path, initrd: &Path, accel: Accel) -> Result<Self, RootlessError> {
+    /// Opens what it needs while we may.
+    pub(crate) fn prepare(accel: Accel) -> Result<Self, RootlessError> {
         let kvm = match accel {
             Accel::Kvm => Some(open(Path::new("/dev/kvm"), OpenOptions::new().read(true).write(true))?),
             Accel::Tcg => None,
         };
         Ok(Self {
             user: User::random().map_err(RootlessError::Random)?,
-            kernel: public(kernel)?,
-            initrd: public(initrd)?,
             kvm: kvm.map(OwnedFd::from),
         })
     }
@@ -98,29 +84,14 @@ impl Rootless {
         self.user
     }
 
-    /// By which QEMU opens it anew: the way to the file may be barred to its user, the file is not.
-    pub(crate) fn kernel(&self) -> PathBuf {
-        path_of(&self.kernel)
-    }
-
-    /// The same of the initrd.
-    pub(crate) fn initrd(&self) -> PathBuf {
-        path_of(&self.initrd)
-    }
-
     pub(crate) fn kvm(&self) -> Option<RawFd> {
         self.kvm.as_ref().map(|device| number(device.as_fd()))
     }
 
     /// What QEMU is to inherit.
     pub(crate) fn descriptors(self) -> impl Iterator<Item = OwnedFd> {
-        [self.kernel, self.initrd].into_iter().chain(self.kvm)
+        self.kvm.into_iter()
     }
-}
-
-/// QEMU's name for what it has inherited (proc(5), `/proc/self/fd`).
-fn path_of(file: &OwnedFd) -> PathBuf {
-    format!("/proc/self/fd/{}", number(file.as_fd())).into()
 }
 
 fn open(path: &Path, options: &OpenOptions) -> Result<File, RootlessError> {
@@ -130,27 +101,8 @@ fn open(path: &Path, options: &OpenOptions) -> Result<File, RootlessError> {
     })
 }
 
-/// A file that everybody may read.
-fn public(path: &Path) -> Result<OwnedFd, RootlessError> {
-    let file = open(path, OpenOptions::new().read(true))?;
-    let metadata = file.metadata().map_err(|source| RootlessError::Open {
-        path: path.to_owned(),
-        source,
-    })?;
-    if metadata.mode() & 0o004 == 0 {
-        return Err(RootlessError::Private {
-            path: path.to_owned(),
-            mode: metadata.mode() & 0o7777,
-        });
-    }
-    Ok(file.into())
-}
-
 #[cfg(test)]
 mod tests {
-    use std::fs::{self, Permissions};
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
 
     #[test]
@@ -159,20 +111,5 @@ mod tests {
             let number = User::of(random).number();
             assert!((0x7000_0000..0x7fff_fffe).contains(&number), "{number:x}");
         }
-    }
-
-    #[test]
-    fn a_kernel_that_only_root_may_read_is_named_with_its_mode_and_the_key() {
-        let dir = tempfile::tempdir().unwrap();
-        let (kernel, initrd) = (dir.path().join("kernel"), dir.path().join("initrd"));
-        for file in [&kernel, &initrd] {
-            fs::write(file, "x").unwrap();
-            fs::set_permissions(file, Permissions::from_mode(0o644)).unwrap();
-        }
-        assert!(Rootless::prepare(&kernel, &initrd, Accel::Tcg).unwrap().kvm().is_none());
-        fs::set_permissions(&initrd, Permissions::from_mode(0o640)).unwrap();
-        let said = Rootless::prepare(&kernel, &initrd, Accel::Tcg).unwrap_err().to_string();
-        let words = ["initrd", "640", "hypervisor.qemu.rootless"];
-        assert!(words.iter().all(|word| said.contains(word)), "{said}");
     }
 }

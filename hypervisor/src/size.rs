@@ -1,6 +1,7 @@
-//! How big a VM is when it boots and how big it can become: from its configuration and the host.
+//! The size of a VM at boot, and its maximum size: from its configuration and the host.
 //!
-//! Knows no container: whoever sizes a VM for its containers writes the result into the configuration before the boot.
+//! Knows no container: the caller that sizes a VM for its containers writes the result into the configuration before the
+//! boot.
 
 use std::num::NonZeroU32;
 use std::thread::available_parallelism;

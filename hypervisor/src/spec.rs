@@ -1,4 +1,4 @@
-//! A VM, described completely: what [`crate::argv`] turns into QEMU's arguments.
+//! The complete description of a VM: [`crate::argv`] converts it to QEMU's arguments.
 //!
 //! Plain data. Knows no process and no configuration file. Descriptors are numbers that QEMU inherits.
 

@@ -86,3 +86,24 @@ impl Lines {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_helper_that_says_too_much_is_logged_within_bounds() {
+        let mut lines = Lines {
+            child: ChildName::Virtiofsd,
+            pid: 1,
+            line: Vec::new(),
+            logged: 0,
+        };
+        for _ in 0..64 {
+            lines.push(&vec![b'x'; 64 << 10]);
+            assert!(lines.line.len() <= MAX_LINE);
+        }
+        lines.flush();
+        assert!(lines.logged <= MAX_LOGGED + MAX_LINE, "{}", lines.logged);
+    }
+}

@@ -1,7 +1,9 @@
-//! The system calls that need `unsafe`: what a child does between fork and exec (`child`), the vhost-vsock ioctl, and CPUID.
+//! The system calls that need `unsafe`: what a child does between fork and exec (`child`, `namespaces`, `root`), the vhost-vsock ioctl, and CPUID.
 #![allow(unsafe_code)]
 
 pub(crate) mod child;
+mod namespaces;
+pub(crate) mod root;
 
 use std::fs::File;
 use std::io;

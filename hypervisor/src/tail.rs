@@ -1,7 +1,7 @@
-//! The last bytes of a text that may be endless, and how to show them.
+//! The last bytes of a text of unlimited length, and their safe display.
 //!
-//! Does not know whose text it is. Console and helpers alike are written by others, so nothing in them may drive the
-//! terminal of whoever reads an error message.
+//! Does not know the source of the text. The guest and the helpers write the console and their output, so nothing in the
+//! text may control the terminal of a person who reads an error message.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;

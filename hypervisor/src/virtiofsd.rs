@@ -1,7 +1,7 @@
 //! virtiofsd: serves the shared directory to one guest.
 //!
-//! We listen, and connect for QEMU, before the daemon starts: the connection waits in the socket's backlog, so nobody
-//! waits for anybody, and the socket's path is gone again before a stranger could use it.
+//! This module listens, and connects for QEMU, before the daemon starts. The connection waits in the socket's backlog, so
+//! nothing has to wait for the daemon, and the socket's path is removed before another process could use it.
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -12,9 +12,10 @@ use config::Hypervisor;
 use rustix::process::{Resource, getrlimit};
 use rustix::thread::{CapabilitySet, capabilities};
 
-use crate::boot::{Accounting, BootError, NetworkNamespace};
+use crate::boot::{Accounting, BootError};
 use crate::children::{Child, ChildName, Program, spawn};
 use crate::files::SocketFile;
+use crate::sys::child::Network;
 use crate::sys::number;
 
 /// A daemon that runs, and the socket that QEMU is to have.
@@ -44,7 +45,9 @@ pub(crate) async fn start(
         child: ChildName::Virtiofsd,
         path: program,
         args: args(config, shared_dir, number(listener.as_fd())),
-        netns: NetworkNamespace::Inherited,
+        // It makes an empty one.
+        network: Network::Inherited,
+        root: None,
         user: None,
         // It gives up by itself what it does not need, once it has made its sandbox.
         capabilities: None,

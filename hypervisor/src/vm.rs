@@ -1,6 +1,6 @@
-//! A running VM: what can be asked of it, and its end.
+//! A running VM: the operations on it, and its end.
 //!
-//! Owns QEMU, the helpers and their sockets. Knows nothing of the guest.
+//! Owns QEMU, the helpers and their sockets. Knows nothing about the guest.
 
 use std::future::Future;
 use std::num::NonZeroU32;

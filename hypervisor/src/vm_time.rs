@@ -1,8 +1,8 @@
-//! The time that a VM has had: the clock's, less what its processes stood in line for a CPU.
+//! The VM's own time: wall-clock time, less the time for which its processes waited for a CPU.
 //!
-//! On a node where many VMs boot at once each gets a fraction of the CPUs, and a bound of the wall clock would end all of
-//! them. Counted like this a VM that hangs reaches its bound as fast as ever, busy or idle, and one that only waits for its
-//! turn does not.
+//! If many VMs boot at once on a node, each gets a fraction of the CPUs, and a limit in wall-clock time would end all of
+//! them. With this time a hanging VM reaches its limit as fast as before, whether busy or idle. A VM that only waits for
+//! a CPU does not.
 
 use std::fs;
 use std::time::{Duration, Instant};

@@ -1,7 +1,7 @@
-//! Which back end connects guest and host, and the guest's address.
+//! The backend that connects guest and host, and the guest's address.
 //!
-//! vhost: the kernel's, with a CID that no other guest of the host has. vhost-user: a daemon of this VM alone, whose
-//! host side are Unix sockets, so that the CID names nobody.
+//! vhost: the kernel's, with a CID that no other guest of the host has. vhost-user: a daemon for this VM alone, whose
+//! host side are Unix sockets, so that the CID need not be unique.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};

@@ -1,8 +1,8 @@
 //! vhost-device-vsock: carries one guest's vsock connections to Unix sockets.
 //!
-//! Unlike virtiofsd it cannot be given a socket that listens. It makes its own and tells nobody, so the directory is
-//! watched for the file. That directory, with our own socket for the guest's connections, is all that it sees ([`Jail`]): it
-//! parses what the guest writes.
+//! Unlike virtiofsd it cannot be given a listening socket. It makes its own socket without any notification, so the
+//! directory is watched for the file. The daemon parses what the guest writes. So it sees only that directory, which also
+//! contains our socket for the guest's connections ([`Jail`]).
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
@@ -18,11 +18,12 @@ use rustix::fs::inotify;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixListener;
 
-use crate::boot::{Accounting, BootError, NetworkNamespace};
+use crate::boot::{Accounting, BootError};
 use crate::children::{Child, ChildName, Program, spawn};
 use crate::files::SocketFile;
 use crate::jail::Jail;
 use crate::rootless::User;
+use crate::sys::child::Network;
 use crate::vm_time;
 use crate::vsock::Cid;
 
@@ -71,7 +72,9 @@ pub(crate) async fn start(
         child: ChildName::VsockDaemon,
         path: program,
         args: args(),
-        netns: NetworkNamespace::Inherited,
+        // The jail has an empty one.
+        network: Network::Inherited,
+        root: None,
         user: None,
         capabilities: None,
         jail: Some(jail),

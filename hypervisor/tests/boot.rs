@@ -180,6 +180,7 @@ fn disks_are_plugged_in_and_unplugged_and_nobody_has_them_afterwards() {
             kind: DiskKind::File,
             read_only,
             direct: false,
+            sectors: None,
         };
         let first = vm.attach_disk(disk(false)).await.unwrap();
         assert_eq!(guest.ask("await /sys/block/vda/serial").await, first);

@@ -1,4 +1,5 @@
-//! Create: mounts while the VM boots, hooks, disks and memory, the guest, the streams. What was done is undone if it cannot be finished.
+//! Create: mounts while the VM boots, hooks, disks and memory, the guest, the streams. If it cannot be completed, the
+//! finished steps are undone.
 
 use std::time::SystemTime;
 

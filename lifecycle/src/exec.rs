@@ -1,4 +1,4 @@
-//! Execs: added, started, deleted. One whose start fails half-way is killed, and can be deleted like any other.
+//! Execs: added, started, deleted. An exec whose start fails half-way is killed, and can be deleted like any other.
 
 use std::time::SystemTime;
 
@@ -29,6 +29,7 @@ impl<E: Clone> Core<E> {
             start: None,
             guest: InGuest::No,
             delete: None,
+            signals: Vec::new(),
         };
         container.execs.insert(exec, added);
         self.effects.push(Effect::Record(name.clone(), reply));
@@ -99,12 +100,14 @@ impl<E: Clone> Core<E> {
         exec.life = Life::Running;
         exec.guest = InGuest::Yes;
         exec.start = None;
+        let signals = std::mem::take(&mut exec.signals);
         let enter = Effect::Enter(name.clone(), View::In(Phase::Running), Some(Event::Started));
         self.effects.push(enter);
         self.answer(reply, Answer::Done);
         if let Some((exit, output)) = early {
             self.begin_ending(name, exit, output);
         }
+        self.send(name, signals);
     }
 
     /// A start that has failed, or was overtaken. Of an exec that was never told to have started no exit is told.
@@ -122,6 +125,7 @@ impl<E: Clone> Core<E> {
             guest => guest,
         };
         let lingers = exec.guest == InGuest::Lingers;
+        let signals = std::mem::take(&mut exec.signals);
         self.abandon(start.job);
         self.effects.push(Effect::CloseStreams(name.clone()));
         self.effects
@@ -130,6 +134,7 @@ impl<E: Clone> Core<E> {
         if lingers {
             self.kill_exec(name);
         }
+        self.send(name, signals);
         self.exec_is_over(now, name);
     }
 

@@ -1,4 +1,5 @@
-//! The end of a process: its output first, then the exits of a container's execs, then the record and the event. The first report counts.
+//! The end of a process: first its output, then the exits of a container's execs, then the record and the event. The
+//! first report counts.
 
 use std::time::SystemTime;
 

@@ -1,6 +1,6 @@
 //! Names that come from outside, checked once: containerd's namespaces, containers, sandboxes, execs, processes.
 //!
-//! They become parts of paths on the host and in the guest, so nothing else may be made into one of these types.
+//! They become parts of paths on the host and in the guest, so these types can only be made from checked names.
 
 use std::fmt;
 
@@ -160,6 +160,14 @@ impl fmt::Display for ProcessName {
             Some(exec) => write!(formatter, "exec {exec} of container {}", self.container),
             None => write!(formatter, "container {}", self.container),
         }
+    }
+}
+
+impl Namespace {
+    /// Whether it is the one that dockerd uses.
+    #[must_use]
+    pub fn is_docker(&self) -> bool {
+        self.as_str() == "moby"
     }
 }
 

@@ -1,17 +1,17 @@
-//! What happens to the containers of a sandbox, and when: a state machine.
+//! The lifecycle of a sandbox's containers: a state machine.
 //!
-//! It owns the sandbox's containers and execs as values: where each is in its life, what is under way for it, what it has that has to be given
-//! back. [`Core::step`] takes one [`Input`] and gives the [`Effect`]s that follow. There is no I/O here, no clock, no lock
-//! and no task: the driver (`shim::sandbox::driver`) carries the effects out and feeds their results back, and the simulation in
-//! `tests/` does the same with a guest, a VMM and a client that are as slow and as wrong as it likes.
+//! It owns the sandbox's containers and execs as values: the phase of each, its running operation, and the resources to
+//! release. [`Core::step`] takes one [`Input`] and returns the [`Effect`]s. There is no I/O here, no clock, no lock and
+//! no task. The driver (`shim::sandbox::driver`) carries the effects out and returns their results as inputs. The
+//! simulation in `tests/` does the same with a guest, a VMM and a client that may be arbitrarily slow and faulty.
 //!
 //! ```text
 //!             requests ─┐                        ┌─► work (each in a task of its own) ──► Finished
 //!   exits, the VM's end ├─► Core::step ─► effects├─► timers ─────────────────────────────► Elapsed
 //!     Finished, Elapsed ┘                        └─► records, events, answers (at once, in order)
 //! ```
-//! A request only queues and waits for its answer: a caller that goes away takes nothing with it. Only the creation of a container is
-//! undone when its caller is gone.
+//! A request is only queued and waits for its answer, so an operation goes on if its caller disconnects. Only the
+//! creation of a container is undone then.
 //!
 //! It knows neither containerd's messages nor the guest's, and no path of the host.
 

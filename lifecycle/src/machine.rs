@@ -1,4 +1,4 @@
-//! The state machine's own state, and what every transition uses: beginning work, timers, answers.
+//! The state of the state machine, and functions that every transition uses: starting work, timers, answers.
 
 use std::collections::{BTreeMap, BTreeSet};
 

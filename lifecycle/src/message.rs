@@ -1,4 +1,4 @@
-//! What goes into the state machine and what comes out of it.
+//! The inputs and the effects of the state machine.
 
 use std::time::SystemTime;
 

@@ -1,7 +1,8 @@
-//! Giving back what a container has, in this order: from the guest, its disks, its mounts. For a deletion, and for a creation that has failed.
+//! Releases a container's resources in this order: in the guest, its disks, its mounts. For a deletion, and for a failed
+//! creation.
 //!
-//! A disk is unplugged only once the guest has forgotten the container, and with it unmounted what was on the disk, or once
-//! the VM is gone. What cannot be given back stays with the container, which can be deleted again.
+//! A disk is unplugged only after the guest has removed the container, and with it unmounted the disk's file system, or
+//! after the VM has ended. Resources that cannot be released stay with the container, which can be deleted again.
 
 use std::time::SystemTime;
 

@@ -1,4 +1,5 @@
-//! Start, pause, resume and update of a container: one after the other, each to its end even if nobody waits for it any more.
+//! Start, pause, resume and update of a container: one after the other. Each is completed even if its caller has
+//! disconnected.
 
 use protocol::phase::{Phase, Verb};
 

@@ -1,18 +1,19 @@
-//! Signals, and what follows where SIGKILL does not end a container: it is sent to the whole cgroup, and then the VM is ended.
+//! Signals, and the kill escalation: if SIGKILL does not end a container, its whole cgroup is killed, and then the VM is
+//! ended.
 //!
 //! ```text
-//!  SIGKILL ──► the container's cgroup.kill ──► the VM, if nobody else lives in it
-//!     └─────────────────┴──► a ping that the agent does not answer ──► the VM
+//!  SIGKILL ──► the container's cgroup.kill ──► the end of the VM, if no other container is still meant to run
+//!     └─────────────────┴──► a ping that the agent does not answer ──► the end of the VM
 //! ```
-//! containerd waits for the exit of what it has killed, without a limit. A process that waits in the kernel for what never answers, a
-//! file server that hangs for example, does not die of SIGKILL.
+//! containerd waits without a limit for the exit of a process that it has killed. A process that is blocked in the
+//! kernel, for example by a file server that does not answer, does not die of SIGKILL.
 
 use protocol::phase::{Phase, Verb};
 
 use crate::id::{ContainerId, ProcessName};
 use crate::machine::{Core, Purpose};
 use crate::message::{Answer, Effect, Fault, Reason, Refusal, Reply, Timer, Work};
-use crate::state::{Ladder, Life, Rung, SIGKILL};
+use crate::state::{Ladder, Life, Operation, Rung, SIGKILL, Signal};
 use crate::step::Done;
 
 impl<E: Clone> Core<E> {
@@ -28,6 +29,14 @@ impl<E: Clone> Core<E> {
         if name.exec.is_some() && life == Life::Created {
             return self.refuse_phase(reply, Verb::Signal, name, Phase::Created);
         }
+        if self.is_starting(&name, signal) {
+            let waits = Signal {
+                reply,
+                number: signal,
+                all,
+            };
+            return self.wait_for_start(&name, waits);
+        }
         let timer = (signal == SIGKILL).then(|| self.timer(Purpose::KillAnswer(name.clone()), Timer::KillAnswer));
         if signal == SIGKILL
             && name.exec.is_none()
@@ -41,6 +50,35 @@ impl<E: Clone> Core<E> {
             timer,
         };
         self.begin(purpose, Work::Signal { name, signal, all });
+    }
+
+    /// Whether the signal would come too early: an exec is not there before it is started, and the first process of a PID namespace
+    /// takes nothing but SIGKILL before its program has a handler (pid_namespaces(7)).
+    fn is_starting(&self, name: &ProcessName, signal: u32) -> bool {
+        let Some(container) = self.containers.get(&name.container) else {
+            return false;
+        };
+        match &name.exec {
+            Some(exec) => container.execs.get(exec).is_some_and(|exec| exec.start.is_some()),
+            None => signal != SIGKILL && matches!(container.operation, Some(Operation::Start { .. })),
+        }
+    }
+
+    fn wait_for_start(&mut self, name: &ProcessName, signal: Signal) {
+        if name.exec.is_none() {
+            if let Some(container) = self.containers.get_mut(&name.container) {
+                container.signals.push(signal);
+            }
+        } else if let Some(exec) = self.exec_mut(name) {
+            exec.signals.push(signal);
+        }
+    }
+
+    /// The start is over: sends what has waited for that, in its order, or refuses it where the start has failed.
+    pub(crate) fn send(&mut self, name: &ProcessName, signals: Vec<Signal>) {
+        for Signal { reply, number, all } in signals {
+            self.kill(reply, name.clone(), number, all);
+        }
     }
 
     pub(crate) fn signalled(&mut self, name: &ProcessName, reply: Reply, timer: Option<crate::Job>, done: Done<E>) {

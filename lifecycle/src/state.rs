@@ -1,7 +1,7 @@
-//! What is known of a sandbox's containers and execs: where each is in its life, what is under way for it, what it has.
+//! The state of a sandbox's containers and execs: the phase of each, its running operation, its resources.
 //!
-//! A container has a life, which follows what happens in the guest, and at most one operation that changes it. Requests that need
-//! the operation to be over wait in the container's queue.
+//! A container has a life, which follows the events in the guest, and at most one operation that changes it. Requests
+//! that need the operation to be complete wait in the container's queue.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -205,6 +205,16 @@ pub(crate) struct Container<E> {
     pub(crate) start_hooks: Option<(Job, Reply)>,
     /// How often the guest has refused to forget it.
     pub(crate) refused: u32,
+    /// Signals that wait for the end of its start.
+    pub(crate) signals: Vec<Signal>,
+}
+
+/// A signal that came while its process was being started: before execve(2) it would be lost.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Signal {
+    pub(crate) reply: Reply,
+    pub(crate) number: u32,
+    pub(crate) all: bool,
 }
 
 impl<E> Container<E> {
@@ -220,6 +230,7 @@ impl<E> Container<E> {
             told: false,
             start_hooks: None,
             refused: 0,
+            signals: Vec::new(),
         }
     }
 
@@ -244,6 +255,8 @@ pub(crate) struct Exec {
     pub(crate) start: Option<ExecStart>,
     pub(crate) guest: InGuest,
     pub(crate) delete: Option<ExecDelete>,
+    /// Signals that wait for the end of its start.
+    pub(crate) signals: Vec<Signal>,
 }
 
 /// Whether the guest has an exec.

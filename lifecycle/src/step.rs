@@ -1,4 +1,4 @@
-//! One step: an input finds its way to what it is about, and queued requests get their turn.
+//! One step: passes an input to the object that it concerns, and then starts queued requests.
 
 use std::time::SystemTime;
 
@@ -27,6 +27,13 @@ impl<E: Clone> Core<E> {
             Input::VmEnded { out_of_memory } => self.vm_ended(now, out_of_memory),
         }
         while let Some(id) = self.idle.pop() {
+            let Some(container) = self.containers.get_mut(&id) else {
+                continue;
+            };
+            if container.operation.is_none() && !container.signals.is_empty() {
+                let signals = std::mem::take(&mut container.signals);
+                self.send(&ProcessName::init(id.clone()), signals);
+            }
             let Some(container) = self.containers.get_mut(&id) else {
                 continue;
             };

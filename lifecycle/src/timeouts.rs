@@ -1,4 +1,4 @@
-//! The time-outs of a sandbox, in one table and with one scale for a node that is slow.
+//! The time-outs of a sandbox, in one table, with one scale factor for slow nodes.
 
 use std::time::Duration;
 
@@ -20,8 +20,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const STOP_HOOKS: Duration = Duration::from_secs(120);
 /// For the agent to answer a ping.
 const HEARTBEAT: Duration = Duration::from_secs(30);
+/// For a container's figures: containerd asks for those of all tasks one after the other, and has no limit of its own.
+const FIGURES: Duration = Duration::from_secs(4);
 /// Longest time without progress that a deletion in the guest is waited for: of its writing to disks, for one.
 const NO_PROGRESS: Duration = Duration::from_secs(120);
+/// For a deletion in the guest in all. What it can still have to write is in its memory; that it gets on is its own word.
+const DELETION: Duration = Duration::from_secs(3600);
 /// For the guest to power itself off.
 const POWER_OFF: Duration = Duration::from_secs(2);
 /// For what the connections of a dead VM still hold.
@@ -66,10 +70,22 @@ impl Timeouts {
         self.times(HEARTBEAT)
     }
 
+    /// For a container's figures.
+    #[must_use]
+    pub fn figures(&self) -> Duration {
+        self.times(FIGURES)
+    }
+
     /// Longest time without progress that a deletion in the guest is waited for.
     #[must_use]
     pub fn no_progress(&self) -> Duration {
         self.times(NO_PROGRESS)
+    }
+
+    /// For a deletion in the guest in all.
+    #[must_use]
+    pub fn deletion(&self) -> Duration {
+        self.times(DELETION)
     }
 
     /// For the guest to power itself off.

@@ -1,4 +1,4 @@
-//! The VM's beginning and its end, which is the end of everything that runs in it and of every call to it.
+//! The VM's beginning and end. Its end is the end of everything that runs in it and of every call to it.
 
 use std::time::SystemTime;
 

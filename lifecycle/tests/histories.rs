@@ -251,3 +251,79 @@ fn a_signal_to_an_exec_whose_container_has_ended_finds_it_finished() {
         "{answers:?}"
     );
 }
+
+fn sends(effects: &[Effect<&'static str>]) -> Vec<u32> {
+    let sends = effects.iter().filter_map(|effect| match effect {
+        Effect::Do(_, Work::Signal { signal, .. }) => Some(*signal),
+        _ => None,
+    });
+    sends.collect()
+}
+
+/// A signal to what is being started, whose start then ends as `done` says; all effects from the signal on.
+fn signalled_at_start(name: &ProcessName, signal: u32, done: Result<(), Failure<&'static str>>) -> Effects {
+    let mut sandbox = Sandbox::new();
+    let begun = match name.exec {
+        Some(_) => {
+            sandbox.run("c");
+            sandbox.ask(Request::AddExec(name.clone()));
+            sandbox.ask(Request::Start(name.clone()))
+        }
+        None => {
+            let begun = sandbox.ask(Request::Create(name.container.clone()));
+            sandbox.settle(begun, |_| false);
+            sandbox.ask(Request::Start(name.clone()))
+        }
+    };
+    let in_guest = |work: &Work| matches!(work, Work::GuestExec(_) | Work::GuestStart(_));
+    let waits = sandbox.settle(begun, in_guest);
+    let start = job(&waits, in_guest);
+    let mut effects = sandbox.ask(Request::Kill {
+        name: name.clone(),
+        signal,
+        all: false,
+    });
+    let begun = sandbox.step(Input::Finished(start, done));
+    let held = |work: &Work| matches!(work, Work::Signal { .. } | Work::StartHooks(_));
+    effects.extend(sandbox.settle(begun, held));
+    effects
+}
+
+const SIGINT: u32 = 2;
+
+#[test]
+fn a_signal_to_what_is_being_started_is_sent_once_it_runs() {
+    for name in [init("c"), exec("c")] {
+        for signal in [SIGINT, SIGKILL] {
+            let effects = signalled_at_start(&name, signal, Ok(()));
+            let runs = effects
+                .iter()
+                .position(|effect| matches!(effect, Effect::Enter(_, _, Some(Event::Started))));
+            let sent = effects
+                .iter()
+                .position(|effect| matches!(effect, Effect::Do(_, Work::Signal { .. })));
+            assert_eq!(sends(&effects), [signal], "{name}");
+            // SIGKILL ends a container's first process at any time.
+            let at_once = name.exec.is_none() && signal == SIGKILL;
+            assert_eq!(sent < runs, at_once, "{name} {signal}: {effects:?}");
+        }
+    }
+}
+
+#[test]
+fn a_signal_to_an_exec_that_does_not_start_is_refused() {
+    let refused = Failure {
+        fault: Fault::Refused,
+        error: "no such program",
+    };
+    let effects = signalled_at_start(&exec("c"), SIGINT, Err(refused));
+    let answers = answers(&effects);
+    assert!(sends(&effects).is_empty());
+    assert_eq!(
+        answers,
+        [
+            Answer::Failed("no such program"),
+            Answer::Refused(Refusal::Finished(exec("c")))
+        ]
+    );
+}

@@ -1,8 +1,8 @@
-//! What a Prometheus scrape needs: its text format ([`text`]), and as much of HTTP/1.1 (RFC 9112) as one GET a connection. Whoever
-//! is slow is hung up on.
+//! The parts of a Prometheus scrape: its text format ([`text`]), and HTTP/1.1 (RFC 9112) as far as one GET per connection
+//! needs it. Connections of slow clients are closed.
 //!
-//! The shim serves its own figures by it on a Unix socket, `kata-ctl monitor` those of all sandboxes on a loopback port. It
-//! knows neither what is served nor who may ask.
+//! The shim uses it to serve its own metrics on a Unix socket, `kata-ctl monitor` to serve those of all sandboxes on a
+//! loopback port. It knows neither the content nor the access rules.
 
 pub mod text;
 

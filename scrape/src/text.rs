@@ -1,6 +1,6 @@
 //! Prometheus's text format, version 0.0.4 (<https://prometheus.io/docs/instrumenting/exposition_formats/>).
 //!
-//! It knows nothing of what is measured. The shim and `kata-ctl` both write by it.
+//! It does not know what is measured. The shim and `kata-ctl` both use it.
 
 use std::fmt::Write as _;
 

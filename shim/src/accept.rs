@@ -1,4 +1,4 @@
-//! Accepting connections for as long as there may be any.
+//! Accepts the next connection. An error of accept(2), such as EMFILE, is not final: the call is repeated.
 
 use std::io;
 use std::time::Duration;

@@ -1,7 +1,7 @@
-//! The shim's calls to the guest's agent, each with a bound in time.
+//! The shim's calls to the guest's agent. Each call has a time limit.
 //!
-//! It knows the protocol and nothing of containers' states. A call may be dropped at any moment: the connection and the calls
-//! of others live on ([`write_queue`]).
+//! It knows the protocol, but not the states of containers. A call may be dropped at any moment: the connection and the
+//! other calls are not affected ([`write_queue`]).
 
 mod write_queue;
 
@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use protocol::agent::{
     CloseStdinRequest, ContainerId, CreateContainerRequest, DeleteResponse, Empty, ExecRequest, GrowStorageRequest,
-    GuestMetricsResponse, HostChanges, ListProcessesResponse, MemlockReport, MemlockRequest, NameServer, Network,
-    ProcessId, ProcessStarted, ResizeRequest, ResizeTerminalRequest, SignalRequest, StatsResponse, StorageName,
-    StorageStatsResponse, UpdateRequest,
+    GuestMetricsResponse, HostChanges, MemlockReport, MemlockRequest, NameServer, Network, ProcessId, ProcessStarted,
+    ResizeRequest, ResizeTerminalRequest, SignalRequest, StatsResponse, StorageName, StorageStatsResponse,
+    UpdateRequest,
 };
 use protocol::agent_ttrpc::AgentClient as Generated;
 use ttrpc::Code;
@@ -152,10 +152,6 @@ impl AgentClient {
     call!(
         /// Tells what the host has changed.
         report_changes(HostChanges) -> Empty
-    );
-    call!(
-        /// A container's processes.
-        list_processes(ContainerId) -> ListProcessesResponse
     );
     call!(
         /// A container's figures.

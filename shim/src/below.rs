@@ -1,7 +1,7 @@
-//! Opens what is below a directory that somebody else changes at the same time: the guest, by virtio-fs.
+//! Opens files below a directory that the guest can change at the same time, by virtio-fs.
 //!
-//! The kernel resolves such a path without following links, which could lead anywhere on the host, and what was opened is
-//! used by its descriptor, because a name may mean something else a moment later.
+//! The kernel resolves the path without following links, which could lead anywhere on the host. The file is then used by
+//! its descriptor, because the name may refer to another file a moment later.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};

@@ -1,16 +1,18 @@
-//! The queue of the node's boots: only so many VMs boot at a time, and the others wait their turn.
+//! The boot queue of the node: only a limited number of VMs boot at a time, and the others wait.
 //!
-//! A boot takes a CPU for itself. Where many begin at once all of them crawl, and all of them reach their time-outs together.
+//! A boot keeps one CPU busy. If many VMs boot together, all of them are slow and reach their time-outs together.
 //!
 //! ```text
-//! boot.queue      locked by the one that is next; the others wait for this lock
-//! boot.place.N    locked by one that boots
+//! boot.queue      locked by the next one in the queue; the others wait for this lock
+//! boot.place.N    locked while a VM boots; contains the pid of its shim
 //! ```
-//! The locks are flock(2)'s, shared by all shims of the node and by nobody else, and the kernel gives back those of a process
-//! that dies. Nobody waits where a place is free. It knows nothing of what is booted.
+//! The locks are flock(2) locks. All shims of the node share them, and no other program uses them. The kernel releases
+//! the locks of a process that dies. If a place is free, a boot does not wait. The place
+//! of a stopped process does not count, and no boot waits for ever, because a node that boots too many VMs at once is slow,
+//! and one that boots none is down. The module does not know what is booted.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -18,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, inotify};
 
 /// Name of a place's file, before its number.
@@ -29,11 +32,18 @@ const DYING: Duration = Duration::from_millis(50);
 /// The pause in which it is waited for: there is no event.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
 
+/// How often it is looked whether one that boots has been stopped: there is no event.
+const STOPPED: Duration = Duration::from_secs(2);
+
+/// How long the one that is next waits where no place is given back.
+const PATIENCE: Duration = Duration::from_secs(300);
+
 /// The queue.
 #[derive(Debug, Clone)]
 pub struct BootQueue {
     directory: PathBuf,
     places: usize,
+    patience: Duration,
 }
 
 /// One of those that boot. Given back when it is dropped, or when the process ends.
@@ -62,10 +72,11 @@ impl BootQueue {
         Self {
             directory: directory.to_owned(),
             places,
+            patience: PATIENCE,
         }
     }
 
-    /// Waits for a place, for as long as that takes. May be cancelled.
+    /// Waits for a place. May be cancelled.
     ///
     /// # Errors
     /// The files cannot be made, locked or watched.
@@ -105,12 +116,37 @@ impl BootQueue {
 
     /// A place that is free now. To be called by the one that is next: nobody else takes any.
     fn free(&self) -> io::Result<Option<BootPlace>> {
+        let mut stopped = 0;
         for number in 0..self.places {
             if let Some(place) = self.take_if_free(number)? {
                 return Ok(Some(place));
             }
+            stopped += usize::from(self.is_stopped(number));
+        }
+        // As many more as do not count.
+        for number in self.places..self.places + stopped {
+            if let Some(place) = self.take_if_free(number)? {
+                tracing::warn!(
+                    stopped,
+                    "a process that boots a VM is stopped: its place in the queue is taken by another"
+                );
+                return Ok(Some(place));
+            }
         }
         Ok(None)
+    }
+
+    /// Whether the process that has this place is stopped by a signal or a debugger (proc_pid_stat(5)).
+    fn is_stopped(&self, number: usize) -> bool {
+        let stat = || -> Option<String> {
+            let pid = std::fs::read_to_string(self.directory.join(format!("{PLACE}{number}"))).ok()?;
+            let pid: u32 = pid.trim().parse().ok()?;
+            std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()
+        };
+        // Its name, in parentheses, may have any characters.
+        let stat = stat().unwrap_or_default();
+        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+        matches!(state, Some('T' | 't'))
     }
 
     /// This place, if it is free now.
@@ -131,8 +167,10 @@ impl BootQueue {
 
     /// Waits for this place.
     fn take(&self, number: usize) -> io::Result<BootPlace> {
-        let file = self.open(&format!("{PLACE}{number}"))?;
+        let mut file = self.open(&format!("{PLACE}{number}"))?;
         lock(&file)?;
+        file.set_len(0)?;
+        file.write_all(std::process::id().to_string().as_bytes())?;
         Ok(BootPlace { file })
     }
 
@@ -151,7 +189,8 @@ impl BootQueue {
 
     /// Waits until one of the places is given back, and takes it.
     fn wait_for_one(&self) -> io::Result<BootPlace> {
-        let watch = inotify::init(inotify::CreateFlags::CLOEXEC)?;
+        let began = Instant::now();
+        let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
         inotify::add_watch(&watch, &self.directory, inotify::WatchFlags::CLOSE_WRITE)?;
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut events = inotify::Reader::new(&watch, &mut buffer);
@@ -160,9 +199,17 @@ impl BootQueue {
             if let Some(place) = self.free()? {
                 return Ok(place);
             }
+            if began.elapsed() > self.patience {
+                let why = format!("no place was given back within {} s", self.patience.as_secs());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+            }
             let event = match events.next() {
                 Ok(event) => event,
                 Err(rustix::io::Errno::INTR) => continue,
+                Err(rustix::io::Errno::AGAIN) => {
+                    changed_within(&watch, STOPPED.min(self.patience))?;
+                    continue;
+                }
                 Err(error) => return Err(error.into()),
             };
             let name = event.file_name().and_then(|name| name.to_str().ok());
@@ -173,6 +220,15 @@ impl BootQueue {
                 return Ok(place);
             }
         }
+    }
+}
+
+/// Waits for an event, and no longer than so.
+fn changed_within(watch: &OwnedFd, limit: Duration) -> io::Result<()> {
+    let limit = Timespec::try_from(limit).map_err(io::Error::other)?;
+    match poll(&mut [PollFd::new(watch, PollFlags::IN)], Some(&limit)) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -236,20 +292,57 @@ mod tests {
         in_time(queue.enter()).await;
     }
 
-    #[tokio::test]
-    async fn the_place_of_a_process_that_was_killed_is_free() {
-        let directory = tempfile::tempdir().unwrap();
-        let queue = BootQueue::with_places(directory.path(), 1);
-        let script = "exec 9<>boot.place.0 && flock 9 && echo locked && exec sleep 1000 >&-";
+    /// A process that has the first place.
+    fn holder(directory: &Path) -> std::process::Child {
+        let script = "exec 9<>boot.place.0 && flock 9 && echo $$ >&9 && echo locked && exec sleep 1000 >&-";
         let mut holder = Command::new("sh")
             .args(["-c", script])
-            .current_dir(directory.path())
+            .current_dir(directory)
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let mut said = String::new();
         holder.stdout.take().unwrap().read_to_string(&mut said).unwrap();
         assert_eq!(said, "locked\n");
+        holder
+    }
+
+    #[tokio::test]
+    async fn the_place_of_a_process_that_is_stopped_does_not_count_until_it_goes_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let queue = BootQueue::with_places(directory.path(), 1);
+        let mut holder = holder(directory.path());
+        let pid = nix::unistd::Pid::from_raw(holder.id().try_into().unwrap());
+        let signal = |signal| nix::sys::signal::kill(pid, signal).unwrap();
+        let mut waiting = Box::pin(queue.enter());
+        assert!(tokio::time::timeout(SHORT, &mut waiting).await.is_err());
+        signal(nix::sys::signal::Signal::SIGSTOP);
+        let instead = in_time(waiting).await;
+        // One stopped is one place.
+        assert!(tokio::time::timeout(SHORT, queue.enter()).await.is_err());
+        signal(nix::sys::signal::Signal::SIGCONT);
+        drop(instead);
+        assert!(tokio::time::timeout(SHORT, queue.enter()).await.is_err());
+        holder.kill().unwrap();
+        in_time(queue.enter()).await;
+        holder.wait().unwrap();
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_ever() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut queue = BootQueue::with_places(directory.path(), 1);
+        queue.patience = SHORT;
+        let _first = in_time(queue.enter()).await;
+        let error = tokio::time::timeout(LONG, queue.enter()).await.unwrap().unwrap_err();
+        assert!(error.to_string().contains("no place was given back"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn the_place_of_a_process_that_was_killed_is_free() {
+        let directory = tempfile::tempdir().unwrap();
+        let queue = BootQueue::with_places(directory.path(), 1);
+        let mut holder = holder(directory.path());
         let mut waiting = Box::pin(queue.enter());
         assert!(tokio::time::timeout(SHORT, &mut waiting).await.is_err());
         holder.kill().unwrap();

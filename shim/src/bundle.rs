@@ -1,4 +1,4 @@
-//! What `start` and `delete` read from the bundle: to which sandbox the container belongs.
+//! Reads from the bundle, for `start` and `delete`, which sandbox the container belongs to.
 
 use std::collections::HashMap;
 use std::fs::File;

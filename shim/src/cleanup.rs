@@ -1,6 +1,8 @@
-//! Removes what a sandbox leaves on the host. Used by the server's end and by `delete`: may run twice, or at once.
+//! Removes everything that a sandbox has left on the host. The server's end and `delete` use it. It may run twice, or
+//! twice at the same time.
 
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::hooks::Owed;
@@ -9,6 +11,7 @@ use crate::network;
 use crate::process::{self, ProcessRef};
 use crate::run_dir::{Lock, RunDir};
 use crate::share;
+use crate::sys;
 use crate::volumes::record;
 
 /// How long the killed may take to die: `delete` has 5 s in all.
@@ -60,13 +63,33 @@ pub(crate) fn remove_locked(run_dir: &RunDir, _lock: &Lock) {
         cgroup.remove();
     }
     // What a shim that is gone has not come to.
-    Owed::below(run_dir.path()).pay_all_blocking();
+    pay(run_dir);
     // Removing the directory while something is mounted in it would remove the host's files.
     let removed = share::unmount_below(run_dir.path())
         .map_err(|error| Box::new(error) as Box<dyn std::error::Error>)
         .and_then(|()| run_dir.remove().map_err(Into::into));
     if let Err(error) = removed {
         tracing::warn!(error = &*error, path = %run_dir.path().display(), "cannot remove the sandbox's directory");
+    }
+}
+
+/// Has the sandbox's poststop hooks run by a process that outlives this one: containerd kills `delete` after 5 s.
+fn pay(run_dir: &RunDir) {
+    let directory = run_dir.owed();
+    let payer = match Owed::below(run_dir.path()).hand_over(&directory) {
+        Ok(false) => return,
+        Ok(true) => std::env::current_exe().and_then(|program| {
+            let mut command = Command::new(program);
+            command.arg("-poststop").arg(&directory).current_dir("/");
+            // containerd waits for the end of `delete`'s streams as well.
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            sys::detach(&mut command);
+            command.spawn()
+        }),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = payer {
+        tracing::warn!(%error, path = %directory.display(), "the sandbox's poststop hooks are not run");
     }
 }
 
@@ -87,7 +110,7 @@ mod tests {
     fn a_newer_sandbox_of_the_same_id_is_left_alone() {
         let root = tempfile::tempdir().unwrap();
         let (run_dir, mut state) = sandbox(root.path());
-        let mut newer = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let mut newer = Command::new("sleep").arg("600").spawn().unwrap();
         state.shim = ProcessRef::of(newer.id().try_into().unwrap());
         run_dir.write_state(&state).unwrap();
         // The older server at its end, and a delete that looked before the newer one was there.

@@ -1,7 +1,8 @@
 //! The command line that containerd uses: flags in the style of Go's `flag` package, then an action.
 //!
 //! containerd 1.6 to 2.1 send `-namespace N -address A -publish-binary B -id ID [-debug] start`, and for `delete` also
-//! `-bundle D`; `-v` and `-info` come alone. Our own server is started without an action and with `-socket`.
+//! `-bundle D`; `-v` and `-info` come alone. Users of Kata call `--version`. Our own server is started without an action
+//! and with `-socket`, and the process that runs the hooks of a dead sandbox with `-poststop`.
 
 use std::path::PathBuf;
 
@@ -16,6 +17,8 @@ pub enum Command {
     Delete(Arguments),
     /// Be the server.
     Serve(Arguments),
+    /// Run the poststop hooks that are recorded in this directory, which `delete` has no time for.
+    Poststop(PathBuf),
     /// Print the version for people.
     Version,
     /// Print a `RuntimeInfo` for containerd.
@@ -75,6 +78,7 @@ struct Flags {
     bundle: String,
     socket: String,
     config_path: String,
+    poststop: String,
     debug: bool,
     version: bool,
     info: bool,
@@ -91,6 +95,7 @@ impl Flags {
             "bundle" => Some(&mut self.bundle),
             "socket" => Some(&mut self.socket),
             "config-path" => Some(&mut self.config_path),
+            "poststop" => Some(&mut self.poststop),
             _ => None,
         }
     }
@@ -98,7 +103,7 @@ impl Flags {
     fn boolean(&mut self, name: &str) -> Option<&mut bool> {
         match name {
             "debug" => Some(&mut self.debug),
-            "v" => Some(&mut self.version),
+            "v" | "version" => Some(&mut self.version),
             "info" => Some(&mut self.info),
             _ => None,
         }
@@ -153,6 +158,9 @@ fn command(flags: Flags, action: Option<&str>) -> Result<Command, CliError> {
     }
     if flags.info {
         return Ok(Command::Info);
+    }
+    if !flags.poststop.is_empty() {
+        return Ok(Command::Poststop(flags.poststop.into()));
     }
     let make: fn(Arguments) -> Command = match action {
         Some("start") => Command::Start,

@@ -1,4 +1,4 @@
-//! What the server is started with. Filled in by [`crate::start`], used by [`crate::server`].
+//! The settings with which the server is started. Filled in by [`crate::start`], used by [`crate::server`].
 
 use std::path::PathBuf;
 

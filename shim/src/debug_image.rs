@@ -1,5 +1,5 @@
-//! The guest's image with the programs of the debug console: two archives, one after the other, as the kernel takes them
-//! (Documentation/driver-api/early-userspace/buffer-format.rst). It knows nothing of what is in them.
+//! Appends the archive of the debug console's programs to the guest's initrd. The kernel accepts two archives in one file
+//! (Documentation/driver-api/early-userspace/buffer-format.rst). The module does not know their contents.
 
 use std::fs::{self, File, Permissions};
 use std::io;

@@ -1,36 +1,62 @@
-//! `delete`: containerd's last resort when a shim is gone or does not answer. It is killed after 5 s.
+//! `delete`: containerd's last resort if a shim has ended or does not answer. containerd kills this process after 5 s.
 
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use containerd_shim_protos::api::DeleteResponse;
+use containerd_shim_protos::api::{DeleteRequest, DeleteResponse, KillRequest, WaitRequest};
+use containerd_shim_protos::shim_async::{Client, TaskClient};
 use protobuf::MessageField;
 use protobuf::well_known_types::timestamp::Timestamp;
+use ttrpc::context;
 
+use crate::alive::is_alive;
 use crate::bundle;
 use crate::cleanup;
 use crate::cli::Arguments;
-use crate::id::SandboxId;
+use crate::id::{ContainerId, SandboxId};
 use crate::run_dir::RunDir;
 
 /// 128 + SIGKILL: what containerd's own shims answer.
 const KILLED: u32 = 137;
 
-/// Removes what is left, and answers what containerd takes for the container's end. A container of a pod whose shim
-/// runs has nothing outside of that shim, so nothing else of the pod is touched.
+/// SIGKILL on Linux (signal(7)).
+const SIGKILL: u32 = 9;
+
+/// For the container to die of it.
+const DEATH_LIMIT: Duration = Duration::from_secs(3);
+
+/// For a pod's server to end one of its containers.
+const END_LIMIT: Duration = Duration::from_secs(4);
+
+/// Removes what is left, and answers what containerd takes for the container's end. Of a pod whose shim runs nothing but the
+/// container is touched: that shim ends it.
 #[must_use]
 pub fn delete(arguments: &Arguments, bundle: &Path) -> DeleteResponse {
     let own = SandboxId::from(&arguments.id);
     // The bundle may be gone already; then the container can only be found by its own id.
     let sandbox = bundle::sandbox_of(bundle, &arguments.id).unwrap_or_else(|_| own.clone());
     let run_dir = RunDir::of(&arguments.namespace, &sandbox);
+    let pid = vmm(&run_dir);
+    if sandbox != own && is_alive(&run_dir.socket()) {
+        return end_in_pod(&run_dir.address(), &arguments.id).unwrap_or_else(|| killed(pid));
+    }
     // Before the lock: whoever has it may be starting a new sandbox of this id.
     let server = cleanup::recorded_server(&run_dir);
-    if sandbox == own || std::os::unix::net::UnixStream::connect(run_dir.socket()).is_err() {
-        cleanup::remove_sandbox(&run_dir, server);
-    }
+    cleanup::remove_sandbox(&run_dir, server);
+    killed(pid)
+}
+
+/// The pid that stood for the sandbox; 0 where none is known.
+fn vmm(run_dir: &RunDir) -> u32 {
+    let state = run_dir.read_state().ok().flatten();
+    let vmm = state.and_then(|state| state.vm.first().copied());
+    vmm.and_then(|vmm| u32::try_from(vmm.pid).ok()).unwrap_or(0)
+}
+
+fn killed(pid: u32) -> DeleteResponse {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     DeleteResponse {
+        pid,
         exit_status: KILLED,
         exited_at: MessageField::some(Timestamp {
             seconds: i64::try_from(now.as_secs()).unwrap_or(i64::MAX),
@@ -39,4 +65,49 @@ pub fn delete(arguments: &Arguments, bundle: &Path) -> DeleteResponse {
         }),
         ..DeleteResponse::default()
     }
+}
+
+/// Has the pod's server end the container. None where it did not in time, or does not know it; why, is logged.
+fn end_in_pod(address: &str, container: &ContainerId) -> Option<DeleteResponse> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let ended = runtime.map(|runtime| {
+        runtime.block_on(async { tokio::time::timeout(END_LIMIT, end(address, container.as_str())).await })
+    });
+    match ended {
+        Ok(Ok(Ok(answer))) => return Some(answer),
+        Ok(Ok(Err(error))) => tracing::warn!(%error, %container, "the pod's shim has not deleted the container"),
+        Ok(Err(_)) => tracing::warn!(%container, "the pod's shim has not deleted the container in time"),
+        Err(error) => tracing::warn!(%error, %container, "the pod's shim cannot be asked to delete the container"),
+    }
+    None
+}
+
+/// Kills a container and deletes it, by the server that listens on this address (`unix://…`).
+///
+/// # Errors
+/// There is no such server or container, or it cannot be deleted.
+pub async fn end(address: &str, container: &str) -> ttrpc::Result<DeleteResponse> {
+    let id = container.to_owned();
+    let limit = || context::with_duration(END_LIMIT);
+    let tasks = TaskClient::new(Client::connect(address).await?);
+    let kill = KillRequest {
+        id: id.clone(),
+        signal: SIGKILL,
+        all: true,
+        ..Default::default()
+    };
+    if tasks.kill(limit(), &kill).await.is_ok() {
+        let wait = WaitRequest {
+            id: id.clone(),
+            ..Default::default()
+        };
+        // Whether it has ended, the answer to the deletion tells.
+        let _ = tasks.wait(context::with_duration(DEATH_LIMIT), &wait).await;
+    }
+    // One that cannot be killed has ended.
+    let delete = DeleteRequest {
+        id,
+        ..Default::default()
+    };
+    tasks.delete(limit(), &delete).await
 }

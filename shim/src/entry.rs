@@ -1,4 +1,4 @@
-//! What the program does for each of its commands; `main` only calls it.
+//! The commands of the program. `main` only calls this module.
 
 use std::env;
 use std::error::Error;
@@ -52,6 +52,10 @@ pub fn run(words: impl IntoIterator<Item = String>) -> Result<(), Box<dyn Error>
         Command::Delete(arguments) => {
             let bundle = bundle(&arguments)?;
             print(&delete::delete(&arguments, &bundle).write_to_bytes()?)
+        }
+        Command::Poststop(directory) => {
+            Owed::moved_to(directory).pay_all_blocking();
+            Ok(())
         }
         Command::Serve(arguments) => serve(arguments),
     }

@@ -1,7 +1,7 @@
-//! What can go wrong in the service, and the status code that containerd gets for it.
+//! The errors of the service, and the status code that containerd gets for each.
 //!
-//! containerd and its clients decide by the code and print the message, so a message says what was tried, on what, and
-//! why it failed.
+//! containerd and its clients decide by the code and print the message. So a message names the operation, its object and
+//! the reason of the failure.
 
 use std::fmt::Write as _;
 use std::sync::Arc;

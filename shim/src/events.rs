@@ -1,7 +1,7 @@
 //! containerd's events: an ordered queue, forwarded over its ttrpc socket.
 //!
-//! containerd may restart while the sandbox runs: an event is kept until it has been taken. The queue is bounded, and an
-//! exit is never what has to go: containerd would believe for ever that the process runs.
+//! containerd may restart while the sandbox runs, so an event is kept until containerd has accepted it. The queue is
+//! bounded, but an exit is never dropped, because containerd would then believe that the process still runs.
 
 mod backlog;
 

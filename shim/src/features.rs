@@ -1,7 +1,7 @@
-//! What `-info` tells containerd of the runtime: the features structure of the OCI runtime specification (features.md), by which
-//! CRI offers recursive read-only mounts and user namespaces.
+//! The output of `-info`: the features structure of the OCI runtime specification (features.md). CRI uses it to offer
+//! recursive read-only mounts and user namespaces.
 //!
-//! It says what a guest carries out, whatever the host is. It knows no sandbox.
+//! It describes what a guest supports, whatever the host is. It knows no sandbox.
 
 use protobuf::well_known_types::any::Any;
 use serde_json::{Value, json};
@@ -94,13 +94,18 @@ pub fn features() -> Result<Any, serde_json::Error> {
     })
 }
 
+/// Mount options that the host carries out.
+const OF_THE_HOST: [&str; 2] = ["idmap", "ridmap"];
+
 fn structure() -> Value {
     let [oldest, newest] = VERSIONS;
+    let mut options = [&OF_THE_HOST[..], &protocol::MOUNT_OPTIONS[..]].concat();
+    options.sort_unstable();
     json!({
         "ociVersionMin": oldest,
         "ociVersionMax": newest,
         "hooks": HOOKS,
-        "mountOptions": &protocol::MOUNT_OPTIONS[..],
+        "mountOptions": options,
         "linux": {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
             "capabilities": &CAPABILITIES[..],
@@ -122,7 +127,7 @@ fn structure() -> Value {
             "apparmor": { "enabled": false },
             "selinux": { "enabled": false },
             "intelRdt": { "enabled": false },
-            "mountExtensions": { "idmap": { "enabled": false } },
+            "mountExtensions": { "idmap": { "enabled": true } },
             "netDevices": { "enabled": false },
         },
     })

@@ -1,5 +1,5 @@
-//! Tells of a guest kernel that lacks a fix which containers depend on. Such a kernel is the user's own choice, so it is a
-//! warning, once for each sandbox, and nothing else.
+//! Logs which fixes the guest kernel lacks, once per sandbox: a warning for each fix that Linux has, and one message of
+//! level info for those that only our kernel has. The operator has chosen the kernel, so it is no error.
 
 use config::kernel::{self, Fix, Standing};
 

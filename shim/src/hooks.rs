@@ -12,6 +12,7 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use oci_spec::runtime::{Hook, Hooks};
@@ -45,7 +46,7 @@ pub struct HookState {
     pub id: String,
     /// "creating", "created", "running" or "stopped".
     pub status: Cow<'static, str>,
-    /// A process in the container's namespaces as far as they exist on the host: QEMU. 0 once it is gone.
+    /// A process in the container's namespaces as far as they exist on the host: the one that stands for it. 0 once it is gone.
     pub pid: i32,
     /// Absolute.
     pub bundle: PathBuf,
@@ -132,19 +133,23 @@ async fn run_one(host: &HostNamespace, hook: Hook, state: &HookState) -> Result<
         .and_then(|seconds| u64::try_from(seconds).ok())
         .map(Duration::from_secs);
     let (host, state) = (host.clone(), state.clone());
-    let started = tokio::task::spawn_blocking(move || start(&host, &hook, &state)).await;
-    let (mut running, output) = started.unwrap_or_else(|error| Err(failed(io::Error::other(error))))?;
-    let ended = match timeout {
-        None => Some(running.end().await),
-        Some(timeout) => tokio::time::timeout(timeout, running.end()).await.ok(),
+    // Its start as well: its program may be on a file server that does not answer.
+    let ending = async {
+        let started = tokio::task::spawn_blocking(move || start(&host, &hook, &state)).await;
+        let (mut running, output) = started.unwrap_or_else(|error| Err(failed(io::Error::other(error))))?;
+        let status = running.end().await.map_err(failed)?;
+        Ok::<_, HookError>((status, output))
     };
-    match ended.transpose().map_err(failed)? {
-        None => Err(HookError::Timeout {
-            path,
-            timeout: timeout.unwrap_or_default(),
-        }),
-        Some(status) if status.success() => Ok(()),
-        Some(status) => Err(HookError::Failed {
+    let ended: Result<_, HookError> = match timeout {
+        None => ending.await,
+        Some(timeout) => match tokio::time::timeout(timeout, ending).await {
+            Ok(ended) => ended,
+            Err(_) => return Err(HookError::Timeout { path, timeout }),
+        },
+    };
+    match ended? {
+        (status, _) if status.success() => Ok(()),
+        (status, output) => Err(HookError::Failed {
             path,
             status,
             output: tail(output),
@@ -168,33 +173,39 @@ fn start(host: &HostNamespace, hook: &Hook, state: &HookState) -> Result<(Runnin
         .stderr(stderr)
         .current_dir(state.directory());
     let child = host.run(move || command.spawn())?.map_err(failed)?;
-    Ok((Running(child), output))
+    Ok((Running(Some(child)), output))
 }
 
 /// A hook's process. Dropping it before its end ends it and its group: nobody waits any more, whether its time is over or
 /// the sandbox is shut down.
-struct Running(Child);
+struct Running(Option<Child>);
 
 impl Running {
     async fn end(&mut self) -> io::Result<ExitStatus> {
-        let pid = self.pid().ok_or(io::ErrorKind::InvalidInput)?;
+        let child = self.0.as_mut().ok_or(io::ErrorKind::InvalidInput)?;
+        let pid = pid(child).ok_or(io::ErrorKind::InvalidInput)?;
         // A pidfd is readable once the process is dead (pidfd_open(2)).
         let pidfd = sys::watch(pidfd_open(pid, PidfdFlags::empty())?)?;
         let _dead = pidfd.readable().await?;
-        self.0.wait()
+        child.wait()
     }
+}
 
-    fn pid(&self) -> Option<Pid> {
-        i32::try_from(self.0.id()).ok().and_then(Pid::from_raw)
-    }
+fn pid(child: &Child) -> Option<Pid> {
+    i32::try_from(child.id()).ok().and_then(Pid::from_raw)
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
+        let Some(mut child) = self.0.take() else { return };
         // Not reaped yet, so the number is still the group's.
-        if let (Ok(None), Some(group)) = (self.0.try_wait(), self.pid()) {
+        if let (Ok(None), Some(group)) = (child.try_wait(), pid(&child)) {
             let _ = kill_process_group(group, Signal::KILL);
-            let _ = self.0.wait();
+            // In an uninterruptible wait it does not die before that ends, and this is a thread of the runtime. Without a thread it stays
+            // a zombie until the shim's end.
+            let _ = thread::Builder::new()
+                .name("hook-reaper".to_owned())
+                .spawn(move || child.wait());
         }
     }
 }
@@ -295,6 +306,67 @@ mod tests {
             Err(HookError::Timeout { .. })
         ));
     }
+
+    /// A file system whose server takes a request and does not answer it: who asks is in an uninterruptible wait (the kernel's
+    /// `request_wait_answer`). After `RELEASED` the server ends.
+    struct Unanswering(tempfile::TempDir);
+
+    const RELEASED: Duration = Duration::from_secs(20);
+
+    impl Unanswering {
+        fn mount() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let mut device = File::options().read(true).write(true).open("/dev/fuse").unwrap();
+            let data = format!(
+                "fd={},rootmode=40000,user_id=0,group_id=0",
+                std::os::fd::AsRawFd::as_raw_fd(&device)
+            );
+            let data = std::ffi::CString::new(data).unwrap();
+            rustix::mount::mount(
+                "none",
+                directory.path(),
+                "fuse",
+                rustix::mount::MountFlags::NODEV,
+                &*data,
+            )
+            .unwrap();
+            thread::spawn(move || {
+                let mut request = vec![0; 64 << 10];
+                assert!(device.read(&mut request).unwrap() > 0);
+                // FUSE_INIT's answer (fuse_out_header and fuse_init_out of linux/fuse.h): version 7.31, writes of a page.
+                let mut answer = vec![0; 80];
+                answer[..4].copy_from_slice(&80u32.to_ne_bytes());
+                answer[8..16].copy_from_slice(&request[8..16]);
+                for (at, number) in [(16, 7u32), (20, 31), (36, 4096)] {
+                    answer[at..at + 4].copy_from_slice(&number.to_ne_bytes());
+                }
+                device.write_all(&answer).unwrap();
+                // The first look-up; a second one waits for it.
+                assert!(device.read(&mut request).unwrap() > 0);
+                thread::sleep(RELEASED);
+            });
+            Self(directory)
+        }
+    }
+
+    impl Drop for Unanswering {
+        fn drop(&mut self) {
+            let _ = rustix::mount::unmount(self.0.path(), rustix::mount::UnmountFlags::DETACH);
+        }
+    }
+
+    #[tokio::test]
+    async fn hooks_that_no_signal_reaches_hold_nobody_up() {
+        let (bundle, dead) = (tempfile::tempdir().unwrap(), Unanswering::mount());
+        let began = std::time::Instant::now();
+        for name in ["one", "two"] {
+            let script = format!("exec cat {}/{name}", dead.0.path().display());
+            let result = create(&script, 1, bundle.path()).await;
+            assert!(matches!(result, Err(HookError::Timeout { .. })));
+        }
+        assert!(began.elapsed() < RELEASED, "a hook was waited for");
+    }
+
     #[tokio::test]
     async fn a_hook_without_a_timeout_ends_when_nobody_waits_any_more() {
         let bundle = tempfile::tempdir().unwrap();

@@ -1,9 +1,8 @@
-//! Mounts on the host what containerd sends for a rootfs: overlays, and any other file system that the host's kernel or one of its
-//! FUSE helpers has.
+//! Mounts on the host the rootfs that containerd describes: overlays, and any other file system that the host's kernel or
+//! one of its FUSE helpers supports.
 //!
-//! mount(2) takes at most one page of options. An image of many layers needs more: then, as containerd does for its
-//! own mounts, the lower directories are written relative to the directory that they have in common, and the mount is
-//! made from there.
+//! mount(2) takes at most one page of options. An image with many layers needs more. Then, as in containerd's own mounts,
+//! the lower directories are written relative to their common directory, and the mount is made from there.
 
 use std::ffi::CString;
 use std::io;

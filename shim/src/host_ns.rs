@@ -1,11 +1,11 @@
 //! Threads in the host's mount namespace.
 //!
-//! The server has a mount namespace of its own, so that its mounts die with it. What the host mounts later reaches
-//! it only where `/` is shared, and it need not be. Sources of bind mounts are therefore opened here, cloned, and
-//! handed over as descriptors; hooks are started here.
+//! The server has its own mount namespace, so that its mounts end with it. Later mounts of the host propagate into it
+//! only if `/` is shared, which is not guaranteed. So sources of bind mounts are opened and cloned here, and returned as
+//! descriptors. Hooks are started here.
 //!
-//! One thread stays in the namespace and does nothing but start others, which are born into it (clone(2)): one a job. A
-//! source on a file server that does not answer blocks for as long as that lasts, and must hold up nobody else.
+//! One thread stays in the namespace and only starts other threads, one per job, which inherit the namespace (clone(2)).
+//! A source on a file server that does not answer blocks its own thread, and must not block others.
 
 use std::ffi::{OsStr, OsString};
 use std::io;

@@ -1,11 +1,12 @@
-//! The shim: containerd's contract, the sandbox, host mounts, streams, events, host hooks.
+//! The shim: containerd's APIs, the sandbox, host mounts, streams, events, host hooks.
 //!
-//! Modules of two kinds. The host's side: [`entry`], [`cli`], [`bundle`], [`options`], [`start`], [`delete`], [`run_dir`], [`share`], [`host_ns`],
-//! [`guest_spec`], [`hooks`], [`host_cgroup`], [`cleanup`], [`logging`], [`stats`]. The service: [`server`] and
-//! what it uses. Neither knows QEMU's arguments.
+//! There are two kinds of modules. The host's side: [`entry`], [`cli`], [`bundle`], [`options`], [`start`], [`delete`],
+//! [`run_dir`], [`share`], [`host_ns`], [`guest_spec`], [`hooks`], [`host_cgroup`], [`cleanup`], [`logging`], [`stats`].
+//! The service: [`server`] and the modules that it uses. Neither knows QEMU's arguments.
 
 mod accept;
 pub mod agent_client;
+mod alive;
 mod below;
 pub mod boot_queue;
 pub mod bundle;
@@ -37,6 +38,7 @@ pub mod network;
 pub mod node;
 mod noise;
 pub mod options;
+pub mod owners;
 pub mod path_error;
 pub mod pod_config;
 pub mod process;

@@ -1,7 +1,7 @@
 //! The log: JSON lines into the bundle's `log` FIFO, which containerd reads.
 //!
-//! Nobody may ever wait for the log: the FIFO is written without blocking, and what does not fit is dropped and
-//! counted. A line is at most `PIPE_BUF` bytes, so that it is written whole or not at all (pipe(7)).
+//! Nothing may ever wait for the log: the FIFO is written without blocking, and lines that do not fit are dropped and
+//! counted. A line has at most `PIPE_BUF` bytes, so that it is written completely or not at all (pipe(7)).
 
 use std::fmt;
 use std::fs::{File, OpenOptions};

@@ -1,7 +1,7 @@
-//! Settings of the node that a container has by inheritance: on runc because there is one kernel, here because the guest is given
-//! them (docs/limits.md).
+//! Reads settings of the node for the guest. With runc a container inherits them, because there is only one kernel
+//! (docs/limits.md).
 //!
-//! It reads the host and knows no guest. What the guest has more of, it keeps.
+//! It reads the host and knows no guest. A setting of the guest that is already higher stays.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -50,10 +50,15 @@ const NOTHING: u64 = 2;
 const OVERCOMMIT: &str = "vm.overcommit_memory";
 const ALWAYS: u64 = 1;
 
-/// What the guest is to have at least.
+/// What the guest is to have at least. One whose memory `grows` always overcommits: it would refuse what is more than it has now, and
+/// not more than it can have.
 #[must_use]
-pub fn least_sysctls() -> HashMap<String, u64> {
-    least_in(Path::new("/proc/sys"))
+pub fn least_sysctls(grows: bool) -> HashMap<String, u64> {
+    let mut least = least_in(Path::new("/proc/sys"));
+    if grows {
+        least.insert(OVERCOMMIT.to_owned(), ALWAYS);
+    }
+    least
 }
 
 fn least_in(root: &Path) -> HashMap<String, u64> {
@@ -116,7 +121,8 @@ mod tests {
 
     #[test]
     fn this_machine_has_limits_to_inherit() {
-        assert!(least_sysctls()["kernel.pid_max"] > 0);
+        assert!(least_sysctls(false)["kernel.pid_max"] > 0);
+        assert_eq!(least_sysctls(true)[OVERCOMMIT], ALWAYS);
         assert_eq!(inherited_rlimits().len(), 2);
     }
 }

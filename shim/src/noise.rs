@@ -1,5 +1,5 @@
-//! Complaints about the guest in the log. The guest decides how often there is a reason for one, so there are only so many:
-//! containerd keeps the log, on the host's disk.
+//! Rate-limited warnings about the guest in the log. The guest can cause any number of them, and containerd stores the
+//! log on the host's disk. So their number is limited.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};

@@ -1,5 +1,4 @@
-//! The runtime options that containerd passes on stdin and in `CreateTask`, as far as they are used: where the
-//! configuration is.
+//! The runtime options that containerd passes on stdin and in `CreateTask`. Only the path of the configuration is used.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! A call on a file of the host that has failed, as every part of the shim says it. It knows none of them.
+//! The error of a failed call on a file of the host, for every part of the shim. It knows none of them.
 
 use std::io;
 use std::path::PathBuf;

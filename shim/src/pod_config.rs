@@ -1,9 +1,9 @@
-//! CRI's `PodSandboxConfig`, which containerd passes where the shim keeps the sandboxes itself, and the OCI specification
-//! that stands for it: so that a pod is the same pod, whoever keeps its sandbox.
+//! Converts CRI's `PodSandboxConfig` into an OCI specification. containerd passes it if the shim manages the sandboxes
+//! (`sandboxer = "shim"`). So a pod is the same, whoever manages its sandbox.
 //!
-//! The message is read field by field, as far as it is used. Numbers and meanings are those of Kubernetes'
-//! `cri-api/pkg/apis/runtime/v1/api.proto`; the specification is what containerd's own sandboxer writes for its pause
-//! container, without what concerns only the host.
+//! Only the used fields of the message are read. Numbers and meanings are those of Kubernetes'
+//! `cri-api/pkg/apis/runtime/v1/api.proto`. The specification is the one that containerd's own sandboxer writes for its
+//! pause container, without the parts that concern only the host.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,6 +1,6 @@
-//! A process of the host that was written down and may be gone when it is read again.
+//! A recorded process of the host, which may have ended when the record is read.
 //!
-//! A pid alone can belong to somebody else by then; with the time of its start it cannot.
+//! The pid alone may belong to another process by then. The pid with the process's start time may not.
 
 use std::fs;
 use std::io;

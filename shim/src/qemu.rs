@@ -1,4 +1,4 @@
-//! The real VM: [`crate::vm`]'s traits on top of the hypervisor.
+//! The real VM: implements the traits of [`crate::vm`] with the hypervisor.
 
 use std::io;
 use std::num::NonZeroU32;
@@ -76,7 +76,10 @@ impl Launcher for QemuLauncher {
         };
         let booted = Box::pin(hypervisor::boot(config, request)).await;
         let (vm, listener) = booted.map_err(|error| failed(&error))?;
-        let pids = vm.pids().filter_map(|pid| i32::try_from(pid).ok());
+        // QEMU first: its pid stands for the sandbox.
+        let helpers = vm.pids().filter(|pid| *pid != vm.pid());
+        let pids = std::iter::once(vm.pid()).chain(helpers);
+        let pids = pids.filter_map(|pid| i32::try_from(pid).ok());
         state.vm = pids.filter_map(ProcessRef::of).collect();
         state.vsock = Some(vm.vsock().as_str().to_owned());
         match vm.accelerator().await {
@@ -128,6 +131,10 @@ impl Machine for QemuMachine {
 
     fn pids(&self) -> Vec<u32> {
         self.vm.pids().collect()
+    }
+
+    fn cgroup_members(&self) -> Vec<PathBuf> {
+        self.allowance.cgroup().procs_files()
     }
 
     async fn status(&self) -> Result<String, String> {

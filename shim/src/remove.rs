@@ -1,7 +1,7 @@
-//! Removes a directory and all in it, and nothing that is mounted there.
+//! Removes a directory and its contents, but never the contents of a mount in it.
 //!
-//! What is mounted below a sandbox's directory are files of the host: a pod's volumes. They are unmounted before the directory
-//! is removed; where one is left, or comes at the same moment, it must be an error and not the volume's end.
+//! Mounts below a sandbox's directory are files of the host: a pod's volumes. They are unmounted before the directory is
+//! removed. If a mount is left, or appears at the same moment, the removal must fail and not delete the volume.
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -1,6 +1,6 @@
 //! The one directory that holds a sandbox's files, and `sandbox.json` in it.
 //!
-//! It owns the names (docs/architecture.md, "Files of a sandbox"). It must not know what the files are for.
+//! It owns the names (docs/architecture.md, "Files of a sandbox"). It must not know the purpose of the files.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
@@ -54,7 +54,7 @@ pub struct SandboxState {
     pub id: String,
     /// The server.
     pub shim: Option<ProcessRef>,
-    /// QEMU and its helpers.
+    /// QEMU, whose pid stands for the sandbox, and then its helpers.
     pub vm: Vec<ProcessRef>,
     /// The sandbox's cgroup directories on the host.
     pub cgroups: Vec<PathBuf>,
@@ -171,6 +171,14 @@ impl RunDir {
     #[must_use]
     pub fn received(&self) -> PathBuf {
         self.path.join("received")
+    }
+
+    /// Where the poststop hooks are that outlive the sandbox's directory.
+    #[must_use]
+    pub fn owed(&self) -> PathBuf {
+        let mut path = self.path.clone().into_os_string();
+        path.push(".poststop");
+        path.into()
     }
 
     /// The guest's console.

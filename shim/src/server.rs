@@ -1,4 +1,4 @@
-//! The server: sets the sandbox up, serves containerd on the inherited socket, and leaves nothing behind at its end.
+//! The server: sets up the sandbox, serves containerd on the inherited socket, and cleans up at its end.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use config::InterNetworking;
 use hypervisor::{Accounting, NetworkNamespace, VmRequest};
 use lifecycle::Timeouts;
 use oci_spec::runtime::Spec;
@@ -43,6 +44,10 @@ use crate::sizing::Sizing;
 use crate::vm::LaunchError;
 use crate::watch::Watches;
 
+/// For containerd to ask for the first container. It does at once; a sandbox of its sandbox service first waits for the VM, and
+/// that for its turn among the node's boots.
+const UNCLAIMED: Duration = Duration::from_secs(15 * 60);
+
 /// For containerd to take the last events.
 const FLUSH: Duration = Duration::from_secs(2);
 
@@ -53,6 +58,8 @@ pub enum ExitReason {
     Shutdown,
     /// SIGTERM or SIGINT.
     Signal,
+    /// Nobody has asked for a container: who started the server did not get to know where it listens.
+    Unclaimed,
 }
 
 /// Why the server failed.
@@ -102,6 +109,7 @@ pub async fn serve(listener: UnixListener, context: ServerContext) -> Result<Exi
         () = shutdown.notified() => ExitReason::Shutdown,
         _ = terminate.recv() => ExitReason::Signal,
         _ = interrupt.recv() => ExitReason::Signal,
+        () = unclaimed(&cell, UNCLAIMED) => ExitReason::Unclaimed,
     };
     tracing::info!(sandbox = %context.id, ?reason, "the server ends");
     if let Some(sandbox) = cell.get() {
@@ -110,6 +118,14 @@ pub async fn serve(listener: UnixListener, context: ServerContext) -> Result<Exi
     events.flush(FLUSH).await;
     server.disconnect().await;
     Ok(reason)
+}
+
+/// Resolves if nobody has asked for a container by then.
+async fn unclaimed(cell: &SandboxCell, limit: Duration) {
+    tokio::time::sleep(limit).await;
+    if cell.get().is_some_and(|sandbox| sandbox.was_asked()) {
+        std::future::pending().await
+    }
 }
 
 /// A bundle without a specification: containerd describes the sandbox by CreateSandbox.
@@ -149,7 +165,7 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         run_dir: context.run_dir.path().to_owned(),
         shared_dir: tree.root().to_owned(),
         share_tag: protocol::SHARE_TAG.to_owned(),
-        netns: NetworkNamespace::Inherited,
+        netns: NetworkNamespace::Empty,
         nics: Vec::new(),
         accounting: Accounting {
             cgroup_procs: cgroup.procs_files(),
@@ -163,7 +179,7 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
     let launcher = QemuLauncher {
         plan: problem.map_or(Ok(config.hypervisor.clone()), Err),
         request,
-        network: NetworkPlan::new(Place::of(&spec), &config),
+        network: NetworkPlan::new(Place::of(&spec, context.namespace.is_docker()), &config),
         cgroup,
         limits: sizing.host_at_boot(),
         run_dir: context.run_dir.clone(),
@@ -174,7 +190,7 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
     let plan = BootPlan {
         queue: Some(BootQueue::new(Path::new(run_dir::ROOT))),
         launcher: Arc::new(launcher),
-        setup: setup(context, &spec, &config),
+        setup: setup(context, &spec, &config, &sizing),
         dial_timeout: config.agent.dial_timeout,
         create_timeout: config.runtime.create_container_timeout,
         log: Arc::new(move |line: &[u8]| log.relay(line)),
@@ -196,14 +212,16 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
             memlock: SandboxPolicy::new(Rules::from(&config), spec.annotations().as_ref()),
         }),
         events,
-        timeouts: Timeouts::default(),
+        timeouts: Timeouts::scaled(config.runtime.timeout_factor.get()),
         debug_console: config.agent.debug_console_enabled,
         kernel: config.hypervisor.kernel.clone(),
         sizing,
     };
     let sandbox = Sandbox::start(parts, plan);
     let pod = spec.annotations().as_ref().is_some_and(bundle::is_pod_sandbox);
-    if let (true, Place::At(netns)) = (pod, Place::of(&spec)) {
+    // Without the pod's network, its namespace is none of the guest's.
+    let networked = config.runtime.internetworking_model != InterNetworking::None;
+    if let (true, Place::At(netns)) = (pod && networked, Place::of(&spec, false)) {
         let sandbox = Arc::clone(&sandbox);
         tokio::spawn(async move {
             if let Err(error) = forward::start(sandbox, netns).await {
@@ -271,7 +289,7 @@ fn size(config: &mut config::Config, spec: &Spec) -> Sizing {
     sizing
 }
 
-fn setup(context: &ServerContext, spec: &Spec, config: &config::Config) -> SandboxSetup {
+fn setup(context: &ServerContext, spec: &Spec, config: &config::Config, sizing: &Sizing) -> SandboxSetup {
     let debug = context.debug || config.agent.enable_debug;
     SandboxSetup {
         sandbox_id: context.id.to_string(),
@@ -282,7 +300,8 @@ fn setup(context: &ServerContext, spec: &Spec, config: &config::Config) -> Sandb
             ..Default::default()
         }],
         sysctls: Rules::from(config).sysctls(),
-        least_sysctls: node::least_sysctls(),
+        least_sysctls: node::least_sysctls(sizing.growth().0 > 0),
+        most_extra_memory_bytes: sizing.growth().bytes(),
         log_level: if debug { "debug" } else { "info" }.to_owned(),
         ..Default::default()
     }
@@ -294,6 +313,11 @@ mod tests {
 
     fn spec(json: &serde_json::Value) -> Spec {
         serde_json::from_value(json.clone()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_server_that_nobody_asks_ends() {
+        unclaimed(&SandboxCell::default(), Duration::from_millis(1)).await;
     }
 
     #[test]

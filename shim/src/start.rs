@@ -1,21 +1,23 @@
-//! `start`: finds the sandbox's server or starts one, and says where it listens.
+//! `start`: finds the sandbox's server or starts one, and prints the address of its socket.
 //!
-//! The listening socket is bound here and inherited by the server, so that containerd can connect as soon as the
-//! address is printed: nobody waits, nobody polls.
+//! The listening socket is bound here and inherited by the server. So containerd can connect as soon as the address is
+//! printed, and nothing has to wait or poll.
 
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
 
+use crate::alive::is_alive;
 use crate::bundle::{self, BundleError};
 use crate::cleanup;
 use crate::cli::Arguments;
 use crate::id::SandboxId;
+use crate::process::ProcessRef;
 use crate::run_dir::{RunDir, RunDirError};
 use crate::sys;
 
@@ -70,7 +72,8 @@ pub fn start(arguments: &Arguments, bundle: &Path, config_path: Option<&Path>) -
     let run_dir = RunDir::of(&arguments.namespace, &sandbox);
     let address = run_dir.address();
     let lock = run_dir.lock()?;
-    if UnixStream::connect(run_dir.socket()).is_err() {
+    let mut launched = None;
+    if !is_alive(&run_dir.socket()) {
         if sandbox != SandboxId::from(&arguments.id) {
             return Err(StartError::SandboxGone(sandbox));
         }
@@ -80,13 +83,24 @@ pub fn start(arguments: &Arguments, bundle: &Path, config_path: Option<&Path>) -
         }
         // A server that died left it: what a new one needs is free after this.
         cleanup::remove_locked(&run_dir, &lock);
-        if let Err(error) = launch(arguments, bundle, config_path, &sandbox, &run_dir) {
-            cleanup::remove_locked(&run_dir, &lock);
-            return Err(error);
+        match launch(arguments, bundle, config_path, &sandbox, &run_dir) {
+            Ok(server) => launched = Some(server),
+            Err(error) => {
+                cleanup::remove_locked(&run_dir, &lock);
+                return Err(error);
+            }
         }
     }
-    drop(lock);
-    write_address(bundle, &address)?;
+    if let Err(error) = write_address(bundle, &address) {
+        if let Some(server) = launched {
+            // containerd learns of no server, and nobody would end it. It may not have written down yet that it is one.
+            if let Some(server) = server {
+                server.kill();
+            }
+            cleanup::remove_locked(&run_dir, &lock);
+        }
+        return Err(error);
+    }
     Ok(address)
 }
 
@@ -99,13 +113,14 @@ fn is_mount_point(path: &Path) -> bool {
     })
 }
 
+/// The server's process; none if it has ended by now.
 fn launch(
     arguments: &Arguments,
     bundle: &Path,
     config_path: Option<&Path>,
     sandbox: &SandboxId,
     run_dir: &RunDir,
-) -> Result<(), StartError> {
+) -> Result<Option<ProcessRef>, StartError> {
     run_dir.create()?;
     let path = run_dir.socket();
     let listener = UnixListener::bind(&path).map_err(|source| StartError::Listen {
@@ -136,7 +151,7 @@ fn launch(
     // It writes down itself what it is made of: two writers would take each other's words away.
     let server = command.spawn().map_err(StartError::Spawn)?;
     raise_oom_score(server.id());
-    Ok(())
+    Ok(i32::try_from(server.id()).ok().and_then(ProcessRef::of))
 }
 
 /// One more than containerd's own, which the server has inherited: the host's OOM killer takes a shim before its containerd, as

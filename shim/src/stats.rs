@@ -1,4 +1,4 @@
-//! The guest's figures in the form that containerd's clients read: cgroup v1 or v2 metrics, by the host's mode.
+//! The guest's statistics in the format of containerd's clients: cgroup v1 or v2 metrics, by the host's mode.
 
 use std::collections::HashMap;
 

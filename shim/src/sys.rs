@@ -91,6 +91,66 @@ pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, change: SetAttr) -> io::Resul
     }
 }
 
+/// Lets the child lead a session of its own.
+pub(crate) fn detach(command: &mut Command) {
+    // SAFETY: setsid is async-signal-safe (signal-safety(7)), and the closure does nothing else.
+    unsafe {
+        command.pre_exec(|| match libc::setsid() {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        });
+    }
+}
+
+/// Maps the owners of a mount's files (`MOUNT_ATTR_IDMAP`, mount_setattr(2)); the mount must not have been attached yet.
+pub(crate) fn map_owners(mount: BorrowedFd<'_>, users: BorrowedFd<'_>, recursive: bool) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: u64::try_from(users.as_raw_fd()).map_err(io::Error::other)?,
+    };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: both descriptors are open, the path is an empty C string, the struct is initialised and of the stated size.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// A child in a user namespace of its own that does nothing until the other end of `until` is closed, and writes a byte when it is there. The
+/// caller waits for it.
+pub(crate) fn spawn_in_user_namespace(until: &OwnedFd) -> io::Result<i32> {
+    // SAFETY: the child makes system calls alone, on memory that was made ready before, and never returns from here.
+    unsafe {
+        let child = libc::fork();
+        if child != 0 {
+            return match child {
+                -1 => Err(io::Error::last_os_error()),
+                child => Ok(child),
+            };
+        }
+        if libc::unshare(libc::CLONE_NEWUSER) == 0 && libc::dup2(until.as_raw_fd(), 0) == 0 {
+            libc::syscall(libc::SYS_close_range, 1_u32, u32::MAX, 0_u32);
+            let mut byte = 0_u8;
+            libc::write(0, (&raw const byte).cast(), 1);
+            libc::read(0, (&raw mut byte).cast(), 1);
+        }
+        libc::_exit(0)
+    }
+}
+
 /// Lets the child lead a session of its own and have `listener` as descriptor 3.
 pub(crate) fn detach_with_listener(command: &mut Command, listener: OwnedFd) {
     let prepare = move || {
@@ -129,9 +189,25 @@ pub(crate) fn inherited_listener() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(LISTENER_FD) })
 }
 
-/// A child that does nothing: a copy of this process without its descriptors, in the network namespace `network`, until the other end
-/// of `until` is closed. It is to be waited for.
-pub(crate) fn spawn_idle(until: &OwnedFd, network: Option<BorrowedFd<'_>>, name: &CStr) -> io::Result<i32> {
+/// What a child that does nothing is given.
+#[derive(Debug)]
+pub(crate) struct Idle<'a> {
+    /// One end of a pair of sockets. It writes a byte when it is ready, and ends when the other end is closed.
+    pub(crate) until: &'a OwnedFd,
+    /// The network namespace that it enters.
+    pub(crate) network: Option<BorrowedFd<'a>>,
+    /// `cgroup.procs` of the cgroups that it joins, open for writing.
+    pub(crate) cgroups: &'a [OwnedFd],
+    /// Its name (proc_pid_comm(5)).
+    pub(crate) name: &'a CStr,
+}
+
+/// Starts it: a copy of this process without its descriptors. Its root is an empty, read-only file system in a mount namespace of its own,
+/// so that `/proc/PID/root` leads nowhere; its hostname and its IPC are nobody's. The caller waits for it.
+///
+/// # Errors
+/// There can be no more processes.
+pub(crate) fn spawn_idle(idle: &Idle<'_>) -> io::Result<i32> {
     // SAFETY: the child calls nothing but async-signal-safe functions (signal-safety(7)) and system calls of its own, on memory that
     // was made ready before, and never returns from here. The descriptors are open in it as they are here.
     unsafe {
@@ -142,18 +218,44 @@ pub(crate) fn spawn_idle(until: &OwnedFd, network: Option<BorrowedFd<'_>>, name:
                 child => Ok(child),
             };
         }
-        if let Some(network) = network {
+        libc::prctl(libc::PR_SET_NAME, idle.name.as_ptr());
+        for cgroup in idle.cgroups {
+            // Who reads its cgroup finds the shim's where this fails.
+            libc::write(cgroup.as_raw_fd(), c"0".as_ptr().cast(), 1);
+        }
+        if let Some(network) = idle.network {
             // Only who looks for the network by this pid misses it.
             libc::setns(network.as_raw_fd(), libc::CLONE_NEWNET);
         }
-        libc::prctl(libc::PR_SET_NAME, name.as_ptr());
-        if libc::dup2(until.as_raw_fd(), 0) == 0 {
+        if libc::dup2(idle.until.as_raw_fd(), 0) == 0 && leave_file_systems() {
             libc::syscall(libc::SYS_close_range, 1_u32, u32::MAX, 0_u32);
             let mut byte = 0_u8;
+            libc::write(0, (&raw const byte).cast(), 1);
             // Nothing is ever written: it ends with the other end, or begins anew after a signal.
             while libc::read(0, (&raw mut byte).cast(), 1) < 0 && *libc::__errno_location() == libc::EINTR {}
         }
         libc::_exit(0)
+    }
+}
+
+/// Leaves the calling process, which has one thread, with an empty file system as all that it can name.
+fn leave_file_systems() -> bool {
+    // SAFETY: system calls on constant strings, which change what this process sees and nothing about memory or descriptors.
+    unsafe {
+        let namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC;
+        let (root, none) = (c"/".as_ptr(), std::ptr::null());
+        // Any directory will do that is there: it is covered in this namespace alone.
+        let place = c"/proc".as_ptr();
+        let flags = libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+        let options = c"size=4k,mode=555".as_ptr().cast();
+        libc::unshare(namespaces) == 0
+            && libc::mount(none, root, none, libc::MS_REC | libc::MS_PRIVATE, std::ptr::null()) == 0
+            && libc::mount(c"none".as_ptr(), place, c"tmpfs".as_ptr(), flags, options) == 0
+            && libc::chdir(place) == 0
+            // The old root on top of the new one (pivot_root(2)), from where it is taken away.
+            && libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()) == 0
+            && libc::umount2(c".".as_ptr(), libc::MNT_DETACH) == 0
+            && libc::chdir(root) == 0
     }
 }
 

@@ -1,10 +1,11 @@
-//! The VM as the sandbox sees it: something that is launched, gives connections, ends, and can be stopped.
+//! The VM as the sandbox sees it: it is launched, gives connections, ends, and can be stopped.
 //!
-//! The traits are the seam between the sandbox and the hypervisor, so that the shim is tested without QEMU. They know
-//! neither QEMU's arguments nor what is said on the connections.
+//! The traits separate the sandbox from the hypervisor, so that the shim can be tested without QEMU. They know neither
+//! QEMU's arguments nor the data on the connections.
 
 use std::io;
 use std::num::NonZeroU32;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -46,6 +47,10 @@ pub trait Machine: Send + Sync {
     /// The VMM's and its helpers' processes.
     fn pids(&self) -> Vec<u32> {
         vec![self.pid()]
+    }
+    /// The files into which a process writes 0 to be in the VM's cgroups on the host.
+    fn cgroup_members(&self) -> Vec<PathBuf> {
+        Vec::new()
     }
     /// The VMM's run state, or why it does not tell.
     async fn status(&self) -> Result<String, String> {

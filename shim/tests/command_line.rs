@@ -1,12 +1,20 @@
 //! The program as containerd calls it, without a VM.
+// A test fails by a panic, in its helpers, too.
+#![allow(clippy::unwrap_used)]
 
+use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::types::introspection::RuntimeInfo;
 use protobuf::Message;
+use shim::hooks::{HookState, Owed};
+use shim::id::{Namespace, SandboxId};
+use shim::process::ProcessRef;
+use shim::run_dir::{RunDir, SandboxState};
 
 fn shim(bundle: &Path, words: &[&str]) -> io::Result<Output> {
     Command::new(env!("CARGO_BIN_EXE_containerd-shim-kata-v2"))
@@ -72,4 +80,76 @@ fn a_start_without_a_bundle_fails_with_the_path() {
     .unwrap();
     assert!(!output.status.success() && output.stdout.is_empty());
     assert!(String::from_utf8(output.stderr).unwrap().contains("config.json"));
+}
+
+/// A sandbox's directory of this test alone, below the real root.
+fn run_dir(name: &str) -> (String, RunDir) {
+    let id = format!("{name}-{}", std::process::id());
+    let run_dir = RunDir::of(&Namespace::new("command-line").unwrap(), &SandboxId::new(&id).unwrap());
+    (id, run_dir)
+}
+
+#[test]
+fn a_delete_does_not_wait_for_hooks_that_are_slow_and_they_run_all_the_same() {
+    let bundle = tempfile::tempdir().unwrap();
+    let (id, run_dir) = run_dir("hooks");
+    run_dir.create().unwrap();
+    let ran = bundle.path().join("ran");
+    let script = format!("sleep 3; echo ran >> {}", ran.display());
+    let hook = serde_json::json!({ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin:/usr/bin"] });
+    let hooks = serde_json::from_value(serde_json::json!({ "poststop": [hook, hook] })).unwrap();
+    let state = HookState {
+        oci_version: "1.0.2".into(),
+        id: id.clone(),
+        status: "running".into(),
+        pid: 1,
+        bundle: bundle.path().to_owned(),
+        annotations: HashMap::new(),
+    };
+    Owed::below(run_dir.path()).record(&hooks, &state).unwrap();
+    let words = ["-namespace", "command-line", "-id", &id, "-bundle"];
+    let path = bundle.path().to_str().unwrap();
+    let output = shim(bundle.path(), &[&words[..], &[path, "delete"]].concat()).unwrap();
+    assert!(output.status.success() && output.stderr.is_empty());
+    assert!(!ran.exists() && !run_dir.path().exists());
+    let end = Instant::now() + Duration::from_secs(60);
+    while run_dir.owed().exists() {
+        assert!(Instant::now() < end, "the hooks do not end");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(std::fs::read_to_string(ran).unwrap(), "ran\nran\n");
+}
+
+#[test]
+fn a_start_that_cannot_leave_its_address_leaves_no_server() {
+    let bundle = tempfile::tempdir().unwrap();
+    std::fs::write(bundle.path().join("config.json"), "{}").unwrap();
+    // A directory that nothing can be renamed to.
+    std::fs::create_dir_all(bundle.path().join("address/in-the-way")).unwrap();
+    let (id, run_dir) = run_dir("address");
+    let output = shim(bundle.path(), &["-namespace", "command-line", "-id", &id, "start"]).unwrap();
+    assert!(!output.status.success() && output.stdout.is_empty());
+    assert!(String::from_utf8(output.stderr).unwrap().contains("address"));
+    assert!(!run_dir.path().exists());
+    let servers = std::fs::read_dir("/proc").unwrap().flatten().filter(|entry| {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(&id)
+    });
+    assert_eq!(servers.count(), 0);
+}
+
+#[test]
+fn a_delete_answers_the_pid_that_stood_for_the_sandbox() {
+    let bundle = tempfile::tempdir().unwrap();
+    let (id, run_dir) = run_dir("pid");
+    run_dir.create().unwrap();
+    let mut vmm = Command::new("sleep").arg("600").spawn().unwrap();
+    let namespace = Namespace::new("command-line").unwrap();
+    let mut state = SandboxState::new(&namespace, &SandboxId::new(&id).unwrap());
+    state.shim = None;
+    state.vm = vec![ProcessRef::of(vmm.id().try_into().unwrap()).unwrap()];
+    run_dir.write_state(&state).unwrap();
+    let output = shim(bundle.path(), &["-namespace", "command-line", "-id", &id, "delete"]).unwrap();
+    assert_eq!(DeleteResponse::parse_from_bytes(&output.stdout).unwrap().pid, vmm.id());
+    assert!(!vmm.wait().unwrap().success());
 }

@@ -274,6 +274,11 @@ impl Running {
         Err(Error::unexpected(format!("{} did not print {text:?}", self.line)))
     }
 
+    /// The standard output so far.
+    pub fn said(&self) -> String {
+        self.stdout.so_far()
+    }
+
     /// Sends a signal to `ctr`, which passes it on to the container's process.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = i32::try_from(self.child.id()).map_err(|_| Error::unexpected("a pid that is no pid"))?;
@@ -430,6 +435,11 @@ impl Collector {
             .wait_timeout_while(collected, limit, |now| !now.ended && !wanted(&now.bytes))
             .unwrap_or_else(PoisonError::into_inner);
         wanted(&collected.bytes)
+    }
+
+    fn so_far(&self) -> String {
+        let collected = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&collected.bytes).into_owned()
     }
 
     /// Everything, once the stream has ended. `ctr` is gone by then and nobody else has its pipes.

@@ -3,16 +3,18 @@
 
 use std::{
     env,
-    fs::{self, File},
+    fs::{self, File, Permissions},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Stdio},
     time::Duration,
 };
 
+use rustix::mount::MountFlags;
 use tempfile::TempDir;
 
 use crate::{
-    Ctr, Error, NetNs, Result, Runtime,
+    Ctr, Error, HostMount, NetNs, Result, Runtime,
     containerd::Containerd,
     host_cgroup::{self, HostMemory},
     image::Image,
@@ -36,12 +38,26 @@ pub struct Docker {
     // Dropped in this order: the daemon ends before what it needs goes.
     containerd: Containerd,
     namespace: NetNs,
+    // What the daemon keeps, where it has mounts of its own.
+    _data: Option<HostMount>,
     dir: TempDir,
 }
+
+/// The first user of the host that a daemon with `userns-remap` gives its containers; they get 65,536.
+pub const REMAPPED: u32 = 1_200_000;
 
 impl Docker {
     /// Starts one.
     pub fn start() -> Result<Self> {
+        Self::start_with(false)
+    }
+
+    /// Starts one with `userns-remap`: its containers' users are others on the host, from [`REMAPPED`] on.
+    pub fn start_remapped() -> Result<Self> {
+        Self::start_with(true)
+    }
+
+    fn start_with(remapped: bool) -> Result<Self> {
         let runtime = Runtime::wanted()?;
         locate::runtime_parts()?;
         let program = locate::built("docker/bin/docker", "deps-containerd")?;
@@ -51,13 +67,15 @@ impl Docker {
         let environment = vec![("KATA_CONF_FILE".to_owned(), configuration)];
         let containerd = Containerd::start(dir.path(), Version::V1_7, environment)?;
         let namespace = NetNs::new(&tag, "docker")?;
-        let daemon = spawn(dir.path(), &containerd.address(), &namespace)?;
+        let data = if remapped { Some(remap(dir.path())?) } else { None };
+        let daemon = spawn(dir.path(), &containerd.address(), &namespace, remapped)?;
         let docker = Self {
             program,
             runtime,
             daemon,
             containerd,
             namespace,
+            _data: data,
             dir,
         };
         wait::changed(docker.dir(), READY, || docker.socket().exists().then_some(()))?;
@@ -146,10 +164,32 @@ impl Drop for Docker {
     }
 }
 
-fn spawn(dir: &Path, containerd: &Path, namespace: &NetNs) -> Result<Child> {
+/// Writes whose users a remapped daemon gives away, and mounts what it keeps its data on: its overlays have to get from its mount
+/// namespace to the shim's. The directories above are those of a host, which every user may pass.
+fn remap(dir: &Path) -> Result<HostMount> {
+    fs::set_permissions(dir, Permissions::from_mode(0o711))
+        .map_err(Error::io("opening the test's directory to all"))?;
+    fs::write(dir.join("subordinate"), format!("nobody:{REMAPPED}:65536\n"))
+        .map_err(Error::io("writing subordinate users"))?;
+    let data = HostMount::new(&dir.join("docker"), MountFlags::empty())?.shared()?;
+    fs::set_permissions(dir.join("docker"), Permissions::from_mode(0o711))
+        .map_err(Error::io("opening Docker's directory to all"))?;
+    Ok(data)
+}
+
+/// Gives a program files of its own for /etc/subuid and /etc/subgid, in a mount namespace in which all else is the host's.
+const WITH_SUBORDINATES: &str =
+    "mount --make-private / && mount --bind \"$0\" /etc/subuid && mount --bind \"$0\" /etc/subgid && exec \"$@\"";
+
+fn spawn(dir: &Path, containerd: &Path, namespace: &NetNs, remapped: bool) -> Result<Child> {
     let binaries = locate::built("docker/bin", "deps-containerd")?;
-    // An empty one: the machine's own is of no concern here.
-    fs::write(dir.join("daemon.json"), "{}").map_err(Error::io("writing daemon.json"))?;
+    // The machine's own is of no concern here.
+    let settings = if remapped {
+        r#"{"userns-remap": "nobody:nogroup"}"#
+    } else {
+        "{}"
+    };
+    fs::write(dir.join("daemon.json"), settings).map_err(Error::io("writing daemon.json"))?;
     let mut path = binaries.clone().into_os_string();
     path.push(":");
     path.push(env::var_os("PATH").unwrap_or_default());
@@ -157,7 +197,16 @@ fn spawn(dir: &Path, containerd: &Path, namespace: &NetNs) -> Result<Child> {
     let log = File::create(dir.join("dockerd.log")).map_err(Error::io("making dockerd.log"))?;
     let option = |name: &str, file: &str| format!("--{name}={}", dir.join(file).display());
     // Of the network namespace alone: its mounts have to be where containerd and the shim see them.
-    let mut command = namespace.command(binaries.join("dockerd"))?;
+    let mut command = if remapped {
+        let mut command = namespace.command("unshare")?;
+        command
+            .args(["--mount", "--propagation", "unchanged", "sh", "-c", WITH_SUBORDINATES])
+            .arg(dir.join("subordinate"))
+            .arg(binaries.join("dockerd"));
+        command
+    } else {
+        namespace.command(binaries.join("dockerd"))?
+    };
     command
         .args([
             option("config-file", "daemon.json"),

@@ -7,9 +7,10 @@ use std::{
     time::Duration,
 };
 
+use rustix::mount::MountFlags;
 use serde_json::{Value, json};
 
-use crate::{Error, Node, Result, Spec, locate};
+use crate::{Error, HostMount, Node, Result, Spec, locate};
 
 /// How long one kernel test may take with its VM's boot, on a machine that does other things as well.
 const LIMIT: Duration = Duration::from_secs(240);
@@ -26,6 +27,7 @@ const ON_A_MOUNT: &[&str] = &[
     "close-to-open",
     "bounded-inodes",
     "compat-readdir",
+    "one-superblock",
 ];
 /// Every capability that Linux 6.12 knows, by linux/capability.h.
 const CAPABILITIES: &[&str] = &[
@@ -114,6 +116,11 @@ impl KernelNode {
             "compat-readdir" => fill(&shared, 200)?,
             _ => {}
         }
+        let nested = shared.join("nested");
+        let _nested = match test {
+            "one-superblock" => Some(HostMount::new(&nested, MountFlags::empty())?),
+            _ => None,
+        };
         let spec = self.spec(test, &shared)?;
         let running = self.0.run_spec(test, &spec)?.arg("--rm").limit(LIMIT).spawn()?;
         if test == "host-change" {

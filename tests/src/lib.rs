@@ -9,6 +9,7 @@
 
 pub mod bench;
 pub mod bundle;
+pub mod conformance;
 pub mod containerd;
 pub mod cri;
 pub mod ctr;
@@ -32,6 +33,7 @@ pub mod spec;
 mod sys;
 pub mod terminal;
 pub mod wait;
+pub mod workloads;
 
 pub use ctr::{Ctr, Output, Running};
 pub use docker::Docker;

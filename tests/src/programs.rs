@@ -19,6 +19,18 @@ pub struct Program {
     also: &'static str,
 }
 
+/// The smallest.
+pub const TRUE: Program = Program {
+    path: "/usr/bin/true",
+    package: "coreutils",
+    also: "true",
+};
+/// The one that follows logs.
+pub const TAIL: Program = Program {
+    path: "/usr/bin/tail",
+    package: "coreutils",
+    also: "true",
+};
 /// The shell.
 pub const BASH: Program = Program {
     path: "/usr/bin/bash",
@@ -43,6 +55,32 @@ pub const GCC: Program = Program {
     path: "/usr/bin/gcc",
     package: "gcc",
     also: "for part in cc1 as; do part=$(gcc -print-prog-name=$part); command -v $part; done",
+};
+
+/// A program of a node.
+pub const CONTAINERD: Program = Program {
+    path: "/usr/bin/containerd",
+    package: "containerd",
+    also: "true",
+};
+
+/// It runs gcc, as the one program that has to see which files are newer.
+pub const MAKE: Program = Program {
+    path: "/usr/bin/make",
+    package: "make",
+    also: "true",
+};
+/// Links, sparse files, owners, times.
+pub const TAR: Program = Program {
+    path: "/usr/bin/tar",
+    package: "tar",
+    also: "true",
+};
+/// Processes, pipes, sockets and locks in a few lines.
+pub const PERL: Program = Program {
+    path: "/usr/bin/perl",
+    package: "perl-base",
+    also: "perl -e 'print join qq(\\n), grep { -d && m(perl-base) } @INC'",
 };
 
 /// Copies programs, and what they need, to the same paths below `root`.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::{Error, Result};
+use crate::{Error, Node, Result};
 
 /// An OCI runtime spec, changed by JSON pointer: tests name fields as the specification does.
 #[derive(Debug, Clone)]
@@ -114,6 +114,13 @@ impl Spec {
         }
         annotations[key] = json!(value);
         Ok(self)
+    }
+
+    /// A container of the sandbox that the test calls `pod`, by the two annotations that CRI sends with each: `kind` is `sandbox` for
+    /// the first, `container` for the others.
+    pub fn of_pod(self, node: &Node, kind: &str) -> Result<Self> {
+        self.annotation("io.kubernetes.cri.container-type", kind)?
+            .annotation("io.kubernetes.cri.sandbox-id", &node.id("pod"))
     }
 
     fn field(&mut self, pointer: &str) -> Result<&mut Value> {

@@ -102,67 +102,178 @@ mod kata_only {
         node.nothing_left()
     }
 
+    const NO_CAPABILITY: &str = "0000000000000000";
+    const CAPABILITIES: [&str; 5] = ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"];
+
+    /// It is a user and group that nobody else has, without capabilities, and can get no more.
+    fn is_nobody(name: &str, pid: u32) -> Result<()> {
+        for key in ["Uid", "Gid"] {
+            let said = status(pid, key)?;
+            let ids: Vec<u32> = said.split_whitespace().filter_map(|id| id.parse().ok()).collect();
+            let nobody = ids.len() == 4 && ids.iter().all(|id| (0x7000_0000..0x8000_0000).contains(id));
+            assert!(nobody, "{key} of {name}: {said}");
+        }
+        assert_eq!(status(pid, "Groups")?, "", "{name}");
+        for set in CAPABILITIES {
+            assert_eq!(status(pid, set)?, NO_CAPABILITY, "{set} of {name}");
+        }
+        Ok(())
+    }
+
+    fn gets_no_more_and_is_filtered(name: &str, pid: u32) -> Result<()> {
+        assert_eq!(status(pid, "NoNewPrivs")?, "1", "{name}");
+        assert_eq!(status(pid, "Seccomp")?, "2", "{name}");
+        Ok(())
+    }
+
+    fn has_its_own(name: &str, pid: u32, namespaces: &[&str]) -> Result<()> {
+        for kind in namespaces {
+            assert_ne!(namespace(pid, kind)?, namespace("self", kind)?, "{kind} of {name}");
+        }
+        Ok(())
+    }
+
+    /// Interfaces of its network namespace (proc_pid_net(5), dev).
+    fn interfaces(pid: u32) -> Result<Vec<String>> {
+        let devices = read(pid, "net/dev")?;
+        let lines = devices
+            .lines()
+            .filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned()));
+        Ok(lines.collect())
+    }
+
+    /// The directories at the top of what it sees, and whether it could write there.
+    fn root(pid: u32) -> Result<Vec<String>> {
+        let mut names: Vec<String> = fs::read_dir(format!("/proc/{pid}/root"))?
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect::<Result<_>>()?;
+        names.sort();
+        Ok(names)
+    }
+
+    fn virtiofsd_is_confined(pid: u32) -> Result<()> {
+        gets_no_more_and_is_filtered("virtiofsd", pid)?;
+        has_its_own("virtiofsd", pid, &["mnt", "net"])
+    }
+
+    /// With the kernel's vsock there is none.
+    fn vsock_daemon_is_confined(processes: &BTreeMap<String, u32>) -> Result<()> {
+        let name = "vhost-device-vsock";
+        let Some(daemon) = processes.get(name).copied() else {
+            assert!(std::path::Path::new("/dev/vhost-vsock").exists(), "{processes:?}");
+            return Ok(());
+        };
+        is_nobody(name, daemon)?;
+        gets_no_more_and_is_filtered(name, daemon)?;
+        has_its_own(name, daemon, &["mnt", "net", "ipc", "uts"])?;
+        let bytes = (256_u64 << 20).to_string();
+        assert_eq!(limit(daemon, "Max data size")?, (bytes.clone(), bytes));
+        assert_eq!(limit(daemon, "Max processes")?, ("16".to_owned(), "16".to_owned()));
+        let sees = root(daemon)?;
+        assert!(
+            !sees.is_empty() && sees.iter().all(|name| name.contains("vsock.sock")),
+            "{sees:?}"
+        );
+        Ok(())
+    }
+
     #[test]
-    fn each_process_of_a_sandbox_has_the_rights_that_its_work_needs() -> Result<()> {
-        const NONE: &str = "0000000000000000";
+    fn each_process_of_a_sandbox_has_the_rights_and_files_that_its_work_needs() -> Result<()> {
         let node = Node::start()?;
         node.run("a").arg("-d").program(["sleep", "1000"]).ok()?;
         let processes = processes(&node, "a");
-
         let qemu = processes["qemu"];
-        assert_eq!(status(qemu, "NoNewPrivs")?, "1");
-        assert_eq!(status(qemu, "Seccomp")?, "2");
+        is_nobody("QEMU", qemu)?;
+        gets_no_more_and_is_filtered("QEMU", qemu)?;
+        has_its_own("QEMU", qemu, &["mnt", "net", "ipc", "uts"])?;
+        // Itself, its libraries and firmware, the guest's kernel and initrd.
+        let sees = root(qemu)?;
+        let wanted = ["dev", "etc", "guest", "lib", "lib64", "proc", "usr"];
+        assert!(sees.iter().all(|name| wanted.contains(&name.as_str())), "{sees:?}");
+        let below = |directory: &str| -> Result<Vec<String>> {
+            let entries = fs::read_dir(format!("/proc/{qemu}/root/{directory}"))?;
+            let mut names: Vec<String> = entries
+                .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+                .collect::<Result<_>>()?;
+            names.sort();
+            Ok(names)
+        };
+        assert_eq!(below("dev")?, ["null"]);
+        assert_eq!(below("guest")?, ["initrd", "kernel"]);
+        assert_eq!(below("etc")?, ["ld.so.cache"]);
+        assert_eq!(below("proc/self")?, ["exe"]);
+        let programs = below("usr/bin")?;
+        assert!(
+            programs.len() == 1 && programs[0].starts_with("qemu-system"),
+            "{programs:?}"
+        );
+        // Every mount that it has, the root's included, is read-only, and none is of the host's but those.
+        let mounts = read(qemu, "mountinfo")?;
+        for line in mounts.lines() {
+            let words: Vec<&str> = line.split(' ').collect();
+            let options: Vec<&str> = words[5].split(',').collect();
+            let devices = if words[4] == "/dev/null" { "noexec" } else { "nodev" };
+            assert!(
+                ["ro", "nosuid", devices].iter().all(|option| options.contains(option)),
+                "{line}"
+            );
+        }
+        let shared = format!("/proc/{qemu}/root/run");
+        assert!(fs::symlink_metadata(&shared).is_err(), "{shared} is there");
+        virtiofsd_is_confined(processes["virtiofsd"])?;
+        vsock_daemon_is_confined(&processes)?;
+        node.remove("a")?;
+        node.nothing_left()
+    }
+
+    #[test]
+    fn with_rootless_off_qemu_is_root_without_capabilities_but_one() -> Result<()> {
+        let node = Node::start_configured("[hypervisor.qemu]\nrootless = false\n")?;
+        node.run("a").arg("-d").program(["sleep", "1000"]).ok()?;
+        let processes = processes(&node, "a");
+        let qemu = processes["qemu"];
+        assert_eq!(status(qemu, "Uid")?.split_whitespace().next(), Some("0"));
+        gets_no_more_and_is_filtered("QEMU", qemu)?;
+        has_its_own("QEMU", qemu, &["net"])?;
         // CAP_DAC_READ_SEARCH (capabilities(7)).
         for set in ["CapPrm", "CapEff", "CapBnd"] {
             assert_eq!(status(qemu, set)?, "0000000000000004", "{set} of QEMU");
         }
+        virtiofsd_is_confined(processes["virtiofsd"])?;
+        vsock_daemon_is_confined(&processes)?;
+        node.remove("a")?;
+        node.nothing_left()
+    }
 
-        let virtiofsd = processes["virtiofsd"];
-        assert_eq!(status(virtiofsd, "NoNewPrivs")?, "1");
-        assert_eq!(status(virtiofsd, "Seccomp")?, "2");
-        for kind in ["mnt", "net"] {
-            assert_ne!(
-                namespace(virtiofsd, kind)?,
-                namespace("self", kind)?,
-                "{kind} of virtiofsd"
-            );
-        }
-
-        // With the kernel's vsock there is none.
-        if let Some(daemon) = processes.get("vhost-device-vsock").copied() {
-            let user = status(daemon, "Uid")?;
-            let ids: Vec<u32> = user.split_whitespace().filter_map(|id| id.parse().ok()).collect();
-            assert!(
-                ids.len() == 4 && ids.iter().all(|id| (0x7000_0000..0x8000_0000).contains(id)),
-                "{user}"
-            );
-            assert_eq!(status(daemon, "Groups")?, "");
-            for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
-                assert_eq!(status(daemon, set)?, NONE, "{set} of the vsock daemon");
-            }
-            assert_eq!(status(daemon, "NoNewPrivs")?, "1");
-            assert_eq!(status(daemon, "Seccomp")?, "2");
-            for kind in ["mnt", "net", "ipc", "uts"] {
-                assert_ne!(
-                    namespace(daemon, kind)?,
-                    namespace("self", kind)?,
-                    "{kind} of the vsock daemon"
-                );
-            }
-            let bytes = (256_u64 << 20).to_string();
-            assert_eq!(limit(daemon, "Max data size")?, (bytes.clone(), bytes));
-            assert_eq!(limit(daemon, "Max processes")?, ("16".to_owned(), "16".to_owned()));
-            let sees: Vec<_> = fs::read_dir(format!("/proc/{daemon}/root"))?
-                .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
-                .collect::<Result<_>>()?;
-            assert!(
-                !sees.is_empty() && sees.iter().all(|name| name.contains("vsock.sock")),
-                "{sees:?}"
-            );
-        } else {
-            assert!(std::path::Path::new("/dev/vhost-vsock").exists(), "{processes:?}");
+    #[test]
+    fn a_sandbox_that_asks_for_the_hosts_network_has_nothing_of_it() -> Result<()> {
+        let node = Node::start()?;
+        let namespaces = ["pid", "ipc", "uts", "mount"].map(|kind| serde_json::json!({ "type": kind }));
+        let spec = node.spec("a", &["sleep", "1000"])?;
+        let spec = spec.set("/linux/namespaces", namespaces.to_vec())?;
+        node.run_spec("a", &spec)?.arg("-d").ok()?;
+        let processes = processes(&node, "a");
+        for name in ["qemu", "virtiofsd"] {
+            let pid = processes[name];
+            has_its_own(name, pid, &["net"])?;
+            assert_eq!(interfaces(pid)?, ["lo"], "{name}");
         }
         node.remove("a")?;
+        node.nothing_left()
+    }
+
+    #[test]
+    fn a_kernel_that_only_root_may_read_is_given_to_qemu_all_the_same() -> Result<()> {
+        let private = tempfile::tempdir()?;
+        let mut keys = String::from("[hypervisor.qemu]\n");
+        for (key, file) in [("kernel", "vmlinuz"), ("initrd", "initrd.img")] {
+            let copy = private.path().join(file);
+            fs::copy(framework::locate::build().join("share").join(file), &copy)?;
+            fs::set_permissions(&copy, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+            keys += &format!("{key} = {copy:?}\n");
+        }
+        let node = Node::start_configured(&keys)?;
+        assert_eq!(node.run("a").arg("--rm").program(["echo", "runs"]).ok()?, "runs\n");
         node.nothing_left()
     }
 }

@@ -1,6 +1,6 @@
 //! A container reaches the devices of its specification and those that every container has, and no others.
 
-use framework::{Node, Result};
+use framework::{Node, Result, disk::RawImage};
 use serde_json::json;
 
 /// Opening a device of the kernel's that needs no capability, made by the container itself.
@@ -25,4 +25,48 @@ fn a_device_is_opened_only_where_a_rule_allows_it() -> Result<()> {
     let said = node.run_spec("allowed", &allowed)?.arg("--rm").ok()?;
     assert_eq!(said, "4\nopened\n");
     node.nothing_left()
+}
+
+const LOOP: &str = "mount -o loop /data/image /mnt && echo inside > /mnt/file && umount /mnt && \
+                    mount -o loop,ro /data/image /mnt && cat /mnt/file && umount /mnt";
+
+/// It has the node's devices on runc, and the guest's here.
+#[test]
+fn a_privileged_container_mounts_an_image_by_a_loop_device() -> Result<()> {
+    let node = Node::start()?;
+    let data = node.dir().join("data");
+    std::fs::create_dir(&data)?;
+    let image = RawImage::ext4(&data.join("image"), 8 << 20)?;
+    let mount = format!("--mount=type=bind,src={},dst=/data,options=rbind:rw", data.display());
+    let said = node
+        .run("loop")
+        .args(["--rm", "--privileged", &mount])
+        .sh(&format!("mkdir -p /mnt; {LOOP}"))
+        .ok()?;
+    assert_eq!(said, "inside\n");
+    assert_eq!(image.file("file")?, "inside\n");
+    node.nothing_left()
+}
+
+mod kata_only {
+    use super::*;
+
+    /// As CRI sends it with `privileged_without_host_devices`.
+    #[test]
+    fn it_does_so_where_no_device_of_the_host_is_listed() -> Result<()> {
+        let node = Node::start()?;
+        let data = node.dir().join("data");
+        std::fs::create_dir(&data)?;
+        let image = RawImage::ext4(&data.join("image"), 8 << 20)?;
+        let mut spec = node
+            .spec("loop", &["sh", "-c", &format!("mkdir -p /mnt; {LOOP}")])?
+            .bind(&data, "/data", &["rw"])?
+            .set("/linux/resources/devices", json!([{ "allow": true, "access": "rwm" }]))?;
+        for set in ["bounding", "effective", "permitted"] {
+            spec = spec.push(&format!("/process/capabilities/{set}"), "CAP_SYS_ADMIN")?;
+        }
+        assert_eq!(node.run_spec("loop", &spec)?.arg("--rm").ok()?, "inside\n");
+        assert_eq!(image.file("file")?, "inside\n");
+        node.nothing_left()
+    }
 }

@@ -1,8 +1,13 @@
 //! `docker run` as its users know it.
 
-use std::{io::Write, net::TcpListener};
+use std::{
+    fs::Permissions,
+    io::Write,
+    net::TcpListener,
+    os::unix::fs::{MetadataExt, PermissionsExt, chown},
+};
 
-use framework::{Docker, Result, cri::node::eventually, netns::joined};
+use framework::{Docker, Result, cri::node::eventually, docker::REMAPPED, netns::joined};
 
 mod kata_only {
     use super::*;
@@ -250,6 +255,63 @@ mod kata_only {
                 assert_eq!((mask >> 21 & 1, mask >> 14 & 1), (1, 0), "{process} {set} {told}");
             }
         }
+        docker.docker(&["rm", "-f", "box"]).ok()?;
+        docker.nothing_left(id.trim())
+    }
+
+    #[test]
+    fn the_users_of_a_remapped_docker_are_others_on_the_host() -> Result<()> {
+        let docker = Docker::start_remapped()?;
+        let shared = docker.dir().join("shared");
+        std::fs::create_dir(&shared)?;
+        chown(&shared, Some(REMAPPED), Some(REMAPPED))?;
+        std::fs::write(shared.join("of-the-host"), "secret\n")?;
+        std::fs::set_permissions(shared.join("of-the-host"), Permissions::from_mode(0o600))?;
+        let script = "id -u; cat /proc/self/uid_map; stat -c %u:%g /bin/busybox /shared /shared/of-the-host; \
+                      cat /shared/of-the-host || echo refused; echo a > /shared/of-root; echo b > /shared/of-user; \
+                      chown 1000:1001 /shared/of-user; cat /proc/sys/net/ipv4/ip_unprivileged_port_start; echo ready; exec sleep 1000";
+        let volume = format!("{}:/shared", shared.display());
+        let run = docker.run("box").args(["-d", "-v", &volume, "--tmpfs", "/scratch"]);
+        let id = run.program(["sh", "-c", script]).ok()?;
+        let said = eventually("the container has said all", || {
+            let said = docker.docker(&["logs", "box"]).ok()?;
+            Ok(said.ends_with("ready\n").then_some(said))
+        })?;
+        let words: Vec<_> = said.split_whitespace().collect();
+        let first = REMAPPED.to_string();
+        // In the guest the namespace's users are the same ones of its kernel.
+        let wanted = [
+            "0",
+            "0",
+            &first,
+            "65536",
+            "0:0",
+            "0:0",
+            "65534:65534",
+            "refused",
+            "0",
+            "ready",
+        ];
+        assert_eq!(words, wanted, "{said}");
+        let owner =
+            |name: &str| std::fs::metadata(shared.join(name)).map(|of| (of.uid() - REMAPPED, of.gid() - REMAPPED));
+        assert_eq!((owner("of-root")?, owner("of-user")?), ((0, 0), (1000, 1001)));
+
+        let exec = |user: &str, script: &str| docker.docker(&["exec", "-u", user, "box", "sh", "-c", script]).ok();
+        assert_eq!(exec("0", "id -u; touch /etc/made; stat -c %u /etc/made")?, "0\n0\n");
+        assert_eq!(
+            exec(
+                "1000:1001",
+                "id -u; cat /shared/of-user; echo c >> /shared/of-user; touch /scratch/a; id -g"
+            )?,
+            "1000\nb\n1001\n"
+        );
+        docker
+            .docker(&["cp", "-q"])
+            .arg(shared.join("of-root"))
+            .arg("box:/etc/copied")
+            .ok()?;
+        assert_eq!(exec("0", "cat /etc/copied")?, "a\n");
         docker.docker(&["rm", "-f", "box"]).ok()?;
         docker.nothing_left(id.trim())
     }

@@ -18,12 +18,18 @@ struct Installation {
 
 impl Installation {
     fn new() -> Result<Self> {
+        Self::with_accelerator("")
+    }
+
+    /// As by `make install ACCELERATOR=…`.
+    fn with_accelerator(accelerator: &str) -> Result<Self> {
         let root = tempfile::tempdir()?;
         let prefix = format!("/opt/tatami-installed-{}", std::process::id());
         let installed = Command::new(locate::workspace().join("scripts/install"))
             .env("BUILD", locate::build())
             .env("DESTDIR", root.path())
             .env("PREFIX", &prefix)
+            .env("ACCELERATOR", accelerator)
             .env("QEMU", locate::program("qemu-system-x86_64")?)
             .output()?;
         let installation = Self { root, prefix };
@@ -152,5 +158,16 @@ fn no_text_of_an_installation_names_a_place_of_the_build() -> Result<()> {
         }
     }
     assert!(found.len() > 20, "{found:?}");
+    Ok(())
+}
+
+#[test]
+fn an_installation_refuses_to_emulate_where_the_installer_says_kvm_and_a_package_takes_what_there_is() -> Result<()> {
+    for (said, written) in [("", "auto"), ("kvm", "kvm")] {
+        let configuration = fs::read_to_string(Installation::with_accelerator(said)?.configuration())?;
+        let line = format!("accelerator = \"{written}\"");
+        assert!(configuration.lines().any(|one| one == line), "{line}");
+    }
+    assert!(Installation::with_accelerator("xen").is_err());
     Ok(())
 }

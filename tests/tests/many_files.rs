@@ -1,17 +1,21 @@
 //! However many files a volume has, a container can look at all of them, and works afterwards.
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use framework::{Node, Result};
 
-/// More than virtiofsd may have open.
+/// More than virtiofsd may have open; `TATAMI_MANY_FILES` is another number.
 const FILES: usize = 25_000;
 const DESCRIPTORS: usize = 20_000;
 /// An emulated guest looks at some thousand files a second, on a machine that does nothing else.
 const LIMIT: Duration = Duration::from_secs(400);
 
-fn fill(dir: &Path) -> Result<()> {
-    for number in 0..FILES {
+fn fill(dir: &Path, files: usize) -> Result<()> {
+    for number in 0..files {
         let part = dir.join(format!("{:03}", number / 1000));
         if number % 1000 == 0 {
             fs::create_dir_all(&part)?;
@@ -21,26 +25,58 @@ fn fill(dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Kibibytes of memory.
+fn resident(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let resident = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+    resident
+        .and_then(|kibibytes| kibibytes.trim().parse().ok())
+        .unwrap_or_default()
+}
+
 #[test]
 fn more_files_than_virtiofsd_may_have_open_are_listed_read_and_removed() -> Result<()> {
+    let files = std::env::var("TATAMI_MANY_FILES")
+        .ok()
+        .and_then(|files| files.parse().ok())
+        .unwrap_or(FILES);
+    let limit = LIMIT * u32::try_from(files.div_ceil(FILES)).unwrap_or(1);
     let dropin = format!("[hypervisor.qemu]\nvirtio_fs_extra_args = [\"--rlimit-nofile={DESCRIPTORS}\"]\n");
     let node = Node::start_configured(&dropin)?;
     let volume = node.dir().join("many");
     fs::create_dir(&volume)?;
-    fill(&volume)?;
-    let spec = node.spec("many", &["sleep", "1000"])?.bind(&volume, "/data", &["rw"])?;
+    fill(&volume, files)?;
+    let spec = node
+        .spec("many", &["sleep", "100000"])?
+        .bind(&volume, "/data", &["rw"])?;
     node.run_spec("many", &spec)?.arg("-d").ok()?;
-    let sh = |exec: &str, script: &str| node.exec("many", exec).limit(LIMIT).sh(script).ok();
-    let files = format!("{FILES}\n");
-    assert_eq!(sh("list", "ls -lR /data | grep -c '^-'")?, files);
-    assert_eq!(sh("read", "find /data -type f -exec cat {} + | wc -c")?, files);
+    let sh = |exec: &str, script: &str| {
+        let begun = Instant::now();
+        let said = node.exec("many", exec).limit(limit).sh(script).ok();
+        let processes = node.processes("many").into_iter();
+        let servers = processes.filter(|process| process.program().contains("virtiofsd"));
+        let memory: u64 = servers.map(|process| resident(process.pid)).sum();
+        eprintln!(
+            "{files} files, {exec}: {:.0?}, virtiofsd has {memory} kB",
+            begun.elapsed()
+        );
+        said
+    };
+    let count = format!("{files}\n");
+    assert_eq!(sh("list", "ls -lR /data | grep -c '^-'")?, count);
+    assert_eq!(sh("read", "find /data -type f -exec cat {} + | wc -c")?, count);
+    let change =
+        "find /data -type f | sed 's/.*/echo y >> &/' | sh; find /data -type f -size -2 -exec cat {} + | wc -c";
+    assert_eq!(sh("change", change)?, format!("{}\n", 3 * files));
     // A program that has not run yet, and files that are new.
     assert_eq!(
         sh("start", "expr 1 + 1; echo new > /data/new; cat /data/new")?,
         "2\nnew\n"
     );
     assert_eq!(sh("remove", "rm -r /data/0* /data/new; ls /data")?, {
-        let left: Vec<String> = (0..FILES / 1000)
+        let left: Vec<String> = (0..files.div_ceil(1000))
             .map(|part| format!("{part:03}\n"))
             .filter(|part| !part.starts_with('0'))
             .collect();

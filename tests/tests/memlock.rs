@@ -407,8 +407,8 @@ mod kata_only {
         // What the guest cannot have is no refusal of the kernel's.
         let wrong = kata_ctl(&node, "poor", &["--pages", "1048576"])?.code(1)?.stderr();
         assert!(wrong.contains("half of the guest's free memory"), "{wrong}");
-        let wrong = kata_ctl(&node, "poor", &["--pid", "1"])?.code(1)?.stderr();
-        assert!(wrong.contains("process 1 is none of the container"), "{wrong}");
+        let wrong = kata_ctl(&node, "poor", &["--pid", "999"])?.code(1)?.stderr();
+        assert!(wrong.contains("process 999 is none of the container"), "{wrong}");
         node.remove("poor")?;
 
         // Each of the two annotations that it named, by itself.

@@ -180,9 +180,11 @@ mod kata_only {
         let other = other.sh("echo up; exec sleep 1000").spawn()?;
         other.shows("up\n")?;
 
-        let listed = node.task("ps", "app").ok()?;
-        let pids = listed.lines().skip(1).filter_map(|line| line.split_whitespace().next());
-        let pids: Vec<String> = pids.map(str::to_owned).collect();
+        let listed = node.exec("app", "ps").program(["ps", "-o", "pid,comm"]).ok()?;
+        let sleeps = listed.lines().filter(|line| line.contains("sleep"));
+        let pids: Vec<String> = sleeps
+            .filter_map(|line| Some(line.split_whitespace().next()?.to_owned()))
+            .collect();
         let told_of = |pid: &str| {
             kata_ctl(&node, "app", &["--pid", pid, "--pages", "1", "--json"])?
                 .code(0)?
@@ -207,7 +209,7 @@ mod kata_only {
         node.task("resume", "app").ok()?;
 
         for (flags, code, says) in [
-            (&["--pid", "1"][..], 1, "process 1 is none of the container's"),
+            (&["--pid", "999"][..], 1, "process 999 is none of the container's"),
             (
                 &["--pid", "4294967295"],
                 1,

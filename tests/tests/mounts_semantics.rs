@@ -1,8 +1,9 @@
 //! What docs/mounts.md says of mappings, locks, attributes and access lists in each of virtiofsd's cache modes holds.
 
-use std::fs;
+use std::{fs, process::Command};
 
-use framework::{Node, Result};
+use framework::{HostMount, Node, Result, Runtime, locate};
+use rustix::mount::MountFlags;
 use serde_json::{Value, json};
 
 /// linux/posix_acl_xattr.h: version 2, then tag, permissions and id of each entry.
@@ -57,6 +58,44 @@ fn acls_hold_for_the_users_of_a_container_and_are_the_hosts_own() -> Result<()> 
         (32, 0, NOBODY),
     ]);
     assert_eq!(bytes[..length], inherited, "what the host sees");
+    node.nothing_left()
+}
+
+/// The last table of docs/mounts.md, "What files cannot do". On runc it is the host's file system.
+#[test]
+fn what_files_cannot_do_is_what_the_documentation_says() -> Result<()> {
+    const EOPNOTSUPP: i32 = 95;
+    const ENOTTY: i32 = 25;
+    let node = Node::start()?;
+    let memory = HostMount::new(&node.dir().join("memory"), MountFlags::empty())?;
+    let spec = node.spec("rare", &["sleep", "1000"])?;
+    let mut volumes = Vec::new();
+    for name in ["disk", "memory"] {
+        let volume = node.dir().join(name).join("volume");
+        fs::create_dir_all(&volume)?;
+        volumes.push((name, volume));
+    }
+    let spec = volumes.iter().try_fold(spec, |spec, (name, volume)| {
+        spec.bind(volume, &format!("/{name}"), &["rw"])
+    })?;
+    node.run_spec("rare", &spec)?.arg("-d").ok()?;
+    for (name, volume) in volumes {
+        let wanted = match node.runtime() {
+            Runtime::Kata => json!({
+                "O_TMPFILE": EOPNOTSUPP, "collapse": EOPNOTSUPP, "insert": EOPNOTSUPP, "punch": 0, "flags": ENOTTY,
+                "birth time": false,
+            }),
+            Runtime::Runc => {
+                let output = Command::new(locate::guest_probe()?).arg("rare").arg(&volume).output()?;
+                serde_json::from_slice(&output.stdout).map_err(std::io::Error::other)?
+            }
+        };
+        let place = format!("/{name}");
+        let tried = node.exec("rare", name).program(["guest-probe", "rare", &place]);
+        assert_eq!(tried.output()?.success()?.json()?, wanted, "{name}");
+    }
+    node.remove("rare")?;
+    memory.unmount()?;
     node.nothing_left()
 }
 

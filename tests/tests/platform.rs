@@ -239,8 +239,8 @@ mod kata_only {
     }
 
     #[test]
-    fn qemu_is_a_user_without_rights_where_the_operator_says_so_and_disk_and_network_work() -> Result<()> {
-        let node = Node::start_configured("[hypervisor.qemu]\nrootless = true\n")?;
+    fn qemu_is_a_user_without_rights_and_disk_and_network_work() -> Result<()> {
+        let node = Node::start()?;
         let (inside, _outside) = pod(&node)?;
         let image = RawImage::with(&node.dir().join("disk"), "from the host", 8 << 20)?;
         let host = image.loop_device()?;

@@ -2,27 +2,21 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
-use framework::{HostMount, Node, Result, Spec};
+use framework::{HostMount, Node, Result};
 use rustix::mount::MountFlags;
 use serde_json::{Value, json};
 
 const EROFS: i32 = 30;
 const EAGAIN: i32 = 11;
 
-/// A container of the sandbox `pod`; CRI sends these two annotations with each.
-fn member(spec: Spec, node: &Node, kind: &str) -> Result<Spec> {
-    spec.annotation("io.kubernetes.cri.container-type", kind)?
-        .annotation("io.kubernetes.cri.sandbox-id", &node.id("pod"))
-}
-
 fn start_pod(node: &Node) -> Result<()> {
-    let pod = member(node.spec("pod", &["sleep", "1000"])?, node, "sandbox")?;
+    let pod = node.spec("pod", &["sleep", "1000"])?.of_pod(node, "sandbox")?;
     node.run_spec("pod", &pod)?.arg("-d").ok().map(drop)
 }
 
 /// Starts a container of the pod with these bind mounts.
 fn start(node: &Node, name: &str, program: &[&str], binds: &[(&Path, &str, &str)]) -> Result<()> {
-    let mut spec = member(node.spec(name, program)?, node, "container")?;
+    let mut spec = node.spec(name, program)?.of_pod(node, "container")?;
     for (source, destination, option) in binds {
         spec = spec.bind(source, destination, &[option])?;
     }
@@ -146,6 +140,94 @@ fn the_same_holds_in_volumes_in_memory_where_the_host_has_made_the_directories()
     node.nothing_left()
 }
 
+#[test]
+fn what_the_host_has_mounted_inside_a_volume_is_one_file_system_to_all_containers_too() -> Result<()> {
+    let node = Node::start()?;
+    let volume = node.dir().join("volume");
+    let outer = HostMount::new(&volume, MountFlags::empty())?.shared()?;
+    let nested = HostMount::new(&volume.join("nested"), MountFlags::empty())?;
+    for part in ["whole", "part", "again"] {
+        fs::create_dir(volume.join("nested").join(part))?;
+    }
+    fs::create_dir(volume.join("later"))?;
+    start_pod(&node)?;
+    let sleep = ["sleep", "1000"];
+    let one: [(&Path, &str, &str); 2] = [(&volume, "/d", "rslave"), (&volume, "/again", "rslave")];
+    start(&node, "one", &sleep, &one)?;
+    let part = volume.join("nested");
+    let two: [(&Path, &str, &str); 3] = [
+        (&volume, "/d", "rslave"),
+        (&part, "/nested", "rslave"),
+        (&volume, "/reader", "rro"),
+    ];
+    start(&node, "two", &sleep, &two)?;
+    let serving = serve(&node, "one", &["/d/nested/whole", "/d/nested/part", "/d/nested/again"])?;
+    meets(&node, "two", "call", &["/d/nested/whole", "/nested/part"])?;
+    meets(&node, "one", "again", &["/again/nested/again"])?;
+    serving.wait()?.success()?;
+    let tried = node
+        .exec("two", "read")
+        .sh("guest-probe try create /reader/nested/new; echo new > /d/nested/new; cat /reader/nested/new");
+    assert_eq!(
+        tried.ok()?,
+        format!("{}\nnew\n", json!({ "/reader/nested/new": EROFS }))
+    );
+
+    // And what it mounts there later.
+    let later = HostMount::new(&volume.join("later"), MountFlags::empty())?;
+    fs::write(volume.join("later/mounted"), "")?;
+    for name in ["one", "two"] {
+        node.exec(name, "wait")
+            .sh("until [ -e /d/later/mounted ]; do :; done")
+            .ok()?;
+    }
+    let serving = serve(&node, "one", &["/d/later"])?;
+    meets(&node, "two", "later", &["/d/later"])?;
+    serving.wait()?.success()?;
+    for mount in [later, nested] {
+        mount.unmount()?;
+    }
+    for name in ["two", "one", "pod"] {
+        node.remove(name)?;
+    }
+    outer.unmount()?;
+    node.nothing_left()
+}
+
+#[test]
+fn a_part_that_a_later_container_writes_to_meets_in_a_read_only_mount_that_is_there() -> Result<()> {
+    let node = Node::start()?;
+    let whole = node.dir().join("whole");
+    let part = whole.join("a/part");
+    fs::create_dir_all(&part)?;
+    fs::write(whole.join("a/beside"), "beside")?;
+    start_pod(&node)?;
+    let sleep = ["sleep", "1000"];
+    start(&node, "reader", &sleep, &[(&whole, "/reader", "ro")])?;
+    node.exec("reader", "before").sh("ls /reader/a/part").ok()?;
+    start(&node, "writer", &sleep, &[(&part, "/part", "rw")])?;
+    // What a reader can meet: a socket, and a lock on what it may open.
+    let serving = serve(&node, "writer", &["/part"])?;
+    let lock = ["guest-probe", "try", "flock-read", "/reader/a/part/flock"];
+    let lock = node.exec("reader", "lock").program(lock).output()?.json()?;
+    assert_eq!(lock, json!({ "/reader/a/part/flock": EAGAIN }));
+    let connect = ["guest-probe", "try", "connect", "/reader/a/part/socket"];
+    let connect = node.exec("reader", "connect").program(connect).output()?.json()?;
+    assert_eq!(connect, json!({ "/reader/a/part/socket": 0 }));
+    serving.wait()?.success()?;
+    let tried = node
+        .exec("reader", "read")
+        .sh("guest-probe try create /reader/a/part/new; cat /reader/a/beside");
+    assert_eq!(
+        tried.ok()?,
+        format!("{}\nbeside", json!({ "/reader/a/part/new": EROFS }))
+    );
+    for name in ["writer", "reader", "pod"] {
+        node.remove(name)?;
+    }
+    node.nothing_left()
+}
+
 mod kata_only {
     use std::{
         os::unix::fs::MetadataExt,
@@ -162,7 +244,8 @@ mod kata_only {
         for process in processes {
             if process.command.contains("containerd-shim") {
                 let listed = fs::read_to_string(format!("/proc/{}/mountinfo", process.pid))?;
-                mounts = listed.lines().filter(|line| line.contains("/shared/.volumes/")).count();
+                // What stands for a container on the host is a copy of the shim that has no mount of it.
+                mounts += listed.lines().filter(|line| line.contains("/shared/.volumes/")).count();
             } else if process.program().ends_with("virtiofsd") {
                 let open = fs::read_dir(format!("/proc/{}/fd", process.pid))?.filter_map(|entry| entry.ok());
                 let open = open.filter_map(|entry| fs::metadata(entry.path()).ok());
@@ -222,6 +305,110 @@ mod kata_only {
             assert!(Instant::now() < deadline, "virtiofsd does not let go of the volumes");
             std::thread::yield_now();
         }
+        node.remove("pod")?;
+        node.nothing_left()
+    }
+
+    /// Containers of the stress below; `TATAMI_CHURN` is another number.
+    const CHURN: usize = 12;
+    const NESTED: usize = 20;
+
+    /// Kibibytes of memory that the sandbox's shim has.
+    fn shim_memory(node: &Node) -> Result<u64> {
+        let shim = node
+            .processes("pod")
+            .into_iter()
+            .find(|process| process.command.contains("containerd-shim"));
+        let pid = shim.map(|shim| shim.pid).unwrap_or_default();
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let resident = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+        Ok(resident
+            .and_then(|kibibytes| kibibytes.trim().parse().ok())
+            .unwrap_or_default())
+    }
+
+    #[test]
+    fn many_containers_in_turns_on_nested_volumes_leave_nothing_behind() -> Result<()> {
+        let count = std::env::var("TATAMI_CHURN")
+            .ok()
+            .and_then(|count| count.parse().ok())
+            .unwrap_or(CHURN);
+        let node = Node::start()?;
+        let top = node.dir().join("top");
+        let mut volumes = vec![top.clone()];
+        for number in 1..NESTED {
+            // Some beside each other and some one in the other.
+            let above = &volumes[number / 2];
+            let volume = above.join(format!("v{number}"));
+            fs::create_dir_all(&volume)?;
+            volumes.push(volume);
+        }
+        start_pod(&node)?;
+        // The first process that this one sees is the guest's own, whose mounts it counts.
+        let namespaces = ["mount", "ipc", "uts", "network"].map(|kind| json!({ "type": kind }));
+        let mut looker = node
+            .spec("looker", &["sleep", "100000"])?
+            .of_pod(&node, "container")?
+            .set("/linux/namespaces", json!(namespaces))?;
+        for set in ["bounding", "effective", "permitted"] {
+            looker = looker.push(&format!("/process/capabilities/{set}"), "CAP_SYS_PTRACE")?;
+        }
+        node.run_spec("looker", &looker)?.arg("-d").ok()?;
+        // The first line is there in any case: the list could be read.
+        let count_mounts = "head -n 1 /proc/1/mountinfo | wc -l; grep -c /.volumes/ /proc/1/mountinfo || :";
+        let guest_mounts = |exec: &str| node.exec("looker", exec).sh(count_mounts).ok();
+        assert_eq!(guest_mounts("before")?, "1\n0\n");
+        let mut memory = 0;
+        let mut alive: Vec<String> = Vec::new();
+        for number in 0..count {
+            let name = format!("c{number}");
+            // Parents before and after their children, read-only and writable.
+            let binds: Vec<(&Path, String, &str)> = (0..4)
+                .map(|bind| {
+                    let volume = (number * 7 + bind * 5) % NESTED;
+                    let option = if (number + bind) % 3 == 0 { "ro" } else { "rw" };
+                    (volumes[volume].as_path(), format!("/d{bind}"), option)
+                })
+                .collect();
+            let binds: Vec<(&Path, &str, &str)> = binds
+                .iter()
+                .map(|(source, at, option)| (*source, at.as_str(), *option))
+                .collect();
+            start(
+                &node,
+                &name,
+                &["sh", "-c", "ls -R /d? > /dev/null; exec sleep 1000"],
+                &binds,
+            )?;
+            alive.push(name);
+            // Three at a time.
+            if alive.len() > 3 {
+                node.remove(&alive.remove(0))?;
+            }
+            if number == count / 2 {
+                memory = shim_memory(&node)?;
+            }
+        }
+        let grown = shim_memory(&node)?.saturating_sub(memory);
+        for name in alive {
+            node.remove(&name)?;
+        }
+        eprintln!("{count} containers; the shim has {memory} kB at half of them, and {grown} kB more at the end");
+        assert!(
+            grown < 4096,
+            "the shim has {grown} kB more after {} containers",
+            count - count / 2
+        );
+        assert_eq!(in_use(&node, &top)?.0, 0);
+        assert_eq!(guest_mounts("after")?, "1\n0\n");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while in_use(&node, &top)?.1 > 0 {
+            assert!(Instant::now() < deadline, "virtiofsd does not let go of the volumes");
+            std::thread::yield_now();
+        }
+        node.remove("looker")?;
         node.remove("pod")?;
         node.nothing_left()
     }

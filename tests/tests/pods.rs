@@ -126,9 +126,11 @@ mod kata_only {
     /// QEMU, virtiofsd, the vsock daemon if there is one, and whatever else there may be.
     fn machine_is_in(node: &Node, name: &str, cgroup: &str) -> Result<()> {
         let processes = node.processes(name);
+        // What stands for the sandbox on the host is a copy of the shim under another name.
+        let name = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         let (shim, machine): (Vec<_>, Vec<_>) = processes
             .iter()
-            .partition(|process| process.program().contains("containerd-shim"));
+            .partition(|process| name(process.pid).starts_with("containerd-shim"));
         assert_eq!(shim.len(), 1, "{processes:?}");
         for program in ["qemu-system", "virtiofsd"] {
             let has = machine.iter().any(|process| process.program().contains(program));

@@ -1,7 +1,7 @@
-//! The contract between the shim (host) and the agent (guest): messages, services, connections, well-known paths.
+//! The protocol between the shim (host) and the agent (guest): messages, services, connections, well-known paths.
 //!
-//! It knows neither side. The messages are described in `proto/agent.proto`; those between `kata-ctl` and the shim, which
-//! hold some of the agent's, in `proto/diagnostics.proto`.
+//! It knows neither side. The messages are described in `proto/agent.proto`. The messages between `kata-ctl` and the
+//! shim, which contain some of the agent's, are in `proto/diagnostics.proto`.
 
 pub mod phase;
 pub mod preamble;

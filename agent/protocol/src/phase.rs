@@ -1,4 +1,4 @@
-//! The phases of a container and what may be done to it in each: one table, for the host and for the guest.
+//! The phases of a container and the requests that are allowed in each: one table, for the host and for the guest.
 //!
 //! ```text
 //!  Creating ──► Created ──► Starting ──► Running ◄──► Paused

@@ -1,7 +1,7 @@
-//! The first bytes of every connection: what it is for.
+//! The preamble: the first bytes of every connection, which say what the connection is for.
 //!
-//! Layout, 24 bytes: `TATAMI` in ASCII, the version (1 byte), the kind (1 byte), a token (16 bytes; zero unless the
-//! kind is a stream or a relay). Fixed in size, so that the reader needs no buffer that the guest could make grow.
+//! Layout, 24 bytes: `TATAMI` in ASCII, the version (1 byte), the kind (1 byte), a token (16 bytes; zero unless the kind
+//! is a stream or a relay). The size is fixed, so that the reader needs no buffer that the guest could make grow.
 
 /// Bytes of an encoded preamble.
 pub const LENGTH: usize = 24;

@@ -1,4 +1,5 @@
-//! CPU shares of cgroup v1, which specifications have, as the weight of v2. The guest's cgroups need it, and the host's.
+//! Converts CPU shares of cgroup v1, which specifications use, to the weight of v2. The guest's and the host's cgroups
+//! need it.
 
 /// Turns cgroup v1 shares (2 to 262144, 1024 by default) into a weight (1 to 10000, 100 by default).
 ///

@@ -1,4 +1,5 @@
-//! cpu. A set of CPUs or of memory nodes has the host's numbers, and stays there: the host leaves it out.
+//! The cpu controller: quota, period, burst, weight. Sets of CPUs or of memory nodes have the host's numbers and apply on
+//! the host, so they are not set here.
 
 use oci_spec::runtime::LinuxCpu;
 use protocol::cpu_weight;

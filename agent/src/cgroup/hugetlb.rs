@@ -1,4 +1,4 @@
-//! hugetlb.
+//! The hugetlb controller: limits of huge pages.
 
 use oci_spec::runtime::LinuxHugepageLimit;
 

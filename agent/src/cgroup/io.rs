@@ -1,4 +1,4 @@
-//! io.
+//! The io controller: limits and weights of the guest's block devices.
 
 use oci_spec::runtime::{LinuxBlockIo, LinuxThrottleDevice};
 

@@ -1,4 +1,4 @@
-//! memory.
+//! The memory controller: limit, reservation, swap.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
-//! The guest's cgroup v2 tree: `/agent` for the agent itself, `/containers/<id>` for each container.
-//! One file per controller turns the specification's limits into values of files; this one reads and writes them.
+//! The guest's cgroup v2 tree: `/agent` for the agent itself, `/containers/<id>` for each container. One file per
+//! controller converts the specification's limits to values of cgroup files. This module reads and writes the files.
 //! Rules: Documentation/admin-guide/cgroup-v2.rst of the kernel, config-linux.md of the OCI runtime specification.
 
 mod cpu;
@@ -27,9 +27,12 @@ use rustix::process::Pid;
 use tokio::time::timeout;
 
 use crate::ids::ContainerId;
-pub(crate) use reserve::{keep as renew_reserve, watch as watch_reserve};
+pub(crate) use reserve::{
+    Usage, keep as renew_reserve, limits_changed, may_grow, memory_events, memory_stalls, prepare_to_give_back,
+    watch as watch_reserve,
+};
 pub(crate) use stats::flat;
-pub(crate) use watch::Watch;
+pub(crate) use watch::{Stalls, Watch};
 
 const ROOT: &str = "/sys/fs/cgroup";
 const AGENT: &str = "/sys/fs/cgroup/agent";
@@ -273,6 +276,7 @@ impl Cgroup {
             }
         }
         read_ahead::adapt();
+        reserve::changed();
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! pids.
+//! The pids controller: the limit of tasks.
 
 use oci_spec::runtime::LinuxPids;
 

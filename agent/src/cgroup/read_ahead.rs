@@ -1,10 +1,10 @@
-//! How much of a file is read ahead, where a container has little memory.
+//! Sets the read-ahead size of the guest's file systems when a container has little memory.
 //!
-//! A page that a program misses in a mapped file, its own code for example, is read with what is around it: 128 KiB (the
-//! kernel's `do_sync_mmap_readahead`). In a limit of 1 MB eight such reads are all there is. Each throws out what the others
-//! have brought, and since there is always something to throw out, the kernel does not find that memory has run out: a shell
-//! that takes more than it may have was killed after 59 s and 11,000 reads (docs/decisions/0014). The kernel knows this size
-//! for a file system only, not for a cgroup: so it follows the smallest limit in the guest.
+//! A page fault in a mapped file, for example in a program's code, reads 128 KiB around the page (the kernel's
+//! `do_sync_mmap_readahead`). A limit of 1 MB has room for only eight such reads. Each evicts what the others have read.
+//! Because something can always be evicted, the kernel does not declare the memory used up: a shell that took more than
+//! its limit was killed after 59 s and 11,000 reads (docs/decisions/0014). The kernel has this setting only per file
+//! system, not per cgroup. So it follows the smallest limit in the guest.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,13 +1,24 @@
-//! What all containers together may not have: memory and threads that the agent and the kernel need when containers take
-//! all they can get.
+//! The reserve: memory and threads that containers cannot use, and that the agent and the kernel need when containers
+//! take as much as they can.
 //!
 //! A container without a limit would otherwise take the guest's last page and its last thread (kernel.threads-max counts
-//! those of every user), and no request of the host could be carried out any more. The agent itself is never killed for want
+//! those of every user), and the agent could not carry out requests any more. The agent itself is never killed for lack
 //! of memory: its `oom_score_adj` is -1000.
+//!
+//! While the VM may still get more memory there is a mark below the limit (memory.high): who allocates beyond it is slowed down, and so
+//! waits for the memory that [`crate::growth`] asks for.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
 
 use super::{CONTAINERS, Error, Watch, failed, stats};
+
+/// Where they are read and written.
+const MAX: &str = "memory.max";
+const HIGH: &str = "memory.high";
 
 /// Memory in bytes that stays free when all containers are at their limit: the agent starts a process with less than 4 MiB,
 /// and the kernel's own buffers for virtio take a few more.
@@ -22,23 +33,132 @@ const THREADS: u64 = 128;
 /// As [`THREADS`] for [`MEMORY_LEAST`].
 const THREADS_LEAST: u64 = 16;
 
-/// Sets the limits anew, for memory may have been plugged. What the containers have counts as theirs to keep.
+/// What the kernel counts in, in bytes.
+const PAGE: u64 = 4096;
+
+/// The kernel's records of a page take this part of it (`struct page`), and come from memory that is there already.
+const RECORDS: u64 = 64;
+
+/// Bytes that the VM may still get. Held while limits are set, so that the newest of it counts.
+static MORE: Mutex<u64> = Mutex::new(0);
+
+/// Told when a container's limits have been set.
+static CHANGED: Notify = Notify::const_new();
+
+/// Sets the limits anew, for memory may have been plugged. What the containers have counts as theirs to keep. May block while the
+/// kernel reclaims memory.
 ///
 /// # Errors
 /// A file of the kernel cannot be read or written.
 pub(crate) fn keep() -> Result<(), Error> {
-    let memory = most(current("memory.current")?, free_memory()?, MEMORY, MEMORY_LEAST);
+    let more = MORE.lock().unwrap_or_else(PoisonError::into_inner);
+    let free = free_memory()?;
+    // Without them no memory can be plugged.
+    let records = (*more / RECORDS).min(free / 4);
+    let memory = most(current("memory.current")?, free, MEMORY + records, MEMORY_LEAST);
+    let high = if *more > 0 {
+        (memory - margin(memory)).to_string()
+    } else {
+        "max".to_owned()
+    };
     let threads = most(current("pids.current")?, free_threads()?, THREADS, THREADS_LEAST);
-    for (file, value) in [("memory.max", memory), ("pids.max", threads)] {
-        let value = value.to_string();
-        let path = Path::new(CONTAINERS).join(file);
-        std::fs::write(&path, &value).map_err(|source| Error::Refused {
-            file: path.display().to_string(),
-            value,
-            source,
-        })?;
+    set(MAX, memory.to_string())?;
+    set(HIGH, high)?;
+    set("pids.max", threads.to_string())
+}
+
+fn set(file: &str, value: String) -> Result<(), Error> {
+    let path = Path::new(CONTAINERS).join(file);
+    std::fs::write(&path, &value).map_err(|source| Error::Refused {
+        file: path.display().to_string(),
+        value,
+        source,
+    })
+}
+
+/// How far below the limit the mark is. Who is a twentieth beyond the mark gets less than a megabyte a second (the kernel's
+/// `calculate_high_delay`), but there may be many.
+fn margin(limit: u64) -> u64 {
+    (limit / 8).clamp(MEMORY_LEAST / 2, 64 << 20)
+}
+
+/// Says how much the VM may still get, from the next [`keep`] on.
+pub(crate) fn may_grow(bytes: u64) {
+    *MORE.lock().unwrap_or_else(PoisonError::into_inner) = bytes;
+}
+
+/// Lowers the mark to what is left when the VM has given `bytes` back, and the kernel reclaims what is beyond. Blocks.
+///
+/// # Errors
+/// A file of the kernel cannot be read or written.
+pub(crate) fn prepare_to_give_back(bytes: u64) -> Result<(), Error> {
+    let _more = MORE.lock().unwrap_or_else(PoisonError::into_inner);
+    let limit = current(MAX)?.saturating_sub(bytes);
+    set(HIGH, limit.saturating_sub(margin(limit)).to_string())
+}
+
+/// A container's limits have been set: who may have more memory is to be found out anew.
+pub(super) fn changed() {
+    CHANGED.notify_one();
+}
+
+/// Waits for that.
+pub(crate) async fn limits_changed() {
+    CHANGED.notified().await;
+}
+
+/// What all containers together have of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Usage {
+    /// Bytes that they may have before they are slowed down or killed.
+    pub(crate) limit: u64,
+    /// Bytes that the kernel cannot take back: programs' memory, files in tmpfs, the kernel's own for them.
+    pub(crate) needed: u64,
+    /// Bytes of files that were read again after the kernel had taken them back.
+    pub(crate) refaulted: u64,
+    /// Bytes that the guest has.
+    pub(crate) total: u64,
+}
+
+impl Usage {
+    /// # Errors
+    /// A file of the kernel cannot be read.
+    pub(crate) fn read() -> Result<Self, Error> {
+        let text = read(&Path::new(CONTAINERS).join("memory.stat"))?;
+        let (mut reclaimable, mut refaults) = (0u64, 0u64);
+        for (key, value) in stats::flat(&text) {
+            match key {
+                "inactive_file" | "active_file" | "slab_reclaimable" => reclaimable = reclaimable.saturating_add(value),
+                "workingset_refault_file" => refaults = value,
+                _ => {}
+            }
+        }
+        let system = rustix::system::sysinfo();
+        Ok(Self {
+            limit: current(MAX)?.min(mark()?),
+            needed: current("memory.current")?.saturating_sub(reclaimable),
+            refaulted: refaults.saturating_mul(PAGE),
+            total: system.totalram.saturating_mul(u64::from(system.mem_unit)),
+        })
     }
-    Ok(())
+}
+
+/// Events of the containers' cgroup itself: its mark or its limit was reached.
+///
+/// # Errors
+/// The kernel has no memory controller.
+pub(crate) fn memory_events() -> Result<Watch, Error> {
+    let path = Path::new(CONTAINERS).join("memory.events.local");
+    Watch::new(&path).map_err(failed("watch", path))
+}
+
+/// Events of containers that wait for memory: reclaim, pages read again, the mark.
+///
+/// # Errors
+/// The kernel has no pressure stall information.
+pub(crate) fn memory_stalls(stalled: Duration, window: Duration) -> Result<super::Stalls, Error> {
+    let path = Path::new(CONTAINERS).join("memory.pressure");
+    super::Stalls::new(&path, stalled, window).map_err(failed("watch", path))
 }
 
 /// What may be had by those who have `current` while `free` is left.
@@ -50,6 +170,11 @@ fn current(file: &str) -> Result<u64, Error> {
     let path = Path::new(CONTAINERS).join(file);
     let text = read(&path)?;
     number(&text).ok_or_else(|| unreadable(path))
+}
+
+/// Nothing is the most.
+fn mark() -> Result<u64, Error> {
+    Ok(number(&read(&Path::new(CONTAINERS).join(HIGH))?).unwrap_or(u64::MAX))
 }
 
 fn free_memory() -> Result<u64, Error> {
@@ -92,10 +217,13 @@ fn loadavg_threads(text: &str) -> Option<u64> {
 /// as with any other limit.
 pub(crate) async fn watch() {
     let path = Path::new(CONTAINERS).join("memory.events.local");
-    let changes = match Watch::new(&path) {
+    let changes = match memory_events() {
         Ok(changes) => changes,
         Err(error) => {
-            tracing::warn!(%error, path = %path.display(), "it will not be said when the guest's memory is used up");
+            tracing::warn!(
+                error = crate::report::chain(&error),
+                "it will not be said when the guest's memory is used up"
+            );
             return;
         }
     };
@@ -108,7 +236,7 @@ pub(crate) async fn watch() {
             tracing::error!(
                 times,
                 "the guest's memory is used up: the containers have taken all that there is for them, and the kernel ends \
-                 processes; give the VM more memory (default_memory) or the containers limits"
+                 processes; give the VM more memory (default_memory, default_memory_limit) or the containers limits"
             );
             told = times;
         }
@@ -129,6 +257,13 @@ mod tests {
         assert_eq!(meminfo_free("MemTotal: 1 kB\n"), None);
         assert_eq!(loadavg_threads("0.00 0.01 0.05 2/113 4711\n"), Some(113));
         assert_eq!(loadavg_threads("nothing"), None);
+    }
+
+    #[test]
+    fn the_mark_is_below_the_limit_by_a_part_of_it_within_bounds() {
+        for (limit, expected) in [(4u64, 2u64), (16, 2), (160, 20), (4096, 64)] {
+            assert_eq!(margin(limit << 20), expected << 20);
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Reads what a cgroup has used. A file that is not there is a controller that is not: its figures are 0.
+//! Reads the usage of a cgroup. A missing file means a missing controller: its values are 0.
 
 use std::collections::HashMap;
 

@@ -1,5 +1,5 @@
-//! A cgroup and those below it, which a container may have made: by the thousand, and deeper than a path has room for. They are
-//! walked by descriptors, one a level, and each is looked at once.
+//! Removes a cgroup and its descendants. A container may have made thousands of them, at a depth for which a path is too
+//! short. They are walked by descriptors, one per level, and each cgroup is visited once.
 
 use std::ffi::{CStr, CString};
 use std::io;

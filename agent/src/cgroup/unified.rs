@@ -1,4 +1,4 @@
-//! Files of cgroup v2 that the specification names itself.
+//! Files of cgroup v2 that the specification names directly.
 
 use std::collections::{BTreeMap, HashMap};
 

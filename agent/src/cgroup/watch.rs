@@ -1,9 +1,13 @@
-//! Waits for a cgroup's file to change: the kernel raises an inotify event for the `*.events` files.
+//! Waits for what the kernel reports of a cgroup: an inotify event when a `*.events` file changes, and a priority event when
+//! its processes have waited too long for a resource (the kernel's Documentation/accounting/psi.rst).
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::io::Errno;
@@ -42,6 +46,38 @@ impl Watch {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+}
+
+/// Tells when processes of a cgroup have waited for long.
+#[derive(Debug)]
+pub(crate) struct Stalls(AsyncFd<OwnedFd>);
+
+impl Stalls {
+    /// Tells whenever some process has waited for `stalled` within `window`, at most once a window. `path` is a pressure file.
+    ///
+    /// # Errors
+    /// There is no such file, or the kernel does not take these times.
+    pub(crate) fn new(path: &Path, stalled: Duration, window: Duration) -> io::Result<Self> {
+        let mut options = File::options();
+        let mut file = options
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)?;
+        // In one write: each is a trigger.
+        let trigger = format!("some {} {}", stalled.as_micros(), window.as_micros());
+        file.write_all(trigger.as_bytes())?;
+        Ok(Self(sys::watched(file.into(), Interest::PRIORITY)?))
+    }
+
+    /// Resolves once it is so again.
+    ///
+    /// # Errors
+    /// The cgroup is gone.
+    pub(crate) async fn next(&self) -> io::Result<()> {
+        self.0.ready(Interest::PRIORITY).await?.clear_ready();
+        Ok(())
     }
 }
 

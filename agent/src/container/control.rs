@@ -1,11 +1,11 @@
-//! What is done to a container that exists: signals, limits, the freezer, figures, removal.
+//! Operations on an existing container: signals, limits, the freezer, statistics, removal.
 
 use std::collections::HashSet;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use oci_spec::runtime::LinuxResources;
-use protocol::agent::{Process as ProcessInfo, StatsResponse};
+use protocol::agent::StatsResponse;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{Container, Life, Slot, Verb, limit_own_disks};
@@ -122,33 +122,6 @@ impl Container {
         let state = self.lock();
         self.process(&state, exec)?.streams.close_stdin(length);
         Ok(())
-    }
-
-    /// Its processes, in the order of their numbers.
-    ///
-    /// # Errors
-    /// The cgroup is gone.
-    pub(crate) fn processes(&self) -> Result<Vec<ProcessInfo>, Error> {
-        let state = self.lock();
-        let known: Vec<_> = state
-            .live()
-            .map(|(exec, process)| (process.pid.as_raw(), exec.as_str().to_owned()))
-            .collect();
-        let in_cgroup = self.cgroup.pids().map_err(|error| self.in_cgroup(error))?;
-        let mut all: Vec<i32> = in_cgroup.into_iter().map(|pid| pid.as_raw_nonzero().get()).collect();
-        // One that waits at the gate is not in the cgroup yet.
-        all.extend(known.iter().map(|(pid, _)| *pid));
-        all.sort_unstable();
-        all.dedup();
-        let info = |pid: i32| ProcessInfo {
-            pid: pid.unsigned_abs(),
-            exec_id: known
-                .iter()
-                .find(|(known, _)| *known == pid)
-                .map(|(_, exec)| exec.clone()),
-            ..ProcessInfo::default()
-        };
-        Ok(all.into_iter().map(info).collect())
     }
 
     /// What it has used.

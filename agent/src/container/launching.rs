@@ -1,14 +1,16 @@
-//! Bringing processes into a container: create, start, exec.
+//! Starts processes in a container: create, start, exec.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxNamespaceType, Process as ProcessSpec};
 use protocol::agent::Stdio;
 use tatami_agent::launch::{LaunchError, LaunchRequest, Launched, Target, launch};
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use super::{Container, Life, Slot, Verb};
 use crate::cgroup;
@@ -17,6 +19,9 @@ use crate::ids::ExecId;
 use crate::process::Process;
 use crate::reaper::{Exit, Launching};
 use crate::streams::{Prepared, StreamError, Streams};
+
+/// For a process whose program cannot be executed to end.
+const LAST_BREATH: Duration = Duration::from_secs(5);
 
 /// A namespace that a new container joins.
 pub(crate) type Joined = (LinuxNamespaceType, OwnedFd);
@@ -89,7 +94,12 @@ impl Container {
                 }
             }
         };
-        gate.open().await.map_err(|source| self.launch_error(source))?;
+        if let Err(source) = gate.open().await {
+            // It is ending. Whoever is told, and deletes it then, must find it stopped.
+            let mut stopped = self.stopped.subscribe();
+            let _ = timeout(LAST_BREATH, stopped.wait_for(|stopped| *stopped)).await;
+            return Err(self.launch_error(source));
+        }
         let mut state = self.lock();
         // A program that has ended already has left it stopped.
         if matches!(state.life, Life::Starting) {

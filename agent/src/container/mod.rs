@@ -1,4 +1,4 @@
-//! One container: its processes, its cgroup, and what may be done to it when.
+//! One container: its processes, its cgroup, and its phase, which decides the allowed requests.
 //!
 //! ```text
 //!            launch            Start          execve
@@ -8,7 +8,7 @@
 //!                                     the first process ends
 //! ```
 //!
-//! The lock is never held while something is awaited: a launch that takes long holds up nobody.
+//! The lock is never held across an await, so a slow launch blocks no other request.
 
 mod control;
 mod launching;

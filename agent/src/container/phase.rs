@@ -1,4 +1,4 @@
-//! Where a container is in its life. What may be done to it when is in the table that the host uses, too: [`protocol::phase`].
+//! The phase of a container. The table of allowed requests is shared with the host: [`protocol::phase`].
 
 use protocol::phase::Phase;
 use tatami_agent::launch::Gate;

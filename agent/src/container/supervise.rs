@@ -1,4 +1,4 @@
-//! From the death of a process to its published exit.
+//! Handles the end of a process, up to its published exit.
 
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;

@@ -1,7 +1,8 @@
-//! The socket between the agent and the child: small messages, each of them whole (SOCK_SEQPACKET, unix(7)).
+//! The socket between the agent and the child. It carries small, complete messages (SOCK_SEQPACKET, unix(7)).
 //!
-//! The child's end is closed by a successful `execve`: an end without a word after the gate is opened is success. The
-//! child uses `read` and `write` alone once a seccomp filter may be in force: no program can live without them.
+//! A successful `execve` closes the child's end: if the channel ends without a message after the gate was opened, the
+//! launch has succeeded. The child uses only `read` and `write` when a seccomp filter may be active, because every
+//! program needs these two.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},

@@ -1,6 +1,6 @@
-//! The child: from instructions to a running program, in the order in which each step can be done.
+//! The child: it turns itself from instructions into a running program, in the order in which the steps are possible.
 //!
-//! It is a program of one thread that blocks wherever it likes, and everything it does it does to itself.
+//! It has one thread and may block anywhere. All its operations affect only itself.
 
 use std::{
     fs::{File, OpenOptions},

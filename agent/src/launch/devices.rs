@@ -1,7 +1,7 @@
 //! The device nodes and links of a container's /dev (OCI runtime specification, config-linux.md "Default Devices" and
 //! "Default filesystems").
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, Spec};
 use rustix::{
@@ -27,7 +27,15 @@ const DEFAULT: [(&str, u32, u32); 6] = [
 
 /// What a container that may use every device has besides, where the guest has it: a privileged one of Kubernetes, whose runtime
 /// class leaves the host's devices out (`privileged_without_host_devices`).
-const PRIVILEGED: [&str; 4] = ["/dev/fuse", "/dev/kmsg", "/dev/loop-control", "/dev/net/tun"];
+const PRIVILEGED: [&str; 4] = ["/dev/fuse", "/dev/kmsg", LOOP_CONTROL, "/dev/net/tun"];
+/// Gives the number of a loop device that is free (loop(4)).
+const LOOP_CONTROL: &str = "/dev/loop-control";
+
+/// How many loop devices such a container has nodes of, as many as a host makes at its start (drivers/block/loop.c). The devices are
+/// the guest's, which makes them when they are asked for.
+const LOOPS: u32 = 8;
+/// Documentation/admin-guide/devices.txt.
+const LOOP_MAJOR: u32 = 7;
 
 const LINKS: [(&str, &str); 5] = [
     ("/dev/fd", "/proc/self/fd"),
@@ -90,12 +98,37 @@ pub(super) fn make(root: Root<'_>, spec: &Spec, in_user_namespace: bool) -> Resu
                 make_node(root, &node, in_user_namespace)?;
             }
         }
+        // Nobody can mount a file system of a device in a user namespace.
+        if of_guest(LOOP_CONTROL).is_some() && !in_user_namespace {
+            make_loops(root, |path| {
+                mounted(path) || listed.iter().any(|device| device.path() == path)
+            })?;
+        }
     }
     let listed = listed.iter().filter(|device| device.path() != Path::new("/dev/ptmx"));
     for device in listed.filter(|device| !mounted(device.path())) {
         make_node(root, &node(device)?, in_user_namespace)?;
     }
     link(root)
+}
+
+/// Makes the nodes of the guest's loop devices, but for those that are `taken`.
+fn make_loops(root: Root<'_>, taken: impl Fn(&Path) -> bool) -> Result<()> {
+    for number in 0..LOOPS {
+        let path = PathBuf::from(format!("/dev/loop{number}"));
+        if taken(&path) {
+            continue;
+        }
+        let node = Node {
+            path: &path,
+            kind: FileType::BlockDevice,
+            number: makedev(LOOP_MAJOR, number),
+            mode: Mode::from_raw_mode(0o660),
+            owner: (0, 0),
+        };
+        make_node(root, &node, false)?;
+    }
+    Ok(())
 }
 
 /// Whether the last rule about all devices allows them.

@@ -1,6 +1,6 @@
-//! Why a launch did not succeed, as the child finds it and as its parent hands it on.
+//! Why a launch failed: reported by the child and passed on by its parent.
 //!
-//! It owns the difference between what a user asked for that cannot be had, and what went wrong on our side.
+//! It distinguishes requests of the user that cannot be fulfilled from faults of the agent.
 
 use std::{fmt, io};
 

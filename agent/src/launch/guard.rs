@@ -1,5 +1,5 @@
-//! Kills what a launch has started unless the launch succeeds: an error, a caller that gives up and a gate that nobody opens
-//! all end here, whatever the processes hang in.
+//! Kills the processes of a launch unless the launch succeeds. It handles an error, a cancelled request and a gate that
+//! is never opened, whatever the processes are blocked in.
 
 use std::{io, os::fd::OwnedFd, process::Child};
 

@@ -1,6 +1,6 @@
-//! Hooks of the container: startContainer (OCI runtime specification, config.md "POSIX-platform Hooks"). A hook is confined like the
-//! process that it precedes: its user, capabilities and limits, its cgroup, its seccomp filter. The others are the host's, and
-//! the shim's.
+//! Hooks of the container: startContainer (OCI runtime specification, config.md "POSIX-platform Hooks"). A hook is
+//! confined like the process that it precedes: its user, capabilities and limits, its cgroup, its seccomp filter. The
+//! shim runs the other hooks, on the host.
 
 use std::{
     fs::File,

@@ -1,4 +1,4 @@
-//! Who the process is: user, groups, umask, home directory; and the working directory, which depends on it.
+//! The identity of the process: user, groups, umask, home directory; and the working directory, which depends on it.
 
 use std::{io, path::Path};
 

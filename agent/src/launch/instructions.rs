@@ -1,6 +1,6 @@
-//! What the child is told, and how it travels: JSON in a sealed memfd, and descriptors beside it.
+//! The instructions for the child, and how they are sent: JSON in a sealed memfd, together with descriptors.
 //!
-//! A specification is often larger than a message may be; a memfd has no such bound and no end to wait for. The
+//! A specification is often larger than a message may be. A memfd has no such limit, and its end is known. The
 //! descriptors are sent in one fixed order, which only this file knows.
 
 use std::{

@@ -1,4 +1,4 @@
-//! Paths that a container shall not see, and paths that it shall not change (OCI runtime specification, config-linux.md
+//! Paths that a container must not see, and paths that it must not change (OCI runtime specification, config-linux.md
 //! "Masked Paths", "Readonly Paths"). Runs inside the container's root.
 
 use std::{io, os::fd::OwnedFd, path::Path};

@@ -1,4 +1,4 @@
-//! Starts a process of a container, its first one and every exec alike, from a re-executed single-threaded child.
+//! Starts a process of a container, its first one or an exec, from a re-executed single-threaded child.
 //!
 //! ```text
 //!  agent (tokio)                child                          process
@@ -9,8 +9,8 @@
 //!            ◄── end of the channel: it runs ─────────────────────┘
 //! ```
 //!
-//! It owns the sequence from a specification to a running program. It knows nothing of the container's life after
-//! that, of the cgroup's limits, or of the shim, and never waits for a process: who calls it reaps every child.
+//! It owns the sequence from a specification to a running program. It knows nothing about the container's later life, the
+//! cgroup's limits, or the shim. It never waits for a process: the caller reaps every child.
 
 mod attributes;
 mod capabilities;

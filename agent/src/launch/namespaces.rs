@@ -1,7 +1,7 @@
-//! The namespaces of a container: made, joined, and for an exec those of its first process.
+//! The namespaces of a container: created or joined; an exec joins those of the container's first process.
 //!
-//! Which order is right is the kernel's rule (namespaces(7), user_namespaces(7)): what belongs to the guest is joined
-//! while the child still has the guest's privileges, the user namespace comes next, and what is made after it belongs to it.
+//! The kernel's rules decide the order (namespaces(7), user_namespaces(7)). The guest's namespaces are joined while the
+//! child still has the guest's privileges. The user namespace follows. Namespaces that are created after it belong to it.
 
 use std::{
     fs::File,

@@ -1,9 +1,9 @@
 //! System calls that are newer than a seccomp profile: they fail with ENOSYS, as on a kernel that lacks them.
 //!
-//! A profile's default, EPERM as a rule, would tell a program that it may not do what the profile's author only did not
-//! know yet, and the C library would not fall back to the older call. runc has the same rule: a call whose number is above
-//! every number that the profile names was not known to its author. libseccomp cannot say "above", so the test comes
-//! before its program. Pure: names in, instructions out.
+//! With the profile's default, usually EPERM, a program would learn that it may not make the call, although the profile's
+//! author only did not know it. The C library would then not fall back to the older call. runc has the same rule: a call
+//! with a higher number than every call in the profile was not known to its author. libseccomp cannot express "higher",
+//! so this test runs before its program. Pure: names in, instructions out.
 
 use libc::{BPF_ABS, BPF_JEQ, BPF_JGE, BPF_JGT, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W, sock_filter};
 use libseccomp::{ScmpArch, ScmpSyscall};

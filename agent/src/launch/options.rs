@@ -1,6 +1,6 @@
-//! What the options of a mount mean (OCI runtime specification, config.md "Mounts"; mount(8)).
+//! The meaning of mount options (OCI runtime specification, config.md "Mounts"; mount(8)).
 //!
-//! Pure: it reads words and touches nothing.
+//! Pure: it parses words and makes no system call.
 
 use libc::{
     MOUNT_ATTR__ATIME, MOUNT_ATTR_NOATIME, MOUNT_ATTR_NODEV, MOUNT_ATTR_NODIRATIME, MOUNT_ATTR_NOEXEC,

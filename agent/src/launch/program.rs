@@ -1,4 +1,4 @@
-//! Which file the process executes, and why it cannot: in the words that runc's users know.
+//! Finds the file that the process executes. Its errors have the same wording as runc's.
 
 use std::{
     ffi::CString,

@@ -1,4 +1,4 @@
-//! Resource limits of a process: the specification's, else fixed defaults, never the agent's own.
+//! Resource limits of a process: the specification's, else fixed defaults. The agent's own limits are never inherited.
 
 use oci_spec::runtime::{PosixRlimit, PosixRlimitType};
 use rustix::{

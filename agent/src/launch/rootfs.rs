@@ -1,4 +1,4 @@
-//! The root of a container: taken from the guest's tree, attached, and at last made the root of its process.
+//! The root of a container: opened in the guest's tree, attached, and finally made the root of its process.
 
 use std::{
     os::fd::{AsFd, OwnedFd},

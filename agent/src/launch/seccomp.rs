@@ -1,6 +1,6 @@
 //! The seccomp filter of a specification (config-linux.md "Seccomp"; seccomp(2)).
 //!
-//! libseccomp writes the program; it is loaded here and not by the library, as another one comes before it
+//! libseccomp generates the program. It is loaded here and not by the library, because another program precedes it
 //! ([`newer_calls`]).
 
 use std::{

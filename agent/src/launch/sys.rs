@@ -1,4 +1,4 @@
-//! The system calls that no safe wrapper exists for. Each function says why its call is sound; none decides anything.
+//! The system calls without a safe wrapper. Each function says why its call is sound; none decides anything.
 #![allow(unsafe_code)]
 
 use std::{

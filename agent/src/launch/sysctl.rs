@@ -1,7 +1,7 @@
 //! Kernel parameters of a specification.
 //!
-//! Those of a namespace are set in the container's. The others are set in the guest as a whole, as Kata does: the
-//! guest is the sandbox, and its kernel is nobody else's.
+//! Parameters of a namespace are set in the container's namespace. The others are set for the whole guest, as in Kata:
+//! the guest is the sandbox, and nobody else uses its kernel.
 
 use std::path::PathBuf;
 

@@ -1,8 +1,8 @@
 //! Paths inside a container's root, and mounts that are handled by descriptor.
 //!
-//! The image is hostile: a path of the specification is resolved with the root as a jail (RESOLVE_IN_ROOT, openat2(2)),
-//! what is missing is made one component at a time, and what is mounted is moved onto the descriptor that was found, so
-//! that no symbolic link, exchanged at any moment, leads outside.
+//! The image may be hostile. A path of the specification is resolved with the root as a jail (RESOLVE_IN_ROOT,
+//! openat2(2)). Missing directories are created one component at a time. A mount is moved onto the descriptor that was
+//! found. So a symbolic link never leads outside, even if it is exchanged at any moment.
 
 use std::{
     collections::VecDeque,
@@ -247,10 +247,10 @@ pub(super) fn change(mount: &OwnedFd, attributes: Attributes, recursive: bool) -
     sys::mount_setattr(mount.as_fd(), c"", recursive, attributes.set, attributes.clear, 0)
 }
 
-/// Gives a mount what its options ask for.
+/// Gives a mount what its options ask for. What is recursive comes last and so wins, as with runc.
 pub(super) fn apply(mount: &OwnedFd, options: &Options) -> io::Result<()> {
-    change(mount, options.below, true)?;
     change(mount, options.here, false)?;
+    change(mount, options.below, true)?;
     for (propagation, recursive) in &options.propagation {
         propagate(mount, *propagation, *recursive)?;
     }

@@ -1,5 +1,5 @@
-//! Whether a process that waits at the gate has the limits and the capabilities that were asked for: asked of the kernel,
-//! not of the child that set them.
+//! Checks whether a process that waits at the gate has the requested limits and capabilities. It asks the kernel, not the
+//! child that set them.
 
 use std::io;
 

@@ -1,8 +1,8 @@
-//! What the kernel would charge for, and to whom. Pure; all counts are of pages unless they say otherwise.
+//! Computes what the kernel would charge, and to whom. Pure. All counts are pages unless stated otherwise.
 //!
-//! The rule, from `perf_mmap` (kernel/events/core.c): a buffer of n data pages is n + 1 pages. They are charged to the user
-//! until that user has kernel.perf_event_mlock_kb, in whole pages, for each online CPU; the rest to the process, whose
-//! pinned pages must not be more than its limit in whole pages.
+//! The rule, from `perf_mmap` (kernel/events/core.c): a buffer of n data pages has n + 1 pages. They are charged to the
+//! user until that user has kernel.perf_event_mlock_kb, in whole pages, for each online CPU. The rest is charged to the
+//! process, whose pinned pages must not exceed its limit in whole pages.
 
 use protocol::agent::MemlockReport;
 

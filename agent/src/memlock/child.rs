@@ -1,7 +1,8 @@
-//! The child of a probe: one thread that becomes the user of a process, maps perf buffers, says how far it came, and ends.
+//! The child of a probe: one thread that becomes the user of a process, maps perf buffers, reports how many it got, and
+//! ends.
 //!
-//! Its events are opened while it is still root, so that a refusal is about locked memory and nothing else; whether the
-//! user could have opened one is asked apart from that.
+//! It opens its events while it is still root, so that a refusal can only be about locked memory. Whether the user could
+//! have opened an event is checked separately.
 
 use std::fs::File;
 use std::io::{self, Read, Write};

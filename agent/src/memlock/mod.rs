@@ -1,9 +1,10 @@
 //! How much memory a process may lock, and a probe of whether perf buffers would be granted to it.
 //!
 //! The kernel charges the pages of a perf buffer to the user, up to kernel.perf_event_mlock_kb on each online CPU, and
-//! what is beyond that to the process, up to RLIMIT_MEMLOCK; CAP_IPC_LOCK over the guest lifts the limit (`perf_mmap`,
-//! kernel/events/core.c). The probe asks the kernel itself: a child (see [`child`]) becomes that user, with that
-//! limit less what the process has used of it, and maps the buffers. What it maps is given back when it ends.
+//! the rest to the process, up to RLIMIT_MEMLOCK. CAP_IPC_LOCK in the guest's initial user namespace lifts the limit
+//! (`perf_mmap`, kernel/events/core.c). The probe uses the kernel itself: a child (see [`child`]) becomes that user, with
+//! that limit less the memory that the process has used of it, and maps the buffers. They are released when the child
+//! ends.
 
 mod arithmetic;
 mod child;
@@ -54,7 +55,7 @@ pub enum ProbeError {
     #[error("process {0} is gone")]
     Gone(i32),
     /// The process is not of the container, or no longer.
-    #[error("process {0} is none of the container's: its processes are those of `ctr task ps`")]
+    #[error("process {0} is none of the container's: its processes are those that `ps` shows in it")]
     Foreign(u32),
     /// The kernel cannot be asked.
     #[error("cannot {0}")]
@@ -75,6 +76,14 @@ fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> ProbeError {
 #[must_use]
 pub fn child_main() -> ExitCode {
     child::main()
+}
+
+/// The numbers of a process: in the guest's PID namespace, and so on down to the one that it is in.
+///
+/// # Errors
+/// There is no such process.
+pub fn numbers(pid: i32) -> io::Result<Vec<u32>> {
+    Status::of(pid).map(|status| status.numbers("NSpid"))
 }
 
 /// Reports on a process; with `pages`, data pages on each CPU, also probes. It blocks, and only one may run at a time:

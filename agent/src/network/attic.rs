@@ -1,5 +1,5 @@
-//! Where devices are that no interface of the host's belongs to now: a network namespace in which nobody runs, so that no
-//! container sees them.
+//! A network namespace without processes for devices that have no interface on the host at the moment. So no container
+//! sees them.
 
 use std::fs::File;
 use std::io;

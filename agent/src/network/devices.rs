@@ -1,4 +1,4 @@
-//! The guest's network devices, found by the MAC address that they were made with.
+//! The guest's network devices, identified by the MAC address that the host gave them.
 
 use std::time::Duration;
 

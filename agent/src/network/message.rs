@@ -1,4 +1,4 @@
-//! The host's messages: decoded, and the places of interfaces in them turned into the guest's indexes. Pure.
+//! The host's rtnetlink messages: decodes them, and replaces list positions of interfaces by the guest's indexes. Pure.
 
 use protocol::agent::Network;
 use rtnetlink::packet_core::{DecodeError, Parseable};

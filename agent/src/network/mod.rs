@@ -1,13 +1,14 @@
-//! The guest's network: what the host's kernel says of the pod's network namespace, repeated on the VM's devices.
+//! The guest's network: applies the configuration of the pod's network namespace on the host to the VM's devices.
 //!
-//! It owns what the host has given: names, addresses, routes, rules, neighbours of the devices. What a container adds to
-//! that is its own and stays. It knows no container.
+//! It owns everything that the host has sent: names, addresses, routes, rules, neighbours of the devices. What a
+//! container adds is the container's and stays. It knows no container.
 
 mod attic;
 mod devices;
 mod message;
 
 use std::io;
+use std::path::Path;
 
 use protocol::agent::{Interface, Network};
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST};
@@ -220,7 +221,15 @@ async fn configure(netlink: &Handle, interface: &Interface, index: u32) -> Resul
     }
     settings
         .into_iter()
-        .try_for_each(|(setting, value)| set_ipv6(&interface.name, setting, value))
+        .try_for_each(|(setting, value)| set_ipv6(&interface.name, setting, value))?;
+    for (setting, value) in &interface.sysctls {
+        let path = setting.replace('%', &interface.name);
+        // A kernel of the host's may have settings that the guest's has not: nobody asked for those of them that differ.
+        if let Err(error) = std::fs::write(Path::new("/proc/sys/net").join(&path), value) {
+            tracing::warn!(setting = path, value, %error, "a setting of an interface is not the host's");
+        }
+    }
+    Ok(())
 }
 
 /// The host's interface may be without IPv6 (`disable_ipv6`, the kernel's ip-sysctl.rst), as Docker's are.

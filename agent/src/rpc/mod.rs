@@ -7,9 +7,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use protocol::agent::{
     CloseStdinRequest, ContainerId as ContainerRequest, CreateContainerRequest, DeleteResponse, Empty, ExecRequest,
-    GrowStorageRequest, GuestMetricsResponse, HostChanges, ListProcessesResponse, MemlockReport, MemlockRequest,
-    NameServer, Network, ProcessId, ProcessStarted, ResizeRequest, ResizeTerminalRequest, SignalRequest, StatsResponse,
-    StorageName, StorageStatsResponse, UpdateRequest,
+    GrowStorageRequest, GuestMetricsResponse, HostChanges, MemlockReport, MemlockRequest, NameServer, Network,
+    ProcessId, ProcessStarted, ResizeRequest, ResizeTerminalRequest, SignalRequest, StatsResponse, StorageName,
+    StorageStatsResponse, UpdateRequest,
 };
 use protocol::agent_ttrpc::Agent;
 use serde::de::DeserializeOwned;
@@ -50,6 +50,7 @@ impl Service {
             stdio,
             storages: request.storages.clone(),
             devices: request.devices.clone(),
+            covers: request.covers.clone(),
             sockets: request.sockets.clone(),
         };
         self.0.create(wanted, &request.join_namespaces).await
@@ -171,21 +172,6 @@ impl Agent for Service {
             .process(&request.process)
             .and_then(|(container, exec)| container.close_stdin(&exec, request.length));
         done("close stdin", result)
-    }
-
-    async fn list_processes(
-        &self,
-        _: &TtrpcContext,
-        request: ContainerRequest,
-    ) -> ttrpc::Result<ListProcessesResponse> {
-        let processes = self
-            .container(&request.container_id)
-            .and_then(|container| container.processes());
-        let encode = |processes| ListProcessesResponse {
-            processes,
-            ..ListProcessesResponse::default()
-        };
-        answer("list", processes.map(encode))
     }
 
     async fn stats(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<StatsResponse> {

@@ -1,4 +1,4 @@
-//! Which status code an error becomes: the one table, without a catch-all.
+//! Maps each error to a status code: the one table, without a catch-all.
 
 use tatami_agent::launch::LaunchError;
 use tatami_agent::memlock::ProbeError;

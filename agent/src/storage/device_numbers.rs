@@ -1,8 +1,8 @@
-//! From the host's numbers of devices to the guest's, in a container's specification. Pure but for one question.
+//! Converts the host's device numbers in a container's specification to the guest's. Pure, except for one query.
 //!
-//! A number of the host's means nothing in the guest, or another container's disk. So a block device that the host plugged
-//! in gets its number of the guest, in the list of devices and in the rules; a rule for any other block device is left
-//! out. A character device is the guest's own of that number, if there is one.
+//! In the guest a number of the host means nothing, or another container's disk. A block device that the host plugged in
+//! gets its number of the guest, in the list of devices and in the rules. A rule for any other block device is left out.
+//! A character device is the guest's own with the same number, if it exists.
 
 use std::path::Path;
 

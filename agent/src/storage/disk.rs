@@ -1,6 +1,4 @@
-//! Finding the disk of a serial number: at once if it is there, else when the kernel tells that it has come.
-//!
-//! See [`crate::uevents`] for how that is told.
+//! Finds the disk with a serial number: at once if it is there, else when the kernel announces it ([`crate::uevents`]).
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt as _;

@@ -1,6 +1,7 @@
-//! What a storage in memory begins with: what the host has in the one that it stands for.
+//! The initial contents of a storage in memory: a copy of the host's volume that it replaces.
 //!
-//! Containers may have the storage already, and make links in it: no link is followed, and what is there stays as it is.
+//! Containers may already use the storage and create links in it. So no link is followed, and existing entries are not
+//! changed.
 
 use std::ffi::OsStr;
 use std::fs::File;

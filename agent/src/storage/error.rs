@@ -1,4 +1,4 @@
-//! Why a container has no storage, or cannot let go of it.
+//! The errors of acquiring and releasing storages.
 
 use std::io;
 use std::path::PathBuf;

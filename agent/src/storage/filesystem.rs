@@ -1,4 +1,4 @@
-//! Mounting one file system of the guest's own, and unmounting it so that everything is on its disk. Blocks.
+//! Mounts one file system of the guest, and unmounts it so that all data is on its disk. Blocks.
 
 use std::fs;
 use std::fs::File;

@@ -1,5 +1,5 @@
-//! Kubernetes' `fsGroup`: a volume's files are given to a group that the containers are in (PodSecurityContext), with the
-//! modes that kubelet gives them (pkg/volume/volume_linux.go): whatever a file had, owner and group may read and write it.
+//! Kubernetes' `fsGroup`: a volume's files are given to a group of the containers (`PodSecurityContext`), with the modes
+//! that the kubelet sets (pkg/volume/volume_linux.go): owner and group may read and write a file, whatever its mode was.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
-//! How full a storage is, and growing it while containers use it: the host has made the disk larger, the file system
-//! follows. The kernel does it by itself (an ioctl); no program is needed in the guest.
+//! The usage of a storage, and its growth while containers use it. The host has already enlarged the disk, and the file
+//! system follows. The kernel does this itself (an ioctl); the guest needs no program for it.
 
 use std::fs::{self, File};
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! Huge pages that are reserved in the guest's memory for containers (the kernel's hugetlbpage.rst).
 //!
-//! The kernel's count is the sum of what containers asked for. A count that is written may not be reached, because memory
-//! is short or in pieces: what is there is read back.
+//! The kernel's count is the sum of the containers' requests. The kernel may not reach a count that is written, because
+//! memory is short or fragmented. So the actual count is read back.
 
 use std::fs;
 use std::io;

@@ -1,7 +1,8 @@
-//! Limits of input and output, from the host's numbers of devices to the guest's. Pure.
+//! Converts I/O limits from the host's device numbers to the guest's. Pure.
 //!
-//! A limit names a device by the host's number, which in the guest is nothing, or another container's disk. One that the host has
-//! plugged in for this container gets its number of the guest; a limit for any other is left out.
+//! A limit names a device by the host's number, which in the guest means nothing, or another container's disk. A device
+//! that the host has plugged in for this container gets its number of the guest. A limit for any other device is left
+//! out.
 
 use std::collections::{BTreeSet, HashMap};
 

@@ -1,10 +1,11 @@
-//! File systems of the guest's own that containers use: on disks that the host plugs in, in memory, of huge pages.
+//! File systems of the guest that containers use: on disks that the host plugs in, in memory, of huge pages.
 //!
 //! ```text
 //!  acquire: disk found ─► mounted (once) ─► container is a user        release: synced ─► unmounted ─► disk is free
 //! ```
-//! A storage has a name; containers that name the same one share it. It owns the mounts below
-//! [`protocol::STORAGE_DIRECTORY`] and who uses them. It knows nothing of processes: whoever releases has ended them.
+//! A storage has a name; containers that use the same name share it. It owns the mounts below
+//! [`protocol::STORAGE_DIRECTORY`] and the list of their users. It knows nothing about processes: before a release, the
+//! caller has ended them.
 
 mod device_numbers;
 mod disk;

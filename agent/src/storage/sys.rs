@@ -1,4 +1,4 @@
-//! The ioctls by which a mounted file system is made larger.
+//! The ioctls that enlarge a mounted file system.
 #![allow(unsafe_code)]
 
 use std::fs::File;

@@ -1,4 +1,4 @@
-//! A pipe's end or a terminal's master, without blocking.
+//! The end of a pipe or the master of a terminal, in non-blocking mode.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

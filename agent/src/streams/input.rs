@@ -1,4 +1,4 @@
-//! From the host to a process.
+//! Copies input from the host to a process.
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::watch;

@@ -1,9 +1,9 @@
 //! Standard streams: one vsock connection each, raw bytes, between the host and a process's pipes or terminal.
 //!
-//! No connection is half-closed and none is closed first by us while its bytes matter: across vhost-user-vsock what is
-//! in flight is dropped at a close. Lengths travel out of band instead (`CloseStdin`, `ProcessExit`).
+//! No connection is half-closed, and the agent does not close one first while its bytes matter, because vhost-user-vsock
+//! drops data in flight at a close. The lengths are sent on another connection instead (`CloseStdin`, `ProcessExit`).
 //!
-//! Every stream is a task with one buffer: a slow host holds up the process, and nothing else.
+//! Every stream is a task with one buffer: a slow host blocks only the process.
 
 mod channel;
 mod input;

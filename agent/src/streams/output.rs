@@ -1,11 +1,11 @@
-//! From a process to the host.
+//! Copies output from a process to the host.
 
 use std::io;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::BUFFER;
 use super::channel::Channel;
@@ -13,6 +13,9 @@ use super::channel::Channel;
 /// How long a dead process's pipe must have been empty while others still hold it. What the process itself wrote is
 /// in the pipe when it is reaped; this is for the last words of the children it leaves behind.
 pub(super) const GRACE: Duration = Duration::from_millis(100);
+
+/// How long such a pipe is waited for in all: a child may write on for ever.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// How long a dead process's exit waits for a host that takes nothing at all: a reader that has stopped must not keep a
 /// killed container alive.
@@ -57,7 +60,8 @@ async fn until_drained(
 ) -> u64 {
     let mut length = 0;
     let mut host_listens = true;
-    while let Some(count @ 1..) = next(source, ended, buffer).await {
+    let mut rest = None;
+    while let Some(count @ 1..) = next(source, ended, &mut rest, buffer).await {
         if host_listens {
             match deliver(to_host, &buffer[..count], ended).await {
                 Delivery::Done => {}
@@ -106,21 +110,59 @@ async fn deliver(
     Delivery::Done
 }
 
-/// The next bytes; None where there is nothing more to wait for.
-async fn next(source: &Channel, ended: &mut watch::Receiver<bool>, buffer: &mut [u8]) -> Option<usize> {
-    let dead = *ended.borrow_and_update();
-    if dead {
-        if let Some(count) = source.read_now(buffer).transpose() {
-            return some(count);
+/// What is still taken from the pipe of a dead process. The time in which the host takes it does not count.
+struct Rest {
+    /// Bytes.
+    bytes: usize,
+    /// For waiting.
+    time: Duration,
+}
+
+impl Rest {
+    /// All that is there now, and as much again as a pipe holds: of what goes through a terminal the kernel counts a part only.
+    fn of(source: &Channel) -> Self {
+        let there = rustix::io::ioctl_fionread(source).unwrap_or(0);
+        Self {
+            bytes: usize::try_from(there).unwrap_or(usize::MAX).saturating_add(BUFFER),
+            time: LAST_WORDS,
         }
-        return timeout(GRACE, source.read(buffer)).await.ok().and_then(some);
     }
-    tokio::select! {
-        count = source.read(&mut *buffer) => return some(count),
-        // An error means that the process is being deleted: nobody waits for the bytes.
-        changed = ended.changed() => changed.ok()?,
+
+    async fn next(&mut self, source: &Channel, buffer: &mut [u8]) -> Option<usize> {
+        let most = self.bytes.min(buffer.len());
+        if most == 0 {
+            return None;
+        }
+        let buffer = &mut buffer[..most];
+        let count = match source.read_now(buffer).transpose() {
+            Some(count) => some(count),
+            None => {
+                let since = Instant::now();
+                let count = timeout(GRACE.min(self.time), source.read(buffer)).await;
+                self.time = self.time.saturating_sub(since.elapsed());
+                count.ok().and_then(some)
+            }
+        }?;
+        self.bytes -= count;
+        Some(count)
     }
-    Box::pin(next(source, ended, buffer)).await
+}
+
+/// The next bytes; None where there is nothing more to wait for.
+async fn next(
+    source: &Channel,
+    ended: &mut watch::Receiver<bool>,
+    rest: &mut Option<Rest>,
+    buffer: &mut [u8],
+) -> Option<usize> {
+    if !*ended.borrow_and_update() {
+        tokio::select! {
+            count = source.read(&mut *buffer) => return some(count),
+            // An error means that the process is being deleted: nobody waits for the bytes.
+            changed = ended.wait_for(|dead| *dead) => drop(changed.ok()?),
+        }
+    }
+    rest.get_or_insert_with(|| Rest::of(source)).next(source, buffer).await
 }
 
 fn some(count: io::Result<usize>) -> Option<usize> {

@@ -1,3 +1,4 @@
+use super::output::GRACE;
 use super::*;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
@@ -64,6 +65,36 @@ async fn a_child_that_holds_the_pipe_does_not_hold_the_exit_and_gets_no_sigpipe(
         std::fs::File::from(pipe).write_all(&vec![0; 1 << 20])
     });
     timeout(LONG, written).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_child_that_writes_on_and_on_does_not_hold_the_exit() {
+    for pause in [GRACE / 4, Duration::ZERO] {
+        let (pipe, mut host, mut streams) = stdout(4096);
+        let own = vec![b'o'; 60 << 10];
+        rustix::io::write(&pipe, &own).unwrap();
+        let child = std::thread::spawn(move || {
+            // Until the streams are gone.
+            while rustix::io::write(&pipe, b"c").is_ok() {
+                std::thread::sleep(pause);
+            }
+        });
+        let ended = streams.process_ended();
+        // The host is slow, and loses nothing of what the process itself wrote.
+        let mut first = vec![0; own.len()];
+        for part in first.chunks_mut(4096) {
+            tokio::time::sleep(GRACE / 2).await;
+            host.read_exact(part).await.unwrap();
+        }
+        assert!(first == own, "the bytes differ");
+        let drain = tokio::spawn(async move { tokio::io::copy(&mut host, &mut tokio::io::sink()).await });
+        timeout(LONG, ended.lengths()).await.unwrap();
+        drop(streams);
+        drain.abort();
+        // The tasks, and with them the pipe's end, go while this one waits.
+        let joined = tokio::task::spawn_blocking(move || child.join());
+        timeout(LONG, joined).await.unwrap().unwrap().unwrap();
+    }
 }
 
 #[tokio::test]

@@ -1,10 +1,12 @@
-//! What the host shares and containers use: volumes, and the roots of containers. They are held while somebody uses them, and
-//! let go of when nobody does; and changes that the host makes to a volume are told to whoever watches.
+//! Volumes and roots of containers that the host shares. They are held while a container uses them, and released
+//! afterwards. The host's changes of a volume are reported to the watchers in the guest.
 //!
-//! Each is a mount that the first look at it makes (submounts of virtio-fs). As long as it is there the host's file system is in
-//! use: it is unmounted with its last user, and its name is looked up once more, by which the kernel finds out that the host
-//! has it no longer. Telling changes needs `guest-kernel/patches/0200-fuse-tell-watchers-of-changes-on-the-host.patch`.
+//! Each is a mount that the first lookup creates (submounts of virtio-fs). As long as it exists, the host's file system
+//! is in use. So it is unmounted with its last user, and its name is looked up once more, so that the kernel notices that
+//! the host does not share it any more. Reporting changes needs
+//! `guest-kernel/patches/0200-fuse-tell-watchers-of-changes-on-the-host.patch`.
 
+mod cover;
 mod sys;
 
 use std::collections::{BTreeSet, HashMap};
@@ -16,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use oci_spec::runtime::Spec;
-use protocol::agent::HostChange;
+use protocol::agent::{Cover, HostChange};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, openat2, statx};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
@@ -91,6 +93,22 @@ impl Volumes {
             };
             table.held.insert(volume, new);
             return;
+        }
+    }
+
+    /// Shows a container that runs a volume in place of a part of one that it has for reading. What cannot be done is logged: the
+    /// container keeps what it has.
+    pub(crate) fn cover(&self, container: &ContainerId, namespace: &OwnedFd, cover: &Cover) {
+        let source = Path::new(&cover.source);
+        let Some(volume) = volume_of(source) else { return };
+        self.acquire_one(container, volume);
+        match cover::cover(namespace, Path::new(&cover.place), Path::new(&cover.shown), source) {
+            Ok(true) => {}
+            Ok(false) => tracing::debug!(%container, place = cover.place, "something else is mounted there"),
+            Err(error) => tracing::warn!(
+                %container, place = cover.place, %error,
+                "sockets and locks do not meet there: it is shown as it was before another container could write to it"
+            ),
         }
     }
 

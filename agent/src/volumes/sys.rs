@@ -1,4 +1,4 @@
-//! The ioctl of the kernel's patch.
+//! The ioctl of kernel patch 0200, and attributes of mounts.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -32,4 +32,26 @@ pub(super) fn tell(file: &OwnedFd, mask: u32, cookie: u32, name: &[u8]) -> io::R
     // the rest. On a file of another kind the request has no meaning and is refused.
     unsafe { fuse_host_change(file.as_raw_fd(), &raw const change) }?;
     Ok(())
+}
+
+/// Sets attributes (`MOUNT_ATTR_*`) of a mount and of all that is mounted in it, and makes them private.
+pub(super) fn restrict(tree: &OwnedFd, attributes: u64) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: attributes,
+        attr_clr: 0,
+        propagation: libc::MS_PRIVATE,
+        userns_fd: 0,
+    };
+    // SAFETY: the path is an empty C string, and the attributes are a whole structure of the size that is passed.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    nix::errno::Errno::result(done).map(drop).map_err(io::Error::from)
 }

@@ -156,11 +156,22 @@ pub(crate) fn piped() -> (File, Stdio) {
 /// How a process ended. It is ours only once the child of the launch that made it has ended (PR_SET_CHILD_SUBREAPER), which
 /// may take a moment after both were killed.
 pub(crate) fn wait(pid: Pid) -> i32 {
+    wait_for(pid, Some(pid))
+}
+
+/// The same for a container's init, with whatever else ends before it, as the agent reaps: an exec that was refused is a zombie in the
+/// container's PID namespace, and a namespace's init ends only when all others in it have been reaped (pid_namespaces(7)).
+pub(crate) fn wait_for_init(pid: Pid) -> i32 {
+    wait_for(pid, None)
+}
+
+fn wait_for(pid: Pid, reaped: Option<Pid>) -> i32 {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
-        match waitpid(pid, None) {
-            Ok(WaitStatus::Exited(_, code)) => return code,
-            Ok(WaitStatus::Signaled(_, signal, _)) => return 128 + signal as i32,
+        match waitpid(reaped, None) {
+            Ok(WaitStatus::Exited(ended, code)) if ended == pid => return code,
+            Ok(WaitStatus::Signaled(ended, signal, _)) if ended == pid => return 128 + signal as i32,
+            Ok(_) if reaped.is_none() => {}
             Err(Errno::ECHILD) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),
             other => panic!("unexpected end: {other:?}"),
         }

@@ -13,7 +13,7 @@ use oci_spec::runtime::Process;
 use serde_json::json;
 use tatami_agent::launch::{LaunchError, Stdio, Target};
 
-use bench::{Bench, piped, process, wait};
+use bench::{Bench, piped, process, wait, wait_for_init};
 
 #[tokio::test]
 async fn a_container_has_its_own_root_namespaces_and_directory() {
@@ -192,6 +192,33 @@ async fn an_exec_joins_its_container_and_ends_unopened_with_its_gate() {
     assert_eq!(wait(pid), 137);
     nix::sys::signal::kill(first.pid, nix::sys::signal::Signal::SIGKILL).unwrap();
     assert_eq!(wait(first.pid), 137);
+}
+
+#[tokio::test]
+async fn an_exec_in_a_directory_that_is_not_absolute_is_refused() {
+    let bench = Bench::new();
+    let spec = bench.spec("exec sleep 1000", |_| ());
+    let container = Target::Container {
+        spec: spec.clone(),
+        join: Vec::new(),
+    };
+    let first = bench.launch(container, piped().1).await.unwrap();
+    first.gate.open().await.unwrap();
+    let pid = rustix::process::Pid::from_raw(first.pid.as_raw()).unwrap();
+    let mut relative = process("true");
+    relative["cwd"] = "bin".into();
+    let exec = Target::Exec {
+        spec,
+        process: Box::new(serde_json::from_value(relative).unwrap()),
+        init: rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap(),
+    };
+    let refused = bench.run(exec).await.unwrap_err();
+    assert!(
+        matches!(&refused, LaunchError::Refused(text) if text.contains("process.cwd") && text.contains("bin")),
+        "{refused}"
+    );
+    nix::sys::signal::kill(first.pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    assert_eq!(wait_for_init(first.pid), 137);
 }
 
 #[tokio::test]

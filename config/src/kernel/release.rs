@@ -1,4 +1,4 @@
-//! What a kernel's release (`uname -r`) says: a version, and what its builder appended.
+//! Parses a kernel's release (`uname -r`): a version, and the suffix of its builder.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! What a check has found: one line, with the consequence and the remedy only where something is wrong.
+//! The result of a check: one line, with the consequence and the remedy only if there is a problem.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! What the host has, whatever the configuration says: processor, KVM, cgroups, containerd.
+//! Checks of the host that do not depend on the configuration: processor, KVM, cgroups, containerd.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -105,7 +105,7 @@ pub(super) async fn runtime_class(search: Option<&OsStr>) -> Option<Finding> {
             "containerd's configuration",
             format!("no runtime of type {RUNTIME}"),
             "Kubernetes cannot use it; `ctr run --runtime` and `docker run --runtime` need no entry",
-            "add [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.kata] with that runtime_type",
+            "run `kata-ctl node install`, or add [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.kata] with that runtime_type",
         )
     })
 }

@@ -1,5 +1,5 @@
-//! What a file is that the configuration calls a kernel or an initrd: by its first bytes, so that one in place of the other
-//! is seen before a guest does not boot.
+//! Recognizes a kernel or an initrd by its first bytes, so that exchanged files are reported before a guest fails to
+//! boot.
 
 use std::fs::File;
 use std::io::{self, Read as _};

@@ -1,4 +1,4 @@
-//! Which of the fixes that the runtime depends on the guest kernel has, by the version in its file.
+//! Checks which of the required fixes the guest kernel has, by the version in its file.
 
 use std::{
     fs::File,

@@ -1,6 +1,6 @@
-//! `kata-ctl check`: whether this host can run sandboxes, one line for each thing that is needed.
+//! `kata-ctl check`: whether this host can run sandboxes, with one line for each requirement.
 //!
-//! Only what is wrong has a consequence and a remedy. Nothing is changed, and no VM is started.
+//! Only a problem has a consequence and a remedy. Nothing is changed, and no VM is started.
 
 pub(crate) mod finding;
 mod host;

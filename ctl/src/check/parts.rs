@@ -1,4 +1,4 @@
-//! What the configuration names: accelerator, programs, files, vsock.
+//! Checks of what the configuration names: accelerator, programs, files, vsock.
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
@@ -137,16 +137,26 @@ pub(super) fn numbers(text: &str) -> Option<(u32, u32)> {
     })
 }
 
+/// QEMU's documentation ("Security", "Non-virtualization Use Case") gives no guarantee for what TCG runs.
+const NO_BOUNDARY: &str = "guests are emulated: that is slow, and QEMU does not take its emulator TCG for a security boundary. What \
+                           is left is the confinement of QEMU's process";
+
 /// What runs the guest's instructions.
 fn accelerator(chosen: Result<(Accel, Option<String>), AccelError>) -> Finding {
     match chosen {
         Ok((Accel::Kvm, _)) => Finding::ok("accelerator", "KVM"),
-        Ok((Accel::Tcg, None)) => Finding::ok("accelerator", "TCG, as configured"),
+        Ok((Accel::Tcg, None)) => Finding::warn(
+            "accelerator",
+            "TCG, as configured",
+            NO_BOUNDARY,
+            "set hypervisor.qemu.accelerator to \"kvm\" where guests are not trusted",
+        ),
         Ok((Accel::Tcg, Some(why))) => Finding::warn(
             "accelerator",
             format!("TCG: {why}"),
-            "guests are emulated, which is slow",
-            "use a host with hardware virtualization, or a VM with nested virtualization turned on",
+            NO_BOUNDARY,
+            "use a host with hardware virtualization, or a VM with nested virtualization turned on, and set \
+             hypervisor.qemu.accelerator to \"kvm\", which refuses to run guests otherwise",
         ),
         Err(error) => Finding::fail(
             "accelerator",
@@ -268,11 +278,15 @@ mod tests {
     }
 
     #[test]
-    fn an_emulated_guest_is_a_warning_only_where_it_was_not_asked_for() {
+    fn an_emulated_guest_is_a_warning_that_says_that_it_is_behind_no_boundary() {
         assert_eq!(accelerator(Ok((Accel::Kvm, None))).verdict, Verdict::Ok);
-        assert_eq!(accelerator(Ok((Accel::Tcg, None))).verdict, Verdict::Ok);
+        let asked_for = accelerator(Ok((Accel::Tcg, None)));
         let emulated = accelerator(Ok((Accel::Tcg, Some(String::from("no svm")))));
-        assert!(matches!(emulated.verdict, Verdict::Warn(_)) && emulated.found.contains("no svm"));
+        assert!(emulated.found.contains("no svm"));
+        for finding in [asked_for, emulated] {
+            assert!(matches!(finding.verdict, Verdict::Warn(_)), "{finding:?}");
+            assert!(finding.to_string().contains("security boundary"), "{finding}");
+        }
     }
 
     #[tokio::test]

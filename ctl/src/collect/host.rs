@@ -1,4 +1,4 @@
-//! The sections about the guest's kernel and the host: devices, cgroups, hugepages, limits, the kernel's last words.
+//! The sections about the guest's kernel and the host: devices, cgroups, hugepages, limits, the kernel's last messages.
 
 use std::fmt::Write as _;
 use std::path::Path;

@@ -1,6 +1,6 @@
-//! The section about logs: what went wrong of late, as the runtime, the shims and the guests' consoles tell.
+//! The section about logs: recent problems in the logs of the runtime, the shims and the guests' consoles.
 //!
-//! The shims log through containerd, so that their lines are in its log: the journal, or a file.
+//! The shims log through containerd, so their lines are in containerd's log: the journal, or a file.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};

@@ -1,4 +1,5 @@
-//! The sections about what uses the runtime, and what is installed: container managers, packages, monitor.
+//! The sections about the programs that use the runtime, and about installed software: container managers, packages,
+//! monitor.
 
 use std::net::SocketAddr;
 use std::path::Path;

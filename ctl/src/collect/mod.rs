@@ -1,7 +1,7 @@
-//! `kata-ctl collect-data`: one Markdown report that a developer can work from.
+//! `kata-ctl collect-data`: one Markdown report with the data that a developer needs.
 //!
-//! The sections are those of Kata's script in its order, and then what it lacks. Each is on its own: one that fails or
-//! hangs says so and costs nothing but itself. Nothing is written that has not gone through the redactor.
+//! It has the sections of Kata's script in the same order, and then further ones. The sections are independent: one that
+//! fails or hangs says so and does not affect the others. All text passes through the redactor before it is written.
 
 mod host;
 mod logs;

@@ -1,6 +1,6 @@
-//! One section of the report in the making: Markdown, from which every secret is taken as it is written.
+//! One section of the report: Markdown from which every secret is removed when it is written.
 //!
-//! What is written stays, also if the section does not come to its end.
+//! Written text stays, even if the section is not completed.
 
 use std::fmt::Write as _;
 use std::fs::File;

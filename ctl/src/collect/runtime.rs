@@ -1,4 +1,4 @@
-//! The sections about the runtime itself: environment, configuration and where it comes from, shim, image, initrd.
+//! The sections about the runtime itself: environment, configuration and its source, shim, image, initrd.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -1,4 +1,4 @@
-//! The section about the sandboxes that run, or should: what they are made of, and whether they answer.
+//! The section about the sandboxes that run, or should run: their parts, and whether they answer.
 
 use std::fmt::Write as _;
 

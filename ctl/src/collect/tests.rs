@@ -1,4 +1,4 @@
-//! The report's structure on hosts of different kinds, with secrets planted in everything that it reads.
+//! Tests of the report's structure on hosts of different kinds, with secrets planted in everything that it reads.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -1,4 +1,4 @@
-//! Our own terminal: its size, and raw mode, which ends however we end.
+//! The terminal of `kata-ctl`: its size, and raw mode, which is reset however the program ends.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};

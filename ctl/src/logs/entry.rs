@@ -1,5 +1,5 @@
-//! One line of a log, whoever wrote it: the shim's and the agent's JSON, containerd's `time=… level=… msg=…`, the guest's
-//! console, and any other, which is a message as a whole.
+//! Parses one line of a log: the shim's and the agent's JSON, containerd's `time=… level=… msg=…`, the guest's console.
+//! Any other line is one message.
 
 use std::collections::BTreeMap;
 use std::fmt;

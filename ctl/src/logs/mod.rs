@@ -1,4 +1,4 @@
-//! `kata-ctl log-parser`: the lines of several logs as one, sorted by time, in a form that others can read.
+//! `kata-ctl log-parser`: merges the lines of several logs, sorted by time, in a common format.
 
 mod entry;
 

@@ -1,6 +1,6 @@
 //! `kata-ctl memlock`: what a process may lock, whether perf buffers would be granted to it, and what to change if not.
 //!
-//! It asks the shim of the container's sandbox, which asks the guest. [`remedies`] is what is to be said about a refusal.
+//! It asks the shim of the container's sandbox, which asks the guest. [`remedies`] explains a refusal.
 
 mod remedies;
 mod show;

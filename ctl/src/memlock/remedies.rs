@@ -1,4 +1,4 @@
-//! Which of the three remedies helps where perf buffers are refused, and the exact key or annotation to set. Pure.
+//! Which of the three remedies helps if perf buffers are refused, and the exact key or annotation to set. Pure.
 
 use config::LockLimit;
 use protocol::agent::{MemlockAttempt, MemlockProbe, MemlockReport};

@@ -1,4 +1,5 @@
-//! The report as text and as JSON. Pure. The guest's only text, the process's name, was made printable by the shim.
+//! The report as text and as JSON. Pure. The only text from the guest, the process's name, was made printable by the
+//! shim.
 
 use std::fmt::Write;
 

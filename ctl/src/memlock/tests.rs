@@ -1,4 +1,4 @@
-//! What is said for given answers, and how a sandbox is found.
+//! Tests of the output for given answers, and of finding a sandbox.
 
 use protocol::agent::{IpcLockSets, MemlockAttempt, MemlockProbe, MemlockReport};
 use protocol::diagnostics::MemlockPolicy;

@@ -1,4 +1,5 @@
-//! `kata-ctl where`: what a guest is doing, without its help: the vCPUs' instruction pointers, sampled through QEMU's monitor.
+//! `kata-ctl where`: what a guest is doing, without its cooperation: the vCPUs' instruction pointers, sampled through
+//! QEMU's monitor.
 
 mod system_map;
 

@@ -1,7 +1,8 @@
 //! The names of the guest kernel's functions: System.map, as the kernel's build writes it (nm(1)).
 //!
-//! The kernel moves itself at boot (KASLR). By how much is told by one function whose place is known: that which handles
-//! exception 0, divide error. The kernel moves in steps of 2 MiB at least, which shows a map of another kernel.
+//! The kernel moves itself at boot (KASLR). The displacement follows from one function whose address is known: the
+//! handler of exception 0, divide error. The kernel moves in steps of at least 2 MiB; any other displacement means a map
+//! of another kernel.
 
 use std::fs::File;
 use std::io::{self, Read};

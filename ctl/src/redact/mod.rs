@@ -1,7 +1,8 @@
-//! Takes secrets out of a text, whatever the text is: TOML, JSON, YAML, environment, command lines, logs.
+//! Removes secrets from any text: TOML, JSON, YAML, environment, command lines, logs.
 //!
-//! A text is not parsed: a log has JSON in a string in JSON, and half a file must be as safe as a whole one. What counts is a
-//! name that says "secret", and what stands behind it. It rather takes too much than too little; numbers of lines stay.
+//! The text is not parsed: a log has JSON in a string in JSON, and a partial file must be as safe as a complete one. The
+//! redactor looks for names that indicate a secret and removes the value after them. It removes too much rather than too
+//! little. Line numbers do not change.
 
 mod names;
 mod value;

@@ -1,4 +1,4 @@
-//! Which names say that a secret stands behind them, and which words are secrets by themselves.
+//! Which names indicate that a secret follows, and which words are secrets themselves.
 
 use std::ops::Range;
 

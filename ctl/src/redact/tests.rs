@@ -1,4 +1,4 @@
-//! Secrets are planted in every kind of text that a report can hold; none may come out.
+//! Secrets are planted in every kind of text that a report can hold; none may appear in the output.
 
 use proptest::prelude::*;
 

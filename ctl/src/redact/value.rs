@@ -1,4 +1,4 @@
-//! What stands behind a name: where the value of `name = value`, `name: value` or `--name value` begins and ends.
+//! Finds the value after a name: where the value of `name = value`, `name: value` or `--name value` begins and ends.
 //!
 //! The caller has found the name; nothing here knows which names matter.
 

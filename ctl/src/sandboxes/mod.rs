@@ -1,7 +1,7 @@
-//! The sandboxes of this host, by what their shims leave below the run directory. Reads files; asks no shim.
+//! The sandboxes of this host, from the files of their shims below the run directory. Reads files; asks no shim.
 //!
-//! The form of `sandbox.json` is the shim's (docs/architecture.md, "Files of a sandbox"). It is read with patience: a field
-//! that is missing is empty, so that a sandbox that is half made or half removed is shown as far as it goes.
+//! The shim defines the format of `sandbox.json` (docs/architecture.md, "Files of a sandbox"). It is read leniently: a
+//! missing field is empty, so that a sandbox that is only partly created or removed is shown as far as possible.
 
 mod process;
 mod shim;

@@ -1,4 +1,4 @@
-//! A process of a sandbox on the host, from /proc: whether it is still the one that was written down, and what it uses.
+//! A process of a sandbox on the host, from /proc: whether it is still the recorded one, and its resource usage.
 
 use std::fmt;
 use std::fs;

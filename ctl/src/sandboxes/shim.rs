@@ -1,4 +1,4 @@
-//! A sandbox's shim, asked over its socket. Every question has a bound in time: a shim that hangs is reported.
+//! Requests to a sandbox's shim over its socket. Each has a time limit: a shim that hangs is reported.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Children that are shells.
+//! Tests with shells as children.
 
 use super::*;
 use crate::accel::Accel;
@@ -10,7 +10,8 @@ fn shell(script: &str) -> Program {
         child: ChildName::Qemu,
         path: "/bin/sh".into(),
         args: vec!["-c".into(), script.into()],
-        netns: NetworkNamespace::Inherited,
+        network: Network::Inherited,
+        root: None,
         user: None,
         capabilities: None,
         jail: None,
@@ -73,10 +74,7 @@ async fn only_the_passed_descriptors_are_inherited() {
 
 #[tokio::test]
 async fn a_child_that_is_another_user_has_no_rights_and_no_groups() {
-    let kernel = tempfile::NamedTempFile::new().unwrap();
-    let everybodys = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-    kernel.as_file().set_permissions(everybodys).unwrap();
-    let rootless = Rootless::prepare(kernel.path(), kernel.path(), Accel::Tcg).unwrap();
+    let rootless = Rootless::prepare(Accel::Tcg).unwrap();
     let script = "grep -E '^(Uid|Gid|Groups|Cap(Prm|Eff|Amb)|NoNewPrivs):' /proc/self/status | tr -s '\\t' ' ' >&2";
     let child = spawn(Program {
         user: Some(rootless.user()),
@@ -296,7 +294,7 @@ async fn a_missing_cgroup_is_named() {
 async fn the_step_before_exec_that_failed_is_named() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let error = spawn(Program {
-        netns: NetworkNamespace::Of(Arc::new(file.into_file().into())),
+        network: Network::Entered(Arc::new(file.into_file().into())),
         ..shell("")
     })
     .await

@@ -1,7 +1,7 @@
-//! vCPUs that are plugged and unplugged. QEMU knows which there are: nothing is remembered here.
+//! vCPUs that are plugged and unplugged. QEMU has the list of them: nothing is remembered here.
 //!
-//! Those of the boot stay: QEMU has no id for them. The guest's kernel lets go of one by itself (ACPI); what comes has to be
-//! brought online by somebody in the guest. Under TCG what has come stays.
+//! The vCPUs of the boot stay, because QEMU has no id for them. The guest's kernel releases a vCPU by itself (ACPI); a
+//! new vCPU must be brought online by a program in the guest. Under TCG no vCPU is unplugged.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! One disk: what the caller gives, and how it is written down for QEMU. Pure.
+//! One disk: the caller's description, and its form for QEMU. Pure.
 
 use std::os::fd::OwnedFd;
 
@@ -28,6 +28,17 @@ pub struct Disk {
     pub read_only: bool,
     /// Past the host's page cache (`O_DIRECT`), which the file has to be able to.
     pub direct: bool,
+    /// Its sectors; an image has none, and is a disk with sectors of 512 bytes. QEMU does not ask a disk for them.
+    pub sectors: Option<Sectors>,
+}
+
+/// Sizes of a disk's sectors, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sectors {
+    /// What it can be addressed by.
+    pub logical: u32,
+    /// What it writes at once.
+    pub physical: u32,
 }
 
 /// How QEMU serves all disks of a VM.
@@ -112,7 +123,7 @@ impl Names {
         })
     }
 
-    pub(super) fn device_add(self, slot: Slot, iothread: Option<&str>) -> Value {
+    pub(super) fn device_add(self, slot: Slot, iothread: Option<&str>, sectors: Option<Sectors>) -> Value {
         let mut device = json!({
             "driver": "virtio-blk-pci",
             "id": self.id(),
@@ -125,6 +136,10 @@ impl Names {
         });
         if let Some(iothread) = iothread {
             device["iothread"] = json!(iothread);
+        }
+        if let Some(sectors) = sectors {
+            device["logical_block_size"] = json!(sectors.logical);
+            device["physical_block_size"] = json!(sectors.physical);
         }
         device
     }
@@ -141,6 +156,7 @@ mod tests {
             kind,
             read_only,
             direct,
+            sectors: None,
         }
     }
 
@@ -204,12 +220,21 @@ mod tests {
         let slot = super::super::slots::Slots::default().take().unwrap();
         let names = Names { number: 4_294_967_295 };
         assert_eq!(
-            names.device_add(slot, Some("disks")),
+            names.device_add(slot, Some("disks"), None),
             json!({
                 "driver": "virtio-blk-pci", "id": "disk-4294967295", "bus": "hotplug", "addr": "0x1",
                 "drive": "disk-4294967295", "serial": "tatami-4294967295", "disable-legacy": "on", "iothread": "disks",
             })
         );
         assert!(names.serial().len() <= 20);
+        let sectors = Sectors {
+            logical: 4096,
+            physical: 8192,
+        };
+        let device = names.device_add(slot, None, Some(sectors));
+        assert_eq!(
+            (&device["logical_block_size"], &device["physical_block_size"]),
+            (&json!(4096), &json!(8192))
+        );
     }
 }

@@ -1,7 +1,8 @@
-//! Memory that is plugged and unplugged: one virtio-mem device, made when the first is wanted (docs/decisions/0015).
+//! Memory that is plugged and unplugged: one virtio-mem device, created when memory is first requested
+//! (docs/decisions/0015).
 //!
-//! The guest decides when it takes and gives back what it is asked to. What it is to take is waited for as long as it gets on; what it
-//! is to give back is told of as [`Surplus`] changes, whenever that is.
+//! The guest decides when it takes and gives back memory. Taking is waited for as long as there is progress. Memory that
+//! is still to be given back is reported as [`Surplus`], which changes whenever the guest gives some back.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,13 +1,13 @@
-//! Devices that are plugged into a VM while it runs, and unplugged.
+//! Devices that are plugged into a running VM, and unplugged.
 //!
 //! ```text
-//!           add-fd, blockdev-add, device_add              device_del, the guest lets go, blockdev-del, remove-fd
+//!           add-fd, blockdev-add, device_add            device_del, the guest releases it, blockdev-del, remove-fd
 //!  (absent) ───────────────────────────────► plugged ────────────────────────────────────────────────► (absent)
 //! ```
-//! Each step that fails has the earlier ones undone. What became of a step that QEMU has not answered shows when it answers
-//! again ([`recovery`]): until then its place counts as taken. The work is a task of its own: a caller that gives up leaves
-//! nothing half done. Knows QEMU's names for a device, and nothing of what is on it or who in the guest uses it. Disks are here, network
-//! devices in [`nic`].
+//! If a step fails, the earlier ones are undone. If QEMU has not answered a step, its outcome is read when QEMU answers
+//! again ([`recovery`]); until then its slot counts as taken. The work is a separate task, so a cancelled caller leaves
+//! nothing half done. Knows QEMU's names for a device, but not its contents or its users in the guest. Disks are here,
+//! network devices in [`nic`].
 
 pub(crate) mod cpu;
 mod disk;
@@ -30,7 +30,7 @@ use self::slots::{CAPACITY, Slot, Slots};
 use crate::qmp::{Qmp, QmpError};
 
 pub(crate) use self::disk::DiskOptions;
-pub use self::disk::{Disk, DiskKind};
+pub use self::disk::{Disk, DiskKind, Sectors};
 pub use self::nic::NicHotplug;
 
 /// How long a guest may take to let go of a device. It has to do nothing but to remove the driver.
@@ -173,6 +173,7 @@ impl Hotplug {
             .disks
             .without_io_uring()
             .map(|options| names.blockdev_add(&disk, options));
+        let sectors = disk.sectors;
         let given = self.qmp.execute_with("add-fd", names.add_fd(), disk.file).await;
         given.map_err(failed("hand over the file of", names.said()))?;
         let mut node = self.qmp.execute("blockdev-add", node).await;
@@ -186,7 +187,7 @@ impl Hotplug {
         }
         let device = self
             .qmp
-            .execute("device_add", names.device_add(slot, self.disks.iothread))
+            .execute("device_add", names.device_add(slot, self.disks.iothread, sectors))
             .await;
         if let Err(error) = device {
             self.undo("blockdev-del", json!({ "node-name": names.id() })).await;

@@ -1,10 +1,10 @@
 //! Network devices that are plugged in: their names in QEMU, and the steps.
 //!
 //! ```text
-//!           getfd…, netdev_add, device_add              device_del, the guest lets go, netdev_del
+//!           getfd…, netdev_add, device_add            device_del, the guest releases it, netdev_del
 //!  (absent) ──────────────────────────────► plugged ─────────────────────────────────────────────► (absent)
 //! ```
-//! A tap's files are QEMU's alone afterwards: the tap ends with the device.
+//! Afterwards only QEMU has the tap's files: the tap ends with the device.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
-//! What becomes of a step that QEMU has not answered in time, and steps that may be done again.
+//! Finds out the outcome of a step that QEMU has not answered in time, and defines which steps may be repeated.
 //!
-//! QEMU's main loop may be stuck for longer than a command is waited for, and do it all the same afterwards. A place is given
-//! to another device only when QEMU has said that nothing is in it.
+//! QEMU's main loop may be blocked for longer than a command's time limit, and still carry out the command afterwards. A
+//! slot is given to another device only after QEMU has reported that it is empty.
 
 use serde_json::{Value, json};
 

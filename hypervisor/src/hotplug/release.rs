@@ -1,4 +1,4 @@
-//! Waiting for the guest to let go of a device.
+//! Waits for the guest to release a device.
 
 use std::time::Duration;
 

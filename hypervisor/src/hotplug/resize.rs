@@ -1,5 +1,5 @@
-//! Telling QEMU, and by it the guest, that a disk has another size. An image becomes as large as it is to be; a block
-//! device has to be so already, and QEMU only looks again.
+//! Tells QEMU, and through QEMU the guest, that a disk has a new size. QEMU enlarges an image. A block device must
+//! already have the new size, and QEMU only reads it again.
 
 use serde_json::json;
 

@@ -1,6 +1,6 @@
-//! The places for devices that are plugged into a running VM: those of one PCI bridge (docs/decisions/0009).
+//! The slots for devices that are plugged into a running VM: those of one PCI bridge (docs/decisions/0009).
 //!
-//! Whoever plugs a device takes a slot here first, so that two never ask QEMU for the same one.
+//! A caller takes a slot here before it plugs a device, so that two devices never get the same one.
 
 /// The bridge's bus in QEMU.
 pub(crate) const BUS: &str = "hotplug";

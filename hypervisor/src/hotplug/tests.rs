@@ -1,4 +1,4 @@
-//! Plugging against a scripted QEMU: what is asked for, in which order, and what is undone.
+//! Tests of plugging with a scripted QEMU: the requests, their order, and what is undone.
 
 use super::*;
 use crate::qmp::scripted;
@@ -58,6 +58,7 @@ fn disk() -> Disk {
         kind: DiskKind::File,
         read_only: true,
         direct: false,
+        sectors: None,
     }
 }
 

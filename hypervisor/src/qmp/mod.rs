@@ -1,7 +1,8 @@
 //! QEMU's monitor: commands with typed answers, and events (docs/interop/qmp-spec in QEMU).
 //!
-//! Owns one connection. Knows the protocol and no command's meaning, but for the event that says why a guest ended.
-//! Two tasks serve it, one per direction, so that a caller who gives up in mid-command leaves no half line behind.
+//! Owns one connection. Knows the protocol, but not the meaning of commands, except for the event that says why a guest
+//! ended. Two tasks serve it, one per direction, so that a caller that is cancelled in the middle of a command leaves no
+//! partial line.
 
 #[cfg(test)]
 pub(crate) mod scripted;

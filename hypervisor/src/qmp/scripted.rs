@@ -1,4 +1,4 @@
-//! A QEMU that answers its monitor by a rule: for tests.
+//! A QEMU for tests that answers its monitor by a rule.
 
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};

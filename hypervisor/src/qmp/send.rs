@@ -1,4 +1,4 @@
-//! One line on its way to QEMU, with the descriptor that a command may take along (unix(7), `SCM_RIGHTS`).
+//! Sends one line to QEMU, with the descriptor that a command may carry (unix(7), `SCM_RIGHTS`).
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;

@@ -1,4 +1,4 @@
-//! The client against a scripted QEMU at the other end of a socket pair.
+//! Tests of the client with a scripted QEMU at the other end of a socket pair.
 
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};

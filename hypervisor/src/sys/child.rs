@@ -1,6 +1,6 @@
-//! What a child does to itself between fork and exec: everything that it inherits and that its program is not to have.
+//! What a child does between fork and exec: it removes everything inherited that its program must not have.
 //!
-//! The one place where the processes of a VM get their rights and limits on the host.
+//! This is the only place where the processes of a VM get their rights and limits on the host.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
@@ -13,8 +13,8 @@ use std::process::Command;
 use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
-use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
-use rustix::process::{Gid, Pid, Resource, Rlimit, Signal, Uid, chdir, chroot, pivot_root};
+use rustix::mount::mount_bind;
+use rustix::process::{Gid, Pid, Resource, Rlimit, Signal, Uid, chdir};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, LinkNameSpaceType, capabilities, clear_ambient_capability_set,
     remove_capability_from_bounding_set, set_capabilities,
@@ -23,6 +23,9 @@ use seccompiler::BpfProgram;
 
 use crate::jail::Jail;
 use crate::rootless::User;
+use crate::sys::root::Root;
+
+use super::namespaces::{Failed, change_root, errno, leave_namespaces, unshare};
 
 /// Files that a child may have open: the soft limit is raised to so many, if the hard one allows it. A service manager's
 /// usual soft limit, 1024, is less than the vsock daemon needs for some hundred processes with streams.
@@ -37,6 +40,8 @@ const NO_CORE: u64 = 1;
 pub(crate) enum Network {
     /// Nothing.
     Inherited,
+    /// Makes a new one, in which there is nothing.
+    Empty,
     /// Enters this one.
     Entered(Arc<OwnedFd>),
 }
@@ -45,7 +50,7 @@ pub(crate) enum Network {
 #[derive(Debug)]
 pub(crate) struct BeforeExec {
     /// Its network namespace.
-    pub(crate) netns: Network,
+    pub(crate) network: Network,
     /// Whose rights it has; its parent's, if none.
     pub(crate) user: Option<User>,
     /// `cgroup.procs` files, open for writing, through which the child moves itself.
@@ -53,6 +58,8 @@ pub(crate) struct BeforeExec {
     /// Capabilities that it may have while it is root; its parent's, if none. Without, and without a user of its own, it keeps
     /// all.
     pub(crate) capabilities: Option<CapabilitySet>,
+    /// All that it sees of the host's files; without, what its parent sees, unless it is kept in a jail.
+    pub(crate) root: Option<Root>,
     /// Where it is kept, and the program that it becomes there.
     pub(crate) jail: Option<Entry>,
     /// Its score for the host's OOM killer; its parent's, if none.
@@ -93,12 +100,16 @@ impl BeforeExec {
             // 0 is the writer itself, in both versions of cgroups.
             rustix::io::write(cgroup, b"0").map_err(|errno| (&b"cannot move into the cgroup"[..], errno))?;
         }
-        match &self.netns {
+        match &self.network {
             Network::Inherited => {}
+            Network::Empty => unshare(libc::CLONE_NEWNET)?,
             Network::Entered(netns) => {
                 rustix::thread::move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))
                     .map_err(|errno| (&b"cannot enter the network namespace"[..], errno))?;
             }
+        }
+        if let Some(root) = &self.root {
+            root.enter()?;
         }
         if let Some(entry) = &self.jail {
             entry.enter()?;
@@ -167,16 +178,7 @@ impl Entry {
 
     /// New namespaces, the directory as root, the limits.
     fn enter(&self) -> Result<(), Failed> {
-        let new = libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
-        // SAFETY: these flags change what the calling thread, the only one, sees of the system, and nothing about memory or
-        // descriptors.
-        if unsafe { libc::unshare(new) } != 0 {
-            return Err((b"cannot make namespaces", errno()));
-        }
-        // What the host unmounts is unmounted here too: where the old root stays, a private copy would keep it alive as long as
-        // the program runs. What is mounted here does not reach the host.
-        mount_change(c"/", MountPropagationFlags::REC | MountPropagationFlags::DOWNSTREAM)
-            .map_err(|errno| (&b"cannot leave the host's mounts"[..], errno))?;
+        leave_namespaces(libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS)?;
         if self.is_root {
             let root = self.directory.as_c_str();
             mount_bind(root, root)
@@ -219,18 +221,6 @@ impl Entry {
     }
 }
 
-/// Makes the working directory, which is a mount's root, the root, and lets go of the old one.
-fn change_root() -> rustix::io::Result<()> {
-    match pivot_root(c".", c".") {
-        Ok(()) => unmount(c".", UnmountFlags::DETACH)?,
-        // The host runs in its initial RAM file system, of which nobody can let go. Without capabilities nobody leaves the new
-        // root either.
-        Err(rustix::io::Errno::INVAL) => chroot(c".")?,
-        Err(error) => return Err(error),
-    }
-    chdir(c"/")
-}
-
 /// Removes all other capabilities from the bounding set and empties the inheritable one, as execve(2) gives root both: what is
 /// executed as root has no more than these.
 fn bound_capabilities(kept: CapabilitySet) -> rustix::io::Result<()> {
@@ -257,9 +247,6 @@ fn bound_capabilities(kept: CapabilitySet) -> rustix::io::Result<()> {
         },
     )
 }
-
-/// The step that failed, and why.
-type Failed = (&'static [u8], rustix::io::Errno);
 
 fn die_with(parent: Pid) -> Result<(), Failed> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
@@ -315,8 +302,4 @@ fn close_on_exec_from(first: u32) -> Result<(), rustix::io::Errno> {
     // SAFETY: the call takes three integers, closes nothing now and touches no memory.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     if result == 0 { Ok(()) } else { Err(errno()) }
-}
-
-fn errno() -> rustix::io::Errno {
-    rustix::io::Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(rustix::io::Errno::INVAL)
 }

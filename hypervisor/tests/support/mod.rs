@@ -53,7 +53,7 @@ impl Sandbox {
             run_dir: self.directory.path().to_owned(),
             shared_dir: self.path("shared"),
             share_tag: String::from("share"),
-            netns: hypervisor::NetworkNamespace::Inherited,
+            netns: hypervisor::NetworkNamespace::Empty,
             nics: Vec::new(),
             accounting: hypervisor::Accounting::default(),
             start_timeout: std::time::Duration::from_secs(30),

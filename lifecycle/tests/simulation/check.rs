@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lifecycle::id::{ContainerId, ProcessName};
-use lifecycle::{Answer, Event, Reply, Request, View};
+use lifecycle::{Answer, Event, Reply, Request, SIGKILL, View};
 use protocol::phase::Phase;
 
 /// What has been told of one process since it was recorded.
@@ -40,6 +40,10 @@ pub(crate) type Checked = Result<(), String>;
 /// How long a kill may take to be answered, in milliseconds: the agent's call, and a little.
 const KILL: u64 = 31_000;
 
+/// How long a start may take, which a signal waits for unless it is SIGKILL to a first process: the work before the agent's call, that call,
+/// and the work after it.
+const START: u64 = 41_000;
+
 /// How long others may take: those before them in the queue come first.
 const OTHERS: u64 = 3_000_000;
 
@@ -50,6 +54,7 @@ impl Seen {
             return Err(format!("{:?} is answered twice", asked.request));
         }
         let bound = match asked.request {
+            Request::Kill { ref name, signal, .. } if name.exec.is_some() || signal != SIGKILL => START + KILL,
             Request::Kill { .. } => KILL,
             _ => OTHERS,
         };

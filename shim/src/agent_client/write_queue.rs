@@ -1,8 +1,8 @@
-//! A connection whose writes never wait: what is written is queued, and a task of its own passes it on.
+//! A connection whose writes never wait. Written data is queued, and a separate task sends it.
 //!
-//! ttrpc's client ends its connection when a call is dropped, or reaches its deadline, while the frame is half written
-//! (`run_writer` in ttrpc 0.10), and a sandbox ends with its agent's connection. Here a frame is queued whole or not at all,
-//! however slow the guest is. [`Room`] keeps the queue bounded: a call waits for it before it is made.
+//! ttrpc's client ends its connection when a call is dropped, or reaches its deadline, while its frame is half written
+//! (`run_writer` in ttrpc 0.10), and a sandbox ends with its agent's connection. Here a frame is queued completely or not
+//! at all, however slow the guest is. [`Room`] bounds the queue: a call waits for free space before it is made.
 
 use std::io;
 use std::pin::Pin;

@@ -1,8 +1,9 @@
-//! Which events wait for a containerd that does not take them. Pure.
+//! Decides which events are kept while containerd does not accept them. Pure.
 //!
-//! An exit stays whatever comes: there is one for each process that containerd has asked for, so that the guest cannot
-//! make them up. OOM events are the only other ones that a guest can cause, and any number of them: where many events wait, one
-//! that says the same as one of them is left out. The rest are answers to containerd's own calls: the oldest of them goes first.
+//! An exit is always kept. There is one for each process that containerd has requested, so the guest cannot create them.
+//! OOM events are the only other ones that a guest can cause, in any number: if many events wait, an OOM event that
+//! repeats a waiting one is left out. The rest are answers to containerd's own calls: if there are too many, the oldest
+//! is dropped.
 
 use std::collections::VecDeque;
 

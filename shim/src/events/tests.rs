@@ -1,4 +1,4 @@
-//! What a containerd finds that comes back.
+//! Tests of the events that a restarted containerd receives.
 
 use async_trait::async_trait;
 use containerd_shim_protos::events::task::{TaskExit, TaskOOM};

@@ -1,9 +1,11 @@
-//! Port forwarding: `kubectl port-forward` reaches a pod by a connection to localhost in the pod's network namespace, which
-//! containerd makes on the host. The pod's programs listen in the guest. So whatever is dialled in that namespace is
-//! accepted here, for any port, and continued inside the guest, where localhost is the pod's own.
+//! Port forwarding. `kubectl port-forward` makes containerd connect to localhost in the pod's network namespace on the
+//! host, but the pod's programs listen in the guest. So this module accepts every connection that is opened in that
+//! namespace, for any port, and continues it inside the guest, where localhost is the pod's.
 //!
-//! It owns the listening socket and the program that directs connections to it; both end with the shim. What comes from
-//! the network does not pass here: it goes by the pod's interface, and never reaches a socket of the namespace.
+//! It owns the listening socket and the BPF program that directs connections to it. Both end with the shim. Traffic from
+//! the network does not pass here: it goes through the pod's interface and never reaches a socket of the namespace, and only
+//! the loopback's address is listened at. Nothing is forwarded for a pod whose network the guest has not got, or which is in
+//! the host's own namespace.
 
 mod sys;
 
@@ -11,6 +13,7 @@ use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -23,6 +26,9 @@ use crate::sandbox::Sandbox;
 
 /// Connections of one pod at a time; further ones wait.
 const CONNECTIONS: usize = 256;
+
+/// The calling thread's network namespace (network_namespaces(7)).
+const OWN: &str = "/proc/thread-self/ns/net";
 
 /// Why ports cannot be forwarded.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +81,14 @@ pub async fn start(sandbox: Arc<Sandbox>, netns: PathBuf) -> Result<(), ForwardE
 
 fn listen(netns: &Path) -> io::Result<Directed> {
     let netns = File::open(netns)?;
+    let (here, there) = (std::fs::metadata(OWN)?, netns.metadata()?);
+    if (here.dev(), here.ino()) == (there.dev(), there.ino()) {
+        return Err(io::Error::other("it is the host's, of which nothing is forwarded"));
+    }
+    direct(&netns)
+}
+
+fn direct(netns: &File) -> io::Result<Directed> {
     move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     listener.set_nonblocking(true)?;
@@ -125,7 +139,7 @@ mod tests {
     #[test]
     fn a_connection_to_any_port_arrives_and_tells_its_port_until_the_link_is_closed() {
         in_a_new_namespace(|| {
-            let directed = listen(Path::new("/proc/thread-self/ns/net")).unwrap();
+            let directed = direct(&File::open(OWN).unwrap()).unwrap();
             directed.listener.set_nonblocking(false).unwrap();
             for port in [80, 8080, 65535] {
                 let dialled = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
@@ -137,6 +151,26 @@ mod tests {
             let refused = TcpStream::connect((Ipv4Addr::LOCALHOST, 80)).unwrap_err();
             assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
         });
+    }
+
+    #[test]
+    fn an_address_that_the_network_can_dial_is_not_listened_at() {
+        in_a_new_namespace(|| {
+            let added = std::process::Command::new("ip")
+                .args(["addr", "add", "10.9.8.7/32", "dev", "lo"])
+                .status();
+            assert!(added.unwrap().success());
+            let _directed = direct(&File::open(OWN).unwrap()).unwrap();
+            assert!(TcpStream::connect((Ipv4Addr::new(127, 1, 2, 3), 80)).is_ok());
+            let refused = TcpStream::connect((Ipv4Addr::new(10, 9, 8, 7), 80)).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        });
+    }
+
+    #[test]
+    fn the_hosts_own_namespace_is_left_alone() {
+        let error = listen(Path::new("/proc/self/ns/net")).err().unwrap();
+        assert!(error.to_string().contains("the host's"), "{error}");
     }
 
     #[test]

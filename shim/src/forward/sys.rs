@@ -1,5 +1,5 @@
-//! bpf(2), as far as one program needs it: every TCP connection that comes in, in one network namespace, whatever its port,
-//! is for one listening socket. It decides nothing.
+//! bpf(2), as far as one program needs it: in one network namespace, it gives every TCP connection to the loopback, whatever
+//! its port, to one listening socket. It decides nothing.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -99,13 +99,23 @@ fn descriptor(made: libc::c_long) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// `socket = map[0]; if socket { sk_assign(context, socket); release(socket) }; pass`
-fn program(map: i32) -> [Instruction; 17] {
+/// Where `struct bpf_sk_lookup` (linux/bpf.h) has the IPv4 address that is dialled, in network byte order; 0 of other families.
+const LOCAL_IP4: i16 = 40;
+/// 127.0.0.0/8, as four bytes of memory are read into a register.
+const LOOPBACK: i32 = i32::from_ne_bytes([127, 0, 0, 0]);
+const LOOPBACK_MASK: i32 = i32::from_ne_bytes([0xff, 0, 0, 0]);
+
+/// `if address is of 127.0.0.0/8 { socket = map[0]; if socket { sk_assign(context, socket); release(socket) } }; pass`
+fn program(map: i32) -> [Instruction; 20] {
     const MOVE: u8 = 0xbf;
     const SET: u8 = 0xb7;
     const CALL: u8 = 0x85;
     [
         instruction(MOVE, 6, 1, 0, 0),
+        // Of 32 bits: a load, an `and`, and a jump to the end.
+        instruction(0x61, 1, 6, LOCAL_IP4, 0),
+        instruction(0x54, 1, 0, 0, LOOPBACK_MASK),
+        instruction(0x56, 1, 0, 14, LOOPBACK),
         // A key of 0 on the stack.
         instruction(0x62, 10, 0, -4, 0),
         // The map's address: two instructions, of which the kernel replaces the descriptor.
@@ -119,7 +129,7 @@ fn program(map: i32) -> [Instruction; 17] {
         instruction(MOVE, 1, 6, 0, 0),
         instruction(MOVE, 2, 7, 0, 0),
         instruction(SET, 3, 0, 0, 0),
-        // What it cannot be assigned to (UDP, IPv6) is looked up as ever.
+        // What it cannot be assigned to (UDP) is looked up as ever.
         instruction(CALL, 0, 0, 0, SK_ASSIGN),
         instruction(MOVE, 1, 7, 0, 0),
         instruction(CALL, 0, 0, 0, SK_RELEASE),
@@ -128,8 +138,8 @@ fn program(map: i32) -> [Instruction; 17] {
     ]
 }
 
-/// Directs every TCP connection over IPv4 that reaches a local address of the network namespace to the listening socket,
-/// as long as the answer is open.
+/// Directs every TCP connection to 127.0.0.0/8 in the network namespace to the listening socket, as long as the answer is open.
+/// What is dialled at another address is nobody's port-forward: it is looked up as ever.
 ///
 /// # Errors
 /// The kernel has no such programs (Linux 5.9, CONFIG_BPF_SYSCALL), or we may not load them (CAP_BPF, CAP_NET_ADMIN).

@@ -1,5 +1,5 @@
-//! Mounts of the host's cgroups: they become the container's own cgroup, so that the path in /proc/self/cgroup, the mount and
-//! mountinfo agree, and no container sees or changes the others'.
+//! Mounts of the host's cgroups: they become the container's own cgroup, so that the path in /proc/self/cgroup, the mount
+//! and mountinfo agree, and no container sees or changes the cgroups of others.
 
 use std::path::Path;
 

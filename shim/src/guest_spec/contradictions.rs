@@ -1,7 +1,7 @@
-//! Specifications that contradict themselves: they are refused before anything is made, for the reasons that runc gives
+//! Refuses specifications that contradict themselves, before anything is created, for the same reasons as runc
 //! (libcontainer/configs/validate and specconv).
 //!
-//! Pure: it looks at the specification alone.
+//! Pure: it reads only the specification.
 
 use std::path::{Component, Path};
 

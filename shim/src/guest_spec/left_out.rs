@@ -1,5 +1,5 @@
-//! Fields of `linux` that a guest cannot carry out and that a container can do without: they are left out, with one warning
-//! that names the field. What would be dangerous to leave out is refused.
+//! Fields of `linux` that a guest cannot carry out. A field that a container can do without is left out, with one warning
+//! that names it. A field that would be dangerous to leave out is refused.
 
 use oci_spec::runtime::{Linux, LinuxResources, Spec};
 

@@ -1,10 +1,11 @@
-//! From the OCI specification that containerd wrote for the host to the one that the guest carries out.
+//! Converts the OCI specification that containerd wrote for the host into the one that the guest carries out.
 //!
-//! Pure but for [`read`]: no file is opened. What the host has to do (bind sources) is part of the answer. One file per part of the
-//! specification that is more than a few fields.
+//! Pure except [`read`]: no other part opens a file. The result also contains the work for the host (bind sources). Each
+//! part of the specification with more than a few fields has its own file.
 
 mod cgroup;
 mod contradictions;
+mod id_map;
 mod left_out;
 mod mounts;
 mod namespaces;
@@ -15,9 +16,9 @@ mod read;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxResources, Spec};
+use oci_spec::runtime::{LinuxResources, Mount, Spec};
 
-pub use mounts::{BindSource, HostOptions, PlacedBind};
+pub use mounts::{BindSource, HostOptions, Over, PlacedBind};
 pub use read::{ReadError, read, read_exec};
 
 use crate::id::{ContainerId, SandboxId};
@@ -86,6 +87,15 @@ pub enum GuestSpecError {
         /// Why not.
         reason: &'static str,
     },
+}
+
+impl GuestSpecError {
+    fn mount(mount: &Mount, reason: impl Into<String>) -> Self {
+        Self::Mount {
+            destination: mount.destination().clone(),
+            reason: reason.into(),
+        }
+    }
 }
 
 /// Translates.

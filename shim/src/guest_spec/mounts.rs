@@ -1,10 +1,11 @@
-//! The mounts of a container: what comes from the host's files, what the guest makes by itself, what cannot be had.
+//! The mounts of a container: which come from the host's files, which the guest makes itself, and which are not possible.
 
 use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::Mount;
 
-use super::{GuestSpec, GuestSpecError, Input};
+use super::{GuestSpec, GuestSpecError, Input, id_map};
+use crate::owners::IdMap;
 
 /// A directory, file or socket of the host that the container is to see.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,10 +18,16 @@ pub struct BindSource {
     pub destination: PathBuf,
     /// Not to be written to, by nobody in the guest.
     pub read_only: bool,
+    /// Nor what is mounted below it.
+    pub read_only_below: bool,
     /// With everything that is mounted below it.
     pub recursive: bool,
     /// With what the host mounts below it later.
     pub receives: bool,
+    /// What is mounted below it keeps attributes of its own: some are asked for, and not recursively.
+    pub apart: bool,
+    /// Its files belong to others in the container.
+    pub id_map: Option<IdMap>,
 }
 
 /// Where a source is in the guest.
@@ -32,9 +39,21 @@ pub struct PlacedBind {
     pub source: PathBuf,
     /// What the host does not allow.
     pub options: HostOptions,
-    /// What is mounted over parts of it, the upper parts first: the part, the guest's path, and whether the host has it
-    /// read-only.
-    pub over: Vec<(PathBuf, PathBuf, bool)>,
+    /// What is mounted over parts of it, the upper parts first.
+    pub over: Vec<Over>,
+}
+
+/// What is mounted over a part of a source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Over {
+    /// The part.
+    pub at: PathBuf,
+    /// The guest's path.
+    pub source: PathBuf,
+    /// The host has it read-only.
+    pub read_only: bool,
+    /// It is a mount of its own on the host: what that does not allow. Attributes that are not recursive are not for it.
+    pub apart: Option<HostOptions>,
 }
 
 /// What the mount of a source does not allow on the host. A bind mount has it from its source (mount(8)), and a guest that is
@@ -83,6 +102,12 @@ impl Options {
     fn has(&self, names: &[&str]) -> bool {
         self.0.iter().any(|option| names.contains(&option.as_str()))
     }
+
+    /// Which of two that contradict each other is the last: the first name's?
+    fn last(&self, yes: &str, no: &str) -> Option<bool> {
+        let last = self.0.iter().rfind(|option| *option == yes || *option == no)?;
+        Some(last == yes)
+    }
 }
 
 impl GuestSpec {
@@ -101,10 +126,13 @@ impl GuestSpec {
         let options = Options(mount.options().clone().unwrap_or_default());
         let kind = mount.typ().clone().unwrap_or_default();
         if kind != "bind" && !options.has(&["bind", "rbind"]) {
+            id_map::refuse(mount, "only a bind mount can have them")?;
             return check_kind(mount, &kind);
         }
         check_propagation(mount, &options)?;
         let source = bind_source(mount)?;
+        let id_map = id_map::take(mount, self.spec.linux().as_ref())?;
+        let bound = self.binds.len();
         if source.starts_with(protocol::STORAGE_DIRECTORY) {
             // A storage of the guest's, by `crate::volumes`.
         } else if mount.destination() == Path::new("/dev/shm") || source == Path::new("/dev/shm") {
@@ -118,7 +146,12 @@ impl GuestSpec {
                 mount.destination().display()
             ));
         } else {
-            self.bind(mount, source, &options, position);
+            self.bind(mount, source, &options, (position, id_map.clone()));
+        }
+        if id_map.is_some() && self.binds.len() == bound {
+            let reason =
+                "uidMappings and gidMappings: its source is the guest's own, and only files of the host can have them";
+            return Err(GuestSpecError::mount(mount, reason));
         }
         Ok(())
     }
@@ -137,17 +170,21 @@ impl GuestSpec {
                 placed.push(mount);
                 continue;
             };
-            let options = allowed(&mount, bind.options);
+            let options = allowed(mount.options().clone().unwrap_or_default(), bind.options);
             mount.set_source(Some(bind.source.clone()));
             mount.set_options(Some(options.clone()));
             let destination = mount.destination().clone();
             placed.push(mount.clone());
-            for (part, source, read_only) in &bind.over {
+            for part in &bind.over {
                 let mut over = mount.clone();
-                over.set_destination(destination.join(part));
-                over.set_source(Some(source.clone()));
-                let read_only = read_only.then(|| "ro".to_owned());
-                over.set_options(Some(options.iter().cloned().chain(read_only).collect()));
+                over.set_destination(destination.join(&part.at));
+                over.set_source(Some(part.source.clone()));
+                let options = match part.apart {
+                    Some(host) => allowed(recursive_options(&options), host),
+                    None => options.clone(),
+                };
+                let read_only = part.read_only.then(|| "ro".to_owned());
+                over.set_options(Some(options.into_iter().chain(read_only).collect()));
                 placed.push(over);
             }
         }
@@ -169,44 +206,54 @@ impl GuestSpec {
     }
 
     /// A file of the host: it comes by the shared directory.
-    fn bind(&mut self, mount: &Mount, source: PathBuf, options: &Options, position: usize) {
+    fn bind(&mut self, mount: &Mount, source: PathBuf, options: &Options, (position, id_map): (usize, Option<IdMap>)) {
+        let recursive = options.has(&["rbind"]);
+        // runc gives a mount what is for it alone, and then what is recursive.
+        let everywhere = options.last("rro", "rrw");
         self.binds.push(BindSource {
             position,
             source,
             destination: mount.destination().clone(),
-            read_only: options.has(&["ro", "rro"]),
-            recursive: options.has(&["rbind"]),
+            read_only: everywhere.or(options.last("ro", "rw")) == Some(true),
+            read_only_below: everywhere == Some(true),
+            recursive,
+            apart: recursive && options.has(&RESTRICTIONS),
+            id_map,
             // Where nothing is said it is a slave, as with runc, whose root is one (its `rootfsPropagation`).
             receives: !options.has(&["private", "rprivate", "unbindable", "runbindable"]),
         });
     }
 }
 
-/// A mount's options, with what the host does not allow.
-fn allowed(mount: &Mount, host: HostOptions) -> Vec<String> {
+/// Options, with what the host does not allow.
+fn allowed(asked: Vec<String>, host: HostOptions) -> Vec<String> {
     let words = [(host.nosuid, "nosuid"), (host.nodev, "nodev"), (host.noexec, "noexec")];
     let refused = words
         .iter()
         .filter(|(holds, _)| *holds)
         .map(|(_, word)| (*word).to_owned());
-    let asked = mount.options().clone().unwrap_or_default();
     refused
         .chain(asked)
         .chain(host.read_only.then(|| "ro".to_owned()))
         .collect()
 }
 
-fn refused(mount: &Mount, reason: String) -> GuestSpecError {
-    GuestSpecError::Mount {
-        destination: mount.destination().clone(),
-        reason,
-    }
+/// Options of a mount that restrict it, and not what is mounted below. Each has a recursive one, with an r before it.
+const RESTRICTIONS: [&str; 5] = ["ro", "nosuid", "nodev", "noexec", "nosymfollow"];
+
+/// Options that lift one of them.
+const LIFTS: [&str; 5] = ["rw", "suid", "dev", "exec", "symfollow"];
+
+/// The options that are for what is mounted below, too.
+fn recursive_options(options: &[String]) -> Vec<String> {
+    let own = |option: &&String| !RESTRICTIONS.contains(&option.as_str()) && !LIFTS.contains(&option.as_str());
+    options.iter().filter(own).cloned().collect()
 }
 
 fn check_propagation(mount: &Mount, options: &Options) -> Result<(), GuestSpecError> {
     if options.has(&["shared", "rshared"]) {
         let reason = "a guest cannot propagate mounts to the host (shared propagation)";
-        return Err(refused(mount, reason.to_owned()));
+        return Err(GuestSpecError::mount(mount, reason));
     }
     Ok(())
 }
@@ -216,14 +263,14 @@ fn check_kind(mount: &Mount, kind: &str) -> Result<(), GuestSpecError> {
         return Ok(());
     }
     let reason = format!("file system type {kind:?} of the host is not available in the guest");
-    Err(refused(mount, reason))
+    Err(GuestSpecError::mount(mount, reason))
 }
 
 fn bind_source(mount: &Mount) -> Result<PathBuf, GuestSpecError> {
     let source = mount.source().clone().unwrap_or_default();
     if !source.is_absolute() || source.components().any(|part| part == Component::ParentDir) {
         let reason = format!("source {} is not a plain absolute path", source.display());
-        return Err(refused(mount, reason));
+        return Err(GuestSpecError::mount(mount, reason));
     }
     Ok(source)
 }
@@ -278,18 +325,53 @@ mod tests {
             position: 0,
             source: "/shared/1".into(),
             options,
-            over: vec![("a/b".into(), "/shared/2".into(), true)],
+            over: vec![
+                Over {
+                    at: "a/b".into(),
+                    source: "/shared/2".into(),
+                    read_only: true,
+                    apart: None,
+                },
+                Over {
+                    at: "c".into(),
+                    source: "/shared/1/c".into(),
+                    read_only: false,
+                    apart: Some(HostOptions {
+                        nodev: true,
+                        ..HostOptions::default()
+                    }),
+                },
+            ],
         }]);
         let mounts = guest.spec.mounts().clone().unwrap();
         let places: Vec<_> = mounts
             .iter()
             .map(|mount| (mount.destination().as_path(), mount.source().as_deref().unwrap()))
             .collect();
-        let wanted = [("/data", "/shared/1"), ("/data/a/b", "/shared/2")];
+        let wanted = [
+            ("/data", "/shared/1"),
+            ("/data/a/b", "/shared/2"),
+            ("/data/c", "/shared/1/c"),
+        ];
         assert_eq!(places, wanted.map(|(at, source)| (Path::new(at), Path::new(source))));
         let options = mounts[0].options().clone().unwrap();
         assert_eq!(options, ["nosuid", "noexec", "rbind", "exec", "rw", "ro"]);
         assert_eq!(mounts[1].options().as_ref().unwrap().last().unwrap(), "ro");
+        assert_eq!(mounts[2].options().clone().unwrap(), ["nodev", "rbind"]);
+    }
+
+    #[test]
+    fn what_is_mounted_below_is_apart_where_attributes_are_asked_for_that_are_not_recursive() {
+        for (options, apart) in [
+            (&["rbind", "ro"] as &[&str], true),
+            (&["rbind", "noexec", "rw"], true),
+            (&["rbind", "rro"], false),
+            (&["bind", "ro"], false),
+            (&["rbind", "rw"], false),
+        ] {
+            let bind = json!({ "destination": "/data", "type": "bind", "source": "/srv/data", "options": options });
+            assert_eq!(mount(bind).unwrap().binds[0].apart, apart, "{options:?}");
+        }
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! A pod's sandbox: the process that keeps the pod's namespaces. The guest has one of its own, so that neither an image nor
-//! a mount of the host is needed; the specification's other settings are carried out as for any container.
+//! A pod's sandbox: the process that keeps the pod's namespaces. The guest has its own program for it, so it needs
+//! neither an image nor a mount of the host. The other settings of the specification apply as for any container.
 
 use oci_spec::runtime::Spec;
 

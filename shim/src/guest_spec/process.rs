@@ -1,4 +1,4 @@
-//! The process of a container, or of an exec: what of its settings a guest has no use for.
+//! The process of a container, or of an exec: removes the settings that have no effect in a guest.
 
 use serde_json::Value;
 

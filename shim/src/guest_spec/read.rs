@@ -1,7 +1,7 @@
-//! Reads config.json, and the `process` of an exec, as leniently as runc does: what is unknown or null is not there.
+//! Reads config.json, and the `process` of an exec, as leniently as runc: unknown fields and null count as absent.
 //!
-//! It owns the difference between the JSON that runc takes and the JSON that the types of the specification take. It knows
-//! nothing of the guest.
+//! It owns the difference between the JSON that runc accepts and the JSON that the types of the specification accept. It
+//! knows nothing about the guest.
 
 use std::fs::File;
 use std::io::{self, Read};

@@ -1,4 +1,4 @@
-//! What a sandbox's cgroup is limited to: what was asked for last, and what of it is in force. Nobody else keeps either.
+//! The limits of a sandbox's cgroup: those requested last, and those in force. Only this module keeps them.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
 //! Writes limits into a sandbox's cgroup directories, of either version: the kernel's cgroup-v2.rst, and memory.rst,
-//! sched-design and cpusets.rst of cgroup-v1. Decides none.
+//! sched-design and cpusets.rst of cgroup-v1. It does not decide the limits.
 
 use std::fs;
 use std::io;

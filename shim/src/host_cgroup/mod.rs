@@ -1,10 +1,12 @@
-//! One cgroup per sandbox on the host, in every hierarchy that can be used.
+//! One cgroup per sandbox on the host, in every usable hierarchy.
 //!
-//! It holds QEMU and its helpers, so that they can be found, killed and limited together. Which limits is not decided here.
+//! It contains QEMU and its helpers, so that they can be found, killed and limited together. The limits are not decided
+//! here.
 //!
-//! In v2 the processes are one level below the cgroup that has the limits ([`MEMBERS`]), which hands its controllers down to
-//! them. systemd takes from a slice the controllers that no unit in it needs, and with them the limits of a cgroup that it
-//! has not made; the kernel does not let it take one that is handed down further (cgroup-v2.rst, "Top-down Constraint").
+//! In v2 the processes are one level below the cgroup with the limits ([`MEMBERS`]), which enables its controllers for
+//! them. systemd removes from a slice the controllers that no unit in it needs, and with them the limits of a cgroup that
+//! systemd has not made. The kernel does not allow that for a controller that a child cgroup passes on (cgroup-v2.rst,
+//! "Top-down Constraint").
 
 mod allowance;
 mod limits;

@@ -8,7 +8,7 @@ mod find;
 mod service;
 
 use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use config::PathPattern;
@@ -16,7 +16,6 @@ use protocol::agent::HostSocket;
 
 use self::find::Found;
 use self::service::HostService;
-use crate::guest_spec::{BindSource, HostOptions, PlacedBind};
 use crate::host_ns::HostNamespace;
 use crate::id::ContainerId;
 use crate::relays::{Offer, Relays};
@@ -43,10 +42,13 @@ struct Entry {
     _offer: Offer,
 }
 
+/// Which mount of a container's it is.
+type Position = usize;
+
 /// The sockets among the sources of a container's bind mounts.
 #[derive(Default)]
 pub struct Chosen {
-    found: Vec<(usize, Found)>,
+    found: Vec<(Position, Found)>,
     /// What is bound and cannot be connected with, one sentence each.
     pub warnings: Vec<String>,
 }
@@ -54,8 +56,8 @@ pub struct Chosen {
 /// What the guest is to make.
 #[derive(Debug, Default)]
 pub struct ShownSockets {
-    /// Where the bind mounts have their sources.
-    pub placed: Vec<PlacedBind>,
+    /// Where mounts have their sources in the guest.
+    pub placed: Vec<(Position, PathBuf)>,
     /// The sockets that are there.
     pub sockets: Vec<HostSocket>,
 }
@@ -76,32 +78,25 @@ impl HostSockets {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the allowed sockets out of the sources of a container's bind mounts. What is no socket, is not allowed, or cannot be
-    /// looked at stays among them. Blocks.
-    #[must_use]
-    pub fn choose(&self, binds: &mut Vec<BindSource>) -> Chosen {
-        let mut chosen = Chosen::default();
-        binds.retain(|bind| {
-            let Ok(Some(found)) = find::socket(&self.host, &bind.source) else {
-                return true;
-            };
-            if self.allowed.iter().any(|pattern| pattern.matches(&found.path)) {
-                chosen.found.push((bind.position, found));
-                return false;
-            }
+    /// Chooses a bind mount's source if it is a socket and allowed. Else, or if it cannot be looked at, the mount stays what it is.
+    /// Blocks.
+    pub fn choose(&self, chosen: &mut Chosen, position: usize, source: &Path, destination: &Path) -> bool {
+        let Ok(Some(mut found)) = find::socket(&self.host, source) else {
+            return false;
+        };
+        if !self.allowed.iter().any(|pattern| pattern.matches(&found.path)) {
             chosen.warnings.push(format!(
                 "nothing in the guest can connect to {}: it is {} on the host, which no entry of runtime.share_host_sockets matches",
-                bind.destination.display(),
+                destination.display(),
                 found.path.display()
             ));
-            true
-        });
-        for (_, found) in &mut chosen.found {
-            let (kind, warning) = find::kind(&self.host, &found.path);
-            found.kind = kind;
-            chosen.warnings.extend(warning);
+            return false;
         }
-        chosen
+        let (kind, warning) = find::kind(&self.host, &found.path);
+        found.kind = kind;
+        chosen.warnings.extend(warning);
+        chosen.found.push((position, found));
+        true
     }
 
     /// Offers the guest what a container has chosen, until it is detached.
@@ -126,12 +121,8 @@ impl HostSockets {
             answer
                 .sockets
                 .extend(shown.of.get(&found.path).map(|entry| entry.socket.clone()));
-            answer.placed.push(PlacedBind {
-                position,
-                source: PathBuf::from(protocol::SOCKET_DIRECTORY).join(number.to_string()),
-                options: HostOptions::default(),
-                over: Vec::new(),
-            });
+            let source = PathBuf::from(protocol::SOCKET_DIRECTORY).join(number.to_string());
+            answer.placed.push((position, source));
         }
         answer
     }
@@ -167,19 +158,18 @@ impl HostSockets {
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixListener;
-    use std::path::Path;
 
     use super::*;
 
-    fn bind(source: &Path) -> BindSource {
-        BindSource {
-            position: 3,
-            source: source.to_owned(),
-            destination: "/d".into(),
-            read_only: false,
-            recursive: true,
-            receives: true,
-        }
+    /// What is chosen of these, and what is left.
+    fn choose<'a>(sockets: &HostSockets, sources: &[&'a Path]) -> (Chosen, Vec<&'a Path>) {
+        let mut chosen = Chosen::default();
+        let left = sources
+            .iter()
+            .filter(|source| !sockets.choose(&mut chosen, 3, source, Path::new("/d")))
+            .copied()
+            .collect();
+        (chosen, left)
     }
 
     #[tokio::test]
@@ -198,11 +188,7 @@ mod tests {
         let pattern = PathPattern::new(&format!("{}/allowed/*.sock", directory.display())).unwrap();
         let host = HostNamespace::start_thread().unwrap();
         let sockets = HostSockets::new(host, Relays::default(), vec![pattern]);
-        let mut binds: Vec<_> = [&inside, &good, &bad, &outside, &directory]
-            .map(|source| bind(source))
-            .to_vec();
-        let chosen = sockets.choose(&mut binds);
-        let left: Vec<_> = binds.iter().map(|bind| &bind.source).collect();
+        let (chosen, left) = choose(&sockets, &[&inside, &good, &bad, &outside, &directory]);
         assert_eq!(left, [&bad, &outside, &directory]);
         assert_eq!(chosen.warnings.len(), 2, "{:?}", chosen.warnings);
         assert!(
@@ -214,16 +200,16 @@ mod tests {
         // Both are one socket.
         let [one, two] = ["one", "two"].map(|id| ContainerId::new(id).unwrap());
         let shown = sockets.attach(&one, chosen);
-        assert_eq!((shown.placed.len(), shown.placed[0].position), (2, 3));
-        assert_eq!(shown.placed[0].source, shown.placed[1].source);
-        let again = sockets.choose(&mut vec![bind(&inside)]);
-        let again = sockets.attach(&two, again);
+        assert_eq!((shown.placed.len(), shown.placed[0].0), (2, 3));
+        assert_eq!(shown.placed[0].1, shown.placed[1].1);
+        let attach = || sockets.attach(&two, choose(&sockets, &[&inside]).0);
+        let again = attach();
         assert_eq!(again.sockets[0], shown.sockets[0]);
         sockets.detach(&one);
-        let still = sockets.attach(&two, sockets.choose(&mut vec![bind(&inside)]));
+        let still = attach();
         assert_eq!(still.sockets[0].token, shown.sockets[0].token);
         sockets.detach(&two);
-        let new = sockets.attach(&two, sockets.choose(&mut vec![bind(&inside)]));
+        let new = attach();
         assert_ne!(new.sockets[0].token, shown.sockets[0].token);
     }
 }

@@ -1,4 +1,4 @@
-//! The two annotations, as they are written and what they mean.
+//! Parses the two annotations of locked memory.
 
 use std::collections::HashMap;
 use std::fmt;

@@ -1,8 +1,8 @@
-//! The decision about one process. Pure.
+//! Decides the limit and the capability of one process. Pure.
 //!
 //! The limit comes from the specification, else from the container's annotation, else from the pod's, else from the
-//! configuration, and is held to the ceiling wherever it comes from. The capability comes from the same places, but a
-//! `drop` in any of them wins: who asks for less always gets it.
+//! configuration. The ceiling applies to each of them. The capability comes from the same places, but `drop` in any of
+//! them wins: a request for less is always granted.
 
 use config::{CapPolicy, LockLimit, OnExcess};
 use oci_spec::runtime::{

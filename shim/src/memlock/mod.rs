@@ -1,7 +1,8 @@
-//! How much memory a container's processes may lock: RLIMIT_MEMLOCK and CAP_IPC_LOCK of the first one and of every exec.
+//! How much memory a container's processes may lock: RLIMIT_MEMLOCK and CAP_IPC_LOCK of the first process and of every
+//! exec.
 //!
-//! [`decide`] is the policy, and pure: specification, configuration and annotations in, limit and capability sets out
-//! (docs/decisions/0007-locked-memory.md). The rest brings it to the places where a process is described.
+//! [`decide`] is the policy, and pure: it takes specification, configuration and annotations, and returns the limit and
+//! the capability sets (docs/decisions/0007-locked-memory.md). The rest applies the result where a process is described.
 
 mod annotations;
 mod decision;

@@ -1,6 +1,7 @@
-//! The figures under the names, units and labels that Kata's shim has (its docs/design/kata-2-0-metrics.md), for its dashboards.
+//! The metrics under the names, units and labels of Kata's shim (its docs/design/kata-2-0-metrics.md), for Kata's
+//! dashboards.
 //!
-//! A family that has the same name there and here is written by [`super`] alone, so that no figure counts twice.
+//! A metric whose name both have is written only by [`super`], so that no value is exported twice.
 
 use protocol::agent::GuestMetricsResponse;
 use scrape::text::{Kind, Text};

@@ -1,8 +1,8 @@
-//! The figures of a sandbox as Prometheus text: its processes on the host, its guest, its containers.
+//! The metrics of a sandbox as Prometheus text: its processes on the host, its guest, its containers.
 //!
-//! Names and units are Prometheus's (<https://prometheus.io/docs/practices/naming/>): base units, `_total` for what only
-//! grows. What cannot be had is left out; `kata_guest_up` says whether the agent has answered, `kata_container_up` whether it
-//! has told a container's figures. The names and labels that Kata's dashboards have are beside them ([`kata`]).
+//! Names and units follow Prometheus (<https://prometheus.io/docs/practices/naming/>): base units, and `_total` for
+//! counters. An unavailable value is left out. `kata_guest_up` says whether the agent has answered, `kata_container_up`
+//! whether it has reported a container's values. The metrics with Kata's names are added by [`kata`].
 //!
 //! Prometheus waits for ten seconds, and nothing here waits for more than four.
 

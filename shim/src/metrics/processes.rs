@@ -1,4 +1,5 @@
-//! What the sandbox's processes use on the host, from /proc. A process that ends meanwhile counts as far as it was read.
+//! The resource usage of the sandbox's processes on the host, from /proc. For a process that ends meanwhile, the values
+//! read so far count.
 
 use std::fs;
 

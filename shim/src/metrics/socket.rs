@@ -1,7 +1,7 @@
-//! The shim's figures over HTTP, on a socket of their own beside that of the task API: what Kata's shim has as
-//! `shim-monitor.sock`. The text is [`super::render`]'s, as for `kata-ctl`.
+//! The shim's metrics over HTTP on a separate socket beside the task API's, like `shim-monitor.sock` of Kata's shim. The
+//! text is that of [`super::render`], as for `kata-ctl`.
 //!
-//! Only root reaches it: the directory has mode 0700.
+//! Only root can connect: the directory has mode 0700.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;

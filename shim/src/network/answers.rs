@@ -4,27 +4,23 @@
 //! namespace. Every frame that arrives there is the VM's, so their answers would never come. These filters, which are asked before the
 //! one that redirects everything, give the namespace's own stack what it needs: ARP, which the VM gets as well, and answers of name
 //! servers to the ports that its sockets have. The guest's kernel gives none of these ports by itself (its range is the
-//! default one, up to 60999).
+//! default one, up to 60999). This is what the filters are; `wire` puts them there.
 
 use rtnetlink::packet_route::tc::{
     TcAction, TcActionAttribute, TcActionMirror, TcActionMirrorOption, TcActionOption, TcActionType, TcFilterU32Option,
     TcMirror, TcMirrorActionType, TcU32Key, TcU32Selector, TcU32SelectorFlags,
 };
 
-use super::error::NetworkError;
-use super::guest::PodInterface;
-use super::wire::{INGRESS, Wiring};
-
 // ETH_P_IP, ETH_P_ARP (linux/if_ether.h), in network order.
 const IP: u16 = 0x0800_u16.to_be();
 const ARP: u16 = 0x0806_u16.to_be();
 
 /// The ports that sockets of the namespace get: those that begin with four ones.
-const PORTS: &str = "61440 65535";
+pub(super) const PORTS: &str = "61440 65535";
 const PORTS_BITS: u32 = 0xf000;
 
 /// Where a namespace keeps them.
-const RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+pub(super) const RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 
 /// The port of name servers.
 const PORT: u32 = 53;
@@ -36,38 +32,31 @@ const PORTS_AT: i32 = 20;
 const TCP: u32 = 6;
 const UDP: u32 = 17;
 
-/// Lets what the namespace's own sockets ask be answered. In a thread that is in the namespace.
-///
-/// # Errors
-/// The kernel refuses. The VM has its network all the same.
-pub(super) async fn let_in(wiring: &Wiring<'_>, interface: &PodInterface, tap: &str) -> Result<(), NetworkError> {
-    let name = &interface.name;
-    std::fs::write(RANGE, PORTS).map_err(|source| NetworkError::Step {
-        namespace: wiring.namespace.to_owned(),
-        step: "set the range of ports for",
-        on: name.clone(),
-        source,
-    })?;
-    let tap = wiring.index(tap).await?;
+/// A filter at the ingress of an interface.
+pub(super) struct Filter {
+    pub(super) priority: u16,
+    /// Of Ethernet frames, in network order.
+    pub(super) protocol: u16,
+    pub(super) options: Vec<TcFilterU32Option>,
+}
+
+/// What lets answers in, for a VM whose tap has this index.
+pub(super) fn filters(tap: u32) -> Vec<Filter> {
     let mirror = || TcFilterU32Option::Action(vec![mirror(tap)]);
     // What has no action goes to the namespace alone: of TCP both ends would answer.
     let filters = [
-        (1, ARP, vec![selector(vec![TcU32Key::default()]), mirror()]),
-        (2, IP, vec![selector(answers(UDP)), mirror()]),
-        (3, IP, vec![selector(answers(TCP))]),
+        (ARP, vec![selector(vec![TcU32Key::default()]), mirror()]),
+        (IP, vec![selector(answers(UDP)), mirror()]),
+        (IP, vec![selector(answers(TCP))]),
     ];
-    for (priority, protocol, options) in filters {
-        let mut filter = wiring
-            .netlink
-            .traffic_filter(i32::try_from(interface.index).unwrap_or(i32::MAX));
-        let filter = filter.add().parent(INGRESS).priority(priority).protocol(protocol);
-        let made = match filter.u32(&options) {
-            Ok(filter) => filter.execute().await,
-            Err(error) => Err(error),
-        };
-        made.map_err(wiring.failed("let answers of name servers into", name))?;
-    }
-    Ok(())
+    (1..)
+        .zip(filters)
+        .map(|(priority, (protocol, options))| Filter {
+            priority,
+            protocol,
+            options,
+        })
+        .collect()
 }
 
 fn selector(keys: Vec<TcU32Key>) -> TcFilterU32Option {

@@ -1,4 +1,4 @@
-//! Why a sandbox has no network.
+//! The errors of setting up a sandbox's network.
 
 use std::io;
 use std::path::PathBuf;

@@ -1,8 +1,8 @@
-//! From what a namespace holds to what the guest is to have. Pure.
+//! Converts the contents of a namespace into the guest's configuration. Pure.
 //!
-//! The guest's kernel makes by itself what the host's has made by itself: local addresses' routes, the routes of their
-//! prefixes. What somebody has set goes to the guest; what belongs to the moment (lifetimes, states of links, learnt
-//! neighbours) does not.
+//! The guest's kernel creates by itself what the host's kernel has created by itself: routes of local addresses and of
+//! their prefixes. Everything that somebody has configured goes to the guest. Temporary state (lifetimes, link states,
+//! learnt neighbours) does not.
 
 mod choice;
 
@@ -73,6 +73,13 @@ pub(super) fn wanted(
             ipv6: seen.accept_ra.contains_key(&interface.name),
             accept_ra: seen.accept_ra.get(&interface.name).copied().unwrap_or_default(),
             no_arp: link.header.flags.contains(LinkFlags::Noarp),
+            sysctls: seen
+                .sysctls
+                .get(&interface.name)
+                .into_iter()
+                .flatten()
+                .map(owned)
+                .collect(),
             ..Interface::default()
         });
         wanted.interfaces.push(interface);
@@ -98,6 +105,10 @@ pub(super) fn own_mac(place: u32) -> MacAddress {
 /// ipvlan interfaces share that of their parent, and the guest finds its devices by theirs.
 pub(super) fn device_mac(taken: &mut BTreeSet<[u8; 6]>, place: u32, mac: MacAddress) -> MacAddress {
     if taken.insert(mac.0) { mac } else { own_mac(place) }
+}
+
+fn owned((setting, value): (&String, &String)) -> (String, String) {
+    (setting.clone(), value.clone())
 }
 
 fn encoded<T: Emitable>(messages: impl IntoIterator<Item = T>) -> Vec<Vec<u8>> {

@@ -1,4 +1,4 @@
-//! What is done in the namespace: devices are made and joined to interfaces, changes are watched for.
+//! The changes in the namespace: creates devices, joins them to interfaces, and watches for changes.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use super::guest::{self, Own, PodInterface, Wanted};
 use super::plan::NetworkPlan;
 use super::wire::Wiring;
-use super::{NetworkError, answers, seen, tap};
+use super::{NetworkError, seen, tap};
 use crate::error::chain;
 
 /// A change comes in many messages: they are told once when none has come for this long.
@@ -163,7 +163,7 @@ pub(super) async fn rejoin(netlink: Handle, namespace: String, mut devices: Devi
         // It may have gone since the look.
         match wiring.redirect_or_undo(interface, &device.tap).await {
             Ok(()) => {
-                if let Err(error) = answers::let_in(&wiring, interface, &device.tap).await {
+                if let Err(error) = wiring.let_answers_in(interface, &device.tap).await {
                     let error = chain(&error);
                     tracing::warn!(
                         error,

@@ -1,4 +1,4 @@
-//! The network of a VM that runs: what the guest is told after the start.
+//! The network of a running VM: the messages to the guest after the start.
 
 use hypervisor::NicHotplug;
 use protocol::agent::Network;

@@ -5,8 +5,8 @@
 //! veth, macvlan, … ◄── every frame, both ways ──► tap ═══ virtio-net, same name, MAC address, MTU
 //! addresses, routes, rules, neighbours ── as they are ──► the guest's
 //! ```
-//! It owns the taps, the redirection, and the watch for changes. It changes nothing in a namespace but this, nothing at all
-//! in the host's own, and nothing because of what a guest says.
+//! It owns the taps, the redirection, and the watch for changes. It changes nothing else in a namespace, nothing at all
+//! in the host's own namespace, and nothing because of messages from a guest.
 
 mod answers;
 mod error;
@@ -104,7 +104,7 @@ impl PodNetwork {
     #[must_use]
     pub fn vm_namespace(&self) -> NetworkNamespace {
         match &self.namespace {
-            None => NetworkNamespace::Inherited,
+            None => NetworkNamespace::Empty,
             Some(namespace) => NetworkNamespace::Of(namespace.descriptor()),
         }
     }
@@ -143,8 +143,8 @@ impl PodNetwork {
         let Some(namespace) = &self.namespace else {
             return Ok(Vec::new());
         };
-        if self.is_wanted() && self.plan.place == (Place::New { filled_by_hooks: true }) {
-            // One for the network that is there when the hooks have run. What comes later is plugged in.
+        if self.is_wanted() && self.plan.place == (Place::New { filled_later: true }) {
+            // One for the network that is there when the container starts. What comes later is plugged in.
             let (nic, device) = self.make_spare(namespace).await?;
             self.devices.made += 1;
             self.devices.spare.push_back(device);

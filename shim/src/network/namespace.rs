@@ -1,4 +1,4 @@
-//! Network namespaces of the host: opened, made, and entered by a thread that ends with its work.
+//! Network namespaces of the host: opens them, creates them, and enters them in a thread that ends with its work.
 
 use std::fs::File;
 use std::future::Future;

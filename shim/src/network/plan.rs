@@ -1,4 +1,4 @@
-//! What a sandbox's network is made by: the specification's namespace and the configuration. Pure.
+//! The parameters of a sandbox's network, from the specification's namespace and the configuration. Pure.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -18,15 +18,16 @@ pub enum Place {
     At(PathBuf),
     /// A new one.
     New {
-        /// Hooks of the runtime may put a network there, as Docker's do.
-        filled_by_hooks: bool,
+        /// Somebody is about to put a network there: hooks, as Docker's before 28.0, or Docker itself, which since then does it
+        /// between the task's creation and its start.
+        filled_later: bool,
     },
 }
 
 impl Place {
-    /// Where the sandbox's first container is to be.
+    /// Where the sandbox's first container is to be; `docker` if dockerd is the one who asks.
     #[must_use]
-    pub fn of(spec: &Spec) -> Self {
+    pub fn of(spec: &Spec, docker: bool) -> Self {
         let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
         let network = namespaces
             .into_iter()
@@ -36,7 +37,7 @@ impl Place {
             None => Self::Host,
             Some(Some(path)) => Self::At(path),
             Some(None) => Self::New {
-                filled_by_hooks: has_hooks(spec),
+                filled_later: docker || has_hooks(spec),
             },
         }
     }
@@ -89,9 +90,13 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    fn place(namespaces: &Value, hooks: &Value) -> Place {
+    fn spec(namespaces: &Value, hooks: &Value) -> Spec {
         let spec = json!({ "ociVersion": "1.0.2", "linux": { "namespaces": namespaces }, "hooks": hooks });
-        Place::of(&serde_json::from_value(spec).unwrap())
+        serde_json::from_value(spec).unwrap()
+    }
+
+    fn place(namespaces: &Value, hooks: &Value) -> Place {
+        Place::of(&spec(namespaces, hooks), false)
     }
 
     #[test]
@@ -102,14 +107,14 @@ mod tests {
         let given = json!([{ "type": "network", "path": "/run/netns/a" }]);
         assert_eq!(place(given), Place::At("/run/netns/a".into()));
         let new = json!([pid, { "type": "network", "path": "" }]);
-        assert_eq!(place(new), Place::New { filled_by_hooks: false });
+        assert_eq!(place(new), Place::New { filled_later: false });
     }
 
     #[test]
     fn a_new_one_is_filled_by_the_hooks_that_run_before_the_container_does() {
         let new = json!([{ "type": "network" }]);
         let hook = json!([{ "path": "/bin/true" }]);
-        for (name, filled_by_hooks) in [
+        for (name, filled_later) in [
             ("prestart", true),
             ("createRuntime", true),
             ("poststart", false),
@@ -117,9 +122,15 @@ mod tests {
         ] {
             assert_eq!(
                 place(&new, &json!({ name: hook })),
-                Place::New { filled_by_hooks },
+                Place::New { filled_later },
                 "{name}"
             );
         }
+    }
+
+    #[test]
+    fn docker_fills_a_new_one_without_a_hook() {
+        let new = spec(&json!([{ "type": "network" }]), &json!({}));
+        assert_eq!(Place::of(&new, true), Place::New { filled_later: true });
     }
 }

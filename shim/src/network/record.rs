@@ -1,5 +1,5 @@
-//! What a sandbox changes in a namespace that outlives it, and its removal: by the server at its end, or by `delete` when
-//! the server is gone.
+//! The record of a sandbox's changes in a namespace that outlives it, and their removal: by the server at its end, or by
+//! `delete` if the server is gone.
 
 use std::path::PathBuf;
 

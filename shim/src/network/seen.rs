@@ -1,6 +1,7 @@
-//! What a network namespace holds, as its kernel tells it. Changes nothing.
+//! Reads the contents of a network namespace from its kernel. Changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use futures::StreamExt;
 use rtnetlink::Handle;
@@ -30,6 +31,8 @@ pub(super) struct Seen {
     pub(super) ingress: BTreeSet<u32>,
     /// What those that have IPv6 make of router advertisements, by their names.
     pub(super) accept_ra: BTreeMap<String, u32>,
+    /// Settings of interfaces that differ from the namespace's default, by their names; as the protocol has them.
+    pub(super) sysctls: BTreeMap<String, BTreeMap<String, String>>,
 }
 
 /// Asks for everything. To be called in the namespace, named for messages.
@@ -59,6 +62,14 @@ pub(super) async fn look(netlink: &Handle, namespace: &str) -> Result<Seen, Netw
             .iter()
             .filter_map(name)
             .filter_map(|name| accept_ra(&name).map(|value| (name, value)))
+            .collect(),
+        sysctls: links
+            .iter()
+            .filter_map(name)
+            .map(|name| {
+                let sysctls = sysctls(Path::new("/proc/sys/net"), &name);
+                (name, sysctls)
+            })
             .collect(),
         links,
         ..Seen::default()
@@ -162,4 +173,56 @@ fn accept_ra(name: &str) -> Option<u32> {
     let read = |setting| std::fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{name}/{setting}")).ok();
     let disabled = read("disable_ipv6")?;
     (disabled.trim() == "0").then(|| read("accept_ra")?.trim().parse().ok())?
+}
+
+/// Settings that reach the guest otherwise: with the interface (`mtu`), or as fields of their own.
+const ELSEWHERE: [&str; 3] = ["mtu", "disable_ipv6", "accept_ra"];
+
+/// What Docker's `com.docker.network.endpoint.sysctls`, CNI's `tuning` or a hook have set for an interface: what differs from
+/// `conf/default`. The caller's thread reads them in its own namespace.
+fn sysctls(net: &Path, name: &str) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    for family in ["ipv4", "ipv6"] {
+        let conf = net.join(family).join("conf");
+        // No such directory: no IPv6. What cannot be read has not been set (`stable_secret`).
+        let Ok(entries) = std::fs::read_dir(conf.join(name)) else {
+            continue;
+        };
+        for entry in entries.flatten() {
+            let setting = entry.file_name().to_string_lossy().into_owned();
+            let read = |of: &str| std::fs::read_to_string(conf.join(of).join(&setting)).ok();
+            let (Some(own), default) = (read(name), read("default")) else {
+                continue;
+            };
+            if !ELSEWHERE.contains(&&*setting) && default.as_deref() != Some(&own) {
+                found.insert(format!("{family}/conf/%/{setting}"), own.trim().to_owned());
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_that_are_not_the_default_are_the_interfaces_own() {
+        let net = tempfile::tempdir().unwrap();
+        for (file, text) in [
+            ("ipv4/conf/default/rp_filter", "0\n"),
+            ("ipv4/conf/eth0.5/rp_filter", "2\n"),
+            ("ipv4/conf/default/forwarding", "1\n"),
+            ("ipv4/conf/eth0.5/forwarding", "1\n"),
+            ("ipv6/conf/default/mtu", "1280\n"),
+            ("ipv6/conf/eth0.5/mtu", "1500\n"),
+        ] {
+            let path = net.path().join(file);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        let wanted = BTreeMap::from([("ipv4/conf/%/rp_filter".to_owned(), "2".to_owned())]);
+        assert_eq!(sysctls(net.path(), "eth0.5"), wanted);
+        assert_eq!(sysctls(net.path(), "eth1"), BTreeMap::new());
+    }
 }

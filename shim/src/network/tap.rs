@@ -1,4 +1,4 @@
-//! Taps and macvtaps: the files that QEMU gets. To be called in the pod's namespace.
+//! Taps and macvtaps: the files that QEMU gets. The functions must be called in the pod's namespace.
 
 use std::fs::{File, OpenOptions};
 use std::io;

@@ -1,8 +1,8 @@
-//! Joins an interface of the pod's namespace to a tap, so that the VM is what is at the interface's inner end.
+//! Joins an interface of the pod's namespace to a tap, so that the VM takes the place of the interface's inner end.
 //!
-//! `tcfilter`: every frame that arrives at one leaves by the other (tc-mirred(8)), by a u32 filter that matches all
-//! (tc-u32(8)): the classifiers `matchall` and `flower` are not in every kernel. `macvtap`: a macvtap in passthru mode on
-//! top of the interface, which keeps its MAC address.
+//! `tcfilter`: every frame that arrives at one of them leaves by the other (tc-mirred(8)), by a u32 filter that matches
+//! all (tc-u32(8)), because the classifiers `matchall` and `flower` are not in every kernel. `macvtap`: a macvtap in
+//! passthru mode on top of the interface, which keeps its MAC address.
 
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
@@ -15,13 +15,13 @@ use rtnetlink::{Handle, LinkMacVtap, LinkUnspec};
 
 use super::error::{NetworkError, cause};
 use super::guest::PodInterface;
-use super::tap;
+use super::{answers, tap};
 
 /// Every protocol: `ETH_P_ALL` (packet(7)), in network order.
 const ALL_PROTOCOLS: u16 = 0x0003_u16.to_be();
 
 /// The place where an ingress qdisc's filters are (tc(8)): `ffff:`.
-pub(super) const INGRESS: u32 = 0xffff_0000;
+const INGRESS: u32 = 0xffff_0000;
 
 /// A tap's (drivers/net/tun.c): what fits into 65535 bytes with the Ethernet header. An interface may have more; redirected frames
 /// are not measured by it.
@@ -35,7 +35,7 @@ pub(super) struct Wiring<'a> {
 }
 
 impl Wiring<'_> {
-    pub(super) fn failed(&self, step: &'static str, on: &str) -> impl FnOnce(rtnetlink::Error) -> NetworkError {
+    fn failed(&self, step: &'static str, on: &str) -> impl FnOnce(rtnetlink::Error) -> NetworkError {
         let (namespace, on) = (self.namespace.to_owned(), on.to_owned());
         move |source| NetworkError::Step {
             namespace,
@@ -104,6 +104,29 @@ impl Wiring<'_> {
         up.map_err(self.failed("bring up", name))
     }
 
+    /// Lets what the namespace's own sockets ask name servers be answered, beside an interface that is redirected. In a thread that
+    /// is in the namespace.
+    pub(super) async fn let_answers_in(&self, interface: &PodInterface, tap: &str) -> Result<(), NetworkError> {
+        let name = &interface.name;
+        std::fs::write(answers::RANGE, answers::PORTS).map_err(|source| NetworkError::Step {
+            namespace: self.namespace.to_owned(),
+            step: "set the range of ports for",
+            on: name.clone(),
+            source,
+        })?;
+        let index = i32::try_from(interface.index).unwrap_or(i32::MAX);
+        for filter in answers::filters(self.index(tap).await?) {
+            let mut request = self.netlink.traffic_filter(index);
+            let request = request.add().parent(INGRESS).priority(filter.priority);
+            let made = match request.protocol(filter.protocol).u32(&filter.options) {
+                Ok(request) => request.execute().await,
+                Err(error) => Err(error),
+            };
+            made.map_err(self.failed("let answers of name servers into", name))?;
+        }
+        Ok(())
+    }
+
     /// Puts a macvtap on an interface.
     pub(super) async fn macvtap(
         &self,
@@ -120,7 +143,7 @@ impl Wiring<'_> {
         tap::open_macvtap(index, name, queues).map_err(self.no_device(name))
     }
 
-    pub(super) async fn index(&self, name: &str) -> Result<u32, NetworkError> {
+    async fn index(&self, name: &str) -> Result<u32, NetworkError> {
         let mut found = self.netlink.link().get().match_name(name.to_owned()).execute();
         let link = found.try_next().await.map_err(self.failed("find", name))?;
         let link = link.ok_or(rtnetlink::Error::RequestFailed);

@@ -1,5 +1,5 @@
-//! The way from nothing to a VM whose agent answers: launch, hello, agent. Each step has the VM's end and the time limit
-//! against it, and a failure leaves nothing behind.
+//! From nothing to a VM whose agent answers: launch, hello, agent. Each step ends early if the VM ends or the time limit
+//! is reached, and a failure leaves nothing behind.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -8,7 +8,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use async_trait::async_trait;
 use futures::StreamExt;
 use hypervisor::vm_time;
-use protocol::agent::{Empty, Event, HelloRequest, HostClock, Network, SandboxSetup, event::What};
+use protocol::agent::{
+    Empty, Event, HelloRequest, HostClock, MemoryDemand, MemoryGranted, Network, SandboxSetup, event::What,
+};
 use protocol::agent_ttrpc::{Host, create_host};
 use tokio::sync::{mpsc, oneshot};
 use ttrpc::Code;
@@ -16,6 +18,7 @@ use ttrpc::r#async::transport::Listener;
 use ttrpc::r#async::{Server, TtrpcContext};
 
 use super::connections::{Arrived, Expected, LogSink, accept};
+use super::growth::Demand;
 use super::line::Line;
 use crate::agent_client::{AgentClient, printable};
 use crate::boot_queue::{BootPlace, BootQueue};
@@ -84,6 +87,8 @@ pub(super) struct Booted {
 /// What a booted VM tells.
 pub(super) struct Signals {
     pub(super) events: mpsc::Receiver<What>,
+    /// Of memory. Taken by who carries them out.
+    pub(super) demands: Option<mpsc::Receiver<Demand>>,
     /// The agent's connection is gone.
     pub(super) lost: oneshot::Receiver<()>,
     /// Held as long as the agent is spoken to.
@@ -178,6 +183,7 @@ async fn greet(
     };
     waiting("the guest's agent did not say hello");
     let (events, received) = mpsc::channel(EVENTS);
+    let (demands, demanded) = mpsc::channel(1);
     let (hello, greeted) = oneshot::channel();
     let mut setup = plan.setup.clone();
     setup.network = network.into();
@@ -186,6 +192,7 @@ async fn greet(
         hello: Mutex::new(Some(hello)),
         published: AtomicU64::new(0),
         events,
+        demands,
     });
     let (host, host_line) = Line::of_requests(host);
     // One connection, and then none for ever: a listener that ends would end the server.
@@ -215,6 +222,7 @@ async fn greet(
     let agent = AgentClient::new(Box::new(agent), plan.create_timeout);
     let signals = Signals {
         events: received,
+        demands: Some(demanded),
         lost,
         lines: Lines {
             _server: server,
@@ -232,6 +240,7 @@ struct HostService {
     /// Number of the last event.
     published: AtomicU64,
     events: mpsc::Sender<What>,
+    demands: mpsc::Sender<Demand>,
 }
 
 fn refuse(code: Code, message: &str) -> ttrpc::Error {
@@ -263,6 +272,16 @@ impl Host for HostService {
             now_ns: now_ns(),
             ..HostClock::default()
         })
+    }
+
+    async fn scale_memory(&self, _: &TtrpcContext, request: MemoryDemand) -> ttrpc::Result<MemoryGranted> {
+        let (answer, granted) = oneshot::channel();
+        let demand = Demand::new(request.extra_bytes, answer);
+        let queued = self.demands.try_send(demand);
+        queued.map_err(|_| refuse(Code::RESOURCE_EXHAUSTED, "an earlier demand for memory is under way"))?;
+        let ended = |_| refuse(Code::UNAVAILABLE, "the sandbox has ended");
+        let granted = granted.await.map_err(ended)?;
+        granted.map_err(|error| refuse(Code::RESOURCE_EXHAUSTED, &error))
     }
 
     async fn publish(&self, _: &TtrpcContext, event: Event) -> ttrpc::Result<Empty> {

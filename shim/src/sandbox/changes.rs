@@ -1,4 +1,4 @@
-//! Passes what the host changes on to the guest, one batch after the other, as long as the VM lives.
+//! Forwards the host's changes of files to the guest, one batch after the other, as long as the VM lives.
 
 use protocol::agent::HostChanges;
 use tokio::sync::watch;

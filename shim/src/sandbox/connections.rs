@@ -1,8 +1,9 @@
-//! The connections that the guest dials: told apart by their preamble and handed to who waits for them.
+//! The connections that the guest opens: distinguished by their preamble, and passed to the waiting task.
 //!
-//! Any program in the guest can dial the same port. What it can do with that is bounded here: the first HOST and the
-//! first AGENT connection are taken, and they are dialled before any container exists; a stream is named by 128 random
-//! bits, once; a connection that says nothing is dropped, and only so many may say nothing at once ([`pending`]).
+//! Any program in the guest can connect to the same port. Its possibilities are bounded here. The first HOST and the
+//! first AGENT connection are accepted, and these are opened before any container exists. A stream is identified by 128
+//! random bits, which are valid once. A connection without a preamble is dropped after a while, and only a limited number
+//! of such connections is kept ([`pending`]).
 
 mod pending;
 

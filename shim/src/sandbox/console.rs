@@ -1,7 +1,7 @@
-//! The debug console: a program in the guest's own namespaces, for who has to look at the guest from within.
+//! The debug console: a program in the guest's own namespaces, to inspect the guest from inside.
 //!
-//! To the agent it is a container of its own kind: its root is the guest's, and it makes no namespaces. containerd never
-//! hears of it. Whoever asked for it owns it: when they are gone, so is the program.
+//! For the agent it is a special container: its root is the guest's root, and it creates no namespaces. containerd does
+//! not know it. It belongs to its client: when the client disconnects, the program is ended.
 
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};

@@ -1,11 +1,13 @@
-//! Create, step by step: mounts while the VM boots, hooks, disks and memory, the guest, the streams. The state machine says which step
-//! is next, and what is undone where one fails.
+//! The steps of Create: mounts while the VM boots, hooks, disks and memory, the guest, the streams. The state machine
+//! decides the next step, and what is undone if one fails.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lifecycle::{Answer, Request};
 use protocol::agent::{BlockDevice, CreateContainerRequest, Storage};
+use rustix::process::Signal;
 
 use super::driver::Payload;
 use super::host::{GuestContainer, HostError};
@@ -104,6 +106,7 @@ impl Sandbox {
             pid_namespace,
             volumes,
             limits,
+            covers,
             sockets,
             ..
         } = guest;
@@ -122,6 +125,7 @@ impl Sandbox {
             join_namespaces,
             storages,
             devices,
+            covers,
             sockets,
             ..Default::default()
         };
@@ -143,19 +147,42 @@ impl Sandbox {
     }
 
     /// Connects the streams, and makes the pid that stands for a container that is not the sandbox's first.
-    pub(super) async fn connect(&self, container: &Container) -> Result<(), Error> {
+    pub(super) async fn connect(self: &Arc<Self>, container: &Container) -> Result<(), Error> {
         let agent = self.agent("create", &container.subject())?;
         self.connect_streams(&container.init, &agent).await?;
         if container.id.as_str() != self.id.as_str() {
-            let made = StandIn::new(self.pid());
-            let stand_in = made.map_err(|source| Error::Host {
+            self.stand_for(container).map_err(|source| Error::Host {
                 operation: "make a pid for",
                 subject: container.subject(),
                 source: HostError::Other(Box::new(source)),
             })?;
-            // Once: a container is connected once.
-            let _ = container.stand_in.set(stand_in);
         }
+        Ok(())
+    }
+
+    /// Makes the pid that stands for a container. Whoever kills it kills the container.
+    fn stand_for(self: &Arc<Self>, container: &Container) -> io::Result<()> {
+        let cgroups = self.machine().map_or_else(Vec::new, |machine| machine.cgroup_members());
+        let stand_in = StandIn::new(self.vmm_pid(), &cgroups)?;
+        let killed = stand_in.killed()?;
+        let pid = stand_in.pid();
+        // Once: a container is connected once.
+        let _ = container.stand_in.set(stand_in);
+        let (sandbox, init) = (Arc::downgrade(self), container.init.name.clone());
+        tokio::spawn(async move {
+            killed.await;
+            let Some(sandbox) = sandbox.upgrade() else { return };
+            // Another container may have the id by now: its pid is another one.
+            if sandbox
+                .container(&init.container)
+                .is_ok_and(|now| sandbox.pid_of(&now) == pid)
+            {
+                tracing::warn!(container = %init.container, pid, "the process that stands for a container was killed: so is the container");
+                if let Err(error) = sandbox.kill(&init, Signal::KILL.as_raw().unsigned_abs(), true).await {
+                    tracing::debug!(container = %init.container, error = error.message(), "it was not to be killed");
+                }
+            }
+        });
         Ok(())
     }
 

@@ -1,6 +1,6 @@
-//! Deletions, step by step: in the guest, of disks, of mounts; and the hooks that follow.
+//! The steps of a deletion: in the guest, of disks, of mounts; and the hooks that follow.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lifecycle::{Answer, Exit, Failure, Fault, Output, Request};
 
@@ -19,9 +19,13 @@ impl Sandbox {
     /// # Errors
     /// There is no such process, it runs, or what it held cannot be freed: then it can be asked for again.
     pub async fn delete(&self, name: &ProcessName) -> Result<(u32, Exit), Shared> {
-        let (container, _) = self.process(name)?;
+        let (container, process) = self.process(name)?;
         match self.ask(Request::Delete(name.clone()), Payload::Nothing).await {
-            Answer::Deleted(exit) => Ok((self.pid_of(&container), exit)),
+            Answer::Deleted(exit) => {
+                // The shim may end once this is answered, and the program with it.
+                process.end_logger().await;
+                Ok((self.pid_of(&container), exit))
+            }
             refused => Err(self.refused(refused)),
         }
     }
@@ -31,19 +35,15 @@ impl Sandbox {
     pub(super) async fn delete_in_guest(&self, name: &ProcessName) -> Done {
         let agent = self.agent("delete", &name.to_string()).map_err(failure)?;
         let limit = self.timeouts.no_progress();
-        let mut last = (None, Instant::now());
+        let mut patience = Patience::new(Instant::now(), limit, self.timeouts.deletion());
         loop {
-            let error = match agent.delete(&name.to_agent()).await {
+            let (error, progress) = match agent.delete(&name.to_agent()).await {
                 Ok(answer) if answer.finished => return Ok(()),
-                Ok(answer) if last.0 != Some(answer.progress) => {
-                    last = (Some(answer.progress), Instant::now());
-                    continue;
-                }
-                Ok(_) => AgentError::TimedOut(limit),
-                Err(error @ AgentError::TimedOut(_)) => error,
+                Ok(answer) => (AgentError::TimedOut(limit), Some(answer.progress)),
+                Err(error @ AgentError::TimedOut(_)) => (error, None),
                 Err(error) => return Err(failure(failed("delete", name)(error))),
             };
-            if last.1.elapsed() >= limit {
+            if !patience.goes_on(Instant::now(), progress) {
                 return Err(Failure {
                     fault: Fault::Stalled,
                     error: failed("delete", name)(error).into(),
@@ -82,7 +82,55 @@ impl Sandbox {
                 stderr: output.stderr,
                 patience,
             };
-            streams.finish(lengths).await;
+            if let Some(logger) = streams.finish(lengths).await {
+                process.set_logger(logger);
+            }
         }
+    }
+}
+
+/// How long the guest is waited for: as long as it gets on, and not for ever, since its word is all there is for that.
+struct Patience {
+    began: Instant,
+    /// What the guest said last, and since when.
+    last: (Option<u64>, Instant),
+    idle: Duration,
+    total: Duration,
+}
+
+impl Patience {
+    fn new(now: Instant, idle: Duration, total: Duration) -> Self {
+        Self {
+            began: now,
+            last: (None, now),
+            idle,
+            total,
+        }
+    }
+
+    /// Whether to go on, after an answer or without one.
+    fn goes_on(&mut self, now: Instant, progress: Option<u64>) -> bool {
+        if progress.is_some() && progress != self.last.0 {
+            self.last = (progress, now);
+        }
+        now.duration_since(self.last.1) < self.idle && now.duration_since(self.began) < self.total
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_is_waited_for_while_it_gets_on_and_not_for_ever() {
+        let (idle, total) = (Duration::from_secs(2), Duration::from_secs(10));
+        let began = Instant::now();
+        let after = |seconds| began + Duration::from_secs(seconds);
+        let mut gets_on = Patience::new(began, idle, total);
+        assert!((1..10).all(|second| gets_on.goes_on(after(second), Some(second))));
+        assert!(!gets_on.goes_on(after(10), Some(10)));
+        let mut stands_still = Patience::new(began, idle, total);
+        assert!(stands_still.goes_on(after(1), Some(7)) && stands_still.goes_on(after(2), Some(7)));
+        assert!(stands_still.goes_on(after(2), None) && !stands_still.goes_on(after(3), Some(7)));
     }
 }

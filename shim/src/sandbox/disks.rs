@@ -1,13 +1,13 @@
-//! The disks of a sandbox: each plugged in once, however many containers use it, and unplugged with the last of them.
+//! The disks of a sandbox: each is plugged in once, however many containers use it, and unplugged with its last user.
 //!
 //! ```text
 //!  (absent) ── first user ──► plugged ── last user goes ──► (absent)
-//!                                │ the guest does not let go
+//!                                │ the guest does not release it
 //!                                └──────────────────────────► held, until the VM's end or the next release
 //! ```
-//! The table's lock is held for a look-up; a disk has a lock of its own while it is plugged in or unplugged. A user is
-//! entered before the work begins, and the work is a task of its own, so that a creation that is given up finds what it
-//! has to let go of.
+//! The table's lock is held only for a lookup. A disk has its own lock while it is plugged in or unplugged. A user is
+//! recorded before the work begins, and the work is a separate task. So the undoing of a cancelled creation knows what it
+//! has to release.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

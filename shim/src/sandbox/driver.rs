@@ -1,7 +1,8 @@
-//! The one task that owns the state of the containers. It feeds the state machine (`lifecycle`) with requests, reports and exits, one after
-//! the other, and carries out what follows: records, events and answers at once, work in a task of its own that reports back.
+//! The one task that owns the state of the containers. It gives requests, reports and exits to the state machine
+//! (`lifecycle`), one after the other, and carries out the effects: records, events and answers at once, work in separate
+//! tasks that report back.
 //!
-//! It decides nothing: what may happen when is the state machine's.
+//! It decides nothing: the state machine decides what is allowed at which time.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -74,6 +75,12 @@ impl Sandbox {
         let answer = answered.await;
         asking.reply = None;
         answer.unwrap_or(Answer::Refused(lifecycle::Refusal::Interrupted(name)))
+    }
+
+    /// Whether anybody has asked for anything yet.
+    #[must_use]
+    pub fn was_asked(&self) -> bool {
+        self.next_reply.load(std::sync::atomic::Ordering::Relaxed) > 0
     }
 
     /// Tells of something and does not wait.

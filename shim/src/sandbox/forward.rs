@@ -1,4 +1,5 @@
-//! One forwarded connection: a process of the guest's in the sandbox's own container, which dials the port, and its streams.
+//! One forwarded connection: a process in the sandbox's own container in the guest, which connects to the port, and its
+//! streams.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use super::process::ProcessName;
 use crate::agent_client::AgentClient;
 use crate::error::Error;
 use crate::id::{ContainerId, ExecId};
-use crate::streams::StreamError;
+use crate::streams::{StreamError, Wait};
 use lifecycle::SIGKILL;
 
 /// For the guest to connect the streams of a process that runs.
@@ -190,6 +191,7 @@ async fn down(
     let mut buffer = vec![0; BUFFER];
     let mut copied = 0;
     let mut length = None;
+    let mut wait = Wait::default();
     while length.is_none_or(|length| copied < length) {
         let count = tokio::select! {
             read = from.read(&mut buffer) => match read {
@@ -200,7 +202,7 @@ async fn down(
                 length = Some(told.ok()?);
                 continue;
             }
-            () = tokio::time::sleep(patience), if length.is_some() => break,
+            () = wait.is_over(patience), if length.is_some() => break,
         };
         to.write_all(&buffer[..count]).await.ok()?;
         copied += count as u64;

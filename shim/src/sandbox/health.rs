@@ -1,4 +1,4 @@
-//! Whether the VM and its agent answer, for diagnostics: it waits for neither for long, and changes nothing.
+//! Checks for diagnostics whether the VM and its agent answer. It waits only a short time, and changes nothing.
 
 use std::path::Path;
 use std::time::Duration;

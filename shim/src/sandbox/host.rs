@@ -1,6 +1,6 @@
-//! What the sandbox asks of the host for one container: its mounts below the shared directory, its hooks.
+//! The sandbox's requests to the host for one container: mounts below the shared directory, and hooks.
 //!
-//! A seam, so that the sandbox is tested without mounts.
+//! This is a trait, so that the sandbox can be tested without mounts.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use containerd_shim_protos::types::mount::Mount;
 use oci_spec::runtime::Hooks;
-use protocol::agent::HostSocket;
+use protocol::agent::{Cover, HostSocket};
 
-use crate::guest_spec::{self, Input, guest_spec};
+use crate::guest_spec::{self, HostOptions, Input, PlacedBind, guest_spec};
 use crate::hooks::{self, HookPoint, HookState, Owed};
 use crate::host_ns::HostNamespace;
-use crate::host_sockets::HostSockets;
+use crate::host_sockets::{Chosen as ChosenSockets, HostSockets};
 use crate::id::{ContainerId, SandboxId};
 use crate::memlock::{ContainerPolicy, SandboxPolicy};
 use crate::names;
@@ -58,6 +58,8 @@ pub struct GuestContainer {
     pub volumes: Volumes,
     /// What it may use of the VM.
     pub limits: Limits,
+    /// What other containers are to see from now on.
+    pub covers: Vec<Cover>,
     /// Sockets of the host that it may connect to.
     pub sockets: Vec<HostSocket>,
     /// The host's file that it has for its resolv.conf.
@@ -185,7 +187,10 @@ impl HostSide for RealHost {
             };
             let notes = memlock.apply(&mut guest.spec);
             let notes = notes.map_err(|error| HostError::Spec(Box::new(error)))?;
-            let chosen = sockets.choose(&mut guest.binds);
+            let mut chosen = ChosenSockets::default();
+            guest
+                .binds
+                .retain(|bind| !sockets.choose(&mut chosen, bind.position, &bind.source, &bind.destination));
             for warning in unread
                 .iter()
                 .chain(&chosen.warnings)
@@ -215,7 +220,13 @@ impl HostSide for RealHost {
                 let _held = tree.still_wanted(&attachment).map_err(other)?;
                 sockets.attach(&container, chosen)
             };
-            guest.place(&[binds.placed, shown.placed].concat());
+            let sockets = shown.placed.into_iter().map(|(position, source)| PlacedBind {
+                position,
+                source,
+                options: HostOptions::default(),
+                over: Vec::new(),
+            });
+            guest.place(&binds.placed.into_iter().chain(sockets).collect::<Vec<_>>());
             if let Some(watches) = &watches {
                 binds.exported.iter().for_each(|volume| watches.add(*volume));
             }
@@ -229,6 +240,7 @@ impl HostSide for RealHost {
                 memlock,
                 volumes,
                 limits,
+                covers: binds.covers,
                 sockets: shown.sockets,
                 resolv_conf: names::of_container(&spec),
             })
@@ -251,19 +263,19 @@ impl HostSide for RealHost {
     }
 
     async fn detach(&self, container: &ContainerId) -> Result<(), HostError> {
-        let (tree, container) = (self.tree.clone(), container.clone());
+        let (tree, watches, container) = (self.tree.clone(), self.watches.clone(), container.clone());
         let sockets = self.sockets.clone();
-        let gone = blocking(move || {
+        blocking(move || {
             let gone = tree.detach(&container);
             // Nobody attaches any by now.
             sockets.detach(&container);
-            gone.map_err(other)
-        });
-        let gone = gone.await?;
-        if let Some(watches) = &self.watches {
-            watches.forget(&gone);
-        }
-        Ok(())
+            let gone = gone.map_err(other)?;
+            if let Some(watches) = &watches {
+                watches.forget(&gone);
+            }
+            Ok(())
+        })
+        .await
     }
 
     async fn asks_docker(&self, resolv_conf: &Path) -> bool {

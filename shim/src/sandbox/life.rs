@@ -1,4 +1,4 @@
-//! The VM's life as one task: its boot, what it tells, its end; and how others bring about or await that end.
+//! The VM's life as one task: its boot, its reports and its end. Other tasks can request its end or wait for it.
 
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -8,7 +8,9 @@ use tokio::sync::watch;
 
 use super::boot::{self, BootError, BootPlan};
 use super::process::Exit;
+use super::stand_in::StandIn;
 use super::{Sandbox, Vm, changes, ended};
+use crate::vm::Machine;
 
 impl Sandbox {
     /// The VM's whole life.
@@ -17,6 +19,7 @@ impl Sandbox {
         let mut hopeless = self.given_up.subscribe();
         let booting = boot::boot(&plan, self.expected.clone(), self.relays.clone(), |machine| {
             *self.machine.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(machine));
+            self.stand_for_the_sandbox(machine);
         });
         let booted = tokio::select! {
             booted = booting => booted,
@@ -40,6 +43,8 @@ impl Sandbox {
             tokio::spawn(changes::tell(watches, booted.agent.clone(), self.vm.subscribe()));
         }
         let following = tokio::spawn(Arc::clone(&self).follow_network(Arc::clone(&booted)));
+        let demands = signals.demands.take();
+        let scaling = demands.map(|demands| tokio::spawn(Arc::clone(&self).follow_demands(demands)));
         let ending = loop {
             tokio::select! {
                 event = signals.events.recv() => match event {
@@ -61,6 +66,9 @@ impl Sandbox {
             }
         };
         following.abort();
+        if let Some(scaling) = scaling {
+            scaling.abort();
+        }
         let expected_end = *self.stopping.borrow();
         if !expected_end {
             let console = crate::agent_client::printable(&booted.machine.console_tail().await, 4 << 10);
@@ -80,17 +88,37 @@ impl Sandbox {
         while let Some(event) = events.recv().await {
             self.handle(event).await;
         }
-        let pid = booted.machine.pid();
         let at = SystemTime::now();
         let status = if expected_end { 0 } else { KILLED };
         self.vm.send_replace(Vm::Ended {
-            pid,
             ending: ending.clone(),
             exit: Exit { status, at },
         });
         self.end_consoles(at);
         let out_of_memory = ending.out_of_memory;
         self.report(Input::VmEnded { out_of_memory });
+    }
+
+    /// Makes the pid that stands for the sandbox. Whoever kills it ends the VM, as it would end a container of runc.
+    fn stand_for_the_sandbox(self: &Arc<Self>, machine: &Arc<dyn Machine>) {
+        let made = StandIn::new(machine.pid(), &machine.cgroup_members());
+        let made = made.and_then(|stand_in| Ok((stand_in.killed()?, stand_in)));
+        let (killed, stand_in) = match made {
+            Ok(made) => made,
+            Err(error) => return self.give_up(format!("no pid can be made for the sandbox: {error}")),
+        };
+        let pid = stand_in.pid();
+        // Once: a VM is launched once.
+        let _ = self.stand_in.set(stand_in);
+        let sandbox = Arc::downgrade(self);
+        tokio::spawn(async move {
+            killed.await;
+            if let Some(sandbox) = sandbox.upgrade() {
+                sandbox.give_up(format!(
+                    "process {pid}, which stands for the sandbox on the host, was killed"
+                ));
+            }
+        });
     }
 
     /// Ends the VM, and with it every container. Returns when it is gone; may be called again.

@@ -1,9 +1,13 @@
-//! One of the agent's two connections as ttrpc is given it: it tells when it has ended, it can be ended, and a guest that
-//! asks faster than it takes answers is not read from.
+//! A backpressured connection: one of the agent's two connections as ttrpc gets it. It reports when it has ended, and it
+//! can be ended. It is not read while the guest sends requests faster than it takes answers. Requests and answers have a
+//! greatest length each, and an answer must have been asked for ([`answers`]).
 //!
-//! ttrpc's server makes a task of each request and reads on, and a task whose answer nobody takes stays. Without a bound a
-//! guest that asks and never reads would have the shim keep as many as the host has memory for. So frames are counted as
-//! they go by (ttrpc's PROTOCOL.md: a header of ten bytes, which begins with the length of what follows).
+//! ttrpc's server makes a task for each request and reads on. A task stays if nobody takes its answer. Without a bound, a
+//! guest that sends requests and never reads would use up the host's memory. So the frames that pass are counted
+//! ([`frames`]).
+
+mod answers;
+mod frames;
 
 use std::io;
 use std::pin::Pin;
@@ -12,6 +16,8 @@ use std::task::{Context, Poll, Waker};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 
+use self::answers::Answers;
+use self::frames::{Frames, Kind, refuse};
 use crate::vm::Connection;
 
 /// Requests of the guest that are being answered at a time: the agent makes one after the other.
@@ -20,9 +26,6 @@ const UNANSWERED: u64 = 16;
 /// Longest request of the guest, in bytes. The longest that the agent makes says why it gives up.
 const LONGEST: usize = 256 << 10;
 
-/// Bytes of a frame's header.
-const HEADER: usize = 10;
-
 /// A connection that tells when it has ended, and that can be ended: ttrpc's client can do neither, and its server only
 /// with a wait.
 pub(super) struct Line {
@@ -30,32 +33,59 @@ pub(super) struct Line {
     tell: Option<oneshot::Sender<()>>,
     /// Its sender is dropped to hang up.
     hung_up: oneshot::Receiver<()>,
-    /// Where the guest asks.
-    asked: Option<Asked>,
+    rules: Rules,
+}
+
+/// What the guest may send on a connection.
+enum Rules {
+    Requests(Asked),
+    Answers(Answers),
+}
+
+impl Rules {
+    /// Takes note of what the guest has sent.
+    fn read(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Rules::Requests(asked) => asked.read(bytes),
+            Rules::Answers(answers) => answers.read(bytes),
+        }
+    }
+
+    /// Takes note of what the guest was sent.
+    fn written(&mut self, bytes: &[u8]) {
+        match self {
+            Rules::Requests(asked) => asked.written(bytes),
+            Rules::Answers(answers) => answers.asked(bytes),
+        }
+    }
+
+    /// Whether nothing is to be read from the guest now.
+    fn too_much(&mut self, context: &Context<'_>) -> bool {
+        match self {
+            Rules::Requests(asked) => asked.too_much(context),
+            Rules::Answers(_) => false,
+        }
+    }
 }
 
 impl Line {
     /// A connection on which the guest asks, and what is dropped to end it.
     pub(super) fn of_requests(connection: Connection) -> (Self, oneshot::Sender<()>) {
-        Self::new(connection, None, Some(Asked::default()))
+        Self::new(connection, None, Rules::Requests(Asked::default()))
     }
 
     /// A connection on which the guest answers, and what is dropped to end it. `tell` is told when it has ended.
     pub(super) fn of_answers(connection: Connection, tell: oneshot::Sender<()>) -> (Self, oneshot::Sender<()>) {
-        Self::new(connection, Some(tell), None)
+        Self::new(connection, Some(tell), Rules::Answers(Answers::default()))
     }
 
-    fn new(
-        connection: Connection,
-        tell: Option<oneshot::Sender<()>>,
-        asked: Option<Asked>,
-    ) -> (Self, oneshot::Sender<()>) {
+    fn new(connection: Connection, tell: Option<oneshot::Sender<()>>, rules: Rules) -> (Self, oneshot::Sender<()>) {
         let (line, hung_up) = oneshot::channel();
         let watched = Self {
             inner: Some(connection),
             tell,
             hung_up,
-            asked,
+            rules,
         };
         (watched, line)
     }
@@ -76,7 +106,7 @@ impl AsyncRead for Line {
         if self.inner.is_some() && Pin::new(&mut self.hung_up).poll(context).is_ready() {
             self.inner = None;
         }
-        if self.inner.is_some() && self.asked.as_mut().is_some_and(|asked| asked.too_much(context)) {
+        if self.inner.is_some() && self.rules.too_much(context) {
             return Poll::Pending;
         }
         let before = buffer.filled().len();
@@ -85,8 +115,8 @@ impl AsyncRead for Line {
             // The end of file.
             Err(_) => Poll::Ready(Ok(())),
         };
-        if let (Poll::Ready(Ok(())), Some(asked)) = (&read, &mut self.asked)
-            && let Err(error) = asked.read(&buffer.filled()[before..])
+        if let Poll::Ready(Ok(())) = &read
+            && let Err(error) = self.rules.read(&buffer.filled()[before..])
         {
             tracing::error!(%error, "the guest is hung up on");
             self.inner = None;
@@ -109,8 +139,8 @@ impl AsyncWrite for Line {
             Ok(connection) => connection.poll_write(context, bytes),
             Err(error) => Poll::Ready(Err(error)),
         };
-        if let (Poll::Ready(Ok(count)), Some(asked)) = (&written, &mut self.asked) {
-            asked.written(&bytes[..*count]);
+        if let Poll::Ready(Ok(count)) = &written {
+            self.rules.written(&bytes[..*count]);
         }
         written
     }
@@ -134,7 +164,9 @@ impl AsyncWrite for Line {
 #[derive(Default)]
 struct Asked {
     requests: Frames,
+    made: u64,
     answers: Frames,
+    answered: u64,
     /// Who reads, once it has to wait.
     reader: Option<Waker>,
 }
@@ -142,7 +174,7 @@ struct Asked {
 impl Asked {
     /// Whether the next request has to wait. The reader is woken when an answer has gone.
     fn too_much(&mut self, context: &Context<'_>) -> bool {
-        let waits = self.requests.count.saturating_sub(self.answers.count) >= UNANSWERED;
+        let waits = self.made.saturating_sub(self.answered) >= UNANSWERED;
         if waits {
             self.reader = Some(context.waker().clone());
         }
@@ -150,62 +182,38 @@ impl Asked {
     }
 
     fn read(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let longest = self.requests.pass(bytes);
-        if longest > LONGEST {
-            let why = format!("a request of {longest} bytes, and {LONGEST} are possible");
-            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
-        }
-        Ok(())
+        let mut refused = Ok(());
+        let count = &mut self.made;
+        self.requests.pass(bytes, |header, _| {
+            *count += 1;
+            if header.length > LONGEST {
+                refused = refuse(format!(
+                    "a request of {} bytes, and {LONGEST} are possible",
+                    header.length
+                ));
+            } else if header.kind != Kind::Request {
+                refused = refuse(format!(
+                    "a frame of kind {} where requests are made",
+                    header.kind.number()
+                ));
+            }
+        });
+        refused
     }
 
     fn written(&mut self, bytes: &[u8]) {
-        self.answers.pass(bytes);
+        let count = &mut self.answered;
+        self.answers.pass(bytes, |_, _| *count += 1);
         if let Some(reader) = self.reader.take() {
             reader.wake();
         }
     }
 }
 
-/// Frames that go by in one direction, in pieces of any size.
-#[derive(Default)]
-struct Frames {
-    /// Those of which the header has gone by.
-    count: u64,
-    header: [u8; HEADER],
-    /// Bytes of the header that are there.
-    have: usize,
-    /// Bytes of the frame that are still to come behind its header.
-    left: usize,
-}
-
-impl Frames {
-    /// Takes note of bytes. The answer is the length of the longest frame that began with them.
-    fn pass(&mut self, mut bytes: &[u8]) -> usize {
-        let mut longest = 0;
-        while !bytes.is_empty() {
-            let body = self.left.min(bytes.len());
-            self.left -= body;
-            bytes = &bytes[body..];
-            let part = (HEADER - self.have).min(bytes.len());
-            self.header[self.have..self.have + part].copy_from_slice(&bytes[..part]);
-            self.have += part;
-            bytes = &bytes[part..];
-            if self.have == HEADER {
-                let [a, b, c, d, ..] = self.header;
-                self.left = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
-                self.have = 0;
-                self.count += 1;
-                longest = longest.max(self.left);
-            }
-        }
-        longest
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::frames::HEADER;
     use super::*;
-    use proptest::prelude::*;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::UnixStream;
 
@@ -266,14 +274,15 @@ mod tests {
         assert_eq!(ended.await.unwrap().unwrap(), 0);
     }
 
-    proptest! {
-        #[test]
-        fn frames_are_counted_wherever_they_are_cut(lengths in prop::collection::vec(0_usize..40, 1..20), cut in 1_usize..30) {
-            let bytes: Vec<u8> = lengths.iter().flat_map(|length| frame(*length)).collect();
-            let mut frames = Frames::default();
-            let longest = bytes.chunks(cut).map(|piece| frames.pass(piece)).max();
-            prop_assert_eq!(frames.count, lengths.len() as u64);
-            prop_assert_eq!(longest, lengths.iter().max().copied());
-        }
+    #[tokio::test]
+    async fn an_answer_that_nobody_asked_for_ends_the_connection() {
+        let (mut guest, host) = UnixStream::pair().unwrap();
+        let (tell, ended) = oneshot::channel();
+        let (mut line, _held) = Line::of_answers(Box::new(host), tell);
+        let mut answer = frame(4);
+        answer[8] = 2;
+        guest.write_all(&answer).await.unwrap();
+        assert!(line.read(&mut [0; HEADER]).await.is_err());
+        ended.await.unwrap();
     }
 }

@@ -5,9 +5,9 @@
 //! Booting ──────────► Ready ───────────────────────────► Ended
 //!    └──────────────► Failed            or is stopped
 //! ```
-//! The VM boots in a task of its own ([`life`]). What happens to containers and execs is decided by the state machine in `lifecycle` and
-//! carried out by one task ([`driver`]), which alone writes their records; the records' lock is held for a look-up only. After the
-//! VM's end every call is answered from the record.
+//! The VM boots in a separate task ([`life`]). The state machine in `lifecycle` decides the lifecycle of containers and
+//! execs. One task ([`driver`]) carries it out and is the only one that writes their records. The records' lock is held
+//! only for a lookup. After the VM's end every call is answered from the record.
 //!
 //! It knows neither containerd's messages nor QEMU.
 
@@ -20,6 +20,7 @@ mod delete;
 mod disks;
 mod driver;
 mod forward;
+mod growth;
 mod health;
 pub mod host;
 mod life;
@@ -37,7 +38,7 @@ mod work;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
@@ -74,7 +75,7 @@ enum Vm {
     Booting,
     Failed(BootError),
     Ready(Arc<Booted>),
-    Ended { pid: u32, ending: Ending, exit: Exit },
+    Ended { ending: Ending, exit: Exit },
 }
 
 /// The record of a container.
@@ -165,6 +166,8 @@ pub struct Sandbox {
     network: tokio::sync::Mutex<bool>,
     vm: watch::Sender<Vm>,
     machine: Mutex<Option<Arc<dyn Machine>>>,
+    /// The sandbox's pid on the host, from the VMM's start on.
+    stand_in: OnceLock<StandIn>,
     stopping: watch::Sender<bool>,
     /// Why the VM has been given up, once it has been.
     given_up: watch::Sender<Option<String>>,
@@ -174,6 +177,8 @@ pub struct Sandbox {
     /// The processes of forwarded connections, which containerd does not know.
     forwards: Mutex<HashMap<ExecId, oneshot::Sender<forward::Length>>>,
     next_forward: AtomicU64,
+    /// How many questions for figures the guest has not answered in time, nor since.
+    owes_figures: Arc<AtomicUsize>,
 }
 
 /// What a sandbox is made of.
@@ -204,6 +209,7 @@ impl Sandbox {
     pub fn start(parts: Parts, plan: BootPlan) -> Arc<Self> {
         let (inputs, messages) = mpsc::unbounded_channel();
         let own = ContainerId::from(&parts.id);
+        let sizes = Sizes::new(parts.sizing, &parts.id);
         let sandbox = Arc::new(Self {
             id: parts.id,
             created_at: SystemTime::now(),
@@ -220,16 +226,18 @@ impl Sandbox {
             debug_console: parts.debug_console,
             kernel: parts.kernel,
             disks: Arc::default(),
-            sizes: Sizes::new(parts.sizing),
+            sizes,
             network: tokio::sync::Mutex::default(),
             vm: watch::Sender::new(Vm::Booting),
             machine: Mutex::default(),
+            stand_in: OnceLock::new(),
             stopping: watch::Sender::new(false),
             given_up: watch::Sender::new(None),
             timeouts: parts.timeouts,
             direct_volumes: Mutex::default(),
             forwards: Mutex::default(),
             next_forward: AtomicU64::new(0),
+            owes_figures: Arc::default(),
         });
         tokio::spawn(Driver::new(Arc::clone(&sandbox), own).run(messages));
         tokio::spawn(Arc::clone(&sandbox).live(plan));
@@ -261,17 +269,18 @@ impl Sandbox {
         self.forwards.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The VMM's pid; 0 before it runs. It stands for the sandbox: the guest's own pids mean nothing on the host.
+    /// The pid that stands for the sandbox; 0 before the VMM runs. The guest's own pids mean nothing on the host.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        match &*self.vm.borrow() {
-            Vm::Ended { pid, .. } => *pid,
-            Vm::Ready(booted) => booted.machine.pid(),
-            Vm::Booting | Vm::Failed(_) => self.machine().map_or(0, |machine| machine.pid()),
-        }
+        self.stand_in.get().map_or(0, StandIn::pid)
     }
 
-    /// The pid that stands for a container's processes: the VMM's, or one of its own for a further container of a pod.
+    /// The VMM's pid; 0 before it runs.
+    fn vmm_pid(&self) -> u32 {
+        self.machine().map_or(0, |machine| machine.pid())
+    }
+
+    /// The pid that stands for a container's processes: the sandbox's, or one of its own for a further container of a pod.
     #[must_use]
     pub fn pid_of(&self, container: &Container) -> u32 {
         container.stand_in.get().map_or_else(|| self.pid(), StandIn::pid)

@@ -1,4 +1,4 @@
-//! The guest's network follows the host's: after the runtime's hooks, and whenever it changes later.
+//! Updates the guest's network from the host's: after the runtime's hooks, and whenever the host's changes later.
 
 use std::sync::Arc;
 

@@ -1,8 +1,10 @@
-//! The record of one process that containerd knows: a container's first one or an exec. What State and Wait answer, and its streams.
+//! The record of one process that containerd knows: a container's first process or an exec. It has the answers to State
+//! and Wait, and the streams.
 //!
-//! The state machine (`lifecycle`) decides what is in it, and [`super::driver`] writes it; all others read.
+//! The state machine (`lifecycle`) decides its contents, [`super::driver`] writes it, and all others only read it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use protocol::agent::Stdio;
 use protocol::phase::Phase;
@@ -11,7 +13,7 @@ use tokio::sync::watch;
 pub use lifecycle::id::ProcessName;
 pub use lifecycle::{Exit, View};
 
-use crate::streams::{Prepared, StdioPaths, Streams};
+use crate::streams::{LoggerEnd, Prepared, StdioPaths, Streams};
 
 /// A process.
 pub struct Process {
@@ -27,6 +29,10 @@ pub struct Process {
     /// What tells the guest how to dial them.
     stdio_call: Mutex<Option<Stdio>>,
     streams: Mutex<Option<Arc<Streams>>>,
+    /// CloseIO has come: there may be no streams yet.
+    stdin_closed: AtomicBool,
+    /// The program that writes its log, once its output has ended.
+    logger: OnceLock<LoggerEnd>,
     size: Mutex<Option<(u32, u32)>>,
 }
 
@@ -47,6 +53,8 @@ impl Process {
             prepared: Mutex::default(),
             stdio_call: Mutex::default(),
             streams: Mutex::default(),
+            stdin_closed: AtomicBool::new(false),
+            logger: OnceLock::new(),
             size: Mutex::default(),
         }
     }
@@ -116,6 +124,41 @@ impl Process {
 
     pub(super) fn set_streams(&self, streams: Arc<Streams>) {
         *self.streams.lock().unwrap_or_else(PoisonError::into_inner) = Some(streams);
+        if self.stdin_closed.load(Ordering::SeqCst) {
+            self.close_stdin();
+        }
+    }
+
+    /// CloseIO. Before the streams are connected it is remembered.
+    pub(super) fn close_stdin(&self) {
+        self.stdin_closed.store(true, Ordering::SeqCst);
+        if let Some(streams) = self.streams() {
+            streams.close_stdin();
+        }
+    }
+
+    /// It runs: stdin ends with CloseIO.
+    pub(super) fn hold_stdin(&self) {
+        let Some(streams) = self.streams() else { return };
+        if !self.stdin_closed.load(Ordering::SeqCst) {
+            streams.hold_stdin();
+        }
+        // It may have come meanwhile.
+        if self.stdin_closed.load(Ordering::SeqCst) {
+            streams.close_stdin();
+        }
+    }
+
+    pub(super) fn set_logger(&self, logger: LoggerEnd) {
+        // Its output ends once.
+        let _ = self.logger.set(logger);
+    }
+
+    /// Waits for the end of the program that writes its log, and brings it about.
+    pub(super) async fn end_logger(&self) {
+        if let Some(logger) = self.logger.get() {
+            logger.wait().await;
+        }
     }
 
     pub(super) fn streams(&self) -> Option<Arc<Streams>> {

@@ -1,4 +1,4 @@
-//! What the guest reports, on its way to the state machine, and what containerd is told of it.
+//! Passes the guest's reports to the state machine, and events to containerd.
 
 use std::sync::Arc;
 use std::time::SystemTime;

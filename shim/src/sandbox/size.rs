@@ -1,14 +1,16 @@
-//! The VM's size as its containers come, change and go (docs/sizing.md).
+//! Changes the VM's size when containers are created, updated and removed (docs/sizing.md).
 //!
 //! ```text
 //! create, update   limits are counted ─► the host's limit ─► the VM grows, waited for ─► the guest applies the limits
-//! update, exit     limits are not counted any more ─► the VM shrinks, nobody waits ─► the host's limit
+//! update, exit     limits are not counted any more ─► the VM shrinks, not waited for ─► the host's limit
 //! ```
-//! The host's limit is that of the sandbox's cgroup: at no time does it leave less than the VM may use. A guest may take long to give
-//! memory back: the host's limit follows it down, for as long as it takes.
+//! The host's limit is that of the sandbox's cgroup. It is never less than the VM may use at that moment. If a guest
+//! takes long to give memory back, the host's limit follows whenever memory is returned.
 //!
-//! One change at a time, each to what is wanted when its turn comes, so that the last one leaves the VM as it has to be.
-//! Nobody waits for a guest that gives memory back: whoever wants a turn gets it.
+//! Beyond the limits there is what containers without one need: [`super::growth`] has it counted here.
+//!
+//! There is one change at a time. Each uses the size that is wanted when its turn comes, so the last one leaves the right
+//! size. A shrink that waits for the guest does not block the next change.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,7 +23,7 @@ use tokio::sync::watch;
 use super::Sandbox;
 use crate::agent_client::AgentClient;
 use crate::error::{Error, chain};
-use crate::id::ContainerId;
+use crate::id::{ContainerId, SandboxId};
 use crate::sizing::{HostLimits, Limits, Sizing};
 use crate::vm::Machine;
 
@@ -31,17 +33,27 @@ const SLOW: Duration = Duration::from_secs(15);
 /// Who has which limits, and what was last told.
 pub(super) struct Sizes {
     sizing: Sizing,
-    limits: Mutex<HashMap<ContainerId, Limits>>,
+    /// The sandbox's own container, where it is the runtime's: nobody has set its limits.
+    own: Option<ContainerId>,
+    counted: Mutex<Counted>,
     told: tokio::sync::Mutex<Told>,
     /// How many want a turn.
     waiting: watch::Sender<usize>,
 }
 
+/// What the VM's size is made of.
+#[derive(Default)]
+struct Counted {
+    limits: HashMap<ContainerId, Limits>,
+    /// What containers without a limit of memory need beyond what the VM has without them.
+    extra: Mebibytes,
+}
+
 /// What the VM is to be.
-struct Told {
-    vm: Size,
+pub(super) struct Told {
+    pub(super) vm: Size,
     /// Memory that the guest has, or may have, beyond that.
-    beyond: Mebibytes,
+    pub(super) beyond: Mebibytes,
 }
 
 /// One who wants a turn.
@@ -61,10 +73,11 @@ impl Drop for Waiting<'_> {
 }
 
 impl Sizes {
-    pub(super) fn new(sizing: Sizing) -> Self {
+    pub(super) fn new(sizing: Sizing, sandbox: &SandboxId) -> Self {
         Self {
             sizing,
-            limits: Mutex::default(),
+            own: sizing.is_pod().then(|| ContainerId::from(sandbox)),
+            counted: Mutex::default(),
             told: tokio::sync::Mutex::new(Told {
                 vm: sizing.boot().size,
                 beyond: Mebibytes(0),
@@ -73,41 +86,62 @@ impl Sizes {
         }
     }
 
-    fn limits(&self) -> MutexGuard<'_, HashMap<ContainerId, Limits>> {
-        self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    fn counted(&self) -> MutexGuard<'_, Counted> {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is counted for a container.
     pub(super) fn of(&self, container: &ContainerId) -> Limits {
-        self.limits().get(container).copied().unwrap_or_default()
+        self.counted().limits.get(container).copied().unwrap_or_default()
     }
 
     /// Counts these limits for a container from now on.
     pub(super) fn count(&self, container: &ContainerId, limits: Limits) {
-        self.limits().insert(container.clone(), limits);
+        self.counted().limits.insert(container.clone(), limits);
     }
 
     /// Counts a container no more.
     pub(super) fn forget(&self, container: &ContainerId) {
-        self.limits().remove(container);
+        self.counted().limits.remove(container);
     }
 
     /// Waits for a turn. Whoever has it and waits for the guest to give memory back gives it up.
-    async fn turn(&self) -> tokio::sync::MutexGuard<'_, Told> {
+    pub(super) async fn turn(&self) -> tokio::sync::MutexGuard<'_, Told> {
         let _waiting = Waiting::new(&self.waiting);
         self.told.lock().await
     }
 
-    fn wanted(&self) -> crate::sizing::Wanted {
-        self.sizing.wanted(self.limits().values().copied())
+    pub(super) fn wanted(&self) -> crate::sizing::Wanted {
+        let mut counted = self.counted();
+        // Who needed it may be gone, or have a limit now.
+        counted.extra = counted.extra.min(self.most_extra(&counted));
+        self.sizing.wanted_with(counted.limits.values().copied(), counted.extra)
+    }
+
+    /// Counts so much memory for containers without a limit of it, or as much as they may have. The answer is what is counted, and
+    /// the most that can be.
+    pub(super) fn count_extra(&self, extra: Mebibytes) -> (Mebibytes, Mebibytes) {
+        let mut counted = self.counted();
+        let most = self.most_extra(&counted);
+        counted.extra = extra.min(most);
+        (counted.extra, most)
+    }
+
+    fn most_extra(&self, counted: &Counted) -> Mebibytes {
+        let unlimited = self.members(counted).any(|limits| limits.memory_bytes() == 0);
+        if unlimited { self.sizing.growth() } else { Mebibytes(0) }
+    }
+
+    /// The limits of those containers that are somebody's.
+    fn members<'a>(&'a self, counted: &'a Counted) -> impl Iterator<Item = Limits> + 'a {
+        let members = counted.limits.iter().filter(|(id, _)| Some(*id) != self.own.as_ref());
+        members.map(|(_, limits)| *limits)
     }
 
     /// What the host's cgroup is limited to for a VM of this size; none if there is no container that could say.
-    fn host(&self, size: Size, sandbox: &str) -> Option<HostLimits> {
-        let limits = self.limits();
-        let own = |id: &ContainerId| self.sizing.is_pod() && id.as_str() == sandbox;
-        let members = limits.iter().filter(|(id, _)| !own(id));
-        self.sizing.host_limits(size, members.map(|(_, limits)| *limits))
+    pub(super) fn host(&self, size: Size) -> Option<HostLimits> {
+        let counted = self.counted();
+        self.sizing.host_limits(size, self.members(&counted))
     }
 }
 
@@ -124,11 +158,8 @@ impl Sandbox {
         let Some(machine) = self.machine() else { return Ok(()) };
         let mut told = self.sizes.turn().await;
         let wanted = self.sizes.wanted();
-        if let Some(host) = self.sizes.host(wanted.size, self.id.as_str()) {
+        if let Some(host) = self.sizes.host(wanted.size) {
             machine.raise_host(host).await;
-        }
-        if self.sizes.sizing.is_fixed() {
-            return Ok(());
         }
         if let Some(beyond) = wanted.beyond {
             tracing::warn!(
@@ -136,10 +167,13 @@ impl Sandbox {
                 vcpus = beyond.vcpus,
                 memory = %beyond.memory,
                 "the limits of the containers are more than the VM gets: {} vCPUs, {} (default_maxvcpus, \
-                 default_maxmemory, the host)",
+                 default_maxmemory, static_sandbox_resource_mgmt, the host)",
                 wanted.size.vcpus,
                 wanted.size.memory
             );
+        }
+        if self.sizes.sizing.is_fixed() {
+            return Ok(());
         }
         let wanted = wanted.size;
         if wanted.memory > told.vm.memory {
@@ -203,7 +237,7 @@ impl Sandbox {
 
     async fn limit_host(&self, machine: &dyn Machine, size: Size, beyond: Mebibytes) {
         let memory = Mebibytes(size.memory.0.saturating_add(beyond.0));
-        if let Some(host) = self.sizes.host(Size { memory, ..size }, self.id.as_str()) {
+        if let Some(host) = self.sizes.host(Size { memory, ..size }) {
             machine.limit_host(host).await;
         }
     }

@@ -1,49 +1,80 @@
-//! A pid on the host that stands for one container of a pod and for no other.
+//! A stand-in: a process whose pid on the host stands for a sandbox, or for exactly one container of a pod.
 //!
 //! CRI names the PID namespace of another container by that container's pid (`/proc/PID/ns/pid`, for `kubectl debug
-//! --target`), so the VMM's own pid will not do for all of them. What stands in is a process that does nothing. It is in the pod's
-//! network namespace, where whoever enters by the pid expects to be. Whoever kills it kills nothing else: a thread of the shim would
-//! take the shim with it, and the pod (kill(2) goes to the whole process).
+//! --target`), so one pid cannot be reported for all of them. Clients also use the pid: `nerdctl cp` writes below
+//! `/proc/PID/root`, which for the VMM would be the host's root. The stand-in does nothing, and its root is empty and
+//! read-only. It is in the pod's network namespace and in the sandbox's cgroup, which a client expects behind the pid.
+//! Killing it ends nothing of the shim. A thread of the shim would not do, because a signal to a thread's number goes to the
+//! whole process (kill(2)), and would end the shim and the pod. The owner of the stand-in sees to the end of what it stands
+//! for ([`StandIn::killed`]).
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::thread;
 
 use rustix::io::Errno;
-use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, waitpid};
 
-use crate::sys;
+use crate::sys::{self, Idle};
 
 /// The pid; it ends with this. It is nobody else's before: a process that was killed stays a zombie until then.
 #[derive(Debug)]
 pub(super) struct StandIn {
     pid: Pid,
     /// Closed by the shim's end, whichever way that comes.
-    _until: OwnedFd,
+    _until: UnixStream,
 }
 
 impl StandIn {
-    /// Starts one in the network namespace of the VMM.
+    /// Starts one in the network namespace of the VMM, and in the cgroups that have these files (`cgroup.procs`). Waits until its root is
+    /// empty: a matter of milliseconds.
     ///
     /// # Errors
-    /// There can be no more processes or descriptors.
-    pub(super) fn new(vmm: u32) -> io::Result<Self> {
+    /// There can be no more processes or descriptors, or the process could not leave the host's file systems.
+    pub(super) fn new(vmm: u32, cgroups: &[PathBuf]) -> io::Result<Self> {
         let network = File::open(format!("/proc/{vmm}/ns/net"));
         if let Err(error) = &network {
             tracing::debug!(%error, vmm, "a container's pid is not in the pod's network namespace");
         }
         let network = network.ok();
-        let (ended, until) = pipe_with(PipeFlags::CLOEXEC)?;
-        let pid = sys::spawn_idle(&ended, network.as_ref().map(AsFd::as_fd), c"container")?;
+        let opened = cgroups.iter().map(|file| File::options().write(true).open(file));
+        let cgroups: Vec<OwnedFd> = opened.filter_map(Result::ok).map(OwnedFd::from).collect();
+        let (mut until, other) = UnixStream::pair()?;
+        let other = OwnedFd::from(other);
+        let pid = sys::spawn_idle(&Idle {
+            until: &other,
+            network: network.as_ref().map(AsFd::as_fd),
+            cgroups: &cgroups,
+            name: c"container",
+        })?;
         let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::NotFound)?;
-        Ok(Self { pid, _until: until })
+        // So that its end, should it come at once, is the end of the stream.
+        drop(other);
+        let ready = until.read_exact(&mut [0]);
+        let stand_in = Self { pid, _until: until };
+        ready.map_err(|error| io::Error::new(error.kind(), "it cannot be given a root of its own"))?;
+        Ok(stand_in)
     }
 
     pub(super) fn pid(&self) -> u32 {
         self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// Completes when it has ended: somebody has killed it, unless this is dropped first.
+    ///
+    /// # Errors
+    /// There can be no more descriptors.
+    pub(super) fn killed(&self) -> io::Result<impl Future<Output = ()> + use<>> {
+        // A pidfd is readable once the process is dead (pidfd_open(2)).
+        let pidfd = sys::watch(pidfd_open(self.pid, PidfdFlags::empty())?)?;
+        Ok(async move {
+            if pidfd.readable().await.is_err() {
+                std::future::pending().await
+            }
+        })
     }
 }
 
@@ -72,7 +103,7 @@ mod tests {
     #[tokio::test]
     async fn each_is_a_live_pid_of_its_own_until_it_is_dropped() {
         let own = std::process::id();
-        let (one, two) = (StandIn::new(own).unwrap(), StandIn::new(own).unwrap());
+        let (one, two) = (StandIn::new(own, &[]).unwrap(), StandIn::new(own, &[]).unwrap());
         assert_ne!(one.pid(), two.pid());
         let network = format!("/proc/{}/ns/net", one.pid());
         let link = |path: &str| std::fs::read_link(path).unwrap();
@@ -86,7 +117,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_kills_it_kills_nothing_else_and_its_pid_stays_its_own() {
-        let stand_in = StandIn::new(std::process::id()).unwrap();
+        let stand_in = StandIn::new(std::process::id(), &[]).unwrap();
         let status = format!("/proc/{}/status", stand_in.pid());
         kill_process(stand_in.pid, Signal::KILL).unwrap();
         while !std::fs::read_to_string(&status).unwrap().contains("State:\tZ") {
@@ -98,9 +129,41 @@ mod tests {
         }
     }
 
+    /// What `nerdctl cp` and `nsenter` do with a pid.
+    #[tokio::test]
+    async fn its_root_is_empty_and_cannot_be_written_to() {
+        let stand_in = StandIn::new(std::process::id(), &[]).unwrap();
+        let root = PathBuf::from(format!("/proc/{}/root", stand_in.pid()));
+        assert_eq!(std::fs::read_dir(&root).unwrap().count(), 0);
+        for name in ["new", "../new", "proc/../../new"] {
+            let refused = std::fs::write(root.join(name), "").unwrap_err();
+            assert!(
+                matches!(
+                    refused.kind(),
+                    io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::NotFound
+                ),
+                "{name}: {refused}"
+            );
+        }
+        let mounts = std::fs::read_to_string(format!("/proc/{}/mountinfo", stand_in.pid())).unwrap();
+        assert_eq!(mounts.lines().count(), 1, "{mounts}");
+        for kind in ["mnt", "uts", "ipc"] {
+            let link = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/{kind}")).unwrap();
+            assert_ne!(link(&stand_in.pid().to_string()), link("self"), "{kind}");
+        }
+    }
+
+    #[tokio::test]
+    async fn it_is_heard_of_when_somebody_kills_it() {
+        let stand_in = StandIn::new(std::process::id(), &[]).unwrap();
+        let killed = stand_in.killed().unwrap();
+        kill_process(stand_in.pid, Signal::KILL).unwrap();
+        killed.await;
+    }
+
     #[tokio::test]
     async fn a_vmm_that_is_gone_is_no_obstacle() {
-        assert!(StandIn::new(u32::MAX).is_ok());
+        assert!(StandIn::new(u32::MAX, &[]).is_ok());
     }
 
     #[test]

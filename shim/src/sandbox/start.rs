@@ -1,4 +1,4 @@
-//! Starts, step by step: of a container's first process and of execs, with their streams and their terminals' sizes.
+//! The steps of a start: of a container's first process and of execs, with their streams and terminal sizes.
 
 use std::sync::Arc;
 
@@ -42,6 +42,7 @@ impl Sandbox {
         let agent = self.agent("start", &name.to_string())?;
         let started = agent.start_container(&agent_container(&name.container)).await;
         started.map_err(failed("start", name))?;
+        process.hold_stdin();
         self.apply_size(&agent, process).await;
         Ok(())
     }
@@ -97,6 +98,7 @@ impl Sandbox {
     pub(super) async fn connect_exec(&self, process: &Arc<Process>) -> Result<(), Error> {
         let agent = self.agent("start", &process.name.to_string())?;
         self.connect_streams(process, &agent).await?;
+        process.hold_stdin();
         self.apply_size(&agent, process).await;
         Ok(())
     }

@@ -1,12 +1,13 @@
-//! What is asked of containers and processes that exist, and changes neither their number nor their streams.
+//! Requests to existing containers and processes that change neither their number nor their streams.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use lifecycle::{Answer, Refusal, Request};
 use oci_spec::runtime::LinuxResources;
 use protocol::agent::{
-    ContainerId as AgentContainerId, ListProcessesResponse, MemlockReport, MemlockRequest, Process as AgentProcess,
-    ResizeTerminalRequest, SignalRequest, StatsResponse, UpdateRequest,
+    ContainerId as AgentContainerId, MemlockReport, MemlockRequest, ResizeTerminalRequest, SignalRequest,
+    StatsResponse, UpdateRequest,
 };
 use protocol::diagnostics::MemlockPolicy;
 use protocol::phase::Phase;
@@ -17,11 +18,8 @@ use super::{Container, Sandbox};
 use crate::agent_client::{AgentClient, AgentError, printable};
 use crate::error::{Error, Shared};
 use crate::guest_spec::guest_resources;
-use crate::id::{ContainerId, ExecId};
+use crate::id::ContainerId;
 use crate::sizing::Limits;
-
-/// containerd's namespace of Docker's containers.
-const DOCKER: &str = "moby";
 
 /// Bytes of a process's name that are passed on: the kernel's have 15, and some are escaped (proc_pid_comm(5)).
 const LONGEST_NAME: usize = 64;
@@ -192,9 +190,7 @@ impl Sandbox {
     /// There is no such process.
     pub fn close_stdin(&self, name: &ProcessName) -> Result<(), Error> {
         let (_, process) = self.process(name)?;
-        if let Some(streams) = process.streams() {
-            streams.close_stdin();
-        }
+        process.close_stdin();
         Ok(())
     }
 
@@ -214,50 +210,36 @@ impl Sandbox {
         Ok((self.agent(operation, &name.to_string())?, name))
     }
 
-    /// A container's processes, as the guest numbers them. Docker is told the VMM alone: `docker top` looks the numbers up
-    /// with ps on the host, where the guest's numbers are other processes, of which it would show the command lines.
+    /// A container's figures. While the guest owes an earlier answer it is not asked again: containerd asks for all containers of the
+    /// node one after the other, and those of one hung guest must not cost it the others' figures.
     ///
     /// # Errors
-    /// It does not exist or has ended.
-    pub async fn processes(&self, id: &ContainerId) -> Result<ListProcessesResponse, Error> {
-        let operation = "list the processes of";
-        let (agent, name) = self.living(id, operation)?;
-        if self.namespace.as_str() == DOCKER {
-            return Ok(self.the_vmm_alone());
-        }
-        let listed = agent.list_processes(&agent_container(id)).await;
-        let mut listed = listed.map_err(failed(operation, &name))?;
-        let container = self.container(id)?;
-        let execs = container.execs();
-        for process in &mut listed.processes {
-            // containerd's clients show it: it is a name that containerd gave, or none.
-            let known = |exec: &String| ExecId::new(exec).is_ok_and(|exec| execs.contains_key(&exec));
-            process.exec_id = process.exec_id.take().filter(known);
-        }
-        drop(execs);
-        Ok(listed)
-    }
-
-    fn the_vmm_alone(&self) -> ListProcessesResponse {
-        let vmm = AgentProcess {
-            pid: self.pid(),
-            ..AgentProcess::default()
-        };
-        ListProcessesResponse {
-            processes: vec![vmm],
-            ..ListProcessesResponse::default()
-        }
-    }
-
-    /// A container's figures.
-    ///
-    /// # Errors
-    /// It does not exist or has ended.
+    /// It does not exist or has ended, or the guest does not answer in time.
     pub async fn stats(&self, id: &ContainerId) -> Result<StatsResponse, Error> {
         let operation = "read the figures of";
         let (agent, name) = self.living(id, operation)?;
-        let stats = agent.stats(&agent_container(id)).await;
-        stats.map_err(failed(operation, &name))
+        let limit = self.timeouts.figures();
+        if self.owes_figures.load(Ordering::SeqCst) > 0 {
+            return Err(failed(operation, &name)(AgentError::TimedOut(limit)));
+        }
+        let request = agent_container(id);
+        let mut call = tokio::spawn(async move { agent.stats(&request).await });
+        match tokio::time::timeout(limit, &mut call).await {
+            Ok(Ok(stats)) => stats.map_err(failed(operation, &name)),
+            Ok(Err(_)) => Err(Error::Interrupted {
+                subject: name.to_string(),
+            }),
+            Err(_) => {
+                let owes = Arc::clone(&self.owes_figures);
+                owes.fetch_add(1, Ordering::SeqCst);
+                // Its own time-out ends it, if nothing else does.
+                tokio::spawn(async move {
+                    let _ = call.await;
+                    owes.fetch_sub(1, Ordering::SeqCst);
+                });
+                Err(failed(operation, &name)(AgentError::TimedOut(limit)))
+            }
+        }
     }
 
     /// What a process of a container may lock, as the guest tells it, and what decided about it.

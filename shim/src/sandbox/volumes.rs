@@ -1,4 +1,4 @@
-//! Direct-assigned volumes while containers use them: how full they are, and making them larger.
+//! Direct-assigned volumes while containers use them: usage statistics, and resize.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

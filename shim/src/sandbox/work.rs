@@ -1,4 +1,4 @@
-//! The work that the state machine asks for, one piece at a time: which function does it, and what its failure means.
+//! Runs the work that the state machine requests: calls the function for it, and interprets its failure.
 
 use std::sync::Arc;
 

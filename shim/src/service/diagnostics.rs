@@ -1,4 +1,5 @@
-//! The diagnostics service: what `kata-ctl` asks. It changes nothing; a console is its caller's to use with care.
+//! The diagnostics service for `kata-ctl`. Its requests change nothing, except through a console, for which the caller is
+//! responsible, and the resize of a volume.
 
 use std::path::Path;
 

@@ -1,4 +1,5 @@
-//! The VM as `kata-ctl` sees it: between the sandbox's own types and the protocol's. What the guest said is bounded here.
+//! The VM as `kata-ctl` sees it: converts between the sandbox's own types and the protocol's. Data from the guest is
+//! bounded here.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! containerd's services, and `kata-ctl`'s: decode, check, call the sandbox, encode. They hold no state of containers.
+//! The services for containerd and `kata-ctl`: decode, check, call the sandbox, encode. They hold no state of containers.
 
 mod diagnostics;
 mod inspect;

@@ -1,4 +1,4 @@
-//! The sandbox service: containerd 2 uses it where its sandboxer is the shim. The VM is the sandbox.
+//! The sandbox service: containerd 2 uses it if its sandboxer is the shim. The VM is the sandbox.
 
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};

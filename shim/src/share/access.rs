@@ -1,8 +1,9 @@
-//! Whether an exported mount can be written to, changed while it is in use.
+//! Makes an exported mount writable or read-only while it is in use.
 //!
-//! A mount's attributes do not propagate (mount_namespaces(7)): virtiofsd's mount namespace has a copy of each mount, and the
-//! copy is changed by a thread that enters that namespace. The server is found as the descendant of ours in whose
-//! mount namespace the mount is. One that starts meanwhile copies the mounts as they are by then.
+//! A mount's attributes do not propagate (mount_namespaces(7)). virtiofsd's mount namespace has a copy of each mount, and
+//! a thread enters that namespace and changes the copy. The server process is found as the descendant of the shim whose
+//! mount namespace contains the mount. A server that starts meanwhile copies the mounts with their attributes at that
+//! time.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};

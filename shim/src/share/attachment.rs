@@ -1,8 +1,8 @@
-//! Whether a container is still to be attached.
+//! Whether a container should still be attached.
 //!
-//! Opening its sources on the host takes time, and whoever asked for it may have given up and detached it meanwhile. What is
-//! attached after that would stay, in the way of the next container of that name. So each step that changes the shared
-//! directory is done under a lock, and only as long as nobody has detached.
+//! Opening its sources on the host takes time. Meanwhile the client may have cancelled the creation, and the container
+//! may have been detached. A later mount would stay, and block the next container of that name. So each step that changes
+//! the shared directory runs under a lock, and only if the container was not detached.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -1,16 +1,17 @@
-//! The sources of a container's bind mounts: found on the host, and given a place in a volume.
+//! The sources of a container's bind mounts: opens them on the host, and assigns each a path in a volume.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use protocol::agent::Cover;
 use rustix::fs::{FsWord, StatVfsMountFlags};
 
-use super::registry::{Choice, Inside, Overlap, Piece, Place, Registry, View, VolumeId, join};
+use super::registry::{Choice, Inside, Late, Overlap, Piece, Place, Registry, Shown, View, VolumeId, join};
 use super::volume::{Identity, Source};
-use super::{Attachment, ShareError, SharedTree, io_error};
-use crate::guest_spec::{BindSource, HostOptions, PlacedBind};
+use super::{Attachment, ShareError, SharedTree, apart, id_map, io_error};
+use crate::guest_spec::{BindSource, HostOptions, Over, PlacedBind};
 use crate::host_ns::HostTree;
 use crate::mountinfo::{self, MountLine};
 use crate::path_error::PathError;
@@ -35,6 +36,8 @@ pub struct AttachedBinds {
     pub placed: Vec<PlacedBind>,
     /// Volumes that are new with it.
     pub exported: Vec<VolumeId>,
+    /// What other containers are to see from now on.
+    pub covers: Vec<Cover>,
 }
 
 /// A source that is open.
@@ -75,16 +78,7 @@ impl Located {
             receives: bind.receives && propagating(mounts).contains(&own.id),
             ..Self::default()
         };
-        // Listed in the order in which they were made, so that a parent comes before its children, but for what was moved.
-        let mut below = HashSet::from([own.id]);
-        for line in mounts.iter().filter(|line| bind.recursive && line.id != own.id) {
-            let Some(inside) = line.mountpoint.strip_prefix(&source.path).ok() else {
-                continue;
-            };
-            if !below.contains(&line.parent) {
-                continue;
-            }
-            below.insert(line.id);
+        for (inside, line) in below(mounts, bind, source, own.id) {
             if line.read_only {
                 located.read_only_inside.insert(inside.to_owned());
             }
@@ -104,6 +98,27 @@ impl Located {
         }
         inside
     }
+}
+
+/// The mounts below a source, by their places in it; none if it is not recursive.
+fn below<'a>(
+    mounts: &'a [MountLine],
+    bind: &BindSource,
+    source: &'a HostTree,
+    own: u64,
+) -> Vec<(&'a Path, &'a MountLine)> {
+    // Listed in the order in which they were made, so that a parent comes before its children, but for what was moved.
+    let mut below = HashSet::from([own]);
+    let mut found = Vec::new();
+    for line in mounts.iter().filter(|line| bind.recursive && line.id != own) {
+        if let Ok(inside) = line.mountpoint.strip_prefix(&source.path)
+            && below.contains(&line.parent)
+        {
+            below.insert(line.id);
+            found.push((inside, line));
+        }
+    }
+    found
 }
 
 /// The host's mounts through which a later mount could arrive, by their numbers: each that is shared or a slave, and each
@@ -143,6 +158,18 @@ impl SharedTree {
             .collect::<Result<Vec<_>, _>>()?;
         let listed = self.host.run(mountinfo::read).map_err(io::Error::other).flatten();
         let mounts = listed.map_err(|source| PathError::new("list the host's mounts of", "/", source))?;
+        let asked = found.len();
+        let apart: Vec<_> = found
+            .iter()
+            .enumerate()
+            .flat_map(|(of, source)| apart_of(&mounts, of, source))
+            .collect();
+        // What is not there any more, or is a kernel's, is as the source is.
+        let own = apart
+            .iter()
+            .filter_map(|part| Some((part, self.find(&part.bind).ok()?)));
+        let (parts, own): (Vec<_>, Vec<_>) = own.unzip();
+        found.extend(own);
         for source in &mut found {
             source.at = Located::new(&mounts, source.bind, &source.host);
         }
@@ -166,9 +193,14 @@ impl SharedTree {
         for (source, view) in found.iter().zip(views.into_iter().flatten()) {
             placed.push(attaching.place(source, &view)?);
         }
+        for (part, own) in parts.into_iter().zip(placed.split_off(asked)) {
+            part.put_over(&mut placed[part.of], own);
+        }
+        let covers = attaching.covers()?;
         Ok(AttachedBinds {
             placed,
             exported: attaching.exported,
+            covers,
         })
     }
 
@@ -180,6 +212,13 @@ impl SharedTree {
             source: Box::new(error),
         })?;
         let examine = |errno| io_error("examine", &bind.source, errno);
+        if let Some(map) = &bind.id_map {
+            id_map::apply(&host.tree, map).map_err(|source| ShareError::IdMap {
+                bind: bind.source.clone(),
+                destination: bind.destination.clone(),
+                source,
+            })?;
+        }
         let mut options = host_options(&host.tree).map_err(examine)?;
         let identity = Identity::of(&host.tree).map_err(examine)?;
         let kernels = OF_A_KERNEL.contains(&rustix::fs::fstatfs(&host.tree).map_err(examine)?.f_type);
@@ -201,6 +240,46 @@ impl SharedTree {
     }
 }
 
+/// A mount below a source, which is bound by itself.
+struct Apart {
+    /// The source, by its number among those that were asked for.
+    of: usize,
+    /// Its place there.
+    at: PathBuf,
+    bind: BindSource,
+}
+
+impl Apart {
+    /// It covers its place in the source, with all that covers parts of it.
+    fn put_over(&self, source: &mut PlacedBind, own: PlacedBind) {
+        source.over.retain(|over| over.at != self.at);
+        source.over.push(Over {
+            at: self.at.clone(),
+            source: own.source,
+            read_only: self.bind.read_only,
+            apart: Some(own.options),
+        });
+        let below = own.over.into_iter().map(|over| Over {
+            at: self.at.join(&over.at),
+            read_only: over.read_only || self.bind.read_only,
+            apart: Some(own.options),
+            ..over
+        });
+        source.over.extend(below);
+        // A path sorts before what is below it.
+        source.over.sort_by(|one, other| one.at.cmp(&other.at));
+    }
+}
+
+fn apart_of(mounts: &[MountLine], of: usize, source: &Found<'_>) -> Vec<Apart> {
+    let inside: BTreeMap<_, _> = below(mounts, source.bind, &source.host, source.host.mount)
+        .into_iter()
+        .map(|(at, line)| (at.to_owned(), line))
+        .collect();
+    let sources = apart::sources(source.bind, &inside).into_iter();
+    sources.map(|(at, bind)| Apart { of, at, bind }).collect()
+}
+
 /// One container's sources on their way into volumes.
 struct Attaching<'a> {
     tree: &'a SharedTree,
@@ -213,7 +292,7 @@ impl Attaching<'_> {
     /// The place of a source in a volume, which is exported if there is none.
     fn view(&mut self, source: &Found<'_>) -> Result<View, ShareError> {
         let container = &self.attachment.container;
-        let pieces = self.tree.pieces()?;
+        let pieces = self.pieces(source)?;
         let writes = !source.read_only;
         let choice = source.at.place.as_ref().map_or(Choice::New, |place| {
             self.registry.choose(&pieces, place, writes, |view| {
@@ -238,6 +317,14 @@ impl Attaching<'_> {
         };
         self.registry.enter(view.volume, container, writes);
         Ok(view)
+    }
+
+    /// The mounts of the volumes that a source may be a part of: those whose files belong to whom its files belong.
+    fn pieces(&self, source: &Found<'_>) -> Result<Vec<Piece>, ShareError> {
+        let mut pieces = self.tree.pieces()?;
+        let map = source.bind.id_map.as_ref();
+        pieces.retain(|piece| self.registry.is_mapped_by(piece.volume, map));
+        Ok(pieces)
     }
 
     /// Whether a view has the mounts below it that the source has, and will have those that the source is to have.
@@ -278,17 +365,44 @@ impl Attaching<'_> {
         Ok(volume)
     }
 
+    /// What is new and a part of what other containers have for reading: they are to have it as well, or it would be other
+    /// inodes to them.
+    fn covers(&mut self) -> Result<Vec<Cover>, ShareError> {
+        if self.exported.is_empty() {
+            return Ok(Vec::new());
+        }
+        let pieces = self.tree.pieces()?;
+        let same = |one: &View, other: &View| self.tree.are_the_same(one, other);
+        let late = self
+            .registry
+            .late(&pieces, &self.attachment.container, &self.exported, same);
+        let cover = |Late {
+                         container,
+                         place,
+                         shown,
+                         source,
+                     }| {
+            // The agent is told of paths as text.
+            Some(Cover {
+                container_id: container.to_string(),
+                place: place.to_str()?.to_owned(),
+                shown: SharedTree::guest_path(&shown).to_str()?.to_owned(),
+                source: SharedTree::guest_path(&source).to_str()?.to_owned(),
+                ..Cover::default()
+            })
+        };
+        Ok(late.into_iter().filter_map(cover).collect())
+    }
+
     /// Where a source is in the guest, and what is mounted over parts of it.
     fn place(&mut self, source: &Found<'_>, view: &View) -> Result<PlacedBind, ShareError> {
         let container = &self.attachment.container;
         let mut over = Vec::new();
         if let Some(place) = source.at.place.as_ref().filter(|_| source.identity.is_directory()) {
-            let pieces = self.tree.pieces()?;
-            let same = |one: &View, other: &View| {
-                let identity = self.tree.identity(one).filter(|_| one.at.to_str().is_some());
-                identity.is_some() && identity == self.tree.identity(other)
-            };
+            let pieces = self.pieces(source)?;
+            let same = |one: &View, other: &View| self.tree.are_the_same(one, other);
             let read_only_inside = &source.at.read_only_inside;
+            let mut covered = BTreeMap::new();
             let overlaps = self.registry.overlaps(&pieces, view, place, read_only_inside, same);
             for Overlap { at, view, read_only } in overlaps {
                 let writes = !source.read_only && !read_only;
@@ -297,7 +411,22 @@ impl Attaching<'_> {
                         .make_writable(self.registry, view.volume, source.at.mounted().read_only)?;
                 }
                 self.registry.enter(view.volume, container, writes);
-                over.push((at, SharedTree::guest_path(&view), read_only));
+                covered.insert(at.clone(), view.clone());
+                over.push(Over {
+                    at,
+                    source: SharedTree::guest_path(&view),
+                    read_only,
+                    apart: None,
+                });
+            }
+            if source.read_only {
+                let shown = Shown {
+                    destination: source.bind.destination.clone(),
+                    source: place.clone(),
+                    view: view.clone(),
+                    covered,
+                };
+                self.registry.show(container, shown);
             }
         }
         Ok(PlacedBind {

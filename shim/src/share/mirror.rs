@@ -1,13 +1,14 @@
-//! What the host mounts below a source after the start, and takes away again.
+//! Follows the host's mounts and unmounts below a source after the start.
 //!
-//! A mount that is a slave of the host's would follow it by itself (mount_namespaces(7)). But `umount(2)` is EBUSY as long as a
-//! slave's copy is in use, and virtiofsd keeps open whatever the guest knows: the guest would decide what the host may
-//! unmount. So a source that receives mounts is there twice. The *replica* is the slave; it is outside the shared directory
-//! and nobody opens anything in it. What the guest gets is a private copy, and a thread makes it follow the replica: the
-//! kernel says when the list of mounts has changed (proc_pid_mounts(5), poll).
+//! A mount that is a slave of the host's would follow by itself (mount_namespaces(7)). But `umount(2)` fails with EBUSY
+//! as long as a slave's copy is in use, and virtiofsd keeps every file open that the guest knows. So the guest would
+//! decide what the host may unmount. Therefore a source that receives mounts has two copies. The *replica* is the slave.
+//! It is outside the shared directory, and nobody opens files in it. The guest gets a private copy, and a thread makes it
+//! follow the replica. The kernel reports changes of the list of mounts (proc_pid_mounts(5), poll).
 //!
-//! The guest may rename directories and make links in the source at any moment. So no path below a source is left to the
-//! kernel to resolve: each is opened without following links, and what was opened is checked by its mount's number.
+//! The guest may rename directories and create links in the source at any moment. So the kernel never resolves a whole
+//! path below a source by name: each path is opened without following links, and the result is checked by its mount's
+//! number.
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
@@ -78,6 +79,11 @@ impl Mirrors {
             followed: Arc::default(),
             thread: Mutex::default(),
         }
+    }
+
+    /// A directory in which nobody opens anything.
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// Attaches the tree at `target` as a volume, and keeps it like the host's mount if that ever passes a mount on.

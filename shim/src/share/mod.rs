@@ -1,13 +1,15 @@
-//! The directory that virtiofsd serves, and what is mounted below it.
+//! The directory that virtiofsd serves, and the mounts below it.
 //!
-//! `<container>/rootfs`, and the sandbox's volumes: what bind mounts come from, each once. It is a mount of its own in the shim's mount namespace, with
-//! shared propagation, so that virtiofsd sees what is mounted after it has started; and that mount is read-only, so
-//! that the guest cannot put a symbolic link where the next mount goes. The directories are made by a descriptor of
-//! the directory below that mount. All functions block.
+//! It contains `<container>/rootfs` and the sandbox's volumes, which are the sources of bind mounts, each once. It is a
+//! separate mount in the shim's mount namespace, with shared propagation, so that virtiofsd sees later mounts. That mount
+//! is read-only, so that the guest cannot put a symbolic link at the path of the next mount. The directories are created
+//! through a descriptor of the directory below that mount. All functions block.
 
 mod access;
+mod apart;
 mod attachment;
 mod bind;
+mod id_map;
 mod mirror;
 mod registry;
 mod rootfs;
@@ -56,6 +58,17 @@ pub enum ShareError {
         /// Why.
         #[source]
         source: Box<HostNamespaceError>,
+    },
+    /// The owners of a source's files cannot be mapped.
+    #[error("cannot map the owners of {} on {} (uidMappings, gidMappings)", bind.display(), destination.display())]
+    IdMap {
+        /// Path on the host.
+        bind: PathBuf,
+        /// Path in the container.
+        destination: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// The source of a bind mount leads to where the host's kernel shows itself.
     #[error(
@@ -307,8 +320,11 @@ mod tests {
             source: source.to_owned(),
             destination: "/d".into(),
             read_only,
+            read_only_below: read_only,
             recursive: true,
             receives: true,
+            apart: false,
+            id_map: None,
         }
     }
 
@@ -446,6 +462,79 @@ mod tests {
     }
 
     #[test]
+    fn a_mapped_source_is_a_volume_of_its_own_whose_files_belong_to_others() {
+        use std::os::unix::fs::MetadataExt;
+        in_namespace(|tree, directory| {
+            let source = volume(tree, directory);
+            let [one, two, three] = ["c1", "c2", "c3"].map(|id| ContainerId::new(id).unwrap());
+            let plain = attach_bind(tree, &one, &bind(&source, false)).unwrap();
+            let mut mapped = bind(&source, false);
+            mapped.id_map = Some(crate::owners::IdMap {
+                users: "0 100000 10\n".to_owned(),
+                groups: "0 200000 10\n".to_owned(),
+                recursive: false,
+            });
+            let first = attach_bind(tree, &two, &mapped).unwrap();
+            let second = attach_bind(tree, &three, &mapped).unwrap();
+            assert_ne!(first.source, plain.source);
+            assert_eq!(first.source, second.source, "the same mapping is the same volume");
+            assert!(first.over.is_empty());
+            let owner = |placed: &PlacedBind| {
+                let found = fs::metadata(shared(tree, placed)).unwrap();
+                (found.uid(), found.gid())
+            };
+            assert_eq!((owner(&plain), owner(&first)), ((0, 0), (100_000, 200_000)));
+            mapped.id_map = Some(crate::owners::IdMap {
+                users: "0 1 0\n".to_owned(),
+                groups: "0 1 1\n".to_owned(),
+                recursive: false,
+            });
+            let said = crate::error::chain(&attach_bind(tree, &two, &mapped).unwrap_err());
+            assert!(said.contains("/d") && said.contains("uidMappings"), "{said}");
+            for id in [one, two, three] {
+                tree.detach(&id).unwrap();
+            }
+            assert!(nothing_exported(tree));
+        });
+    }
+
+    #[test]
+    fn what_is_mounted_below_is_written_to_where_the_source_alone_is_read_only() {
+        in_namespace(|tree, directory| {
+            let source = volume(tree, directory);
+            let below = source.join("a");
+            let place = below.clone();
+            let flags = rustix::mount::MountFlags::empty();
+            tree.host
+                .run(move || rustix::mount::mount("tmpfs", &place, "tmpfs", flags, None).unwrap())
+                .unwrap();
+            let id = ContainerId::new("c").unwrap();
+            let mut top = bind(&source, true);
+            (top.read_only_below, top.apart) = (false, true);
+            let placed = attach_bind(tree, &id, &top).unwrap();
+            let [over] = &placed.over[..] else {
+                panic!("{:?}", placed.over)
+            };
+            assert_eq!(
+                (over.at.as_path(), over.read_only, over.apart.is_some()),
+                (Path::new("a"), false, true)
+            );
+            let part = PlacedBind {
+                source: over.source.clone(),
+                ..placed.clone()
+            };
+            assert!(writable(&shared(tree, &part)) && !writable(&shared(tree, &placed)));
+            tree.detach(&id).unwrap();
+            // The same recursively: nobody writes anywhere.
+            top.read_only_below = true;
+            top.apart = false;
+            let placed = attach_bind(tree, &id, &top).unwrap();
+            assert!(placed.over.is_empty() && !writable(&shared(tree, &placed).join("a")));
+            tree.detach(&id).unwrap();
+        });
+    }
+
+    #[test]
     fn another_mount_of_a_part_is_a_view_and_a_parent_has_its_child_over_it() {
         in_namespace(|tree, directory| {
             let source = volume(tree, directory);
@@ -457,7 +546,13 @@ mod tests {
             let [one, two, three] = ["c1", "c2", "c3"].map(|id| ContainerId::new(id).unwrap());
             let child = attach_bind(tree, &one, &bind(&part, false)).unwrap();
             let parent = attach_bind(tree, &two, &bind(&source, false)).unwrap();
-            assert_eq!(parent.over, [("a".into(), child.source.clone(), false)]);
+            let over = crate::guest_spec::Over {
+                at: "a".into(),
+                source: child.source.clone(),
+                read_only: false,
+                apart: None,
+            };
+            assert_eq!(parent.over, [over]);
             let inside = attach_bind(tree, &three, &bind(&source.join("a/b"), false)).unwrap();
             assert_eq!(inside.source, child.source.join("b"));
             assert!(tree.detach(&one).unwrap().is_empty());
@@ -501,8 +596,8 @@ mod tests {
                 thread::yield_now();
             }
             let over = attach_bind(tree, &three, &bind(&source, false)).unwrap().over;
-            assert!(over.iter().any(|(at, ..)| at == Path::new("a")), "{over:?}");
-            assert!(over.iter().all(|(.., read_only)| *read_only), "{over:?}");
+            assert!(over.iter().any(|over| over.at == Path::new("a")), "{over:?}");
+            assert!(over.iter().all(|over| over.read_only), "{over:?}");
             assert!(!writable(&inner));
             for id in [one, two, three] {
                 tree.detach(&id).unwrap();

@@ -1,16 +1,17 @@
-//! The volumes of a sandbox: who uses them, and which of them a source is a part of. Pure.
+//! The volumes of a sandbox: their users, and the volume that a source belongs to. Pure.
 //!
-//! A volume is one exported mount and so one file system in the guest. A source that is the same file or directory as a volume,
-//! or lies in one, is shared as a *view*: a path in that volume. Where a volume lies inside what a view shows, the view
-//! has it mounted over its place (an *overlap*), because its inodes are the ones that other containers have.
+//! A volume is one exported mount, and so one file system in the guest. A source that is the same file or directory as a
+//! volume, or is inside one, is shared as a *view*: a path in that volume. If a volume is inside the part that a view
+//! shows, it is mounted over its path in the view (an *overlap*), because other containers use its inodes.
 //!
-//! Paths only propose: whether two paths are the same file is for the caller to say, who asks the file system.
+//! Paths are only a proposal. The caller checks with the file system whether two paths are the same file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use crate::id::ContainerId;
 use crate::mountinfo::MountLine;
+use crate::owners::IdMap;
 
 /// A volume's number. It is never used again in the same sandbox.
 pub(crate) type VolumeId = u32;
@@ -84,6 +85,29 @@ pub(super) struct Overlap {
     pub(super) read_only: bool,
 }
 
+/// A mount of a container, as it was made.
+#[derive(Debug, Clone)]
+pub(super) struct Shown {
+    /// The path in the container.
+    pub(super) destination: PathBuf,
+    pub(super) source: Place,
+    pub(super) view: View,
+    /// What covers parts of it already, by the part.
+    pub(super) covered: BTreeMap<PathBuf, View>,
+}
+
+/// A volume that a running container is to see in place of a part of one of its mounts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Late {
+    pub(super) container: ContainerId,
+    /// The path in the container.
+    pub(super) place: PathBuf,
+    /// What is there.
+    pub(super) shown: View,
+    /// What is to be there.
+    pub(super) source: View,
+}
+
 /// Whether a volume can be written to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Access {
@@ -103,6 +127,8 @@ pub(super) struct Exported {
     /// What the host had mounted inside it is there.
     pub(super) recursive: bool,
     pub(super) inside: Inside,
+    /// Its files belong to others than on the host.
+    pub(super) id_map: Option<IdMap>,
 }
 
 #[derive(Debug)]
@@ -128,6 +154,8 @@ pub(super) enum Choice {
 pub(super) struct Registry {
     last: VolumeId,
     volumes: BTreeMap<VolumeId, Volume>,
+    /// Read-only mounts of directories, of containers that are there.
+    shown: BTreeMap<ContainerId, Vec<Shown>>,
     /// No longer used, and not yet removed.
     unused: BTreeSet<VolumeId>,
     /// Removed, and nobody has been told.
@@ -153,9 +181,92 @@ impl Registry {
         }
     }
 
+    /// A container has a read-only mount of a directory.
+    pub(super) fn show(&mut self, container: &ContainerId, shown: Shown) {
+        self.shown.entry(container.clone()).or_default().push(shown);
+    }
+
+    /// Where other containers than `container` have a part of theirs read-only that is one of `volumes` from now on: they are to
+    /// see the volume there, and use it. `same` says whether two paths are the same file.
+    ///
+    /// A mount that can be written to is left alone: what is in it becomes a volume of its own only where it differs in what the
+    /// host mounts later, which is to stay so. The same holds for a read-only one.
+    pub(super) fn late(
+        &mut self,
+        pieces: &[Piece],
+        container: &ContainerId,
+        volumes: &[VolumeId],
+        same: impl Fn(&View, &View) -> bool,
+    ) -> Vec<Late> {
+        let mut late = Vec::new();
+        for (other, mounts) in self.shown.iter().filter(|(other, _)| *other != container) {
+            for (index, mount) in mounts.iter().enumerate() {
+                let overlaps = self.overlaps(pieces, &mount.view, &mount.source, &BTreeSet::new(), &same);
+                late.extend(
+                    self.late_in(mount, overlaps, volumes)
+                        .into_iter()
+                        .map(|(at, shown, source)| {
+                            let late = Late {
+                                container: other.clone(),
+                                place: mount.destination.join(&at),
+                                shown,
+                                source,
+                            };
+                            (index, at, late)
+                        }),
+                );
+            }
+        }
+        for (index, at, found) in &late {
+            self.enter(found.source.volume, &found.container, false);
+            let mounts = self.shown.get_mut(&found.container);
+            if let Some(mount) = mounts.and_then(|mounts| mounts.get_mut(*index)) {
+                mount.covered.insert(at.clone(), found.source.clone());
+            }
+        }
+        late.into_iter().map(|(_, _, late)| late).collect()
+    }
+
+    /// The parts of one mount that are to be covered: the part, what is there, and what is to be there. What covered something below a new
+    /// cover is hidden by it, and mounted once more.
+    fn late_in(&self, mount: &Shown, overlaps: Vec<Overlap>, volumes: &[VolumeId]) -> Vec<(PathBuf, View, View)> {
+        let receives = self.receives(mount.view.volume);
+        // Upper parts come first: each with whether it is mounted now.
+        let mut covers: Vec<(PathBuf, View, bool)> = Vec::new();
+        let mut late = Vec::new();
+        for Overlap { at, view, .. } in overlaps {
+            let is_covered = mount.covered.get(&at) == Some(&view);
+            let is_new = volumes.contains(&view.volume)
+                && view.at.as_os_str().is_empty()
+                && self.writable(view.volume)
+                && self.receives(view.volume) == receives;
+            if !is_covered && !is_new {
+                continue;
+            }
+            let above = covers.iter().rfind(|(above, _, _)| at.starts_with(above));
+            let shown = match above {
+                Some((above, view, _)) => View {
+                    volume: view.volume,
+                    at: join(&view.at, at.strip_prefix(above).unwrap_or(&at)),
+                },
+                None => View {
+                    volume: mount.view.volume,
+                    at: join(&mount.view.at, &at),
+                },
+            };
+            let now = !is_covered || above.is_some_and(|(_, _, now)| *now);
+            covers.push((at.clone(), view.clone(), now));
+            if now {
+                late.push((at, shown, view));
+            }
+        }
+        late
+    }
+
     /// A container is gone. The answer is the volumes that nobody uses any longer, those of earlier calls that
     /// [`Registry::removed`] was not called for included.
     pub(super) fn leave(&mut self, container: &ContainerId) -> Vec<VolumeId> {
+        self.shown.remove(container);
         for (id, volume) in &mut self.volumes {
             volume.users.remove(container);
             if volume.users.is_empty() {
@@ -207,6 +318,12 @@ impl Registry {
         if let Some(volume) = self.volumes.get_mut(&volume) {
             volume.exported.access = access;
         }
+    }
+
+    /// Whether its files belong to whom this says.
+    pub(super) fn is_mapped_by(&self, volume: VolumeId, map: Option<&IdMap>) -> bool {
+        let volume = self.volumes.get(&volume);
+        volume.is_some_and(|volume| volume.exported.id_map.as_ref() == map)
     }
 
     /// What was mounted inside a volume when it was exported.

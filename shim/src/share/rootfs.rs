@@ -1,12 +1,22 @@
 //! The rootfs of a container: the mounts that containerd sends, or the bundle's own directory.
 
+use std::fs;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::types::mount::Mount;
+use rustix::fs::CWD;
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
-use super::{Attachment, ShareError, SharedTree, attach, guest_rootfs};
+use super::{Attachment, ShareError, SharedTree, attach, guest_rootfs, id_map, unmount_below};
 use crate::host_mount;
+use crate::owners::IdMap;
+use crate::path_error::PathError;
+use crate::sys::{self, SetAttr};
+
+/// The option of an overlay that has its lower directories.
+const LOWER: &str = "lowerdir=";
 
 impl SharedTree {
     /// Mounts the rootfs; `bundle_rootfs` (root.path, made absolute) is taken where there are no mounts. The answer is
@@ -30,7 +40,12 @@ impl SharedTree {
         }
         let target = self.root.join(&name);
         if mounts.is_empty() {
-            self.bind_rootfs(attachment, bundle_rootfs, &target, (true, false))?;
+            let how = How {
+                recursive: true,
+                read_only: false,
+                map: None,
+            };
+            self.bind_rootfs(attachment, bundle_rootfs, &target, &how)?;
         }
         for mount in mounts {
             self.mount_layer(attachment, mount, &target)?;
@@ -50,43 +65,155 @@ impl SharedTree {
             return Err(refused(io::Error::new(io::ErrorKind::Unsupported, why)));
         }
         let has = |option: &str| mount.options.iter().any(|other| other == option);
+        let (map, mut options) = take_id_map(&mount.options).map_err(refused)?;
         match mount.type_.as_str() {
             "bind" | "rbind" => {
-                let recursive = mount.type_ == "rbind" || has("rbind");
-                self.bind_rootfs(attachment, Path::new(&mount.source), target, (recursive, has("ro")))
+                let how = How {
+                    recursive: mount.type_ == "rbind" || has("rbind"),
+                    read_only: has("ro"),
+                    map,
+                };
+                self.bind_rootfs(attachment, Path::new(&mount.source), target, &how)
             }
             kind => {
+                let layers = map.map(|map| self.mapped_layers(attachment, kind, &map, &mut options));
+                let _layers = layers.transpose().map_err(refused)?;
                 let _held = self.attachments.hold(attachment)?;
-                host_mount::mount(kind, &mount.source, &mount.options, target).map_err(refused)
+                host_mount::mount(kind, &mount.source, &options, target).map_err(refused)
             }
         }
     }
 
-    fn bind_rootfs(
+    /// Gives an overlay lower directories whose files belong to others, as containerd does for an image that a user namespace runs from.
+    /// They can go once it is mounted: it has clones of its own.
+    fn mapped_layers(
         &self,
         attachment: &Attachment,
-        source: &Path,
-        target: &Path,
-        (recursive, read_only): (bool, bool),
-    ) -> Result<(), ShareError> {
-        let tree = self
-            .host
-            .open_tree(source, recursive)
-            .map_err(|error| ShareError::RootfsSource {
-                root: source.to_owned(),
-                source: Box::new(error),
-            })?;
-        let _held = self.attachments.hold(attachment)?;
-        attach(&tree, target, read_only)
+        kind: &str,
+        map: &IdMap,
+        options: &mut [String],
+    ) -> io::Result<Layers> {
+        let is_lower = |option: &&mut String| option.starts_with(LOWER) && !option.contains('\\');
+        let Some(option) = options.iter_mut().find(is_lower).filter(|_| kind == "overlay") else {
+            let why = "only an overlay or a bind can have its files given to other owners (uidmap, gidmap)";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+        };
+        let mut layers = Layers(
+            self.mirrors
+                .directory()
+                .join(format!("layers-{}", attachment.container)),
+        );
+        let mut places = Vec::new();
+        for (number, path) in option[LOWER.len()..].split(':').enumerate() {
+            // By its name in the server's namespace, as mount(2) takes it where nothing is mapped.
+            let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+            let tree = open_tree(CWD, path, flags)?;
+            sys::mount_setattr(tree.as_fd(), SetAttr::PrivateRecursive)?;
+            id_map::apply(&tree, map)?;
+            places.push(layers.add(number, &tree)?.display().to_string());
+        }
+        *option = format!("{LOWER}{}", places.join(":"));
+        Ok(layers)
     }
+
+    fn bind_rootfs(&self, attachment: &Attachment, source: &Path, target: &Path, how: &How) -> Result<(), ShareError> {
+        let failed = |error| ShareError::RootfsSource {
+            root: source.to_owned(),
+            source: Box::new(error),
+        };
+        let tree = self.host.open_tree(source, how.recursive).map_err(failed)?;
+        if let Some(map) = &how.map {
+            id_map::apply(&tree, map).map_err(|error| PathError::new("map the owners of", source, error))?;
+        }
+        let _held = self.attachments.hold(attachment)?;
+        attach(&tree, target, how.read_only)
+    }
+}
+
+/// How a directory becomes a rootfs.
+struct How {
+    recursive: bool,
+    read_only: bool,
+    map: Option<IdMap>,
+}
+
+/// Lower directories of an overlay that is being mounted, in a directory of the server's mount namespace. They go with this.
+struct Layers(PathBuf);
+
+impl Layers {
+    fn add(&mut self, number: usize, tree: &OwnedFd) -> io::Result<PathBuf> {
+        let place = self.0.join(number.to_string());
+        fs::create_dir_all(&place)?;
+        move_mount(tree, "", CWD, &place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+        Ok(place)
+    }
+}
+
+impl Drop for Layers {
+    fn drop(&mut self) {
+        let removed = unmount_below(&self.0).map_err(io::Error::other).and_then(|()| {
+            // Empty directories alone: if something were mounted there still, files of the host would go.
+            for entry in fs::read_dir(&self.0)? {
+                fs::remove_dir(entry?.path())?;
+            }
+            fs::remove_dir(&self.0)
+        });
+        if let Err(error) = removed {
+            tracing::warn!(%error, path = %self.0.display(), "layers of an overlay stay mounted until the sandbox's end");
+        }
+    }
+}
+
+/// Takes out of a mount's options whose files they are to be: `uidmap=INSIDE:OUTSIDE:SIZE` and `gidmap=`, as containerd's snapshotters write
+/// them (core/mount of containerd). Several ranges are apart by commas.
+fn take_id_map(options: &[String]) -> io::Result<(Option<IdMap>, Vec<String>)> {
+    let (mut users, mut groups, mut rest) = (String::new(), String::new(), Vec::new());
+    for option in options {
+        match option.split_once('=') {
+            Some(("uidmap", map)) => users.push_str(&lines(map)?),
+            Some(("gidmap", map)) => groups.push_str(&lines(map)?),
+            _ => rest.push(option.clone()),
+        }
+    }
+    let map = match (users.is_empty(), groups.is_empty()) {
+        (true, true) => None,
+        (false, false) => Some(IdMap {
+            users,
+            groups,
+            recursive: false,
+        }),
+        (_, _) => {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "uidmap and gidmap: one is there without the other",
+            ));
+        }
+    };
+    Ok((map, rest))
+}
+
+fn lines(map: &str) -> io::Result<String> {
+    let line = |range: &str| {
+        let words: Vec<u32> = range.split(':').map(str::parse).collect::<Result<_, _>>().ok()?;
+        let [inside, outside, size] = words[..] else {
+            return None;
+        };
+        Some(format!("{inside} {outside} {size}\n"))
+    };
+    let lines: Option<String> = map.split(',').map(line).collect();
+    lines.ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{map:?} is no mapping of ids (INSIDE:OUTSIDE:SIZE)"),
+        )
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::os::unix::fs::MetadataExt;
 
     use super::super::tests::in_namespace;
-    use super::super::unmount_below;
     use super::*;
     use crate::id::ContainerId;
 
@@ -113,6 +240,59 @@ mod tests {
             tree.detach(&id).unwrap();
             unmount_below(&layers).unwrap();
         });
+    }
+
+    #[test]
+    fn the_files_of_an_overlay_may_belong_to_others() {
+        in_namespace(|tree, directory| {
+            // On a tmpfs of the server's namespace: an overlay cannot have an overlay's upper layer.
+            let layers = directory.join("layers");
+            fs::create_dir(&layers).unwrap();
+            rustix::mount::mount("tmpfs", &layers, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+            let made = |name: &str| {
+                let made = layers.join(name);
+                fs::create_dir(&made).unwrap();
+                made.display().to_string()
+            };
+            let (one, two, upper, work) = (made("one"), made("two"), made("upper"), made("work"));
+            fs::write(Path::new(&one).join("one"), "").unwrap();
+            std::os::unix::fs::chown(Path::new(&one).join("one"), Some(7), Some(8)).unwrap();
+            fs::write(Path::new(&two).join("two"), "").unwrap();
+            let mut mount = Mount::new();
+            mount.type_ = "overlay".to_owned();
+            mount.options = vec![
+                format!("lowerdir={two}:{one}"),
+                format!("upperdir={upper}"),
+                format!("workdir={work}"),
+                "uidmap=0:100000:65536".to_owned(),
+                "gidmap=0:200000:65536".to_owned(),
+            ];
+            let id = ContainerId::new("c").unwrap();
+            tree.attach_rootfs(&tree.begin(&id), &[mount.clone()], Path::new("/nowhere"))
+                .unwrap();
+            let owner = |name: &str| {
+                let found = fs::metadata(tree.root().join("c/rootfs").join(name)).unwrap();
+                (found.uid(), found.gid())
+            };
+            assert_eq!((owner("one"), owner("two")), ((100_007, 200_008), (100_000, 200_000)));
+            assert!(!tree.mirrors.directory().join("layers-c").exists());
+            tree.detach(&id).unwrap();
+            mount.options.pop();
+            let error = tree
+                .attach_rootfs(&tree.begin(&id), &[mount], Path::new("/nowhere"))
+                .unwrap_err();
+            assert!(crate::error::chain(&error).contains("uidmap and gidmap"), "{error}");
+            tree.detach(&id).unwrap();
+            unmount_below(&layers).unwrap();
+        });
+    }
+
+    #[test]
+    fn a_mapping_of_several_ranges_is_read_and_rubbish_refused() {
+        assert_eq!(lines("0:1000:10,10:5:1").unwrap(), "0 1000 10\n10 5 1\n");
+        for rubbish in ["", "0", "0:1", "a:b:c", "0:1:2:3", "0:1:-2"] {
+            assert!(lines(rubbish).is_err(), "{rubbish}");
+        }
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Volumes as mounts: exported, made writable and read-only again, removed. Which there are, the registry says.
+//! Volumes as mounts: exports them, makes them writable and read-only again, removes them. The registry decides which
+//! exist.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -86,6 +87,12 @@ impl SharedTree {
         Identity::of(&opened).ok()
     }
 
+    /// Whether two paths in volumes are the same file, whose path the guest can be told.
+    pub(super) fn are_the_same(&self, one: &View, other: &View) -> bool {
+        let identity = self.identity(one).filter(|_| one.at.to_str().is_some());
+        identity.is_some() && identity == self.identity(other)
+    }
+
     /// Mounts a source as a volume that `container` uses.
     pub(super) fn export(
         &self,
@@ -103,6 +110,7 @@ impl SharedTree {
             receives: source.follows,
             recursive: source.bind.recursive,
             inside: source.inside.clone(),
+            id_map: source.bind.id_map.clone(),
         };
         let volume = registry.add(container, exported);
         let name = place_of(volume);

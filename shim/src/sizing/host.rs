@@ -1,7 +1,7 @@
-//! What the sandbox's cgroup on the host is limited to, by the limits of its containers (docs/decisions/0019).
+//! The limits of the sandbox's cgroup on the host, computed from the limits of its containers (docs/decisions/0019).
 //!
-//! A pod's memory and shares are the kubelet's affair: its limits are on the cgroup above. CPUs that the kubelet has given to
-//! the containers alone are known here only.
+//! The kubelet limits a pod's memory and shares, on the cgroup above. The CPUs that the kubelet assigns exclusively to a
+//! container are known only here.
 
 use config::Mebibytes;
 use hypervisor::Size;

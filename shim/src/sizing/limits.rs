@@ -1,8 +1,8 @@
-//! What a container, or a pod as a whole, may use at most, as far as it decides how big the VM has to be.
+//! The limits of a container, or of a whole pod, that count for the VM's size.
 //!
-//! Rules: config-linux.md of the OCI runtime specification, and cgroup-v2.rst of the kernel for unified keys, which go before the
-//! fields of the same meaning as in runc; the annotations are those that containerd's CRI plugin writes from the kubelet's
-//! `LinuxPodSandboxConfig.resources`.
+//! Rules: config-linux.md of the OCI runtime specification, and cgroup-v2.rst of the kernel for unified keys, which take
+//! precedence over the fields with the same meaning, as in runc. The annotations are those that containerd's CRI plugin
+//! writes from the kubelet's `LinuxPodSandboxConfig.resources`.
 
 use std::collections::HashMap;
 
@@ -104,20 +104,33 @@ impl Limits {
         }
     }
 
-    /// CPUs, in thousandths; 0 if they are not limited. The lesser of quota and set.
+    /// CPUs by the quota, in thousandths, and no more than the set has; none without a quota.
+    #[must_use]
+    pub fn quota_milli(&self) -> Option<u64> {
+        let quota = u64::try_from(self.quota?).ok().filter(|quota| *quota > 0)?;
+        let period = self.period.filter(|period| *period > 0).unwrap_or(DEFAULT_PERIOD);
+        let quota = quota.saturating_mul(1000).div_ceil(period);
+        Some(self.cpus.map_or(quota, |set| quota.min(u64::from(set.count()) * 1000)))
+    }
+
+    /// CPUs of several containers together, in thousandths; 0 if none is limited. Sets count only if nobody has a quota, and
+    /// then as one: the kubelet's static policy puts all containers without whole CPUs of their own on the same shared set
+    /// (Kata's rule).
+    #[must_use]
+    pub fn together_milli(containers: &[Self]) -> u64 {
+        let quotas: Vec<u64> = containers.iter().filter_map(Self::quota_milli).collect();
+        if !quotas.is_empty() {
+            return quotas.into_iter().fold(0, u64::saturating_add);
+        }
+        let sets = containers.iter().filter_map(|limits| limits.cpus);
+        sets.reduce(NumberSet::union)
+            .map_or(0, |set| u64::from(set.count()) * 1000)
+    }
+
+    /// CPUs of one container, in thousandths; 0 if they are not limited.
     #[must_use]
     pub fn cpu_milli(&self) -> u64 {
-        let quota = self
-            .quota
-            .and_then(|quota| u64::try_from(quota).ok())
-            .filter(|quota| *quota > 0);
-        let period = self.period.filter(|period| *period > 0).unwrap_or(DEFAULT_PERIOD);
-        let quota = quota.map(|quota| quota.saturating_mul(1000).div_ceil(period));
-        let set = self.cpus.map(|cpus| u64::from(cpus.count()) * 1000);
-        match (quota, set) {
-            (Some(quota), Some(set)) => quota.min(set),
-            (quota, set) => quota.or(set).unwrap_or(0),
-        }
+        Self::together_milli(&[*self])
     }
 
     /// Bytes of memory; 0 if it is not limited.

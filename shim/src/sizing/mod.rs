@@ -1,16 +1,17 @@
-//! How big a VM has to be for its containers: a pure function of their limits and the configuration (docs/sizing.md).
+//! Computes the VM's size for its containers: a pure function of their limits and the configuration (docs/sizing.md).
 //!
 //! ```text
-//! memory = default_memory + limits of memory + 1/64 of them, for the guest's own records of its pages
-//! vCPUs  = the CPUs of all limits together, rounded up, but never fewer than default_vcpus
+//! memory = default_memory + memory limits + 1/64 of the limits, for the guest kernel's page records
+//! vCPUs  = sum of the CPU limits, rounded up, but never fewer than default_vcpus
 //! ```
-//! or, where the configuration says what a VM has beyond its limits (`overhead_vcpus`, `overhead_memory`) and keeps its size
-//! (`static_sandbox_resource_mgmt`), and there are limits, as Kata's runtime-rs has it:
+//! and what the guest asks for beyond that, within `default_memory_limit`, where a container without a limit of memory runs;
+//! If the configuration sets an overhead (`overhead_vcpus`, `overhead_memory`) and a constant size
+//! (`static_sandbox_resource_mgmt`), and there are limits, the rule is that of Kata's runtime-rs:
 //! ```text
-//! memory = limits of memory + overhead_memory
-//! vCPUs  = the CPUs of all limits + overhead_vcpus, rounded up
+//! memory = memory limits + overhead_memory
+//! vCPUs  = sum of the CPU limits + overhead_vcpus, rounded up
 //! ```
-//! It knows no VM and no container: who has which limits is told to it.
+//! It knows no VM and no container: the caller passes the limits.
 
 mod host;
 mod limits;
@@ -72,6 +73,8 @@ pub struct Sizing {
     boot: Wanted,
     /// At most.
     most: Size,
+    /// What containers without a limit of memory may have beyond `base` and the limits of others.
+    growth: Mebibytes,
     /// Of the other rule.
     overhead: Option<Overhead>,
     pod: Limits,
@@ -98,6 +101,7 @@ impl Sizing {
         let free = Self::before_the_boot(base, most, pod, first, host);
         let free = Self {
             overhead: Overhead::of(config),
+            growth: growth(&config.hypervisor, base, most),
             ..free
         };
         free.at_boot(config.runtime.static_sandbox_resource_mgmt)
@@ -111,6 +115,7 @@ impl Sizing {
                 beyond: None,
             },
             most,
+            growth: Mebibytes(0),
             overhead: None,
             pod,
             first,
@@ -120,8 +125,16 @@ impl Sizing {
 
     fn at_boot(self, fixed: bool) -> Self {
         let boot = self.wanted([self.first]);
-        let most = if fixed { boot.size } else { self.most };
-        Self { boot, most, ..self }
+        if fixed {
+            let (most, growth) = (boot.size, Mebibytes(0));
+            return Self {
+                boot,
+                most,
+                growth,
+                ..self
+            };
+        }
+        Self { boot, ..self }
     }
 
     /// What the VM boots with.
@@ -151,6 +164,12 @@ impl Sizing {
         self.host.kubelet
     }
 
+    /// What containers without a limit of memory may have beyond what the VM has without them; 0 if that does not grow.
+    #[must_use]
+    pub fn growth(&self) -> Mebibytes {
+        self.growth
+    }
+
     /// Whether the VM keeps the size that it boots with.
     #[must_use]
     pub fn is_fixed(&self) -> bool {
@@ -170,11 +189,15 @@ impl Sizing {
     /// itself as a whole counts where it is more than what its containers have together.
     #[must_use]
     pub fn wanted(&self, containers: impl IntoIterator<Item = Limits>) -> Wanted {
-        let (mut milli, mut bytes) = (0u64, 0u64);
-        for limits in containers {
-            milli = milli.saturating_add(limits.cpu_milli());
-            bytes = bytes.saturating_add(limits.memory_bytes());
-        }
+        self.wanted_with(containers, Mebibytes(0))
+    }
+
+    /// The same, with so much memory for those that have no limit of it.
+    #[must_use]
+    pub fn wanted_with(&self, containers: impl IntoIterator<Item = Limits>, extra: Mebibytes) -> Wanted {
+        let containers: Vec<Limits> = containers.into_iter().collect();
+        let milli = Limits::together_milli(&containers);
+        let bytes = containers.iter().map(Limits::memory_bytes).fold(0, u64::saturating_add);
         let (milli, bytes) = (milli.max(self.pod.cpu_milli()), bytes.max(self.pod.memory_bytes()));
         let asked = match self.overhead {
             Some(overhead) if milli > 0 || bytes > 0 => return self.with_overhead(overhead, milli, bytes),
@@ -183,9 +206,10 @@ impl Sizing {
                 memory: self.memory(bytes),
             },
         };
+        let memory = Mebibytes(asked.memory.0.saturating_add(extra.0));
         let size = Size {
             vcpus: asked.vcpus.min(self.most.vcpus).max(self.boot.size.vcpus),
-            memory: asked.memory.min(self.most.memory).max(self.boot.size.memory),
+            memory: memory.min(self.most.memory).max(self.boot.size.memory),
         };
         let beyond = asked.vcpus > size.vcpus || asked.memory > size.memory;
         Wanted {
@@ -228,6 +252,13 @@ impl Sizing {
         let more = u32::try_from(with_records.div_ceil(1 << 20)).unwrap_or(u32::MAX);
         Mebibytes(self.base.memory.0.saturating_add(more))
     }
+}
+
+/// Memory on huge pages does not grow: where the host's pool is empty, the VM would end.
+fn growth(config: &config::Hypervisor, base: Size, most: Size) -> Mebibytes {
+    let limit = config.default_memory_limit.filter(|_| !config.enable_hugepages);
+    let limit = limit.map_or(Mebibytes(0), |limit| limit.min(most.memory));
+    Mebibytes(limit.0.saturating_sub(base.memory.0))
 }
 
 #[cfg(test)]

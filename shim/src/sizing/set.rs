@@ -1,4 +1,4 @@
-//! A set of CPUs, or of memory nodes, as cpuset(7) writes it.
+//! A set of CPUs, or of memory nodes, in the format of cpuset(7).
 
 use std::fmt;
 

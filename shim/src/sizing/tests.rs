@@ -1,4 +1,4 @@
-//! Which limits make which VM.
+//! Tests of the VM's size for given limits.
 
 use super::*;
 use proptest::prelude::*;
@@ -108,6 +108,36 @@ fn a_fixed_vm_stays_as_it_booted() {
     assert_eq!(config.hypervisor.default_memory, Mebibytes(516));
     assert_eq!(config.hypervisor.default_maxmemory, Some(Mebibytes(516)));
     assert_eq!(config.hypervisor.default_maxvcpus, config.hypervisor.default_vcpus);
+}
+
+#[test]
+fn memory_grows_for_who_has_no_limit_up_to_the_configurations_and_never_on_huge_pages() {
+    let of = |change: fn(&mut Config)| {
+        let mut config = Config::default();
+        config.hypervisor.default_maxmemory = Some(Mebibytes(4096));
+        change(&mut config);
+        Sizing::new(&config, &Spec::default())
+    };
+    let sizing = of(|_| {});
+    assert_eq!(sizing.growth(), Mebibytes(2048 - 256));
+    assert_eq!(
+        sizing.wanted_with([limits(0, 64 * MIB)], Mebibytes(512)).size.memory,
+        Mebibytes(256 + 65 + 512)
+    );
+    assert_eq!(sizing.wanted_with([], Mebibytes(u32::MAX)).size.memory, Mebibytes(4096));
+    for off in [
+        |config: &mut Config| config.hypervisor.default_memory_limit = None,
+        |config: &mut Config| config.hypervisor.default_memory = Mebibytes(2048),
+        |config: &mut Config| config.hypervisor.default_maxmemory = Some(Mebibytes(256)),
+        |config: &mut Config| config.hypervisor.enable_hugepages = true,
+        |config: &mut Config| config.runtime.static_sandbox_resource_mgmt = true,
+    ] {
+        assert_eq!(of(off).growth(), Mebibytes(0));
+    }
+    assert_eq!(
+        of(|config| config.hypervisor.default_maxmemory = Some(Mebibytes(320))).growth(),
+        Mebibytes(64)
+    );
 }
 
 fn any_limits() -> impl Strategy<Value = Limits> {

@@ -1,13 +1,15 @@
-//! The two loops: connection to target, FIFO to connection.
+//! The two copy loops: from a connection to the target, and from a FIFO to a connection.
 
 use std::future::Future;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{oneshot, watch};
 
-use super::endpoint::Target;
+use super::endpoint::{Source, Target};
+use super::wait::Wait;
 use super::{BUFFER, Finish};
 
 /// Copies the guest's output until `finish` says how long it is and that much has come, or until the connection ends.
@@ -18,6 +20,7 @@ pub(super) async fn output(
 ) {
     let mut buffer = vec![0; BUFFER];
     let mut copied: u64 = 0;
+    let mut wait = Wait::default();
     loop {
         let known = *finish.borrow_and_update();
         let room = match known.and_then(|finish| finish.length) {
@@ -32,8 +35,8 @@ pub(super) async fn output(
                 Ok(()) => continue,
                 Err(_) => break,
             },
-            () = patience(known) => {
-                tracing::warn!(copied, "the guest announced more output than it sent");
+            () = is_over(&mut wait, known) => {
+                tracing::warn!(copied, "the guest announced more output than it sent in time");
                 break;
             }
         };
@@ -57,9 +60,9 @@ pub(super) async fn output(
     target.flush().await;
 }
 
-async fn patience(finish: Option<Finish>) {
+async fn is_over(wait: &mut Wait, finish: Option<Finish>) {
     match finish {
-        Some(finish) => tokio::time::sleep(finish.patience).await,
+        Some(finish) => wait.is_over(finish.patience).await,
         None => std::future::pending().await,
     }
 }
@@ -92,7 +95,7 @@ async fn bounded<T>(finish: &mut watch::Receiver<Option<Finish>>, step: impl Fut
 
 /// Copies stdin until it ends, then tells how long it was.
 pub(super) async fn input(
-    mut source: impl AsyncRead + Send + Unpin,
+    source: Arc<Source>,
     mut connection: impl AsyncWrite + Send + Unpin,
     length: oneshot::Sender<u64>,
 ) {
@@ -134,6 +137,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_guest_that_sends_a_byte_now_and_then_does_not_keep_an_ended_process_alive() {
+        let (mut guest, host) = tokio::io::duplex(64);
+        let patience = Duration::from_millis(100);
+        let (finish, ended) = watch::channel(None);
+        finish.send_replace(Some(Finish {
+            length: Some(u64::MAX),
+            patience,
+        }));
+        tokio::spawn(async move {
+            while guest.write_all(b".").await.is_ok() {
+                tokio::time::sleep(patience / 5).await;
+            }
+        });
+        let all = tokio::time::timeout(patience * 100, output(host, Target::nowhere(), ended));
+        assert!(all.await.is_ok(), "an ended process is kept alive");
+    }
+
+    #[tokio::test]
     async fn output_stops_at_the_announced_length_though_the_connection_stays_open() {
         let (mut guest, host) = tokio::io::duplex(1 << 20);
         let (sender, mut reader) = pipe::pipe().unwrap();
@@ -154,6 +175,24 @@ mod tests {
         let task = tokio::spawn(output(host, Target::nowhere(), ended));
         finish.send_replace(announce(u64::MAX));
         task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_sends_a_byte_now_and_then_costs_a_bounded_time() {
+        let (mut guest, host) = tokio::io::duplex(1 << 10);
+        let (finish, ended) = watch::channel(None);
+        let task = tokio::spawn(output(host, Target::nowhere(), ended));
+        finish.send_replace(announce(u64::MAX));
+        let trickle = tokio::spawn(async move {
+            while guest.write_all(b"x").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        tokio::time::timeout(Duration::from_secs(20), task)
+            .await
+            .unwrap()
+            .unwrap();
+        trickle.await.unwrap();
     }
 
     #[tokio::test]

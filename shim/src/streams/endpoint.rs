@@ -1,4 +1,4 @@
-//! What containerd named: FIFOs and files. Opens them so that neither the shim nor the client can block the other.
+//! The FIFOs and files that containerd named. Opens them so that neither the shim nor the client can block the other.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -6,7 +6,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
-use tokio::io::{AsyncWrite, AsyncWriteExt};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::io::{AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::unix::pipe;
 
 use super::StreamError;
@@ -16,9 +17,16 @@ pub(super) struct Hold {
     _sender: pipe::Sender,
 }
 
+impl Hold {
+    fn open(path: &Path) -> io::Result<Self> {
+        let _sender = pipe::OpenOptions::new().open_sender(path)?;
+        Ok(Self { _sender })
+    }
+}
+
 /// stdin's FIFO.
 pub(super) struct Input {
-    receiver: pipe::Receiver,
+    source: Source,
     hold: Option<Hold>,
 }
 
@@ -27,10 +35,9 @@ impl Input {
     ///
     /// It is opened without waiting for a writer, and ends with the last writer (fifo(7)); before the first one came it
     /// has not ended. That is how `echo x | ctr run …` ends its container's stdin: ctr has read all there is before the
-    /// task exists, and then calls CloseIO for nobody.
+    /// task exists, and then calls CloseIO for nobody. Once the process runs [`Source::hold`] holds off the end until CloseIO.
     ///
-    /// A terminal outlives its clients: one detaches and another attaches. A writing end of our own holds off its end
-    /// until CloseIO.
+    /// A terminal's is held from the beginning: there is no end that a client could have meant.
     pub(super) fn open(uri: &str, terminal: bool) -> Result<Option<Self>, StreamError> {
         let Some(path) = plain_path(uri)? else {
             return Ok(None);
@@ -42,16 +49,55 @@ impl Input {
         };
         let receiver = pipe::OpenOptions::new().open_receiver(&path).map_err(failed)?;
         let hold = if terminal {
-            let sender = pipe::OpenOptions::new().open_sender(&path).map_err(failed)?;
-            Some(Hold { _sender: sender })
+            Some(Hold::open(&path).map_err(failed)?)
         } else {
             None
         };
-        Ok(Some(Self { receiver, hold }))
+        let source = Source { receiver, path };
+        Ok(Some(Self { source, hold }))
     }
 
-    pub(super) fn into_parts(self) -> (pipe::Receiver, Option<Hold>) {
-        (self.receiver, self.hold)
+    pub(super) fn into_parts(self) -> (Source, Option<Hold>) {
+        (self.source, self.hold)
+    }
+}
+
+/// The reading end of stdin's FIFO.
+pub(super) struct Source {
+    receiver: pipe::Receiver,
+    path: PathBuf,
+}
+
+impl Source {
+    /// 0: the end.
+    pub(super) async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let ready = self.receiver.ready(Interest::READABLE).await?;
+            match self.receiver.try_read(buffer) {
+                // The last writer was gone before the hold: that was the end.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && ready.is_read_closed() => return Ok(0),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => return done,
+            }
+        }
+    }
+
+    /// Holds off the end from now on; none if all writers have gone by now. What they have written is read all the same.
+    pub(super) fn hold(&self) -> Option<Hold> {
+        // poll(2): POLLHUP on a FIFO's reading end is the end of its last writer, and not the want of a first one.
+        let mut events = [PollFd::new(&self.receiver, PollFlags::IN)];
+        match poll(&mut events, Some(&Timespec::default())) {
+            Ok(_) if events[0].revents().contains(PollFlags::HUP) => return None,
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "stdin may end with its client"),
+        }
+        match Hold::open(&self.path) {
+            Ok(hold) => Some(hold),
+            Err(error) => {
+                tracing::warn!(%error, path = %self.path.display(), "stdin ends with its client");
+                None
+            }
+        }
     }
 }
 
@@ -156,7 +202,6 @@ fn absolute(uri: &str, path: &str) -> Result<PathBuf, StreamError> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use tokio::io::AsyncReadExt as _;
 
     proptest! {
         #[test]
@@ -173,37 +218,65 @@ mod tests {
         path.to_str().unwrap().to_owned()
     }
 
+    fn open(path: &str, terminal: bool) -> (Source, Option<Hold>) {
+        Input::open(path, terminal).unwrap().unwrap().into_parts()
+    }
+
+    async fn write(path: &str) {
+        let path = path.to_owned();
+        let writer = tokio::task::spawn_blocking(move || std::fs::write(path, "x"));
+        writer.await.unwrap().unwrap();
+    }
+
+    /// Whether there is nothing to read, and no end.
+    async fn is_open(stdin: &Source) -> bool {
+        let read = tokio::time::timeout(std::time::Duration::from_millis(50), async {
+            stdin.read(&mut [0]).await
+        });
+        read.await.is_err()
+    }
+
     #[tokio::test]
     async fn stdin_ends_with_its_last_writer_and_not_before_its_first() {
         let directory = tempfile::tempdir().unwrap();
         let path = fifo(&directory);
-        let (mut stdin, hold) = Input::open(&path, false).unwrap().unwrap().into_parts();
-        assert!(hold.is_none());
+        let (stdin, hold) = open(&path, false);
+        assert!(hold.is_none() && is_open(&stdin).await);
+        write(&path).await;
         let mut byte = [0];
-        let early = tokio::time::timeout(std::time::Duration::from_millis(50), stdin.read(&mut byte)).await;
-        assert!(early.is_err(), "{early:?}");
-        let writer = tokio::task::spawn_blocking(move || std::fs::write(path, "x"));
-        let mut text = String::new();
-        stdin.read_to_string(&mut text).await.unwrap();
-        writer.await.unwrap().unwrap();
-        assert_eq!(text, "x");
+        assert_eq!(stdin.read(&mut byte).await.unwrap(), 1);
+        assert_eq!((byte, stdin.read(&mut [0]).await.unwrap()), (*b"x", 0));
     }
 
     #[tokio::test]
-    async fn a_terminal_outlives_its_client_until_it_is_let_go() {
+    async fn an_end_before_the_process_runs_is_not_held_off_though_it_has_not_been_read() {
         let directory = tempfile::tempdir().unwrap();
         let path = fifo(&directory);
-        let (mut stdin, hold) = Input::open(&path, true).unwrap().unwrap().into_parts();
-        tokio::task::spawn_blocking(move || std::fs::write(path, "x"))
-            .await
-            .unwrap()
-            .unwrap();
-        let mut byte = [0];
-        stdin.read_exact(&mut byte).await.unwrap();
-        let end = tokio::time::timeout(std::time::Duration::from_millis(50), stdin.read(&mut byte)).await;
-        assert!(end.is_err(), "{end:?}");
-        drop(hold);
-        assert_eq!(stdin.read(&mut byte).await.unwrap(), 0);
+        let (stdin, _) = open(&path, false);
+        write(&path).await;
+        assert!(stdin.hold().is_none());
+        assert_eq!(stdin.read(&mut [0]).await.unwrap(), 1);
+        assert_eq!(stdin.read(&mut [0]).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn stdin_of_a_process_that_runs_outlives_its_clients_until_it_is_let_go() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = fifo(&directory);
+        // With a terminal it is held from the beginning. Without one: a client that has come, and one that has not come yet.
+        for (terminal, client) in [(true, false), (false, true), (false, false)] {
+            let (stdin, held) = open(&path, terminal);
+            let client = client.then(|| OpenOptions::new().write(true).open(&path).unwrap());
+            let hold = held.or_else(|| stdin.hold());
+            assert!(hold.is_some());
+            drop(client);
+            assert!(is_open(&stdin).await);
+            write(&path).await;
+            assert_eq!(stdin.read(&mut [0]).await.unwrap(), 1);
+            assert!(is_open(&stdin).await);
+            drop(hold);
+            assert_eq!(stdin.read(&mut [0]).await.unwrap(), 0);
+        }
     }
 
     #[test]

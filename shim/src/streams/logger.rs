@@ -1,7 +1,7 @@
 //! The program of a `binary://` URI: it gets the output on two pipes and writes the log itself.
 //!
-//! The contract is containerd's (docs of its runtime v2, "Logging"): stdout on descriptor 3, stderr on 4, and a pipe on 5
-//! that the program closes when it is ready; `CONTAINER_ID` and `CONTAINER_NAMESPACE` in its environment; the query of
+//! The interface is containerd's (docs of its runtime v2, "Logging"): stdout on descriptor 3, stderr on 4, and a pipe on
+//! 5 that the program closes when it is ready; `CONTAINER_ID` and `CONTAINER_NAMESPACE` in its environment; the query of
 //! the URI as its arguments.
 
 use std::io;
@@ -10,9 +10,13 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::endpoint::Target;
 use super::{StreamError, sys};
@@ -20,8 +24,11 @@ use super::{StreamError, sys};
 /// For the program to say that it is ready.
 const READY: Duration = Duration::from_secs(10);
 
-/// For the program to write what it has got after its input has ended.
-const END: Duration = Duration::from_secs(10);
+/// For the program to end by itself once its input has ended. Then it gets SIGTERM, if the process's record is to be removed.
+const END: Duration = Duration::from_secs(2);
+
+/// For the program to end after SIGTERM, in seconds: what containerd's own shim gives it (`binaryIOProcTermTimeout`).
+const TERMINATION: Duration = Duration::from_secs(12);
 
 /// A program and its arguments.
 #[derive(Debug, PartialEq, Eq)]
@@ -115,7 +122,7 @@ impl Logger {
         drop(program);
 
         // Closing the pipe is the sign; so is its end, should it die.
-        match tokio::time::timeout(READY, ready.read(&mut [0])).await {
+        match timeout(READY, ready.read(&mut [0])).await {
             Ok(Ok(_)) => Ok((
                 Self {
                     child,
@@ -132,14 +139,54 @@ impl Logger {
         }
     }
 
-    /// Waits for it to end: its input has. It is killed if it does not.
-    pub(super) async fn finish(mut self) {
-        if tokio::time::timeout(END, self.child.wait()).await.is_err() {
-            tracing::warn!(program = %self.path.display(), "the logging program does not end and is killed");
-            if let Err(error) = self.child.kill().await {
-                tracing::warn!(%error, "the logging program cannot be killed");
-            }
+    /// Its input has ended. It may go on until the process's record is removed: nerdctl's waits for the task's exit to be told.
+    pub(super) fn finish(self) -> LoggerEnd {
+        let (hurry, hurried) = watch::channel(false);
+        let (lives, ended) = watch::channel(());
+        let input_ended = Instant::now();
+        tokio::spawn(async move {
+            self.end(input_ended, hurried).await;
+            drop(lives);
+        });
+        LoggerEnd { hurry, ended }
+    }
+
+    async fn end(mut self, input_ended: Instant, mut hurried: watch::Receiver<bool>) {
+        tokio::select! {
+            _ = self.child.wait() => return,
+            // An error: the record is gone, and nobody waits.
+            _ = hurried.wait_for(|hurried| *hurried) => {}
         }
+        if timeout_at(input_ended + END, self.child.wait()).await.is_ok() {
+            return;
+        }
+        if let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) {
+            // ESRCH: it has ended. Not yet reaped, it keeps its number.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        }
+        if timeout(TERMINATION, self.child.wait()).await.is_ok() {
+            return;
+        }
+        tracing::warn!(program = %self.path.display(), "the logging program does not end and is killed");
+        if let Err(error) = self.child.kill().await {
+            tracing::warn!(%error, "the logging program cannot be killed");
+        }
+    }
+}
+
+/// A program whose input has ended.
+pub struct LoggerEnd {
+    hurry: watch::Sender<bool>,
+    ended: watch::Receiver<()>,
+}
+
+impl LoggerEnd {
+    /// Waits for its end, which is brought about if it does not come by itself: 14 s at most.
+    pub async fn wait(&self) {
+        self.hurry.send_replace(true);
+        let mut ended = self.ended.clone();
+        // Nothing is ever sent: an error is the end.
+        let _ = ended.changed().await;
     }
 }
 

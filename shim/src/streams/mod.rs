@@ -1,25 +1,29 @@
-//! The standard streams of one process: what containerd named on one side, connections from the guest on the other.
+//! The standard streams of one process: files and FIFOs of containerd on one side, connections from the guest on the
+//! other.
 //!
-//! Nothing is framed. The end of an output is said elsewhere: the agent tells with the exit how many bytes the process
-//! wrote, and when that many have been passed on the stream is closed. Nothing here waits for ever once the process
-//! has ended: a reader that has stalled, or a guest that lies about the length, costs a bounded time.
+//! The data is not framed. The end of an output is reported separately: with the exit the agent reports how many bytes
+//! the process wrote, and when that many have been passed on, the stream is closed. After the process has ended, nothing
+//! here waits without a limit. A stalled reader, or a guest that reports a wrong length, costs a limited time.
 
 mod copy;
 mod endpoint;
 mod logger;
 mod sys;
+mod wait;
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use protocol::agent::Stdio;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
-use self::endpoint::{Hold, Input, Target};
+use self::endpoint::{Hold, Input, Source, Target};
 use self::logger::Logger;
+pub use self::logger::LoggerEnd;
+pub(crate) use self::wait::Wait;
 use crate::sandbox::connections::{Dialled, Expected};
 
 /// Bytes per read: what a pipe holds.
@@ -201,8 +205,10 @@ impl Prepared {
 }
 
 struct Stdin {
-    /// Our own writing end of a terminal's FIFO: it holds off the end of file until CloseIO.
+    /// Our own writing end of the FIFO: it holds off the end of file until CloseIO.
     hold: Option<Hold>,
+    /// Gone once nobody reads any more.
+    source: Weak<Source>,
     task: JoinHandle<()>,
     length: Option<oneshot::Receiver<u64>>,
 }
@@ -224,9 +230,12 @@ impl Streams {
     fn set_stdin(&mut self, input: Input, connection: impl tokio::io::AsyncWrite + Send + Unpin + 'static) {
         let (tell, length) = oneshot::channel();
         let (source, hold) = input.into_parts();
+        let source = Arc::new(source);
+        let weak = Arc::downgrade(&source);
         let task = tokio::spawn(copy::input(source, connection, tell));
         self.stdin = Mutex::new(Some(Stdin {
             hold,
+            source: weak,
             task,
             length: Some(length),
         }));
@@ -254,6 +263,20 @@ impl Streams {
         stdin.as_mut().and_then(|stdin| stdin.length.take())
     }
 
+    /// The process runs: from now on stdin outlives its writers and ends with CloseIO alone, unless it has ended by now.
+    ///
+    /// A client that comes to the end of its own input before there is a task never calls CloseIO, and one that comes to it
+    /// later does. A client that is restarted closes its end without a word: that is no end of input.
+    pub fn hold_stdin(&self) {
+        let mut stdin = self.stdin.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(stdin) = stdin.as_mut()
+            && stdin.hold.is_none()
+            && let Some(source) = stdin.source.upgrade()
+        {
+            stdin.hold = source.hold();
+        }
+    }
+
     /// CloseIO: stdin ends once the client has closed it too.
     pub fn close_stdin(&self) {
         let mut stdin = self.stdin.lock().unwrap_or_else(PoisonError::into_inner);
@@ -262,8 +285,8 @@ impl Streams {
         }
     }
 
-    /// Passes on what is left of the output and closes everything.
-    pub async fn finish(&self, lengths: OutputLengths) {
+    /// Passes on what is left of the output and closes everything. The logging program, where there is one, may not have ended by then.
+    pub async fn finish(&self, lengths: OutputLengths) -> Option<LoggerEnd> {
         let stdin = self.stdin.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(stdin) = stdin {
             stdin.task.abort();
@@ -284,9 +307,7 @@ impl Streams {
             }
         }
         let logger = self.logger.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(logger) = logger {
-            logger.finish().await;
-        }
+        logger.map(Logger::finish)
     }
 }
 

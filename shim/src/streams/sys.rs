@@ -1,4 +1,4 @@
-//! Giving descriptors to a child under fixed numbers.
+//! Passes descriptors to a child under fixed numbers.
 #![allow(unsafe_code)]
 
 use std::io;

@@ -1,5 +1,5 @@
-//! Sources below the host's `/dev`. Device nodes, and the file systems that a kernel makes there, are the guest's own. The rest are
-//! files as any other: syslog's socket, the links of `/dev/disk`.
+//! Sources below the host's `/dev`. Device nodes, and the file systems that a kernel creates there, are the guest's own.
+//! All other files are shared like any others: syslog's socket, the links of `/dev/disk`.
 
 use std::fs;
 use std::io;

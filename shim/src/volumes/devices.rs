@@ -1,6 +1,6 @@
 //! Block devices of a specification (`--device`, CRI's volumeDevices): each becomes a disk of the guest.
 //!
-//! A specification names a device by the host's number; the node that stands for it in the container may be called anything.
+//! A specification identifies a device by the host's number. The node in the container may have any name.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,6 +33,8 @@ impl Volumes {
             return Ok(());
         };
         let mut kept = Vec::new();
+        // Held until the last is looked at: a disk and its partition, each of which is free, cannot be had together.
+        let mut held = Vec::new();
         for device in std::mem::take(listed) {
             if device.typ() != LinuxDeviceType::B {
                 kept.push(device);
@@ -40,7 +42,10 @@ impl Volumes {
             }
             let found = locate(places, &device, &rules, host);
             let found = match lenient {
-                true => found.and_then(|found| found.1.open().map(|_| found)),
+                true => found.and_then(|found| {
+                    held.push(found.1.open()?);
+                    Ok(found)
+                }),
                 false => found,
             };
             match found {

@@ -1,5 +1,5 @@
-//! Kata's direct-assigned volumes: a CSI driver says by a file what device is behind a volume's path, and the guest mounts
-//! that (kata-containers, docs/design/direct-blk-device-assignment.md).
+//! Kata's direct-assigned volumes: a file by a CSI driver names the device behind a volume's path, and the guest mounts
+//! that device (kata-containers, docs/design/direct-blk-device-assignment.md).
 //!
 //! The file is `<base64url of the path>/mountInfo.json` below a directory in which only root can write.
 

@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use hypervisor::{Disk, DiskKind};
+use hypervisor::{Disk, DiskKind, Sectors};
 use rustix::fs::FileType;
 
 use super::VolumeError;
@@ -134,11 +134,16 @@ impl HostDisk {
                 path: self.path.clone(),
             });
         }
+        let sectors = match block {
+            true => Some(sectors(&file).map_err(|errno| PathError::new("measure the sectors of", &self.path, errno))?),
+            false => None,
+        };
         Ok(Disk {
             file: file.into(),
             kind: if block { DiskKind::BlockDevice } else { DiskKind::File },
             read_only,
             direct,
+            sectors,
         })
     }
 
@@ -159,4 +164,11 @@ impl HostDisk {
             Err(error) => Err(error),
         }
     }
+}
+/// A partition table and a file system are laid out in sectors: the guest must see those that the host sees.
+fn sectors(device: &File) -> rustix::io::Result<Sectors> {
+    Ok(Sectors {
+        logical: rustix::fs::ioctl_blksszget(device)?,
+        physical: rustix::fs::ioctl_blkpbszget(device)?,
+    })
 }

@@ -1,5 +1,5 @@
-//! What the host has put into an emptyDir in memory before a container has it: the directory of a subPath, for one. The guest's
-//! tmpfs begins with a copy.
+//! The files that the host has put into an emptyDir in memory before a container uses it, for example the directory of a
+//! subPath. The guest's tmpfs starts with a copy of them.
 
 use std::fs;
 use std::io;

@@ -1,4 +1,4 @@
-//! Why a volume or a device cannot be had.
+//! The errors of volumes and devices.
 
 use std::path::PathBuf;
 

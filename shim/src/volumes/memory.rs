@@ -1,5 +1,5 @@
-//! Volumes in memory: the guest has its own, one for all containers of the pod, for what is in the host's memory cannot be
-//! mapped into a guest. Pure.
+//! Volumes in memory: the guest has its own, one for all containers of the pod, because the host's memory file systems
+//! cannot be mapped into a guest. Pure.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -13,6 +13,9 @@ use super::source::{FileSystem, Source};
 /// Bytes of huge pages that a container may use, by the size of a page.
 pub(super) type HugePageLimits = HashMap<u64, u64>;
 
+/// "No limit" is a number that no memory has.
+const NO_LIMIT: u64 = 1 << 50;
+
 /// The limits of a specification (config-linux.md "Huge page limits").
 pub(super) fn huge_page_limits(spec: &Spec) -> HugePageLimits {
     let linux = spec.linux().as_ref();
@@ -22,10 +25,8 @@ pub(super) fn huge_page_limits(spec: &Spec) -> HugePageLimits {
         .unwrap_or_default()
         .iter()
         .filter_map(|limit| {
-            Some((
-                page_size(limit.page_size())?,
-                u64::try_from(limit.limit()).unwrap_or_default(),
-            ))
+            let bytes = u64::try_from(limit.limit()).ok().filter(|bytes| *bytes < NO_LIMIT);
+            Some((page_size(limit.page_size())?, bytes.unwrap_or_default()))
         })
         .collect()
 }
@@ -90,6 +91,18 @@ pub(super) fn storage(
             })
         }
         FileSystem::Other => None,
+    }
+}
+
+/// A reservation of huge pages for a container that has no volume of them.
+pub(super) fn huge_pages_alone(page: u64, bytes: u64) -> Storage {
+    Storage {
+        name: name("huge", format!("limit {page}").as_bytes()),
+        fstype: "hugetlbfs".to_owned(),
+        options: vec!["mode=0700".to_owned(), format!("pagesize={page}")],
+        huge_page_size: page,
+        huge_bytes: bytes,
+        ..Storage::default()
     }
 }
 

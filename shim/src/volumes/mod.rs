@@ -1,5 +1,5 @@
-//! What a container's root, mounts and devices become that are not files of the host: disks that are plugged into the VM,
-//! and file systems in the guest's memory.
+//! The roots, mounts and devices of a container that are not files of the host: disks that are plugged into the VM, and
+//! file systems in the guest's memory.
 //!
 //! | on the host | in the guest |
 //! |---|---|
@@ -9,8 +9,8 @@
 //! | a tmpfs that is `/dev/shm`, or an emptyDir or a part of one | a tmpfs, the same for all containers of the pod |
 //! | a hugetlbfs | a hugetlbfs with reserved pages |
 //!
-//! It decides and looks things up; it plugs in and mounts nothing. The mounts that it takes become binds from
-//! [`protocol::STORAGE_DIRECTORY`], which [`crate::guest_spec`] leaves as they are.
+//! It decides and looks things up; it neither plugs in nor mounts. The mounts that it handles become binds from
+//! [`protocol::STORAGE_DIRECTORY`], which [`crate::guest_spec`] does not change.
 
 mod dev;
 mod devices;
@@ -23,7 +23,7 @@ pub mod record;
 mod rootfs;
 mod source;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::types::mount::Mount as RootfsMount;
@@ -102,6 +102,7 @@ impl Volumes {
         if spec.mounts().is_some() {
             spec.set_mounts(Some(mounts));
         }
+        volumes.reserve_huge_pages(&huge_pages);
         volumes.devices(places, spec, host)?;
         Ok(volumes)
     }
@@ -184,6 +185,26 @@ impl Volumes {
         take(mount, &storage, &found.part);
         self.storages.push((storage, None));
         Ok(())
+    }
+
+    /// Each limit of huge pages is a reservation in the guest, made once: with the first volume of that size, or without one
+    /// for a program that maps them by itself (MAP_HUGETLB, shmget(2) with SHM_HUGETLB).
+    fn reserve_huge_pages(&mut self, limits: &memory::HugePageLimits) {
+        let mut reserved = BTreeSet::new();
+        for (storage, _) in &mut self.storages {
+            if storage.huge_page_size > 0 && !reserved.insert(storage.huge_page_size) {
+                storage.huge_bytes = 0;
+            }
+        }
+        let alone = limits
+            .iter()
+            .filter(|(size, bytes)| **bytes > 0 && !reserved.contains(*size));
+        let alone: BTreeMap<u64, u64> = alone.map(|(size, bytes)| (*size, *bytes)).collect();
+        self.storages.extend(
+            alone
+                .into_iter()
+                .map(|(size, bytes)| (memory::huge_pages_alone(size, bytes), None)),
+        );
     }
 
     fn store_on(&mut self, mut storage: Storage, disk: HostDisk) {

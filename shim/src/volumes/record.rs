@@ -1,8 +1,9 @@
-//! Which sandbox uses a direct-assigned volume: a file, named by the sandbox, beside the volume's mountInfo.json, as Kata's
-//! runtime leaves it (`RecordSandboxID` in kata-containers, src/runtime/pkg/direct-volume/utils.go). Whoever asks for a volume
-//! by its path finds the sandbox by it.
+//! Records which sandbox uses a direct-assigned volume: a file next to the volume's mountInfo.json, named after the
+//! sandbox, as in Kata's runtime (`RecordSandboxID` in kata-containers, src/runtime/pkg/direct-volume/utils.go).
+//! `kata-ctl` uses it to find the sandbox by the volume's path.
 //!
-//! Kata's file is empty. Here it has a line for each of containerd's namespaces in which a sandbox of that id uses the volume.
+//! Kata's file is empty. Here it has one line for each containerd namespace in which a sandbox of that id uses the
+//! volume.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};

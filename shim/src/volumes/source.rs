@@ -1,4 +1,4 @@
-//! What the source of a bind mount is on the host.
+//! Finds out what the source of a bind mount is on the host.
 
 use std::io;
 use std::os::fd::AsFd;

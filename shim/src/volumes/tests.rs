@@ -1,4 +1,5 @@
-//! Specifications against files of this machine: images, a tmpfs, a hugetlbfs. As root, in the tests' own mount namespace.
+//! Tests of specifications with files of this machine: images, a tmpfs, a hugetlbfs. As root, in the tests' own mount
+//! namespace.
 
 use std::fs;
 

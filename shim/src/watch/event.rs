@@ -1,4 +1,4 @@
-//! What fanotify says, decoded: fanotify(7) of Linux 5.17 and later. Pure.
+//! Decodes fanotify's events: fanotify(7) of Linux 5.17 and later. Pure.
 
 /// A file as `name_to_handle_at(2)` identifies it, with the file system that it is on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -1,7 +1,7 @@
-//! Whether a process is this server or a child of it: what virtiofsd does, it does for the guest.
+//! Whether a process is this server or a descendant of it: virtiofsd's changes are made for the guest.
 //!
-//! The kernel tells numbers, which are used again: a number is believed only while a descriptor of the process
-//! (pidfd_open(2)) says that it still runs.
+//! The kernel reports pids, which are reused. A remembered pid counts only as long as a descriptor of the process
+//! (pidfd_open(2)) shows that the process still runs.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;

@@ -1,8 +1,8 @@
-//! Changes that the host makes to what it shares: found by fanotify(7), told to the guest, which cannot see them.
+//! The host's changes of shared files: found by fanotify(7), and reported to the guest, which cannot see them itself.
 //!
-//! Every directory of a volume is marked, down to [`MOST_DIRECTORIES`] of a sandbox, because fanotify's marks do not
-//! reach below a directory. What QEMU's helpers do is left out: those are the guest's own changes, which its kernel has
-//! told already. Without fanotify (Linux 5.17 is needed, and a file system with file handles) nobody is told.
+//! Every directory of a volume is marked, up to [`MOST_DIRECTORIES`] per sandbox, because a fanotify mark does not cover
+//! subdirectories. Changes by the sandbox's helpers are left out: they are the guest's own changes, which its kernel has
+//! already reported. Without fanotify (it needs Linux 5.17 and a file system with file handles) no changes are reported.
 //!
 //! It knows neither the agent nor containerd.
 
@@ -11,7 +11,7 @@ mod helpers;
 mod sys;
 mod table;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
@@ -21,7 +21,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use protocol::agent::HostChange;
-use rustix::fs::{AtFlags, FileType};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::mount::{OpenTreeFlags, open_tree};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
@@ -44,6 +45,8 @@ pub struct Watches {
     /// The shared directory, in which the volumes are.
     root: PathBuf,
     table: Arc<Mutex<Table>>,
+    /// For each volume, a file of its file system by which its watched files are found when it is not shared any longer.
+    roots: Arc<Mutex<HashMap<VolumeId, OwnedFd>>>,
     helpers: Helpers,
     /// Something is not shared any longer.
     gone: Arc<Notify>,
@@ -68,6 +71,7 @@ impl Watches {
             group: Arc::new(crate::sys::watch(sys::group()?)?),
             root: root.to_owned(),
             table: Arc::default(),
+            roots: Arc::default(),
             helpers: Helpers::default(),
             gone: Arc::default(),
         })
@@ -75,6 +79,10 @@ impl Watches {
 
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn roots(&self) -> MutexGuard<'_, HashMap<VolumeId, OwnedFd>> {
+        self.roots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Opens a place by its path. The guest can make links in it at any moment, so none is followed: what is marked is what
@@ -100,6 +108,11 @@ impl Watches {
             return;
         }
         place.file = kind == FileType::RegularFile;
+        match apart(&file) {
+            Ok(root) => drop(self.roots().insert(volume, root)),
+            // Then it is watched until the sandbox ends.
+            Err(error) => tracing::debug!(volume, %error, "a volume cannot be opened apart from its mount"),
+        }
         match self.mark(&file, &place) {
             Ok(()) if kind == FileType::Directory => self.add_below(place, file, device),
             Ok(()) => {}
@@ -149,9 +162,24 @@ impl Watches {
         }
     }
 
-    /// These volumes are not shared any longer: the guest is told, which may hold on to what they were.
+    /// These volumes are not shared any longer: their marks are taken back, and the guest is told, which may hold on to what they
+    /// were. Blocks.
     pub fn forget(&self, volumes: &[VolumeId]) {
-        self.table().forget(volumes);
+        let unwatched = self.table().forget(volumes);
+        let roots: HashMap<VolumeId, OwnedFd> = {
+            let mut all = self.roots();
+            volumes.iter().filter_map(|volume| all.remove_entry(volume)).collect()
+        };
+        let group = self.group.get_ref().as_fd();
+        for (handle, volume, directory) in unwatched {
+            let Some(root) = roots.get(&volume) else { continue };
+            // What is gone has no mark any more.
+            if let Ok(file) = sys::open_by_handle(root.as_fd(), &handle)
+                && let Err(error) = sys::unmark(group, file.as_fd(), directory)
+            {
+                tracing::debug!(volume, %error, "a mark of fanotify stays until the sandbox ends");
+            }
+        }
         self.gone.notify_one();
     }
 
@@ -213,6 +241,14 @@ impl Watches {
     }
 }
 
+/// Opens a directory or a regular file for reading by a mount of its own: the one that it was found by can be unmounted all the same.
+fn apart(file: &OwnedFd) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let clone = open_tree(CWD, below::name_of(file), flags)?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    Ok(rustix::fs::open(below::name_of(&clone), flags, Mode::empty())?)
+}
+
 fn kind_and_device(file: &OwnedFd) -> io::Result<(FileType, u64)> {
     let stat = rustix::fs::fstat(file)?;
     Ok((FileType::from_raw_mode(stat.st_mode), stat.st_dev))
@@ -262,6 +298,34 @@ mod tests {
         watches.forget(&[1]);
         assert_eq!(watches.table().len(), 0);
         while !watches.next().await.unwrap().contains(&gone()) {}
+    }
+
+    /// Marks of the group, of which the kernel tells (proc_pid_fdinfo(5)).
+    fn marks(watches: &Watches) -> usize {
+        let number = std::os::fd::AsRawFd::as_raw_fd(watches.group.get_ref());
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap();
+        info.lines().filter(|line| line.starts_with("fanotify ino:")).count()
+    }
+
+    #[tokio::test]
+    async fn the_marks_of_a_volume_are_taken_back_when_it_goes() {
+        let directory = tempfile::tempdir().unwrap();
+        let volumes = directory.path().join(protocol::VOLUMES);
+        fs::create_dir_all(volumes.join("1/sub/deep")).unwrap();
+        fs::create_dir_all(volumes.join("2")).unwrap();
+        fs::write(volumes.join("3"), "a file").unwrap();
+        let watches = Watches::new(directory.path()).unwrap();
+        for volume in [1, 2, 3] {
+            watches.add(volume);
+        }
+        assert_eq!(marks(&watches), 5);
+        // As where it has been unmounted.
+        fs::rename(volumes.join("1"), directory.path().join("elsewhere")).unwrap();
+        watches.forget(&[1]);
+        assert_eq!(marks(&watches), 2);
+        watches.forget(&[2, 3]);
+        assert_eq!(marks(&watches), 0);
+        assert!(watches.roots().is_empty());
     }
 
     #[tokio::test]

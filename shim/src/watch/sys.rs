@@ -54,6 +54,59 @@ pub(super) fn mark(group: BorrowedFd<'_>, file: BorrowedFd<'_>, directory: bool)
     }
 }
 
+/// Watches it no longer. It is no error if it was not watched, or is gone.
+pub(super) fn unmark(group: BorrowedFd<'_>, file: BorrowedFd<'_>, directory: bool) -> io::Result<()> {
+    let path = CString::new(crate::below::name_of(&file)).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let mask = if directory { DIRECTORY } else { FILE };
+    // SAFETY: `path` is a string that ends with a zero and lives as long as the call.
+    let result = unsafe {
+        libc::fanotify_mark(
+            group.as_raw_fd(),
+            libc::FAN_MARK_REMOVE,
+            mask,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            error => Err(error),
+        },
+    }
+}
+
+/// Opens a file by its handle, for its path alone. `within` is any file of its file system, open for reading.
+pub(super) fn open_by_handle(within: BorrowedFd<'_>, handle: &Handle) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Buffer {
+        bytes: libc::c_uint,
+        kind: libc::c_int,
+        handle: [u8; LONGEST_HANDLE],
+    }
+    let mut buffer = Buffer {
+        bytes: u32::try_from(handle.bytes.len()).unwrap_or(u32::MAX),
+        kind: handle.kind,
+        handle: [0; LONGEST_HANDLE],
+    };
+    let room = buffer.handle.get_mut(..handle.bytes.len());
+    room.ok_or(io::ErrorKind::InvalidInput)?.copy_from_slice(&handle.bytes);
+    // SAFETY: `buffer` begins as `struct file_handle` does and has behind it the bytes that it says; it is read during the call.
+    let fd = unsafe {
+        libc::open_by_handle_at(
+            within.as_raw_fd(),
+            (&raw mut buffer).cast::<libc::file_handle>(),
+            libc::O_PATH | libc::O_CLOEXEC,
+        )
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given us this descriptor, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// The handle by which events name a file.
 pub(super) fn handle_of(file: BorrowedFd<'_>) -> io::Result<Handle> {
     #[repr(C)]

@@ -1,4 +1,4 @@
-//! Which watched directory is what to the guest, and what an event means to it. Pure.
+//! The paths of watched directories in the guest, and the meaning of an event there. Pure.
 
 use std::collections::HashMap;
 
@@ -88,9 +88,17 @@ impl Table {
         }
     }
 
-    /// Nothing of these volumes is of interest any longer.
-    pub(super) fn forget(&mut self, volumes: &[VolumeId]) {
+    /// Nothing of these volumes is of interest any longer. The answer is what need not be watched any more, each with the volume
+    /// that it was in and whether it is a directory.
+    pub(super) fn forget(&mut self, volumes: &[VolumeId]) -> Vec<(Handle, VolumeId, bool)> {
+        let gone = self.places.iter().filter_map(|(handle, places)| {
+            let all = places.iter().all(|place| volumes.contains(&place.volume));
+            let place = places.first().filter(|_| all)?;
+            Some((handle.clone(), place.volume, !place.file))
+        });
+        let gone = gone.collect();
         self.retain(|place| !volumes.contains(&place.volume));
+        gone
     }
 
     fn retain(&mut self, keep: impl Fn(&Place) -> bool) {
@@ -342,7 +350,17 @@ mod tests {
             said(&table.translate(&event, |_, _| true)),
             [(String::new(), String::new(), libc::IN_MODIFY)]
         );
-        table.forget(&[1]);
+        assert_eq!(table.forget(&[1]), [(handle(7), 1, false)]);
         assert_eq!(table.len(), 0);
+    }
+
+    #[test]
+    fn what_is_in_two_volumes_is_watched_until_both_are_gone() {
+        let mut table = table();
+        table.insert(handle(3), Place { volume: 2, ..place("") });
+        let mut gone: Vec<_> = table.forget(&[1]).into_iter().map(|(handle, ..)| handle).collect();
+        gone.sort_by_key(|handle| handle.bytes.clone());
+        assert_eq!(gone, [handle(1), handle(2)]);
+        assert_eq!(table.forget(&[2]), [(handle(3), 2, true)]);
     }
 }

@@ -125,6 +125,55 @@ async fn who_scrapes_does_not_wait_for_each_container_of_a_guest_that_hangs() {
 }
 
 #[tokio::test]
+async fn a_guest_that_hangs_costs_whoever_asks_for_all_figures_one_wait() {
+    let shim = Shim::new(Boot::Works).await;
+    for id in ["mute-1", "mute-2"] {
+        shim.run(id, &["mute"]).await;
+    }
+    shim.run("well", &["sleep"]).await;
+    shim.stats("well").await.unwrap();
+    assert!(shim.stats("mute-1").await.is_err());
+    // It is not even asked.
+    assert!(shim.stats("well").await.is_err());
+    assert!(shim.stats("mute-2").await.is_err());
+    assert_eq!(
+        shim.guest
+            .calls
+            .borrow()
+            .iter()
+            .filter(|call| call.starts_with("stats"))
+            .count(),
+        2
+    );
+    shim.guest.release();
+    let answered = async {
+        while shim.stats("well").await.is_err() {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), answered)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn pids_are_the_hosts_and_are_told_without_the_guest() {
+    let shim = Shim::new(Boot::Works).await;
+    shim.run("running", &["sleep"]).await;
+    shim.run("stopped", &["exit", "0"]).await;
+    shim.wait("stopped", "").await.unwrap();
+    for id in ["running", "stopped"] {
+        let pid = shim.state(id, "").await.unwrap().pid;
+        assert_eq!(shim.pids(id).await.unwrap(), [pid]);
+    }
+    assert!(shim.pids("nobody").await.is_err());
+    // containerd takes a shim that gives no number, when it comes back, for a leaked one, and deletes its task.
+    shim.guest.die("killed", false);
+    assert_eq!(shim.wait("running", "").await.unwrap(), 137);
+    assert_eq!(shim.pids("running").await.unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn a_console_ends_with_its_programs_code_and_leaves_nothing_in_the_guest() {
     let shim = Shim::new(Boot::Works).await;
     let diagnostics = shim.diagnostics().await;

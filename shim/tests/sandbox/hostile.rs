@@ -9,7 +9,7 @@ use tokio::net::UnixStream;
 use ttrpc::r#async::Client;
 use ttrpc::r#async::transport::Socket;
 
-use containerd_shim_protos::api::{PidsRequest, Status};
+use containerd_shim_protos::api::Status;
 
 use crate::support::guest::exit;
 use crate::support::{Boot, Shim, soon};
@@ -81,20 +81,6 @@ async fn second_connections_wrong_tokens_and_strangers_are_hung_up_on() {
     let _ = stranger.write_all(b"more").await;
     is_hung_up_on(stranger).await;
     is_well(&shim).await;
-}
-
-#[tokio::test]
-async fn the_names_of_a_containers_processes_are_those_that_containerd_gave() {
-    let shim = with_container().await;
-    shim.exec("c", "e", &["sleep"]).await.unwrap();
-    shim.start("c", "e").await.unwrap();
-    let request = PidsRequest {
-        id: "c".to_owned(),
-        ..Default::default()
-    };
-    let listed = shim.tasks.pids(soon(), &request).await.unwrap();
-    let named = listed.processes.iter().filter(|process| process.info.is_some());
-    assert_eq!((listed.processes.len(), named.count()), (4, 1));
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use crate::support::{Boot, PID, POD, Shim, Stdio, refusal, soon};
 async fn a_container_lives_and_its_events_come_in_order() {
     let shim = Shim::new(Boot::Works).await;
     let pid = shim.create("c", &["exit", "3"]).await.unwrap();
-    // A pid of its own, which is alive: the VMM's stands for the pod's first container.
+    // A pid of its own, which is alive, and not the VMM's: its root would be the host's.
     assert!(pid != PID && std::path::Path::new(&format!("/proc/{pid}/ns/pid")).exists());
     assert_eq!(shim.status("c", "").await, Status::CREATED);
     shim.start("c", "").await.unwrap();
@@ -200,7 +200,7 @@ async fn the_sandbox_has_a_status_and_an_end_of_its_own() {
     };
     let first = shim.sandbox.start_sandbox(soon(), &start).await.unwrap();
     let again = shim.sandbox.start_sandbox(soon(), &start).await.unwrap();
-    assert_eq!(first.pid, PID);
+    assert_ne!(first.pid, PID);
     assert_eq!(first.created_at, again.created_at, "a sandbox is created once");
     let status = SandboxStatusRequest {
         sandbox_id: POD.to_owned(),
@@ -214,7 +214,7 @@ async fn the_sandbox_has_a_status_and_an_end_of_its_own() {
         ..Default::default()
     };
     shim.run(POD, &["sleep"]).await;
-    assert_eq!(shim.state(POD, "").await.unwrap().pid, PID);
+    assert_eq!(shim.state(POD, "").await.unwrap().pid, first.pid);
     let figures = shim.sandbox.sandbox_metrics(soon(), &metrics).await.unwrap();
     assert_eq!(figures.metrics.id, POD);
     assert!(figures.metrics.data.type_url.ends_with("Metrics"));
@@ -279,4 +279,22 @@ async fn an_exec_that_may_not_lock_what_it_asks_for_is_refused_before_anything_i
     assert!(!shim.guest.has("c", "e"));
     // The name is free.
     shim.exec("c", "e", &["exit", "0"]).await.unwrap();
+}
+
+#[tokio::test]
+async fn one_container_of_a_living_pod_is_ended_and_the_others_live() {
+    let shim = Shim::new(Boot::Works).await;
+    for id in ["pod", "leaked", "created"] {
+        shim.create(id, &["sleep"]).await.unwrap();
+    }
+    shim.start("pod", "").await.unwrap();
+    shim.start("leaked", "").await.unwrap();
+    assert!(shim.was_asked());
+    for id in ["leaked", "created"] {
+        let answer = shim::delete::end(&shim.address(), id).await.unwrap();
+        assert_eq!(answer.exit_status, 137);
+        assert!(shim.state(id, "").await.is_err());
+    }
+    assert!(shim::delete::end(&shim.address(), "nobody").await.is_err());
+    assert_eq!(shim.status("pod", "").await, Status::RUNNING);
 }

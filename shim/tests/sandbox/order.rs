@@ -116,8 +116,8 @@ async fn every_call_that_comes_at_the_wrong_time_gets_its_code() {
         ("paused", "waiting", &[Start], state),
         ("stopped", "", &[Start, Pause, Resume], state),
         ("stopped", "late", &[Exec], state),
-        ("stopped", "", &[Kill, Stats, Pids], missing),
-        ("stopped", "", &[State, Wait, Delete], None),
+        ("stopped", "", &[Kill, Stats], missing),
+        ("stopped", "", &[Pids, State, Wait, Delete], None),
         ("stopped", "", &[Delete], missing),
     ];
     for (id, exec, calls, expected) in table {

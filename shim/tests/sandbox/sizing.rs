@@ -204,3 +204,38 @@ async fn nobody_waits_for_memory_of_a_vm_that_has_ended() {
     shim.guest.die("QEMU exited with status 1", false);
     waited_for.wait_for(|now| *now == 0).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_vm_grows_for_containers_without_a_limit_within_the_configuration_and_shrinks_with_them() {
+    let shim = Shim::new(Boot::Works).await;
+    shim.run("a", &["sleep"]).await;
+    let size = &shim.guest.size;
+    assert_eq!(shim.guest.scale(256).await.unwrap(), (256, 1792));
+    assert_eq!(*size.changes.borrow(), ["512 MiB"]);
+    // Limits of others come on top.
+    shim.create_limited("b", &["sleep"], 64).await.unwrap();
+    assert_eq!(size.changes.borrow().last().unwrap(), "577 MiB");
+    // More than the most, and as much as no VM has.
+    assert_eq!(shim.guest.scale(1 << 40).await.unwrap(), (1792, 1792));
+    assert_eq!(size.changes.borrow().last().unwrap(), "2113 MiB");
+    assert_eq!(shim.guest.scale(128).await.unwrap(), (128, 1792));
+    assert_eq!(size.after(4).await[3], "449 MiB");
+    // Nobody without a limit is left.
+    shim.kill("a", "", 9).await.unwrap();
+    assert_eq!(size.after(5).await[4], ONE);
+    assert_eq!(shim.guest.scale(256).await.unwrap(), (0, 0));
+    assert_eq!(size.changes.borrow().len(), 5);
+}
+
+#[tokio::test]
+async fn memory_that_the_vm_does_not_take_is_refused_and_not_counted() {
+    let shim = Shim::new(Boot::Works).await;
+    shim.run("a", &["sleep"]).await;
+    shim.guest.size.stuck.store(true, Ordering::SeqCst);
+    let (code, message) = refusal(shim.guest.scale(256).await);
+    assert_eq!(code, Code::RESOURCE_EXHAUSTED);
+    assert!(message.contains("plugged memory"), "{message}");
+    assert_eq!(shim.guest.size.after(2).await, ["512 MiB", NONE]);
+    shim.guest.size.stuck.store(false, Ordering::SeqCst);
+    assert_eq!(shim.guest.scale(256).await.unwrap(), (256, 1792));
+}

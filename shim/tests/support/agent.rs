@@ -8,8 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use protocol::agent::{
     CloseStdinRequest, ContainerId, CreateContainerRequest, DeleteResponse, Empty, ExecRequest, GuestMetricsResponse,
-    ListProcessesResponse, MemlockReport, MemlockRequest, Process, ProcessId, ProcessStarted, ResizeRequest,
-    ResizeTerminalRequest, SignalRequest, StatsResponse, UpdateRequest,
+    MemlockReport, MemlockRequest, ProcessId, ProcessStarted, ResizeRequest, ResizeTerminalRequest, SignalRequest,
+    StatsResponse, UpdateRequest,
 };
 use protocol::agent_ttrpc::Agent;
 use serde_json::Value;
@@ -132,26 +132,8 @@ impl Agent for FakeAgent {
         Ok(Empty::new())
     }
 
-    async fn list_processes(&self, _: &TtrpcContext, request: ContainerId) -> ttrpc::Result<ListProcessesResponse> {
-        let processes = self.0.processes.lock().unwrap();
-        let own = processes.keys().filter(|key| key.0 == request.container_id);
-        let processes = (1..).zip(own).map(|(pid, key)| Process {
-            pid,
-            exec_id: Some(key.1.clone()),
-            ..Default::default()
-        });
-        let made_up = (1000..).zip(["nothing", "\u{1b}[2Je"]).map(|(pid, exec)| Process {
-            pid,
-            exec_id: Some(exec.to_owned()),
-            ..Default::default()
-        });
-        Ok(ListProcessesResponse {
-            processes: processes.chain(made_up).collect(),
-            ..Default::default()
-        })
-    }
-
     async fn stats(&self, _: &TtrpcContext, request: ContainerId) -> ttrpc::Result<StatsResponse> {
+        self.called("stats", &request.container_id);
         if self.process(&(request.container_id, String::new()))?.args[0] == "mute" {
             self.0.until_released().await;
         }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use protocol::agent::event::What;
-use protocol::agent::{Event, HelloRequest, ProcessExit, ProcessId, SandboxSetup, Stdio};
+use protocol::agent::{Event, HelloRequest, MemoryDemand, ProcessExit, ProcessId, SandboxSetup, Stdio};
 use protocol::agent_ttrpc::{HostClient, create_agent};
 use protocol::preamble::{Preamble, Token};
 use shim::sandbox::connections::LogSink;
@@ -238,6 +238,17 @@ impl Guest {
         };
         let host = self.host.get().expect("hello has been said");
         host.publish(soon(), &event).await.map(drop)
+    }
+
+    /// Asks for so much memory beyond the limits, in MiB. The answer is what is counted and the most that can be.
+    pub(crate) async fn scale(&self, extra: u64) -> ttrpc::Result<(u64, u64)> {
+        let demand = MemoryDemand {
+            extra_bytes: extra << 20,
+            ..Default::default()
+        };
+        let host = self.host.get().expect("hello has been said");
+        let granted = host.scale_memory(soon(), &demand).await?;
+        Ok((granted.extra_bytes >> 20, granted.most_bytes >> 20))
     }
 
     /// Dials the streams of a process and keeps it until it is started.

@@ -62,6 +62,7 @@ impl HostSide for FakeHost {
             sockets: Vec::new(),
             resolv_conf: None,
             limits,
+            covers: Vec::new(),
         })
     }
 

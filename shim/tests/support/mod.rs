@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use containerd_shim_protos::api::{
-    CreateTaskRequest, DeleteRequest, DeleteResponse, ExecProcessRequest, KillRequest, StartRequest, StateRequest,
-    StateResponse, Status, UpdateTaskRequest, WaitRequest,
+    CloseIORequest, CreateTaskRequest, DeleteRequest, DeleteResponse, ExecProcessRequest, KillRequest, PidsRequest,
+    StartRequest, StateRequest, StateResponse, StatsRequest, Status, UpdateTaskRequest, WaitRequest,
 };
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::sandbox_async::SandboxClient;
@@ -124,8 +124,17 @@ impl Shim {
     }
 
     async fn client(&self) -> Client {
-        let address = format!("unix://{}", self.directory.path().join("shim.sock").display());
-        Client::connect(&address).await.unwrap()
+        Client::connect(&self.address()).await.unwrap()
+    }
+
+    /// Where it listens, as containerd is told.
+    pub(crate) fn address(&self) -> String {
+        format!("unix://{}", self.directory.path().join("shim.sock").display())
+    }
+
+    /// Whether it has an owner.
+    pub(crate) fn was_asked(&self) -> bool {
+        self.core.was_asked()
     }
 
     /// A FIFO that containerd has made.
@@ -309,6 +318,36 @@ impl Shim {
             ..Default::default()
         };
         self.tasks.kill(soon(), &request).await.map(drop)
+    }
+
+    /// CloseIO.
+    pub(crate) async fn close_stdin(&self, id: &str, exec: &str) {
+        let request = CloseIORequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            stdin: true,
+            ..Default::default()
+        };
+        self.tasks.close_io(soon(), &request).await.unwrap();
+    }
+
+    /// A container's pids.
+    pub(crate) async fn pids(&self, id: &str) -> ttrpc::Result<Vec<u32>> {
+        let request = PidsRequest {
+            id: id.to_owned(),
+            ..Default::default()
+        };
+        let listed = self.tasks.pids(soon(), &request).await?;
+        Ok(listed.processes.iter().map(|process| process.pid).collect())
+    }
+
+    /// A container's figures are asked for.
+    pub(crate) async fn stats(&self, id: &str) -> ttrpc::Result<()> {
+        let request = StatsRequest {
+            id: id.to_owned(),
+            ..Default::default()
+        };
+        self.tasks.stats(soon(), &request).await.map(drop)
     }
 
     pub(crate) async fn state(&self, id: &str, exec: &str) -> ttrpc::Result<StateResponse> {

@@ -53,6 +53,26 @@ pub(crate) fn report(directory: &str) -> crate::Result<()> {
     Ok(())
 }
 
+/// Tries what few file systems have, and prints an object from each to its errno, 0 for success.
+pub(crate) fn rare(directory: &str) -> crate::Result<()> {
+    let path = Path::new(directory).join("rare");
+    fs::write(&path, vec![b'a'; 4 * PAGE])?;
+    let file = File::options().read(true).write(true).open(&path)?;
+    let code = |done: rustix::io::Result<()>| done.err().map_or(0, rustix::io::Errno::raw_os_error);
+    let nameless = rustix::fs::open(directory, OFlags::TMPFILE | OFlags::RDWR, Mode::RUSR).map(drop);
+    let page = PAGE as u64;
+    let said = json!({
+        "O_TMPFILE": code(nameless),
+        "collapse": code(rustix::fs::fallocate(&file, FallocateFlags::COLLAPSE_RANGE, 0, page)),
+        "insert": code(rustix::fs::fallocate(&file, FallocateFlags::INSERT_RANGE, 0, page)),
+        "punch": code(rustix::fs::fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, page)),
+        "flags": code(rustix::fs::ioctl_getflags(&file).map(drop)),
+        "birth time": file.metadata()?.created().is_ok(),
+    });
+    println!("{said}");
+    Ok(())
+}
+
 fn errno<T>(result: &io::Result<T>) -> Value {
     json!(
         result
@@ -93,6 +113,11 @@ fn second(path: &Path, verb: &str, first: impl FnOnce() -> io::Result<Held>) -> 
 pub(crate) fn flock(path: &Path) -> io::Result<Flock<File>> {
     let file = File::options().read(true).write(true).open(path)?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno.into())
+}
+
+/// The same of a file that may only be read.
+pub(crate) fn flock_to_read(path: &Path) -> io::Result<Flock<File>> {
+    Flock::lock(File::open(path)?, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno.into())
 }
 
 /// Takes a lock of POSIX's on the whole file without waiting: it ends with the file.

@@ -6,6 +6,8 @@
 //! guest-probe touch-memory BYTES    writes to that many bytes, then says so
 //! guest-probe watch COUNT PATH…     says "watching", then that many inotify events: PATH EVENT NAME COOKIE CONTENT
 //! guest-probe files DIR             mappings, locks, attributes and access lists of a file system, as one JSON object
+//! guest-probe rare DIR             operations that few file systems have, as one JSON object
+//! guest-probe act DIR              does with files what it is told on its standard input, a line an operation and a result
 //! guest-probe meet serve DIR…      makes sockets, FIFOs, locks and so on in directories, and does what is asked by them
 //! guest-probe meet call DIR…       tries all that from another container; prints what came of it, as one JSON object
 //! guest-probe acl DIR               access lists in a directory, as one JSON object
@@ -23,12 +25,16 @@
 //! guest-probe silence CID PORT COUNT  keeps that many vsock connections open and says nothing on them
 //! guest-probe log-to FILE           containerd's binary logger: copies descriptors 3 and 4 to a file
 //! guest-probe load DIR FILES MIB    file system load; prints rates
+//! guest-probe times root|in ROUNDS COUNT DIR,DIR… PROGRAM…   seconds that a program takes from or in each directory, as JSON
+//! guest-probe turns serve DIR…     answers the turns of `call`
+//! guest-probe turns call COUNT DIR…   has a file in each directory in turns with the other program; prints turns a second
 //! guest-probe first-program …       as /init of a guest without an agent
 //! guest-probe fill-perf             maps perf buffers until the kernel refuses, and says how many there were
 //! guest-probe kernel TEST [PATH]    looks for one fault of the guest kernel, as root with every right
 //! ```
 
 mod acl;
+mod act;
 mod dial;
 mod escape;
 mod facts;
@@ -41,6 +47,7 @@ mod mapping;
 mod meet;
 mod names;
 mod sys;
+mod times;
 mod unix;
 mod watch;
 
@@ -49,6 +56,7 @@ use std::{
     error::Error,
     fs::{self, File},
     io::{self, Read, Write},
+    os::unix::net::UnixStream,
     process::ExitCode,
     thread,
 };
@@ -66,6 +74,8 @@ fn main() -> ExitCode {
         ["try", verb, paths @ ..] => try_paths(verb, paths),
         ["touch-memory", bytes] => touch_memory(bytes),
         ["files", directory] => files::report(directory),
+        ["rare", directory] => files::rare(directory),
+        ["act", directory] => act::act(directory),
         ["meet", "serve", directories @ ..] => meet::serve(directories),
         ["meet", "call", directories @ ..] => meet::call(directories),
         ["acl", directory] => acl::report(directory),
@@ -81,6 +91,12 @@ fn main() -> ExitCode {
         ["log-to", file] => log_to(file),
         ["watch", count, paths @ ..] => watch::watch(count, paths),
         ["load", dir, files, mebibytes] => load::load(dir, files, mebibytes),
+        ["times", how, rounds, count, directories, program @ ..] => {
+            times::times(how, rounds, count, directories, program)
+        }
+        ["time", how, count, directory, program @ ..] => times::time(how, count, directory, program),
+        ["turns", "serve", directories @ ..] => times::serve_turns(directories),
+        ["turns", "call", count, directories @ ..] => times::call_turns(count, directories),
         ["first-program", arguments @ ..] => load::first_program(arguments),
         ["fill-perf"] => fill_perf(),
         ["kernel", test, args @ ..] => kernel::run(test, args),
@@ -113,6 +129,8 @@ fn try_paths(verb: &str, paths: &[&str]) -> Result<()> {
                 .open(path)
                 .and_then(|mut file| file.write(&[0]).map(drop)),
             "create" => File::create(path).map(drop),
+            "connect" => UnixStream::connect(path).map(drop),
+            "flock-read" => files::flock_to_read(path.as_ref()).map(drop),
             "flock" => files::flock(path.as_ref()).map(drop),
             "lock" => files::lock(path.as_ref()).map(drop),
             // Any device will do: /dev/null's numbers.

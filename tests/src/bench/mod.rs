@@ -8,6 +8,8 @@ mod host;
 mod machine;
 mod memory;
 mod network;
+mod pod_files;
+mod programs;
 mod share;
 mod start;
 mod streams;
@@ -27,6 +29,8 @@ pub const SECTIONS: &[(&str, Section)] = &[
     ("memory", memory::measure),
     ("streams", streams::measure),
     ("virtio-fs", share::measure),
+    ("programs", programs::measure),
+    ("pod-files", pod_files::measure),
     ("network", network::measure),
 ];
 

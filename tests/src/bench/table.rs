@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 pub enum Unit {
     /// Time.
     Seconds,
+    /// Time.
+    Milliseconds,
     /// Memory.
     Mebibytes,
     /// A rate: less is worse.
@@ -21,6 +23,7 @@ impl Unit {
     fn name(self) -> &'static str {
         match self {
             Self::Seconds => "s",
+            Self::Milliseconds => "ms",
             Self::Mebibytes => "MiB",
             Self::MebibytesPerSecond => "MiB/s",
             Self::OperationsPerSecond => "ops/s",
@@ -29,7 +32,7 @@ impl Unit {
 
     fn is_rate(self) -> bool {
         match self {
-            Self::Seconds | Self::Mebibytes => false,
+            Self::Seconds | Self::Milliseconds | Self::Mebibytes => false,
             Self::MebibytesPerSecond | Self::OperationsPerSecond => true,
         }
     }

@@ -27,8 +27,8 @@ impl Sandboxer {
     }
 }
 
-/// containerd's configuration for everything below `dir`; `config_path` is the runtime's own configuration.
-pub(super) fn for_pods(dir: &Path, version: Version, sandboxer: Sandboxer, config_path: &Path) -> Result<String> {
+/// containerd's configuration for everything below `dir`, with runc alone.
+pub(super) fn for_pods(dir: &Path, version: Version) -> Result<String> {
     let cni = cni_programs()?;
     let head = containerd::head(dir, &[]);
     // What this machine cannot do (lower a score, load an AppArmor profile) is left to the operator's own containerd.
@@ -38,7 +38,7 @@ pub(super) fn for_pods(dir: &Path, version: Version, sandboxer: Sandboxer, confi
         cni.display(),
         dir.display()
     );
-    let (runc, kata) = (runtime_runc(), runtime_kata());
+    let runc = r#"runtime_type = "io.containerd.runc.v2""#;
     let pause = image::PAUSE;
     Ok(match version {
         Version::Installed | Version::V1_7 => format!(
@@ -51,12 +51,7 @@ sandbox_image = "{pause}"
 {network}
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
 {runc}
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata]
-{kata}
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata.options]
-ConfigPath = "{config}"
-"#,
-            config = config_path.display()
+"#
         ),
         Version::V2_1 => format!(
             r#"version = 3
@@ -69,34 +64,34 @@ sandbox = "{pause}"
 {network}
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
 {runc}
-[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.kata]
-{kata}
-sandboxer = "{sandboxer}"
-{options}
-"#,
-            sandboxer = sandboxer.name(),
-            options = match sandboxer {
-                // With options of a runtime other than runc this containerd starts no container (its issue 12986): the
-                // environment names the file instead.
-                Sandboxer::Shim => String::new(),
-                Sandboxer::Podsandbox => format!(
-                    "[plugins.\"io.containerd.cri.v1.runtime\".containerd.runtimes.kata.options]\nConfigPath = \"{}\"",
-                    config_path.display()
-                ),
-            },
+"#
         ),
     })
 }
 
-fn runtime_runc() -> &'static str {
-    r#"runtime_type = "io.containerd.runc.v2""#
-}
-
-fn runtime_kata() -> &'static str {
-    r#"runtime_type = "io.containerd.kata.v2"
-privileged_without_host_devices = true
-pod_annotations = ["io.katacontainers.*"]
-container_annotations = ["io.katacontainers.*"]"#
+/// The tables of the runtime under test; `config_path` is its own configuration.
+pub(super) fn runtime(version: Version, sandboxer: Sandboxer, config_path: &Path) -> String {
+    let plugin = match version {
+        Version::Installed | Version::V1_7 => "io.containerd.grpc.v1.cri",
+        Version::V2_1 => "io.containerd.cri.v1.runtime",
+    };
+    let table = format!("plugins.\"{plugin}\".containerd.runtimes.kata");
+    let mut text = format!(
+        "[{table}]\nruntime_type = \"io.containerd.kata.v2\"\nprivileged_without_host_devices = true\n\
+         pod_annotations = [\"io.katacontainers.*\"]\ncontainer_annotations = [\"io.katacontainers.*\"]\n"
+    );
+    if version == Version::V2_1 {
+        text.push_str(&format!("sandboxer = \"{}\"\n", sandboxer.name()));
+    }
+    // With options of a runtime other than runc containerd 2.1 starts no container by the sandbox API (its issue 12986): the
+    // environment names the file instead.
+    if sandboxer == Sandboxer::Podsandbox {
+        text.push_str(&format!(
+            "[{table}.options]\nConfigPath = \"{}\"\n",
+            config_path.display()
+        ));
+    }
+    text
 }
 
 /// Where the distribution puts CNI's programs.

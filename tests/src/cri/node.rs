@@ -56,6 +56,18 @@ impl PodNode {
 
     /// Starts a node with a given containerd and a given keeper of its pods.
     pub fn start_with(version: Version, sandboxer: Sandboxer, dropin: Option<&str>) -> Result<Self> {
+        Self::start_edited(version, dropin, |base, configured| {
+            Ok(base.to_owned() + &config::runtime(version, sandboxer, configured))
+        })
+    }
+
+    /// Starts a node whose containerd is configured by `edit`, out of a configuration that knows runc alone, and the path of
+    /// the runtime's own.
+    pub fn start_edited(
+        version: Version,
+        dropin: Option<&str>,
+        edit: impl FnOnce(&str, &Path) -> Result<String>,
+    ) -> Result<Self> {
         let runtime = Runtime::wanted()?;
         let image = Image::get()?;
         let tag = node::tag();
@@ -67,7 +79,7 @@ impl PodNode {
             PathBuf::new()
         };
         config::write_network(dir.path(), &tag)?;
-        let configuration = config::for_pods(dir.path(), version, sandboxer, &configured)?;
+        let configuration = edit(&config::for_pods(dir.path(), version)?, &configured)?;
         let netns = NetNs::new(&tag, "node")?;
         let environment = vec![("KATA_CONF_FILE".to_owned(), configured.display().to_string())];
         let containerd = Containerd::start_with(dir.path(), version, environment, &configuration, Some(netns))?;

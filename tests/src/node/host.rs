@@ -3,6 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use nix::{
+    errno::Errno,
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -58,8 +59,11 @@ impl Node {
         }
         for target in targets {
             let pid = i32::try_from(target.pid).map_err(|_| Error::unexpected("a pid that is no pid"))?;
-            kill(Pid::from_raw(pid), signal)
-                .map_err(|error| Error::io(format!("signalling {}", target.command))(error.into()))?;
+            match kill(Pid::from_raw(pid), signal) {
+                // It went with one that has had the signal already.
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(error) => return Err(Error::io(format!("signalling {}", target.command))(error.into())),
+            }
         }
         Ok(())
     }

@@ -110,7 +110,8 @@ impl Node {
         })
     }
 
-    fn start_with(runtime: Runtime, version: Version, dropin: Option<&str>) -> Result<Self> {
+    /// Starts a node with a given runtime and containerd, and a drop-in if there is one.
+    pub(crate) fn start_with(runtime: Runtime, version: Version, dropin: Option<&str>) -> Result<Self> {
         let environment = |dir: &Path| environment(dir, runtime, dropin);
         Self::start_by(runtime, version, environment, |dir| Ok(containerd::configuration(dir)))
     }
@@ -169,6 +170,11 @@ impl Node {
     pub fn quiet(mut self) -> Self {
         self.quiet = true;
         self
+    }
+
+    /// Has containers run on another runtime from now on. One that was started for ours has what runc needs, too.
+    pub fn switch(&mut self, runtime: Runtime) {
+        self.runtime = runtime;
     }
 
     /// The runtime under test.

@@ -12,6 +12,7 @@ use framework::{
     locate::Version,
 };
 use nix::{
+    errno::Errno,
     mount::{MntFlags, umount2},
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -32,7 +33,11 @@ fn kill_programs(node: &PodNode, program: &str) -> Result<()> {
     }
     for victim in victims {
         let pid = i32::try_from(victim.pid).map_err(|_| Error::unexpected("a pid that is no pid"))?;
-        kill(Pid::from_raw(pid), Signal::SIGKILL).map_err(|error| Error::io("killing")(error.into()))?;
+        match kill(Pid::from_raw(pid), Signal::SIGKILL) {
+            // It went with one that was killed already.
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(error) => return Err(Error::io("killing")(error.into())),
+        }
     }
     Ok(())
 }

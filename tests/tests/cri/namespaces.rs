@@ -7,6 +7,7 @@ use framework::{
         messages::{DnsConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig},
         pod::security,
     },
+    leftovers,
 };
 
 const PROBE: [&str; 2] = ["guest-probe", "report"];
@@ -125,6 +126,7 @@ mod kata_only {
             pid: NamespaceMode::Node.into(),
             ipc: NamespaceMode::Node.into(),
             target_id: String::new(),
+            userns_options: None,
         };
         let mut config = with_namespaces(node.pod("node"), options);
         // With the host's network it has the host's name (api.proto).
@@ -157,7 +159,11 @@ mod kata_only {
         // It takes the sandbox a moment to be told.
         app.sh("while grep -q ') Z ' /proc/[0-9]*/stat 2>/dev/null; do sleep 0.1; done")?;
         // Nothing of the pause image was shared with the guest.
-        let mounts = std::fs::read_to_string(format!("/proc/{}/mountinfo", pod.pid()?))?;
+        let served = leftovers::processes(&pod.id)
+            .into_iter()
+            .find(|process| process.program().ends_with("virtiofsd"));
+        let served = served.map_or(0, |process| process.pid);
+        let mounts = std::fs::read_to_string(format!("/proc/{served}/mountinfo"))?;
         assert!(!mounts.contains(&format!("{}/rootfs", pod.id)), "{mounts}");
         assert!(app.exec(&["ps", "-o", "pid,args"])?.contains("1 /pause"));
         pod.remove()?;

@@ -1,5 +1,5 @@
-//! Which devices a container may use (config-linux.md "Allowed Device list"). cgroup v2 has no file for that, but asks a
-//! BPF program at every access; [`program`] writes it, and this attaches it to the container's cgroup.
+//! The devices that a container may use (config-linux.md "Allowed Device list"). cgroup v2 has no file for them, but
+//! calls a BPF program at every access. [`program`] generates it, and this module attaches it to the container's cgroup.
 
 mod program;
 

@@ -1,8 +1,8 @@
-//! From device rules to a BPF program of type BPF_PROG_TYPE_CGROUP_DEVICE. Pure: rules in, instructions out.
+//! Converts device rules to a BPF program of type BPF_PROG_TYPE_CGROUP_DEVICE. Pure: rules in, instructions out.
 //!
-//! The rules are ordered and the last that speaks of a device and of a kind of access decides it. The program goes
-//! through them backwards with the kinds of access that are still undecided: one that is denied ends it with 0, the last
-//! one that is allowed with 1, and what no rule speaks of is denied.
+//! The rules are ordered. The last rule for a device and a kind of access decides. The program checks the rules backwards
+//! with the kinds of access that are still undecided. If one is denied, it ends with 0. If the last one is allowed, it
+//! ends with 1. An access without a rule is denied.
 
 use crate::bpf::{
     AND, ANSWER, CONTEXT, COPY, EXIT, IF_ANY_SET, IF_NOT_EQUAL, Instruction, JUMP, LOAD, MOVE, SHIFT_RIGHT, from,

@@ -1,4 +1,4 @@
-//! Plugging memory against a scripted QEMU and guest.
+//! Tests of plugging memory with a scripted QEMU and guest.
 
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex};

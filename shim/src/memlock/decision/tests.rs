@@ -1,4 +1,4 @@
-//! A table of cases, and what holds in all of them.
+//! A table of cases, and properties that hold in all of them.
 
 use config::{CapIpcLock, Memlock};
 use proptest::prelude::*;

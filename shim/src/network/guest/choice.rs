@@ -1,4 +1,4 @@
-//! Which interfaces of a namespace the VM gets. Pure.
+//! Decides which interfaces of a namespace the VM gets. Pure.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -59,6 +59,8 @@ impl Choice<'_> {
             LinkAttribute::Address(mac) => mac.as_slice().try_into().ok().map(MacAddress),
             _ => None,
         });
+        // An interface of layer 3 (netkit's default mode): QEMU would take another address, and the guest not find the device.
+        let mac = mac.filter(|mac| mac.0 != [0; 6]);
         let mtu = link.attributes.iter().find_map(|attribute| match attribute {
             LinkAttribute::Mtu(mtu) => Some(*mtu),
             _ => None,

@@ -1,4 +1,4 @@
-//! What becomes of a namespace's contents.
+//! Tests of the conversion of a namespace's contents.
 
 use super::*;
 use rtnetlink::packet_core::Parseable;
@@ -115,8 +115,11 @@ fn an_interface_takes_announcements_and_asks_for_addresses_as_the_hosts_does() {
     let mut seen = seen();
     seen.accept_ra.insert("eth0".to_owned(), 2);
     seen.links[0].header.flags |= LinkFlags::Noarp;
+    let sysctls = [("ipv4/conf/%/rp_filter".to_owned(), "2".to_owned())];
+    seen.sysctls.insert("eth0".to_owned(), sysctls.clone().into());
     let interface = &translated(&seen).interfaces[0];
     assert_eq!((interface.ipv6, interface.accept_ra, interface.no_arp), (true, 2, true));
+    assert_eq!(interface.sysctls, sysctls.into());
 }
 
 fn of_kind(kind: InfoKind, mut link: LinkMessage, on: LinkAttribute) -> LinkMessage {

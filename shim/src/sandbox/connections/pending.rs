@@ -1,8 +1,8 @@
-//! The connections that have not yet said what they are. It bounds their number and knows nothing of what they say.
+//! The connections that have not sent their preamble yet. It bounds their number and does not interpret the preamble.
 //!
-//! Any program of the guest can open connections and stay silent. Refusing the next one would let it shut out the agent, so
-//! the oldest silent one goes instead: the agent sends its preamble as soon as it is connected, and is silent for one round
-//! trip at most.
+//! Any program of the guest can open connections and stay silent. If the next connection were refused, such a program
+//! could lock out the agent. So the oldest silent connection is dropped instead: the agent sends its preamble as soon as
+//! it is connected, and is silent for at most one round trip.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

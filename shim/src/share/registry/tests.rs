@@ -1,4 +1,5 @@
-//! The registry against a model: one file system whose mounts nobody changes, containers that come and go.
+//! Tests of the registry against a model: one file system with constant mounts, and containers that are created and
+//! removed.
 
 use proptest::prelude::*;
 
@@ -98,6 +99,15 @@ impl Sandbox {
                 }
                 self.registry.enter(overlap.view.volume, &id(container), *writes);
             }
+            if !writes {
+                let shown = Shown {
+                    destination: format!("/in{path}").into(),
+                    source: place(path),
+                    view: base.clone(),
+                    covered: over.iter().map(|over| (over.at.clone(), over.view.clone())).collect(),
+                };
+                self.registry.show(&id(container), shown);
+            }
             mounted.push(Mounted {
                 source: (*path).into(),
                 writes: *writes,
@@ -106,6 +116,19 @@ impl Sandbox {
             });
         }
         mounted
+    }
+
+    /// What other containers are to see because of these volumes, which are new: place, volume there, volume to be there.
+    fn late(&mut self, container: u8, volumes: &[VolumeId]) -> Vec<(String, VolumeId, VolumeId)> {
+        let (pieces, exported) = (self.pieces(), self.exported.clone());
+        let shows = |view: &View| join(&exported[&view.volume], &view.at);
+        let same = |one: &View, other: &View| shows(one) == shows(other);
+        let late = self.registry.late(&pieces, &id(container), volumes, same);
+        let late = late.into_iter().map(|late| {
+            assert_eq!(shows(&late.shown), shows(&late.source));
+            (late.place.display().to_string(), late.shown.volume, late.source.volume)
+        });
+        late.collect()
     }
 
     fn unmount(&mut self, container: u8) {
@@ -179,6 +202,40 @@ fn a_writable_part_of_a_read_only_volume_is_a_volume_and_the_rest_stays_read_onl
     let mounts = sandbox.mount(1, &[("/", false), ("/v", true)]);
     assert!(!sandbox.registry.writable(mounts[0].base.volume) && sandbox.registry.writable(mounts[1].base.volume));
     assert_eq!(mounts[0].over[0].view.volume, mounts[1].base.volume);
+}
+
+#[test]
+fn who_reads_a_whole_is_to_see_the_volume_that_a_part_of_it_becomes() {
+    let mut sandbox = Sandbox::default();
+    sandbox.mount(1, &[("/v", false)]);
+    sandbox.mount(2, &[("/v/a/b", true)]);
+    assert_eq!(sandbox.late(2, &[2]), [("/in/v/a/b".to_owned(), 1, 2)]);
+    // It is covered by now, and keeps the volume in use.
+    assert!(sandbox.late(2, &[2]).is_empty());
+    sandbox.unmount(2);
+    assert!(sandbox.exported.contains_key(&2) && !sandbox.registry.writable(2));
+    // What covers more hides what covered a part of that.
+    sandbox.mount(3, &[("/v/a", true)]);
+    let late = [("/in/v/a".to_owned(), 1, 3), ("/in/v/a/b".to_owned(), 3, 2)];
+    assert_eq!(sandbox.late(3, &[3]), late);
+    sandbox.unmount(3);
+    sandbox.mount(4, &[("/v/a/x", true)]);
+    assert_eq!(sandbox.late(4, &[4]), [("/in/v/a/x".to_owned(), 3, 4)]);
+    for container in [4, 1] {
+        sandbox.unmount(container);
+    }
+    assert!(sandbox.exported.is_empty() && sandbox.registry.shown.is_empty());
+}
+
+#[test]
+fn who_writes_to_the_whole_and_who_comes_read_only_change_nothing_for_others() {
+    let mut sandbox = Sandbox::default();
+    sandbox.mount(1, &[("/v", true)]);
+    sandbox.mount(2, &[("/v/a", true)]);
+    assert!(sandbox.late(2, &[1]).is_empty());
+    sandbox.mount(3, &[("/w", false)]);
+    sandbox.mount(4, &[("/w/a", false)]);
+    assert!(sandbox.late(4, &[2]).is_empty());
 }
 
 #[test]

@@ -15,7 +15,7 @@ use std::{
 use nix::{
     errno::Errno,
     libc,
-    mount::{MntFlags, umount2},
+    mount::{MntFlags, MsFlags, mount, umount2},
     poll::{PollFd, PollFlags, poll},
     sched::{CloneFlags, setns},
     sys::inotify::{AddWatchFlags, InitFlags, Inotify},
@@ -79,6 +79,28 @@ pub(super) fn submount_acl(path: &str) -> Result<Verdict> {
         Err(Fault::OPNOTSUPP) => Ok(Verdict::Wrong(format!("the access list of {path} is EOPNOTSUPP"))),
         Err(error) => Err(format!("the access list of {path}: {error}").into()),
     }
+}
+
+/// Whether what the host has mounted inside the directory is one file system, however often the directory itself is mounted.
+pub(super) fn one_superblock(path: &str) -> Result<Verdict> {
+    let nested = |directory: &Path| fs::metadata(directory.join("nested/."));
+    let (directory, again) = (Path::new(path), Path::new("/again"));
+    let first = nested(directory)?;
+    if first.dev() == fs::metadata(directory)?.dev() {
+        return Err(format!("nothing is mounted inside {path}").into());
+    }
+    fs::create_dir(again)?;
+    mount(Some(directory), again, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+    let second = nested(again)?;
+    Ok(if first.dev() == second.dev() {
+        Verdict::Right(format!(
+            "what is mounted inside {path} is one file system in two mounts of it"
+        ))
+    } else {
+        Verdict::Wrong(format!(
+            "what is mounted inside {path} is a file system for each mount of it"
+        ))
+    })
 }
 
 /// Unmounts in the guest's own mount namespace what the container's `path` was cloned from.

@@ -54,6 +54,7 @@ pub(crate) fn run(test: &str, args: &[&str]) -> Result<()> {
         ("pruned-by-oom", [path]) => fuse::pruned_by_oom(path),
         ("host-change", [path]) => fuse::host_change(path),
         ("submount-acl", [path]) => fuse::submount_acl(path),
+        ("one-superblock", [path]) => fuse::one_superblock(path),
         ("close-to-open", [path]) => caching::close_to_open(path),
         ("bounded-inodes", [path]) => caching::bounded_inodes(path),
         ("compat-readdir", [path]) => caching::compat_readdir(path),

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::{
     common::{ImageSpec, KeyValue, LinuxContainerResources},
     pod::PodSandboxConfig,
-    security::LinuxContainerSecurityContext,
+    security::{IdMapping, LinuxContainerSecurityContext},
 };
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -18,6 +18,10 @@ pub struct Mount {
     pub readonly: bool,
     #[prost(int32, tag = "5")]
     pub propagation: i32,
+    #[prost(message, repeated, tag = "6")]
+    pub uid_mappings: Vec<IdMapping>,
+    #[prost(message, repeated, tag = "7")]
+    pub gid_mappings: Vec<IdMapping>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -1,0 +1,267 @@
+//! `kata-ctl node`: makes the container managers of a node know the runtime, forgets it again, and says how it stands.
+//!
+//! What is to be in a file is decided by [`managers`] from what is in it now, so that nothing has to be remembered between
+//! installation and removal, and each can be run twice, or after one that was interrupted. [`change`] writes.
+
+mod block;
+mod change;
+mod copy;
+mod managers;
+mod parts;
+mod programs;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use crate::Report;
+use change::Change;
+use parts::Part;
+use programs::{Program, below};
+
+pub(crate) use programs::exec_in;
+
+/// Where the runtime reads its configuration if nothing names another file.
+const CONFIGURATION: &str = "/etc/kata-containers/configuration.toml";
+
+/// What is done with the node.
+#[derive(Subcommand)]
+pub(crate) enum NodeCommand {
+    /// Add the runtime to the container managers that are there
+    Install(Install),
+    /// Take out what `install` added
+    Uninstall {
+        #[command(flatten)]
+        target: Target,
+        /// Restart the managers whose configuration changes
+        #[arg(long)]
+        restart: bool,
+        /// Only print what would change
+        #[arg(long)]
+        dry_run: bool,
+        /// Stay until SIGTERM, as a DaemonSet's container has to
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Say which managers know the runtime: fails if one does not
+    Status {
+        #[command(flatten)]
+        target: Target,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// How the runtime is added.
+#[derive(Args)]
+pub(crate) struct Install {
+    #[command(flatten)]
+    target: Target,
+    /// Name this configuration file to the managers (containerd's ConfigPath) instead of leaving the runtime its default
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Add it to Docker's daemon.json, too
+    #[arg(long)]
+    docker: bool,
+    /// Copy the installation that this program belongs to into this directory of the node first
+    #[arg(long, value_name = "DIRECTORY")]
+    copy_to: Option<PathBuf>,
+    /// Restart the managers whose configuration changes
+    #[arg(long)]
+    restart: bool,
+    /// Only print what would change
+    #[arg(long, conflicts_with = "copy_to")]
+    dry_run: bool,
+    /// Stay until SIGTERM, as a DaemonSet's container has to
+    #[arg(long)]
+    wait: bool,
+}
+
+/// Which node, and which name on it.
+#[derive(Args)]
+pub(crate) struct Target {
+    /// The node's root directory, where a container sees it
+    #[arg(long, value_name = "DIRECTORY", default_value = "/")]
+    root: PathBuf,
+    /// The handler's name, which RuntimeClasses refer to
+    #[arg(long, value_name = "NAME", default_value = "kata", value_parser = handler_name)]
+    handler: String,
+    /// containerd's configuration
+    #[arg(long, value_name = "FILE", default_value = "/etc/containerd/config.toml")]
+    containerd_config: PathBuf,
+    /// containerd's version, where it cannot be asked
+    #[arg(long, value_name = "VERSION", value_parser = programs::version)]
+    containerd_version: Option<u32>,
+}
+
+impl NodeCommand {
+    /// Whether it goes on when all is done.
+    pub(crate) fn stays(&self) -> bool {
+        match self {
+            Self::Install(Install { wait, .. }) | Self::Uninstall { wait, .. } => *wait,
+            Self::Status { .. } => false,
+        }
+    }
+}
+
+/// A RuntimeClass' handler is a DNS label (RFC 1123).
+fn handler_name(text: &str) -> Result<String, String> {
+    let good = (1..=63).contains(&text.len())
+        && text
+            .bytes()
+            .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+        && !text.starts_with('-')
+        && !text.ends_with('-');
+    match good {
+        true => Ok(text.to_owned()),
+        false => Err("must be 1 to 63 small letters, digits and dashes".to_owned()),
+    }
+}
+
+/// Why a node is not changed or shown.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NodeError {
+    /// A file operation failed.
+    #[error("cannot {operation} {}", path.display())]
+    Io {
+        operation: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    /// Something else is where a configuration should be.
+    #[error("{} is no configuration file: it is no file, or larger than 4 MiB", path.display())]
+    NoConfiguration { path: PathBuf },
+    /// A configuration that cannot be added to, or cleaned.
+    #[error("{} {why}", path.display())]
+    Configuration { path: PathBuf, why: String },
+    /// A program of the node says no.
+    #[error("`{command}` failed: {why}")]
+    Program { command: String, why: String },
+    /// There is nobody to tell.
+    #[error("no containerd, CRI-O, k3s or RKE2 on this node (programs and directories below {} were looked at)", root.display())]
+    NoManager { root: PathBuf },
+    /// A manager would not find the shim.
+    #[error("no {} on the node: install the package, or unpack the archive, or use --copy-to", path.display())]
+    NoShim { path: PathBuf },
+    /// What was changed could not be taken back.
+    #[error("{because}; taking the changes back failed, {} is left changed", path.display())]
+    HalfWay {
+        path: PathBuf,
+        because: Box<Self>,
+        source: Box<Self>,
+    },
+}
+
+/// Does it.
+pub(crate) fn report(command: &NodeCommand) -> Result<Report, NodeError> {
+    match command {
+        NodeCommand::Install(options) => install(options),
+        NodeCommand::Uninstall {
+            target,
+            restart,
+            dry_run,
+            ..
+        } => {
+            let parts = parts::removed(target)?;
+            carry_out(target, &parts, *dry_run, *restart, false)
+        }
+        NodeCommand::Status { target, json } => status(target, *json),
+    }
+}
+
+/// The directory that this program was installed in: `bin/kata-ctl` is below it.
+fn prefix() -> Result<PathBuf, NodeError> {
+    let program = std::env::current_exe().and_then(std::fs::canonicalize);
+    let program = program.map_err(|source| NodeError::Io {
+        operation: "find",
+        path: "/proc/self/exe".into(),
+        source,
+    })?;
+    Ok(program.ancestors().nth(2).unwrap_or(Path::new("/")).to_owned())
+}
+
+fn install(options: &Install) -> Result<Report, NodeError> {
+    let target = &options.target;
+    let from = prefix()?;
+    let installed = match &options.copy_to {
+        Some(directory) => {
+            copy::tree(&from, &below(&target.root, directory))?;
+            directory.clone()
+        }
+        None => from,
+    };
+    let parts = parts::added(target, &installed, options.config.as_deref(), options.docker)?;
+    carry_out(target, &parts, options.dry_run, options.restart, true)
+}
+
+/// Makes the changes, or only shows them.
+fn carry_out(target: &Target, parts: &[Part], dry_run: bool, restart: bool, adds: bool) -> Result<Report, NodeError> {
+    let changes: Vec<Change> = parts.iter().flat_map(|part| part.changes.iter().cloned()).collect();
+    let changed = |part: &&Part| part.changes.iter().any(Change::is_needed);
+    let services: Vec<&str> = parts.iter().filter(changed).filter_map(|part| part.service).collect();
+    let mut text: String = changes
+        .iter()
+        .filter(|change| change.is_needed())
+        .map(Change::shown)
+        .collect();
+    if text.is_empty() {
+        text.push_str("nothing to change\n");
+    }
+    for part in parts {
+        for note in &part.notes {
+            text.push_str(&format!("note    {}: {note}\n", part.manager));
+        }
+    }
+    if !dry_run {
+        change::apply(&changes, || {
+            if adds {
+                parts.iter().filter(changed).try_for_each(|part| part.check(target))?;
+            }
+            match restart {
+                true => services.iter().try_for_each(|service| restarted(&target.root, service)),
+                false => Ok(()),
+            }
+        })?;
+    }
+    if restart && !dry_run {
+        return Ok(Report { text, good: true });
+    }
+    for service in services {
+        text.push_str(&format!("to do   systemctl restart {service}\n"));
+    }
+    Ok(Report { text, good: true })
+}
+
+fn restarted(root: &Path, service: &str) -> Result<(), NodeError> {
+    let systemctl = Program::find(root, "systemctl").ok_or_else(|| NodeError::Program {
+        command: format!("systemctl restart {service}"),
+        why: "there is no systemctl on this node: restart it yourself, without --restart".to_owned(),
+    })?;
+    systemctl.run(&["restart", service])?;
+    systemctl.run(&["is-active", "--quiet", service]).map(drop)
+}
+
+fn status(target: &Target, as_json: bool) -> Result<Report, NodeError> {
+    let standing = parts::standing(target)?;
+    let good = standing.iter().all(|one| one.state == parts::INSTALLED);
+    let text = match as_json {
+        true => {
+            let managers: Vec<_> = standing
+                .iter()
+                .map(|one| json!({"manager": one.manager, "file": one.file, "state": one.state}))
+                .collect();
+            format!("{:#}\n", json!({"handler": target.handler, "managers": managers}))
+        }
+        false => standing
+            .iter()
+            .map(|one| format!("{:<11} {:<14} {}\n", one.manager, one.state, one.file.display()))
+            .collect(),
+    };
+    Ok(Report { text, good })
+}
+
+#[cfg(test)]
+mod tests;

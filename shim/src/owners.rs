@@ -1,0 +1,12 @@
+//! Whose the host's files are in a guest. It knows neither specifications nor mounts.
+
+/// Owners on the source's file system, and who they are in the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdMap {
+    /// Lines of uid_map (user_namespaces(7)).
+    pub users: String,
+    /// Lines of gid_map.
+    pub groups: String,
+    /// What is mounted below the source is mapped, too.
+    pub recursive: bool,
+}

@@ -1,0 +1,91 @@
+//! Memory for containers without a limit of it, as they need it (docs/sizing.md).
+//!
+//! ```text
+//! agent: the containers come near to what there is ─ScaleMemory─► counted, at most default_memory_limit ─► the VM grows ─► answer
+//! agent: they have needed less for a while         ─ScaleMemory─► counted                               ─► the VM shrinks, nobody waits
+//! ```
+//! The guest decides when; how much it can have is the configuration's. What it asks for is one number, and one demand is carried out
+//! at a time: a guest that asks without end keeps one task of the shim busy.
+
+use std::sync::Arc;
+
+use config::Mebibytes;
+use hypervisor::MemoryError;
+use protocol::agent::MemoryGranted;
+use tokio::sync::{mpsc, oneshot};
+
+use super::Sandbox;
+use crate::error::chain;
+use crate::noise::complain;
+
+/// What the guest asks for.
+pub(super) struct Demand {
+    /// Memory beyond what the VM has without it.
+    pub(super) extra: Mebibytes,
+    /// Told when the guest has it, or why it has not.
+    pub(super) answer: oneshot::Sender<Result<MemoryGranted, String>>,
+}
+
+impl Demand {
+    /// The agent's request, in whole MiB.
+    pub(super) fn new(bytes: u64, answer: oneshot::Sender<Result<MemoryGranted, String>>) -> Self {
+        let extra = Mebibytes(u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX));
+        Self { extra, answer }
+    }
+}
+
+impl Sandbox {
+    /// Carries out what the guest asks for, one demand after the other, until its connection is gone.
+    pub(super) async fn follow_demands(self: Arc<Self>, mut demands: mpsc::Receiver<Demand>) {
+        while let Some(Demand { extra, answer }) = demands.recv().await {
+            let granted = self.scale(extra).await.map_err(|error| {
+                let error = chain(&error);
+                complain!(sandbox = %self.id, extra = %extra, error, "the VM does not get the memory that its containers need");
+                error
+            });
+            // The guest may be gone: then so is its need.
+            let _ = answer.send(granted);
+        }
+    }
+
+    async fn scale(self: &Arc<Self>, extra: Mebibytes) -> Result<MemoryGranted, MemoryError> {
+        let (extra, most) = self.sizes.count_extra(extra);
+        let granted = MemoryGranted {
+            extra_bytes: extra.bytes(),
+            most_bytes: most.bytes(),
+            ..MemoryGranted::default()
+        };
+        let Some(machine) = self.machine() else {
+            return Ok(granted);
+        };
+        let mut told = self.sizes.turn().await;
+        let wanted = self.sizes.wanted().size;
+        if wanted.memory <= told.vm.memory {
+            if wanted.memory < told.vm.memory || told.beyond.0 > 0 {
+                // Whoever waited for that has given up its turn.
+                self.settle();
+            }
+            return Ok(granted);
+        }
+        if let Some(host) = self.sizes.host(wanted) {
+            machine.raise_host(host).await;
+        }
+        let before = told.vm.memory;
+        // Also if it fails: what the guest was told, it may still do.
+        told.vm.memory = wanted.memory;
+        match machine.set_memory(wanted.memory).await {
+            Ok(beyond) => told.beyond = beyond,
+            Err(error) => {
+                self.sizes
+                    .count_extra(Mebibytes(extra.0.saturating_sub(wanted.memory.0 - before.0)));
+                self.settle();
+                return Err(error);
+            }
+        }
+        tracing::debug!(sandbox = %self.id, memory = %wanted.memory, "the VM has more memory for containers without a limit");
+        if told.beyond.0 > 0 {
+            self.settle();
+        }
+        Ok(granted)
+    }
+}

@@ -1,0 +1,156 @@
+//! Frames of ttrpc as they go by, in pieces of any size (ttrpc's PROTOCOL.md): a header of ten bytes with the length of what follows,
+//! the stream's number, the kind of frame and flags. Knows nothing of what is in them.
+
+use std::io;
+
+/// Bytes of a frame's header.
+pub(super) const HEADER: usize = 10;
+
+/// What a frame is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Request,
+    Response,
+    /// Part of a stream of messages, of which the two sides have none, or nothing that is known.
+    Other(u8),
+}
+
+impl Kind {
+    fn of(number: u8) -> Self {
+        match number {
+            1 => Kind::Request,
+            2 => Kind::Response,
+            other => Kind::Other(other),
+        }
+    }
+
+    /// As on the wire.
+    pub(super) fn number(self) -> u8 {
+        match self {
+            Kind::Request => 1,
+            Kind::Response => 2,
+            Kind::Other(number) => number,
+        }
+    }
+}
+
+/// The beginning of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Header {
+    /// Bytes that follow it.
+    pub(super) length: usize,
+    pub(super) stream: u32,
+    pub(super) kind: Kind,
+}
+
+/// Frames that go by in one direction.
+#[derive(Debug, Default)]
+pub(super) struct Frames {
+    bytes: [u8; HEADER],
+    /// Bytes of the header that are there.
+    have: usize,
+    /// The frame that is going by, and bytes of it that are still to come.
+    frame: Option<(Header, usize)>,
+    /// Its first bytes, as many as are wanted.
+    beginning: Vec<u8>,
+    wanted: usize,
+}
+
+impl Frames {
+    /// The same, but a frame is told once so many of its bytes, or all, have gone by, and with them.
+    pub(super) fn with_beginnings(wanted: usize) -> Self {
+        Self {
+            wanted,
+            ..Self::default()
+        }
+    }
+
+    /// Takes note of bytes, and tells of each frame that begins with them.
+    pub(super) fn pass(&mut self, mut bytes: &[u8], mut tell: impl FnMut(Header, &[u8])) {
+        loop {
+            match &mut self.frame {
+                None => {
+                    let part = (HEADER - self.have).min(bytes.len());
+                    self.bytes[self.have..self.have + part].copy_from_slice(&bytes[..part]);
+                    self.have += part;
+                    bytes = &bytes[part..];
+                    if self.have < HEADER {
+                        return;
+                    }
+                    let header = header(self.bytes);
+                    self.have = 0;
+                    self.beginning.clear();
+                    if self.wanted.min(header.length) == 0 {
+                        tell(header, &[]);
+                    }
+                    if header.length > 0 {
+                        self.frame = Some((header, header.length));
+                    }
+                }
+                Some((header, left)) => {
+                    if bytes.is_empty() {
+                        return;
+                    }
+                    let part = (*left).min(bytes.len());
+                    let missing = self.wanted.min(header.length) - self.beginning.len();
+                    if missing > 0 {
+                        self.beginning.extend(&bytes[..missing.min(part)]);
+                        if missing <= part {
+                            tell(*header, &self.beginning);
+                        }
+                    }
+                    *left -= part;
+                    bytes = &bytes[part..];
+                    if *left == 0 {
+                        self.frame = None;
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn header(bytes: [u8; HEADER]) -> Header {
+    let [a, b, c, d, e, f, g, h, kind, _flags] = bytes;
+    Header {
+        length: usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX),
+        stream: u32::from_be_bytes([e, f, g, h]),
+        kind: Kind::of(kind),
+    }
+}
+
+/// What is not taken from the guest: it ends the connection.
+pub(super) fn refuse(why: String) -> io::Result<()> {
+    Err(io::Error::new(io::ErrorKind::InvalidData, why))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn every_frame_is_told_with_its_beginning_wherever_it_is_cut(
+            lengths in prop::collection::vec(0_usize..40, 1..20), cut in 1_usize..30, wanted in 0_usize..20,
+        ) {
+            let mut bytes = Vec::new();
+            for (number, length) in (1_u32..).zip(&lengths) {
+                bytes.extend(u32::try_from(*length).unwrap().to_be_bytes());
+                bytes.extend(number.to_be_bytes());
+                bytes.extend([2, 0]);
+                bytes.extend(std::iter::repeat_n(u8::try_from(number).unwrap(), *length));
+            }
+            let mut frames = Frames::with_beginnings(wanted);
+            let mut told = Vec::new();
+            for piece in bytes.chunks(cut) {
+                frames.pass(piece, |header, beginning| told.push((header, beginning.to_vec())));
+            }
+            prop_assert_eq!(told.len(), lengths.len());
+            for ((number, length), (header, beginning)) in (1_u32..).zip(&lengths).zip(told) {
+                prop_assert_eq!(header, Header { length: *length, stream: number, kind: Kind::Response });
+                prop_assert_eq!(beginning, vec![u8::try_from(number).unwrap(); wanted.min(*length)]);
+            }
+        }
+    }
+}

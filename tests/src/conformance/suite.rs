@@ -1,0 +1,20 @@
+//! All that is asked.
+
+use super::{case::Group, cgroups, confinement, exec, files, hooks, lifecycle, mounts, namespaces, process, refusals};
+
+/// All groups.
+pub fn groups() -> impl Iterator<Item = &'static Group> {
+    let all = [
+        process::GROUPS,
+        confinement::GROUPS,
+        namespaces::GROUPS,
+        files::GROUPS,
+        mounts::GROUPS,
+        cgroups::GROUPS,
+        hooks::GROUPS,
+        exec::GROUPS,
+        lifecycle::GROUPS,
+        refusals::GROUPS,
+    ];
+    all.into_iter().flatten()
+}

@@ -1,0 +1,169 @@
+//! A container without a limit of memory gets what it needs, whatever its VM began with.
+
+use std::time::Duration;
+
+use framework::{
+    Node, Result,
+    programs::{self, PYTHON},
+};
+use serde_json::json;
+
+/// Under emulation, beside other tests.
+const LONG: Duration = Duration::from_secs(300);
+
+const PYTHON3: &str = "/usr/bin/python3";
+const ALLOCATE: &str = "print(len(bytearray(300 << 20)))";
+/// Threads with small stacks that all live at a time.
+const THREADS: &str = "import threading as t\n\
+    t.stack_size(65536); go = t.Event()\n\
+    all = [t.Thread(target=go.wait) for _ in range(2500)]\n\
+    [one.start() for one in all]; print(t.active_count()); go.set(); [one.join() for one in all]";
+const FILES: &str = "import os; print(len([os.open('/dev/null', os.O_RDONLY) for _ in range(30000)]))";
+
+#[test]
+fn an_allocation_a_burst_a_tmpfs_threads_and_open_files_get_what_they_need() -> Result<()> {
+    let node = Node::start()?;
+    let spec = node
+        .spec("needs", &["sleep", "1000"])?
+        .set(
+            "/process/rlimits",
+            json!([{ "type": "RLIMIT_NOFILE", "soft": 40_000, "hard": 40_000 }]),
+        )?
+        .push(
+            "/mounts",
+            json!({ "destination": "/ram", "type": "tmpfs", "source": "tmpfs", "options": ["size=1100m"] }),
+        )?;
+    programs::add(&spec.root(), &[PYTHON])?;
+    node.run_spec("needs", &spec)?.arg("-d").ok()?;
+    let exec = |name: &str, program: &[&str]| node.exec("needs", name).limit(LONG).program(program).ok();
+    assert_eq!(exec("allocate", &[PYTHON3, "-Sc", ALLOCATE])?, "314572800\n");
+    assert_eq!(
+        exec("burst", &["guest-probe", "touch-memory", "1610612736"])?,
+        "touched 1610612736\n"
+    );
+    let fill = "dd if=/dev/zero of=/ram/file bs=1M count=1024 2>/dev/null; stat -c %s /ram/file; rm /ram/file";
+    assert_eq!(exec("tmpfs", &["sh", "-c", fill])?, "1073741824\n");
+    assert_eq!(exec("threads", &[PYTHON3, "-Sc", THREADS])?, "2501\n");
+    assert_eq!(exec("files", &[PYTHON3, "-Sc", FILES])?, "30000\n");
+    // Nothing was killed on the way.
+    node.task("kill", "needs").args(["--signal", "9"]).ok()?;
+    assert_eq!(node.await_end("needs")?, (137, 0));
+    node.forget("needs")?;
+    node.nothing_left()
+}
+
+mod kata_only {
+    use std::{fs::File, thread::sleep, time::Instant};
+
+    use framework::wait;
+
+    use super::*;
+
+    /// The guest's memory in MiB.
+    fn total(node: &Node, container: &str, exec: &str) -> Result<u64> {
+        let said = node
+            .exec(container, exec)
+            .sh("awk '/^MemTotal:/ { print int($2 / 1024) }' /proc/meminfo")
+            .ok()?;
+        Ok(said.trim().parse().unwrap_or_default())
+    }
+
+    #[test]
+    fn a_file_that_is_read_once_does_not_grow_the_vm_and_memory_that_is_free_again_goes_back() -> Result<()> {
+        let node = Node::start()?;
+        let volume = node.dir().join("volume");
+        std::fs::create_dir(&volume)?;
+        File::create(volume.join("big"))?.set_len(1 << 30)?;
+        let spec = node.spec("back", &["sleep", "1000"])?.bind(&volume, "/work", &["ro"])?;
+        node.run_spec("back", &spec)?.arg("-d").ok()?;
+        let small = total(&node, "back", "before")?;
+        assert!((192..=256).contains(&small), "{small} MiB");
+        let read = "dd if=/work/big of=/dev/null bs=1M 2>/dev/null && echo read";
+        assert_eq!(node.exec("back", "read").limit(LONG).sh(read).ok()?, "read\n");
+        assert_eq!(total(&node, "back", "after")?, small);
+
+        node.exec("back", "burst")
+            .limit(LONG)
+            .program(["guest-probe", "touch-memory", "700000000"])
+            .ok()?;
+        let grown = total(&node, "back", "grown")?;
+        assert!(grown >= small + 512, "{small} MiB became {grown} MiB");
+        // Nobody tells of a VM that has given memory back.
+        let deadline = Instant::now() + wait::patience(LONG);
+        for look in 0.. {
+            if total(&node, "back", &format!("look{look}"))? <= small {
+                break;
+            }
+            assert!(Instant::now() < deadline, "the VM keeps its memory");
+            sleep(Duration::from_secs(2));
+        }
+        node.remove("back")?;
+        node.nothing_left()
+    }
+
+    #[test]
+    fn what_is_more_than_the_limit_is_killed_and_told_and_without_growth_it_is_so_at_once() -> Result<()> {
+        for (limit, at_most) in [(512, 512), (0, 256)] {
+            let node = Node::start_configured(&format!("[hypervisor.qemu]\ndefault_memory_limit = {limit}\n"))?;
+            let script =
+                "guest-probe touch-memory 1073741824; echo code $?; awk '/^MemTotal:/ { print $2 }' /proc/meminfo";
+            let said = node.run("much").args(["--rm"]).limit(LONG).sh(script).ok()?;
+            let mut lines = said.lines();
+            // Without growth the kernel may refuse what is more than it has: the program aborts.
+            let code = lines.next().unwrap_or_default();
+            assert!(code == "code 137" || limit == 0 && code == "code 134", "{said}");
+            let total: u64 = lines.next().unwrap_or_default().parse().unwrap_or_default();
+            assert!(total / 1024 <= at_most && (limit == 0 || total / 1024 > 300), "{said}");
+            if limit > 0 {
+                node.await_oom("much")?;
+            }
+            node.nothing_left()?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_pod_grows_while_another_container_starts_and_beside_another_sandbox_that_grows() -> Result<()> {
+        let node = Node::start()?;
+        let member = |name: &str, kind: &str| {
+            node.spec(name, &["sleep", "1000"])?
+                .annotation("io.kubernetes.cri.container-type", kind)?
+                .annotation("io.kubernetes.cri.sandbox-id", &node.id("pod"))
+        };
+        node.run_spec("pod", &member("pod", "sandbox")?)?.arg("-d").ok()?;
+        node.run_spec("free", &member("free", "container")?)?.arg("-d").ok()?;
+        node.run("other").arg("-d").program(["sleep", "1000"]).ok()?;
+        let burst = |container: &str| {
+            let burst = node.exec(container, "burst").limit(LONG);
+            burst.program(["guest-probe", "touch-memory", "900000000"]).spawn()
+        };
+        let bursts = [burst("free")?, burst("other")?];
+        let limited = member("limited", "container")?.set("/linux/resources/memory/limit", 128 << 20)?;
+        node.run_spec("limited", &limited)?.arg("-d").limit(LONG).ok()?;
+        assert_eq!(node.exec("limited", "runs").limit(LONG).sh("echo runs").ok()?, "runs\n");
+        for burst in bursts {
+            assert_eq!(burst.wait()?.success()?.stdout(), "touched 900000000\n");
+        }
+        // What has a limit is killed at it, and does not grow the VM.
+        let killed = node.exec("limited", "much").limit(LONG);
+        let killed = killed.sh("guest-probe touch-memory 200000000; echo $?").ok()?;
+        assert_eq!(killed, "137\n");
+        for name in ["other", "limited", "free", "pod"] {
+            node.remove(name)?;
+        }
+        node.nothing_left()
+    }
+
+    #[test]
+    fn a_shim_that_is_killed_while_its_vm_grows_leaves_nothing() -> Result<()> {
+        let node = Node::start()?;
+        node.run("grows")
+            .args(["-d", "--null-io"])
+            .program(["sh", "-c", "exec guest-probe touch-memory 1500000000"])
+            .ok()?;
+        node.kill_process("grows", "containerd-shim")?;
+        assert_eq!(node.await_stopped("grows")?, 137);
+        node.ctr().args(["container", "rm"]).arg(node.id("grows")).ok()?;
+        node.nothing_left()
+    }
+}

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# initdb, a load, a crash by SIGKILL in the middle of commits: what was acknowledged is there afterwards.
+set -euo pipefail
+# shellcheck source=tests/workloads/lib.sh
+. /workloads/lib.sh
+
+bin=$(echo /usr/lib/postgresql/*/bin)
+as() {
+    local program=$1
+    shift
+    setpriv --reuid postgres --regid postgres --clear-groups "$bin/$program" "$@"
+}
+export PGHOST=/data PGDATABASE=postgres PGUSER=postgres
+start() { as pg_ctl -D /data/base -w -t 120 -l /data/log -o "-k /data -c shared_buffers=64MB" start; }
+chown postgres /data
+loopback
+step initdb as initdb -D /data/base -A trust --locale C
+step start start
+step 'pgbench, scale 1' as pgbench -q -i -s 1
+step '200 transactions' as pgbench -c 4 -t 50
+same 'the sum' "$(as psql -Atc 'SELECT count(*) FROM pgbench_history')" 200
+same 'balances' "$(as psql -Atc 'SELECT (SELECT sum(abalance) FROM pgbench_accounts) = (SELECT sum(delta) FROM pgbench_history)')" t
+
+# A client that says which of its rows are committed, and everything killed under it.
+as psql -c 'CREATE TABLE kept(n integer)' >&2
+(for ((n = 1; n <= 100000; n++)); do
+    echo "INSERT INTO kept VALUES ($n);"
+    printf '\\echo %s\n' "$n"
+done | as psql -qAt >/data/acknowledged 2>/dev/null) &
+until_so grep -q '^100$' /data/acknowledged
+head -n 1 /data/base/postmaster.pid >/data/postmaster
+pkill -9 -u postgres postgres || true
+wait || true
+until_so test ! -d "/proc/$(cat /data/postmaster)"
+step 'start after SIGKILL' start
+last=$(tail -n 1 /data/acknowledged)
+kept=$(as psql -Atc "SELECT count(*) FROM kept WHERE n <= $last")
+same 'the acknowledged rows' "$kept" "$last"
+step stop as pg_ctl -D /data/base -w -m fast stop
