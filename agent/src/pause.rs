@@ -18,7 +18,7 @@ use std::thread;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use protocol::{PAUSE_PROGRAM, PAUSE_ROOT};
-use rustix::mount::mount_bind;
+use rustix::mount::{MountFlags, mount_bind, mount_remount};
 
 /// Puts the root of the sandbox's process together: a directory with this program in it.
 ///
@@ -35,7 +35,10 @@ pub(crate) fn prepare() -> io::Result<()> {
     }
     let program = root.join(PAUSE_PROGRAM.trim_start_matches('/'));
     std::fs::File::create(&program)?;
-    Ok(mount_bind("/proc/self/exe", &program)?)
+    mount_bind("/proc/self/exe", &program)?;
+    // The agent's own file: a program of the pod that finds it by /proc must not change it, its mode or its owner.
+    let read_only = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::BIND;
+    Ok(mount_remount(&program, read_only, "")?)
 }
 
 /// Whether this program was started as the sandbox's process.

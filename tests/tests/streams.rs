@@ -3,6 +3,7 @@
 use std::{fs, fs::File, io::Read, time::Duration};
 
 use framework::{Node, Result, image::sha256, locate, wait};
+use nix::sys::signal::Signal;
 
 const MIB: usize = 1 << 20;
 
@@ -173,6 +174,37 @@ fn output_goes_to_a_file_or_to_a_logger_where_the_user_asks_for_it() -> Result<(
     for name in ["file", "logger"] {
         node.forget(name)?;
     }
+    node.nothing_left()
+}
+
+/// So it is when containerd or dockerd is restarted. Without a terminal nothing but CloseIO ends it.
+#[test]
+fn stdin_outlives_a_client_that_dies() -> Result<()> {
+    let node = Node::start()?;
+    let mut client = node.run("open").program(["cat"]).spawn()?;
+    client.write(b"first")?;
+    client.shows("first")?;
+    client.signal(Signal::SIGKILL)?;
+    assert_eq!(client.wait()?.code, None);
+    // An end of input would be there by now.
+    node.exec("open", "later").program(["sleep", "2"]).ok()?;
+    assert_eq!(node.status("open")?.as_deref(), Some("RUNNING"));
+    node.remove("open")?;
+    node.nothing_left()
+}
+
+#[test]
+fn an_exec_ends_although_a_child_of_it_writes_on_and_on() -> Result<()> {
+    let node = Node::start()?;
+    node.run("writer").arg("-d").program(["sleep", "1000"]).ok()?;
+    let output = node
+        .exec("writer", "child")
+        .sh("(while :; do echo child; sleep 0.05; done) & echo started")
+        .limit(Duration::from_secs(60))
+        .output()?
+        .success()?;
+    assert!(output.stdout().contains("started\n"));
+    node.remove("writer")?;
     node.nothing_left()
 }
 

@@ -136,7 +136,7 @@ impl Sandbox {
     /// Has the guest make it.
     pub(super) async fn create_in_guest(&self, container: &Container) -> Result<(), Error> {
         let agent = self.agent("create", &container.subject())?;
-        self.update_names(&agent, Some(container)).await;
+        self.update_names(&agent).await;
         let call = container.making().call.take().unwrap_or_default();
         let made = agent.create_container(&call).await;
         made.map(drop).map_err(|source| Error::Agent {

@@ -6,23 +6,24 @@ use std::path::Path;
 
 use protocol::agent::NameServer;
 
-use super::{Container, Sandbox};
+use super::Sandbox;
 use crate::agent_client::AgentClient;
 use crate::error::chain;
 use crate::names::NameRelay;
 
 impl Sandbox {
-    /// Makes the relay what the containers, with `new`, need now. Without it containers run all the same.
-    pub(super) async fn update_names(&self, agent: &AgentClient, new: Option<&Container>) {
-        if let Err(error) = self.try_update_names(agent, new).await {
+    /// Makes the relay what the containers need now, those that are being made included: the network changes while Docker makes one.
+    /// Without it containers run all the same.
+    pub(super) async fn update_names(&self, agent: &AgentClient) {
+        if let Err(error) = self.try_update_names(agent).await {
             tracing::warn!(sandbox = %self.id, error, "containers cannot ask Docker's name server (127.0.0.11)");
         }
     }
 
-    async fn try_update_names(&self, agent: &AgentClient, new: Option<&Container>) -> Result<(), String> {
+    async fn try_update_names(&self, agent: &AgentClient) -> Result<(), String> {
         // One after the other: what the guest is told last is what is there.
         let mut relay = self.names.lock().await;
-        let wanted = self.docker_is_asked(new).await;
+        let wanted = self.docker_is_asked().await;
         if wanted == relay.is_some() {
             return Ok(());
         }
@@ -43,10 +44,10 @@ impl Sandbox {
         Ok(())
     }
 
-    async fn docker_is_asked(&self, new: Option<&Container>) -> bool {
-        let made = self.created();
-        let all = made.iter().map(AsRef::as_ref).chain(new);
-        let mut files: Vec<_> = all
+    async fn docker_is_asked(&self) -> bool {
+        let mut files: Vec<_> = self
+            .records()
+            .values()
             .filter_map(|container| container.resolv_conf.get().cloned().flatten())
             .collect();
         files.sort();

@@ -119,6 +119,24 @@ mod kata_only {
     use super::*;
 
     #[test]
+    fn who_sees_the_pods_own_process_cannot_change_its_program() -> Result<()> {
+        let node = PodNode::start()?;
+        let options = NamespaceOption {
+            pid: NamespaceMode::Pod.into(),
+            ..NamespaceOption::default()
+        };
+        let pod = node.run(&with_namespaces(node.pod("pause"), options))?;
+        let one = pod.start(&pod.container("one", &["sleep", "1000"]))?;
+        // The agent's program under another name.
+        for change in ["chmod 0", "chown 1", "truncate -s 0", "rm -f"] {
+            let said = one.sh(&format!("{change} /proc/1/root/pause 2>&1; true"))?;
+            assert!(said.contains("Read-only file system"), "{change}: {said}");
+        }
+        pod.remove()?;
+        node.nothing_left()
+    }
+
+    #[test]
     fn a_pod_of_the_hosts_namespaces_gets_its_machines_own_and_a_warning() -> Result<()> {
         let node = PodNode::start()?;
         let options = NamespaceOption {
