@@ -131,11 +131,21 @@ fn a_start_that_cannot_leave_its_address_leaves_no_server() {
     assert!(!output.status.success() && output.stdout.is_empty());
     assert!(String::from_utf8(output.stderr).unwrap().contains("address"));
     assert!(!run_dir.path().exists());
-    let servers = std::fs::read_dir("/proc").unwrap().flatten().filter(|entry| {
-        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        String::from_utf8_lossy(&line).contains(&id)
-    });
-    assert_eq!(servers.count(), 0);
+    let servers = || {
+        let entries = std::fs::read_dir("/proc").unwrap().flatten();
+        entries
+            .filter(|entry| {
+                let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+                String::from_utf8_lossy(&line).contains(&id)
+            })
+            .count()
+    };
+    // What the server had forked dies with it, by a signal of its own.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while servers() > 0 && std::time::Instant::now() < deadline {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert_eq!(servers(), 0);
 }
 
 #[test]
