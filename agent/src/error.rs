@@ -3,7 +3,9 @@
 use crate::cgroup;
 use crate::container::{Phase, Verb};
 use crate::cpus::CpuError;
+use crate::host_sockets::SocketError;
 use crate::ids::{ContainerId, ExecId, IdError};
+use crate::names::NamesError;
 use crate::network::NetworkError;
 use crate::storage::StorageError;
 use crate::streams::StreamError;
@@ -39,6 +41,18 @@ pub(crate) enum Error {
     /// The network is not what the host wants.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// Names are not served.
+    #[error(transparent)]
+    Names(#[from] NamesError),
+    /// A socket that stands for one of the host's.
+    #[error("container {id}: {source}")]
+    Socket {
+        /// Which container.
+        id: ContainerId,
+        /// Why not.
+        #[source]
+        source: SocketError,
+    },
     /// The VM's size is not taken note of.
     #[error("take note of the VM's size")]
     Resize(#[source] ResizeError),

@@ -2,6 +2,7 @@
 //! `memlock-probe`, a child that maps perf buffers as a process would; and as `/pause`, the process of a pod's sandbox.
 
 mod boot;
+mod bpf;
 mod cgroup;
 mod clock;
 mod container;
@@ -10,15 +11,18 @@ mod dial;
 mod error;
 mod events;
 mod growth;
+mod host_sockets;
 mod ids;
 mod init;
 mod log;
 mod metrics;
+mod names;
 mod network;
 mod oom;
 mod pause;
 mod process;
 mod reaper;
+mod relays;
 mod report;
 mod rpc;
 mod sandbox;

@@ -7,12 +7,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use oci_spec::runtime::Spec;
-use protocol::agent::{BlockDevice, Cover, Stdio, Storage};
+use protocol::agent::{BlockDevice, Cover, HostSocket, Stdio, Storage};
 use tokio::sync::{Notify, watch};
 
 use crate::container::{Container, Joined, Services};
 use crate::error::Error;
+use crate::host_sockets::HostSockets;
 use crate::ids::ContainerId;
+use crate::names::Names;
 use crate::storage::{self, Storages};
 use crate::volumes::Volumes;
 
@@ -23,6 +25,8 @@ pub(crate) struct Sandbox {
     containers: Mutex<HashMap<ContainerId, Entry>>,
     storages: Storages,
     volumes: Volumes,
+    sockets: HostSockets,
+    names: Names,
     /// Deletions that are under way: each goes on to its end, whoever waits for it.
     deletions: Mutex<HashMap<ContainerId, Deletion>>,
     shutdown: Arc<Notify>,
@@ -59,6 +63,8 @@ pub(crate) struct Wanted {
     pub(crate) devices: Vec<BlockDevice>,
     /// What others are to see in place of a part of what they have.
     pub(crate) covers: Vec<Cover>,
+    /// Sockets of the host that it has.
+    pub(crate) sockets: Vec<HostSocket>,
 }
 
 type Containers<'a> = MutexGuard<'a, HashMap<ContainerId, Entry>>;
@@ -120,6 +126,7 @@ impl Reserved {
     async fn make(self, wanted: Wanted, joined: Vec<Joined>) -> Result<u32, Error> {
         let made = Box::pin(self.make_on_storages(wanted, joined)).await;
         if made.is_err() {
+            self.sandbox.sockets.release(&self.id);
             self.sandbox.release_volumes(&self.id).await;
             if let Err(left) = self.sandbox.storages.release(&self.id).await {
                 tracing::warn!(container = %self.id, error = %crate::report::chain(&left), "not released");
@@ -136,9 +143,12 @@ impl Reserved {
             storages,
             devices,
             covers,
+            sockets,
             ..
         } = wanted;
         let failed = |source| Error::Storage { id: id.clone(), source };
+        let acquired = sandbox.sockets.acquire(id, &sockets);
+        acquired.map_err(|source| Error::Socket { id: id.clone(), source })?;
         let plugged = sandbox.storages.acquire(id, &storages, &devices).await;
         let plugged = plugged.map_err(failed)?;
         storage::rewrite(&mut spec, &plugged).map_err(failed)?;
@@ -180,6 +190,8 @@ impl Sandbox {
     /// `shutdown` is notified when the host has asked for it.
     pub(crate) fn new(services: Services, shutdown: Arc<Notify>) -> Self {
         Self {
+            sockets: HostSockets::new(services.dialer),
+            names: Names::new(services.dialer),
             services,
             containers: Mutex::default(),
             storages: Storages::default(),
@@ -324,6 +336,7 @@ impl Sandbox {
 
     /// Lets go of all that a container without processes holds. Does nothing for one that holds nothing.
     async fn release(&self, id: &ContainerId) -> Result<(), Error> {
+        self.sockets.release(id);
         self.release_volumes(id).await;
         let released = self.storages.release(id).await;
         released.map_err(|source| Error::Storage { id: id.clone(), source })
@@ -346,6 +359,11 @@ impl Sandbox {
     /// What the host shares.
     pub(crate) fn volumes(&self) -> &Volumes {
         &self.volumes
+    }
+
+    /// Docker's name server.
+    pub(crate) fn names(&self) -> &Names {
+        &self.names
     }
 
     /// The file systems of the guest's own.

@@ -14,6 +14,7 @@ use crate::model::Config;
 use crate::raw::Raw;
 use crate::settings::{Access, SETTINGS, Setting, Table};
 use crate::unsupported::{self, Other};
+use crate::value::PathPattern;
 use crate::warning::Warning;
 
 /// Why a sandbox is not created as its annotations ask.
@@ -52,6 +53,18 @@ pub enum AnnotationError {
         /// The value.
         value: bool,
         /// The key of the configuration that would allow it.
+        key: String,
+    },
+    /// The value names what the configuration does not list.
+    #[error(
+        "annotation {annotation}: \"{entry}\" is not allowed: it is neither an entry of {key} nor a path that one of them matches"
+    )]
+    NotListed {
+        /// The annotation.
+        annotation: String,
+        /// The path or pattern, as it was written.
+        entry: String,
+        /// The list that has to have it.
         key: String,
     },
     /// The value has the wrong type or is out of range, or asks for what cannot be done.
@@ -162,6 +175,20 @@ fn set(
             value: weak,
             key: format!("{}.{}", setting.table.name(), setting.key),
         });
+    }
+    if let Access::Choose(_) = setting.access {
+        let listed = |entry: &PathPattern| {
+            let allowed = &allowed.runtime.share_host_sockets;
+            allowed.contains(entry)
+                || entry.is_literal() && allowed.iter().any(|one| one.matches(Path::new(entry.as_str())))
+        };
+        if let Some(entry) = changed.runtime.share_host_sockets.iter().find(|entry| !listed(entry)) {
+            return Err(AnnotationError::NotListed {
+                annotation: annotation.to_owned(),
+                entry: shortened(entry.as_str()),
+                key: format!("{}.{}", setting.table.name(), setting.key),
+            });
+        }
     }
     if let Access::Append(_) = setting.access {
         let params = [&allowed.hypervisor.kernel_params, &changed.hypervisor.kernel_params];

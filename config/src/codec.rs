@@ -322,6 +322,25 @@ pub(crate) const PATH_PATTERNS: Codec<Vec<PathPattern>> = Codec {
     show: |value| strings(value.iter().map(PathPattern::as_str)),
 };
 
+/// Patterns of sockets are compared with paths that have no links, no `.` and no `..`.
+pub(crate) const SOCKET_PATTERNS: Codec<Vec<PathPattern>> = Codec {
+    read: |raw| {
+        let absolute = |pattern: &PathPattern| {
+            let text = pattern.as_str();
+            text.starts_with('/') && !text.split('/').any(|part| part == "." || part == "..")
+        };
+        let patterns = (PATH_PATTERNS.read)(raw)?;
+        match patterns.iter().find(|pattern| !absolute(pattern)) {
+            Some(pattern) => Err(Refusal::new(format!(
+                "a list of patterns of absolute paths without \".\" and \"..\"; {:?} is none",
+                pattern.as_str()
+            ))),
+            None => Ok(patterns),
+        }
+    },
+    show: |value| (PATH_PATTERNS.show)(value),
+};
+
 pub(crate) const LOCK_LIMIT: Codec<LockLimit> = Codec {
     read: |raw| {
         let number = raw.integer().and_then(|number| u64::try_from(number).ok());

@@ -206,6 +206,8 @@ pub struct Runtime {
     pub internetworking_model: InterNetworking,
     /// What becomes of a container that asks for the host's network.
     pub host_network: HostNetwork,
+    /// The sockets of the host that containers may connect to, if they have a bind mount of them.
+    pub share_host_sockets: Vec<PathPattern>,
 }
 
 impl Default for Runtime {
@@ -218,6 +220,7 @@ impl Default for Runtime {
             timeout_factor: Factor(1000),
             internetworking_model: InterNetworking::TcFilter,
             host_network: HostNetwork::None,
+            share_host_sockets: Vec::new(),
         }
     }
 }

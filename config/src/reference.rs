@@ -72,7 +72,7 @@ const OTHERWISE: [(&str, &str); 21] = [
 ];
 
 /// Supported keys that Kata does not have.
-const OWN: [&str; 7] = [
+const OWN: [&str; 8] = [
     "hypervisor.qemu.default_memory_limit",
     "hypervisor.qemu.accelerator",
     "hypervisor.qemu.vsock",
@@ -80,6 +80,7 @@ const OWN: [&str; 7] = [
     "hypervisor.qemu.valid_boot_paths",
     "runtime.host_network",
     "runtime.timeout_factor",
+    "runtime.share_host_sockets",
 ];
 
 /// All keys, those of a table together and in the order of their names.

@@ -9,7 +9,8 @@ use crate::codec::{
     ACCELERATOR, BLOCK_AIO, BOOLEAN, CAP_POLICY, CPU_FEATURES, CREATE_TIMEOUT, DIAL_TIMEOUT, FILE, HOST_NETWORK,
     INTERNETWORKING, KERNEL_PARAMS, LOCK_LIMIT, MACHINE_TYPE, MAX_MEMORY, MAX_VCPUS, MEMORY, MEMORY_LIMIT,
     NAME_PATTERNS, ON_EXCESS, OVERHEAD_MEMORY, OVERHEAD_VCPUS, PATH_PATTERNS, PERF_EVENT_KB, PROGRAM, QUEUE_SIZE,
-    RECONNECT_TIMEOUT, SECCOMP_SANDBOX, SHARED_FS, TIMEOUT_FACTOR, VCPUS, VIRTIO_FS_ARGS, VIRTIO_FS_CACHE, VSOCK,
+    RECONNECT_TIMEOUT, SECCOMP_SANDBOX, SHARED_FS, SOCKET_PATTERNS, TIMEOUT_FACTOR, VCPUS, VIRTIO_FS_ARGS,
+    VIRTIO_FS_CACHE, VSOCK,
 };
 use crate::model::Config;
 use crate::raw::{Raw, Refusal};
@@ -108,6 +109,8 @@ pub(crate) enum Access {
     /// By the annotation of this name, but not to this value where the file says the other: it would take away from what
     /// keeps the host from the pod, or the pod from the guest.
     Guarded(&'static str, bool),
+    /// By the annotation of this name, which chooses among the paths and patterns that the file lists.
+    Choose(&'static str),
 }
 
 /// A supported key.
@@ -126,9 +129,11 @@ impl Setting {
     pub(crate) fn annotation(&self) -> Option<&'static str> {
         match self.access {
             Access::File => None,
-            Access::Annotation(name) | Access::Path(name, _) | Access::Append(name) | Access::Guarded(name, _) => {
-                Some(name)
-            }
+            Access::Annotation(name)
+            | Access::Path(name, _)
+            | Access::Append(name)
+            | Access::Guarded(name, _)
+            | Access::Choose(name) => Some(name),
         }
     }
 }
@@ -348,6 +353,12 @@ pub(crate) static SETTINGS: &[Setting] = &[
         Access::Annotation("internetworking_model")
     ),
     setting!(Runtime, runtime.host_network, HOST_NETWORK, Access::File),
+    setting!(
+        Runtime,
+        runtime.share_host_sockets,
+        SOCKET_PATTERNS,
+        Access::Choose("share_host_sockets")
+    ),
     setting!(Memlock, memlock.default, LOCK_LIMIT, Access::File),
     setting!(Memlock, memlock.max, LOCK_LIMIT, Access::File),
     setting!(Memlock, memlock.on_excess, ON_EXCESS, Access::File),

@@ -257,6 +257,12 @@ impl PathPattern {
         plain && self.regex.is_match(text)
     }
 
+    /// Whether it matches nothing but the path that it is.
+    #[must_use]
+    pub fn is_literal(&self) -> bool {
+        !self.text.contains(['*', '?', '['])
+    }
+
     /// The pattern as it was written.
     #[must_use]
     pub fn as_str(&self) -> &str {

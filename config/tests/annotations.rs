@@ -309,3 +309,42 @@ proptest! {
         prop_assert!(PathPattern::new(&path).unwrap().matches(Path::new(&path)));
     }
 }
+
+#[test]
+fn sockets_of_the_host_are_chosen_among_those_that_are_listed() {
+    const NAME: &str = "io.katacontainers.config.runtime.share_host_sockets";
+    let pattern = |text: &str| PathPattern::new(text).unwrap();
+    let chosen = |value: &str| {
+        let mut config = Config::default();
+        config.runtime.share_host_sockets = ["/run/spire/*.sock", "/run/log"].map(pattern).to_vec();
+        let annotations = BTreeMap::from([(NAME.to_owned(), value.to_owned())]);
+        apply(&mut config, &annotations).map(|_| config.runtime.share_host_sockets)
+    };
+    for value in [
+        "/run/log",
+        "/run/spire/agent.sock",
+        "/run/spire/*.sock",
+        "[\"/run/log\", \"/run/spire/a.sock\"]",
+        "",
+    ] {
+        assert!(chosen(value).is_ok(), "{value}");
+    }
+    assert_eq!(
+        chosen("/run/log, /run/spire/a.sock").unwrap(),
+        ["/run/log", "/run/spire/a.sock"].map(pattern)
+    );
+    for value in [
+        "/run/docker.sock",
+        "/run/*",
+        "/run/spire/a*.sock",
+        "/run/spire/x/y.sock",
+        "/run/spire/[a].sock",
+    ] {
+        let refused = chosen(value).unwrap_err().to_string();
+        assert!(
+            refused.contains(NAME) && refused.contains("runtime.share_host_sockets"),
+            "{refused}"
+        );
+    }
+    assert!(chosen("run/log").unwrap_err().to_string().contains("absolute"));
+}

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use protocol::agent::{
     CloseStdinRequest, ContainerId, CreateContainerRequest, DeleteResponse, Empty, ExecRequest, GrowStorageRequest,
-    GuestMetricsResponse, HostChanges, MemlockReport, MemlockRequest, Network, ProcessId, ProcessStarted,
+    GuestMetricsResponse, HostChanges, MemlockReport, MemlockRequest, NameServer, Network, ProcessId, ProcessStarted,
     ResizeRequest, ResizeTerminalRequest, SignalRequest, StatsResponse, StorageName, StorageStatsResponse,
     UpdateRequest,
 };
@@ -200,6 +200,11 @@ impl AgentClient {
     call!(
         /// Makes the guest's network what the host's is.
         update_network(Network) -> Empty
+    );
+
+    call!(
+        /// Says where Docker's name server is asked.
+        serve_names(NameServer) -> Empty
     );
 
     call!(

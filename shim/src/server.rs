@@ -26,12 +26,14 @@ use crate::forward;
 use crate::guest_spec;
 use crate::hooks::Owed;
 use crate::host_cgroup::HostCgroup;
+use crate::host_sockets::HostSockets;
 use crate::memlock::{Rules, SandboxPolicy};
 use crate::metrics;
 use crate::network::{NetworkPlan, Place};
 use crate::node;
 use crate::process::ProcessRef;
 use crate::qemu::QemuLauncher;
+use crate::relays::Relays;
 use crate::run_dir::{self, RunDirError, SandboxState};
 use crate::sandbox::boot::BootPlan;
 use crate::sandbox::host::{HostError, RealHost};
@@ -193,10 +195,14 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         create_timeout: config.runtime.create_container_timeout,
         log: Arc::new(move |line: &[u8]| log.relay(line)),
     };
+    let relays = Relays::default();
+    let allowed = config.runtime.share_host_sockets.clone();
     let parts = Parts {
+        relays: relays.clone(),
         id: context.id.clone(),
         namespace: context.namespace.clone(),
         host: Arc::new(RealHost {
+            sockets: HostSockets::new(context.host.clone(), relays, allowed),
             watches: watches(&tree),
             tree,
             host: context.host.clone(),

@@ -264,3 +264,15 @@ pub(crate) fn watch(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd always gives the same descriptor, and it stays open as long as the AsyncFd owns it.
     unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }.map_err(Into::into)
 }
+
+/// Fills it with what nobody can guess.
+pub(crate) fn fill_random(bytes: &mut [u8]) {
+    let mut filled = 0;
+    while filled < bytes.len() {
+        // getrandom(2) gives up to 256 bytes at once; it can only be interrupted, and then it is asked again.
+        let rest = bytes.get_mut(filled..).unwrap_or_default();
+        if let Ok(count) = rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty()) {
+            filled += count;
+        }
+    }
+}

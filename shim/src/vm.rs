@@ -12,18 +12,10 @@ use async_trait::async_trait;
 use config::Mebibytes;
 use hypervisor::{CpuError, Disk, HotplugError, MemoryError, Sample};
 use protocol::agent::Network;
-use tokio::io::{AsyncRead, AsyncWrite};
 
+pub use crate::connection::{Connection, GuestStream};
 use crate::network::NetworkError;
 use crate::sizing::HostLimits;
-
-/// The raw bytes of one connection that the guest has dialled.
-pub trait GuestStream: AsyncRead + AsyncWrite + Send + Sync + Unpin + 'static {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin + 'static> GuestStream for T {}
-
-/// One connection that the guest has dialled.
-pub type Connection = Box<dyn GuestStream>;
 
 /// Why a VM is no more.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -141,9 +141,9 @@ fn a_start_that_cannot_leave_its_address_leaves_no_server() {
             .count()
     };
     // What the server had forked dies with it, by a signal of its own.
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
-    while servers() > 0 && std::time::Instant::now() < deadline {
-        std::thread::sleep(std::time::Duration::from_millis(10));
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while servers() > 0 && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
     }
     assert_eq!(servers(), 0);
 }

@@ -145,6 +145,7 @@ fn the_same_figures_are_on_the_shims_socket_by_the_command_and_by_the_monitor() 
         "kata_guest_pressure_seconds_total",
         "kata_guest_oom_kills_total",
         "kata_guest_tasks",
+        "kata_relay_connections",
         "kata_container_up",
         "kata_container_processes",
     ] {

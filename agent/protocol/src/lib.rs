@@ -113,6 +113,12 @@ pub const SHIM_SOCKET: &str = "shim.sock";
 /// Where the guest mounts the file systems of its own that containers use ([`agent::Storage`]), each under its name.
 pub const STORAGE_DIRECTORY: &str = "/run/tatami/storage";
 
+/// Where the guest has the sockets that stand for the host's ([`agent::HostSocket`]), each under its number.
+pub const SOCKET_DIRECTORY: &str = "/run/tatami/sockets";
+
+/// Docker's name server in the networks that its users make: always this address, port 53.
+pub const DOCKER_NAME_SERVER: [u8; 4] = [127, 0, 0, 11];
+
 /// Where the guest has the root of a pod's sandbox: its process is the agent's own, and needs no image.
 pub const PAUSE_ROOT: &str = "/run/tatami/pause";
 

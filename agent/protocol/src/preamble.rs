@@ -1,7 +1,7 @@
 //! The preamble: the first bytes of every connection, which say what the connection is for.
 //!
 //! Layout, 24 bytes: `TATAMI` in ASCII, the version (1 byte), the kind (1 byte), a token (16 bytes; zero unless the kind
-//! is a stream). The size is fixed, so that the reader needs no buffer that the guest could make grow.
+//! is a stream or a relay). The size is fixed, so that the reader needs no buffer that the guest could make grow.
 
 /// Bytes of an encoded preamble.
 pub const LENGTH: usize = 24;
@@ -12,7 +12,7 @@ pub const TOKEN_LENGTH: usize = 16;
 const MAGIC: &[u8; 6] = b"TATAMI";
 const VERSION: u8 = 1;
 
-/// Names one stream: chosen at random by the shim, so that no program in the guest can guess it.
+/// Names one stream, or one socket of the host: chosen at random by the shim, so that no program in the guest can guess it.
 pub type Token = [u8; TOKEN_LENGTH];
 
 /// What a connection carries.
@@ -26,6 +26,8 @@ pub enum Preamble {
     Stream(Token),
     /// The agent's log.
     Log,
+    /// A connection to a socket of the host.
+    Relay(Token),
 }
 
 /// Why 24 bytes are no preamble.
@@ -51,6 +53,7 @@ impl Preamble {
             Preamble::Agent => (2, [0; TOKEN_LENGTH]),
             Preamble::Stream(token) => (3, token),
             Preamble::Log => (4, [0; TOKEN_LENGTH]),
+            Preamble::Relay(token) => (5, token),
         };
         let mut bytes = [0; LENGTH];
         bytes[..6].copy_from_slice(MAGIC);
@@ -78,6 +81,7 @@ impl Preamble {
             2 => Ok(Preamble::Agent),
             3 => Ok(Preamble::Stream(token)),
             4 => Ok(Preamble::Log),
+            5 => Ok(Preamble::Relay(token)),
             kind => Err(PreambleError::Kind(kind)),
         }
     }
@@ -90,9 +94,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_stream_keeps_its_token(token: Token) {
-            let bytes = Preamble::Stream(token).encode();
-            prop_assert_eq!(Preamble::decode(&bytes), Ok(Preamble::Stream(token)));
+        fn a_stream_and_a_relay_keep_their_tokens(token: Token) {
+            for preamble in [Preamble::Stream(token), Preamble::Relay(token)] {
+                prop_assert_eq!(Preamble::decode(&preamble.encode()), Ok(preamble));
+            }
         }
 
         #[test]

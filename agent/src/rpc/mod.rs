@@ -7,8 +7,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use protocol::agent::{
     CloseStdinRequest, ContainerId as ContainerRequest, CreateContainerRequest, DeleteResponse, Empty, ExecRequest,
-    GrowStorageRequest, GuestMetricsResponse, HostChanges, MemlockReport, MemlockRequest, Network, ProcessId,
-    ProcessStarted, ResizeRequest, ResizeTerminalRequest, SignalRequest, StatsResponse, StorageName,
+    GrowStorageRequest, GuestMetricsResponse, HostChanges, MemlockReport, MemlockRequest, NameServer, Network,
+    ProcessId, ProcessStarted, ResizeRequest, ResizeTerminalRequest, SignalRequest, StatsResponse, StorageName,
     StorageStatsResponse, UpdateRequest,
 };
 use protocol::agent_ttrpc::Agent;
@@ -51,6 +51,7 @@ impl Service {
             storages: request.storages.clone(),
             devices: request.devices.clone(),
             covers: request.covers.clone(),
+            sockets: request.sockets.clone(),
         };
         self.0.create(wanted, &request.join_namespaces).await
     }
@@ -243,6 +244,11 @@ impl Agent for Service {
 
     async fn update_network(&self, _: &TtrpcContext, request: Network) -> ttrpc::Result<Empty> {
         done("update the network", self.1.apply(&request).await.map_err(Error::from))
+    }
+
+    async fn serve_names(&self, _: &TtrpcContext, request: NameServer) -> ttrpc::Result<Empty> {
+        let served = self.0.names().serve(&request).await;
+        done("serve names", served.map_err(Error::from))
     }
 
     async fn storage_stats(&self, _: &TtrpcContext, request: StorageName) -> ttrpc::Result<StorageStatsResponse> {

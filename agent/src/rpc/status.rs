@@ -7,6 +7,8 @@ use ttrpc::Code;
 use crate::cgroup;
 use crate::cpus::CpuError;
 use crate::error::{Error, ResizeError};
+use crate::host_sockets::SocketError;
+use crate::names::NamesError;
 use crate::network::NetworkError;
 use crate::storage::StorageError;
 use crate::streams::StreamError;
@@ -25,6 +27,8 @@ pub(super) fn code(error: &Error) -> Code {
         Error::NoChanges(_) => Code::UNIMPLEMENTED,
         Error::Memlock { source, .. } => probe(source),
         Error::Network(error) => network(error),
+        Error::Names(error) => names(error),
+        Error::Socket { source, .. } => socket(source),
         Error::Storage { source, .. } | Error::Volume(source) => storage(source),
         Error::Resize(error) => resize(error),
         Error::System { .. } => Code::INTERNAL,
@@ -39,6 +43,20 @@ fn network(error: &NetworkError) -> Code {
         | NetworkError::NoDevice { .. }
         | NetworkError::Step { .. }
         | NetworkError::Sysctl { .. } => Code::INTERNAL,
+    }
+}
+
+fn names(error: &NamesError) -> Code {
+    match error {
+        NamesError::Token(_) => Code::INVALID_ARGUMENT,
+        NamesError::Listen(_) | NamesError::Redirect(_) => Code::INTERNAL,
+    }
+}
+
+fn socket(error: &SocketError) -> Code {
+    match error {
+        SocketError::Description { .. } => Code::INVALID_ARGUMENT,
+        SocketError::Step { .. } => Code::INTERNAL,
     }
 }
 

@@ -7,6 +7,7 @@ mod host;
 mod images;
 pub(crate) mod kernel;
 pub(crate) mod parts;
+mod sockets;
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -41,6 +42,7 @@ pub(crate) async fn all(named: Option<&Path>, search: Option<&OsStr>) -> Vec<Fin
             findings.push(configuration(&path, lost.len()));
             findings.extend(replaced.into_iter().map(other_parts));
             findings.extend(parts::parts(&loaded.config, search).await);
+            findings.extend(sockets::shared(&loaded.config));
             findings.extend(kernel::of_file(&loaded.config.hypervisor.kernel));
         }
         Err(error) => findings.push(Finding::fail(

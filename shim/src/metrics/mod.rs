@@ -10,12 +10,15 @@ mod kata;
 mod processes;
 pub(crate) mod socket;
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use protocol::agent::{GuestMetricsResponse, StatsResponse};
 
 use scrape::text::{Kind, Text};
 
 use self::processes::Usage;
 use crate::id::ContainerId;
+use crate::relays::Relays;
 use crate::sandbox::Sandbox;
 
 /// Microseconds in a second.
@@ -36,6 +39,7 @@ pub(crate) async fn render(sandbox: &Sandbox) -> String {
     let id = sandbox.id.to_string();
     let mut text = Text::with_labels(&[("sandbox", &id)]);
     host(&mut text, &usage);
+    relays(&mut text, sandbox.relays());
     text.family("kata_guest_up", Kind::Gauge, "Whether the guest's agent has answered.");
     text.sample(&[], if guest.is_some() { 1.0 } else { 0.0 });
     if let Some(guest) = &guest {
@@ -79,6 +83,36 @@ fn host(text: &mut Text, usage: &[(&'static str, Usage)]) {
             text.family(&format!("kata_{component}_{figure}"), kind, help);
             text.sample(&[], value(usage));
         }
+    }
+}
+
+/// Connections of the guest to sockets of the host, and to Docker's name server.
+fn relays(text: &mut Text, relays: &Relays) {
+    let counts = relays.counts();
+    let total = |count: &AtomicU64| count.load(Ordering::Relaxed) as f64;
+    let figures = [
+        (
+            "kata_relay_connections",
+            Kind::Gauge,
+            "Connections of the guest to services of the host that are open.",
+            relays.open() as f64,
+        ),
+        (
+            "kata_relay_served_total",
+            Kind::Counter,
+            "Connections of the guest to services of the host.",
+            total(&counts.served),
+        ),
+        (
+            "kata_relay_refused_total",
+            Kind::Counter,
+            "Connections of the guest that were dropped: too many, or to nothing that it was offered.",
+            total(&counts.refused),
+        ),
+    ];
+    for (name, kind, help, value) in figures {
+        text.family(name, kind, help);
+        text.sample(&[], value);
     }
 }
 

@@ -15,6 +15,7 @@ use super::guest::{self, Own, PodInterface, Wanted};
 use super::plan::NetworkPlan;
 use super::wire::Wiring;
 use super::{NetworkError, seen, tap};
+use crate::error::chain;
 
 /// A change comes in many messages: they are told once when none has come for this long.
 const SETTLES: Duration = Duration::from_millis(50);
@@ -161,7 +162,16 @@ pub(super) async fn rejoin(netlink: Handle, namespace: String, mut devices: Devi
         };
         // It may have gone since the look.
         match wiring.redirect_or_undo(interface, &device.tap).await {
-            Ok(()) => drop(devices.joined.insert(interface.index, device)),
+            Ok(()) => {
+                if let Err(error) = wiring.let_answers_in(interface, &device.tap).await {
+                    let error = chain(&error);
+                    tracing::warn!(
+                        error,
+                        "Docker's name server does not reach the servers of the container's network"
+                    );
+                }
+                devices.joined.insert(interface.index, device);
+            }
             Err(error) => {
                 devices.spare.push_back(device);
                 failed = Some(error);

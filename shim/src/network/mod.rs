@@ -8,6 +8,7 @@
 //! It owns the taps, the redirection, and the watch for changes. It changes nothing else in a namespace, nothing at all
 //! in the host's own namespace, and nothing because of messages from a guest.
 
+mod answers;
 mod error;
 mod guest;
 mod join;

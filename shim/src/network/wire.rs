@@ -15,7 +15,7 @@ use rtnetlink::{Handle, LinkMacVtap, LinkUnspec};
 
 use super::error::{NetworkError, cause};
 use super::guest::PodInterface;
-use super::tap;
+use super::{answers, tap};
 
 /// Every protocol: `ETH_P_ALL` (packet(7)), in network order.
 const ALL_PROTOCOLS: u16 = 0x0003_u16.to_be();
@@ -102,6 +102,29 @@ impl Wiring<'_> {
         let up = LinkUnspec::new_with_index(tap).mtu(mtu).up().build();
         let up = self.netlink.link().set(up).execute().await;
         up.map_err(self.failed("bring up", name))
+    }
+
+    /// Lets what the namespace's own sockets ask name servers be answered, beside an interface that is redirected. In a thread that
+    /// is in the namespace.
+    pub(super) async fn let_answers_in(&self, interface: &PodInterface, tap: &str) -> Result<(), NetworkError> {
+        let name = &interface.name;
+        std::fs::write(answers::RANGE, answers::PORTS).map_err(|source| NetworkError::Step {
+            namespace: self.namespace.to_owned(),
+            step: "set the range of ports for",
+            on: name.clone(),
+            source,
+        })?;
+        let index = i32::try_from(interface.index).unwrap_or(i32::MAX);
+        for filter in answers::filters(self.index(tap).await?) {
+            let mut request = self.netlink.traffic_filter(index);
+            let request = request.add().parent(INGRESS).priority(filter.priority);
+            let made = match request.protocol(filter.protocol).u32(&filter.options) {
+                Ok(request) => request.execute().await,
+                Err(error) => Err(error),
+            };
+            made.map_err(self.failed("let answers of name servers into", name))?;
+        }
+        Ok(())
     }
 
     /// Puts a macvtap on an interface.

@@ -23,6 +23,7 @@ use super::line::Line;
 use crate::agent_client::{AgentClient, printable};
 use crate::boot_queue::{BootPlace, BootQueue};
 use crate::guest_kernel;
+use crate::relays::Relays;
 use crate::vm::{LaunchError, Launcher, Machine};
 
 /// Bytes of the console in a message.
@@ -114,6 +115,7 @@ impl Signals {
 pub(super) async fn boot(
     plan: &BootPlan,
     expected: Expected,
+    relays: Relays,
     started: impl FnOnce(&Arc<dyn Machine>),
 ) -> Result<(Booted, Signals), BootError> {
     let place = turn(plan.queue.as_ref()).await;
@@ -121,7 +123,7 @@ pub(super) async fn boot(
     let machine: Arc<dyn Machine> = machine.into();
     started(&machine);
     let (sender, arrived) = mpsc::channel(2);
-    tokio::spawn(accept(connections, expected, sender, Arc::clone(&plan.log)));
+    tokio::spawn(accept(connections, expected, relays, sender, Arc::clone(&plan.log)));
     let waited_for = Mutex::new("the guest's agent did not call");
     let failure = tokio::select! {
         biased;

@@ -18,7 +18,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use self::pending::{Pending, Place};
-use super::noise::complain;
+use crate::noise::complain;
+use crate::relays::Relays;
 use crate::streams::StreamError;
 use crate::vm::{Connection, Connections};
 
@@ -47,7 +48,7 @@ impl Expected {
     #[must_use]
     pub fn stream(&self) -> (Token, Dialled) {
         let mut token = [0; TOKEN_LENGTH];
-        fill_random(&mut token);
+        crate::sys::fill_random(&mut token);
         let (sender, receiver) = oneshot::channel();
         self.waiting
             .lock()
@@ -73,16 +74,6 @@ impl Expected {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(token)
-    }
-}
-
-fn fill_random(token: &mut Token) {
-    let mut filled = 0;
-    while filled < token.len() {
-        // getrandom(2) gives up to 256 bytes at once; it can only be interrupted, and then it is asked again.
-        if let Ok(count) = rustix::rand::getrandom(&mut token[filled..], rustix::rand::GetRandomFlags::empty()) {
-            filled += count;
-        }
     }
 }
 
@@ -125,6 +116,7 @@ pub type LogSink = Arc<dyn Fn(&[u8]) + Send + Sync>;
 
 struct Dispatcher {
     expected: Expected,
+    relays: Relays,
     arrived: mpsc::Sender<Arrived>,
     log: LogSink,
     host_taken: AtomicBool,
@@ -136,12 +128,14 @@ struct Dispatcher {
 pub(super) async fn accept(
     mut connections: Box<dyn Connections>,
     expected: Expected,
+    relays: Relays,
     arrived: mpsc::Sender<Arrived>,
     log: LogSink,
 ) {
     let pending = Pending::default();
     let dispatcher = Arc::new(Dispatcher {
         expected,
+        relays,
         arrived,
         log,
         host_taken: AtomicBool::new(false),
@@ -209,6 +203,11 @@ impl Dispatcher {
                 Some(waiting) => drop(waiting.send(connection)),
                 None => complain!("a connection of the guest names a stream that nobody expects"),
             },
+            Preamble::Relay(token) => {
+                if let Err(error) = self.relays.serve(&token, connection) {
+                    complain!(%error, "a connection of the guest to the host is dropped");
+                }
+            }
         }
     }
 }
@@ -273,7 +272,8 @@ mod tests {
         let expected = Expected::default();
         let (arrived, _) = mpsc::channel(1);
         let log: LogSink = Arc::new(|_: &[u8]| {});
-        tokio::spawn(accept(Box::new(Dials(dials)), expected.clone(), arrived, log));
+        let dials = Box::new(Dials(dials));
+        tokio::spawn(accept(dials, expected.clone(), Relays::default(), arrived, log));
         (dial, expected)
     }
 

@@ -73,6 +73,7 @@ impl Sandbox {
         // Once: a container is attached once.
         let _ = container.hooks.set(guest.hooks.clone());
         let _ = container.memlock.set(guest.memlock.clone());
+        let _ = container.resolv_conf.set(guest.resolv_conf.clone());
         container.making().guest = Some(guest);
         Ok(())
     }
@@ -106,6 +107,7 @@ impl Sandbox {
             volumes,
             limits,
             covers,
+            sockets,
             ..
         } = guest;
         if let Some(owner) = pid_namespace.map(|path| self.owner_of(&path, &subject)).transpose()? {
@@ -124,6 +126,7 @@ impl Sandbox {
             storages,
             devices,
             covers,
+            sockets,
             ..Default::default()
         };
         container.making().call = Some(Box::new(call));
@@ -133,6 +136,7 @@ impl Sandbox {
     /// Has the guest make it.
     pub(super) async fn create_in_guest(&self, container: &Container) -> Result<(), Error> {
         let agent = self.agent("create", &container.subject())?;
+        self.update_names(&agent).await;
         let call = container.making().call.take().unwrap_or_default();
         let made = agent.create_container(&call).await;
         made.map(drop).map_err(|source| Error::Agent {

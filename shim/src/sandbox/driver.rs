@@ -13,12 +13,12 @@ use oci_spec::runtime::LinuxResources;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
-use super::noise::complain;
 use super::process::{Process, ProcessName};
 use super::work::{Done, Order};
 use super::{Container, CreateRequest, Sandbox};
 use crate::error::{Error, Shared};
 use crate::id::ContainerId;
+use crate::noise::complain;
 
 /// What comes with a request, and is none of the state machine's business.
 pub(super) enum Payload {

@@ -15,8 +15,8 @@ use protocol::agent::MemoryGranted;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Sandbox;
-use super::noise::complain;
 use crate::error::chain;
+use crate::noise::complain;
 
 /// What the guest asks for.
 pub(super) struct Demand {

@@ -9,13 +9,15 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use containerd_shim_protos::types::mount::Mount;
 use oci_spec::runtime::Hooks;
-use protocol::agent::Cover;
+use protocol::agent::{Cover, HostSocket};
 
-use crate::guest_spec::{self, Input, guest_spec};
+use crate::guest_spec::{self, HostOptions, Input, PlacedBind, guest_spec};
 use crate::hooks::{self, HookPoint, HookState, Owed};
 use crate::host_ns::HostNamespace;
+use crate::host_sockets::{Chosen as ChosenSockets, HostSockets};
 use crate::id::{ContainerId, SandboxId};
 use crate::memlock::{ContainerPolicy, SandboxPolicy};
+use crate::names;
 use crate::share::SharedTree;
 use crate::sizing::Limits;
 use crate::volumes::Volumes;
@@ -58,6 +60,10 @@ pub struct GuestContainer {
     pub limits: Limits,
     /// What other containers are to see from now on.
     pub covers: Vec<Cover>,
+    /// Sockets of the host that it may connect to.
+    pub sockets: Vec<HostSocket>,
+    /// The host's file that it has for its resolv.conf.
+    pub resolv_conf: Option<PathBuf>,
 }
 
 /// The host's side of the sandbox's containers.
@@ -91,6 +97,10 @@ pub trait HostSide: Send + Sync {
     /// # Errors
     /// Something is still mounted.
     async fn detach(&self, container: &ContainerId) -> Result<(), HostError>;
+    /// Whether a resolv.conf names Docker's name server.
+    async fn asks_docker(&self, _resolv_conf: &Path) -> bool {
+        false
+    }
     /// What the guest is to be told of; None: nothing is watched.
     fn watches(&self) -> Option<Watches> {
         None
@@ -109,6 +119,8 @@ pub struct RealHost {
     pub watches: Option<Watches>,
     /// The poststop hooks that are to be run.
     pub owed: Owed,
+    /// The host's sockets that containers may connect to.
+    pub sockets: HostSockets,
     /// Kata's `disable_guest_seccomp`.
     pub disable_guest_seccomp: bool,
     /// How much memory the processes of its containers may lock.
@@ -140,7 +152,7 @@ impl HostSide for RealHost {
         let disable_guest_seccomp = self.disable_guest_seccomp;
         let policy = self.memlock.clone();
         let watches = self.watches.clone();
-        let (host, owed) = (self.host.clone(), self.owed.clone());
+        let (host, owed, sockets) = (self.host.clone(), self.owed.clone(), self.sockets.clone());
         // Whoever gives up does not end the thread, but what it attaches.
         let attachment = tree.begin(&container);
         blocking(move || {
@@ -175,8 +187,13 @@ impl HostSide for RealHost {
             };
             let notes = memlock.apply(&mut guest.spec);
             let notes = notes.map_err(|error| HostError::Spec(Box::new(error)))?;
+            let mut chosen = ChosenSockets::default();
+            guest
+                .binds
+                .retain(|bind| !sockets.choose(&mut chosen, bind.position, &bind.source, &bind.destination));
             for warning in unread
                 .iter()
+                .chain(&chosen.warnings)
                 .chain(&guest.warnings)
                 .chain(&notes)
                 .chain(&volumes.warnings)
@@ -199,7 +216,17 @@ impl HostSide for RealHost {
                 }
             }
             let binds = tree.attach_binds(&attachment, &guest.binds).map_err(other)?;
-            guest.place(&binds.placed);
+            let shown = {
+                let _held = tree.still_wanted(&attachment).map_err(other)?;
+                sockets.attach(&container, chosen)
+            };
+            let sockets = shown.placed.into_iter().map(|(position, source)| PlacedBind {
+                position,
+                source,
+                options: HostOptions::default(),
+                over: Vec::new(),
+            });
+            guest.place(&binds.placed.into_iter().chain(sockets).collect::<Vec<_>>());
             if let Some(watches) = &watches {
                 binds.exported.iter().for_each(|volume| watches.add(*volume));
             }
@@ -214,6 +241,8 @@ impl HostSide for RealHost {
                 volumes,
                 limits,
                 covers: binds.covers,
+                sockets: shown.sockets,
+                resolv_conf: names::of_container(&spec),
             })
         })
         .await
@@ -235,14 +264,24 @@ impl HostSide for RealHost {
 
     async fn detach(&self, container: &ContainerId) -> Result<(), HostError> {
         let (tree, watches, container) = (self.tree.clone(), self.watches.clone(), container.clone());
+        let sockets = self.sockets.clone();
         blocking(move || {
-            let gone = tree.detach(&container).map_err(other)?;
+            let gone = tree.detach(&container);
+            // Nobody attaches any by now.
+            sockets.detach(&container);
+            let gone = gone.map_err(other)?;
             if let Some(watches) = &watches {
                 watches.forget(&gone);
             }
             Ok(())
         })
         .await
+    }
+
+    async fn asks_docker(&self, resolv_conf: &Path) -> bool {
+        let (host, path) = (self.host.clone(), resolv_conf.to_owned());
+        let asked = tokio::task::spawn_blocking(move || names::asks_docker(&host, &path));
+        asked.await.unwrap_or_default()
     }
 
     fn watches(&self) -> Option<Watches> {

@@ -17,7 +17,7 @@ impl Sandbox {
     pub(super) async fn live(self: Arc<Self>, plan: BootPlan) {
         let mut stopping = self.stopping.subscribe();
         let mut hopeless = self.given_up.subscribe();
-        let booting = boot::boot(&plan, self.expected.clone(), |machine| {
+        let booting = boot::boot(&plan, self.expected.clone(), self.relays.clone(), |machine| {
             *self.machine.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(machine));
             self.stand_for_the_sandbox(machine);
         });
@@ -82,6 +82,8 @@ impl Sandbox {
             Duration::ZERO
         };
         booted.machine.stop(grace).await;
+        // It keeps the pod's network namespace.
+        self.names.lock().await.take();
         // What the agent published before the end still counts.
         while let Some(event) = events.recv().await {
             self.handle(event).await;

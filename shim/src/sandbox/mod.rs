@@ -25,8 +25,8 @@ mod health;
 pub mod host;
 mod life;
 mod line;
+mod names;
 mod network;
-mod noise;
 pub mod process;
 mod publish;
 mod size;
@@ -60,6 +60,8 @@ use crate::error::Error;
 use crate::events::Publisher;
 use crate::id::{ContainerId, ExecId, Namespace, SandboxId};
 use crate::memlock::ContainerPolicy;
+use crate::names::NameRelay;
+use crate::relays::Relays;
 use crate::sizing::Sizing;
 use crate::vm::{Ending, Machine};
 use crate::volumes::DirectVolume;
@@ -89,6 +91,8 @@ pub struct Container {
     making: Mutex<Making>,
     hooks: OnceLock<Option<ContainerHooks>>,
     memlock: OnceLock<ContainerPolicy>,
+    /// The host's file that it has for its resolv.conf.
+    resolv_conf: OnceLock<Option<PathBuf>>,
     /// The pid of a container that is not the sandbox's first.
     stand_in: OnceLock<StandIn>,
 }
@@ -105,6 +109,7 @@ impl Container {
             making: Mutex::default(),
             hooks: OnceLock::new(),
             memlock: OnceLock::new(),
+            resolv_conf: OnceLock::new(),
             stand_in: OnceLock::new(),
         }
     }
@@ -143,6 +148,9 @@ pub struct Sandbox {
     host: Arc<dyn HostSide>,
     events: Publisher,
     expected: Expected,
+    relays: Relays,
+    /// Docker's name server, as long as a container asks it.
+    names: tokio::sync::Mutex<Option<NameRelay>>,
     /// Written by the driver alone.
     records: Mutex<HashMap<ContainerId, Arc<Container>>>,
     /// To the driver.
@@ -183,6 +191,8 @@ pub struct Parts {
     pub host: Arc<dyn HostSide>,
     /// containerd's events.
     pub events: Publisher,
+    /// What the guest may be connected with.
+    pub relays: Relays,
     /// How long things may take.
     pub timeouts: Timeouts,
     /// Whether programs may be run in the guest's own namespaces.
@@ -207,6 +217,8 @@ impl Sandbox {
             host: parts.host,
             events: parts.events,
             expected: Expected::default(),
+            relays: parts.relays,
+            names: tokio::sync::Mutex::default(),
             records: Mutex::default(),
             inputs,
             next_reply: AtomicU64::new(0),
@@ -230,6 +242,12 @@ impl Sandbox {
         tokio::spawn(Driver::new(Arc::clone(&sandbox), own).run(messages));
         tokio::spawn(Arc::clone(&sandbox).live(plan));
         sandbox
+    }
+
+    /// What the guest may be connected with.
+    #[must_use]
+    pub fn relays(&self) -> &Relays {
+        &self.relays
     }
 
     fn machine(&self) -> Option<Arc<dyn Machine>> {

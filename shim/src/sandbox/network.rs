@@ -41,6 +41,8 @@ impl Sandbox {
             {
                 tracing::warn!(sandbox = %self.id, error = chain(&error), "the guest keeps its network as it was");
             }
+            // Docker names its server in resolv.conf before it makes the interface of a network that has one.
+            self.update_names(&booted.agent).await;
         }
     }
 }

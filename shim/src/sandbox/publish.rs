@@ -16,12 +16,12 @@ use lifecycle::{Event, Exit, Input, Output};
 use protocol::agent::event::What;
 use protocol::agent::{ProcessExit, ProcessId};
 
-use super::noise::complain;
 use super::process::{Process, ProcessName};
 use super::{Container, Sandbox, ended};
 use crate::agent_client::printable;
 use crate::events::timestamp;
 use crate::id::{ContainerId, ExecId};
+use crate::noise::complain;
 use crate::vm::Ending;
 
 impl Sandbox {

@@ -162,6 +162,14 @@ impl SharedTree {
         self.attachments.begin(container)
     }
 
+    /// Keeps a container from being detached as long as the answer is held.
+    ///
+    /// # Errors
+    /// It has been detached since it was begun.
+    pub fn still_wanted(&self, attachment: &Attachment) -> Result<impl Sized + '_, ShareError> {
+        self.attachments.hold(attachment)
+    }
+
     /// Makes a directory below the shared one. `new`: it must not exist.
     fn make_directory(&self, name: &Path, new: bool) -> Result<(), ShareError> {
         match rustix::fs::mkdirat(&self.backing, name, Mode::from_raw_mode(0o700)) {

@@ -59,6 +59,8 @@ impl HostSide for FakeHost {
             pid_namespace: None,
             hooks: None,
             memlock: Default::default(),
+            sockets: Vec::new(),
+            resolv_conf: None,
             limits,
             covers: Vec::new(),
         })

@@ -76,6 +76,7 @@ impl Shim {
                 namespace: Namespace::new("default").unwrap(),
                 host: Arc::clone(&host) as _,
                 events: Publisher::start(containerd.address(), "default"),
+                relays: Default::default(),
                 timeouts: Timeouts::scaled(0.05),
                 debug_console: true,
                 kernel: "/share/vmlinuz".into(),

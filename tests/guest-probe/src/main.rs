@@ -15,6 +15,12 @@
 //! guest-probe escape PATH          drives the virtio-fs device by itself and tries to reach a path of the host
 //! guest-probe lengths              the same with lengths that are not true; `fatal` with one that ends the conversation
 //! guest-probe handles DIR PATH      opens files of a mount by guessed handles, and looks for a path of the host in them
+//! guest-probe unix echo PATH BYTES  sends bytes on a Unix socket and reads as many back; prints what came of it, as one JSON object
+//! guest-probe unix many PATH COUNT  has that many connections at once, and a word echoed on each; prints how many were right
+//! guest-probe unix packets PATH     the same for messages of many sizes (SOCK_SEQPACKET); prints how many came back whole
+//! guest-probe unix send PATH WORD…  sends a datagram for each word
+//! guest-probe unix ends PATH        connects, says "connected", and waits for the other side's end
+//! guest-probe names tcp|udp SERVER NAME COUNT  asks a name server for an address that many times at once; prints the answers
 //! guest-probe dial CID PORT         says its standard input on a vsock connection; prints what came of it, as one JSON object
 //! guest-probe silence CID PORT COUNT  keeps that many vsock connections open and says nothing on them
 //! guest-probe log-to FILE           containerd's binary logger: copies descriptors 3 and 4 to a file
@@ -39,8 +45,10 @@ mod kernel;
 mod load;
 mod mapping;
 mod meet;
+mod names;
 mod sys;
 mod times;
+mod unix;
 mod watch;
 
 use std::{
@@ -76,6 +84,8 @@ fn main() -> ExitCode {
         ["lengths"] => escape::lengths(),
         ["fatal"] => escape::fatal(),
         ["handles", directory, secret] => handles::report(directory, secret),
+        ["unix", verb, path, args @ ..] => unix::run(verb, path, args),
+        ["names", transport, server, name, count] => names::ask(transport, server, name, count),
         ["dial", cid, port] => dial::dial(cid, port),
         ["silence", cid, port, count] => dial::silence(cid, port, count),
         ["log-to", file] => log_to(file),

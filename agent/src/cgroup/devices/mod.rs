@@ -2,7 +2,6 @@
 //! calls a BPF program at every access. [`program`] generates it, and this module attaches it to the container's cgroup.
 
 mod program;
-mod sys;
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,6 +10,7 @@ use std::path::Path;
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 
 use super::{Error, failed};
+use crate::bpf::{self, Attachment};
 use program::{Access, Kind, Rule, Scope};
 
 /// Most rules of a specification: more make a program that the kernel takes too long to check.
@@ -40,8 +40,10 @@ pub(super) fn restrict(cgroup: &Path, listed: &[LinuxDeviceCgroup]) -> Result<()
     let mut rules: Vec<Rule> = listed.iter().map(rule).collect::<Result<_, _>>()?;
     rules.extend(ALWAYS);
     let directory = OwnedFd::from(File::open(cgroup).map_err(failed("open", cgroup))?);
-    let program = sys::load(&program::generate(&rules)).map_err(failed("load the device rules of", cgroup))?;
-    sys::attach(directory.as_fd(), program.as_fd()).map_err(failed("attach the device rules to", cgroup))
+    let program = bpf::load(Attachment::Device, &program::generate(&rules))
+        .map_err(failed("load the device rules of", cgroup))?;
+    let attached = bpf::attach(Attachment::Device, directory.as_fd(), program.as_fd());
+    attached.map_err(failed("attach the device rules to", cgroup))
 }
 
 fn rule(listed: &LinuxDeviceCgroup) -> Result<Rule, Error> {

@@ -4,6 +4,11 @@
 //! with the kinds of access that are still undecided. If one is denied, it ends with 0. If the last one is allowed, it
 //! ends with 1. An access without a rule is denied.
 
+use crate::bpf::{
+    AND, ANSWER, CONTEXT, COPY, EXIT, IF_ANY_SET, IF_NOT_EQUAL, Instruction, JUMP, LOAD, MOVE, SHIFT_RIGHT, from,
+    instruction,
+};
+
 /// What is asked for: the kernel's BPF_DEVCG_ACC_* bits (linux/bpf.h).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Access(u8);
@@ -71,50 +76,11 @@ impl Rule {
     }
 }
 
-/// One instruction of BPF, laid out as the kernel's `struct bpf_insn` on a little-endian machine.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Instruction {
-    code: u8,
-    /// The destination in the lower four bits, the source above.
-    registers: u8,
-    offset: i16,
-    immediate: u32,
-}
-
-// Operation codes: class, source of the operand and operation (linux/bpf_common.h, linux/bpf.h). All work on 32 bits.
-const LOAD: u8 = 0x61;
-const MOVE: u8 = 0xb4;
-const COPY: u8 = 0xbc;
-const AND: u8 = 0x54;
-const SHIFT_RIGHT: u8 = 0x74;
-const IF_NOT_EQUAL: u8 = 0x56;
-const IF_ANY_SET: u8 = 0x46;
-const JUMP: u8 = 0x05;
-const EXIT: u8 = 0x95;
-
-/// The answer.
-const ANSWER: u8 = 0;
-/// `struct bpf_cgroup_dev_ctx`, where the kernel puts it.
-const CONTEXT: u8 = 1;
 const TYPE: u8 = 2;
 /// The kinds of access that are still undecided.
 const OPEN: u8 = 3;
 const MAJOR: u8 = 4;
 const MINOR: u8 = 5;
-
-const fn instruction(code: u8, register: u8, offset: i16, immediate: u32) -> Instruction {
-    Instruction {
-        code,
-        registers: register,
-        offset,
-        immediate,
-    }
-}
-
-const fn from(code: u8, to: u8, source: u8, offset: i16) -> Instruction {
-    instruction(code, to | (source << 4), offset, 0)
-}
 
 /// The program that carries the rules out.
 pub(super) fn generate(rules: &[Rule]) -> Vec<Instruction> {

@@ -13,7 +13,7 @@ const WINDOW: Duration = Duration::from_secs(60);
 static COMPLAINTS: Mutex<Option<Window>> = Mutex::new(None);
 
 /// Whether to say one more. Those that were not said are said by their number.
-pub(super) fn may_complain() -> bool {
+pub(crate) fn may_complain() -> bool {
     let mut complaints = COMPLAINTS.lock().unwrap_or_else(PoisonError::into_inner);
     let now = Instant::now();
     let Verdict { say, unsaid } = complaints.get_or_insert_with(|| Window::new(now)).complain(now);
@@ -58,12 +58,12 @@ impl Window {
 /// A warning about what the guest does.
 macro_rules! complain {
     ($($what:tt)*) => {
-        if $crate::sandbox::noise::may_complain() {
+        if $crate::noise::may_complain() {
             tracing::warn!($($what)*);
         }
     };
 }
-pub(super) use complain;
+pub(crate) use complain;
 
 #[cfg(test)]
 mod tests {

@@ -1,0 +1,11 @@
+//! A connection that the guest has dialled. It knows nothing of what it carries.
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// The raw bytes of one connection that the guest has dialled.
+pub trait GuestStream: AsyncRead + AsyncWrite + Send + Sync + Unpin + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin + 'static> GuestStream for T {}
+
+/// One connection that the guest has dialled.
+pub type Connection = Box<dyn GuestStream>;

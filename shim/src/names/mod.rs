@@ -1,0 +1,219 @@
+//! Docker's name server, for the guest: what containers send to 127.0.0.11 comes here, and is sent from inside the pod's network
+//! namespace, where Docker's rules lead it to dockerd.
+//!
+//! One thread stays in the namespace and has all sockets that are opened there; it ends when the relay does. Messages are neither read
+//! nor changed.
+
+mod resolv_conf;
+
+use std::fs::File;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use protocol::agent::NameServer;
+use relay::frame::{self, Kind};
+use relay::{Side, Socket, Traffic};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use tokio::io::{AsyncWrite, AsyncWriteExt as _, BufReader};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::timeout;
+
+pub use self::resolv_conf::{asks_docker, of_container};
+use crate::connection::Connection;
+use crate::noise::complain;
+use crate::relays::{Offer, Relays, Service};
+
+const SERVER: SocketAddrV4 = {
+    let [a, b, c, d] = protocol::DOCKER_NAME_SERVER;
+    SocketAddrV4::new(Ipv4Addr::new(a, b, c, d), 53)
+};
+
+/// Questions that wait for an answer; who asks one more asks again later.
+const QUESTIONS: usize = 256;
+
+/// How long a question waits for its answer: dockerd asks each server of the host's for 4 s.
+const ANSWERS: Duration = Duration::from_secs(15);
+
+/// Bytes of the client's address and port before a message.
+const ADDRESS: usize = 6;
+
+/// Largest message, in bytes: what UDP carries.
+const LARGEST: usize = 64 << 10;
+
+/// A connection of the guest for the thread in the namespace.
+struct Job {
+    connection: Connection,
+    datagrams: bool,
+    /// Closed when nobody wants it served any more.
+    done: oneshot::Sender<()>,
+}
+
+struct Names {
+    jobs: mpsc::Sender<Job>,
+    datagrams: bool,
+}
+
+/// The relay, until it is dropped.
+pub struct NameRelay {
+    datagrams: Offer,
+    streams: Offer,
+}
+
+impl NameRelay {
+    /// Begins to serve what the guest sends to Docker's name server in a network namespace.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered.
+    pub async fn start(relays: &Relays, netns: &Path) -> io::Result<Self> {
+        let netns = File::open(netns)?;
+        let (jobs, queue) = mpsc::channel(16);
+        let (told, began) = oneshot::channel();
+        thread::Builder::new()
+            .name("names".to_owned())
+            .spawn(move || inside(&netns, queue, told))?;
+        began.await.map_err(io::Error::other)??;
+        let offer = |datagrams| {
+            let jobs = jobs.clone();
+            relays.offer(Arc::new(Names { jobs, datagrams }))
+        };
+        Ok(Self {
+            datagrams: offer(true),
+            streams: offer(false),
+        })
+    }
+
+    /// What the agent is told.
+    #[must_use]
+    pub fn server(&self) -> NameServer {
+        NameServer {
+            datagrams: self.datagrams.token.to_vec(),
+            streams: self.streams.token.to_vec(),
+            ..NameServer::default()
+        }
+    }
+}
+
+#[async_trait]
+impl Service for Names {
+    async fn serve(&self, connection: Connection) {
+        let (done, ended) = oneshot::channel();
+        let job = Job {
+            connection,
+            datagrams: self.datagrams,
+            done,
+        };
+        if self.jobs.send(job).await.is_ok() {
+            // Its sender is dropped at the end.
+            let _ = ended.await;
+        }
+    }
+}
+
+/// The thread in the namespace.
+fn inside(netns: &File, mut queue: mpsc::Receiver<Job>, told: oneshot::Sender<io::Result<()>>) {
+    let entered = || {
+        move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
+        tokio::runtime::Builder::new_current_thread().enable_all().build()
+    };
+    let runtime = match entered() {
+        Ok(runtime) => runtime,
+        Err(error) => return drop(told.send(Err(error))),
+    };
+    // Who asked may have given up; then the queue ends at once.
+    let _ = told.send(Ok(()));
+    runtime.block_on(async {
+        while let Some(job) = queue.recv().await {
+            tokio::spawn(serve(job));
+        }
+    });
+}
+
+async fn serve(job: Job) {
+    let Job {
+        connection,
+        datagrams,
+        mut done,
+    } = job;
+    let serve = async {
+        match datagrams {
+            true => serve_datagrams(connection).await,
+            false => serve_stream(connection).await,
+        }
+    };
+    let served = tokio::select! {
+        served = serve => served,
+        () = done.closed() => return,
+    };
+    match served {
+        Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
+            tracing::debug!(%error, "a connection to Docker's name server has broken");
+        }
+        _ => {}
+    }
+}
+
+async fn serve_stream(connection: Connection) -> io::Result<()> {
+    let stream = timeout(ANSWERS, TcpStream::connect(SERVER)).await??;
+    let socket = Socket::new(OwnedFd::from(stream.into_std()?))?;
+    relay::relay(&socket, connection, Side::Accepted, &Traffic::default()).await
+}
+
+/// Each question has a socket of its own, so that its answer cannot be another's.
+async fn serve_datagrams(connection: Connection) -> io::Result<()> {
+    let (reader, writer) = tokio::io::split(connection);
+    let (answers, queue) = mpsc::channel(QUESTIONS);
+    let room = Arc::new(Semaphore::new(QUESTIONS));
+    let questions = async {
+        let mut reader = BufReader::new(reader);
+        let mut question = Vec::new();
+        loop {
+            let kind = frame::read(&mut reader, &mut question, ADDRESS + LARGEST).await?;
+            if kind != Kind::Data || question.len() < ADDRESS {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
+                complain!("the guest asks Docker's name server too much at once: a question is dropped");
+                continue;
+            };
+            let (question, answers) = (std::mem::take(&mut question), answers.clone());
+            tokio::spawn(async move {
+                let _place = place;
+                match timeout(ANSWERS, ask(question)).await {
+                    // The guest may have hung up.
+                    Ok(Ok(answer)) => drop(answers.send(answer).await),
+                    Ok(Err(error)) => tracing::debug!(%error, "Docker's name server cannot be asked"),
+                    Err(_) => tracing::debug!("Docker's name server does not answer"),
+                }
+            });
+        }
+    };
+    tokio::select! {
+        ended = questions => ended,
+        ended = write(queue, writer) => ended,
+    }
+}
+
+/// The answer to a question, with the address that came before it.
+async fn ask(mut message: Vec<u8>) -> io::Result<Vec<u8>> {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    socket.connect(SERVER).await?;
+    socket.send(message.get(ADDRESS..).unwrap_or_default()).await?;
+    message.resize(ADDRESS + LARGEST, 0);
+    let length = socket.recv(message.get_mut(ADDRESS..).unwrap_or_default()).await?;
+    message.truncate(ADDRESS + length);
+    Ok(message)
+}
+
+async fn write(mut answers: mpsc::Receiver<Vec<u8>>, mut guest: impl AsyncWrite + Unpin) -> io::Result<()> {
+    while let Some(answer) = answers.recv().await {
+        guest.write_all(&frame::encode(Kind::Data, &answer)).await?;
+    }
+    Ok(())
+}

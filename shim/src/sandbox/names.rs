@@ -1,0 +1,68 @@
+//! Docker's name server is relayed to the guest as long as a container asks it.
+
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use protocol::agent::NameServer;
+
+use super::Sandbox;
+use crate::agent_client::AgentClient;
+use crate::error::chain;
+use crate::names::NameRelay;
+
+impl Sandbox {
+    /// Makes the relay what the containers need now, those that are being made included: the network changes while Docker makes one.
+    /// Without it containers run all the same.
+    pub(super) async fn update_names(&self, agent: &AgentClient) {
+        if let Err(error) = self.try_update_names(agent).await {
+            tracing::warn!(sandbox = %self.id, error, "containers cannot ask Docker's name server (127.0.0.11)");
+        }
+    }
+
+    async fn try_update_names(&self, agent: &AgentClient) -> Result<(), String> {
+        // One after the other: what the guest is told last is what is there.
+        let mut relay = self.names.lock().await;
+        let wanted = self.docker_is_asked().await;
+        if wanted == relay.is_some() {
+            return Ok(());
+        }
+        if !wanted {
+            *relay = None;
+            let none = agent.serve_names(&NameServer::default()).await;
+            return none.map(drop).map_err(|error| chain(&error));
+        }
+        let netns = format!("/proc/{}/ns/net", self.pid());
+        if is_own(Path::new(&netns)).map_err(|error| chain(&error))? {
+            // A container that asks for the host's network has none.
+            return Ok(());
+        }
+        let made = NameRelay::start(&self.relays, Path::new(&netns)).await;
+        let made = made.map_err(|error| chain(&error))?;
+        agent.serve_names(&made.server()).await.map_err(|error| chain(&error))?;
+        *relay = Some(made);
+        Ok(())
+    }
+
+    async fn docker_is_asked(&self) -> bool {
+        let mut files: Vec<_> = self
+            .records()
+            .values()
+            .filter_map(|container| container.resolv_conf.get().cloned().flatten())
+            .collect();
+        files.sort();
+        files.dedup();
+        for file in files {
+            if self.host.asks_docker(&file).await {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+/// Whether it is the network namespace that the shim is in: the host's.
+fn is_own(netns: &Path) -> io::Result<bool> {
+    let [own, other] = [Path::new("/proc/self/ns/net"), netns].map(std::fs::metadata);
+    Ok(own?.ino() == other?.ino())
+}

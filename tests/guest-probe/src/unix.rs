@@ -1,0 +1,144 @@
+//! Programs that talk to a service by a Unix socket.
+
+use std::{
+    io::{self, Read, Write},
+    net::Shutdown,
+    os::{
+        fd::AsRawFd,
+        unix::net::{UnixDatagram, UnixStream},
+    },
+    thread,
+    time::Instant,
+};
+
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, socket};
+use serde_json::json;
+
+use crate::Result;
+
+/// Sizes of messages.
+const SIZES: [usize; 6] = [1, 100, 4096, 65_536, 150_000, 7];
+
+pub(crate) fn run(verb: &str, path: &str, args: &[&str]) -> Result<()> {
+    match (verb, args) {
+        ("echo", [bytes]) => echo(path, bytes.parse()?),
+        ("many", [count]) => many(path, count.parse()?),
+        ("packets", []) => packets(path),
+        ("send", words) => send_words(path, words),
+        ("ends", []) => ends(path),
+        _ => Err(format!("unknown: unix {verb} {args:?}").into()),
+    }
+}
+
+/// Bytes that are not the same at any two places near each other.
+fn pattern(at: u64) -> [u8; 8] {
+    at.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()
+}
+
+fn block(number: u64) -> Vec<u8> {
+    (0..8192_u64).flat_map(|word| pattern(number * 8192 + word)).collect()
+}
+
+/// Both directions at once. The service echoes until the end, which is said before all has come back.
+fn echo(path: &str, bytes: u64) -> Result<()> {
+    let began = Instant::now();
+    let stream = UnixStream::connect(path)?;
+    let mut writer = stream.try_clone()?;
+    let sender = thread::spawn(move || -> io::Result<()> {
+        let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let mut number = 0;
+        while left > 0 {
+            let block = block(number);
+            let part = &block[..left.min(block.len())];
+            writer.write_all(part)?;
+            left -= part.len();
+            number += 1;
+        }
+        writer.shutdown(Shutdown::Write)
+    });
+    let mut reader = stream;
+    let (mut received, mut equal) = (0_u64, true);
+    let mut buffer = vec![0; 1 << 16];
+    let mut wanted = (0, block(0));
+    loop {
+        let count = reader.read(&mut buffer)?;
+        if count == 0 {
+            break;
+        }
+        for byte in &buffer[..count] {
+            let (number, at) = (received >> 16, (received & 0xffff) as usize);
+            if number != wanted.0 {
+                wanted = (number, block(number));
+            }
+            equal &= wanted.1[at] == *byte;
+            received += 1;
+        }
+    }
+    sender.join().map_err(|_| "the sender failed")??;
+    let seconds = began.elapsed().as_secs_f64();
+    println!(
+        "{}",
+        json!({ "received": received, "equal": equal, "seconds": seconds })
+    );
+    Ok(())
+}
+
+/// All are connected before the first says anything.
+fn many(path: &str, count: usize) -> Result<()> {
+    let mut streams = Vec::new();
+    for _ in 0..count {
+        streams.push(UnixStream::connect(path)?);
+    }
+    for (number, stream) in streams.iter_mut().enumerate() {
+        writeln!(stream, "connection {number}")?;
+        stream.shutdown(Shutdown::Write)?;
+    }
+    let mut right = 0;
+    for (number, mut stream) in streams.into_iter().enumerate() {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        right += usize::from(answer == format!("connection {number}\n"));
+    }
+    println!("{right}");
+    Ok(())
+}
+
+fn packets(path: &str) -> Result<()> {
+    let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+    connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    let mut right = 0;
+    let mut buffer = vec![0; 1 << 20];
+    for (number, size) in SIZES.into_iter().enumerate() {
+        let message = vec![number as u8; size];
+        send(socket.as_raw_fd(), &message, MsgFlags::empty())?;
+        let length = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+        right += usize::from(buffer[..length] == message);
+    }
+    println!("{right} of {}", SIZES.len());
+    Ok(())
+}
+
+fn send_words(path: &str, words: &[&str]) -> Result<()> {
+    let socket = UnixDatagram::unbound()?;
+    for word in words {
+        socket.send_to(word.as_bytes(), path)?;
+    }
+    Ok(())
+}
+
+/// Prints how many bytes came before the end, and the errno of a write after it.
+fn ends(path: &str) -> Result<()> {
+    let mut stream = UnixStream::connect(path)?;
+    println!("connected");
+    let mut said = Vec::new();
+    let read = stream.read_to_end(&mut said);
+    let written = loop {
+        match stream.write_all(b"x") {
+            Ok(()) => thread::yield_now(),
+            Err(error) => break error.raw_os_error(),
+        }
+    };
+    let read = read.err().and_then(|error| error.raw_os_error());
+    println!("{}", json!({ "said": said.len(), "read": read, "written": written }));
+    Ok(())
+}
