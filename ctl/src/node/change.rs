@@ -8,7 +8,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
-use super::NodeError;
+use super::error::NodeError;
 
 /// Largest file that is changed, in bytes: a configuration is smaller, and anything else is a mistake.
 const LARGEST: u64 = 4 << 20;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-use super::NodeError;
+use super::error::NodeError;
 
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> NodeError {
     let path = path.to_owned();

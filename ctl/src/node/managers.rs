@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::NodeError;
 use super::block;
+use super::error::NodeError;
+use super::target::CONFIGURATION;
 
 /// The runtime's name for containerd.
 const RUNTIME: &str = "io.containerd.kata.v2";
@@ -54,7 +55,7 @@ impl Handler {
     /// The file for CRI-O: a runtime of type `vm` is a shim of containerd's.
     pub(crate) fn crio(&self) -> String {
         let configuration = self.configuration.as_deref();
-        let configuration = configuration.unwrap_or(Path::new(super::CONFIGURATION));
+        let configuration = configuration.unwrap_or(Path::new(CONFIGURATION));
         format!(
             "{OWN}[crio.runtime.runtimes.{}]\nruntime_path = {}\nruntime_type = \"vm\"\nruntime_root = \"/run/vc\"\n\
              runtime_config_path = {}\nprivileged_without_host_devices = true\n",

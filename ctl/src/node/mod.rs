@@ -6,11 +6,12 @@
 mod block;
 mod change;
 mod copy;
+mod error;
 mod managers;
 mod parts;
 mod programs;
+mod target;
 
-use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
@@ -18,13 +19,13 @@ use serde_json::json;
 
 use crate::Report;
 use change::Change;
+use error::NodeError;
 use parts::Part;
 use programs::{Program, below};
 
-pub(crate) use programs::exec_in;
+use target::Target;
 
-/// Where the runtime reads its configuration if nothing names another file.
-const CONFIGURATION: &str = "/etc/kata-containers/configuration.toml";
+pub(crate) use programs::exec_in;
 
 /// What is done with the node.
 #[derive(Subcommand)]
@@ -80,23 +81,6 @@ pub(crate) struct Install {
     wait: bool,
 }
 
-/// Which node, and which name on it.
-#[derive(Args)]
-pub(crate) struct Target {
-    /// The node's root directory, where a container sees it
-    #[arg(long, value_name = "DIRECTORY", default_value = "/")]
-    root: PathBuf,
-    /// The handler's name, which RuntimeClasses refer to
-    #[arg(long, value_name = "NAME", default_value = "kata", value_parser = handler_name)]
-    handler: String,
-    /// containerd's configuration
-    #[arg(long, value_name = "FILE", default_value = "/etc/containerd/config.toml")]
-    containerd_config: PathBuf,
-    /// containerd's version, where it cannot be asked
-    #[arg(long, value_name = "VERSION", value_parser = programs::version)]
-    containerd_version: Option<u32>,
-}
-
 impl NodeCommand {
     /// Whether it goes on when all is done.
     pub(crate) fn stays(&self) -> bool {
@@ -105,54 +89,6 @@ impl NodeCommand {
             Self::Status { .. } => false,
         }
     }
-}
-
-/// A RuntimeClass' handler is a DNS label (RFC 1123).
-fn handler_name(text: &str) -> Result<String, String> {
-    let good = (1..=63).contains(&text.len())
-        && text
-            .bytes()
-            .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
-        && !text.starts_with('-')
-        && !text.ends_with('-');
-    match good {
-        true => Ok(text.to_owned()),
-        false => Err("must be 1 to 63 small letters, digits and dashes".to_owned()),
-    }
-}
-
-/// Why a node is not changed or shown.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum NodeError {
-    /// A file operation failed.
-    #[error("cannot {operation} {}", path.display())]
-    Io {
-        operation: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
-    /// Something else is where a configuration should be.
-    #[error("{} is no configuration file: it is no file, or larger than 4 MiB", path.display())]
-    NoConfiguration { path: PathBuf },
-    /// A configuration that cannot be added to, or cleaned.
-    #[error("{} {why}", path.display())]
-    Configuration { path: PathBuf, why: String },
-    /// A program of the node says no.
-    #[error("`{command}` failed: {why}")]
-    Program { command: String, why: String },
-    /// There is nobody to tell.
-    #[error("no containerd, CRI-O, k3s or RKE2 on this node (programs and directories below {} were looked at)", root.display())]
-    NoManager { root: PathBuf },
-    /// A manager would not find the shim.
-    #[error("no {} on the node: install the package, or unpack the archive, or use --copy-to", path.display())]
-    NoShim { path: PathBuf },
-    /// What was changed could not be taken back.
-    #[error("{because}; taking the changes back failed, {} is left changed", path.display())]
-    HalfWay {
-        path: PathBuf,
-        because: Box<Self>,
-        source: Box<Self>,
-    },
 }
 
 /// Does it.

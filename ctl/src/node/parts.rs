@@ -3,10 +3,12 @@
 
 use std::path::{Path, PathBuf};
 
+use super::block;
 use super::change::{self, Change, State};
+use super::error::NodeError;
 use super::managers::{self, BASE, Handler, Place};
 use super::programs::{PATH, Program, below};
-use super::{CONFIGURATION, NodeError, Target, block};
+use super::target::{CONFIGURATION, Target};
 
 const SHIM: &str = "containerd-shim-kata-v2";
 const LINK: &str = "/usr/local/bin/containerd-shim-kata-v2";

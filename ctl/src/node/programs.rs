@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use super::NodeError;
+use super::error::NodeError;
 
 /// The hidden command that [`exec_in`] is reached by.
 pub(crate) const IN_ROOT: &str = "in-root";

@@ -23,7 +23,7 @@ use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
 
 use self::choice::Choice;
 pub(super) use self::choice::{Own, PodInterface};
-use super::NetworkError;
+use super::error::NetworkError;
 use super::seen::Seen;
 
 /// The table that the kernel alone fills (`RT_TABLE_LOCAL`, rtnetlink(7)).

@@ -11,10 +11,11 @@ use hypervisor::{MacAddress, Nic};
 use rtnetlink::{Handle, MulticastGroup};
 use tokio::sync::mpsc;
 
+use super::error::NetworkError;
 use super::guest::{self, Own, PodInterface, Wanted};
 use super::plan::NetworkPlan;
 use super::wire::Wiring;
-use super::{NetworkError, seen, tap};
+use super::{seen, tap};
 use crate::error::chain;
 
 /// A change comes in many messages: they are told once when none has come for this long.

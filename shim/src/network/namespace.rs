@@ -16,7 +16,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use super::NetworkError;
+use super::error::NetworkError;
 
 /// The calling thread's namespace (network_namespaces(7)).
 const OWN: &str = "/proc/thread-self/ns/net";

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use protocol::agent::Storage;
 use serde::Deserialize;
 
-use super::VolumeError;
 use super::disk::HostDisk;
+use super::error::VolumeError;
 
 /// Largest file that is read, in bytes: hundreds of times what one has.
 const MAX: u64 = 1 << 20;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use hypervisor::{Disk, DiskKind, Sectors};
 use rustix::fs::FileType;
 
-use super::VolumeError;
+use super::error::VolumeError;
 use crate::host_ns::HostNamespace;
 use crate::path_error::PathError;
 

@@ -7,8 +7,9 @@ use hypervisor::MacAddress;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
 
+use super::super::error::NetworkError;
 use super::super::seen::{Seen, name};
-use super::super::{NetworkError, tap};
+use super::super::tap;
 
 /// An interface of the pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
