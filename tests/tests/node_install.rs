@@ -138,7 +138,7 @@ mod kata_only {
         let place = Place::new(Version::V2_1, imports)?;
         let script = "mount --rbind / host; kata-ctl node install --root \"$PLACE/host\" --copy-to /opt/tatami; \
                       /opt/tatami/bin/kata-ctl node status; /usr/local/bin/containerd-shim-kata-v2 --version; \
-                      containerd config dump";
+                      /usr/local/bin/containerd config dump";
         let said = place.ok(script)?;
         assert!(said.contains("containerd-shim-kata-v2"), "{said}");
         assert!(
@@ -167,10 +167,10 @@ mod kata_only {
 
         // The node's root: its containerd, a systemctl that writes down what it is told, and a shell for that.
         let host = node.dir().join("host");
-        programs::add(&host, &[programs::CONTAINERD])?;
         for directory in ["etc/containerd", "bin", "opt"] {
             fs::create_dir_all(host.join(directory))?;
         }
+        programs::add(&host, &[programs::CONTAINERD])?;
         fs::copy(locate::program("busybox")?, host.join("bin/sh"))?;
         fs::write(host.join("bin/systemctl"), "#!/bin/sh\necho \"$*\" >>/told\n")?;
         fs::set_permissions(host.join("bin/systemctl"), fs::Permissions::from_mode(0o755))?;

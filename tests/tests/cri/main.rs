@@ -10,7 +10,6 @@ mod security;
 mod sizing;
 mod stats;
 mod streams;
-mod users;
 mod versions;
 
 use framework::{
