@@ -33,6 +33,7 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 /// Which namespaces the container has for itself.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Fresh {
+    /// Its own, or one that it joins: not the guest's.
     pub(super) user: bool,
     pub(super) uts: bool,
     pub(super) network: bool,
@@ -67,6 +68,7 @@ pub(super) fn make(
     }
     let mut all: Vec<_> = joined.iter().chain(join).collect();
     all.sort_by_key(|(kind, _)| *kind == LinuxNamespaceType::User);
+    let user = new.contains(CloneFlags::CLONE_NEWUSER) || all.iter().any(|(kind, _)| *kind == LinuxNamespaceType::User);
     for (kind, fd) in all {
         if *kind == LinuxNamespaceType::Mount {
             return Err(Fault::Refused(
@@ -74,6 +76,9 @@ pub(super) fn make(
             ));
         }
         setns(fd, flag(*kind)).or_refuse(|| format!("cannot join the {kind} namespace"))?;
+        if *kind == LinuxNamespaceType::User {
+            become_its_root()?;
+        }
     }
     if new.contains(CloneFlags::CLONE_NEWUSER) {
         enter_user_namespace(spec.linux().as_ref())?;
@@ -87,7 +92,7 @@ pub(super) fn make(
         set_clocks(spec.linux().as_ref())?;
     }
     Ok(Fresh {
-        user: new.contains(CloneFlags::CLONE_NEWUSER),
+        user,
         uts: new.contains(CloneFlags::CLONE_NEWUTS),
         network: new.contains(CloneFlags::CLONE_NEWNET),
     })
@@ -196,7 +201,7 @@ fn enter_user_namespace(linux: Option<&Linux>) -> Result<()> {
     become_its_root()
 }
 
-/// Root of the new user namespace: what the child was outside has no name here.
+/// Root of the user namespace that was made or joined: what the child was outside has no name here.
 fn become_its_root() -> Result<()> {
     let (uid, gid) = (rustix::process::Uid::ROOT, rustix::process::Gid::ROOT);
     set_thread_groups(&[])

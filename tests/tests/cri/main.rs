@@ -10,6 +10,7 @@ mod security;
 mod sizing;
 mod stats;
 mod streams;
+mod users;
 mod versions;
 
 use framework::{
