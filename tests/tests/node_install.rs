@@ -191,6 +191,8 @@ mod kata_only {
                     &mount,
                 ])
                 .args([image, "node"])
+                // ctr puts arguments in the place of the image's entry point.
+                .args(["/opt/tatami/bin/kata-ctl", "node"])
                 .args(arguments)
                 .ok()
         };
