@@ -223,7 +223,8 @@ mod kata_only {
 
     #[test]
     fn the_agent_survives_a_container_that_takes_all_memory_and_says_so() -> Result<()> {
-        let node = Node::start()?;
+        // A VM that grows has more.
+        let node = Node::start_configured("[hypervisor.qemu]\ndefault_memory_limit = 0\n")?;
         // Without a limit of its own.
         let spec = node.spec("hungry", &["sleep", "1000"])?;
         node.run_spec("hungry", &spec)?.arg("-d").ok()?;
