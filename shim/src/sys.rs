@@ -73,6 +73,10 @@ pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, change: SetAttr) -> io::Resul
         SetAttr::SlaveRecursive => attributes.propagation = libc::MS_SLAVE,
         SetAttr::PrivateRecursive => attributes.propagation = libc::MS_PRIVATE,
     }
+    set_attributes(mount, flags, &attributes)
+}
+
+fn set_attributes(mount: BorrowedFd<'_>, flags: libc::c_int, attributes: &libc::mount_attr) -> io::Result<()> {
     // SAFETY: the descriptor is open, the path is an empty C string, the struct is initialised and of the stated size.
     let result = unsafe {
         libc::syscall(
@@ -80,7 +84,7 @@ pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, change: SetAttr) -> io::Resul
             mount.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &raw const attributes,
+            std::ptr::from_ref(attributes),
             size_of::<libc::mount_attr>(),
         )
     };
@@ -111,22 +115,8 @@ pub(crate) fn map_owners(mount: BorrowedFd<'_>, users: BorrowedFd<'_>, recursive
         userns_fd: u64::try_from(users.as_raw_fd()).map_err(io::Error::other)?,
     };
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-    // SAFETY: both descriptors are open, the path is an empty C string, the struct is initialised and of the stated size.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_raw_fd(),
-            c"".as_ptr(),
-            flags,
-            &raw const attributes,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    // The attributes name `users` by its number: it is open during the call.
+    set_attributes(mount, flags, &attributes)
 }
 
 /// A child in a user namespace of its own that does nothing until the other end of `until` is closed, and writes a byte when it is there. The

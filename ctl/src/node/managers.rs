@@ -15,7 +15,7 @@ use super::target::CONFIGURATION;
 const RUNTIME: &str = "io.containerd.kata.v2";
 /// The CRI plugin's names: in files of version 2, and of version 3.
 const PLUGINS: [&str; 2] = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime"];
-const DROP_IN: &str = "tatami.toml";
+pub(crate) const DROP_IN: &str = "tatami.toml";
 
 /// A handler, as a RuntimeClass names it.
 #[derive(Debug, Clone)]
@@ -133,7 +133,7 @@ pub(crate) fn with_containerd(
         }
     }
     if major >= 2
-        && let Some(directory) = imported(file, &known)
+        && let Some(directory) = imported(file, &known).first()
     {
         let text = format!("{OWN}version = 3\n{}", handler.containerd(3));
         let file = directory.join(DROP_IN);
@@ -153,14 +153,16 @@ pub(crate) fn with_containerd(
     Ok(Place::Part(text))
 }
 
-/// A directory of which the configuration imports every `*.toml`.
-fn imported(file: &Path, known: &toml::Table) -> Option<PathBuf> {
-    let imports = known.get("imports")?.as_array()?;
-    let mut directories = imports
-        .iter()
+/// The directories of which the configuration in `file` imports every `*.toml`.
+pub(crate) fn imported(file: &Path, known: &toml::Table) -> Vec<PathBuf> {
+    let imports = known.get("imports").and_then(toml::Value::as_array);
+    let directories = imports
+        .into_iter()
+        .flatten()
         .filter_map(|import| import.as_str()?.strip_suffix("/*.toml"));
-    let directory = directories.find(|directory| !directory.contains(['*', '?', '[']))?;
-    Some(file.parent()?.join(directory))
+    let plain = directories.filter(|directory| !directory.contains(['*', '?', '[']));
+    let base = file.parent().unwrap_or(Path::new("/"));
+    plain.map(|directory| base.join(directory)).collect()
 }
 
 /// A template of k3s and RKE2, from which they make containerd's configuration at each start.

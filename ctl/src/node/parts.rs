@@ -335,8 +335,10 @@ pub(crate) fn removed(target: &Target) -> Result<Vec<Part>, NodeError> {
     };
     let file = below(root, &target.containerd_config);
     let mut changes = without_part(&file, "")?;
-    for directory in imported(&file)? {
-        changes.extend(gone(below(root, &directory.join("tatami.toml")))?);
+    // What is no TOML imports nothing that was written here.
+    let known = change::text(&file)?.unwrap_or_default().parse().unwrap_or_default();
+    for directory in managers::imported(&target.containerd_config, &known) {
+        changes.extend(gone(below(root, &directory.join(managers::DROP_IN)))?);
     }
     push("containerd", changes, "containerd");
     for (manager, directory, services) in TEMPLATES {
@@ -361,18 +363,6 @@ pub(crate) fn removed(target: &Target) -> Result<Vec<Part>, NodeError> {
     }
     parts.insert(0, runtime_removed(root)?);
     Ok(parts)
-}
-
-/// The directories that containerd's configuration imports, as it says now.
-fn imported(file: &Path) -> Result<Vec<PathBuf>, NodeError> {
-    let text = change::text(file)?.unwrap_or_default();
-    let known: toml::Table = text.parse().unwrap_or_default();
-    let imports = known.get("imports").and_then(toml::Value::as_array).cloned();
-    let directory = |import: &toml::Value| {
-        let directory = import.as_str()?.strip_suffix("/*.toml")?;
-        Some(Path::new("/etc/containerd").join(directory))
-    };
-    Ok(imports.unwrap_or_default().iter().filter_map(directory).collect())
 }
 
 fn without_part(file: &Path, empty: &str) -> Result<Vec<Change>, NodeError> {
