@@ -10,7 +10,7 @@ use std::{
 use rustix::mount::MountFlags;
 use serde_json::{Value, json};
 
-use crate::{Error, HostMount, Node, Result, Spec, locate};
+use crate::{Error, HostMount, Node, Result, Running, Spec, locate};
 
 /// How long one kernel test may take with its VM's boot, on a machine that does other things as well.
 const LIMIT: Duration = Duration::from_secs(240);
@@ -18,6 +18,8 @@ const LIMIT: Duration = Duration::from_secs(240);
 const MACHINE: &str = "default_memory = 256\ndefault_vcpus = 2\n";
 /// Descriptors that virtiofsd may have: few, so that files that are more than that are made in a moment.
 const DESCRIPTORS: usize = 2000;
+/// How often a file is replaced: a busy machine may take longer than a name is cached now and then.
+const REPLACED: u32 = 20;
 /// The tests that are given a bind mount of a host directory.
 const ON_A_MOUNT: &[&str] = &[
     "pruned",
@@ -28,6 +30,7 @@ const ON_A_MOUNT: &[&str] = &[
     "bounded-inodes",
     "compat-readdir",
     "one-superblock",
+    "changed-by-name",
 ];
 /// Every capability that Linux 6.12 knows, by linux/capability.h.
 const CAPABILITIES: &[&str] = &[
@@ -118,15 +121,22 @@ impl KernelNode {
         }
         let nested = shared.join("nested");
         let _nested = match test {
-            "one-superblock" => Some(HostMount::new(&nested, MountFlags::empty())?),
+            // Of what is mounted below a source the guest is not told when it changes.
+            "one-superblock" | "changed-by-name" => Some(HostMount::new(&nested, MountFlags::empty())?),
             _ => None,
         };
+        if test == "changed-by-name" {
+            std::fs::write(nested.join("name"), "first").map_err(Error::io("writing a file to share"))?;
+        }
         let spec = self.spec(test, &shared)?;
-        let running = self.0.run_spec(test, &spec)?.arg("--rm").limit(LIMIT).spawn()?;
+        let mut running = self.0.run_spec(test, &spec)?.arg("--rm").limit(LIMIT).spawn()?;
         if test == "host-change" {
             running.shows("watching\n")?;
             let made = shared.join("made-by-the-host");
             std::fs::write(&made, "").map_err(Error::io(format!("making {}", made.display())))?;
+        }
+        if test == "changed-by-name" {
+            replace(&mut running, &nested)?;
         }
         parse(&running.wait()?.success()?.stdout())
     }
@@ -136,6 +146,12 @@ impl KernelNode {
             &["guest-probe", "kernel", test, "/x"]
         } else {
             &["guest-probe", "kernel", test]
+        };
+        let access = match test {
+            // What is mounted inside a source that is read-only for itself alone is bound by itself: not what is meant here.
+            "one-superblock" => "rro",
+            "changed-by-name" => "rw",
+            _ => "ro",
         };
         self.0
             .spec(test, args)?
@@ -149,9 +165,24 @@ impl KernelNode {
                 "/linux/namespaces",
                 json!([{ "type": "ipc" }, { "type": "uts" }, { "type": "mount" }, { "type": "network" }]),
             )?
-            // What is mounted inside a source that is read-only for itself alone is bound by itself: not what is meant here.
-            .bind(shared, "/x", &[if test == "one-superblock" { "rro" } else { "ro" }])
+            .bind(shared, "/x", &[access])
     }
+}
+
+/// Puts another file in the place of one, again and again, each time as soon as the test has looked at the name.
+fn replace(running: &mut Running, directory: &Path) -> Result<()> {
+    let (name, beside) = (directory.join("name"), directory.join("beside"));
+    running.shows("looked\n")?;
+    for round in 0..REPLACED {
+        let kept = directory.join(format!("kept{round}"));
+        std::fs::hard_link(&name, &kept).map_err(Error::io(format!("making {}", kept.display())))?;
+        std::fs::write(&beside, round.to_string()).map_err(Error::io(format!("making {}", beside.display())))?;
+        std::fs::rename(&beside, &name).map_err(Error::io(format!("renaming {}", beside.display())))?;
+        running.write(format!("{round}\n").as_bytes())?;
+        running.shows(&format!("round {round}\n"))?;
+    }
+    running.close_stdin();
+    Ok(())
 }
 
 /// Makes empty files in a directory.

@@ -42,6 +42,33 @@ pub(super) fn close_to_open(path: &str) -> Result<Verdict> {
     )))
 }
 
+/// Whether a hard link is one to the file that the host has just put in the place of the name. Each line of the input says that it
+/// has, and what is in it.
+pub(super) fn changed_by_name(path: &str) -> Result<Verdict> {
+    let nested = Path::new(path).join("nested");
+    let (name, linked) = (nested.join("name"), nested.join("linked"));
+    fs::metadata(&name)?;
+    println!("looked");
+    let (mut rounds, mut wrong) = (0_u32, 0_u32);
+    for line in io::stdin().lines() {
+        fs::hard_link(&name, &linked)?;
+        if fs::read_to_string(&linked)? != line? {
+            wrong += 1;
+        }
+        fs::remove_file(&linked)?;
+        fs::metadata(&name)?;
+        println!("round {rounds}");
+        rounds += 1;
+    }
+    Ok(if wrong == 0 {
+        Verdict::Right(format!("{rounds} links to the file that the name has"))
+    } else {
+        Verdict::Wrong(format!(
+            "{wrong} of {rounds} links are to the file that the name had before"
+        ))
+    })
+}
+
 /// Whether more files can be looked at than virtiofsd may have open, and others opened afterwards.
 pub(super) fn bounded_inodes(path: &str) -> Result<Verdict> {
     let mut seen = 0_u32;

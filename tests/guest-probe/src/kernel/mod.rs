@@ -56,6 +56,7 @@ pub(crate) fn run(test: &str, args: &[&str]) -> Result<()> {
         ("submount-acl", [path]) => fuse::submount_acl(path),
         ("one-superblock", [path]) => fuse::one_superblock(path),
         ("close-to-open", [path]) => caching::close_to_open(path),
+        ("changed-by-name", [path]) => caching::changed_by_name(path),
         ("bounded-inodes", [path]) => caching::bounded_inodes(path),
         ("compat-readdir", [path]) => caching::compat_readdir(path),
         ("growth", []) => perf::growth(),
