@@ -144,11 +144,16 @@ const CRI: [&str; 3] = [
 
 /// The configuration of a containerd whose blockfile snapshotter makes each snapshot a copy of an image file.
 pub(crate) fn blockfile_configuration(dir: &Path, scratch: &Path) -> String {
-    let text = configuration(dir).replace("\"io.containerd.snapshotter.v1.blockfile\", ", "");
+    let text = snapshotter_configuration(dir, "blockfile");
     let scratch = scratch.display();
     format!(
         "{text}[plugins.\"io.containerd.snapshotter.v1.blockfile\"]\nscratch_file = \"{scratch}\"\nfs_type = \"ext4\"\n"
     )
+}
+
+/// The configuration of a containerd (2.1) that has one more snapshotter.
+pub(crate) fn snapshotter_configuration(dir: &Path, snapshotter: &str) -> String {
+    configuration(dir).replace(&format!("\"io.containerd.snapshotter.v1.{snapshotter}\", "), "")
 }
 
 /// The configuration of a containerd without CRI.

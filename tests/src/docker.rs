@@ -27,6 +27,8 @@ use crate::{
 const READY: Duration = Duration::from_secs(60);
 /// How long what ends by itself after its container may take.
 const ENDS: Duration = Duration::from_secs(20);
+/// How long a command may take that starts or stops several containers.
+const COMPOSE: Duration = Duration::from_secs(240);
 /// The image's name in Docker.
 pub const IMAGE: &str = "tatami/test:1";
 
@@ -92,6 +94,11 @@ impl Docker {
         self.dir().join("d.sock")
     }
 
+    /// The runtime under test.
+    pub fn runtime(&self) -> Runtime {
+        self.runtime
+    }
+
     /// The namespace that the daemon's bridge is in.
     pub fn namespace(&self) -> &NetNs {
         &self.namespace
@@ -100,6 +107,15 @@ impl Docker {
     /// `docker` with these arguments; more may follow.
     pub fn docker(&self, args: &[&str]) -> Ctr {
         Ctr::docker(self.program.clone(), &self.socket()).args(args)
+    }
+
+    /// `docker-compose` for a project of services; a command and its arguments may follow.
+    pub fn compose(&self, project: &str, file: &Path) -> Result<Ctr> {
+        let program = locate::program("docker-compose")?;
+        let compose = Ctr::docker(program, &self.socket())
+            .args(["-p", project, "-f"])
+            .arg(file);
+        Ok(compose.limit(COMPOSE))
     }
 
     /// `docker run` on the runtime under test; flags may follow, and the program to run.

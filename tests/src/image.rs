@@ -1,4 +1,4 @@
-//! The image that the tests run: one layer made from the machine's static busybox and the guest probe.
+//! The images that the tests run: one layer made from the machine's static busybox and the guest probe.
 //!
 //! It is made once and kept in the build directory under the hash of what went into it.
 
@@ -17,8 +17,11 @@ use crate::{Error, Result, locate};
 
 /// The image's name in containerd.
 pub const NAME: &str = "docker.io/tatami/test:1";
-/// The same files under another name, whose program does nothing for ever: a pod's sandbox.
+/// The same files under another name, and [`SECOND_LAYER`] in a second layer. Its program does nothing for ever: a pod's sandbox.
 pub const PAUSE: &str = "docker.io/tatami/pause:1";
+
+/// A file that only the second layer of [`PAUSE`] has.
+pub const SECOND_LAYER: &str = "/etc/second-layer";
 
 /// The image on the host: an archive for `ctr image import`, and the same files as a directory.
 #[derive(Debug, Clone)]
@@ -65,12 +68,14 @@ fn make(dir: &Path, busybox: &Path, probe: &Path) -> Result<()> {
     root(&dir.join("rootfs"), busybox, probe)?;
     let blobs = dir.join("oci/blobs/sha256");
     fs::create_dir_all(&blobs)?;
-    tar(&dir.join("rootfs"), &dir.join("layer.tar"))?;
-    let layer = read(&dir.join("layer.tar"))?;
-    fs::rename(dir.join("layer.tar"), blobs.join(sha256(&layer)))?;
+    fs::create_dir_all(dir.join("second/etc"))?;
+    fs::write(dir.join("second").join(&SECOND_LAYER[1..]), "second\n")?;
+    let layer = layer_of(dir, &blobs, "rootfs")?;
+    let second = layer_of(dir, &blobs, "second")?;
+    fs::remove_dir_all(dir.join("second"))?;
     let manifests = [
-        manifest(&blobs, &layer, NAME, &["sh"])?,
-        manifest(&blobs, &layer, PAUSE, &["sleep", "2147483647"])?,
+        manifest(&blobs, &[&layer], NAME, &["sh"])?,
+        manifest(&blobs, &[&layer, &second], PAUSE, &["sleep", "2147483647"])?,
     ];
     fs::write(
         dir.join("oci/index.json"),
@@ -87,6 +92,15 @@ fn make(dir: &Path, busybox: &Path, probe: &Path) -> Result<()> {
     Ok(())
 }
 
+/// A layer of the files in a directory of `dir`, which is a blob then.
+fn layer_of(dir: &Path, blobs: &Path, files: &str) -> Result<Vec<u8>> {
+    let archive = dir.join("layer.tar");
+    tar(&dir.join(files), &archive)?;
+    let layer = read(&archive)?;
+    fs::rename(archive, blobs.join(sha256(&layer)))?;
+    Ok(layer)
+}
+
 /// What `docker load` reads, of the image with that line in the index: it finds the blobs where they are.
 fn for_docker(blobs: &Path, line: &Value) -> Result<Value> {
     let path = |descriptor: &Value| descriptor["digest"].as_str().unwrap_or_default().replace(':', "/");
@@ -100,19 +114,22 @@ fn for_docker(blobs: &Path, line: &Value) -> Result<Value> {
 }
 
 /// Writes one image's blobs; the answer is its line of the index.
-fn manifest(blobs: &Path, layer: &[u8], name: &str, program: &[&str]) -> Result<Value> {
+fn manifest(blobs: &Path, layers: &[&[u8]], name: &str, program: &[&str]) -> Result<Value> {
+    let digests: Vec<_> = layers.iter().map(|layer| format!("sha256:{}", sha256(layer))).collect();
+    let layer_type = "application/vnd.oci.image.layer.v1.tar";
+    let layers: Vec<_> = layers.iter().map(|layer| descriptor(layer_type, layer)).collect();
     let config = json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
         "os": "linux",
         "config": { "Env": ["PATH=/bin:/sbin"], "Cmd": program },
-        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", sha256(layer))] },
+        "rootfs": { "type": "layers", "diff_ids": digests },
     });
     let config = blob(blobs, "application/vnd.oci.image.config.v1+json", &config)?;
     let manifest = json!({
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
         "config": config,
-        "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", layer)],
+        "layers": layers,
     });
     let mut manifest = blob(blobs, "application/vnd.oci.image.manifest.v1+json", &manifest)?;
     manifest["annotations"] = json!({ "io.containerd.image.name": name, "org.opencontainers.image.ref.name": "1" });

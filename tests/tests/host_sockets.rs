@@ -18,7 +18,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use framework::{Node, Result, Spec, bundle::Bundle};
@@ -26,6 +26,11 @@ use nix::sys::socket::{
     AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept, bind, listen, recv, send, socket,
 };
 use serde_json::json;
+
+/// Bytes.
+const GIGABYTE: u64 = 1 << 30;
+/// For that many, out of an emulated guest on a busy machine.
+const BULK_LIMIT: Duration = Duration::from_secs(300);
 
 /// A service of the host: one thread for each connection.
 struct Service {
@@ -70,6 +75,52 @@ fn echo(mut stream: UnixStream) -> std::io::Result<()> {
     let mut reader = stream.try_clone()?;
     std::io::copy(&mut reader, &mut stream)?;
     stream.shutdown(Shutdown::Write)
+}
+
+/// Answers a request for so many bytes with them, their number and their sum (Fletcher's, over words of 64 bits). A request for
+/// none is answered with number and sum of what follows it.
+fn bulk(mut stream: UnixStream) -> std::io::Result<()> {
+    let mut wanted = [0; 8];
+    stream.read_exact(&mut wanted)?;
+    let wanted = u64::from_le_bytes(wanted);
+    let (mut bytes, mut plain, mut placed) = (0_u64, 0_u64, 0_u64);
+    let mut add = |data: &[u8]| {
+        for word in data.chunks_exact(8) {
+            plain = plain.wrapping_add(word.try_into().map(u64::from_le_bytes).unwrap_or_default());
+            placed = placed.wrapping_add(plain);
+        }
+    };
+    let mut block = vec![0; 1 << 20];
+    if wanted == 0 {
+        // Whole blocks, so that no word is in two of them; the last one is shorter.
+        let mut reader = stream.try_clone()?;
+        loop {
+            let mut got = 0;
+            while got < block.len() {
+                match reader.read(&mut block[got..])? {
+                    0 => break,
+                    count => got += count,
+                }
+            }
+            add(&block[..got]);
+            bytes += got as u64;
+            if got < block.len() {
+                break;
+            }
+        }
+    }
+    while bytes < wanted {
+        for (word, number) in block.chunks_exact_mut(8).zip(bytes..) {
+            word.copy_from_slice(&number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
+        }
+        stream.write_all(&block)?;
+        add(&block);
+        bytes += block.len() as u64;
+    }
+    for part in [bytes, plain, placed] {
+        stream.write_all(&part.to_le_bytes())?;
+    }
+    Ok(())
 }
 
 /// As much of HTTP as a question and an answer.
@@ -172,6 +223,46 @@ fn a_container_speaks_with_services_of_the_host_as_with_any_of_its_own() -> Resu
         (&json!(20_000_000), &json!(true))
     );
     assert_eq!(probe(&node, "c", "many", &["many", "/run/echo", "100"])?, 100);
+    node.remove("c")?;
+    node.nothing_left()
+}
+
+/// And that takes at most three times as long as the same amount does by the container's own standard streams, which have the same way
+/// between guest and host.
+#[test]
+fn a_gigabyte_passes_in_either_direction_and_its_sum_is_right() -> Result<()> {
+    let node = node()?;
+    let _bulk = Service::start(&socket_path(&node, "bulk"), bulk)?;
+    node.run_spec("c", &with_sockets(&node, "c", &["bulk"])?)?
+        .arg("-d")
+        .ok()?;
+    let null = |path: &str| fs::File::options().read(true).write(true).open(path);
+    let mut streamed = Duration::MAX;
+    for exec in ["stream", "again"] {
+        let begun = Instant::now();
+        let stream = node.exec("c", exec).limit(BULK_LIMIT);
+        let stream = stream.sh(&format!("head -c {GIGABYTE} /dev/zero"));
+        stream.through(null("/dev/null")?, null("/dev/null")?)?.success()?;
+        streamed = streamed.min(begun.elapsed());
+    }
+    for verb in ["upload", "download"] {
+        let bytes = GIGABYTE.to_string();
+        let probe = node.exec("c", verb).limit(BULK_LIMIT);
+        let probe = probe.program(["guest-probe", "unix", verb, "/run/bulk", &bytes]);
+        let said = probe.output()?.success()?.json()?;
+        assert_eq!(
+            (&said["bytes"], &said["equal"]),
+            (&json!(GIGABYTE), &json!(true)),
+            "{verb}"
+        );
+        let seconds = said["seconds"].as_f64().unwrap_or(f64::MAX);
+        let floor = streamed.as_secs_f64();
+        eprintln!("{verb}: {seconds:.1} s, by standard output {floor:.1} s");
+        assert!(
+            seconds < 3.0 * floor,
+            "{verb} took {seconds:.1} s, standard output {floor:.1} s"
+        );
+    }
     node.remove("c")?;
     node.nothing_left()
 }

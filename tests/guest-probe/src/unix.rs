@@ -19,6 +19,9 @@ use crate::Result;
 /// Sizes of messages.
 const SIZES: [usize; 6] = [1, 100, 4096, 65_536, 150_000, 7];
 
+/// How many different blocks are sent, in turns.
+const BLOCKS: u64 = 17;
+
 pub(crate) fn run(verb: &str, path: &str, args: &[&str]) -> Result<()> {
     match (verb, args) {
         ("echo", [bytes]) => echo(path, bytes.parse()?),
@@ -26,6 +29,8 @@ pub(crate) fn run(verb: &str, path: &str, args: &[&str]) -> Result<()> {
         ("packets", []) => packets(path),
         ("send", words) => send_words(path, words),
         ("ends", []) => ends(path),
+        ("upload", [bytes]) => upload(path, bytes.parse()?),
+        ("download", [bytes]) => download(path, bytes.parse()?),
         _ => Err(format!("unknown: unix {verb} {args:?}").into()),
     }
 }
@@ -140,5 +145,103 @@ fn ends(path: &str) -> Result<()> {
     };
     let read = read.err().and_then(|error| error.raw_os_error());
     println!("{}", json!({ "said": said.len(), "read": read, "written": written }));
+    Ok(())
+}
+
+/// A sum that tells places apart: Fletcher's, over words of 64 bits.
+#[derive(Default)]
+struct Sum {
+    plain: u64,
+    placed: u64,
+    bytes: u64,
+    /// Of a word that is not complete.
+    rest: Vec<u8>,
+}
+
+impl Sum {
+    fn add(&mut self, mut data: &[u8]) {
+        self.bytes += data.len() as u64;
+        if !self.rest.is_empty() {
+            let (first, others) = data.split_at(data.len().min(8 - self.rest.len()));
+            self.rest.extend(first);
+            data = others;
+            if self.rest.len() < 8 {
+                return;
+            }
+            let word = std::mem::take(&mut self.rest);
+            self.words(&word);
+        }
+        let whole = data.len() / 8 * 8;
+        self.words(&data[..whole]);
+        self.rest.extend(&data[whole..]);
+    }
+
+    fn words(&mut self, data: &[u8]) {
+        for word in data.chunks_exact(8) {
+            let word = word.try_into().map(u64::from_le_bytes).unwrap_or_default();
+            self.plain = self.plain.wrapping_add(word);
+            self.placed = self.placed.wrapping_add(self.plain);
+        }
+    }
+
+    /// As the service says it.
+    fn said(&self) -> [u8; 24] {
+        let mut said = [0; 24];
+        for (at, part) in [self.bytes, self.plain, self.placed].into_iter().enumerate() {
+            said[at * 8..][..8].copy_from_slice(&part.to_le_bytes());
+        }
+        said
+    }
+}
+
+/// Sends so many bytes; the service says how many it has got, and their sum.
+fn upload(path: &str, bytes: u64) -> Result<()> {
+    let mut stream = UnixStream::connect(path)?;
+    stream.write_all(&0_u64.to_le_bytes())?;
+    let blocks: Vec<_> = (0..BLOCKS).map(block).collect();
+    let mut sum = Sum::default();
+    let began = Instant::now();
+    for block in blocks.iter().cycle() {
+        let left = usize::try_from(bytes - sum.bytes).unwrap_or(usize::MAX);
+        if left == 0 {
+            break;
+        }
+        let part = &block[..left.min(block.len())];
+        stream.write_all(part)?;
+        sum.add(part);
+    }
+    stream.shutdown(Shutdown::Write)?;
+    let mut said = Vec::new();
+    stream.read_to_end(&mut said)?;
+    report(&sum, &said, began)
+}
+
+/// Asks for so many bytes. Their number and sum follow them.
+fn download(path: &str, bytes: u64) -> Result<()> {
+    let mut stream = UnixStream::connect(path)?;
+    stream.write_all(&bytes.to_le_bytes())?;
+    let began = Instant::now();
+    let (mut sum, mut buffer) = (Sum::default(), vec![0; 1 << 16]);
+    while sum.bytes < bytes {
+        let room = usize::try_from(bytes - sum.bytes)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
+        let count = stream.read(&mut buffer[..room])?;
+        if count == 0 {
+            break;
+        }
+        sum.add(&buffer[..count]);
+    }
+    let mut said = Vec::new();
+    stream.read_to_end(&mut said)?;
+    report(&sum, &said, began)
+}
+
+fn report(sum: &Sum, said: &[u8], began: Instant) -> Result<()> {
+    let seconds = began.elapsed().as_secs_f64();
+    println!(
+        "{}",
+        json!({ "bytes": sum.bytes, "equal": said == sum.said(), "seconds": seconds })
+    );
     Ok(())
 }

@@ -110,6 +110,19 @@ impl Node {
         })
     }
 
+    /// Starts a node whose containerd (2.1) has one more snapshotter, which finds its own directory below the containerd's: a test may
+    /// mount a file system there first.
+    pub fn start_snapshotter(snapshotter: &str, prepare: impl FnOnce(&Path) -> Result<()>) -> Result<Self> {
+        let runtime = Runtime::wanted()?;
+        let environment = |dir: &Path| environment(dir, runtime, None);
+        Self::start_by(runtime, Version::V2_1, environment, |dir| {
+            let own = dir.join(format!("root/io.containerd.snapshotter.v1.{snapshotter}"));
+            std::fs::create_dir_all(&own)?;
+            prepare(&own)?;
+            Ok(containerd::snapshotter_configuration(dir, snapshotter))
+        })
+    }
+
     /// Starts a node with a given runtime and containerd, and a drop-in if there is one.
     pub(crate) fn start_with(runtime: Runtime, version: Version, dropin: Option<&str>) -> Result<Self> {
         let environment = |dir: &Path| environment(dir, runtime, dropin);
