@@ -27,6 +27,7 @@ const ON_A_MOUNT: &[&str] = &[
     "host-change",
     "submount-acl",
     "close-to-open",
+    "kept-open",
     "bounded-inodes",
     "compat-readdir",
     "one-superblock",

@@ -244,3 +244,43 @@ mod kata_only {
         node.nothing_left()
     }
 }
+
+/// Prints the permitted capabilities of a program in the volume at each line that it reads.
+const STARTER: &str = "n=0; while read -r _; do n=$((n+1)); set -- $(/data/cat /proc/self/status | grep CapPrm); \
+                       printf '%s<%s>\\n' \"$2\" $n; done";
+
+/// execve(2) asks for the attribute that says which capabilities a file has, and the guest need not ask the host each time.
+#[test]
+fn a_program_has_the_capabilities_that_the_host_gives_its_file() -> Result<()> {
+    const NAME: &str = "security.capability";
+    const NET_RAW: u32 = 1 << 13;
+    // struct vfs_cap_data of linux/capability.h: revision 2, effective; permitted, inheritable, and the upper halves.
+    let attribute: Vec<u8> = [0x0200_0001, NET_RAW, 0, 0, 0]
+        .into_iter()
+        .flat_map(u32::to_le_bytes)
+        .collect();
+    let node = Node::start()?;
+    let volume = volume(&node)?;
+    let spec = node
+        .spec("starter", &["sh", "-c", STARTER])?
+        .set("/process/noNewPrivileges", false)?
+        .set("/process/user/uid", 1000)?
+        .bind(&volume, "/data", &["rw"])?;
+    let program = volume.join("cat");
+    fs::copy(spec.root().join("bin/busybox"), &program)?;
+    let mut starter = Reader::start(&node, "starter", &spec)?;
+    for _ in 0..TIMES / 10 {
+        // Often enough for the guest to know that there is none.
+        for _ in 0..5 {
+            starter.reads("", "0000000000000000")?;
+        }
+        rustix::fs::setxattr(&program, NAME, &attribute, rustix::fs::XattrFlags::empty())
+            .map_err(std::io::Error::from)?;
+        starter.reads("", &format!("{NET_RAW:016x}"))?;
+        rustix::fs::removexattr(&program, NAME).map_err(std::io::Error::from)?;
+    }
+    starter.reads("", "0000000000000000")?;
+    let wrong = starter.end()?;
+    assert!(wrong.is_empty(), "{} starts: {wrong:#?}", wrong.len());
+    node.nothing_left()
+}

@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use nix::errno::Errno;
+use nix::{
+    errno::Errno,
+    mount::{MsFlags, mount},
+};
 
 use super::{Verdict, sys};
 use crate::Result;
@@ -66,6 +69,44 @@ pub(super) fn changed_by_name(path: &str) -> Result<Verdict> {
         Verdict::Wrong(format!(
             "{wrong} of {rounds} links are to the file that the name had before"
         ))
+    })
+}
+
+/// Whether a file and a directory that are opened again and again are opened at the server each time.
+pub(super) fn kept_open(path: &str) -> Result<Verdict> {
+    let (file, dir) = (Path::new(path).join("file"), Path::new(path));
+    let look = || -> io::Result<()> {
+        fs::read(&file)?;
+        fs::read_dir(dir)?.try_for_each(|entry| entry.map(drop))
+    };
+    look()?;
+    let tracing = Path::new("/tracing");
+    fs::create_dir_all(tracing)?;
+    mount(
+        Some("tracefs"),
+        tracing,
+        Some("tracefs"),
+        MsFlags::empty(),
+        None::<&str>,
+    )?;
+    let enable = tracing.join("events/fuse/fuse_request_send/enable");
+    fs::write(&enable, "1")?;
+    (0..OPENS).try_for_each(|_| look())?;
+    fs::write(&enable, "0")?;
+    let trace = fs::read_to_string(tracing.join("trace"))?;
+    let asked = |request: &str| trace.matches(request).count();
+    if asked("FUSE_LOOKUP") == 0 {
+        return Err(format!("the trace has no request: {trace}").into());
+    }
+    let opened = [asked("FUSE_OPEN)"), asked("FUSE_OPENDIR)")];
+    let says = format!(
+        "{} and {} of {OPENS} opens of a file and a directory were the server's",
+        opened[0], opened[1]
+    );
+    // One that has been kept for its time is closed, and opened anew.
+    Ok(match opened.iter().all(|opened| *opened <= 1) {
+        true => Verdict::Right(says),
+        false => Verdict::Wrong(says),
     })
 }
 

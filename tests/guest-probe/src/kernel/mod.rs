@@ -57,6 +57,7 @@ pub(crate) fn run(test: &str, args: &[&str]) -> Result<()> {
         ("one-superblock", [path]) => fuse::one_superblock(path),
         ("close-to-open", [path]) => caching::close_to_open(path),
         ("changed-by-name", [path]) => caching::changed_by_name(path),
+        ("kept-open", [path]) => caching::kept_open(path),
         ("bounded-inodes", [path]) => caching::bounded_inodes(path),
         ("compat-readdir", [path]) => caching::compat_readdir(path),
         ("growth", []) => perf::growth(),
