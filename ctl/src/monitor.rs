@@ -4,7 +4,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use scrape::{Reply, Request};
+use scrape::{Method, Reply, Request};
 use tokio::net::TcpListener;
 
 use crate::metrics::{self, MetricsError};
@@ -32,7 +32,7 @@ pub(crate) async fn serve(address: SocketAddr) -> Result<(), MonitorError> {
     let failed = |error| MonitorError::Listen(address, error);
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
-    crate::complain(&format!("serving http://{address}/metrics and /sandboxes"));
+    crate::complain(&format!("serving http://{address}/metrics, /sandboxes and /agent-url"));
     answer_all(listener, sandboxes::ROOT.into()).await;
     Ok(())
 }
@@ -42,10 +42,14 @@ async fn answer_all(listener: TcpListener, root: PathBuf) {
 }
 
 /// The paths are kata-monitor's (kata-containers, src/runtime/cmd/kata-monitor), but for those that look into a shim written
-/// in Go.
+/// in Go (`/debug/…`).
 async fn respond(request: Request, root: PathBuf) -> Reply {
+    if request.method != Method::Get {
+        return Reply::not_allowed("only GET\n".to_owned());
+    }
+    let sandbox = request.value("sandbox");
     match request.path.as_str() {
-        "/metrics" => match figures(&root, request.value("sandbox")).await {
+        "/metrics" => match figures(&root, sandbox.as_deref()).await {
             Ok(text) => Reply::figures(text),
             Err(error @ MetricsError::Find(FindError::None { .. } | FindError::Several { .. })) => {
                 Reply::not_found(crate::chain(&error) + "\n")
@@ -57,8 +61,20 @@ async fn respond(request: Request, root: PathBuf) -> Reply {
             Ok(found) => Reply::text(found.iter().map(|found| format!("{}\n", found.id())).collect()),
             Err(error) => Reply::unavailable(crate::chain(&error) + "\n"),
         },
-        "/" => Reply::text("/metrics\n/metrics?sandbox=ID\n/sandboxes\n".to_owned()),
-        _ => Reply::not_found("there are /metrics and /sandboxes\n".to_owned()),
+        "/agent-url" => agent_url(&root, sandbox.as_deref()),
+        "/" => Reply::text("/metrics\n/metrics?sandbox=ID\n/sandboxes\n/agent-url?sandbox=ID\n".to_owned()),
+        _ => Reply::not_found("there are /metrics, /sandboxes and /agent-url\n".to_owned()),
+    }
+}
+
+/// kata-monitor answers 400 for whatever is wrong.
+fn agent_url(root: &Path, sandbox: Option<&str>) -> Reply {
+    let Some(sandbox) = sandbox else {
+        return Reply::bad_request("name the sandbox: /agent-url?sandbox=ID\n".to_owned());
+    };
+    match sandboxes::named(root, sandbox) {
+        Ok(found) => Reply::text(protocol::agent_url(&found.directory) + "\n"),
+        Err(error) => Reply::bad_request(crate::chain(&error) + "\n"),
     }
 }
 
@@ -106,6 +122,13 @@ mod tests {
         );
         assert!(ask("/metrics?sandbox=c").await.starts_with("HTTP/1.1 404 "));
         assert!(ask("/nowhere").await.starts_with("HTTP/1.1 404 "));
+        let url = ask("/agent-url?sandbox=a").await;
+        assert!(
+            url.contains("\r\n\r\nhvsock:///") && url.ends_with("/debug-console.sock:1024\n"),
+            "{url}"
+        );
+        assert!(ask("/agent-url").await.starts_with("HTTP/1.1 400 "));
+        assert!(ask("/agent-url?sandbox=c").await.starts_with("HTTP/1.1 400 "));
     }
 
     #[tokio::test]

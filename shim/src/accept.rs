@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use hypervisor::{GuestListener, GuestStream};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 /// Between two attempts where the process or the host has no descriptor or memory left for one more: others end meanwhile,
 /// and nothing tells when.
@@ -29,6 +29,13 @@ impl Accept for TcpListener {
     type Connection = TcpStream;
     async fn accept(&mut self) -> io::Result<TcpStream> {
         TcpListener::accept(self).await.map(|(connection, _)| connection)
+    }
+}
+
+impl Accept for UnixListener {
+    type Connection = UnixStream;
+    async fn accept(&mut self) -> io::Result<UnixStream> {
+        UnixListener::accept(self).await.map(|(connection, _)| connection)
     }
 }
 

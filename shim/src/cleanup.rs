@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use crate::hooks::Owed;
 use crate::host_cgroup::HostCgroup;
+use crate::id::SandboxId;
+use crate::management::places;
 use crate::network;
 use crate::process::{self, ProcessRef};
 use crate::run_dir::{Lock, RunDir};
@@ -51,6 +53,9 @@ pub(crate) fn remove_locked(run_dir: &RunDir, _lock: &Lock) {
     });
     if let Some(state) = state {
         record::forget(Path::new(record::ROOT), &state.namespace, &state.id);
+        if let Ok(id) = SandboxId::new(&state.id) {
+            places::remove(&places::ROOTS.map(Path::new), run_dir.path(), &id);
+        }
         let deadline = Instant::now() + KILL_LIMIT;
         // The server first, so that it does not take its VM's end for a failure to be reported.
         let processes: Vec<ProcessRef> = state.shim.into_iter().chain(state.vm).collect();
@@ -96,7 +101,7 @@ fn pay(run_dir: &RunDir) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::{Namespace, SandboxId};
+    use crate::id::Namespace;
     use crate::run_dir::SandboxState;
 
     fn sandbox(root: &Path) -> (RunDir, SandboxState) {

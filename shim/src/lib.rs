@@ -31,6 +31,7 @@ pub mod host_sockets;
 pub use lifecycle::id;
 pub mod logging;
 pub mod memlock;
+mod management;
 mod metrics;
 mod mountinfo;
 pub mod names;

@@ -155,12 +155,6 @@ impl RunDir {
         format!("unix://{}", self.socket().display())
     }
 
-    /// The socket of the figures for Prometheus.
-    #[must_use]
-    pub fn metrics_socket(&self) -> PathBuf {
-        self.path.join("shim-monitor.sock")
-    }
-
     /// The directory that virtiofsd serves.
     #[must_use]
     pub fn shared(&self) -> PathBuf {

@@ -28,7 +28,7 @@ use crate::hooks::Owed;
 use crate::host_cgroup::HostCgroup;
 use crate::host_sockets::HostSockets;
 use crate::memlock::{Rules, SandboxPolicy};
-use crate::metrics;
+use crate::management::{self, places};
 use crate::network::{NetworkPlan, Place};
 use crate::node;
 use crate::process::ProcessRef;
@@ -101,10 +101,8 @@ pub async fn serve(listener: UnixListener, context: ServerContext) -> Result<Exi
     let listener = Listener::try_from(listener).map_err(ServerError::Listen)?;
     let mut server = Server::new().add_listener(listener).register_service(service.methods());
     server.start().await.map_err(ServerError::Serve)?;
-    if let Err(error) = metrics::socket::serve(&context.run_dir.metrics_socket(), Arc::clone(&cell)) {
-        // kata-ctl has another way to them.
-        tracing::warn!(%error, path = %context.run_dir.metrics_socket().display(), "nobody can scrape this sandbox");
-    }
+    let listeners = places::listen(&places::ROOTS.map(Path::new), &context.run_dir, &context.id);
+    management::serve(&context.run_dir, listeners, &cell);
     let reason = tokio::select! {
         () = shutdown.notified() => ExitReason::Shutdown,
         _ = terminate.recv() => ExitReason::Signal,

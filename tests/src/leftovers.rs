@@ -101,7 +101,7 @@ pub fn entries(dir: &Path) -> Vec<String> {
 
 /// The runtimes' directories that name `tag`.
 pub fn runtime_dirs(tag: &str) -> Vec<PathBuf> {
-    ["/run/tatami", "/run/containerd/runc"]
+    ["/run/tatami", "/run/containerd/runc", "/run/vc/sbs", "/run/kata"]
         .iter()
         .flat_map(|dir| list(Path::new(dir)))
         .filter(|path| names(path, tag))
@@ -183,10 +183,11 @@ fn sockets(tag: &str, state: &Path) -> Vec<PathBuf> {
 pub fn sandbox_dirs(id: &str) -> Vec<PathBuf> {
     let short = &id[..id.len().min(24)];
     let ours = list(Path::new("/run/tatami"));
-    let runc = list(Path::new("/run/containerd/runc/k8s.io"));
+    let others = ["/run/containerd/runc/k8s.io", "/run/vc/sbs", "/run/kata"];
+    let others = others.iter().flat_map(|dir| list(Path::new(dir)));
     ours.into_iter()
         .filter(|path| names(path, short))
-        .chain(runc.into_iter().filter(|path| names(path, id)))
+        .chain(others.filter(|path| names(path, id)))
         .collect()
 }
 

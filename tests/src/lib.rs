@@ -20,6 +20,7 @@ pub mod events;
 mod grpc;
 pub mod host_cgroup;
 pub mod host_mount;
+pub mod http;
 pub mod image;
 pub mod kernel;
 pub mod kernel_pin;

@@ -3,11 +3,12 @@
 use std::{
     fs,
     os::unix::fs::MetadataExt,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use framework::{Error, Node, Result, Spec, disk::RawImage, locate};
+use framework::{Error, Node, Result, Spec, disk::RawImage, http, locate};
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -111,6 +112,24 @@ fn a_volume_in_use_tells_how_full_it_is_and_grows_with_its_file_system() -> Resu
         before["usage"][1]["used"].as_u64().map(|inodes| inodes + 1),
         "{before} {filled}"
     );
+
+    // As Kata's own client asks: by the device, on the management socket of the shim.
+    let socket = Path::new("/run/vc/sbs").join(&id).join("shim-monitor.sock");
+    let device = image.path().display().to_string();
+    let target = format!("/direct-volume/stats?path={}", device.replace('/', "%2F"));
+    let (_, by_device) = http::get(UnixStream::connect(&socket)?, &target)?;
+    let by_device: Value = serde_json::from_str(&by_device)?;
+    assert_eq!(by_device["usage"], filled["usage"], "{by_device} {filled}");
+    let body = json!({ "VolumePath": device, "Size": 24 * MIB }).to_string();
+    let resize = http::ask(
+        UnixStream::connect(&socket)?,
+        "POST",
+        "/direct-volume/resize",
+        body.as_bytes(),
+    );
+    let (head, said) = resize?;
+    assert!(head.starts_with("HTTP/1.1 200 OK"), "{head} {said}");
+    assert_eq!(fs::metadata(image.path())?.len(), 24 * MIB);
 
     let had = room(&node, "user", "before")?;
     volume.resize(64 * MIB)?.ok()?;

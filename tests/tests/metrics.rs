@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
-    io::{BufRead, BufReader, Read, Write},
+    io::{BufRead, BufReader},
     net::TcpStream,
     os::unix::fs::{FileTypeExt, PermissionsExt},
     os::unix::net::UnixStream,
@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use framework::{Error, Node, Result, locate};
+use framework::{Error, Node, Result, http::get, locate};
 use prometheus_parse::Scrape;
 
 /// For a guest that is well to say so within the shim's patience.
@@ -29,17 +29,6 @@ fn directory(id: &str) -> Result<PathBuf> {
         }
     }
     Err(Error::unexpected(format!("no directory of sandbox {id}")))
-}
-
-/// The head and the body of an answer.
-fn get(mut stream: impl Read + Write, path: &str) -> Result<(String, String)> {
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: shim\r\nAccept: */*\r\n\r\n")?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    let parts = text.split_once("\r\n\r\n");
-    parts
-        .map(|(head, body)| (head.to_owned(), body.to_owned()))
-        .ok_or_else(|| Error::unexpected(format!("no answer to {path}: {text:?}")))
 }
 
 /// Names of the figures of one sandbox, read by a parser of Prometheus's.
@@ -171,6 +160,8 @@ fn the_same_figures_are_on_the_shims_socket_by_the_command_and_by_the_monitor() 
     assert!(list.lines().any(|line| line == id), "{list}");
     let (head, _) = monitor.get("/metrics?sandbox=no-such-sandbox")?;
     assert!(head.starts_with("HTTP/1.1 404"), "{head}");
+    let (_, url) = monitor.get(&format!("/agent-url?sandbox={id}"))?;
+    assert!(url.starts_with("hvsock:///run/tatami/"), "{url}");
     drop(monitor);
 
     node.remove("measured")?;

@@ -110,6 +110,17 @@ pub const SANDBOXES: &str = "/run/tatami";
 /// The name in a sandbox's directory of the socket on which its shim serves containerd and `kata-ctl`.
 pub const SHIM_SOCKET: &str = "shim.sock";
 
+/// The name in a sandbox's directory of the socket that leads to the guest's debug console.
+pub const CONSOLE_SOCKET: &str = "debug-console.sock";
+
+/// Where Kata's tools reach the guest of the sandbox that has this directory: `hvsock://PATH:PORT`, a Unix socket on which
+/// `CONNECT PORT` chooses a port of the guest (kata-containers, src/runtime/cmd/kata-runtime/kata-exec.go). The port in it is
+/// that of Kata's agent, which they replace by the debug console's.
+#[must_use]
+pub fn agent_url(sandbox: &std::path::Path) -> String {
+    format!("hvsock://{}:1024", sandbox.join(CONSOLE_SOCKET).display())
+}
+
 /// Where the guest mounts the file systems of its own that containers use ([`agent::Storage`]), each under its name.
 pub const STORAGE_DIRECTORY: &str = "/run/tatami/storage";
 

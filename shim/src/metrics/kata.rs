@@ -30,9 +30,14 @@ const PROCESS: [Process; 3] = [
     ),
 ];
 
-/// Those of the processes on the host, and of the guest if it has answered.
-pub(super) fn render(sandbox: &str, usage: &[(&'static str, Usage)], guest: Option<&GuestMetricsResponse>) -> String {
-    let mut text = Text::with_labels(&[("sandbox_id", sandbox)]);
+/// Those of the processes on the host, and of the guest if it has answered; with a label for the sandbox if there is one.
+pub(super) fn render(
+    sandbox: Option<&str>,
+    usage: &[(&'static str, Usage)],
+    guest: Option<&GuestMetricsResponse>,
+) -> String {
+    let label = sandbox.map(|sandbox| ("sandbox_id", sandbox));
+    let mut text = Text::with_labels(label.as_slice());
     for (component, usage) in usage.iter().filter(|(component, _)| *component != "vsock") {
         for (figure, help, items) in PROCESS {
             text.family(&format!("kata_{component}_{figure}"), Kind::Gauge, help);
@@ -122,7 +127,7 @@ mod tests {
             load_milli: 1500,
             ..Default::default()
         };
-        let katas = render("pod", &usage, Some(&guest));
+        let katas = render(Some("pod"), &usage, Some(&guest));
         for line in [
             "kata_hypervisor_fds{sandbox_id=\"pod\"} 0",
             "kata_hypervisor_proc_stat{sandbox_id=\"pod\",item=\"utime\"} 0",

@@ -8,7 +8,6 @@
 
 mod kata;
 mod processes;
-pub(crate) mod socket;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -27,8 +26,17 @@ const MICRO: f64 = 1e6;
 /// Names of the guest that are passed on: they are labels, and the guest could make up any number of them.
 const GUEST_NAMES: usize = 128;
 
+/// Who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scraper {
+    /// `kata-ctl`, which passes the text on as it is.
+    Ctl,
+    /// kata-monitor, which gives every sample the label `sandbox_id`: a second one would make its text invalid.
+    Monitor,
+}
+
 /// Everything that can be had within a few seconds.
-pub(crate) async fn render(sandbox: &Sandbox) -> String {
+pub(crate) async fn render(sandbox: &Sandbox, scraper: Scraper) -> String {
     let (guest, containers) = tokio::join!(sandbox.guest_metrics(), sandbox.glance());
     let guest = guest.ok();
     let mut pids = sandbox.vm_pids();
@@ -46,7 +54,8 @@ pub(crate) async fn render(sandbox: &Sandbox) -> String {
         system(&mut text, guest);
     }
     container_figures(&mut text, &containers);
-    text.finish() + &kata::render(&id, &usage, guest.as_ref())
+    let label = (scraper == Scraper::Ctl).then_some(id.as_str());
+    text.finish() + &kata::render(label, &usage, guest.as_ref())
 }
 
 /// A figure of one process.

@@ -73,18 +73,27 @@ impl Sandbox {
         consoles.values().cloned().collect()
     }
 
+    /// Whether consoles can be opened.
+    ///
+    /// # Errors
+    /// The configuration does not allow it.
+    pub fn console_allowed(&self) -> Result<(), Error> {
+        if self.debug_console {
+            return Ok(());
+        }
+        Err(Error::NotEnabled {
+            operation: "run a program in the guest of",
+            sandbox: self.id.to_string(),
+            key: KEY,
+        })
+    }
+
     /// Runs a program to its end; the answer is its exit code. Dropping the future ends the program.
     ///
     /// # Errors
     /// The configuration does not allow it, the id is taken, or the program cannot be executed.
     pub async fn run_console(self: &Arc<Self>, request: ConsoleRequest) -> Result<u32, Error> {
-        if !self.debug_console {
-            return Err(Error::NotEnabled {
-                operation: "run a program in the guest of",
-                sandbox: self.id.to_string(),
-                key: KEY,
-            });
-        }
+        self.console_allowed()?;
         let container = container_id(&request.id)?;
         let agent = self.ready().await?;
         let process = self.reserve_console(container, &request)?;

@@ -31,8 +31,12 @@ impl Sandbox {
         }
     }
 
+    /// The volume of this path, or on this device: Kata's clients ask by the device.
     fn direct_volume(&self, path: &Path) -> Result<DirectVolume, Error> {
-        self.direct_volumes().get(path).cloned().ok_or_else(|| not_found(path))
+        let volumes = self.direct_volumes();
+        let on = || volumes.values().find(|volume| volume.disk.path == path);
+        let found = volumes.get(path).or_else(on).cloned();
+        found.ok_or_else(|| not_found(path))
     }
 
     /// How full a volume is.

@@ -16,6 +16,7 @@ use ttrpc::r#async::TtrpcContext;
 use super::{Service, inspect};
 use crate::error::Error;
 use crate::id::ContainerId;
+use crate::metrics::{self, Scraper};
 
 #[async_trait]
 impl Diagnostics for Service {
@@ -43,7 +44,7 @@ impl Diagnostics for Service {
 
     async fn metrics(&self, _: &TtrpcContext, _: MetricsRequest) -> ttrpc::Result<MetricsResponse> {
         Ok(MetricsResponse {
-            text: crate::metrics::render(self.sandbox()?).await,
+            text: metrics::render(self.sandbox()?, Scraper::Ctl).await,
             ..Default::default()
         })
     }
