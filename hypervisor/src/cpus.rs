@@ -151,4 +151,12 @@ mod tests {
             let _ = (blocks(&text), handler(&text));
         }
     }
+
+    #[test]
+    fn fuzz_registers() {
+        fuzz::run("registers", |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            let _ = (blocks(&text), handler(&text));
+        });
+    }
 }

@@ -99,4 +99,13 @@ mod tests {
             assert_eq!(decoded(&bytes, 16).unwrap_err().kind(), io::ErrorKind::InvalidData);
         }
     }
+
+    #[test]
+    fn fuzz_relay_frames() {
+        fuzz::run("relay-frames", |bytes| {
+            if let Ok((_, payload)) = decoded(bytes, 64) {
+                assert!(payload.len() <= 64);
+            }
+        });
+    }
 }

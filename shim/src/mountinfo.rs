@@ -142,4 +142,9 @@ mod tests {
             parse(&bytes);
         }
     }
+
+    #[test]
+    fn fuzz_mountinfo() {
+        fuzz::run("mountinfo", |bytes| drop(parse(bytes)));
+    }
 }

@@ -85,4 +85,9 @@ mod tests {
             let _ = config_path_on_stdin(&options(&bytes));
         }
     }
+
+    #[test]
+    fn fuzz_runtime_options() {
+        fuzz::run("runtime-options", |bytes| drop(config_path_on_stdin(bytes)));
+    }
 }

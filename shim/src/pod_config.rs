@@ -284,4 +284,16 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn fuzz_pod_config() {
+        fuzz::run("pod-config", |bytes| {
+            let options = Any {
+                type_url: TYPE.to_owned(),
+                value: bytes.to_vec(),
+                ..Any::default()
+            };
+            let _ = specification(&options, "/run/netns/x", &SandboxId::new("pod").unwrap());
+        });
+    }
 }

@@ -246,4 +246,17 @@ mod tests {
         assert!(metrics(&StatsResponse::new(), CgroupMode::Legacy).is_ok());
         assert!(metrics(&StatsResponse::new(), CgroupMode::Unified).is_ok());
     }
+
+    /// A guest's answer: decoded, and converted for containerd.
+    #[test]
+    fn fuzz_agent_stats() {
+        use protobuf::Message as _;
+        fuzz::run("agent-stats", |bytes| {
+            if let Ok(stats) = StatsResponse::parse_from_bytes(bytes) {
+                for mode in [CgroupMode::Legacy, CgroupMode::Unified] {
+                    let _ = metrics(&stats, mode);
+                }
+            }
+        });
+    }
 }

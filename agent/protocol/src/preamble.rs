@@ -123,4 +123,17 @@ mod tests {
         other[7] = 0;
         assert_eq!(Preamble::decode(&other), Err(PreambleError::Kind(0)));
     }
+
+    #[test]
+    fn fuzz_preamble() {
+        fuzz::run("preamble", |bytes| {
+            let mut preamble = [0; LENGTH];
+            for (to, from) in preamble.iter_mut().zip(bytes) {
+                *to = *from;
+            }
+            if let Ok(read) = Preamble::decode(&preamble) {
+                assert_eq!(Preamble::decode(&read.encode()), Ok(read));
+            }
+        });
+    }
 }

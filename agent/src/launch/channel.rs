@@ -158,4 +158,19 @@ mod tests {
         assert!(matches!(agent.receive().await.unwrap(), Some((Word::Ready, _))));
         assert!(agent.receive().await.unwrap().is_none());
     }
+
+    /// Whatever comes through the socket from the child.
+    #[tokio::test]
+    async fn fuzz_child_channel() {
+        let (agent, child) = pair().unwrap();
+        let reader = rustix::io::dup(agent.0.get_ref()).unwrap();
+        fuzz::run("child-channel", |bytes| {
+            if bytes.is_empty() {
+                return;
+            }
+            send(child.as_fd(), bytes, &[]).unwrap();
+            let _ = receive::<Word>(reader.as_fd());
+            let _ = serde_json::from_slice::<Order>(bytes);
+        });
+    }
 }

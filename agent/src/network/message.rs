@@ -126,4 +126,32 @@ mod tests {
         cut.routes[0].clear();
         assert!(resolve(&cut, vec![70]).is_err());
     }
+
+    /// Messages of netlink from the host: all bytes as each kind.
+    #[test]
+    fn fuzz_netlink() {
+        fuzz::run("netlink", |bytes| {
+            let message = || vec![bytes.to_vec()];
+            for network in [
+                Network {
+                    addresses: message(),
+                    ..Network::default()
+                },
+                Network {
+                    routes: message(),
+                    ..Network::default()
+                },
+                Network {
+                    rules: message(),
+                    ..Network::default()
+                },
+                Network {
+                    neighbours: message(),
+                    ..Network::default()
+                },
+            ] {
+                let _ = resolve(&network, vec![1, 2]);
+            }
+        });
+    }
 }

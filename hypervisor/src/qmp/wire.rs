@@ -208,4 +208,9 @@ mod tests {
             let _ = parse(json!({ key: value, "id": 1 }).to_string().as_bytes());
         }
     }
+
+    #[test]
+    fn fuzz_qmp() {
+        fuzz::run("qmp", |bytes| drop(parse(bytes)));
+    }
 }

@@ -241,4 +241,21 @@ mod tests {
             let _ = (parse(&bytes, "x"), read_exec(&bytes));
         }
     }
+
+    /// What follows from a specification, too: sizes, annotations, memory that may be locked.
+    #[test]
+    fn fuzz_specification() {
+        fuzz::run("specification", |bytes| {
+            let _ = read_exec(bytes);
+            let Ok((spec, _)) = parse(bytes, "config.json") else {
+                return;
+            };
+            let mut config = config::Config::default();
+            let annotations = spec.annotations().clone().unwrap_or_default();
+            let _ = config::annotations::apply(&mut config, &annotations.into_iter().collect());
+            let _ = crate::sizing::Sizing::new(&config, &spec).boot();
+            let policy = crate::memlock::SandboxPolicy::new((&config).into(), spec.annotations().as_ref());
+            drop(policy);
+        });
+    }
 }

@@ -230,4 +230,13 @@ mod tests {
             prop_assert!(!name.contains('/') && name.len() == path.len().div_ceil(3) * 4);
         }
     }
+
+    #[test]
+    fn fuzz_mount_info() {
+        fuzz::run("mount-info", |bytes| {
+            if let Ok(info) = parse(bytes) {
+                let _ = (info.read_only(), info.warnings());
+            }
+        });
+    }
 }

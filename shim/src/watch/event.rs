@@ -187,4 +187,9 @@ mod tests {
             decode(&bytes);
         }
     }
+
+    #[test]
+    fn fuzz_fanotify() {
+        fuzz::run("fanotify", |bytes| drop(decode(bytes)));
+    }
 }

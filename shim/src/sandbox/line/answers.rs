@@ -148,4 +148,24 @@ mod tests {
         // The header alone is enough.
         assert!(refused(&mut answers, &frame(1, 2, &long)[..10]).contains("65536 are possible"));
     }
+
+    /// The first half is what the shim asks, the second what the guest answers.
+    #[test]
+    fn fuzz_agent_frames() {
+        fuzz::run("agent-frames", |bytes| {
+            let (asked, answered) = bytes.split_at(bytes.len() / 2);
+            let mut answers = Answers::default();
+            for piece in asked.chunks(7) {
+                answers.asked(piece);
+            }
+            for piece in answered.chunks(5) {
+                if answers.read(piece).is_err() {
+                    break;
+                }
+            }
+            let mut strict = Answers::default();
+            strict.asked(bytes);
+            let _ = strict.read(bytes);
+        });
+    }
 }
