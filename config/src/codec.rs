@@ -223,6 +223,30 @@ pub(crate) const QUEUE_SIZE: Codec<u16> = Codec {
     show: |value| Value::Integer((*value).into()),
 };
 
+/// The most that QEMU's throttling takes, in bytes or requests per second (`THROTTLE_VALUE_MAX`, include/qemu/throttle.h).
+const MOST_RATE: i64 = 1_000_000_000_000_000;
+
+/// In bits per second. Less than a kilobit would be nothing at all.
+pub(crate) const BIT_RATE: Codec<u64> = Codec {
+    read: |raw| rate(raw, 1000, "0 (no limit), or bits per second from 1000 to 10^15"),
+    show: show_rate,
+};
+pub(crate) const OPERATION_RATE: Codec<u64> = Codec {
+    read: |raw| rate(raw, 1, "0 (no limit), or requests per second, at most 10^15"),
+    show: show_rate,
+};
+
+fn rate(raw: Raw<'_>, least: i64, allowed: &'static str) -> Result<u64, Refusal> {
+    let valid = |rate: &i64| *rate == 0 || (least..=MOST_RATE).contains(rate);
+    let rate = raw.integer().filter(valid);
+    rate.and_then(|rate| u64::try_from(rate).ok())
+        .ok_or_else(|| Refusal::new(allowed))
+}
+
+fn show_rate(rate: &u64) -> Value {
+    Value::Integer(i64::try_from(*rate).unwrap_or(i64::MAX))
+}
+
 pub(crate) const DIAL_TIMEOUT: Codec<Duration> = Codec {
     read: |raw| seconds(raw, 3_600),
     show: show_seconds,

@@ -161,12 +161,43 @@ pub fn load_for(path: &Path, installed: Option<&Installation>) -> Result<Loaded,
         let reason = Reason::Replaced(replaced);
         warnings.insert(0, Warning { place, key, reason });
     }
+    let weakens = weakened(&config);
+    if !weakens.is_empty() {
+        let place = Place::Files { first: path.to_owned() };
+        let key = String::from("confinement");
+        let reason = Reason::Weakens(weakens);
+        warnings.push(Warning { place, key, reason });
+    }
     complete(&config, &warnings, path)?;
     Ok(Loaded {
         config,
         warnings,
         files,
     })
+}
+
+/// What a configuration takes away of what stands between guest and host.
+fn weakened(config: &Config) -> Vec<(&'static str, &'static str)> {
+    let keys = [
+        (
+            !config.hypervisor.rootless,
+            "hypervisor.qemu.rootless = false",
+            "QEMU is root and sees the host's files",
+        ),
+        (
+            config.hypervisor.seccompsandbox.is_none(),
+            "hypervisor.qemu.seccompsandbox = \"\"",
+            "QEMU has no seccomp filter",
+        ),
+        (
+            config.runtime.disable_guest_seccomp,
+            "runtime.disable_guest_seccomp = true",
+            "the containers' seccomp profiles are not applied",
+        ),
+    ];
+    keys.into_iter()
+        .filter_map(|(weak, key, what)| weak.then_some((key, what)))
+        .collect()
 }
 
 /// Refuses a configuration without what has no default, because nothing would be right everywhere.
@@ -183,7 +214,10 @@ fn complete(config: &Config, warnings: &[Warning], path: &Path) -> Result<(), Co
         if value.as_os_str().is_empty() {
             let meant = |warning: &&Warning| match warning.reason {
                 Reason::Unknown { nearest: Some(nearest) } => key.ends_with(nearest),
-                Reason::Unknown { nearest: None } | Reason::Unsupported(_) | Reason::Replaced(_) => false,
+                Reason::Unknown { nearest: None }
+                | Reason::Unsupported(_)
+                | Reason::Replaced(_)
+                | Reason::Weakens(_) => false,
             };
             let misspelt = warnings.iter().find(meant).cloned().map(Box::new);
             return Err(ConfigError::Missing {
@@ -411,4 +445,21 @@ pub(crate) fn shortened(text: &str) -> String {
 fn line_at(text: &str, offset: usize) -> usize {
     let before = text.as_bytes().get(..offset).unwrap_or(text.as_bytes());
     before.iter().filter(|byte| **byte == b'\n').count() + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fuzz_configuration() {
+        fuzz::run("configuration", |bytes| {
+            let (mut config, mut said) = (Config::default(), Said::default());
+            let text = String::from_utf8_lossy(bytes);
+            let _ = merge(&mut config, &mut said, Path::new("/c.toml"), &text);
+            for warning in &said.warnings {
+                let _ = warning.to_string();
+            }
+        });
+    }
 }

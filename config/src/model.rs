@@ -102,6 +102,14 @@ pub struct Hypervisor {
     pub block_device_cache_noflush: bool,
     /// Whether virtio devices of disks get a thread of their own.
     pub enable_iothreads: bool,
+    /// Bits per second that all disks of the VM together read and write; 0: any.
+    pub disk_rate_limiter_bw_max_rate: u64,
+    /// Requests per second of all disks of the VM together; 0: any.
+    pub disk_rate_limiter_ops_max_rate: u64,
+    /// Bits per second that each of the VM's network devices receives; 0: any.
+    pub rx_rate_limiter_max_rate: u64,
+    /// Bits per second that each of them sends; 0: any.
+    pub tx_rate_limiter_max_rate: u64,
     /// Whether QEMU moves the frames of the network itself, even where `/dev/vhost-net` exists.
     pub disable_vhost_net: bool,
     /// Whether memory that the guest has freed goes back to the host.
@@ -153,6 +161,10 @@ impl Default for Hypervisor {
             block_device_cache_direct: false,
             block_device_cache_noflush: false,
             enable_iothreads: false,
+            disk_rate_limiter_bw_max_rate: 0,
+            disk_rate_limiter_ops_max_rate: 0,
+            rx_rate_limiter_max_rate: 0,
+            tx_rate_limiter_max_rate: 0,
             disable_vhost_net: false,
             reclaim_guest_freed_memory: true,
             enable_debug: false,

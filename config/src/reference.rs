@@ -5,7 +5,7 @@ use crate::settings::{SETTINGS, Table};
 use crate::unsupported;
 
 /// What a supported key does otherwise than Kata's.
-const OTHERWISE: [(&str, &str); 21] = [
+const OTHERWISE: [(&str, &str); 25] = [
     (
         "hypervisor.qemu.path",
         "a path of Kata's that is not there is QEMU in PATH",
@@ -50,6 +50,22 @@ const OTHERWISE: [(&str, &str); 21] = [
     (
         "hypervisor.qemu.block_device_aio",
         "threads by default, and where the host has no io_uring",
+    ),
+    (
+        "hypervisor.qemu.disk_rate_limiter_bw_max_rate",
+        "bits per second of all disks of a VM together, by a throttle group of QEMU's",
+    ),
+    (
+        "hypervisor.qemu.disk_rate_limiter_ops_max_rate",
+        "requests per second of all disks of a VM together, by a throttle group of QEMU's",
+    ),
+    (
+        "hypervisor.qemu.rx_rate_limiter_max_rate",
+        "bits per second of each device, by tc-tbf(8) on its tap; with macvtap a warning",
+    ),
+    (
+        "hypervisor.qemu.tx_rate_limiter_max_rate",
+        "bits per second of each device, by tc-tbf(8) on the pod's interface",
     ),
     (
         "hypervisor.qemu.disable_vhost_net",

@@ -6,11 +6,11 @@
 use toml::Value;
 
 use crate::codec::{
-    ACCELERATOR, BLOCK_AIO, BOOLEAN, CAP_POLICY, CPU_FEATURES, CREATE_TIMEOUT, DIAL_TIMEOUT, FILE, HOST_NETWORK,
-    INTERNETWORKING, KERNEL_PARAMS, LOCK_LIMIT, MACHINE_TYPE, MAX_MEMORY, MAX_VCPUS, MEMORY, MEMORY_LIMIT,
-    NAME_PATTERNS, ON_EXCESS, OVERHEAD_MEMORY, OVERHEAD_VCPUS, PATH_PATTERNS, PERF_EVENT_KB, PROGRAM, QUEUE_SIZE,
-    RECONNECT_TIMEOUT, SECCOMP_SANDBOX, SHARED_FS, SOCKET_PATTERNS, TIMEOUT_FACTOR, VCPUS, VIRTIO_FS_ARGS,
-    VIRTIO_FS_CACHE, VSOCK,
+    ACCELERATOR, BIT_RATE, BLOCK_AIO, BOOLEAN, CAP_POLICY, CPU_FEATURES, CREATE_TIMEOUT, DIAL_TIMEOUT, FILE,
+    HOST_NETWORK, INTERNETWORKING, KERNEL_PARAMS, LOCK_LIMIT, MACHINE_TYPE, MAX_MEMORY, MAX_VCPUS, MEMORY,
+    MEMORY_LIMIT, NAME_PATTERNS, ON_EXCESS, OPERATION_RATE, OVERHEAD_MEMORY, OVERHEAD_VCPUS, PATH_PATTERNS,
+    PERF_EVENT_KB, PROGRAM, QUEUE_SIZE, RECONNECT_TIMEOUT, SECCOMP_SANDBOX, SHARED_FS, SOCKET_PATTERNS, TIMEOUT_FACTOR,
+    VCPUS, VIRTIO_FS_ARGS, VIRTIO_FS_CACHE, VSOCK,
 };
 use crate::model::Config;
 use crate::raw::{Raw, Refusal};
@@ -306,6 +306,20 @@ pub(crate) static SETTINGS: &[Setting] = &[
         BOOLEAN,
         Access::Annotation("enable_iothreads")
     ),
+    setting!(
+        Hypervisor,
+        hypervisor.disk_rate_limiter_bw_max_rate,
+        BIT_RATE,
+        Access::File
+    ),
+    setting!(
+        Hypervisor,
+        hypervisor.disk_rate_limiter_ops_max_rate,
+        OPERATION_RATE,
+        Access::File
+    ),
+    setting!(Hypervisor, hypervisor.rx_rate_limiter_max_rate, BIT_RATE, Access::File),
+    setting!(Hypervisor, hypervisor.tx_rate_limiter_max_rate, BIT_RATE, Access::File),
     setting!(
         Hypervisor,
         hypervisor.disable_vhost_net,

@@ -42,6 +42,8 @@ pub enum Reason {
     Unsupported(&'static str),
     /// Something else is used.
     Replaced(Vec<Replacement>),
+    /// It has its effect: less stands between the guest and the host than by default. Key and value, and what is missing.
+    Weakens(Vec<(&'static str, &'static str)>),
     /// Nobody has it.
     Unknown {
         /// The name that is most like it.
@@ -65,6 +67,16 @@ impl fmt::Display for Warning {
                 };
                 let all: Vec<_> = replaced.iter().map(one).collect();
                 write!(f, "{}: {}", self.key, all.join("; "))
+            }
+            Reason::Weakens(keys) => {
+                let all: Vec<_> = keys.iter().map(|(key, what)| format!("{key}: {what}")).collect();
+                write!(
+                    f,
+                    "{}: less confined than by default ({}); Kata's files say that because it is Kata's default: without these \
+                     keys the default holds",
+                    self.key,
+                    all.join("; ")
+                )
             }
             Reason::Unknown { nearest: Some(nearest) } => {
                 write!(f, "{} is unknown and has no effect; did you mean {nearest}?", self.key)

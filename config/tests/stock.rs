@@ -60,9 +60,13 @@ mod flavours {
         }
     }
 
-    /// The keys that are warned of, without what is replaced.
+    /// The keys that are warned of because they have no effect.
     pub(super) fn warnings(loaded: &Loaded) -> Vec<&str> {
-        let kept = loaded.warnings.iter().filter(|warning| !is_replaced(warning));
+        let weakens = |warning: &Warning| matches!(warning.reason, Reason::Weakens(_));
+        let kept = loaded
+            .warnings
+            .iter()
+            .filter(|warning| !is_replaced(warning) && !weakens(warning));
         kept.map(|warning| warning.key.as_str()).collect()
     }
 
@@ -104,6 +108,40 @@ fn runtime_rs_file_holds_but_for_what_it_asks_of_the_hosts_cgroups() {
     let longer = RUNTIME_RS.replace("reconnect_timeout_ms = 3000", "reconnect_timeout_ms = 90500");
     let loaded = stock.load(&longer).unwrap();
     assert_eq!(loaded.config.agent.dial_timeout, Duration::from_secs(91));
+}
+
+#[test]
+fn what_katas_defaults_take_away_of_the_confinement_is_one_warning_that_names_the_keys() {
+    let stock = Stock::new();
+    for (text, keys) in [
+        (GO, &["rootless = false", "disable_guest_seccomp = true"][..]),
+        (
+            RUNTIME_RS,
+            &[
+                "rootless = false",
+                "seccompsandbox = \"\"",
+                "disable_guest_seccomp = true",
+            ],
+        ),
+    ] {
+        let loaded = stock.load(text).unwrap();
+        let said: Vec<_> = loaded
+            .warnings
+            .iter()
+            .filter(|warning| matches!(warning.reason, Reason::Weakens(_)))
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(said.len(), 1, "{said:?}");
+        for key in keys {
+            assert!(said[0].contains(key), "{key}: {said:?}");
+        }
+    }
+    let own = stock.load("[hypervisor.qemu]\nrootless = true\n").unwrap();
+    assert!(
+        own.warnings
+            .iter()
+            .all(|warning| !matches!(warning.reason, Reason::Weakens(_)))
+    );
 }
 
 #[test]

@@ -44,6 +44,9 @@ pub(crate) fn render(spec: &VmSpec) -> Vec<OsString> {
     if let Some(iothread) = spec.iothread {
         argv.option("-object", &format!("iothread,id={iothread}"));
     }
+    if let Some(rates) = spec.disk_rates {
+        argv.option("-object", &rates.object());
+    }
     for (number, device) in spec.nics.iter().enumerate() {
         nic(&mut argv, number, device);
     }
@@ -221,6 +224,7 @@ mod tests {
             vsock: VsockDevice::VhostUser { socket: 13 },
             reports_free: true,
             iothread: None,
+            disk_rates: None,
             cpu_features: String::new(),
             backing: Backing::default(),
             nics: vec![NicDevice {

@@ -21,7 +21,7 @@ use crate::command_line::{self, CommandLineError};
 use crate::console::Console;
 use crate::ended::Ended;
 use crate::files::{self, FileError, SocketFile};
-use crate::hotplug::DiskOptions;
+use crate::hotplug::{DiskOptions, DiskRates};
 use crate::listener::GuestListener;
 use crate::nic::{self, Nic};
 use crate::qemu_root::QemuRootError;
@@ -341,6 +341,7 @@ async fn start_qemu(
         vsock: vsock_device(&guest),
         reports_free: config.reclaim_guest_freed_memory,
         iothread: disks.iothread,
+        disk_rates: DiskRates::of(config),
         cpu_features: config.cpu_features.clone(),
         backing: Backing::of(config),
         nics,

@@ -9,6 +9,7 @@ use config::Hypervisor;
 
 use crate::accel::Accel;
 use crate::arch::Arch;
+use crate::hotplug::DiskRates;
 use crate::nic::MacAddress;
 use crate::size::Size;
 use crate::vsock::Cid;
@@ -45,6 +46,8 @@ pub(crate) struct VmSpec {
     pub(crate) reports_free: bool,
     /// The name of a thread for disks that are plugged in later.
     pub(crate) iothread: Option<&'static str>,
+    /// What all disks together may do.
+    pub(crate) disk_rates: Option<DiskRates>,
     pub(crate) nics: Vec<NicDevice>,
 }
 

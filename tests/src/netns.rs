@@ -112,12 +112,22 @@ impl NetNs {
         run(Command::new(locate::program("ip")?).args(["netns", "del", &self.name])).map(drop)
     }
 
+    /// `tc` in it, its arguments apart by blanks.
+    pub fn tc(&self, line: &str) -> Result<String> {
+        let args = line.split(' ');
+        run(Command::new(locate::program("tc")?).args(["-n", &self.name]).args(args))
+    }
+
     /// What a runtime may leave: taps, and ingress qdiscs with what they redirect to.
     pub fn leftovers(&self) -> Result<Vec<String>> {
         let links = self.ip(&["-o", "link", "show"])?;
-        let qdiscs = run(Command::new(locate::program("tc")?).args(["-n", &self.name, "qdisc", "show"]))?;
+        let qdiscs = self.tc("qdisc show")?;
         let left = links.lines().filter(|line| line.contains("_kata"));
-        let left = left.chain(qdiscs.lines().filter(|line| line.contains("ingress")));
+        let left = left.chain(
+            qdiscs
+                .lines()
+                .filter(|line| line.contains("ingress") || line.contains("tbf")),
+        );
         Ok(left.map(str::to_owned).collect())
     }
 }

@@ -186,6 +186,26 @@ fn a_device_has_to_grow_on_the_host_first_and_a_killed_shim_leaves_no_word() -> 
     Ok(())
 }
 
+/// Four megabytes at sixteen megabits a second: two seconds, however slow the machine is.
+#[test]
+fn disks_share_the_rate_that_the_configuration_gives_them() -> Result<()> {
+    let limits = "[hypervisor.qemu]\ndisk_rate_limiter_bw_max_rate = 16000000\n";
+    let node = Node::start_configured(limits)?;
+    let image = RawImage::ext4(&node.dir().join("volume.img"), 32 * MIB)?;
+    let volume = Volume::add(&node, image.path(), "ext4", &[])?;
+    volume.run("writer")?;
+    let began = std::time::Instant::now();
+    let script = "dd if=/dev/zero of=/data/file bs=1M count=4 conv=fsync 2>/dev/null && echo written";
+    assert_eq!(node.exec("writer", "write").sh(script).ok()?, "written\n");
+    assert!(began.elapsed().as_millis() > 1500, "{:?}", began.elapsed());
+    // It grows through the node that limits it.
+    volume.resize(64 * MIB)?.ok()?;
+    assert!(volume.total()? > 48 * MIB, "{}", volume.stats()?);
+    node.remove("writer")?;
+    assert!(image.is_clean()?);
+    node.nothing_left()
+}
+
 #[test]
 fn what_cannot_grow_is_refused_with_the_reason() -> Result<()> {
     let node = Node::start()?;

@@ -41,6 +41,12 @@ mod kata_only {
             lines[0].starts_with("warn") && lines[0].contains("vmlinux.container"),
             "{report}"
         );
+        // What Kata's defaults take away is said once for each sandbox, and by the check.
+        assert_eq!(log.matches("less confined than by default").count(), 1, "{log}");
+        assert!(
+            report.contains("confinement") && report.contains("hypervisor.qemu.rootless = false"),
+            "{report}"
+        );
         assert!(
             !report.contains("fail  kernel") && !report.contains("fail  initrd"),
             "{report}"

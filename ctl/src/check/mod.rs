@@ -35,12 +35,13 @@ pub(crate) async fn all(named: Option<&Path>, search: Option<&OsStr>) -> Vec<Fin
     let mut findings = Vec::new();
     match config::load(&path) {
         Ok(loaded) => {
-            let (replaced, lost): (Vec<_>, Vec<_>) = loaded
-                .warnings
-                .iter()
-                .partition(|warning| matches!(warning.reason, config::Reason::Replaced(_)));
-            findings.push(configuration(&path, lost.len()));
-            findings.extend(replaced.into_iter().map(other_parts));
+            let of = |kind: fn(&config::Reason) -> bool| loaded.warnings.iter().filter(move |one| kind(&one.reason));
+            let replaced = of(|reason| matches!(reason, config::Reason::Replaced(_)));
+            let weakens = of(|reason| matches!(reason, config::Reason::Weakens(_)));
+            let lost = loaded.warnings.len() - replaced.clone().count() - weakens.clone().count();
+            findings.push(configuration(&path, lost));
+            findings.extend(replaced.map(other_parts));
+            findings.extend(weakens.map(less_confined));
             findings.extend(parts::parts(&loaded.config, search).await);
             findings.extend(sockets::shared(&loaded.config));
             findings.extend(kernel::of_file(&loaded.config.hypervisor.kernel));
@@ -86,6 +87,16 @@ fn configuration(path: &Path, warnings: usize) -> Finding {
         found,
         "sandboxes are not as it says",
         "`kata-ctl config` names them",
+    )
+}
+
+/// Kata's defaults, written down in its files.
+fn less_confined(warning: &config::Warning) -> Finding {
+    Finding::warn(
+        "confinement",
+        warning.to_string(),
+        "less stands between a guest and the host",
+        "take these keys out of the file, or set them otherwise in config.d/",
     )
 }
 

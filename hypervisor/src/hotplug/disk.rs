@@ -50,6 +50,42 @@ pub(crate) struct DiskOptions {
     /// Through the host's page cache, also where the file could do without.
     cached: bool,
     no_flush: bool,
+    throttled: bool,
+}
+
+/// The rates that all disks of a VM share, as QEMU's object; none if there are none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DiskRates {
+    /// Bytes per second; 0: any.
+    bytes: u64,
+    /// Requests per second; 0: any.
+    operations: u64,
+}
+
+impl DiskRates {
+    /// QEMU's name of the group.
+    const GROUP: &'static str = "disk-rates";
+
+    /// As the configuration says.
+    pub(crate) fn of(config: &Hypervisor) -> Option<Self> {
+        let (bits, operations) = (
+            config.disk_rate_limiter_bw_max_rate,
+            config.disk_rate_limiter_ops_max_rate,
+        );
+        (bits > 0 || operations > 0).then_some(Self {
+            bytes: bits.div_ceil(8),
+            operations,
+        })
+    }
+
+    /// `-object` (qemu(1), "throttle-group").
+    pub(crate) fn object(self) -> String {
+        let Self { bytes, operations } = self;
+        format!(
+            "throttle-group,id={},x-bps-total={bytes},x-iops-total={operations}",
+            Self::GROUP
+        )
+    }
 }
 
 impl DiskOptions {
@@ -61,6 +97,7 @@ impl DiskOptions {
             aio: config.block_device_aio,
             cached: set && !config.block_device_cache_direct,
             no_flush: set && config.block_device_cache_noflush,
+            throttled: DiskRates::of(config).is_some(),
         }
     }
 
@@ -97,6 +134,11 @@ impl Names {
         format!("/dev/fdset/{}", self.number)
     }
 
+    /// Of the block node of the file, if another node is before it.
+    fn file_node(self) -> String {
+        format!("file-{}", self.number)
+    }
+
     pub(super) fn add_fd(self) -> Value {
         json!({ "fdset-id": self.number })
     }
@@ -109,17 +151,29 @@ impl Names {
             BlockAio::Native if !direct => BlockAio::Threads,
             aio => aio,
         };
-        json!({
+        let file = json!({
             "driver": match disk.kind {
                 DiskKind::BlockDevice => "host_device",
                 DiskKind::File => "file",
             },
-            "node-name": self.id(),
+            "node-name": if options.throttled { self.file_node() } else { self.id() },
             "filename": self.file(),
             "read-only": disk.read_only,
             "discard": "unmap",
             "aio": aio.as_str(),
             "cache": { "direct": direct, "no-flush": options.no_flush },
+        });
+        if !options.throttled {
+            return file;
+        }
+        // A node takes no option of the one behind it.
+        json!({
+            "driver": "throttle",
+            "node-name": self.id(),
+            "throttle-group": DiskRates::GROUP,
+            "read-only": disk.read_only,
+            "discard": "unmap",
+            "file": file,
         })
     }
 
@@ -213,6 +267,32 @@ mod tests {
         let threads = DiskOptions::of(&cached).without_io_uring().unwrap();
         assert_eq!((threads.aio, threads.no_flush), (BlockAio::Threads, true));
         assert_eq!(threads.without_io_uring(), None);
+    }
+
+    #[test]
+    fn rates_are_a_group_that_every_disk_is_in() {
+        let config = Hypervisor {
+            disk_rate_limiter_bw_max_rate: 8_000_001,
+            disk_rate_limiter_ops_max_rate: 100,
+            ..Hypervisor::default()
+        };
+        assert_eq!(DiskRates::of(&Hypervisor::default()), None);
+        assert_eq!(
+            DiskRates::of(&config).unwrap().object(),
+            "throttle-group,id=disk-rates,x-bps-total=1000001,x-iops-total=100"
+        );
+        let node = Names { number: 2 }.blockdev_add(&disk(DiskKind::File, true, false), DiskOptions::of(&config));
+        assert_eq!(
+            node,
+            json!({
+                "driver": "throttle", "node-name": "disk-2", "throttle-group": "disk-rates", "read-only": true,
+                "discard": "unmap",
+                "file": {
+                    "driver": "file", "node-name": "file-2", "filename": "/dev/fdset/2", "read-only": true,
+                    "discard": "unmap", "aio": "threads", "cache": { "direct": false, "no-flush": false },
+                },
+            })
+        );
     }
 
     #[test]

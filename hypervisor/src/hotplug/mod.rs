@@ -29,8 +29,8 @@ use self::release::{ReleaseError, release};
 use self::slots::{CAPACITY, Slot, Slots};
 use crate::qmp::{Qmp, QmpError};
 
-pub(crate) use self::disk::DiskOptions;
 pub use self::disk::{Disk, DiskKind, Sectors};
+pub(crate) use self::disk::{DiskOptions, DiskRates};
 pub use self::nic::NicHotplug;
 
 /// How long a guest may take to let go of a device. It has to do nothing but to remove the driver.

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use super::error::NetworkError;
 use super::guest::{self, Own, PodInterface, Wanted};
-use super::plan::NetworkPlan;
+use super::plan::{NetworkPlan, Rates};
 use super::wire::Wiring;
 use super::{seen, tap};
 use crate::error::chain;
@@ -68,6 +68,7 @@ pub(super) async fn join_all(
     let wiring = Wiring {
         netlink: &netlink,
         namespace: &namespace,
+        rates: plan.rates,
     };
     let mut nics = Vec::with_capacity(interfaces.len());
     for (place, interface) in interfaces.iter().enumerate() {
@@ -109,6 +110,7 @@ pub(super) async fn make_spare(
     let wiring = Wiring {
         netlink: &netlink,
         namespace: &namespace,
+        rates: plan.rates,
     };
     let device = Device {
         mac: guest::own_mac(u32::try_from(place + 1).unwrap_or(u32::MAX)),
@@ -121,10 +123,16 @@ pub(super) async fn make_spare(
 }
 
 /// Joins what is new, as far as there are devices for it, and takes back the devices of what has gone.
-pub(super) async fn rejoin(netlink: Handle, namespace: String, mut devices: Devices) -> Result<Rejoined, NetworkError> {
+pub(super) async fn rejoin(
+    netlink: Handle,
+    namespace: String,
+    rates: Rates,
+    mut devices: Devices,
+) -> Result<Rejoined, NetworkError> {
     let wiring = Wiring {
         netlink: &netlink,
         namespace: &namespace,
+        rates,
     };
     let seen = seen::look(&netlink, &namespace).await?;
     // One that has come back under the number of one that went, or that somebody has taken the join off, is a new one.

@@ -15,6 +15,7 @@ mod join;
 mod machine;
 mod namespace;
 mod plan;
+mod rate;
 mod record;
 mod seen;
 mod sys;
@@ -192,8 +193,9 @@ impl PodNetwork {
 
     async fn rejoin(&mut self, namespace: &Namespace) -> Result<(Wanted, Vec<String>), NetworkError> {
         let (name, devices) = (namespace.name().to_owned(), self.devices.clone());
+        let rates = self.plan.rates;
         let joined = namespace
-            .run(move |netlink| join::rejoin(netlink, name, devices))
+            .run(move |netlink| join::rejoin(netlink, name, rates, devices))
             .await?;
         self.devices = joined.devices;
         Ok((joined.wanted?, joined.without))

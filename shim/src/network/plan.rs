@@ -54,6 +54,15 @@ fn has_hooks(spec: &Spec) -> bool {
         .any(|list| list.as_ref().is_some_and(|list| !list.is_empty()))
 }
 
+/// What a device of the VM may receive and send, in bits per second; 0: any.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Rates {
+    /// From the pod's network to the guest.
+    pub received: u64,
+    /// From the guest.
+    pub sent: u64,
+}
+
 /// What a sandbox's network is made by.
 #[derive(Debug, Clone)]
 pub struct NetworkPlan {
@@ -67,6 +76,8 @@ pub struct NetworkPlan {
     pub queues: NonZeroUsize,
     /// Whether the host's kernel may move the frames.
     pub vhost: bool,
+    /// Bits per second that each device receives and sends; 0: any.
+    pub rates: Rates,
 }
 
 impl NetworkPlan {
@@ -81,6 +92,10 @@ impl NetworkPlan {
             host_network: config.runtime.host_network,
             queues: queues.unwrap_or(NonZeroUsize::MIN).min(MAX_QUEUES),
             vhost: !config.hypervisor.disable_vhost_net,
+            rates: Rates {
+                received: config.hypervisor.rx_rate_limiter_max_rate,
+                sent: config.hypervisor.tx_rate_limiter_max_rate,
+            },
         }
     }
 }

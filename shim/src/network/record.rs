@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::namespace::{Identity, Namespace};
+use super::plan::Rates;
 use super::tap;
 use super::wire::Wiring;
 
@@ -32,6 +33,7 @@ pub fn remove(record: &NetworkRecord) {
         let wiring = Wiring {
             netlink: &netlink,
             namespace: &name,
+            rates: Rates::default(),
         };
         for (place, interface) in interfaces.into_iter().enumerate() {
             wiring.remove(interface, &tap::name(place)).await;

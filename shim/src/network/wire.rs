@@ -15,7 +15,8 @@ use rtnetlink::{Handle, LinkMacVtap, LinkUnspec};
 
 use super::error::{NetworkError, cause};
 use super::guest::PodInterface;
-use super::{answers, tap};
+use super::plan::Rates;
+use super::{answers, rate, tap};
 
 /// Every protocol: `ETH_P_ALL` (packet(7)), in network order.
 const ALL_PROTOCOLS: u16 = 0x0003_u16.to_be();
@@ -32,6 +33,7 @@ const MAX_TAP_MTU: u32 = 65_521;
 pub(super) struct Wiring<'a> {
     pub(super) netlink: &'a Handle,
     pub(super) namespace: &'a str,
+    pub(super) rates: Rates,
 }
 
 impl Wiring<'_> {
@@ -70,6 +72,7 @@ impl Wiring<'_> {
         let redirected = self.redirect(interface, name).await;
         if redirected.is_err() {
             self.remove_ingress(interface.index).await;
+            self.unlimit(interface.index).await;
             self.release(name).await;
         }
         redirected
@@ -101,7 +104,25 @@ impl Wiring<'_> {
         let mtu = interface.mtu.min(MAX_TAP_MTU);
         let up = LinkUnspec::new_with_index(tap).mtu(mtu).up().build();
         let up = self.netlink.link().set(up).execute().await;
-        up.map_err(self.failed("bring up", name))
+        up.map_err(self.failed("bring up", name))?;
+        self.limit(tap, name, self.rates.received).await?;
+        self.limit(interface.index, &interface.name, self.rates.sent).await
+    }
+
+    /// Limits what leaves by a device. What the guest receives leaves by its tap, what it sends by the interface.
+    async fn limit(&self, index: u32, name: &str, bits: u64) -> Result<(), NetworkError> {
+        if bits == 0 {
+            return Ok(());
+        }
+        let limited = rate::limit(self.netlink, i32::try_from(index).unwrap_or(i32::MAX), bits).await;
+        limited.map_err(self.failed("limit the rate of", name))
+    }
+
+    async fn unlimit(&self, index: u32) {
+        let index = i32::try_from(index).unwrap_or(i32::MAX);
+        if let Err(error) = rate::unlimit(self.netlink, index).await {
+            tracing::debug!(%error, index, "there is no limit of the rate to be removed");
+        }
     }
 
     /// Lets what the namespace's own sockets ask name servers be answered, beside an interface that is redirected. In a thread that
@@ -139,6 +160,13 @@ impl Wiring<'_> {
             .up();
         let made = self.netlink.link().add(link.build()).execute().await;
         made.map_err(self.failed("make a macvtap on", &interface.name))?;
+        if self.rates.received > 0 {
+            tracing::warn!(
+                name,
+                "rx_rate_limiter_max_rate has no effect with internetworking_model = \"macvtap\""
+            );
+        }
+        self.limit(interface.index, &interface.name, self.rates.sent).await?;
         let index = self.index(name).await?;
         tap::open_macvtap(index, name, queues).map_err(self.no_device(name))
     }
@@ -153,6 +181,7 @@ impl Wiring<'_> {
     /// Takes the join off an interface that may be gone, or may never have been joined.
     pub(super) async fn remove(&self, interface: u32, name: &str) {
         self.remove_ingress(interface).await;
+        self.unlimit(interface).await;
         // A tap has gone with the VM; a macvtap has not.
         if let Ok(index) = self.index(name).await
             && let Err(error) = self.netlink.link().del(index).execute().await
@@ -165,6 +194,7 @@ impl Wiring<'_> {
     pub(super) async fn release(&self, name: &str) {
         if let Ok(index) = self.index(name).await {
             self.remove_ingress(index).await;
+            self.unlimit(index).await;
         }
     }
 

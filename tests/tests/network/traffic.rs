@@ -1,5 +1,7 @@
 //! What goes through.
 
+use std::time::{Duration, Instant};
+
 use super::*;
 
 /// What is sent in one direction: more than every buffer on the way.
@@ -36,6 +38,59 @@ fn ten_megabytes_go_both_ways_by_ipv4_and_ipv6() -> Result<()> {
     joined(sender)?;
     assert_eq!(output.split_whitespace().next(), Some(sum.as_str()), "{output}");
     assert_eq!(sha256(&joined(receiver)?), sum);
+    node.nothing_left()
+}
+
+/// Two megabytes at ten megabits a second, without what may pass at once, take more than a second; they would take a few tens of
+/// milliseconds. A slow machine makes it longer, never shorter.
+#[test]
+fn what_a_pod_receives_and_sends_is_limited_and_the_namespace_is_left_as_it_was() -> Result<()> {
+    const TWO_MEGABYTES: usize = 2 << 20;
+    let limits = "[hypervisor.qemu]\nrx_rate_limiter_max_rate = 10000000\ntx_rate_limiter_max_rate = 10000000\n";
+    let node = Node::start_configured(limits)?;
+    let Pod { pod, outside } = Pod::new(&node)?;
+    let before = pod.tc("qdisc show dev eth0")?;
+    node.run("c")
+        .arg("-d")
+        .arg(pod.flag())
+        .program(["sleep", "1000"])
+        .ok()?;
+    let limited = pod.tc("qdisc show")?;
+    for device in ["eth0", "tap0_kata"] {
+        let line = limited
+            .lines()
+            .find(|line| line.contains("tbf") && line.contains(&format!("dev {device} ")));
+        assert!(
+            line.is_some_and(|line| line.contains("rate 10Mbit")),
+            "{device}: {limited}"
+        );
+    }
+    let sender = serve(&outside, "10.77.0.1:5001", |mut stream| {
+        let began = Instant::now();
+        stream.write_all(&vec![7; TWO_MEGABYTES])?;
+        // close(2) then returns when all has been acknowledged (socket(7), SO_LINGER).
+        rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::from_secs(60)))
+            .map_err(std::io::Error::from)?;
+        drop(stream);
+        Ok(began.elapsed())
+    })?;
+    let receiver = serve(&outside, "10.77.0.1:5002", |mut stream| {
+        let began = Instant::now();
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes)?;
+        Ok((bytes.len(), began.elapsed()))
+    })?;
+    let script = "nc 10.77.0.1 5001 < /dev/null | wc -c; head -c 2097152 /dev/zero | nc 10.77.0.1 5002";
+    let output = node.exec("c", "both").sh(script).ok()?;
+    assert_eq!(output.trim(), TWO_MEGABYTES.to_string());
+    let received = joined(sender)?;
+    let (length, sent) = joined(receiver)?;
+    assert_eq!(length, TWO_MEGABYTES);
+    for took in [received, sent] {
+        assert!(took.as_millis() > 1000, "received in {received:?}, sent in {sent:?}");
+    }
+    node.remove("c")?;
+    assert_eq!(pod.tc("qdisc show dev eth0")?, before);
     node.nothing_left()
 }
 
