@@ -3,7 +3,12 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
+use scrape::durations::Durations;
+use scrape::text::{Kind, Text};
 use scrape::{Method, Reply, Request};
 use tokio::net::TcpListener;
 
@@ -37,19 +42,74 @@ pub(crate) async fn serve(address: SocketAddr) -> Result<(), MonitorError> {
     Ok(())
 }
 
+/// What the monitor counts of itself, by kata-monitor's names.
+#[derive(Debug, Default)]
+struct Scrapes {
+    all: AtomicU64,
+    failed: AtomicU64,
+    took: Durations,
+}
+
+impl Scrapes {
+    /// As Prometheus text.
+    fn render(&self) -> String {
+        let mut text = Text::default();
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let resident = resident.and_then(|line| line.trim().trim_end_matches(" kB").parse::<f64>().ok());
+        let descriptors = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
+        let plain = [
+            ("kata_monitor_scrape_count", Kind::Counter, "Scrapes.", count(&self.all)),
+            (
+                "kata_monitor_scrape_failed_count",
+                Kind::Counter,
+                "Scrapes in which a shim did not answer.",
+                count(&self.failed),
+            ),
+            (
+                "kata_monitor_process_open_fds",
+                Kind::Gauge,
+                "Open file descriptors of the monitor.",
+                descriptors as f64,
+            ),
+            (
+                "kata_monitor_process_resident_memory_bytes",
+                Kind::Gauge,
+                "Resident memory (RSS) of the monitor.",
+                resident.unwrap_or(0.0) * 1024.0,
+            ),
+        ];
+        for (name, kind, help, value) in plain {
+            text.family(name, kind, help);
+            text.sample(&[], value);
+        }
+        self.took.write(
+            &mut text,
+            "kata_monitor_scrape_durations_histogram_milliseconds",
+            "Time of scrapes.",
+        );
+        text.finish()
+    }
+}
+
 async fn answer_all(listener: TcpListener, root: PathBuf) {
-    scrape::serve(listener, move |request| respond(request, root.clone())).await;
+    let scrapes = Arc::new(Scrapes::default());
+    scrape::serve(listener, move |request| {
+        respond(request, root.clone(), Arc::clone(&scrapes))
+    })
+    .await;
 }
 
 /// The paths are kata-monitor's (kata-containers, src/runtime/cmd/kata-monitor), but for those that look into a shim written
 /// in Go (`/debug/…`).
-async fn respond(request: Request, root: PathBuf) -> Reply {
+async fn respond(request: Request, root: PathBuf, scrapes: Arc<Scrapes>) -> Reply {
     if request.method != Method::Get {
         return Reply::not_allowed("only GET\n".to_owned());
     }
     let sandbox = request.value("sandbox");
     match request.path.as_str() {
-        "/metrics" => match figures(&root, sandbox.as_deref()).await {
+        "/metrics" => match counted(&root, sandbox.as_deref(), &scrapes).await {
             Ok(text) => Reply::figures(text),
             Err(error @ MetricsError::Find(FindError::None { .. } | FindError::Several { .. })) => {
                 Reply::not_found(crate::chain(&error) + "\n")
@@ -76,6 +136,28 @@ fn agent_url(root: &Path, sandbox: Option<&str>) -> Reply {
         Ok(found) => Reply::text(protocol::agent_url(&found.directory) + "\n"),
         Err(error) => Reply::bad_request(crate::chain(&error) + "\n"),
     }
+}
+
+/// With the monitor's own figures, unless one sandbox is asked for.
+async fn counted(root: &Path, sandbox: Option<&str>, scrapes: &Scrapes) -> Result<String, MetricsError> {
+    let began = Instant::now();
+    scrapes.all.fetch_add(1, Ordering::Relaxed);
+    let text = figures(root, sandbox).await;
+    scrapes.took.record("", began.elapsed());
+    let up = |text: &String| {
+        !text
+            .lines()
+            .any(|line| line.starts_with("kata_shim_up{") && line.ends_with(" 0"))
+    };
+    if !text.as_ref().is_ok_and(up) {
+        scrapes.failed.fetch_add(1, Ordering::Relaxed);
+    }
+    let own = if sandbox.is_none() {
+        scrapes.render()
+    } else {
+        String::new()
+    };
+    text.map(|text| text + &own)
 }
 
 async fn figures(root: &Path, sandbox: Option<&str>) -> Result<String, MetricsError> {

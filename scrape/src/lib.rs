@@ -4,6 +4,7 @@
 //! The shim uses it to serve its management API on Unix sockets, `kata-ctl monitor` to serve the metrics of all sandboxes
 //! on a loopback port. It knows neither the content nor the access rules.
 
+pub mod durations;
 pub mod text;
 
 use std::io;
@@ -322,7 +323,11 @@ mod tests {
             match request.path.as_str() {
                 "/metrics" => Reply::figures(format!("of {:?}\n", request.value("sandbox"))),
                 "/down" => Reply::unavailable("later\n".to_owned()),
-                "/echo" => Reply::text(format!("{:?} {}", request.method, String::from_utf8_lossy(&request.body))),
+                "/echo" => Reply::text(format!(
+                    "{:?} {}",
+                    request.method,
+                    String::from_utf8_lossy(&request.body)
+                )),
                 _ => Reply::not_found("there is /metrics\n".to_owned()),
             }
         }));
@@ -383,5 +388,18 @@ mod tests {
     #[tokio::test]
     async fn a_head_that_is_too_large_is_hung_up_on() {
         assert_eq!(ask(&"x".repeat(HEAD + 1)).await, "");
+    }
+
+    /// Requests to the management API.
+    #[test]
+    fn fuzz_http() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        fuzz::run("http", |bytes| {
+            let read = runtime.block_on(request(&mut &*bytes));
+            if let Ok(request) = read {
+                assert!(request.body.len() <= BODY);
+                let _ = request.value("path");
+            }
+        });
     }
 }

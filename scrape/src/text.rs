@@ -45,13 +45,28 @@ impl Text {
         name.clone_into(&mut self.family);
     }
 
+    /// Begins a family of histograms, whose samples are [`Text::part`]s.
+    pub fn histogram(&mut self, name: &str, help: &str) {
+        let _ = write!(self.text, "# HELP {name} {help}\n# TYPE {name} histogram\n");
+        name.clone_into(&mut self.family);
+    }
+
+    /// A sample of a histogram: its `bucket`, `sum` or `count`.
+    pub fn part(&mut self, part: &str, labels: &[(&str, &str)], value: f64) {
+        self.line(&format!("{}_{part}", self.family), labels, value);
+    }
+
     /// A sample of the family that was begun last.
     pub fn sample(&mut self, labels: &[(&str, &str)], value: f64) {
+        self.line(&self.family.clone(), labels, value);
+    }
+
+    fn line(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
         let all = [self.labels.as_str(), &joined(labels)];
         let all: Vec<_> = all.into_iter().filter(|labels| !labels.is_empty()).collect();
         let _ = match all[..] {
-            [] => writeln!(self.text, "{} {value}", self.family),
-            _ => writeln!(self.text, "{}{{{}}} {value}", self.family, all.join(",")),
+            [] => writeln!(self.text, "{name} {value}"),
+            _ => writeln!(self.text, "{name}{{{}}} {value}", all.join(",")),
         };
     }
 

@@ -5,7 +5,7 @@
 
 mod write_queue;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use protocol::agent::{
     CloseStdinRequest, ContainerId, CreateContainerRequest, DeleteResponse, Empty, ExecRequest, GrowStorageRequest,
@@ -14,6 +14,7 @@ use protocol::agent::{
     UpdateRequest,
 };
 use protocol::agent_ttrpc::AgentClient as Generated;
+use scrape::durations::Durations;
 use ttrpc::Code;
 use ttrpc::r#async::Client;
 use ttrpc::r#async::transport::Socket;
@@ -76,6 +77,7 @@ pub struct AgentClient {
     client: Generated,
     room: Room,
     create_timeout: Duration,
+    durations: Durations,
 }
 
 macro_rules! call {
@@ -86,7 +88,7 @@ macro_rules! call {
         /// The agent refuses or does not answer in time.
         pub async fn $name(&self, request: &$request) -> Result<$answer, AgentError> {
             let call = self.client.$name(context::with_duration(ORDINARY), request);
-            self.bounded(ORDINARY, call).await
+            self.bounded(stringify!($name), ORDINARY, call).await
         }
     };
 }
@@ -100,7 +102,14 @@ impl AgentClient {
             client: Generated::new(Client::new(Socket::new(connection))),
             room,
             create_timeout,
+            durations: Durations::default(),
         }
+    }
+
+    /// How long its calls have taken, under Kata's names.
+    #[must_use]
+    pub fn durations(&self) -> Durations {
+        self.durations.clone()
     }
 
     /// Makes a container up to the gate.
@@ -109,8 +118,12 @@ impl AgentClient {
     /// The agent refuses or does not answer in time.
     pub async fn create_container(&self, request: &CreateContainerRequest) -> Result<ProcessStarted, AgentError> {
         let context = context::with_duration(self.create_timeout);
-        self.bounded(self.create_timeout, self.client.create_container(context, request))
-            .await
+        self.bounded(
+            "create_container",
+            self.create_timeout,
+            self.client.create_container(context, request),
+        )
+        .await
     }
 
     /// Opens the gate.
@@ -119,8 +132,12 @@ impl AgentClient {
     /// The agent refuses or does not answer in time.
     pub async fn start_container(&self, request: &ContainerId) -> Result<Empty, AgentError> {
         let context = context::with_duration(self.create_timeout);
-        self.bounded(self.create_timeout, self.client.start_container(context, request))
-            .await
+        self.bounded(
+            "start_container",
+            self.create_timeout,
+            self.client.start_container(context, request),
+        )
+        .await
     }
 
     /// Adds and starts a process.
@@ -129,7 +146,7 @@ impl AgentClient {
     /// The agent refuses or does not answer in time.
     pub async fn exec(&self, request: &ExecRequest) -> Result<ProcessStarted, AgentError> {
         let context = context::with_duration(self.create_timeout);
-        self.bounded(self.create_timeout, self.client.exec(context, request))
+        self.bounded("exec", self.create_timeout, self.client.exec(context, request))
             .await
     }
 
@@ -185,7 +202,7 @@ impl AgentClient {
     pub async fn guest_metrics(&self) -> Result<GuestMetricsResponse, AgentError> {
         let request = Empty::new();
         let call = self.client.guest_metrics(context::with_duration(GLANCE), &request);
-        self.bounded(GLANCE, call).await
+        self.bounded("guest_metrics", GLANCE, call).await
     }
 
     /// [`AgentClient::stats`] for whoever looks at everything, with as little time as [`AgentClient::guest_metrics`].
@@ -194,7 +211,7 @@ impl AgentClient {
     /// The agent refuses or does not answer in time.
     pub async fn glance(&self, request: &ContainerId) -> Result<StatsResponse, AgentError> {
         let call = self.client.stats(context::with_duration(GLANCE), request);
-        self.bounded(GLANCE, call).await
+        self.bounded("stats", GLANCE, call).await
     }
 
     call!(
@@ -218,7 +235,7 @@ impl AgentClient {
     /// The agent refuses or does not answer in time.
     pub async fn grow_storage(&self, request: &GrowStorageRequest) -> Result<StorageStatsResponse, AgentError> {
         let call = self.client.grow_storage(context::with_duration(GROW), request);
-        self.bounded(GROW, call).await
+        self.bounded("grow_storage", GROW, call).await
     }
 
     /// Powers the guest off.
@@ -228,14 +245,22 @@ impl AgentClient {
     pub async fn shutdown(&self) -> Result<(), AgentError> {
         let request = Empty::new();
         let call = self.client.shutdown(context::with_duration(SHUTDOWN), &request);
-        self.bounded(SHUTDOWN, call).await.map(drop)
+        self.bounded("shutdown", SHUTDOWN, call).await.map(drop)
     }
 
     /// Makes the call once there is room for it.
-    async fn bounded<T>(&self, bound: Duration, call: impl Future<Output = ttrpc::Result<T>>) -> Result<T, AgentError> {
+    async fn bounded<T>(
+        &self,
+        action: &'static str,
+        bound: Duration,
+        call: impl Future<Output = ttrpc::Result<T>>,
+    ) -> Result<T, AgentError> {
+        let began = Instant::now();
         let call = async {
             self.room.clone().wait().await;
-            call.await
+            let answer = call.await;
+            self.durations.record(&kata_name(action), began.elapsed());
+            answer
         };
         // The client has the same bound, but it only counts the wait for the answer, not the one for room in its queue.
         match tokio::time::timeout(bound + Duration::from_millis(200), call).await {
@@ -257,6 +282,23 @@ impl AgentClient {
             Ok(Err(error)) => Err(AgentError::Broken(error.to_string())),
         }
     }
+}
+
+/// The label that Kata's dashboard has for a call: its agent's request.
+fn kata_name(action: &str) -> String {
+    let name = match action {
+        "guest_metrics" => "get_metrics",
+        "exec" => "exec_process",
+        "signal" => "signal_process",
+        "stats" => "stats_container",
+        "update" => "update_container",
+        other => other,
+    };
+    let words = name.split('_').map(|word| {
+        let (first, rest) = word.split_at(word.len().min(1));
+        first.to_uppercase() + rest
+    });
+    format!("grpc.{}Request", words.collect::<String>())
 }
 
 /// Text from the guest made fit for a log or a terminal: no control characters, bounded in length.

@@ -109,6 +109,92 @@ impl Drop for Monitor {
     }
 }
 
+/// The selectors in the queries of Kata's Grafana dashboard (kata-containers, docs/how-to/data/dashboard.json), but for
+/// `kata_*_go_*`: nothing here is written in Go.
+const DASHBOARD: [(&str, &[(&str, &str)]); 35] = [
+    ("kata_monitor_scrape_count", &[]),
+    ("kata_monitor_scrape_failed_count", &[]),
+    ("kata_monitor_running_shim_count", &[]),
+    ("kata_monitor_scrape_durations_histogram_milliseconds", &[]),
+    ("kata_monitor_process_open_fds", &[]),
+    ("kata_monitor_process_resident_memory_bytes", &[]),
+    (
+        "kata_shim_rpc_durations_histogram_milliseconds",
+        &[("action", "create")],
+    ),
+    (
+        "kata_shim_agent_rpc_durations_histogram_milliseconds",
+        &[("action", "grpc.GetMetricsRequest")],
+    ),
+    (
+        "kata_shim_agent_rpc_durations_histogram_milliseconds",
+        &[("action", "grpc.CreateContainerRequest")],
+    ),
+    ("kata_shim_netdev", &[("interface", "lo")]),
+    ("kata_shim_proc_status", &[("item", "vmrss")]),
+    ("kata_shim_io_stat", &[("item", "rchar")]),
+    ("kata_shim_io_stat", &[("item", "wchar")]),
+    ("kata_shim_fds", &[]),
+    ("kata_agent_process_open_fds", &[]),
+    ("kata_agent_process_resident_memory_bytes", &[]),
+    ("kata_agent_proc_status", &[("item", "vmrss")]),
+    ("kata_agent_proc_stat", &[("item", "utime")]),
+    ("kata_hypervisor_fds", &[]),
+    ("kata_hypervisor_proc_status", &[("item", "vmrss")]),
+    ("kata_hypervisor_io_stat", &[("item", "wchar")]),
+    ("kata_hypervisor_io_stat", &[("item", "rchar")]),
+    ("kata_hypervisor_netdev", &[("interface", "lo")]),
+    ("kata_hypervisor_proc_stat", &[("item", "utime")]),
+    ("kata_guest_load", &[("item", "load1")]),
+    ("kata_guest_meminfo", &[("item", "mem_total")]),
+    ("kata_guest_meminfo", &[("item", "mem_free")]),
+    ("kata_guest_meminfo", &[("item", "mem_available")]),
+    ("kata_guest_netdev_stat", &[("item", "sent_bytes")]),
+    ("kata_guest_netdev_stat", &[("item", "recv_bytes")]),
+    ("kata_guest_netdev_stat", &[("item", "sent_errs")]),
+    ("kata_guest_netdev_stat", &[("item", "recv_errs")]),
+    ("kata_guest_netdev_stat", &[("item", "sent_drop")]),
+    ("kata_guest_netdev_stat", &[("item", "recv_drop")]),
+    ("kata_guest_tasks", &[]),
+];
+
+#[test]
+fn each_query_of_katas_dashboard_finds_figures() -> Result<()> {
+    let node = Node::start()?;
+    node.run("pod").arg("-d").program(["sleep", "1000"]).ok()?;
+    let id = node.id("pod");
+    let monitor = Monitor::start()?;
+    // A scrape counts itself when it is over, and a call to the agent likewise: the second one has all.
+    with_guest(&id, || monitor.get("/metrics"))?;
+    let (_, text) = monitor.get("/metrics")?;
+    let scrape = Scrape::parse(text.lines().map(|line| Ok(line.to_owned())))?;
+    for (metric, labels) in DASHBOARD {
+        let own = |sample: &&prometheus_parse::Sample| {
+            let labels = labels
+                .iter()
+                .all(|(name, value)| sample.labels.get(name) == Some(value));
+            let of = ["sandbox", "sandbox_id"].map(|label| sample.labels.get(label));
+            sample.metric == metric && labels && (metric.starts_with("kata_monitor") || of.contains(&Some(id.as_str())))
+        };
+        assert!(
+            scrape.samples.iter().any(|sample| own(&sample)),
+            "{metric} {labels:?}:\n{text}"
+        );
+    }
+    let memory = scrape
+        .samples
+        .iter()
+        .find(|sample| sample.metric == "kata_agent_process_resident_memory_bytes");
+    let memory = memory.map(|sample| sample.value.clone());
+    assert!(
+        matches!(memory, Some(prometheus_parse::Value::Gauge(bytes)) if bytes > 100_000.0),
+        "{memory:?}"
+    );
+    drop(monitor);
+    node.remove("pod")?;
+    node.nothing_left()
+}
+
 #[test]
 fn the_same_figures_are_on_the_shims_socket_by_the_command_and_by_the_monitor() -> Result<()> {
     let node = Node::start()?;

@@ -133,7 +133,9 @@ mod tests {
         tokio::spawn(scrape::serve(listener, move |request| {
             reply(request, Arc::clone(&cell), PathBuf::new())
         }));
-        let mut client = tokio::net::UnixStream::connect(directory.path().join("s")).await.unwrap();
+        let mut client = tokio::net::UnixStream::connect(directory.path().join("s"))
+            .await
+            .unwrap();
         tokio::io::AsyncWriteExt::write_all(&mut client, b"GET /metrics HTTP/1.1\r\n\r\n")
             .await
             .unwrap();

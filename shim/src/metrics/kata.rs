@@ -3,7 +3,8 @@
 //!
 //! A metric whose name both have is written only by [`super`], so that no value is exported twice.
 
-use protocol::agent::GuestMetricsResponse;
+use protocol::agent::{AgentUsage, GuestMetricsResponse};
+use scrape::durations::Durations;
 use scrape::text::{Kind, Text};
 
 use super::processes::Usage;
@@ -12,7 +13,7 @@ use super::sorted;
 /// What Kata has of a process: the end of the family's name, what it says of it, its items.
 type Process = (&'static str, &'static str, &'static [(&'static str, fn(&Usage) -> f64)]);
 
-const PROCESS: [Process; 3] = [
+const PROCESS: [Process; 4] = [
     (
         "fds",
         "Open file descriptors.",
@@ -28,13 +29,106 @@ const PROCESS: [Process; 3] = [
         "Memory in bytes (/proc/PID/status).",
         &[("vmrss", |usage| usage.resident as f64)],
     ),
+    (
+        "io_stat",
+        "Bytes read and written by system calls (/proc/PID/io).",
+        &[
+            ("rchar", |usage| usage.read as f64),
+            ("wchar", |usage| usage.written as f64),
+        ],
+    ),
 ];
+
+/// The counters of a line of /proc/net/dev, by Kata's names.
+const TRAFFIC: [&str; 16] = [
+    "recv_bytes",
+    "recv_packets",
+    "recv_errs",
+    "recv_drop",
+    "recv_fifo",
+    "recv_frame",
+    "recv_compressed",
+    "recv_multicast",
+    "sent_bytes",
+    "sent_packets",
+    "sent_errs",
+    "sent_drop",
+    "sent_fifo",
+    "sent_colls",
+    "sent_carrier",
+    "sent_compressed",
+];
+
+/// Traffic of one network namespace.
+pub(super) struct Devices<'a> {
+    pub(super) family: &'static str,
+    pub(super) devices: Vec<(&'a str, &'a [u64])>,
+}
+
+/// What the sandbox's shim has measured.
+pub(super) struct Measured<'a> {
+    /// containerd's calls.
+    pub(super) calls: &'a Durations,
+    /// Calls to the agent; none before there is one.
+    pub(super) agent_calls: Option<Durations>,
+}
+
+fn traffic(text: &mut Text, networks: &[Devices<'_>]) {
+    for network in networks.iter().filter(|network| !network.devices.is_empty()) {
+        text.family(
+            network.family,
+            Kind::Gauge,
+            "Counters of the network devices (/proc/net/dev).",
+        );
+        for (name, counters) in network.devices.iter().take(super::GUEST_NAMES) {
+            for (item, counter) in TRAFFIC.iter().zip(*counters) {
+                text.sample(&[("interface", name), ("item", item)], *counter as f64);
+            }
+        }
+    }
+}
+
+/// The agent's own process.
+fn agent(text: &mut Text, agent: &AgentUsage) {
+    let plain = [
+        (
+            "kata_agent_process_open_fds",
+            "Open file descriptors.",
+            f64::from(agent.open_files),
+        ),
+        (
+            "kata_agent_process_resident_memory_bytes",
+            "Resident memory (RSS).",
+            agent.resident_bytes as f64,
+        ),
+        ("kata_agent_threads", "Threads.", f64::from(agent.threads)),
+    ];
+    for (name, help, value) in plain {
+        text.family(name, Kind::Gauge, help);
+        text.sample(&[], value);
+    }
+    text.family(
+        "kata_agent_proc_stat",
+        Kind::Gauge,
+        "CPU time in clock ticks (/proc/PID/stat).",
+    );
+    text.sample(&[("item", "utime")], agent.user_ticks as f64);
+    text.sample(&[("item", "stime")], agent.system_ticks as f64);
+    text.family(
+        "kata_agent_proc_status",
+        Kind::Gauge,
+        "Memory in bytes (/proc/PID/status).",
+    );
+    text.sample(&[("item", "vmrss")], agent.resident_bytes as f64);
+}
 
 /// Those of the processes on the host, and of the guest if it has answered; with a label for the sandbox if there is one.
 pub(super) fn render(
     sandbox: Option<&str>,
     usage: &[(&'static str, Usage)],
+    networks: &[Devices<'_>],
     guest: Option<&GuestMetricsResponse>,
+    measured: &Measured<'_>,
 ) -> String {
     let label = sandbox.map(|sandbox| ("sandbox_id", sandbox));
     let mut text = Text::with_labels(label.as_slice());
@@ -48,8 +142,24 @@ pub(super) fn render(
             }
         }
     }
+    traffic(&mut text, networks);
     if let Some(guest) = guest {
         system(&mut text, guest);
+        if let Some(usage) = guest.agent.as_ref() {
+            agent(&mut text, usage);
+        }
+    }
+    measured.calls.write(
+        &mut text,
+        "kata_shim_rpc_durations_histogram_milliseconds",
+        "Time of containerd's calls.",
+    );
+    if let Some(calls) = &measured.agent_calls {
+        calls.write(
+            &mut text,
+            "kata_shim_agent_rpc_durations_histogram_milliseconds",
+            "Time of calls to the agent.",
+        );
     }
     text.finish()
 }
@@ -77,7 +187,7 @@ fn system(text: &mut Text, guest: &GuestMetricsResponse) {
 }
 
 /// `MemTotal` is `mem_total`, `Active(anon)` is `active_anon`, `HugePages_Total` is `huge_pages_total`.
-fn snake(name: &str) -> String {
+pub(crate) fn snake(name: &str) -> String {
     let mut text = String::with_capacity(name.len() + 4);
     let mut small = false;
     for character in name.chars() {
@@ -127,13 +237,24 @@ mod tests {
             load_milli: 1500,
             ..Default::default()
         };
-        let katas = render(Some("pod"), &usage, Some(&guest));
+        let measured = Measured {
+            calls: &Durations::default(),
+            agent_calls: None,
+        };
+        let counters: Vec<u64> = (1..=16).collect();
+        let networks = [Devices {
+            family: "kata_hypervisor_netdev",
+            devices: vec![("eth0", &counters)],
+        }];
+        let katas = render(Some("pod"), &usage, &networks, Some(&guest), &measured);
         for line in [
             "kata_hypervisor_fds{sandbox_id=\"pod\"} 0",
             "kata_hypervisor_proc_stat{sandbox_id=\"pod\",item=\"utime\"} 0",
             "kata_guest_meminfo{sandbox_id=\"pod\",item=\"mem_total\"} 1024",
             "kata_guest_cpu_time{sandbox_id=\"pod\",cpu=\"total\",item=\"user\"} 2",
             "kata_guest_load{sandbox_id=\"pod\",item=\"load1\"} 1.5",
+            "kata_hypervisor_netdev{sandbox_id=\"pod\",interface=\"eth0\",item=\"sent_bytes\"} 9",
+            "kata_hypervisor_io_stat{sandbox_id=\"pod\",item=\"rchar\"} 0",
         ] {
             assert!(katas.lines().any(|other| other == line), "{line} is not in {katas}");
         }
@@ -146,5 +267,31 @@ mod tests {
         };
         let ours = types(&ours.finish());
         assert!(types(&katas).iter().all(|family| !ours.contains(family)), "{ours:?}");
+    }
+
+    /// A guest's answer: decoded, and written as text that has one sample a line, whatever names the guest makes up.
+    #[test]
+    fn fuzz_guest_metrics() {
+        use protobuf::Message as _;
+        let measured = Measured {
+            calls: &Durations::default(),
+            agent_calls: None,
+        };
+        fuzz::run("guest-metrics", |bytes| {
+            let Ok(guest) = GuestMetricsResponse::parse_from_bytes(bytes) else {
+                return;
+            };
+            let devices = guest.devices.iter().map(|one| (one.name.as_str(), &*one.counters));
+            let networks = [Devices {
+                family: "kata_guest_netdev_stat",
+                devices: devices.collect(),
+            }];
+            let mut ours = Text::with_labels(&[("sandbox", "pod")]);
+            super::super::system(&mut ours, &guest);
+            let text = render(Some("pod"), &[], &networks, Some(&guest), &measured) + &ours.finish();
+            for line in text.lines() {
+                assert!(line.starts_with("kata_") || line.starts_with("# "), "{line:?}");
+            }
+        });
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! Prometheus waits for ten seconds, and nothing here waits for more than four.
 
-mod kata;
+pub(crate) mod kata;
 mod processes;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -41,9 +41,12 @@ pub(crate) async fn render(sandbox: &Sandbox, scraper: Scraper) -> String {
     let guest = guest.ok();
     let mut pids = sandbox.vm_pids();
     pids.push(std::process::id());
-    let usage = tokio::task::spawn_blocking(move || processes::usage(&pids))
-        .await
-        .unwrap_or_default();
+    let host_side = move || {
+        let hypervisor = processes::hypervisor(&pids).map(processes::traffic);
+        let own = processes::traffic(std::process::id());
+        (processes::usage(&pids), own, hypervisor.unwrap_or_default())
+    };
+    let (usage, own_traffic, vm_traffic) = tokio::task::spawn_blocking(host_side).await.unwrap_or_default();
     let id = sandbox.id.to_string();
     let mut text = Text::with_labels(&[("sandbox", &id)]);
     host(&mut text, &usage);
@@ -55,7 +58,32 @@ pub(crate) async fn render(sandbox: &Sandbox, scraper: Scraper) -> String {
     }
     container_figures(&mut text, &containers);
     let label = (scraper == Scraper::Ctl).then_some(id.as_str());
-    text.finish() + &kata::render(label, &usage, guest.as_ref())
+    let devices = guest.as_ref().map_or(&[][..], |guest| &guest.devices);
+    let networks = [
+        kata::Devices {
+            family: "kata_shim_netdev",
+            devices: own_traffic
+                .iter()
+                .map(|one| (one.name.as_str(), &*one.counters))
+                .collect(),
+        },
+        kata::Devices {
+            family: "kata_hypervisor_netdev",
+            devices: vm_traffic
+                .iter()
+                .map(|one| (one.name.as_str(), &*one.counters))
+                .collect(),
+        },
+        kata::Devices {
+            family: "kata_guest_netdev_stat",
+            devices: devices.iter().map(|one| (one.name.as_str(), &*one.counters)).collect(),
+        },
+    ];
+    let measured = kata::Measured {
+        calls: &sandbox.call_durations,
+        agent_calls: sandbox.agent_durations(),
+    };
+    text.finish() + &kata::render(label, &usage, &networks, guest.as_ref(), &measured)
 }
 
 /// A figure of one process.

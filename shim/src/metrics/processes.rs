@@ -19,6 +19,37 @@ pub(super) struct Usage {
     pub(super) proportional: u64,
     pub(super) threads: u64,
     pub(super) descriptors: u64,
+    /// Bytes that were read and written by system calls (proc_pid_io(5)).
+    pub(super) read: u64,
+    pub(super) written: u64,
+}
+
+/// The counters of a network device, in the order of /proc/net/dev.
+pub(super) struct Traffic {
+    pub(super) name: String,
+    pub(super) counters: Vec<u64>,
+}
+
+/// The devices of the network namespace in which a component runs.
+pub(super) fn traffic(pid: u32) -> Vec<Traffic> {
+    let text = fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap_or_default();
+    let lines = text.lines().skip(2).filter_map(|line| line.split_once(':'));
+    lines
+        .take(MOST)
+        .map(|(name, counters)| Traffic {
+            name: name.trim().to_owned(),
+            counters: counters
+                .split_ascii_whitespace()
+                .filter_map(|word| word.parse().ok())
+                .collect(),
+        })
+        .collect()
+}
+
+/// The first of them that is QEMU.
+pub(super) fn hypervisor(pids: &[u32]) -> Option<u32> {
+    let name = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    pids.iter().copied().find(|pid| name(pid).starts_with("qemu"))
 }
 
 /// By component: what is started under that name.
@@ -79,6 +110,9 @@ impl Usage {
         self.resident += kibibytes(&status, "VmRSS:");
         self.threads += figure(&status, "Threads:");
         self.proportional += kibibytes(&read("smaps_rollup"), "Pss:");
+        let io = read("io");
+        self.read += figure(&io, "rchar:");
+        self.written += figure(&io, "wchar:");
         let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
         self.descriptors += u64::try_from(descriptors).unwrap_or(u64::MAX);
     }

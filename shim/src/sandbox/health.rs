@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use hypervisor::Sample;
 use protocol::agent::{GuestMetricsResponse, HelloRequest, StatsResponse};
+use scrape::durations::Durations;
 
 use super::verbs::agent_container;
 use super::{Sandbox, Vm};
@@ -91,6 +92,13 @@ impl Sandbox {
             subject,
             source,
         })
+    }
+
+    /// How long calls to the agent have taken; none before it has called.
+    #[must_use]
+    pub fn agent_durations(&self) -> Option<Durations> {
+        let agent = self.agent("ask the agent of", &self.id.to_string());
+        agent.ok().map(|agent| agent.durations())
     }
 
     /// The figures of each container that runs, in the order of their ids; none where the guest does not tell them in time.

@@ -44,6 +44,7 @@ use std::time::SystemTime;
 
 use containerd_shim_protos::types::mount::Mount;
 use lifecycle::Timeouts;
+use scrape::durations::Durations;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use self::boot::{BootError, BootPlan, Booted};
@@ -174,6 +175,8 @@ pub struct Sandbox {
     timeouts: Timeouts,
     /// Direct-assigned volumes that have been given to a container, by their paths.
     direct_volumes: Mutex<HashMap<PathBuf, DirectVolume>>,
+    /// How long containerd's calls take.
+    pub(crate) call_durations: Durations,
     /// The processes of forwarded connections, which containerd does not know.
     forwards: Mutex<HashMap<ExecId, oneshot::Sender<forward::Length>>>,
     next_forward: AtomicU64,
@@ -235,6 +238,7 @@ impl Sandbox {
             given_up: watch::Sender::new(None),
             timeouts: parts.timeouts,
             direct_volumes: Mutex::default(),
+            call_durations: Durations::default(),
             forwards: Mutex::default(),
             next_forward: AtomicU64::new(0),
             owes_figures: Arc::default(),

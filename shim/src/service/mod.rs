@@ -4,6 +4,7 @@ mod diagnostics;
 mod inspect;
 mod sandbox_api;
 mod task;
+mod timed;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -91,10 +92,16 @@ impl Service {
     pub fn methods(self) -> HashMap<String, Methods> {
         let service = Arc::new(self);
         let mut methods = create_task(Arc::clone(&service) as Arc<_>);
+        for table in methods.values_mut() {
+            timed::measure(table, &service.cell);
+        }
         methods.extend(
             create_task(Arc::clone(&service) as Arc<_>)
                 .into_values()
-                .map(|table| (TASK_V2.to_owned(), table)),
+                .map(|mut table| {
+                    timed::measure(&mut table, &service.cell);
+                    (TASK_V2.to_owned(), table)
+                }),
         );
         methods.extend(create_diagnostics(Arc::clone(&service) as Arc<_>));
         methods.extend(create_sandbox(service));
