@@ -50,7 +50,10 @@ fn katas_tools_find_a_sandbox_by_its_id_and_read_its_figures() -> Result<()> {
             );
         }
         // kata-monitor adds it to every sample, and a label must not be there twice.
-        let labelled = scrape.samples.iter().find(|sample| sample.labels.get("sandbox_id").is_some());
+        let labelled = scrape
+            .samples
+            .iter()
+            .find(|sample| sample.labels.get("sandbox_id").is_some());
         assert!(labelled.is_none(), "{labelled:?}");
     }
     for (method, target, status) in [

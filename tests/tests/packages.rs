@@ -50,7 +50,7 @@ fn run(command: &mut Command) -> Result<String> {
 fn two_runs_give_the_same_bytes() -> Result<()> {
     let (one, other) = (Packages::make()?, Packages::make()?);
     let (one, other) = (one.files()?, other.files()?);
-    assert_eq!(one.len(), 3, "{one:?}");
+    assert_eq!(one.len(), 4, "{one:?}");
     for (one, other) in one.iter().zip(&other) {
         assert_eq!(one.file_name(), other.file_name());
         assert!(fs::read(one)? == fs::read(other)?, "{} differs", one.display());
@@ -132,6 +132,38 @@ fn a_debian_package_says_what_it_needs_and_is_gone_when_it_is_purged() -> Result
     dpkg(&["--purge", "tatami"])?;
     assert!(!configuration.exists() && !root.path().join("usr/bin/kata-ctl").exists());
     assert!(!root.path().join("usr/share/tatami").exists());
+    Ok(())
+}
+
+#[test]
+fn an_rpm_says_what_it_needs_and_its_programs_run() -> Result<()> {
+    let packages = Packages::make()?;
+    let rpm = packages.with_end(".rpm")?;
+    let query = |what: &str| run(Command::new("rpm").args(["-qp", what]).arg(&rpm));
+    let needed = query("--requires")?;
+    for library in ["libc.so.6(GLIBC_2.", "libseccomp.so.2", "libcap-ng.so.0"] {
+        assert!(needed.contains(library), "{library}: {needed}");
+    }
+    assert!(query("--recommends")?.contains("qemu-system-x86-core >= 8.2"));
+    assert_eq!(query("--configfiles")?, "/etc/kata-containers/configuration.toml\n");
+    let root = tempfile::tempdir()?;
+    let unpack = "rpm2cpio \"$0\" | cpio -idm --quiet";
+    run(Command::new("sh")
+        .args(["-c", unpack])
+        .arg(&rpm)
+        .current_dir(root.path()))?;
+    let at = |path: &str| root.path().join(path);
+    assert!(run(Command::new(at("usr/bin/kata-ctl")).arg("version"))?.contains("kata-ctl"));
+    let shim = run(Command::new(at("usr/bin/containerd-shim-kata-v2")).arg("-v"))?;
+    assert!(!shim.is_empty());
+    // The guest is found beside the program, without a word in the file.
+    let shown = run(Command::new(at("usr/bin/kata-ctl"))
+        .args(["config", "--path"])
+        .arg(at("etc/kata-containers/configuration.toml")))?;
+    assert!(
+        shown.contains(&*at("usr/share/tatami/vmlinuz").to_string_lossy()),
+        "{shown}"
+    );
     Ok(())
 }
 

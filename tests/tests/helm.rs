@@ -1,0 +1,112 @@
+//! The Helm chart, checked and rendered by Helm's own library: it says what the manifests in `deploy/` say, which the image is run by.
+
+use std::{fs, process::Command};
+
+use framework::{Error, Result, locate};
+use serde::Deserialize as _;
+use serde_json::{Value, json};
+
+/// The objects of a YAML text.
+fn objects(text: &str) -> Result<Vec<Value>> {
+    let documents = serde_yaml_ng::Deserializer::from_str(text);
+    let parsed: std::result::Result<Vec<_>, _> = documents.map(Value::deserialize).collect();
+    let parsed = parsed.map_err(|error| Error::unexpected(format!("{error}: {text}")))?;
+    Ok(parsed.into_iter().filter(|object| !object.is_null()).collect())
+}
+
+/// What the chart is with these values; or why it is nothing.
+fn render(values: &Value) -> Result<std::result::Result<Vec<Value>, String>> {
+    let top = locate::workspace();
+    let output = Command::new(top.join("scripts/helm"))
+        .arg(top.join("deploy/helm/tatami"))
+        .args(["tatami", &values.to_string()])
+        .output()?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    match output.status.success() {
+        true => objects(&text(&output.stdout)).map(Ok),
+        false => Ok(Err(text(&output.stderr))),
+    }
+}
+
+fn rendered(values: &Value) -> Result<Vec<Value>> {
+    render(values)?.map_err(Error::unexpected)
+}
+
+fn of<'a>(objects: &'a [Value], kind: &str) -> Result<&'a Value> {
+    let found = objects.iter().find(|object| object["kind"] == kind);
+    found.ok_or_else(|| Error::unexpected(format!("no {kind} in {objects:?}")))
+}
+
+/// A manifest of `deploy/`.
+fn manifest(name: &str) -> Result<Vec<Value>> {
+    objects(&fs::read_to_string(locate::workspace().join("deploy").join(name))?)
+}
+
+/// The pod of a DaemonSet, without what a release names.
+fn pod(objects: &[Value]) -> Result<Value> {
+    let mut pod = of(objects, "DaemonSet")?["spec"]["template"]["spec"].clone();
+    pod["containers"][0]["image"] = Value::Null;
+    Ok(pod)
+}
+
+#[test]
+fn with_its_own_values_the_chart_is_the_manifest_that_installs() -> Result<()> {
+    let (chart, manifest) = (rendered(&json!({}))?, manifest("install.yaml")?);
+    assert_eq!(pod(&chart)?, pod(&manifest)?);
+    let (class, other) = (of(&chart, "RuntimeClass")?, of(&manifest, "RuntimeClass")?);
+    for part in ["handler", "overhead"] {
+        assert_eq!(class[part], other[part]);
+    }
+    assert_eq!(class["metadata"]["name"], other["metadata"]["name"]);
+    // It also asks for the architecture of the image.
+    assert_eq!(class["scheduling"]["nodeSelector"], pod(&chart)?["nodeSelector"]);
+    let version = env!("CARGO_PKG_VERSION");
+    let image = &of(&chart, "DaemonSet")?["spec"]["template"]["spec"]["containers"][0]["image"];
+    assert_eq!(*image, json!(format!("tatami:{version}")));
+    Ok(())
+}
+
+#[test]
+fn one_value_makes_it_the_manifest_that_takes_the_runtime_out() -> Result<()> {
+    let (chart, manifest) = (rendered(&json!({ "uninstall": true }))?, manifest("uninstall.yaml")?);
+    let arguments = |pod: Value| pod["containers"][0]["args"].clone();
+    assert_eq!(arguments(pod(&chart)?), arguments(pod(&manifest)?));
+    assert!(of(&chart, "RuntimeClass").is_err());
+    Ok(())
+}
+
+#[test]
+fn values_have_their_effect_and_wrong_ones_are_refused_by_name() -> Result<()> {
+    let chart = rendered(&json!({
+        "image": { "repository": "registry.example/tatami", "tag": "7" },
+        "imagePullSecrets": ["one"],
+        "restart": false,
+        "directory": "/usr/local/tatami",
+        "nodeSelector": { "pool": "vms" },
+        "runtimeClass": { "name": "kata-qemu", "overhead": { "memory": "512Mi" } },
+    }))?;
+    let spec = &of(&chart, "DaemonSet")?["spec"]["template"]["spec"];
+    let container = &spec["containers"][0];
+    assert_eq!(container["image"], "registry.example/tatami:7");
+    assert_eq!(
+        container["args"],
+        json!(["install", "--root", "/host", "--copy-to", "/usr/local/tatami", "--wait"])
+    );
+    assert_eq!(spec["imagePullSecrets"], json!([{ "name": "one" }]));
+    assert_eq!(spec["nodeSelector"]["pool"], "vms");
+    let class = of(&chart, "RuntimeClass")?;
+    assert_eq!(class["metadata"]["name"], "kata-qemu");
+    assert_eq!(class["overhead"]["podFixed"]["memory"], "512Mi");
+    for (values, key) in [
+        (json!({ "directory": "relative" }), "/directory"),
+        (json!({ "remove": true }), "remove"),
+        (json!({ "nodeSelector": { "pool": 1 } }), "nodeSelector"),
+        (json!({ "image": { "pullPolicy": "Sometimes" } }), "pullPolicy"),
+    ] {
+        match render(&values)? {
+            Ok(objects) => panic!("{values} is {objects:?}"),
+            Err(error) => assert!(error.contains(key), "{key}: {error}"),
+        }
+    }
+    Ok(())
+}
