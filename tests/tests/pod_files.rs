@@ -194,6 +194,53 @@ fn what_the_host_has_mounted_inside_a_volume_is_one_file_system_to_all_container
     node.nothing_left()
 }
 
+/// `ro` is of the mount alone: what the host has mounted below can be written to, and is bound by itself for that. It is the same file
+/// system as in a container that has it inside a writable mount, whichever of the two comes first.
+#[test]
+fn what_is_mounted_below_a_source_that_is_itself_read_only_is_one_file_system_to_all_containers_too() -> Result<()> {
+    let node = Node::start()?;
+    let volumes = ["first", "second"].map(|name| node.dir().join(name));
+    let mut mounts = Vec::new();
+    for volume in &volumes {
+        mounts.push(HostMount::new(&volume.join("nested"), MountFlags::empty())?);
+        fs::create_dir(volume.join("nested/part"))?;
+    }
+    // Something that the host may mount more into: so the volumes receive mounts, and what is mounted below does not.
+    mounts.push(HostMount::new(&node.dir().join("beside"), MountFlags::empty())?.shared()?);
+    start_pod(&node)?;
+    let sleep = ["sleep", "1000"];
+    let [first, second] = &volumes;
+    start(
+        &node,
+        "one",
+        &sleep,
+        &[(first, "/first", "rw"), (second, "/second", "ro")],
+    )?;
+    start(
+        &node,
+        "two",
+        &sleep,
+        &[(first, "/first", "ro"), (second, "/second", "rw")],
+    )?;
+    let parts = ["/first/nested/part", "/second/nested/part"];
+    let serving = serve(&node, "one", &parts)?;
+    meets(&node, "two", "call", &parts)?;
+    serving.wait()?.success()?;
+    for (name, read_only) in [("one", "/second/new"), ("two", "/first/new")] {
+        let tried = node
+            .exec(name, "try")
+            .program(["guest-probe", "try", "create", read_only]);
+        assert_eq!(tried.output()?.json()?, json!({ read_only: EROFS }));
+    }
+    for name in ["two", "one", "pod"] {
+        node.remove(name)?;
+    }
+    for mount in mounts {
+        mount.unmount()?;
+    }
+    node.nothing_left()
+}
+
 #[test]
 fn a_part_that_a_later_container_writes_to_meets_in_a_read_only_mount_that_is_there() -> Result<()> {
     let node = Node::start()?;

@@ -332,8 +332,10 @@ impl Attaching<'_> {
         if !source.identity.is_directory() {
             return true;
         }
+        // One that the host passes nothing on to has what it has now, in a volume that receives elsewhere as well. But a private
+        // mount of it keeps what the host unmounts.
         let receives = self.registry.receives(view.volume);
-        if receives != source.at.receives {
+        if receives != source.at.receives && !(receives && source.bind.receives) {
             return false;
         }
         if source.bind.recursive && self.registry.has_all_inside(view.volume) {
