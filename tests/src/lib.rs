@@ -39,6 +39,7 @@ pub mod workloads;
 pub use ctr::{Ctr, Output, Running};
 pub use docker::Docker;
 pub use error::{Error, Result};
+pub use grpc::Mount;
 pub use host_mount::{HostMount, Silent};
 pub use netns::NetNs;
 pub use node::{Node, Runtime};

@@ -16,10 +16,12 @@ use rustix::mount::{
 use super::disk::DiskNode;
 use super::{StorageError, group};
 
-/// Mounts it at `place`, which is made.
-pub(super) fn mount(storage: &Storage, disk: Option<&DiskNode>, place: &Path) -> Result<(), StorageError> {
+/// Mounts it at `place`, which is made. On several disks are file systems that take further ones as `device` (erofs).
+pub(super) fn mount(storage: &Storage, disks: &[DiskNode], place: &Path) -> Result<(), StorageError> {
     let (attributes, parameters) = split(&storage.options);
-    let source = disk.map_or_else(|| storage.fstype.clone(), |disk| disk.path.display().to_string());
+    let source = disks
+        .first()
+        .map_or_else(|| storage.fstype.clone(), |disk| disk.path.display().to_string());
     let refused = |reason: String| StorageError::Mount {
         fstype: storage.fstype.clone(),
         source_name: source.clone(),
@@ -40,6 +42,9 @@ pub(super) fn mount(storage: &Storage, disk: Option<&DiskNode>, place: &Path) ->
             None => fsconfig_set_flag(&context, parameter),
         }
         .map_err(explain)?;
+    }
+    for disk in disks.iter().skip(1) {
+        fsconfig_set_string(&context, "device", &disk.path).map_err(explain)?;
     }
     fsconfig_create(&context).map_err(explain)?;
     let tree = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(explain)?;

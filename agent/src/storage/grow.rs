@@ -64,7 +64,7 @@ impl Storages {
 
 fn mounted(slot: &Slot, name: &str) -> Result<(Option<DiskNode>, String), StorageError> {
     match &slot.mounted {
-        Some(mounted) => Ok((mounted.disk.clone(), mounted.storage.fstype.clone())),
+        Some(mounted) => Ok((mounted.disks.first().cloned(), mounted.storage.fstype.clone())),
         None => Err(StorageError::NotMounted(name.to_owned())),
     }
 }

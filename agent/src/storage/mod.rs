@@ -58,7 +58,7 @@ struct Held {
     settling: Vec<DiskNode>,
     huge_pages: Vec<Reserved>,
     /// The disks of its storages.
-    mounted_on: HashMap<String, DiskNode>,
+    mounted_on: HashMap<String, Vec<DiskNode>>,
 }
 
 /// One storage. Locked while it is mounted or unmounted.
@@ -71,7 +71,7 @@ struct Slot {
 #[derive(Debug)]
 struct Mounted {
     storage: Storage,
-    disk: Option<DiskNode>,
+    disks: Vec<DiskNode>,
 }
 
 /// Where a storage is mounted.
@@ -142,12 +142,16 @@ impl Storages {
         change(self.table().held.entry(container.clone()).or_default());
     }
 
-    /// The answer is the disk that it is on, if it is on one.
+    /// The answer is the disk that it is on, if it is on one; the first, if it is on several.
     async fn acquire_one(&self, container: &ContainerId, storage: &Storage) -> Result<Option<DiskNode>, StorageError> {
-        let disk = match storage.serial.as_str() {
-            "" => None,
-            serial => Some(disk::find(serial).await?),
-        };
+        let mut disks = Vec::new();
+        if storage.more_serials.len() > MOST {
+            return Err(StorageError::Invalid(format!("more than {MOST} disks")));
+        }
+        let first = Some(&storage.serial).filter(|serial| !serial.is_empty());
+        for serial in first.into_iter().chain(&storage.more_serials) {
+            disks.push(disk::find(serial).await?);
+        }
         if storage.huge_page_size > 0 {
             let reserved = self.huge_pages.reserve(storage.huge_page_size, storage.huge_bytes)?;
             self.hold(container, |held| held.huge_pages.push(reserved));
@@ -166,13 +170,13 @@ impl Storages {
             Some(_) => {}
             None => {
                 let work = {
-                    let (storage, disk) = (storage.clone(), disk.clone());
-                    move || filesystem::mount(&storage, disk.as_ref(), &place(&storage.name))
+                    let (storage, disks) = (storage.clone(), disks.clone());
+                    move || filesystem::mount(&storage, &disks, &place(&storage.name))
                 };
                 blocking(work).await?;
                 slot.mounted = Some(Mounted {
                     storage: storage.clone(),
-                    disk: disk.clone(),
+                    disks: disks.clone(),
                 });
             }
         }
@@ -198,11 +202,9 @@ impl Storages {
         slot.users.insert(container.clone());
         self.hold(container, |held| {
             held.storages.push(storage.name.clone());
-            if let Some(disk) = &disk {
-                held.mounted_on.insert(storage.name.clone(), disk.clone());
-            }
+            held.mounted_on.insert(storage.name.clone(), disks.clone());
         });
-        Ok(disk)
+        Ok(disks.into_iter().next())
     }
 
     /// Lets go of everything that a container holds: what nobody else uses is written back and unmounted. May be called
@@ -213,7 +215,8 @@ impl Storages {
     pub(crate) async fn release(&self, container: &ContainerId) -> Result<(), StorageError> {
         // What is released goes out of the table piece by piece: a release that is dropped half-way has forgotten nothing.
         let mut first = None;
-        for name in self.holds(container, |held| held.storages.clone()) {
+        // The last one first: an overlay is on those before it.
+        for name in self.holds(container, |held| held.storages.iter().rev().cloned().collect()) {
             match self.release_one(container, &name).await {
                 Ok(()) => self.hold(container, |held| held.storages.retain(|kept| *kept != name)),
                 Err(error) => drop(first.get_or_insert(error)),
@@ -266,6 +269,7 @@ impl Storages {
             // One that is locked is the one that is being unmounted; it is known from when it was mounted.
             held.mounted_on.get(name)
         });
+        let mounted = mounted.flatten();
         let disks = held.disks.iter().chain(&held.settling).chain(mounted);
         let left = held.storages.len() + held.disks.len() + held.settling.len();
         disks.map(DiskNode::written).fold(left as u64, u64::wrapping_add)
@@ -284,8 +288,8 @@ impl Storages {
         if slot.mounted.as_ref().is_some_and(|mounted| !mounted.storage.keep) {
             let place = place(name);
             blocking(move || filesystem::unmount(&place)).await?;
-            let disk = slot.mounted.take().and_then(|mounted| mounted.disk);
-            self.hold(container, |held| held.settling.extend(disk));
+            let disks = slot.mounted.take().map(|mounted| mounted.disks);
+            self.hold(container, |held| held.settling.extend(disks.unwrap_or_default()));
         }
         slot.users.remove(container);
         Ok(())
@@ -294,7 +298,8 @@ impl Storages {
 
 /// Whether two containers mean the same file system by a name. What concerns one container alone need not be equal.
 fn same(one: &Storage, other: &Storage) -> bool {
-    one.fstype == other.fstype && one.serial == other.serial && one.keep == other.keep
+    let disks = one.serial == other.serial && one.more_serials == other.more_serials;
+    disks && one.fstype == other.fstype && one.keep == other.keep
 }
 
 /// Runs what may take long on a thread of its own.
@@ -344,11 +349,11 @@ mod tests {
         let path = Path::new("/run/disk").to_owned();
         let slot = storages.table().storages.get("disk-1").map(Arc::clone).unwrap();
         if let Some(mounted) = slot.lock().await.mounted.as_mut() {
-            mounted.disk = Some(DiskNode {
+            mounted.disks = vec![DiskNode {
                 path: path.clone(),
                 major: 0,
                 minor: 0,
-            });
+            }];
         }
         storages.release(&id).await.unwrap_err();
         assert!(slot.lock().await.mounted.is_none() && !place("disk-1").exists());

@@ -221,8 +221,10 @@ impl Sandbox {
         }
         self.use_volumes(volumes.direct);
         let serial = |index: usize| serials.get(index).cloned().unwrap_or_default();
-        let storages = volumes.storages.into_iter().map(|(mut storage, disk)| {
-            storage.serial = disk.map(serial).unwrap_or_default();
+        let storages = volumes.storages.into_iter().map(|(mut storage, disks)| {
+            let mut serials = disks.into_iter().map(serial);
+            storage.serial = serials.next().unwrap_or_default();
+            storage.more_serials = serials.collect();
             storage
         });
         let devices = volumes.devices.into_iter().map(|(mut device, disk)| {

@@ -76,44 +76,68 @@ impl SharedTree {
                 self.bind_rootfs(attachment, Path::new(&mount.source), target, &how)
             }
             kind => {
-                let layers = map.map(|map| self.mapped_layers(attachment, kind, &map, &mut options));
-                let _layers = layers.transpose().map_err(refused)?;
+                let layers = self.own_layers(attachment, kind, map.as_ref(), &mut options);
+                let _layers = layers.map_err(refused)?;
                 let _held = self.attachments.hold(attachment)?;
                 host_mount::mount(kind, &mount.source, &options, target).map_err(refused)
             }
         }
     }
 
-    /// Gives an overlay lower directories whose files belong to others, as containerd does for an image that a user namespace runs from.
-    /// They can go once it is mounted: it has clones of its own.
-    fn mapped_layers(
+    /// Gives an overlay lower directories of its own where those of its options will not do: their files are to belong to others, as
+    /// containerd has it for an image that a user namespace runs from; or they are something else in the host's mount namespace, as
+    /// containerd's erofs snapshotter has mounted a layer there since this server started, and `/` passes no mounts on. They can go once it is
+    /// mounted: it has clones of its own.
+    fn own_layers(
         &self,
         attachment: &Attachment,
         kind: &str,
-        map: &IdMap,
+        map: Option<&IdMap>,
         options: &mut [String],
-    ) -> io::Result<Layers> {
+    ) -> io::Result<Option<Layers>> {
         let is_lower = |option: &&mut String| option.starts_with(LOWER) && !option.contains('\\');
         let Some(option) = options.iter_mut().find(is_lower).filter(|_| kind == "overlay") else {
+            if map.is_none() {
+                return Ok(None);
+            }
             let why = "only an overlay or a bind can have its files given to other owners (uidmap, gidmap)";
             return Err(io::Error::new(io::ErrorKind::Unsupported, why));
         };
+        let lower: Vec<PathBuf> = option[LOWER.len()..].split(':').map(PathBuf::from).collect();
+        let looked_at = lower.clone();
+        let hosts = self
+            .host
+            .run(move || looked_at.iter().map(|path| identity(path)).collect::<Vec<_>>());
+        let hosts = hosts.map_err(io::Error::other)?;
+        let is_unseen = |(path, hosts): (&PathBuf, &Option<_>)| hosts.is_some() && *hosts != identity(path);
+        let unseen: Vec<bool> = lower.iter().zip(&hosts).map(is_unseen).collect();
+        if map.is_none() && !unseen.contains(&true) {
+            return Ok(None);
+        }
         let mut layers = Layers(
             self.mirrors
                 .directory()
                 .join(format!("layers-{}", attachment.container)),
         );
         let mut places = Vec::new();
-        for (number, path) in option[LOWER.len()..].split(':').enumerate() {
-            // By its name in the server's namespace, as mount(2) takes it where nothing is mapped.
-            let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-            let tree = open_tree(CWD, path, flags)?;
+        for (number, (path, unseen)) in lower.iter().zip(unseen).enumerate() {
+            let tree = match unseen {
+                true => self.host.open_tree(path, false).map_err(io::Error::other)?,
+                // By its name in the server's namespace, as mount(2) takes it where nothing is to be done.
+                false => open_tree(
+                    CWD,
+                    path,
+                    OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+                )?,
+            };
             sys::mount_setattr(tree.as_fd(), SetAttr::PrivateRecursive)?;
-            id_map::apply(&tree, map)?;
+            if let Some(map) = map {
+                id_map::apply(&tree, map)?;
+            }
             places.push(layers.add(number, &tree)?.display().to_string());
         }
         *option = format!("{LOWER}{}", places.join(":"));
-        Ok(layers)
+        Ok(Some(layers))
     }
 
     fn bind_rootfs(&self, attachment: &Attachment, source: &Path, target: &Path, how: &How) -> Result<(), ShareError> {
@@ -128,6 +152,12 @@ impl SharedTree {
         let _held = self.attachments.hold(attachment)?;
         attach(&tree, target, how.read_only)
     }
+}
+
+/// Which file a path leads to; none if it leads to none.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let stat = rustix::fs::stat(path).ok()?;
+    Some((stat.st_dev, stat.st_ino))
 }
 
 /// How a directory becomes a rootfs.

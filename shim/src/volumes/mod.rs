@@ -4,6 +4,7 @@
 //! | on the host | in the guest |
 //! |---|---|
 //! | the rootfs is one file system on a block device or in a raw image | a disk, mounted there |
+//! | the rootfs is an overlay of such file systems | a disk for each, and the overlay, mounted there |
 //! | a mount for which there is a `mountInfo.json` (direct-assigned volume) | a disk, mounted there |
 //! | a block device in `linux.devices` | a disk |
 //! | a tmpfs that is `/dev/shm`, or an emptyDir or a part of one | a tmpfs, the same for all containers of the pod |
@@ -18,6 +19,7 @@ mod direct;
 pub mod disk;
 mod entries;
 mod error;
+mod layers;
 mod memory;
 pub mod record;
 mod rootfs;
@@ -63,8 +65,8 @@ impl Default for Places {
 pub struct Volumes {
     /// Disks to be plugged in.
     pub disks: Vec<HostDisk>,
-    /// File systems for the guest to mount, each with the index of the disk that it is on.
-    pub storages: Vec<(Storage, Option<usize>)>,
+    /// File systems for the guest to mount, in this order, each with the indexes of the disks that it is on: none, one, or several.
+    pub storages: Vec<(Storage, Vec<usize>)>,
     /// Devices of the container, each with the index of its disk.
     pub devices: Vec<(BlockDevice, usize)>,
     /// The root in the guest, if it is on a disk.
@@ -167,7 +169,7 @@ impl Volumes {
         let Some(found) = found else {
             if let Some(storage) = memory::storage(path, mount.destination(), &source, false, huge_pages) {
                 take(mount, &storage, Path::new(""));
-                self.storages.push((storage, None));
+                self.storages.push((storage, Vec::new()));
             }
             return Ok(());
         };
@@ -183,7 +185,7 @@ impl Volumes {
             )),
         }
         take(mount, &storage, &found.part);
-        self.storages.push((storage, None));
+        self.storages.push((storage, Vec::new()));
         Ok(())
     }
 
@@ -203,7 +205,7 @@ impl Volumes {
         self.storages.extend(
             alone
                 .into_iter()
-                .map(|(size, bytes)| (memory::huge_pages_alone(size, bytes), None)),
+                .map(|(size, bytes)| (memory::huge_pages_alone(size, bytes), Vec::new())),
         );
     }
 
@@ -213,7 +215,7 @@ impl Volumes {
             storage.host_minor = rustix::fs::minor(number);
         }
         let index = self.add(disk);
-        self.storages.push((storage, Some(index)));
+        self.storages.push((storage, vec![index]));
     }
 
     /// The index of a disk, which is there once even if it is named twice. It is written to if anything writes to it.

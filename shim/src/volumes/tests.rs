@@ -38,7 +38,7 @@ fn a_rootfs_in_an_image_becomes_a_disk() {
     };
     let volumes = Volumes::plan(&mut spec(json!({})), std::slice::from_ref(&rootfs), &host()).unwrap();
     let (storage, disk) = &volumes.storages[0];
-    assert_eq!((storage.fstype.as_str(), *disk), ("ext4", Some(0)));
+    assert_eq!((storage.fstype.as_str(), disk.clone()), ("ext4", vec![0]));
     assert_eq!(storage.options, ["rw", "discard"]);
     assert_eq!(volumes.rootfs, Some(guest_path(storage)));
     let opened = volumes.disks[0].open().unwrap();

@@ -1,7 +1,7 @@
 //! A node's containers by `ctr`: they are run, looked at, waited for, removed.
 
 use super::Node;
-use crate::{Ctr, Error, Result, Spec, ctr::LIMIT, grpc::Connection, image, wait};
+use crate::{Ctr, Error, Mount, Result, Spec, ctr::LIMIT, grpc::Connection, image, wait};
 
 impl Node {
     /// `ctr run` of the test image; flags may follow, and the program to run.
@@ -72,6 +72,18 @@ impl Node {
             let mut words = line.split_whitespace();
             (words.next() == Some(&id)).then(|| words.nth(1).unwrap_or_default().to_owned())
         }))
+    }
+
+    /// Starts a container in the background whose rootfs is made of these mounts, as its snapshotter would describe them. It has no
+    /// standard streams.
+    pub fn start_on(&self, name: &str, spec: &Spec, rootfs: Vec<Mount>) -> Result<()> {
+        let file = self.dir().join(format!("{name}.json"));
+        std::fs::write(&file, spec.text()).map_err(Error::io(format!("writing {}", file.display())))?;
+        let create = self
+            .ctr()
+            .args(["container", "create", "--runtime", self.runtime.name()]);
+        create.arg("--config").arg(&file).tail([self.id(name)]).ok()?;
+        Connection::new(&self.containerd.address())?.start_task(&self.tag, &self.id(name), rootfs)
     }
 
     /// Changes a container's limits while it runs: `linux.resources` of the OCI specification.
