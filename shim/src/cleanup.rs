@@ -2,7 +2,7 @@
 //! twice at the same time.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::hooks::Owed;
@@ -51,15 +51,18 @@ pub(crate) fn remove_locked(run_dir: &RunDir, _lock: &Lock) {
         );
         None
     });
+    let deadline = Instant::now() + KILL_LIMIT;
+    // The server first, so that it does not take its VM's end for a failure to be reported.
+    let server: Vec<ProcessRef> = state.iter().filter_map(|state| state.shim).collect();
+    process::kill_all(&server, deadline);
+    // The rest may take longer than containerd gives `delete`.
+    let removing = pay(run_dir);
     if let Some(state) = state {
         record::forget(Path::new(record::ROOT), &state.namespace, &state.id);
         if let Ok(id) = SandboxId::new(&state.id) {
             places::remove(&places::ROOTS.map(Path::new), run_dir.path(), &id);
         }
-        let deadline = Instant::now() + KILL_LIMIT;
-        // The server first, so that it does not take its VM's end for a failure to be reported.
-        let processes: Vec<ProcessRef> = state.shim.into_iter().chain(state.vm).collect();
-        process::kill_all(&processes, deadline);
+        process::kill_all(&state.vm, deadline);
         if let Some(record) = &state.network {
             network::remove(record);
         }
@@ -67,8 +70,6 @@ pub(crate) fn remove_locked(run_dir: &RunDir, _lock: &Lock) {
         cgroup.kill_all(deadline);
         cgroup.remove();
     }
-    // What a shim that is gone has not come to.
-    pay(run_dir);
     // Removing the directory while something is mounted in it would remove the host's files.
     let removed = share::unmount_below(run_dir.path())
         .map_err(|error| Box::new(error) as Box<dyn std::error::Error>)
@@ -76,25 +77,31 @@ pub(crate) fn remove_locked(run_dir: &RunDir, _lock: &Lock) {
     if let Err(error) = removed {
         tracing::warn!(error = &*error, path = %run_dir.path().display(), "cannot remove the sandbox's directory");
     }
+    drop(removing);
 }
 
-/// Has the sandbox's poststop hooks run by a process that outlives this one: containerd kills `delete` after 5 s.
-fn pay(run_dir: &RunDir) {
+/// Has the sandbox's poststop hooks run by a process that outlives this one: containerd kills `delete` after 5 s. The process
+/// runs them when the answer is dropped, or this process has ended: the hooks come after the removal.
+fn pay(run_dir: &RunDir) -> Option<ChildStdin> {
     let directory = run_dir.owed();
     let payer = match Owed::below(run_dir.path()).hand_over(&directory) {
-        Ok(false) => return,
+        Ok(false) => return None,
         Ok(true) => std::env::current_exe().and_then(|program| {
             let mut command = Command::new(program);
             command.arg("-poststop").arg(&directory).current_dir("/");
             // containerd waits for the end of `delete`'s streams as well.
-            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
             sys::detach(&mut command);
             command.spawn()
         }),
         Err(error) => Err(error),
     };
-    if let Err(error) = payer {
-        tracing::warn!(%error, path = %directory.display(), "the sandbox's poststop hooks are not run");
+    match payer {
+        Ok(payer) => payer.stdin,
+        Err(error) => {
+            tracing::warn!(%error, path = %directory.display(), "the sandbox's poststop hooks are not run");
+            None
+        }
     }
 }
 
@@ -127,6 +134,40 @@ mod tests {
         assert!(!newer.wait().unwrap().success());
         let left: Vec<_> = std::fs::read_dir(root.path()).unwrap().collect();
         assert!(left.is_empty(), "{left:?}");
+    }
+
+    /// containerd kills `delete` after 5 s, wherever it is.
+    #[test]
+    fn poststop_hooks_are_handed_over_before_the_vm_is_waited_for() {
+        let root = tempfile::tempdir().unwrap();
+        let (run_dir, mut state) = sandbox(root.path());
+        // A cgroup whose processes cannot be listed before somebody writes to it.
+        let procs = root.path().join("cgroup.procs");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &procs,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+            0,
+        )
+        .unwrap();
+        state.shim = None;
+        state.cgroups = vec![root.path().to_owned()];
+        run_dir.write_state(&state).unwrap();
+        let owed = run_dir.path().join("poststop");
+        std::fs::create_dir(&owed).unwrap();
+        std::fs::write(owed.join("pod.json"), "").unwrap();
+        std::thread::scope(|scope| {
+            let removal = scope.spawn(|| remove_sandbox(&run_dir, None));
+            let limit = Instant::now() + Duration::from_secs(10);
+            while !run_dir.owed().join("pod.json").exists() && Instant::now() < limit {
+                std::thread::yield_now();
+            }
+            let handed_over = run_dir.owed().join("pod.json").exists() && !removal.is_finished();
+            drop(std::fs::File::options().write(true).open(&procs).unwrap());
+            removal.join().unwrap();
+            assert!(handed_over);
+        });
     }
 
     #[test]

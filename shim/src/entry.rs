@@ -54,6 +54,8 @@ pub fn run(words: impl IntoIterator<Item = String>) -> Result<(), Box<dyn Error>
             print(&delete::delete(&arguments, &bundle).write_to_bytes()?)
         }
         Command::Poststop(directory) => {
+            // Whoever removes the sandbox holds the other end until it is done, or has ended.
+            io::copy(&mut io::stdin().lock(), &mut io::sink())?;
             Owed::moved_to(directory).pay_all_blocking();
             Ok(())
         }

@@ -188,8 +188,10 @@ pub(crate) struct Idle<'a> {
     pub(crate) network: Option<BorrowedFd<'a>>,
     /// `cgroup.procs` of the cgroups that it joins, open for writing.
     pub(crate) cgroups: &'a [OwnedFd],
-    /// Its name (proc_pid_comm(5)).
+    /// Its name (proc_pid_comm(5)): 15 bytes count.
     pub(crate) name: &'a CStr,
+    /// Its command line, words apart by NUL. What is longer than this process's own command line is cut off.
+    pub(crate) command_line: &'a [u8],
 }
 
 /// Starts it: a copy of this process without its descriptors. Its root is an empty, read-only file system in a mount namespace of its own,
@@ -198,8 +200,10 @@ pub(crate) struct Idle<'a> {
 /// # Errors
 /// There can be no more processes.
 pub(crate) fn spawn_idle(idle: &Idle<'_>) -> io::Result<i32> {
+    let own_command_line = command_line_of_this_process();
     // SAFETY: the child calls nothing but async-signal-safe functions (signal-safety(7)) and system calls of its own, on memory that
-    // was made ready before, and never returns from here. The descriptors are open in it as they are here.
+    // was made ready before, and never returns from here. The descriptors are open in it as they are here. Its command line is memory
+    // of its own, which nobody reads in it but the kernel.
     unsafe {
         let child = libc::fork();
         if child != 0 {
@@ -209,6 +213,11 @@ pub(crate) fn spawn_idle(idle: &Idle<'_>) -> io::Result<i32> {
             };
         }
         libc::prctl(libc::PR_SET_NAME, idle.name.as_ptr());
+        if let Some((start, length)) = own_command_line {
+            let taken = idle.command_line.len().min(length - 1);
+            std::ptr::write_bytes(start, 0, length);
+            std::ptr::copy_nonoverlapping(idle.command_line.as_ptr(), start, taken);
+        }
         for cgroup in idle.cgroups {
             // Who reads its cgroup finds the shim's where this fails.
             libc::write(cgroup.as_raw_fd(), c"0".as_ptr().cast(), 1);
@@ -226,6 +235,18 @@ pub(crate) fn spawn_idle(idle: &Idle<'_>) -> io::Result<i32> {
         }
         libc::_exit(0)
     }
+}
+
+/// Where this process's command line is, and its length, which is not 0: fields 48 and 49 of /proc/PID/stat (proc_pid_stat(5)). None where it
+/// cannot be read.
+fn command_line_of_this_process() -> Option<(*mut u8, usize)> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut fields = fields.split_ascii_whitespace().skip(45);
+    let start: usize = fields.next()?.parse().ok()?;
+    let end: usize = fields.next()?.parse().ok()?;
+    let length = end.checked_sub(start).filter(|length| *length > 0 && start > 0)?;
+    Some((std::ptr::with_exposed_provenance_mut(start), length))
 }
 
 /// Leaves the calling process, which has one thread, with an empty file system as all that it can name.

@@ -64,7 +64,7 @@ mod kata_only {
         let top = docker.docker(&["top", "box", "-o", "pid,args"]).ok()?;
         let processes: Vec<_> = top.lines().skip(1).collect();
         assert!(
-            matches!(processes[..], [one] if one.contains("containerd-shim-kata-v2") && one.contains(id)),
+            matches!(processes[..], [one] if one.trim_end().ends_with(&format!("tatami-container {id}"))),
             "{top}"
         );
 

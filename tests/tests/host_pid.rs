@@ -56,6 +56,10 @@ mod kata_only {
             let link = |process: &str| fs::read_link(format!("/proc/{process}/ns/{kind}"));
             assert_ne!(link(&pid.to_string())?, link("self")?, "{kind}");
         }
+        // What `ps` shows of it names the container.
+        let command_line = fs::read_to_string(format!("/proc/{pid}/cmdline"))?;
+        let wanted = format!("tatami-container\0{}", node.id("one"));
+        assert_eq!(command_line.trim_end_matches('\0'), wanted);
         // Its cgroup is the sandbox's, where its figures are.
         let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
         assert!(cgroup.contains(&format!("kata_{}", node.id("one"))), "{cgroup}");

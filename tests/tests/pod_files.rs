@@ -291,7 +291,6 @@ mod kata_only {
         for process in processes {
             if process.command.contains("containerd-shim") {
                 let listed = fs::read_to_string(format!("/proc/{}/mountinfo", process.pid))?;
-                // What stands for a container on the host is a copy of the shim that has no mount of it.
                 mounts += listed.lines().filter(|line| line.contains("/shared/.volumes/")).count();
             } else if process.program().ends_with("virtiofsd") {
                 let open = fs::read_dir(format!("/proc/{}/fd", process.pid))?.filter_map(|entry| entry.ok());

@@ -184,7 +184,7 @@ impl Asked {
     fn read(&mut self, bytes: &[u8]) -> io::Result<()> {
         let mut refused = Ok(());
         let count = &mut self.made;
-        self.requests.pass(bytes, |header, _| {
+        self.requests.pass(bytes, |header| {
             *count += 1;
             if header.length > LONGEST {
                 refused = refuse(format!(
@@ -203,7 +203,7 @@ impl Asked {
 
     fn written(&mut self, bytes: &[u8]) {
         let count = &mut self.answered;
-        self.answers.pass(bytes, |_, _| *count += 1);
+        self.answers.pass(bytes, |_| *count += 1);
         if let Some(reader) = self.reader.take() {
             reader.wake();
         }

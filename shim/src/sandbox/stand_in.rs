@@ -6,8 +6,9 @@
 //! read-only. It is in the pod's network namespace and in the sandbox's cgroup, which a client expects behind the pid.
 //! Killing it ends nothing of the shim. A thread of the shim would not do, because a signal to a thread's number goes to the
 //! whole process (kill(2)), and would end the shim and the pod. The owner of the stand-in sees to the end of what it stands
-//! for ([`StandIn::killed`]).
+//! for ([`StandIn::killed`]). `ps` shows it as [`PROGRAM`] with the container's id.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,6 +21,9 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_
 
 use crate::sys::{self, Idle};
 
+/// The first word of its command line.
+const PROGRAM: &str = "tatami-container";
+
 /// The pid; it ends with this. It is nobody else's before: a process that was killed stays a zombie until then.
 #[derive(Debug)]
 pub(super) struct StandIn {
@@ -29,12 +33,12 @@ pub(super) struct StandIn {
 }
 
 impl StandIn {
-    /// Starts one in the network namespace of the VMM, and in the cgroups that have these files (`cgroup.procs`). Waits until its root is
+    /// Starts one for the container with this id, in the network namespace of the VMM, and in the cgroups that have these files (`cgroup.procs`). Waits until its root is
     /// empty: a matter of milliseconds.
     ///
     /// # Errors
     /// There can be no more processes or descriptors, or the process could not leave the host's file systems.
-    pub(super) fn new(vmm: u32, cgroups: &[PathBuf]) -> io::Result<Self> {
+    pub(super) fn new(container: &str, vmm: u32, cgroups: &[PathBuf]) -> io::Result<Self> {
         let network = File::open(format!("/proc/{vmm}/ns/net"));
         if let Err(error) = &network {
             tracing::debug!(%error, vmm, "a container's pid is not in the pod's network namespace");
@@ -42,13 +46,16 @@ impl StandIn {
         let network = network.ok();
         let opened = cgroups.iter().map(|file| File::options().write(true).open(file));
         let cgroups: Vec<OwnedFd> = opened.filter_map(Result::ok).map(OwnedFd::from).collect();
+        // As `docker ps` shortens an id; with the prefix it is what a name can have (proc_pid_comm(5)).
+        let name = CString::new(format!("vm:{container:.12}"))?;
         let (mut until, other) = UnixStream::pair()?;
         let other = OwnedFd::from(other);
         let pid = sys::spawn_idle(&Idle {
             until: &other,
             network: network.as_ref().map(AsFd::as_fd),
             cgroups: &cgroups,
-            name: c"container",
+            name: &name,
+            command_line: format!("{PROGRAM}\0{container}").as_bytes(),
         })?;
         let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::NotFound)?;
         // So that its end, should it come at once, is the end of the stream.
@@ -103,7 +110,7 @@ mod tests {
     #[tokio::test]
     async fn each_is_a_live_pid_of_its_own_until_it_is_dropped() {
         let own = std::process::id();
-        let (one, two) = (StandIn::new(own, &[]).unwrap(), StandIn::new(own, &[]).unwrap());
+        let (one, two) = (StandIn::new("one", own, &[]).unwrap(), StandIn::new("two", own, &[]).unwrap());
         assert_ne!(one.pid(), two.pid());
         let network = format!("/proc/{}/ns/net", one.pid());
         let link = |path: &str| std::fs::read_link(path).unwrap();
@@ -117,7 +124,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_kills_it_kills_nothing_else_and_its_pid_stays_its_own() {
-        let stand_in = StandIn::new(std::process::id(), &[]).unwrap();
+        let stand_in = StandIn::new("one", std::process::id(), &[]).unwrap();
         let status = format!("/proc/{}/status", stand_in.pid());
         kill_process(stand_in.pid, Signal::KILL).unwrap();
         while !std::fs::read_to_string(&status).unwrap().contains("State:\tZ") {
@@ -132,7 +139,7 @@ mod tests {
     /// What `nerdctl cp` and `nsenter` do with a pid.
     #[tokio::test]
     async fn its_root_is_empty_and_cannot_be_written_to() {
-        let stand_in = StandIn::new(std::process::id(), &[]).unwrap();
+        let stand_in = StandIn::new("one", std::process::id(), &[]).unwrap();
         let root = PathBuf::from(format!("/proc/{}/root", stand_in.pid()));
         assert_eq!(std::fs::read_dir(&root).unwrap().count(), 0);
         for name in ["new", "../new", "proc/../../new"] {
@@ -153,9 +160,21 @@ mod tests {
         }
     }
 
+    /// What `docker top` and `ps` print, which show the shim's own command line for a child that has none.
+    #[tokio::test]
+    async fn its_command_line_and_its_name_have_the_containers_id() {
+        let stand_in = StandIn::new("3f2a9c81b0aa77", std::process::id(), &[]).unwrap();
+        let file = |name: &str| std::fs::read_to_string(format!("/proc/{}/{name}", stand_in.pid())).unwrap();
+        let command_line = file("cmdline");
+        assert_eq!(command_line.trim_end_matches('\0'), "tatami-container\x003f2a9c81b0aa77");
+        assert_eq!(file("comm"), "vm:3f2a9c81b0aa\n");
+        let own = std::fs::read_to_string("/proc/self/cmdline").unwrap();
+        assert!(!own.contains("tatami-container"), "{own}");
+    }
+
     #[tokio::test]
     async fn it_is_heard_of_when_somebody_kills_it() {
-        let stand_in = StandIn::new(std::process::id(), &[]).unwrap();
+        let stand_in = StandIn::new("one", std::process::id(), &[]).unwrap();
         let killed = stand_in.killed().unwrap();
         kill_process(stand_in.pid, Signal::KILL).unwrap();
         killed.await;
@@ -163,7 +182,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_vmm_that_is_gone_is_no_obstacle() {
-        assert!(StandIn::new(u32::MAX, &[]).is_ok());
+        assert!(StandIn::new("one", u32::MAX, &[]).is_ok());
     }
 
     #[test]

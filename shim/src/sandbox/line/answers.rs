@@ -1,61 +1,42 @@
-//! What the guest may answer: what was asked, once, and no longer than an answer of that kind can be.
+//! What the guest may answer: what was asked, once, and no longer than [`LONGEST`].
 //!
 //! Decoded, a message can take fifty times its bytes (a list of empty messages), in this process, which no cgroup of the pod
 //! bounds. The longest is the longest that an honest agent gives, with room.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::io;
 
 use super::frames::{Frames, Kind, refuse};
 
-/// Longest answer in bytes, for a method that is not in [`LONGER`]: numbers, or the text of an error.
+/// Longest answer in bytes: numbers, or the text of an error.
 const LONGEST: usize = 64 << 10;
 
-/// Those with lists: some 20,000 processes.
-const LONGER: [(&str, usize); 1] = [("ListProcesses", 256 << 10)];
-
-/// Bytes at the beginning of a request that have its service and method.
-const NAMES: usize = 96;
-
 /// The calls that have not been answered.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Answers {
     requests: Frames,
     answers: Frames,
-    /// By the stream's number, the longest answer.
-    outstanding: HashMap<u32, usize>,
-}
-
-impl Default for Answers {
-    fn default() -> Self {
-        Self {
-            requests: Frames::with_beginnings(NAMES),
-            answers: Frames::default(),
-            outstanding: HashMap::new(),
-        }
-    }
+    /// Numbers of their streams.
+    outstanding: HashSet<u32>,
 }
 
 impl Answers {
     /// Takes note of requests that the guest is sent.
     pub(super) fn asked(&mut self, bytes: &[u8]) {
         let outstanding = &mut self.outstanding;
-        self.requests.pass(bytes, |header, beginning| {
-            let longer = LONGER
-                .iter()
-                .find(|(name, _)| method(beginning) == Some(name.as_bytes()));
-            outstanding.insert(header.stream, longer.map_or(LONGEST, |(_, longest)| *longest));
+        self.requests.pass(bytes, |header| {
+            outstanding.insert(header.stream);
         });
     }
 
     /// Takes note of what the guest answers.
     ///
     /// # Errors
-    /// It is not an answer that is waited for.
+    /// It is not an answer that is waited for, or it is too long.
     pub(super) fn read(&mut self, bytes: &[u8]) -> io::Result<()> {
         let mut refused = Ok(());
         let outstanding = &mut self.outstanding;
-        self.answers.pass(bytes, |header, _| {
+        self.answers.pass(bytes, |header| {
             let number = header.stream;
             let asked = outstanding.remove(&number);
             refused = match asked {
@@ -64,35 +45,21 @@ impl Answers {
                     "a frame of kind {} where answers are given",
                     header.kind.number()
                 )),
-                None => refuse(format!("an answer to call {number}, which nobody waits for")),
-                Some(longest) if header.length > longest => refuse(format!(
-                    "an answer of {} bytes, and {longest} are possible",
+                false => refuse(format!("an answer to call {number}, which nobody waits for")),
+                true if header.length > LONGEST => refuse(format!(
+                    "an answer of {} bytes, and {LONGEST} are possible",
                     header.length
                 )),
-                Some(_) => return,
+                true => return,
             };
         });
         refused
     }
 }
 
-/// The method in a request of ttrpc: its first field is the service, its second the method, both shorter than 128 bytes.
-fn method(request: &[u8]) -> Option<&[u8]> {
-    let (service, rest) = field(request, 0x0a)?;
-    let (method, _) = field(rest, 0x12)?;
-    (!service.is_empty()).then_some(method)
-}
-
-/// A field of bytes with this tag, and what follows it.
-fn field(bytes: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
-    let (head, rest) = bytes.split_at_checked(2)?;
-    (head[0] == tag && head[1] < 0x80)
-        .then(|| rest.split_at_checked(usize::from(head[1])))
-        .flatten()
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::frames::HEADER;
     use super::*;
     use protobuf::Message as _;
 
@@ -132,21 +99,12 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_as_long_as_one_of_its_kind_can_be() {
+    fn an_answer_that_is_too_long_is_refused_by_its_header() {
         let mut answers = Answers::default();
-        answers.asked(
-            &[
-                request(1, "Signal"),
-                request(3, "ListProcesses"),
-                request(5, "ListProcesses"),
-            ]
-            .concat(),
-        );
-        answers.read(&frame(3, 2, &vec![0; 256 << 10])).unwrap();
-        let long = vec![0; (256 << 10) + 1];
-        assert!(refused(&mut answers, &frame(5, 2, &long)).contains("262144 are possible"));
-        // The header alone is enough.
-        assert!(refused(&mut answers, &frame(1, 2, &long)[..10]).contains("65536 are possible"));
+        answers.asked(&[request(1, "Signal"), request(3, "Stats")].concat());
+        answers.read(&frame(3, 2, &vec![0; LONGEST])).unwrap();
+        let long = frame(1, 2, &vec![0; LONGEST + 1]);
+        assert!(refused(&mut answers, &long[..HEADER]).contains("65536 are possible"));
     }
 
     /// The first half is what the shim asks, the second what the guest answers.

@@ -49,62 +49,29 @@ pub(super) struct Frames {
     bytes: [u8; HEADER],
     /// Bytes of the header that are there.
     have: usize,
-    /// The frame that is going by, and bytes of it that are still to come.
-    frame: Option<(Header, usize)>,
-    /// Its first bytes, as many as are wanted.
-    beginning: Vec<u8>,
-    wanted: usize,
+    /// Bytes of the current frame that are still to come.
+    left: usize,
 }
 
 impl Frames {
-    /// The same, but a frame is told once so many of its bytes, or all, have gone by, and with them.
-    pub(super) fn with_beginnings(wanted: usize) -> Self {
-        Self {
-            wanted,
-            ..Self::default()
-        }
-    }
-
-    /// Takes note of bytes, and tells of each frame that begins with them.
-    pub(super) fn pass(&mut self, mut bytes: &[u8], mut tell: impl FnMut(Header, &[u8])) {
-        loop {
-            match &mut self.frame {
-                None => {
-                    let part = (HEADER - self.have).min(bytes.len());
-                    self.bytes[self.have..self.have + part].copy_from_slice(&bytes[..part]);
-                    self.have += part;
-                    bytes = &bytes[part..];
-                    if self.have < HEADER {
-                        return;
-                    }
-                    let header = header(self.bytes);
-                    self.have = 0;
-                    self.beginning.clear();
-                    if self.wanted.min(header.length) == 0 {
-                        tell(header, &[]);
-                    }
-                    if header.length > 0 {
-                        self.frame = Some((header, header.length));
-                    }
-                }
-                Some((header, left)) => {
-                    if bytes.is_empty() {
-                        return;
-                    }
-                    let part = (*left).min(bytes.len());
-                    let missing = self.wanted.min(header.length) - self.beginning.len();
-                    if missing > 0 {
-                        self.beginning.extend(&bytes[..missing.min(part)]);
-                        if missing <= part {
-                            tell(*header, &self.beginning);
-                        }
-                    }
-                    *left -= part;
-                    bytes = &bytes[part..];
-                    if *left == 0 {
-                        self.frame = None;
-                    }
-                }
+    /// Takes note of bytes, and tells of each frame whose header is complete with them.
+    pub(super) fn pass(&mut self, mut bytes: &[u8], mut tell: impl FnMut(Header)) {
+        while !bytes.is_empty() {
+            if self.left > 0 {
+                let part = self.left.min(bytes.len());
+                self.left -= part;
+                bytes = &bytes[part..];
+                continue;
+            }
+            let part = (HEADER - self.have).min(bytes.len());
+            self.bytes[self.have..self.have + part].copy_from_slice(&bytes[..part]);
+            self.have += part;
+            bytes = &bytes[part..];
+            if self.have == HEADER {
+                let header = header(self.bytes);
+                self.have = 0;
+                self.left = header.length;
+                tell(header);
             }
         }
     }
@@ -131,8 +98,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_frame_is_told_with_its_beginning_wherever_it_is_cut(
-            lengths in prop::collection::vec(0_usize..40, 1..20), cut in 1_usize..30, wanted in 0_usize..20,
+        fn every_frame_is_told_wherever_it_is_cut(
+            lengths in prop::collection::vec(0_usize..40, 1..20), cut in 1_usize..30,
         ) {
             let mut bytes = Vec::new();
             for (number, length) in (1_u32..).zip(&lengths) {
@@ -141,15 +108,14 @@ mod tests {
                 bytes.extend([2, 0]);
                 bytes.extend(std::iter::repeat_n(u8::try_from(number).unwrap(), *length));
             }
-            let mut frames = Frames::with_beginnings(wanted);
+            let mut frames = Frames::default();
             let mut told = Vec::new();
             for piece in bytes.chunks(cut) {
-                frames.pass(piece, |header, beginning| told.push((header, beginning.to_vec())));
+                frames.pass(piece, |header| told.push(header));
             }
             prop_assert_eq!(told.len(), lengths.len());
-            for ((number, length), (header, beginning)) in (1_u32..).zip(&lengths).zip(told) {
+            for ((number, length), header) in (1_u32..).zip(&lengths).zip(told) {
                 prop_assert_eq!(header, Header { length: *length, stream: number, kind: Kind::Response });
-                prop_assert_eq!(beginning, vec![u8::try_from(number).unwrap(); wanted.min(*length)]);
             }
         }
     }
