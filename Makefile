@@ -104,6 +104,11 @@ test: ## deps + build, then all tests, the end-to-end ones included
 	@$(MAKE) deps-containerd
 	@TATAMI_BUILD=$(BUILD) scripts/test
 
+.PHONY: stress
+stress: build ## the loads of tests/tests/stress.rs in full, and a million simulated histories (STRESS="cycles" for some)
+	@TATAMI_BUILD=$(BUILD) TATAMI_STRESS=1 TATAMI_HISTORIES=1000000 scripts/test --profile stress \
+		-E 'binary(stress) or binary(simulation)' $(STRESS)
+
 .PHONY: test-kvm
 test-kvm: build ## end-to-end tests on real KVM in an emulated VM (root; KVM_TESTS=core, KVM_CONTAINERD=1.7, …)
 	@if [ "$(or $(KVM_CONTAINERD),1.6)" != 1.6 ]; then scripts/containerd-versions; fi

@@ -21,6 +21,9 @@ pub(crate) enum ResizeError {
     /// What is left to the agent and the kernel.
     #[error(transparent)]
     Reserve(#[from] cgroup::Error),
+    /// There can be no thread.
+    #[error("set what is left to the agent and the kernel")]
+    Thread(#[source] std::io::Error),
 }
 
 /// Why a request was not carried out.

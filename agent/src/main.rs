@@ -1,6 +1,7 @@
 //! The guest agent. The program is `/init`; as `launch`, the child that becomes a container's process; as
 //! `memlock-probe`, a child that maps perf buffers as a process would; and as `/pause`, the process of a pod's sandbox.
 
+mod blocking;
 mod boot;
 mod bpf;
 mod cgroup;

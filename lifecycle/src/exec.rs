@@ -73,7 +73,7 @@ impl<E: Clone> Core<E> {
         let next = match (start.step, done) {
             (ExecStep::Opening, Ok(())) => (ExecStep::InGuest, Work::GuestExec(name.clone())),
             (ExecStep::InGuest, Ok(())) => (ExecStep::Connecting, Work::ConnectExec(name.clone())),
-            (ExecStep::Connecting, Ok(())) => return self.exec_started(name, start.reply),
+            (ExecStep::Connecting, Ok(())) => return self.exec_started(now, name, start.reply),
             (step, Err(failure)) => {
                 let guest = match (step, failure.fault) {
                     (ExecStep::Opening, _) | (ExecStep::InGuest, Fault::Refused | Fault::Phase | Fault::Missing) => {
@@ -91,7 +91,7 @@ impl<E: Clone> Core<E> {
         }
     }
 
-    fn exec_started(&mut self, name: &ProcessName, reply: Reply) {
+    fn exec_started(&mut self, now: SystemTime, name: &ProcessName, reply: Reply) {
         let Some(exec) = self.exec_mut(name) else { return };
         let early = match exec.life {
             Life::Starting { exit } => exit,
@@ -107,7 +107,21 @@ impl<E: Clone> Core<E> {
         if let Some((exit, output)) = early {
             self.begin_ending(name, exit, output);
         }
-        self.send(name, signals);
+        self.send(now, name, signals);
+    }
+
+    /// Ends the start of an exec, whatever it waits for: it was sent SIGKILL. False where it is not being started.
+    pub(crate) fn end_exec_start(&mut self, now: SystemTime, name: &ProcessName) -> bool {
+        let Some(start) = self.exec_mut(name).and_then(|exec| exec.start) else {
+            return false;
+        };
+        let guest = match start.step {
+            ExecStep::Opening => InGuest::No,
+            ExecStep::InGuest | ExecStep::Connecting => InGuest::Lingers,
+        };
+        let refusal = Refusal::Interrupted(name.clone());
+        self.exec_failed(now, name, guest, Answer::Refused(refusal));
+        true
     }
 
     /// A start that has failed, or was overtaken. Of an exec that was never told to have started no exit is told.
@@ -134,7 +148,7 @@ impl<E: Clone> Core<E> {
         if lingers {
             self.kill_exec(name);
         }
-        self.send(name, signals);
+        self.send(now, name, signals);
         self.exec_is_over(now, name);
     }
 

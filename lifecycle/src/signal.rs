@@ -8,6 +8,8 @@
 //! containerd waits without a limit for the exit of a process that it has killed. A process that is blocked in the
 //! kernel, for example by a file server that does not answer, does not die of SIGKILL.
 
+use std::time::SystemTime;
+
 use protocol::phase::{Phase, Verb};
 
 use crate::id::{ContainerId, ProcessName};
@@ -17,7 +19,7 @@ use crate::state::{Ladder, Life, Operation, Rung, SIGKILL, Signal};
 use crate::step::Done;
 
 impl<E: Clone> Core<E> {
-    pub(crate) fn kill(&mut self, reply: Reply, name: ProcessName, signal: u32, all: bool) {
+    pub(crate) fn kill(&mut self, now: SystemTime, reply: Reply, name: ProcessName, signal: u32, all: bool) {
         let has_vm = self.has_vm();
         let life = match self.life_mut(&name) {
             None | Some(Life::Creating { .. }) => return self.refuse(reply, Refusal::NotFound(name)),
@@ -28,6 +30,9 @@ impl<E: Clone> Core<E> {
         }
         if name.exec.is_some() && life == Life::Created {
             return self.refuse_phase(reply, Verb::Signal, name, Phase::Created);
+        }
+        if signal == SIGKILL && self.end_exec_start(now, &name) {
+            return self.answer(reply, Answer::Done);
         }
         if self.is_starting(&name, signal) {
             let waits = Signal {
@@ -75,9 +80,9 @@ impl<E: Clone> Core<E> {
     }
 
     /// The start is over: sends what has waited for that, in its order, or refuses it where the start has failed.
-    pub(crate) fn send(&mut self, name: &ProcessName, signals: Vec<Signal>) {
+    pub(crate) fn send(&mut self, now: SystemTime, name: &ProcessName, signals: Vec<Signal>) {
         for Signal { reply, number, all } in signals {
-            self.kill(reply, name.clone(), number, all);
+            self.kill(now, reply, name.clone(), number, all);
         }
     }
 

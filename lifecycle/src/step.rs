@@ -32,7 +32,7 @@ impl<E: Clone> Core<E> {
             };
             if container.operation.is_none() && !container.signals.is_empty() {
                 let signals = std::mem::take(&mut container.signals);
-                self.send(&ProcessName::init(id.clone()), signals);
+                self.send(now, &ProcessName::init(id.clone()), signals);
             }
             let Some(container) = self.containers.get_mut(&id) else {
                 continue;
@@ -52,7 +52,7 @@ impl<E: Clone> Core<E> {
         match request {
             Request::Create(id) => self.create(reply, id),
             Request::AddExec(name) => self.add_exec(reply, name),
-            Request::Kill { name, signal, all } => self.kill(reply, name, signal, all),
+            Request::Kill { name, signal, all } => self.kill(now, reply, name, signal, all),
             Request::Start(name) if name.exec.is_some() => self.start_exec(reply, name),
             Request::Delete(name) if name.exec.is_some() => self.delete_exec(now, reply, name),
             Request::Start(ref name) | Request::Delete(ref name) => {

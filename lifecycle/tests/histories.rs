@@ -293,20 +293,49 @@ const SIGINT: u32 = 2;
 
 #[test]
 fn a_signal_to_what_is_being_started_is_sent_once_it_runs() {
-    for name in [init("c"), exec("c")] {
-        for signal in [SIGINT, SIGKILL] {
-            let effects = signalled_at_start(&name, signal, Ok(()));
-            let runs = effects
-                .iter()
-                .position(|effect| matches!(effect, Effect::Enter(_, _, Some(Event::Started))));
-            let sent = effects
-                .iter()
-                .position(|effect| matches!(effect, Effect::Do(_, Work::Signal { .. })));
-            assert_eq!(sends(&effects), [signal], "{name}");
-            // SIGKILL ends a container's first process at any time.
-            let at_once = name.exec.is_none() && signal == SIGKILL;
-            assert_eq!(sent < runs, at_once, "{name} {signal}: {effects:?}");
-        }
+    for (name, signal) in [(init("c"), SIGINT), (init("c"), SIGKILL), (exec("c"), SIGINT)] {
+        let effects = signalled_at_start(&name, signal, Ok(()));
+        let runs = effects
+            .iter()
+            .position(|effect| matches!(effect, Effect::Enter(_, _, Some(Event::Started))));
+        let sent = effects
+            .iter()
+            .position(|effect| matches!(effect, Effect::Do(_, Work::Signal { .. })));
+        assert_eq!(sends(&effects), [signal], "{name}");
+        // SIGKILL ends a container's first process at any time.
+        assert_eq!(sent < runs, signal == SIGKILL, "{name} {signal}: {effects:?}");
+    }
+}
+
+#[test]
+fn sigkill_ends_the_start_of_an_exec_and_does_not_wait_for_it() {
+    for held in [
+        Work::OpenStreams(exec("c")),
+        Work::GuestExec(exec("c")),
+        Work::ConnectExec(exec("c")),
+    ] {
+        let mut sandbox = Sandbox::new();
+        sandbox.run("c");
+        sandbox.ask(Request::AddExec(exec("c")));
+        let begun = sandbox.ask(Request::Start(exec("c")));
+        let waits = sandbox.settle(begun, |work| *work == held);
+        let start = job(&waits, |work| *work == held);
+        let killed = sandbox.ask(Request::Kill {
+            name: exec("c"),
+            signal: SIGKILL,
+            all: false,
+        });
+        let answers = answers(&killed);
+        assert!(
+            matches!(answers[..], [Answer::Refused(Refusal::Interrupted(_)), Answer::Done]),
+            "{held:?}: {answers:?}"
+        );
+        assert!(killed.contains(&Effect::Abandon(start)));
+        // The guest knows it from the second step on.
+        let in_guest = !matches!(held, Work::OpenStreams(_));
+        assert_eq!(sends(&killed).len(), usize::from(in_guest), "{held:?}");
+        let told = |effect: &Effect<_>| matches!(effect, Effect::Enter(_, _, Some(_)));
+        assert!(!killed.iter().any(told), "{killed:?}");
     }
 }
 

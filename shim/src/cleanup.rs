@@ -90,7 +90,10 @@ fn pay(run_dir: &RunDir) -> Option<ChildStdin> {
             let mut command = Command::new(program);
             command.arg("-poststop").arg(&directory).current_dir("/");
             // containerd waits for the end of `delete`'s streams as well.
-            command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+            command
+                .stdin(Stdio::piped())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
             sys::detach(&mut command);
             command.spawn()
         }),

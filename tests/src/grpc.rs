@@ -1,9 +1,8 @@
-//! Calls of containerd's gRPC services over its socket. Knows no service; of tasks the calls that `ctr` does not make.
+//! Calls of containerd's gRPC services over its socket. Knows no service.
 
-use std::{collections::HashMap, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
 use prost::Message;
-use serde_json::Value;
 use tokio::runtime::Runtime;
 use tonic::{
     Request, Status,
@@ -75,92 +74,4 @@ impl Connection {
             }),
         }
     }
-
-    /// Changes the limits of a container's task: `linux.resources` of the OCI specification.
-    pub(crate) fn update_task(&self, namespace: &str, container: &str, resources: &Value) -> Result<()> {
-        let request = UpdateTaskRequest {
-            container_id: container.to_owned(),
-            resources: Some(Any {
-                type_url: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".to_owned(),
-                value: resources.to_string().into_bytes(),
-            }),
-            annotations: HashMap::new(),
-        };
-        let _: Empty = self.task("Update", namespace, request)?;
-        Ok(())
-    }
-
-    /// Creates and starts the task of a container on a rootfs of these mounts, whatever its snapshot is.
-    pub(crate) fn start_task(&self, namespace: &str, container: &str, rootfs: Vec<Mount>) -> Result<()> {
-        let container_id = container.to_owned();
-        let create = CreateTaskRequest {
-            container_id: container_id.clone(),
-            rootfs,
-        };
-        let _: Empty = self.task("Create", namespace, create)?;
-        let _: Empty = self.task("Start", namespace, StartRequest { container_id })?;
-        Ok(())
-    }
-
-    fn task<Q, A>(&self, method: &str, namespace: &str, request: Q) -> Result<A>
-    where
-        Q: Message + 'static,
-        A: Message + Default + 'static,
-    {
-        let mut request = Request::new(request);
-        let namespace = namespace
-            .parse()
-            .map_err(|_| Error::unexpected("a namespace that is no header"))?;
-        request.metadata_mut().insert("containerd-namespace", namespace);
-        self.call("containerd.services.tasks.v1.Tasks", method, request)
-    }
 }
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct UpdateTaskRequest {
-    #[prost(string, tag = "1")]
-    container_id: String,
-    #[prost(message, optional, tag = "2")]
-    resources: Option<Any>,
-    #[prost(map = "string, string", tag = "3")]
-    annotations: HashMap<String, String>,
-}
-
-/// A mount of a rootfs, as snapshotters describe it.
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct Mount {
-    /// Its file system.
-    #[prost(string, tag = "1")]
-    pub kind: String,
-    /// What is mounted.
-    #[prost(string, tag = "2")]
-    pub source: String,
-    /// As for mount(8).
-    #[prost(string, repeated, tag = "4")]
-    pub options: Vec<String>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct CreateTaskRequest {
-    #[prost(string, tag = "1")]
-    container_id: String,
-    #[prost(message, repeated, tag = "3")]
-    rootfs: Vec<Mount>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct StartRequest {
-    #[prost(string, tag = "1")]
-    container_id: String,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct Any {
-    #[prost(string, tag = "1")]
-    type_url: String,
-    #[prost(bytes = "vec", tag = "2")]
-    value: Vec<u8>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct Empty {}

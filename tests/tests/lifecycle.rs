@@ -52,6 +52,21 @@ fn a_signal_reaches_the_program_which_may_handle_it() -> Result<()> {
     node.nothing_left()
 }
 
+/// As `ctr kill` after `ctr container create` and a task that was not started: the program has not run yet, and never will.
+#[test]
+fn sigterm_ends_a_container_that_was_created_and_not_started() -> Result<()> {
+    let node = Node::start()?;
+    let spec = node.spec("created", &["sleep", "1000"])?;
+    node.create_spec("created", &spec)?;
+    let (tasks, id) = (node.tasks()?, node.id("created"));
+    tasks.create(&id)?;
+    assert_eq!(node.status("created")?.as_deref(), Some("CREATED"));
+    tasks.kill(&id, "", 15)?;
+    assert_ne!(tasks.wait(&id, "")?, 0);
+    node.forget("created")?;
+    node.nothing_left()
+}
+
 #[test]
 fn a_signal_to_all_ends_every_process_of_the_container() -> Result<()> {
     let node = Node::start()?;
@@ -115,4 +130,57 @@ fn five_at_once_leave_nothing_behind() -> Result<()> {
         assert_eq!(container.wait()?.success()?.stdout(), format!("once{number}\n"));
     }
     node.nothing_left()
+}
+
+mod kata_only {
+    use std::{fs, thread};
+
+    use framework::Error;
+    use nix::sys::signal::Signal;
+    use serde_json::json;
+
+    use super::*;
+
+    /// The file server is stopped, so the start waits until it goes on.
+    #[test]
+    fn sigkill_to_an_exec_that_is_being_started_does_not_wait_for_the_start() -> Result<()> {
+        let node = Node::start()?;
+        let shared = node.dir().join("shared");
+        fs::create_dir(&shared)?;
+        let spec = node
+            .spec("base", &["sleep", "1000"])?
+            .bind(&shared, "/shared", &["rw"])?;
+        node.run_spec("base", &spec)?.arg("-d").ok()?;
+        let (tasks, id) = (node.tasks()?, node.id("base"));
+        let process = json!({
+            "args": ["sh", "-c", "echo ran > /shared/ran"], "cwd": "/shared/new", "env": ["PATH=/bin"],
+            "user": { "uid": 0, "gid": 0 },
+        });
+        tasks.exec(&id, "slow", &process)?;
+        // The guest has never looked it up.
+        fs::create_dir(shared.join("new"))?;
+        node.signal_process("base", "virtiofsd", Signal::SIGSTOP)?;
+        let (killed, started) = thread::scope(|scope| {
+            let start = scope.spawn(|| tasks.start(&id, "slow"));
+            let killed = loop {
+                match tasks.kill(&id, "slow", 9) {
+                    // It is not being started yet.
+                    Err(Error::Rpc { message, .. }) if message.contains("created") && !start.is_finished() => {}
+                    killed => break killed,
+                }
+            };
+            let started = start.join();
+            // Whatever has come of it: the machine is to be as it was.
+            node.signal_process("base", "virtiofsd", Signal::SIGCONT)
+                .map(|()| (killed, started))
+        })?;
+        killed?;
+        let started = started.map_err(|_| Error::unexpected("the start has panicked"))?;
+        assert!(started.is_err(), "it was started");
+        tasks.delete_exec(&id, "slow")?;
+        // The id is free, and what was killed has not run.
+        assert_eq!(node.exec("base", "slow").sh("ls /shared").ok()?, "new\n");
+        node.remove("base")?;
+        node.nothing_left()
+    }
 }

@@ -26,6 +26,7 @@ use rustix::fs::{Mode, OFlags, openat};
 use rustix::process::Pid;
 use tokio::time::timeout;
 
+use crate::blocking;
 use crate::ids::ContainerId;
 pub(crate) use reserve::{
     Usage, keep as renew_reserve, limits_changed, may_grow, memory_events, memory_stalls, prepare_to_give_back,
@@ -369,11 +370,12 @@ impl Cgroup {
         self.kill()?;
         self.reached(&watch, "populated", 0, "killed").await?;
         let path = self.path.clone();
-        let removing = tokio::task::spawn_blocking(move || tree::remove(&path));
-        let removed = removing.await.map_err(std::io::Error::other).flatten();
-        removed.map_err(failed("remove", &self.path))?;
-        read_ahead::adapt();
-        Ok(())
+        let removing = blocking::run(move || {
+            tree::remove(&path)?;
+            read_ahead::adapt();
+            Ok(())
+        });
+        removing.await.flatten().map_err(failed("remove", &self.path))
     }
 
     /// The processes in it and below.

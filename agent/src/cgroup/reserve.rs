@@ -82,7 +82,7 @@ fn margin(limit: u64) -> u64 {
     (limit / 8).clamp(MEMORY_LEAST / 2, 64 << 20)
 }
 
-/// Says how much the VM may still get, from the next [`keep`] on.
+/// Says how much the VM may still get, from the next [`keep`] on. Blocks while one is under way.
 pub(crate) fn may_grow(bytes: u64) {
     *MORE.lock().unwrap_or_else(PoisonError::into_inner) = bytes;
 }

@@ -9,6 +9,7 @@ use protocol::agent::StatsResponse;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{Container, Life, Slot, Verb, limit_own_disks};
+use crate::blocking;
 use crate::cgroup::Cgroup;
 use crate::error::Error;
 use crate::ids::ExecId;
@@ -33,16 +34,19 @@ impl Drop for Thawed<'_> {
 }
 
 impl Container {
-    /// Sends a signal to a process, or to all of the container.
+    /// Sends a signal to a process, or to all of the container. SIGKILL ends the launch of an exec, which is not there yet.
     ///
     /// # Errors
-    /// The process has ended; there is no such signal.
+    /// The process has ended, or is not there; there is no such signal.
     pub(crate) fn signal(&self, exec: &ExecId, signal: u32, all: bool) -> Result<(), Error> {
         let number = i32::try_from(signal)
             .ok()
             .filter(|number| (1..=LAST_SIGNAL.cast_signed()).contains(number))
             .ok_or_else(|| Error::Range(self.id.clone(), "the signal"))?;
         let state = self.lock();
+        if let (Some(Slot::Launching(launch)), libc::SIGKILL) = (state.processes.get(exec), number) {
+            launch.notify_one();
+        }
         let process = self.process(&state, exec)?;
         if process.ended {
             return Err(Error::Finished(self.id.clone(), exec.clone()));
@@ -124,9 +128,14 @@ impl Container {
         Ok(())
     }
 
-    /// What it has used.
-    pub(crate) fn stats(&self) -> StatsResponse {
-        self.cgroup.stats()
+    /// What it has used. On a thread of its own: the kernel sums up the figures of all cgroups below.
+    ///
+    /// # Errors
+    /// There can be no thread.
+    pub(crate) async fn stats(&self) -> Result<StatsResponse, Error> {
+        let cgroup = Arc::clone(&self.cgroup);
+        let read = blocking::run(move || cgroup.stats()).await;
+        read.map_err(self.system("read what it has used"))
     }
 
     /// Freezes it.
@@ -168,10 +177,9 @@ impl Container {
         self.check(&self.lock(), Verb::Update)?;
         limit_own_disks(&self.id, &mut resources, &self.disks);
         let cgroup = Arc::clone(&self.cgroup);
-        match tokio::task::spawn_blocking(move || cgroup.apply(&resources)).await {
-            Ok(result) => result.map_err(|error| self.in_cgroup(error)),
-            Err(error) => Err(self.system("change the limits")(std::io::Error::other(error))),
-        }
+        let applied = blocking::run(move || cgroup.apply(&resources)).await;
+        let applied = applied.map_err(self.system("change the limits"))?;
+        applied.map_err(|error| self.in_cgroup(error))
     }
 
     /// Forgets an exec that has ended.

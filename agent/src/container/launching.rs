@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxNamespaceType, Process as ProcessSpec};
 use protocol::agent::Stdio;
 use tatami_agent::launch::{LaunchError, LaunchRequest, Launched, Target, launch};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout;
 
 use super::{Container, Life, Slot, Verb};
@@ -39,7 +39,7 @@ struct Reserved<'a>(&'a Container, &'a ExecId);
 impl Drop for Reserved<'_> {
     fn drop(&mut self) {
         let mut state = self.0.lock();
-        if matches!(state.processes.get(self.1), Some(Slot::Launching)) {
+        if matches!(state.processes.get(self.1), Some(Slot::Launching(_))) {
             state.processes.remove(self.1);
         }
     }
@@ -108,22 +108,23 @@ impl Container {
         Ok(())
     }
 
-    /// Adds a process and executes its program. Dropped, or overtaken by the container's end, it leaves nothing.
+    /// Adds a process and executes its program. Dropped, or overtaken by SIGKILL or by the container's end, it leaves nothing.
     ///
     /// # Errors
     /// The name is taken, the container does not run, or the program cannot be executed.
     pub(crate) async fn exec(self: &Arc<Self>, exec: ExecId, spec: ProcessSpec, stdio: &Stdio) -> Result<u32, Error> {
-        let init = self.reserve(&exec)?;
+        let (init, killed) = self.reserve(&exec)?;
         let _reserved = Reserved(self, &exec);
         let mut stopped = self.stopped.subscribe();
         tokio::select! {
             result = self.exec_reserved(&exec, init, spec, stdio) => result,
             _ = stopped.wait_for(|stopped| *stopped) => Err(Error::Finished(self.id.clone(), ExecId::Init)),
+            () = killed.notified() => Err(Error::GivenUp(self.id.clone())),
         }
     }
 
-    /// Takes the name, and gives a pidfd of the first process.
-    fn reserve(&self, exec: &ExecId) -> Result<OwnedFd, Error> {
+    /// Takes the name. The answer is a pidfd of the first process, and what is notified when the launch is to end.
+    fn reserve(&self, exec: &ExecId) -> Result<(OwnedFd, Arc<Notify>), Error> {
         let mut state = self.lock();
         self.check(&state, Verb::Exec)?;
         if state.processes.contains_key(exec) {
@@ -133,8 +134,11 @@ impl Container {
             Some(pidfd) => pidfd.try_clone().map_err(self.system("duplicate a pidfd"))?,
             None => return Err(Error::Finished(self.id.clone(), ExecId::Init)),
         };
-        state.processes.insert(exec.clone(), Slot::Launching);
-        Ok(init)
+        let killed = Arc::new(Notify::new());
+        state
+            .processes
+            .insert(exec.clone(), Slot::Launching(Arc::clone(&killed)));
+        Ok((init, killed))
     }
 
     async fn exec_reserved(

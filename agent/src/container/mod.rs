@@ -20,9 +20,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use oci_spec::runtime::{LinuxResources, Spec};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
+use crate::blocking;
 use crate::cgroup::{self, Cgroup};
 use crate::dial::Dialer;
 use crate::error::Error;
@@ -47,7 +48,8 @@ pub(crate) struct Services {
 /// A name that is taken, and the process once there is one.
 #[derive(Debug)]
 enum Slot {
-    Launching,
+    /// The launch ends when this is notified.
+    Launching(Arc<Notify>),
     Process(Box<Process>),
 }
 
@@ -91,35 +93,32 @@ impl Container {
         services: Services,
     ) -> Result<Self, Error> {
         let linux = spec.linux_mut().as_mut();
-        if let Some(resources) = linux.and_then(|linux| linux.resources_mut().as_mut()) {
+        let mut resources = linux.and_then(|linux| linux.resources_mut().as_mut());
+        if let Some(resources) = &mut resources {
             limit_own_disks(&id, resources, &disks);
         }
         let in_cgroup = |source| Error::Cgroup { id: id.clone(), source };
-        let cgroup = Arc::new(Cgroup::create(&id).map_err(in_cgroup)?);
-        match Self::with_cgroup(id.clone(), spec, disks, services, Arc::clone(&cgroup)) {
-            Ok(container) => Ok(container),
+        let (owner, resources) = (id.clone(), resources.cloned());
+        // The kernel may have to reclaim memory for a limit.
+        let made = blocking::run(move || {
+            let cgroup = Cgroup::create(&owner)?;
+            let limited = limit(&cgroup, resources.as_ref());
+            Ok((Arc::new(cgroup), limited))
+        });
+        let made = made.await.map_err(|source| Error::System {
+            id: id.clone(),
+            what: "make the cgroup",
+            source,
+        })?;
+        let (cgroup, limited) = made.map_err(in_cgroup)?;
+        let changes = match limited.and_then(|()| cgroup.oom_changes()) {
+            Ok(changes) => changes,
             Err(source) => {
                 // What failed first is the better thing to say.
                 let _ = cgroup.remove().await;
-                Err(Error::Cgroup { id, source })
+                return Err(in_cgroup(source));
             }
-        }
-    }
-
-    fn with_cgroup(
-        id: ContainerId,
-        spec: Spec,
-        disks: Vec<Plugged>,
-        services: Services,
-        cgroup: Arc<Cgroup>,
-    ) -> Result<Self, cgroup::Error> {
-        let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-        if let Some(resources) = resources {
-            cgroup.apply(resources)?;
-        }
-        let devices = resources.and_then(|resources| resources.devices().as_deref());
-        cgroup.restrict_devices(devices.unwrap_or_default())?;
-        let changes = cgroup.oom_changes()?;
+        };
         let oom = Arc::new(OomReporter::new(
             id.clone(),
             Arc::clone(&cgroup),
@@ -173,9 +172,18 @@ impl Container {
     fn process<'a>(&self, state: &'a State, exec: &ExecId) -> Result<&'a Process, Error> {
         match state.processes.get(exec) {
             Some(Slot::Process(process)) => Ok(process),
-            Some(Slot::Launching) | None => Err(Error::NoProcess(self.id.clone(), exec.clone())),
+            Some(Slot::Launching(_)) | None => Err(Error::NoProcess(self.id.clone(), exec.clone())),
         }
     }
+}
+
+/// Sets what the specification limits, and the devices that it allows. Blocks.
+fn limit(cgroup: &Cgroup, resources: Option<&LinuxResources>) -> Result<(), cgroup::Error> {
+    if let Some(resources) = resources {
+        cgroup.apply(resources)?;
+    }
+    let devices = resources.and_then(|resources| resources.devices().as_deref());
+    cgroup.restrict_devices(devices.unwrap_or_default())
 }
 
 /// Gives limits of I/O the guest's numbers of the container's disks. For files that the host shares there is nothing to limit here.
@@ -194,7 +202,7 @@ impl State {
     fn live(&self) -> impl Iterator<Item = (&ExecId, &Process)> {
         self.processes.iter().filter_map(|(exec, slot)| match slot {
             Slot::Process(process) if !process.ended => Some((exec, &**process)),
-            Slot::Process(_) | Slot::Launching => None,
+            Slot::Process(_) | Slot::Launching(_) => None,
         })
     }
 }

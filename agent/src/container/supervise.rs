@@ -92,7 +92,7 @@ impl Container {
             others
                 .filter_map(|(_, slot)| match slot {
                     Slot::Process(process) => Some(process.published.subscribe()),
-                    Slot::Launching => None,
+                    Slot::Launching(_) => None,
                 })
                 .collect()
         };

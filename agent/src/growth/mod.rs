@@ -9,6 +9,7 @@
 
 mod plan;
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use protocol::agent::{MemoryDemand, MemoryGranted};
@@ -17,6 +18,7 @@ use tokio::time::sleep;
 use ttrpc::context::Context;
 
 use self::plan::{Cause, LOOK, Plan};
+use crate::blocking;
 use crate::cgroup::{self, Stalls, Usage, Watch};
 use crate::report;
 use crate::uevents::Uevents;
@@ -50,7 +52,7 @@ impl Signs {
     }
 
     /// Waits for the next one. `grown`: there may be too much.
-    async fn next(&self, grown: bool) -> std::io::Result<Option<Cause>> {
+    async fn next(&self, grown: bool) -> io::Result<Option<Cause>> {
         let stalled = async {
             match &self.stalls {
                 Some(stalls) => stalls.next().await,
@@ -107,10 +109,14 @@ struct Growth {
 impl Growth {
     async fn look(&mut self, cause: Cause) {
         let now = Instant::now();
-        let usage = match Usage::read() {
-            Ok(usage) => usage,
-            Err(error) => {
-                tracing::warn!(error = report::chain(&error), "what the containers use cannot be read");
+        // The kernel sums up the figures of all cgroups.
+        let usage = match blocking::run(Usage::read).await {
+            Ok(Ok(usage)) => usage,
+            failed => {
+                say(
+                    failed.map(|read| read.map(drop)),
+                    "what the containers use cannot be read",
+                );
                 sleep(WINDOW).await;
                 return;
             }
@@ -166,7 +172,10 @@ impl Growth {
         self.next_look = now + LOOK;
         if self.plan.extra < before && self.plan.more() > 0 {
             // The memory has yet to go: the host tells when it has, and the mark is right until then.
-            cgroup::may_grow(self.plan.more());
+            let more = self.plan.more();
+            // It waits for who sets the marks.
+            let noted = blocking::run(move || cgroup::may_grow(more)).await;
+            say(noted.map(Ok), "what the VM may still get is not taken note of");
         } else {
             set_marks(self.plan.more()).await;
         }
@@ -205,7 +214,7 @@ impl Growth {
 
 /// Sets what the containers may have anew, on a thread: the kernel may have to reclaim what is beyond.
 async fn set_marks(more: u64) {
-    let setting = tokio::task::spawn_blocking(move || {
+    let setting = blocking::run(move || {
         cgroup::may_grow(more);
         cgroup::renew_reserve()
     });
@@ -213,11 +222,11 @@ async fn set_marks(more: u64) {
 }
 
 async fn give_back(bytes: u64) {
-    let lowering = tokio::task::spawn_blocking(move || cgroup::prepare_to_give_back(bytes));
+    let lowering = blocking::run(move || cgroup::prepare_to_give_back(bytes));
     say(lowering.await, "memory is not made free before it is given back");
 }
 
-fn say(result: Result<Result<(), cgroup::Error>, tokio::task::JoinError>, what: &str) {
+fn say(result: io::Result<Result<(), cgroup::Error>>, what: &str) {
     match result {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::warn!(error = report::chain(&error), "{what}"),

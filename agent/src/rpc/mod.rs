@@ -15,6 +15,7 @@ use protocol::agent_ttrpc::Agent;
 use serde::de::DeserializeOwned;
 use ttrpc::r#async::TtrpcContext;
 
+use crate::blocking;
 use crate::cgroup;
 use crate::container::Container;
 use crate::error::{Error, ResizeError};
@@ -89,12 +90,8 @@ impl Service {
     async fn try_report(&self, request: HostChanges) -> Result<(), Error> {
         let volumes = self.0.volumes().clone();
         // Each may ask the host's file system.
-        let telling =
-            tokio::task::spawn_blocking(move || request.changes.iter().try_for_each(|change| volumes.tell(change)));
-        telling
-            .await
-            .unwrap_or_else(|error| Err(std::io::Error::other(error)))
-            .map_err(Error::NoChanges)
+        let telling = blocking::run(move || request.changes.iter().try_for_each(|change| volumes.tell(change)));
+        telling.await.flatten().map_err(Error::NoChanges)
     }
 }
 
@@ -175,10 +172,11 @@ impl Agent for Service {
     }
 
     async fn stats(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<StatsResponse> {
-        answer(
-            "stats",
-            self.container(&request.container_id).map(|container| container.stats()),
-        )
+        let stats = match self.container(&request.container_id) {
+            Ok(container) => container.stats().await,
+            Err(error) => Err(error),
+        };
+        answer("stats", stats)
     }
 
     async fn pause(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
@@ -234,10 +232,11 @@ impl Agent for Service {
 
     async fn resize(&self, _: &TtrpcContext, request: ResizeRequest) -> ttrpc::Result<Empty> {
         // Memory first: it is there already, and CPUs may take their time.
-        let kept = cgroup::renew_reserve().map_err(ResizeError::from);
+        let kept = blocking::run(cgroup::renew_reserve).await;
         let result = match kept {
-            Ok(()) => crate::cpus::online(request.cpus).await.map_err(ResizeError::from),
-            Err(error) => Err(error),
+            Ok(Ok(())) => crate::cpus::online(request.cpus).await.map_err(ResizeError::from),
+            Ok(Err(error)) => Err(error.into()),
+            Err(error) => Err(ResizeError::Thread(error)),
         };
         done("resize", result.map_err(Error::Resize))
     }

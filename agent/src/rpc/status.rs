@@ -66,6 +66,7 @@ fn resize(error: &ResizeError) -> Code {
         ResizeError::Cpus(CpuError::Missing { .. }) => Code::DEADLINE_EXCEEDED,
         ResizeError::Cpus(CpuError::Io { .. }) => Code::INTERNAL,
         ResizeError::Reserve(error) => cgroup(error),
+        ResizeError::Thread(_) => Code::INTERNAL,
     }
 }
 

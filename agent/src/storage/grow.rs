@@ -72,12 +72,8 @@ fn mounted(slot: &Slot, name: &str) -> Result<(Option<DiskNode>, String), Storag
 async fn usage(name: &str) -> Result<StorageStatsResponse, StorageError> {
     let root = place(name);
     // A disk of the network may hang.
-    let asked = tokio::task::spawn_blocking(move || {
-        rustix::fs::statvfs(&root).map_err(StorageError::io("ask for the use of", &root))
-    });
-    let figures = asked
-        .await
-        .unwrap_or_else(|error| Err(StorageError::Thread(std::io::Error::other(error))))?;
+    let asked = blocking(move || rustix::fs::statvfs(&root).map_err(StorageError::io("ask for the use of", &root)));
+    let figures = asked.await?;
     let bytes = |blocks: u64| blocks.saturating_mul(figures.f_frsize);
     Ok(StorageStatsResponse {
         total_bytes: bytes(figures.f_blocks),

@@ -153,7 +153,9 @@ impl Storages {
             disks.push(disk::find(serial).await?);
         }
         if storage.huge_page_size > 0 {
-            let reserved = self.huge_pages.reserve(storage.huge_page_size, storage.huge_bytes)?;
+            let (pages, size, bytes) = (self.huge_pages.clone(), storage.huge_page_size, storage.huge_bytes);
+            // The kernel may have to move what is in their place.
+            let reserved = blocking(move || pages.reserve(size, bytes)).await?;
             self.hold(container, |held| held.huge_pages.push(reserved));
         }
         let slot = Arc::clone(self.table().storages.entry(storage.name.clone()).or_default());
@@ -242,8 +244,13 @@ impl Storages {
             held.map(|held| std::mem::take(&mut held.huge_pages))
                 .unwrap_or_default()
         };
-        for reserved in &huge_pages {
-            self.huge_pages.give_back(reserved);
+        if !huge_pages.is_empty() {
+            let pages = self.huge_pages.clone();
+            let given_back = blocking(move || {
+                huge_pages.iter().for_each(|reserved| pages.give_back(reserved));
+                Ok(())
+            });
+            given_back.await?;
         }
         match first {
             None => {
@@ -303,9 +310,12 @@ fn same(one: &Storage, other: &Storage) -> bool {
 }
 
 /// Runs what may take long on a thread of its own.
-async fn blocking(work: impl FnOnce() -> Result<(), StorageError> + Send + 'static) -> Result<(), StorageError> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|error| Err(StorageError::Thread(std::io::Error::other(error))))
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
+) -> Result<T, StorageError> {
+    crate::blocking::run(work)
+        .await
+        .unwrap_or_else(|error| Err(StorageError::Thread(error)))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use lifecycle::Job;
 use lifecycle::id::{ContainerId, ExecId, ProcessName};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +26,8 @@ pub(crate) struct Container {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exec {
-    Launching,
+    /// By this call.
+    Launching(Job),
     Running,
     Ended,
 }
@@ -96,7 +98,7 @@ impl Guest {
         if all && matches!(container.phase, Phase::Created | Phase::Running) {
             container.phase = Phase::Stopped;
             container.frozen = false;
-            container.execs.retain(|_, state| *state != Exec::Launching);
+            container.execs.retain(|_, state| !matches!(state, Exec::Launching(_)));
             ended.push(name.clone());
         }
         ended

@@ -440,13 +440,19 @@ impl<'a> World<'a> {
         if !runs || container.execs.contains_key(&exec) || says == Says::Refuses {
             return self.say(job, delay, Says::Refuses);
         }
-        container.execs.insert(exec, Exec::Launching);
+        container.execs.insert(exec, Exec::Launching(job));
         let serial = container.serial;
         self.after(delay, Later::InGuest(Happening::ExecRuns(name, serial, job, says)));
     }
 
     fn signal(&mut self, job: Job, name: &ProcessName, signal: u32, all: bool, delay: u64, says: Says) {
         if !self.guest.lives(name) {
+            let container = self.guest.containers.get_mut(&name.container);
+            if let (Some(container), Some(exec), SIGKILL) = (container, &name.exec, signal)
+                && matches!(container.execs.get(exec), Some(Exec::Launching(_)))
+            {
+                container.execs.remove(exec);
+            }
             return self.missing(job, delay);
         }
         let container = &self.guest.containers[&name.container];
@@ -492,7 +498,7 @@ impl<'a> World<'a> {
         if let Some(exec) = &name.exec {
             match container.execs.get(exec) {
                 None => return self.missing(job, delay),
-                Some(Exec::Running | Exec::Launching) => return self.say(job, delay, Says::WrongPhase),
+                Some(Exec::Running | Exec::Launching(_)) => return self.say(job, delay, Says::WrongPhase),
                 Some(Exec::Ended) => {}
             }
         } else if container.phase == Phase::Running {
@@ -546,7 +552,7 @@ impl<'a> World<'a> {
                 let container = self.guest.of(&name.container, serial);
                 let exec = container.and_then(|container| container.execs.get_mut(name.exec.as_ref()?));
                 match exec {
-                    Some(exec) if *exec == Exec::Launching => *exec = Exec::Running,
+                    Some(exec) if *exec == Exec::Launching(job) => *exec = Exec::Running,
                     _ => {
                         self.say(job, 0, Says::Refuses);
                         return Ok(());

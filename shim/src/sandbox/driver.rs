@@ -10,6 +10,7 @@ use std::time::SystemTime;
 
 use lifecycle::{Answer, Core, Effect, Failure, Fault, Input, Job, Reason, Reply, Request, View, Work};
 use oci_spec::runtime::LinuxResources;
+use protocol::phase::Phase;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
@@ -192,6 +193,10 @@ impl Driver {
                             sandbox.publish(&container, &process, event);
                         }
                     });
+                    if view == View::In(Phase::Running) && process.stdio.terminal {
+                        // One that was asked for since the start looked for it.
+                        tokio::spawn(async move { sandbox.start_with_size(&process).await });
+                    }
                 }
             }
             Effect::Tell(name, event) => {
@@ -313,5 +318,5 @@ fn describe(reason: &Reason) -> String {
 
 /// What others see of a process whose creation is under way: nothing.
 pub(super) fn is_created(view: View) -> bool {
-    view != View::In(protocol::phase::Phase::Creating)
+    view != View::In(Phase::Creating)
 }

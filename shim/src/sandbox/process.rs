@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use protocol::agent::Stdio;
 use protocol::phase::Phase;
-use tokio::sync::watch;
+use tokio::sync::{MutexGuard, watch};
 
 pub use lifecycle::id::ProcessName;
 pub use lifecycle::{Exit, View};
@@ -33,7 +33,10 @@ pub struct Process {
     stdin_closed: AtomicBool,
     /// The program that writes its log, once its output has ended.
     logger: OnceLock<LoggerEnd>,
+    /// The terminal's size, until the guest has been told of it.
     size: Mutex<Option<(u32, u32)>>,
+    /// Held by who tells the guest of a size: the last one that was asked for is the last one that it hears of.
+    sizing: tokio::sync::Mutex<()>,
 }
 
 impl Process {
@@ -56,6 +59,7 @@ impl Process {
             stdin_closed: AtomicBool::new(false),
             logger: OnceLock::new(),
             size: Mutex::default(),
+            sizing: tokio::sync::Mutex::default(),
         }
     }
 
@@ -171,13 +175,19 @@ impl Process {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Remembers a terminal's size for a process that has not started, columns first.
+    /// Remembers the terminal's size that was asked for, columns first.
     pub(super) fn remember_size(&self, size: (u32, u32)) {
         *self.size.lock().unwrap_or_else(PoisonError::into_inner) = Some(size);
     }
 
-    /// The size that was asked for before the start.
-    pub(super) fn remembered_size(&self) -> Option<(u32, u32)> {
+    /// The size that the guest has not been told of. Nobody else is given one until the answer is dropped.
+    pub(super) async fn size_to_tell(&self) -> Option<(MutexGuard<'_, ()>, (u32, u32))> {
+        let one = self.sizing.lock().await;
+        let size = self.remembered_size()?;
+        Some((one, size))
+    }
+
+    fn remembered_size(&self) -> Option<(u32, u32)> {
         self.size.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }

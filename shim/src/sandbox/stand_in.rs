@@ -110,7 +110,10 @@ mod tests {
     #[tokio::test]
     async fn each_is_a_live_pid_of_its_own_until_it_is_dropped() {
         let own = std::process::id();
-        let (one, two) = (StandIn::new("one", own, &[]).unwrap(), StandIn::new("two", own, &[]).unwrap());
+        let (one, two) = (
+            StandIn::new("one", own, &[]).unwrap(),
+            StandIn::new("two", own, &[]).unwrap(),
+        );
         assert_ne!(one.pid(), two.pid());
         let network = format!("/proc/{}/ns/net", one.pid());
         let link = |path: &str| std::fs::read_link(path).unwrap();
@@ -166,7 +169,10 @@ mod tests {
         let stand_in = StandIn::new("3f2a9c81b0aa77", std::process::id(), &[]).unwrap();
         let file = |name: &str| std::fs::read_to_string(format!("/proc/{}/{name}", stand_in.pid())).unwrap();
         let command_line = file("cmdline");
-        assert_eq!(command_line.trim_end_matches('\0'), "tatami-container\x003f2a9c81b0aa77");
+        assert_eq!(
+            command_line.trim_end_matches('\0'),
+            "tatami-container\x003f2a9c81b0aa77"
+        );
         assert_eq!(file("comm"), "vm:3f2a9c81b0aa\n");
         let own = std::fs::read_to_string("/proc/self/cmdline").unwrap();
         assert!(!own.contains("tatami-container"), "{own}");

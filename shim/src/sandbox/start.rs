@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use lifecycle::{Answer, Request};
-use protocol::agent::{CloseStdinRequest, ExecRequest, ResizeTerminalRequest, Stdio};
+use protocol::agent::{CloseStdinRequest, ExecRequest, Stdio};
 
 use super::driver::Payload;
 use super::host::HostError;
@@ -43,7 +43,7 @@ impl Sandbox {
         let started = agent.start_container(&agent_container(&name.container)).await;
         started.map_err(failed("start", name))?;
         process.hold_stdin();
-        self.apply_size(&agent, process).await;
+        self.start_with_size(process).await;
         Ok(())
     }
 
@@ -99,7 +99,7 @@ impl Sandbox {
         let agent = self.agent("start", &process.name.to_string())?;
         self.connect_streams(process, &agent).await?;
         process.hold_stdin();
-        self.apply_size(&agent, process).await;
+        self.start_with_size(process).await;
         Ok(())
     }
 
@@ -117,18 +117,10 @@ impl Sandbox {
         Ok(())
     }
 
-    async fn apply_size(&self, agent: &AgentClient, process: &Process) {
-        if let Some((columns, rows)) = process.remembered_size() {
-            let request = ResizeTerminalRequest {
-                process: Some(process.name.to_agent()).into(),
-                columns,
-                rows,
-                ..Default::default()
-            };
-            // A terminal of the wrong size is no reason to fail a start.
-            if let Err(error) = agent.resize_terminal(&request).await {
-                tracing::debug!(process = %process.name, %error, "the terminal keeps its size");
-            }
+    /// For a start, which a terminal of the wrong size is no reason to fail.
+    pub(super) async fn start_with_size(&self, process: &Process) {
+        if let Err(error) = self.apply_size(process).await {
+            tracing::debug!(process = %process.name, %error, "the terminal keeps its size");
         }
     }
 

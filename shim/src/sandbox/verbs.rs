@@ -13,7 +13,7 @@ use protocol::diagnostics::MemlockPolicy;
 use protocol::phase::Phase;
 
 use super::driver::Payload;
-use super::process::ProcessName;
+use super::process::{Process, ProcessName};
 use super::{Container, Sandbox};
 use crate::agent_client::{AgentClient, AgentError, printable};
 use crate::error::{Error, Shared};
@@ -153,35 +153,43 @@ impl Sandbox {
         done.map(drop).map_err(failed(operation, name))
     }
 
-    /// Sets a terminal's size; before the start it is kept for then.
+    /// Sets a terminal's size. Before the end of a start it is kept for then.
     ///
     /// # Errors
     /// There is no such process or it has ended.
     pub async fn resize(&self, name: &ProcessName, columns: u32, rows: u32) -> Result<(), Error> {
         let (_, process) = self.process(name)?;
+        process.remember_size((columns, rows));
+        // Looked at afterwards: whoever enters the next phase tells the guest of a size that it finds.
         match process.phase() {
-            Phase::Created | Phase::Starting if name.exec.is_some() => {
-                process.remember_size((columns, rows));
-                return Ok(());
+            Phase::Created | Phase::Starting if name.exec.is_some() => Ok(()),
+            phase @ Phase::Stopped => Err(Error::State {
+                operation: "resize the terminal of",
+                subject: name.to_string(),
+                state: phase.name(),
+            }),
+            Phase::Creating | Phase::Created | Phase::Starting | Phase::Running | Phase::Paused => {
+                self.apply_size(&process).await
             }
-            phase @ Phase::Stopped => {
-                return Err(Error::State {
-                    operation: "resize the terminal of",
-                    subject: name.to_string(),
-                    state: phase.name(),
-                });
-            }
-            Phase::Creating | Phase::Created | Phase::Starting | Phase::Running | Phase::Paused => {}
         }
+    }
+
+    /// Tells the guest of a terminal's size that it has not been told of.
+    pub(super) async fn apply_size(&self, process: &Process) -> Result<(), Error> {
+        let operation = "resize the terminal of";
+        let Some((_one, (columns, rows))) = process.size_to_tell().await else {
+            return Ok(());
+        };
+        let name = &process.name;
         let request = ResizeTerminalRequest {
             process: Some(name.to_agent()).into(),
             columns,
             rows,
             ..Default::default()
         };
-        let agent = self.agent("resize the terminal of", &name.to_string())?;
+        let agent = self.agent(operation, &name.to_string())?;
         let resized = agent.resize_terminal(&request).await;
-        resized.map(drop).map_err(failed("resize the terminal of", name))
+        resized.map(drop).map_err(failed(operation, name))
     }
 
     /// CloseIO.

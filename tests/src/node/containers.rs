@@ -1,7 +1,7 @@
 //! A node's containers by `ctr`: they are run, looked at, waited for, removed.
 
 use super::Node;
-use crate::{Ctr, Error, Mount, Result, Spec, ctr::LIMIT, grpc::Connection, image, wait};
+use crate::{Ctr, Error, Mount, Result, Spec, Tasks, ctr::LIMIT, grpc::Connection, image, wait};
 
 impl Node {
     /// `ctr run` of the test image; flags may follow, and the program to run.
@@ -77,18 +77,30 @@ impl Node {
     /// Starts a container in the background whose rootfs is made of these mounts, as its snapshotter would describe them. It has no
     /// standard streams.
     pub fn start_on(&self, name: &str, spec: &Spec, rootfs: Vec<Mount>) -> Result<()> {
+        self.create_spec(name, spec)?;
+        let (tasks, id) = (self.tasks()?, self.id(name));
+        tasks.create_on(&id, rootfs)?;
+        tasks.start(&id, "")
+    }
+
+    /// containerd's tasks of the node's namespace, step by step.
+    pub fn tasks(&self) -> Result<Tasks> {
+        Ok(Tasks::new(Connection::new(&self.containerd.address())?, &self.tag))
+    }
+
+    /// Makes a container of a specification, for [`Node::tasks`] to run.
+    pub fn create_spec(&self, name: &str, spec: &Spec) -> Result<()> {
         let file = self.dir().join(format!("{name}.json"));
         std::fs::write(&file, spec.text()).map_err(Error::io(format!("writing {}", file.display())))?;
         let create = self
             .ctr()
-            .args(["container", "create", "--runtime", self.runtime.name()]);
-        create.arg("--config").arg(&file).tail([self.id(name)]).ok()?;
-        Connection::new(&self.containerd.address())?.start_task(&self.tag, &self.id(name), rootfs)
+            .args(["container", "create", "--runtime", self.runtime.name(), "--config"]);
+        create.arg(&file).tail([self.id(name)]).ok().map(drop)
     }
 
     /// Changes a container's limits while it runs: `linux.resources` of the OCI specification.
     pub fn update(&self, name: &str, resources: &serde_json::Value) -> Result<()> {
-        Connection::new(&self.containerd.address())?.update_task(&self.tag, &self.id(name), resources)
+        self.tasks()?.update(&self.id(name), resources)
     }
 
     /// The host pid that containerd knows for a container.

@@ -1,0 +1,185 @@
+//! Loads: much at once, and the same thing many times over. `make test` runs them small, `make stress` in full (docs/testing.md).
+
+use std::{env, thread, time::Duration};
+
+use framework::{Node, Result};
+
+/// `full` for `make stress`, and what another run can bear.
+fn size(small: usize, full: usize) -> usize {
+    if env::var_os("TATAMI_STRESS").is_some() {
+        full
+    } else {
+        small
+    }
+}
+
+/// How long what a load waits for may take in all.
+fn limit() -> Duration {
+    Duration::from_secs(60 * size(3, 60) as u64)
+}
+
+/// Numbers apart by blanks, cut off at so many bytes: a piece that is missing, doubled or moved shows.
+fn numbers(bytes: usize) -> Vec<u8> {
+    let mut text = Vec::with_capacity(bytes + 16);
+    for number in 1_u64.. {
+        if text.len() >= bytes {
+            break;
+        }
+        text.extend(number.to_string().into_bytes());
+        text.push(b' ');
+    }
+    text.truncate(bytes);
+    text
+}
+
+#[test]
+fn no_byte_of_many_execs_on_terminals_is_missing() -> Result<()> {
+    const AT_ONCE: usize = 10;
+    let (execs, bytes) = (size(10, 200), size(1_000_000, 50_000_000));
+    let node = Node::start()?;
+    node.run("base").arg("-d").program(["sleep", "100000"]).ok()?;
+    let write = format!("seq -s ' ' 1 {} | head -c {bytes} > /dev/shm/text", bytes / 4);
+    node.exec("base", "write").sh(&write).limit(limit()).ok()?;
+    let wanted = numbers(bytes);
+    let names: Vec<String> = (0..execs).map(|number| format!("e{number}")).collect();
+    for names in names.chunks(AT_ONCE) {
+        let reading: Vec<_> = names
+            .iter()
+            .map(|name| {
+                let exec = node.exec("base", name).arg("-t").limit(limit());
+                let mut terminal = exec.program(["cat", "/dev/shm/text"]).terminal(24, 80)?;
+                Ok(thread::spawn(move || {
+                    let shown = terminal.read_slowly(64 << 10, Duration::ZERO)?;
+                    Result::Ok((shown, terminal.wait()?))
+                }))
+            })
+            .collect::<Result<_>>()?;
+        for (name, reading) in names.iter().zip(reading) {
+            let (shown, code) = reading.join().expect("the reader has panicked")?;
+            let part = shown.iter().zip(&wanted).position(|(shown, wanted)| shown != wanted);
+            assert!(
+                shown == wanted && code == Some(0),
+                "{name}: {} bytes of {bytes}, different from byte {part:?}, code {code:?}",
+                shown.len()
+            );
+        }
+    }
+    node.remove("base")?;
+    node.nothing_left()
+}
+
+#[test]
+fn of_many_sandboxes_that_are_started_at_once_each_is_up_or_refused_with_a_reason() -> Result<()> {
+    let node = Node::start()?;
+    let names: Vec<String> = (0..size(6, 60)).map(|number| format!("s{number}")).collect();
+    let starting: Vec<_> = names
+        .iter()
+        .map(|name| {
+            node.run(name)
+                .arg("-d")
+                .program(["sleep", "100000"])
+                .limit(limit())
+                .spawn()
+        })
+        .collect::<Result<_>>()?;
+    let mut up = Vec::new();
+    for (name, starting) in names.iter().zip(starting) {
+        let output = starting.wait()?;
+        if output.code == Some(0) {
+            up.push(name);
+        } else {
+            let said = output.stderr();
+            assert!(
+                said.contains("failed to") && said.trim().len() > 40,
+                "{name} is refused without a reason: {said:?}"
+            );
+            eprintln!("{name} is refused: {said}");
+            node.discard(name)?;
+        }
+    }
+    eprintln!("{} of {} are up", up.len(), names.len());
+    assert!(!up.is_empty());
+    for name in &up {
+        assert_eq!(node.exec(name, "up").program(["echo", name]).ok()?, format!("{name}\n"));
+    }
+    for name in up {
+        node.remove(name)?;
+    }
+    node.nothing_left()
+}
+
+mod kata_only {
+    use std::fs;
+
+    use framework::Tasks;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// What may grow: the guest's mounts and processes, and descriptors of its first process; the shim's descriptors, its mounts, and
+    /// the sandbox's processes on the host.
+    fn usage(node: &Node, exec: &str) -> Result<Vec<usize>> {
+        let count = "wc -l < /proc/1/mountinfo; ls -d /proc/[0-9]* | wc -l; ls /proc/1/fd | wc -l";
+        let said = node.exec("looker", exec).sh(count).ok()?;
+        let mut counts: Vec<usize> = said.lines().filter_map(|line| line.trim().parse().ok()).collect();
+        let processes = node.processes("pod");
+        let shim = processes
+            .iter()
+            .find(|process| process.program().contains("containerd-shim"));
+        let shim = shim.map(|shim| shim.pid).unwrap_or_default();
+        counts.push(fs::read_dir(format!("/proc/{shim}/fd"))?.count());
+        counts.push(fs::read_to_string(format!("/proc/{shim}/mountinfo"))?.lines().count());
+        counts.push(processes.len());
+        Ok(counts)
+    }
+
+    fn cycle(tasks: &Tasks, id: &str, process: &Value) -> Result<()> {
+        tasks.create(id)?;
+        tasks.start(id, "")?;
+        tasks.exec(id, "e", process)?;
+        tasks.start(id, "e")?;
+        tasks.kill(id, "", 9)?;
+        assert_eq!(tasks.wait(id, "")?, 137);
+        // It ends with its container.
+        assert_eq!(tasks.wait(id, "e")?, 137);
+        tasks.delete_exec(id, "e")?;
+        tasks.delete(id)
+    }
+
+    #[test]
+    fn many_cycles_of_create_exec_kill_and_delete_leave_nothing_in_the_sandbox() -> Result<()> {
+        let cycles = size(20, 1000);
+        let node = Node::start()?;
+        let pod = node.spec("pod", &["sleep", "100000"])?.of_pod(&node, "sandbox")?;
+        node.run_spec("pod", &pod)?.arg("-d").ok()?;
+        // The first process that this one sees is the guest's own.
+        let namespaces = ["mount", "ipc", "uts", "network"].map(|kind| json!({ "type": kind }));
+        let mut looker = node
+            .spec("looker", &["sleep", "100000"])?
+            .of_pod(&node, "container")?
+            .set("/linux/namespaces", json!(namespaces))?;
+        for set in ["bounding", "effective", "permitted"] {
+            looker = looker.push(&format!("/process/capabilities/{set}"), "CAP_SYS_PTRACE")?;
+        }
+        node.run_spec("looker", &looker)?.arg("-d").ok()?;
+        let spec = node.spec("c", &["sleep", "100000"])?.of_pod(&node, "container")?;
+        node.create_spec("c", &spec)?;
+        let mut process = spec.get("/process").clone();
+        process["args"] = json!(["sleep", "100000"]);
+        let (tasks, id) = (node.tasks()?, node.id("c"));
+        // What is made once is there after a few.
+        let warm = 5;
+        for _ in 0..warm {
+            cycle(&tasks, &id, &process)?;
+        }
+        let before = usage(&node, "before")?;
+        for _ in warm..cycles {
+            cycle(&tasks, &id, &process)?;
+        }
+        assert_eq!(usage(&node, "after")?, before, "after {cycles} cycles");
+        node.ctr().args(["container", "rm"]).arg(&id).ok()?;
+        node.remove("looker")?;
+        node.remove("pod")?;
+        node.nothing_left()
+    }
+}
