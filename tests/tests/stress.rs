@@ -2,7 +2,7 @@
 
 use std::{env, thread, time::Duration};
 
-use framework::{Node, Result};
+use framework::{Node, Result, Terminal};
 
 /// `full` for `make stress`, and what another run can bear.
 fn size(small: usize, full: usize) -> usize {
@@ -32,6 +32,12 @@ fn numbers(bytes: usize) -> Vec<u8> {
     text
 }
 
+/// Everything that a terminal shows, and the exit code.
+fn read(mut terminal: Terminal) -> Result<(Vec<u8>, Option<i32>)> {
+    let shown = terminal.read_slowly(64 << 10, Duration::ZERO)?;
+    Ok((shown, terminal.wait()?))
+}
+
 #[test]
 fn no_byte_of_many_execs_on_terminals_is_missing() -> Result<()> {
     const AT_ONCE: usize = 10;
@@ -47,11 +53,8 @@ fn no_byte_of_many_execs_on_terminals_is_missing() -> Result<()> {
             .iter()
             .map(|name| {
                 let exec = node.exec("base", name).arg("-t").limit(limit());
-                let mut terminal = exec.program(["cat", "/dev/shm/text"]).terminal(24, 80)?;
-                Ok(thread::spawn(move || {
-                    let shown = terminal.read_slowly(64 << 10, Duration::ZERO)?;
-                    Result::Ok((shown, terminal.wait()?))
-                }))
+                let terminal = exec.program(["cat", "/dev/shm/text"]).terminal(24, 80)?;
+                Ok(thread::spawn(move || read(terminal)))
             })
             .collect::<Result<_>>()?;
         for (name, reading) in names.iter().zip(reading) {
