@@ -148,6 +148,45 @@ mod kata_only {
     }
 
     #[test]
+    fn volumes_in_memory_and_on_disks_can_be_mapped_to_other_owners() -> Result<()> {
+        let node = Node::start()?;
+        let memory = Mounted::new(
+            "tmpfs",
+            node.dir().join("kubernetes.io~empty-dir/cache"),
+            "size=2m,mode=0755",
+        )?;
+        let image = RawImage::ext4(&node.dir().join("volume.img"), 16 << 20)?;
+        let info = json!({ "volume-type": "file", "device": image.path(), "fstype": "ext4", "options": [] });
+        let disk = DirectVolume::new(node.dir().join("volume"), &info.to_string())?;
+        let map = json!([{ "containerID": 0, "hostID": 3000, "size": 10 }]);
+        let mapped = |source: &Path, destination: &str| {
+            json!({ "destination": destination, "type": "bind", "source": source, "options": ["rbind", "idmap"],
+                "uidMappings": map, "gidMappings": map })
+        };
+        let spec = node
+            .spec("mapped", &["sleep", "1000"])?
+            .bind(&memory.0, "/plain", &["rw"])?
+            .push("/mounts", mapped(&memory.0, "/cache"))?
+            .push("/mounts", mapped(&disk.path, "/disk"))?;
+        node.run_spec("mapped", &spec)?.arg("-d").ok()?;
+        // The owner on the volume is root, who is 3000 here.
+        let look = "touch /cache/own /disk/own; stat -c '%n %u:%g' /cache /cache/own /disk /disk/own /plain/own";
+        let said = node
+            .exec("mapped", "look")
+            .args(["--user", "3000:3000"])
+            .sh(look)
+            .ok()?;
+        assert_eq!(
+            said,
+            "/cache 3000:3000\n/cache/own 3000:3000\n/disk 3000:3000\n/disk/own 3000:3000\n/plain/own 0:0\n"
+        );
+        node.remove("mapped")?;
+        assert!(image.is_clean()?);
+        memory.unmount()?;
+        node.nothing_left()
+    }
+
+    #[test]
     fn a_volume_that_cannot_be_had_is_an_error_that_says_why_and_leaves_nothing() -> Result<()> {
         let node = Node::start()?;
         let image = RawImage::with(&node.dir().join("volume.img"), "no file system", 8 << 20)?;

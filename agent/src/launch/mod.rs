@@ -27,6 +27,7 @@ mod mounts;
 mod namespaces;
 mod newer_calls;
 mod options;
+mod owners;
 mod program;
 mod rlimits;
 mod rootfs;

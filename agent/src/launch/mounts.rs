@@ -20,6 +20,7 @@ use rustix::{
 use super::{
     fault::{Context, Fault, Result},
     options::{Attributes, Options},
+    owners,
     tree::{self, Root},
 };
 
@@ -70,11 +71,11 @@ fn prepare_one<'a>(mount: &'a Mount, around: Surroundings<'_>) -> Result<Prepare
     if !options.remount && (kind(mount) == "tmpfs" || is_on_dev(mount)) && !is_bind(mount) {
         options.defer_read_only();
     }
-    if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
-        options.unsupported = Some("uidMappings".to_owned());
-    }
-    if let Some(option) = &options.unsupported {
-        return Err(refusal(mount, format_args!("{option} is not supported")));
+    if !is_bind(mount) && (mount.uid_mappings().is_some() || mount.gid_mappings().is_some()) {
+        return Err(refusal(
+            mount,
+            "uidMappings and gidMappings: only a bind mount can have them",
+        ));
     }
     let source = match kind(mount) {
         _ if options.remount => None,
@@ -90,7 +91,9 @@ fn prepare_one<'a>(mount: &'a Mount, around: Surroundings<'_>) -> Result<Prepare
             // What the container mounts below must not reach the guest.
             options.propagation.push((libc::MS_SLAVE, true));
         }
-        tree::apply(&clone, &options).map_err(|why| refusal(mount, why))?;
+        owners::map(&clone, mount, options.maps_below)
+            .and_then(|()| tree::apply(&clone, &options))
+            .map_err(|why| refusal(mount, why))?;
         Ok(clone)
     });
     let mut source = source.transpose()?;

@@ -213,7 +213,7 @@ fn become_its_root() -> Result<()> {
 }
 
 /// The lines of uid_map and gid_map (user_namespaces(7)).
-fn map_lines(mappings: &[LinuxIdMapping]) -> String {
+pub(super) fn map_lines(mappings: &[LinuxIdMapping]) -> String {
     mappings
         .iter()
         .map(|map| format!("{} {} {}\n", map.container_id(), map.host_id(), map.size()))

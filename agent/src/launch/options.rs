@@ -43,10 +43,10 @@ pub(super) struct Options {
     pub(super) seal: bool,
     /// A tmpfs that begins with what the directory below it holds (an extension that runc has, too).
     pub(super) copy_up: bool,
+    /// A mapping of owners is of what is mounted below as well.
+    pub(super) maps_below: bool,
     /// Parameters of the file system: `key` or `key=value`.
     pub(super) data: Vec<String>,
-    /// An option that cannot be carried out.
-    pub(super) unsupported: Option<String>,
 }
 
 impl Options {
@@ -74,7 +74,9 @@ impl Options {
             "rbind" => self.bind = Some(true),
             "tmpcopyup" => self.copy_up = true,
             "remount" => self.remount = true,
-            "idmap" | "ridmap" => self.unsupported = Some(option.to_owned()),
+            // By which mapping is not an option's to say.
+            "idmap" => {}
+            "ridmap" => self.maps_below = true,
             _ => {
                 if let Some(change) = attribute(option) {
                     self.here.change(change);
@@ -187,7 +189,7 @@ mod tests {
     fn every_option_that_the_runtime_claims_to_know_is_known() {
         for option in protocol::MOUNT_OPTIONS {
             let parsed = Options::parse(&[option]);
-            assert!(parsed.data.is_empty() && parsed.unsupported.is_none(), "{option}");
+            assert!(parsed.data.is_empty(), "{option}");
         }
         assert_eq!(Options::parse(&["no-such"]).data, ["no-such"]);
     }

@@ -1,14 +1,22 @@
 //! Id-mapped mounts: whose a source's files are in the container (`uidMappings` and `gidMappings` of a mount, `idmap`, `ridmap`).
 //!
-//! The host maps them before a source is shared, so that the guest is told of the mapped owners and needs to know nothing of it.
+//! Files of the host are mapped by the host, before they are shared, so that the guest is told of the mapped owners and needs to know
+//! nothing of it. The guest maps what is its own: volumes in its memory and on disks.
 
 use oci_spec::runtime::{Linux, LinuxIdMapping, Mount};
 
 use super::GuestSpecError;
 use crate::owners::IdMap;
 
-/// Takes the mapping out of a mount; the container's own where the mount asks for one and names none.
-pub(super) fn take(mount: &mut Mount, linux: Option<&Linux>) -> Result<Option<IdMap>, GuestSpecError> {
+/// A mount's mapping.
+struct Mapping {
+    users: Vec<LinuxIdMapping>,
+    groups: Vec<LinuxIdMapping>,
+    recursive: bool,
+}
+
+/// The mapping of a mount; the container's own where the mount asks for one and names none.
+fn of(mount: &Mount, linux: Option<&Linux>) -> Result<Option<Mapping>, GuestSpecError> {
     let asks = |word: &str| mount.options().iter().flatten().any(|option| option == word);
     let (asked, recursive) = (asks("idmap") || asks("ridmap"), asks("ridmap"));
     let own = [mount.uid_mappings().clone(), mount.gid_mappings().clone()];
@@ -31,6 +39,18 @@ pub(super) fn take(mount: &mut Mount, linux: Option<&Linux>) -> Result<Option<Id
         let reason = "idmap: neither the mount nor the container (linux.uidMappings) has mappings";
         return Err(GuestSpecError::mount(mount, reason));
     }
+    Ok(Some(Mapping {
+        users,
+        groups,
+        recursive,
+    }))
+}
+
+/// Takes the mapping out of a mount of the host's files.
+pub(super) fn take(mount: &mut Mount, linux: Option<&Linux>) -> Result<Option<IdMap>, GuestSpecError> {
+    let Some(mapping) = of(mount, linux)? else {
+        return Ok(None);
+    };
     mount.set_uid_mappings(None).set_gid_mappings(None);
     let kept = mount
         .options()
@@ -40,10 +60,20 @@ pub(super) fn take(mount: &mut Mount, linux: Option<&Linux>) -> Result<Option<Id
     let kept = kept.cloned().collect();
     mount.set_options(Some(kept));
     Ok(Some(IdMap {
-        users: lines(&users),
-        groups: lines(&groups),
-        recursive,
+        users: lines(&mapping.users),
+        groups: lines(&mapping.groups),
+        recursive: mapping.recursive,
     }))
+}
+
+/// Leaves it to the guest, whose own the mount's files are.
+pub(super) fn leave(mount: &mut Mount, linux: Option<&Linux>) -> Result<(), GuestSpecError> {
+    if let Some(mapping) = of(mount, linux)? {
+        mount
+            .set_uid_mappings(Some(mapping.users))
+            .set_gid_mappings(Some(mapping.groups));
+    }
+    Ok(())
 }
 
 /// Refuses a mapping where there can be none.
@@ -71,6 +101,7 @@ fn lines(mappings: &[LinuxIdMapping]) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::tests::translate;
+    use super::*;
     use serde_json::{Value, json};
 
     fn mounted(mount: &Value, linux: &Value) -> Result<super::super::GuestSpec, String> {
@@ -105,6 +136,19 @@ mod tests {
         assert_eq!(guest.binds[0].id_map.clone().unwrap().users, "0 7 10\n");
         let said = mounted(&mount, &json!({ "namespaces": [] })).unwrap_err();
         assert!(said.contains("/d") && said.contains("idmap"), "{said}");
+    }
+
+    #[test]
+    fn what_is_the_guests_own_is_left_to_it_with_the_containers_mapping() {
+        let source = format!("{}/disk-1", protocol::STORAGE_DIRECTORY);
+        let mount = json!({ "destination": "/d", "type": "bind", "source": source, "options": ["bind", "ridmap"] });
+        let linux = json!({ "namespaces": [{"type": "user"}], "uidMappings": map(7), "gidMappings": map(8) });
+        let guest = mounted(&mount, &linux).unwrap();
+        assert!(guest.binds.is_empty());
+        let left = guest.spec.mounts().clone().unwrap().remove(0);
+        let first = |list: &Option<Vec<LinuxIdMapping>>| list.as_ref().unwrap()[0].host_id();
+        assert_eq!((first(left.uid_mappings()), first(left.gid_mappings())), (7, 8));
+        assert_eq!(left.options().clone().unwrap(), ["bind", "ridmap"]);
     }
 
     #[test]

@@ -131,11 +131,13 @@ impl GuestSpec {
         }
         check_propagation(mount, &options)?;
         let source = bind_source(mount)?;
-        let id_map = id_map::take(mount, self.spec.linux().as_ref())?;
-        let bound = self.binds.len();
         if source.starts_with(protocol::STORAGE_DIRECTORY) {
             // A storage of the guest's, by `crate::volumes`.
-        } else if mount.destination() == Path::new("/dev/shm") || source == Path::new("/dev/shm") {
+            return id_map::leave(mount, self.spec.linux().as_ref());
+        }
+        let id_map = id_map::take(mount, self.spec.linux().as_ref())?;
+        let bound = self.binds.len();
+        if mount.destination() == Path::new("/dev/shm") || source == Path::new("/dev/shm") {
             self.own_shm(mount, &options);
         } else if KERNEL_DIRECTORIES.iter().any(|directory| source.starts_with(directory))
             && !input.host_files.contains(&source)
