@@ -20,7 +20,7 @@ use crate::memlock::{ContainerPolicy, SandboxPolicy};
 use crate::names;
 use crate::share::SharedTree;
 use crate::sizing::Limits;
-use crate::volumes::Volumes;
+use crate::volumes::{Volumes, resolve_sources};
 use crate::watch::Watches;
 
 /// The host could not do it.
@@ -158,6 +158,7 @@ impl HostSide for RealHost {
         blocking(move || {
             let read = guest_spec::read(&bundle.join("config.json"));
             let (mut spec, unread) = read.map_err(|error| HostError::Spec(Box::new(error)))?;
+            resolve_sources(&mut spec, &bundle, &host);
             let volumes = Volumes::plan(&mut spec, &rootfs, &host).map_err(|error| HostError::Spec(Box::new(error)))?;
             let input = Input {
                 container: &container,

@@ -26,7 +26,7 @@ mod rootfs;
 mod source;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use containerd_shim_protos::types::mount::Mount as RootfsMount;
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, Mount, Spec};
@@ -231,10 +231,35 @@ impl Volumes {
 
 /// The source of a bind mount; none if it is no bind mount, or its source is not an absolute path.
 fn bind_source(mount: &Mount) -> Option<PathBuf> {
+    mount.source().clone().filter(|source| is_bind(mount) && source.is_absolute())
+}
+
+/// Makes the sources of bind mounts absolute, as runc reads them: a relative one is below the bundle, and `..` is what the host's links make of it.
+/// One that cannot be resolved stays as it is, for whoever needs it to say so. Blocks.
+pub fn resolve_sources(spec: &mut Spec, bundle: &Path, host: &HostNamespace) {
+    let mut mounts = spec.mounts().clone().unwrap_or_default();
+    for mount in &mut mounts {
+        let Some(source) = mount.source().clone().filter(|_| is_bind(mount)) else {
+            continue;
+        };
+        let upwards = source.components().any(|part| part == Component::ParentDir);
+        let mut path = bundle.join(&source);
+        if upwards && let Ok(Ok(resolved)) = host.run({
+            let path = path.clone();
+            move || path.canonicalize()
+        }) {
+            path = resolved;
+        }
+        mount.set_source(Some(path));
+    }
+    if spec.mounts().is_some() {
+        spec.set_mounts(Some(mounts));
+    }
+}
+
+fn is_bind(mount: &Mount) -> bool {
     let options = mount.options().as_deref().unwrap_or_default();
-    let bind =
-        mount.typ().as_deref() == Some("bind") || options.iter().any(|option| option == "bind" || option == "rbind");
-    mount.source().clone().filter(|source| bind && source.is_absolute())
+    mount.typ().as_deref() == Some("bind") || options.iter().any(|option| option == "bind" || option == "rbind")
 }
 
 /// Where a storage is in the guest.

@@ -27,6 +27,8 @@ pub(super) const GROUPS: &[Group] = &[
                 "bind-on-a-relative-destination",
                 "runtime-tools mounts; runc mounts.bats",
             ),
+            case("bind-of-a-relative-source", "runc mounts.bats"),
+            case("bind-of-a-source-with-dots", "runc mounts.bats"),
             case("bind-nosuid-nodev-noexec", "runc mounts.bats; youki mounts_recursive"),
             case("bind-noexec-holds", "youki mounts_recursive"),
             case("bind-nosuid-holds", "youki mounts_recursive"),
@@ -99,7 +101,7 @@ fn binds(bench: &Bench, seen: &mut Seen) -> Result<()> {
     )?;
     let below = HostMount::new(&data.join("below"), MountFlags::empty())?;
     fs::write(data.join("below/hidden"), "")?;
-    let script = "cat /ro/file; touch /ro/new 2>&1; touch /rw/made && echo made; cat /etc/one; ls -d /deep/er/rw; ls /elsewhere/file; ls /relative/file; \
+    let script = "cat /ro/file; touch /ro/new 2>&1; touch /rw/made && echo made; cat /etc/one; ls -d /deep/er/rw; ls /elsewhere/file; ls /relative/file; head -c 1 /bundle.json; echo; ls /dots/file; \
         grep ' /plain ' /proc/self/mountinfo; grep ' /late ' /proc/self/mountinfo; /plain/busybox true 2>&1; /suid/busybox id -u; \
         echo twice > /rw/twice; cat /deep/er/rw/twice; ls -A /flat/below | wc -l; touch /again/new 2>&1; echo end";
     let name = bench.name();
@@ -113,6 +115,8 @@ fn binds(bench: &Bench, seen: &mut Seen) -> Result<()> {
         bind(&data, "/deep/er/rw", &["rbind"]),
         bind(&data, "/link", &["rbind", "ro"]),
         bind(&data, "relative", &["rbind", "ro"]),
+        bind(Path::new("config.json"), "/bundle.json", &["bind", "ro"]),
+        bind(&data.join("below/../../binds"), "/dots", &["rbind", "ro"]),
         bind(&data, "/plain", &["rbind", "nosuid", "nodev", "noexec"]),
         bind(&data, "/suid", &["rbind", "nosuid"]),
         bind(&data, "/late", &["rbind", "noatime"]),
@@ -134,6 +138,8 @@ fn binds(bench: &Bench, seen: &mut Seen) -> Result<()> {
     seen.has("bind-makes-its-mount-point", &said, "/deep/er/rw\n");
     seen.has("bind-on-a-link-stays-inside", &said, "/elsewhere/file\n");
     seen.has("bind-on-a-relative-destination", &said, "/relative/file\n");
+    seen.has("bind-of-a-relative-source", &said, "\n{\n");
+    seen.has("bind-of-a-source-with-dots", &said, "/dots/file\n");
     seen.has("bind-nosuid-nodev-noexec", &said, " /plain rw,nosuid,nodev,noexec");
     seen.has("bind-noexec-holds", &said, "/plain/busybox: Permission denied");
     seen.has("bind-noatime", &said, " /late rw,noatime");
