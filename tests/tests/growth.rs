@@ -52,6 +52,14 @@ fn an_allocation_a_burst_a_tmpfs_threads_and_open_files_get_what_they_need() -> 
     node.nothing_left()
 }
 
+/// What programs take for the machine's memory, in MiB: by sysinfo(2), and by /proc/meminfo.
+const TOLD: &str = "import os\n\
+    by_call = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') >> 20\n\
+    fields = dict(line.split()[:2] for line in open('/proc/meminfo'))\n\
+    of = lambda name: int(fields[name + ':']) >> 10\n\
+    assert of('MemFree') <= of('MemAvailable') + 64 <= of('MemTotal') + 64, fields\n\
+    print(by_call, of('MemTotal'))";
+
 mod kata_only {
     use std::{fs::File, thread::sleep, time::Instant};
 
@@ -59,12 +67,11 @@ mod kata_only {
 
     use super::*;
 
-    /// The guest's memory in MiB.
+    /// Prints the guest's memory in MiB, of all its zones. (What /proc/meminfo says has what may still come.)
+    const TOTAL: &str = "awk '/^ *managed/ { pages += $2 } END { print int(pages / 256) }' /proc/zoneinfo";
+
     fn total(node: &Node, container: &str, exec: &str) -> Result<u64> {
-        let said = node
-            .exec(container, exec)
-            .sh("awk '/^MemTotal:/ { print int($2 / 1024) }' /proc/meminfo")
-            .ok()?;
+        let said = node.exec(container, exec).sh(TOTAL).ok()?;
         Ok(said.trim().parse().unwrap_or_default())
     }
 
@@ -106,21 +113,61 @@ mod kata_only {
     fn what_is_more_than_the_limit_is_killed_and_told_and_without_growth_it_is_so_at_once() -> Result<()> {
         for (limit, at_most) in [(512, 512), (0, 256)] {
             let node = Node::start_configured(&format!("[hypervisor.qemu]\ndefault_memory_limit = {limit}\n"))?;
-            let script =
-                "guest-probe touch-memory 1073741824; echo code $?; awk '/^MemTotal:/ { print $2 }' /proc/meminfo";
-            let said = node.run("much").args(["--rm"]).limit(LONG).sh(script).ok()?;
+            let script = format!("guest-probe touch-memory 1073741824; echo code $?; {TOTAL}");
+            let said = node.run("much").args(["--rm"]).limit(LONG).sh(&script).ok()?;
             let mut lines = said.lines();
             // Without growth the kernel may refuse what is more than it has: the program aborts.
             let code = lines.next().unwrap_or_default();
             assert!(code == "code 137" || limit == 0 && code == "code 134", "{said}");
             let total: u64 = lines.next().unwrap_or_default().parse().unwrap_or_default();
-            assert!(total / 1024 <= at_most && (limit == 0 || total / 1024 > 300), "{said}");
+            assert!(total <= at_most && (limit == 0 || total > 300), "{said}");
             if limit > 0 {
                 node.await_oom("much")?;
             }
             node.nothing_left()?;
         }
         Ok(())
+    }
+
+    #[test]
+    fn programs_are_told_the_memory_that_may_come_where_it_may_come_to_them() -> Result<()> {
+        let node = Node::start_configured("[hypervisor.qemu]\ndefault_memory_limit = 1024\n")?;
+        let member = |name: &str, kind: &str| {
+            let spec = node
+                .spec(name, &["sleep", "1000"])?
+                .annotation("io.kubernetes.cri.container-type", kind)?
+                .annotation("io.kubernetes.cri.sandbox-id", &node.id("pod"))?;
+            programs::add(&spec.root(), &[PYTHON])?;
+            Ok::<_, framework::Error>(spec)
+        };
+        let limited = |spec: framework::Spec| spec.set("/linux/resources/memory/limit", 128 << 20);
+        let told = |name: &str, exec: &str| node.exec(name, exec).limit(LONG).program([PYTHON3, "-Sc", TOLD]).ok();
+        node.run_spec("pod", &member("pod", "sandbox")?)?.arg("-d").ok()?;
+        // The sandbox's own container is nobody's. What has a limit reads it from its cgroup, and the machine is what it is.
+        node.run_spec("limited", &limited(member("limited", "container")?)?)?
+            .arg("-d")
+            .limit(LONG)
+            .ok()?;
+        let figures = told("limited", "told")?;
+        let (by_call, total) = figures.trim().split_once(' ').unwrap_or_default();
+        assert_eq!(by_call, total);
+        let now: u64 = total.parse().unwrap_or_default();
+        assert!((300..=384).contains(&now), "{figures}");
+        // The limit of the one and the growth of the other.
+        node.run_spec("free", &member("free", "container")?)?
+            .arg("-d")
+            .limit(LONG)
+            .ok()?;
+        assert_eq!(told("free", "told")?, "1152 1152\n");
+        assert_eq!(told("limited", "again")?, "1152 1152\n");
+        // What there is by now is no part of what is told.
+        let burst = ["guest-probe", "touch-memory", "500000000"];
+        node.exec("free", "burst").limit(LONG).program(burst).ok()?;
+        assert_eq!(told("free", "grown")?, "1152 1152\n");
+        for name in ["free", "limited", "pod"] {
+            node.remove(name)?;
+        }
+        node.nothing_left()
     }
 
     #[test]

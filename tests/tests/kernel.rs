@@ -16,6 +16,11 @@ mod kata_only {
     }
 
     #[test]
+    fn the_shipped_kernel_tells_programs_what_memory_may_come() -> Result<()> {
+        passes("memory-")
+    }
+
+    #[test]
     fn the_shipped_kernel_charges_perf_buffers_to_whom_it_should() -> Result<()> {
         passes("perf-")
     }

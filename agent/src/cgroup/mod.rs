@@ -29,8 +29,8 @@ use tokio::time::timeout;
 use crate::blocking;
 use crate::ids::ContainerId;
 pub(crate) use reserve::{
-    Usage, keep as renew_reserve, limits_changed, may_grow, memory_events, memory_stalls, prepare_to_give_back,
-    watch as watch_reserve,
+    Usage, grows_to, keep as renew_reserve, limits_changed, may_grow, memory_events, memory_stalls,
+    prepare_to_give_back, watch as watch_reserve,
 };
 pub(crate) use stats::flat;
 pub(crate) use watch::{Stalls, Watch};

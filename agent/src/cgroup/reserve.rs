@@ -87,6 +87,20 @@ pub(crate) fn may_grow(bytes: u64) {
     *MORE.lock().unwrap_or_else(PoisonError::into_inner) = bytes;
 }
 
+/// Has programs of containers told that the machine has so many bytes of memory, as it has when all has come (patches/0301 of the guest's
+/// kernel); 0: what it has now. The agent itself, which is in another cgroup, sees what there is.
+pub(crate) fn grows_to(bytes: u64) {
+    const FILE: &str = "memory.grows_to";
+    if !Path::new(CONTAINERS).join(FILE).exists() {
+        tracing::debug!("the kernel cannot tell programs what memory may come");
+    } else if let Err(error) = set(FILE, bytes.to_string()) {
+        tracing::warn!(
+            error = crate::report::chain(&error),
+            "programs are not told what memory may come"
+        );
+    }
+}
+
 /// Lowers the mark to what is left when the VM has given `bytes` back, and the kernel reclaims what is beyond. Blocks.
 ///
 /// # Errors

@@ -45,6 +45,7 @@ impl Service {
         let id = ContainerId::new(&request.container_id)?;
         let spec = json(&id, "the specification", &request.spec)?;
         let stdio = request.stdio.clone().unwrap_or_default();
+        cgroup::grows_to(request.memory_grows_to_bytes);
         let wanted = Wanted {
             id,
             spec,
@@ -231,6 +232,7 @@ impl Agent for Service {
     }
 
     async fn resize(&self, _: &TtrpcContext, request: ResizeRequest) -> ttrpc::Result<Empty> {
+        cgroup::grows_to(request.memory_grows_to_bytes);
         // Memory first: it is there already, and CPUs may take their time.
         let kept = blocking::run(cgroup::renew_reserve).await;
         let result = match kept {

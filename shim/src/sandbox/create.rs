@@ -127,6 +127,7 @@ impl Sandbox {
             devices,
             covers,
             sockets,
+            memory_grows_to_bytes: self.sizes.grows_to().bytes(),
             ..Default::default()
         };
         container.making().call = Some(Box::new(call));

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use config::Mebibytes;
 use hypervisor::{MemoryError, Size};
+use protocol::agent::ResizeRequest;
 use tokio::sync::watch;
 
 use super::Sandbox;
@@ -127,6 +128,29 @@ impl Sizes {
         (counted.extra, most)
     }
 
+    /// The VM's memory when it has grown as far as its containers can have it grow; 0 if it does not grow for them.
+    pub(super) fn grows_to(&self) -> Mebibytes {
+        let counted = self.counted();
+        match self.most_extra(&counted) {
+            Mebibytes(0) => Mebibytes(0),
+            most => {
+                self.sizing
+                    .wanted_with(counted.limits.values().copied(), most)
+                    .size
+                    .memory
+            }
+        }
+    }
+
+    /// What the guest is told of a VM of this size.
+    fn resized(&self, size: Size) -> ResizeRequest {
+        ResizeRequest {
+            cpus: size.vcpus.get(),
+            memory_grows_to_bytes: self.grows_to().bytes(),
+            ..ResizeRequest::default()
+        }
+    }
+
     fn most_extra(&self, counted: &Counted) -> Mebibytes {
         let unlimited = self.members(counted).any(|limits| limits.memory_bytes() == 0);
         if unlimited { self.sizing.growth() } else { Mebibytes(0) }
@@ -188,7 +212,7 @@ impl Sandbox {
         }
         if wanted.vcpus > told.vm.vcpus {
             told.vm.vcpus = wanted.vcpus;
-            match grow_vcpus(&*machine, agent, wanted).await {
+            match self.grow_vcpus(&*machine, agent, wanted).await {
                 Ok(()) => tracing::info!(%container, vcpus = wanted.vcpus, "the VM has more vCPUs"),
                 Err(error) => {
                     tracing::warn!(%container, vcpus = wanted.vcpus, error, "the VM has not the vCPUs that it should")
@@ -244,7 +268,7 @@ impl Sandbox {
 
     /// It renews what it keeps for itself of its memory.
     async fn tell_guest(&self, agent: &AgentClient, size: Size) {
-        if let Err(error) = agent.resize(&resized(size)).await {
+        if let Err(error) = agent.resize(&self.sizes.resized(size)).await {
             tracing::warn!(sandbox = %self.id, %error, "the guest does not take note of the VM's size");
         }
     }
@@ -288,6 +312,12 @@ impl Sandbox {
         }
     }
 
+    async fn grow_vcpus(&self, machine: &dyn Machine, agent: &AgentClient, wanted: Size) -> Result<(), String> {
+        machine.set_vcpus(wanted.vcpus).await.map_err(|error| chain(&error))?;
+        let online = agent.resize(&self.sizes.resized(wanted)).await;
+        online.map(drop).map_err(|error| chain(&error))
+    }
+
     async fn surplus(&self, machine: &dyn Machine, before: Mebibytes) -> Result<Mebibytes, MemoryError> {
         let change = machine.surplus_other_than(before);
         tokio::pin!(change);
@@ -296,18 +326,5 @@ impl Sandbox {
         }
         tracing::info!(sandbox = %self.id, beyond = %before, "the guest keeps memory that it should give back: it is waited for");
         change.await
-    }
-}
-
-async fn grow_vcpus(machine: &dyn Machine, agent: &AgentClient, wanted: Size) -> Result<(), String> {
-    machine.set_vcpus(wanted.vcpus).await.map_err(|error| chain(&error))?;
-    let online = agent.resize(&resized(wanted)).await;
-    online.map(drop).map_err(|error| chain(&error))
-}
-
-fn resized(size: Size) -> protocol::agent::ResizeRequest {
-    protocol::agent::ResizeRequest {
-        cpus: size.vcpus.get(),
-        ..Default::default()
     }
 }

@@ -5,6 +5,7 @@
 
 mod caching;
 mod fuse;
+mod memory;
 mod peer;
 mod perf;
 mod sys;
@@ -60,6 +61,7 @@ pub(crate) fn run(test: &str, args: &[&str]) -> Result<()> {
         ("kept-open", [path]) => caching::kept_open(path),
         ("bounded-inodes", [path]) => caching::bounded_inodes(path),
         ("compat-readdir", [path]) => caching::compat_readdir(path),
+        ("memory-to-come", []) => memory::to_come(),
         ("growth", []) => perf::growth(),
         ("lowered", []) => perf::lowered(),
         ("limit-used-up", []) => perf::limit_used_up(),
