@@ -105,7 +105,9 @@ test: ## deps + build, then all tests, the end-to-end ones included
 	@TATAMI_BUILD=$(BUILD) scripts/test
 
 .PHONY: stress
-stress: build ## the loads of tests/tests/stress.rs in full, and a million simulated histories (STRESS="cycles" for some)
+stress: ## deps + build, then the loads of tests/tests/stress.rs in full, and a million simulated histories (STRESS="cycles" for some)
+	@$(MAKE) deps
+	@$(MAKE) build
 	@TATAMI_BUILD=$(BUILD) TATAMI_STRESS=1 TATAMI_HISTORIES=1000000 scripts/test --profile stress \
 		-E 'binary(stress) or binary(simulation)' $(STRESS)
 

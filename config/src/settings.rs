@@ -318,8 +318,18 @@ pub(crate) static SETTINGS: &[Setting] = &[
         OPERATION_RATE,
         Access::File
     ),
-    setting!(Hypervisor, hypervisor.rx_rate_limiter_max_rate, BIT_RATE, Access::File),
-    setting!(Hypervisor, hypervisor.tx_rate_limiter_max_rate, BIT_RATE, Access::File),
+    setting!(
+        Hypervisor,
+        hypervisor.rx_rate_limiter_max_rate,
+        BIT_RATE,
+        Access::Annotation("rx_rate_limiter_max_rate")
+    ),
+    setting!(
+        Hypervisor,
+        hypervisor.tx_rate_limiter_max_rate,
+        BIT_RATE,
+        Access::Annotation("tx_rate_limiter_max_rate")
+    ),
     setting!(
         Hypervisor,
         hypervisor.disable_vhost_net,

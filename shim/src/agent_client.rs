@@ -33,7 +33,7 @@ const SHUTDOWN: Duration = Duration::from_secs(3);
 const GROW: Duration = Duration::from_secs(120);
 
 /// For a look at the guest.
-const GLANCE: Duration = Duration::from_secs(4);
+const GLANCE: Duration = Duration::from_secs(2);
 
 /// Bytes of a message from the guest that are passed on.
 const LONGEST_MESSAGE: usize = 8 << 10;

@@ -57,6 +57,7 @@ pub(crate) fn remove_locked(run_dir: &RunDir, _lock: &Lock) {
     process::kill_all(&server, deadline);
     // The rest may take longer than containerd gives `delete`.
     let removing = pay(run_dir);
+    let deadline = Instant::now() + KILL_LIMIT;
     if let Some(state) = state {
         record::forget(Path::new(record::ROOT), &state.namespace, &state.id);
         if let Ok(id) = SandboxId::new(&state.id) {
@@ -167,7 +168,7 @@ mod tests {
                 std::thread::yield_now();
             }
             let handed_over = run_dir.owed().join("pod.json").exists() && !removal.is_finished();
-            drop(std::fs::File::options().write(true).open(&procs).unwrap());
+            drop(std::fs::File::options().read(true).write(true).open(&procs).unwrap());
             removal.join().unwrap();
             assert!(handed_over);
         });

@@ -15,7 +15,7 @@ fn size(small: usize, full: usize) -> usize {
 
 /// How long what a load waits for may take in all.
 fn limit() -> Duration {
-    Duration::from_secs(60 * size(3, 60) as u64)
+    Duration::from_secs(60 * size(3, 20) as u64)
 }
 
 /// Numbers apart by blanks, cut off at so many bytes: a piece that is missing, doubled or moved shows.
@@ -119,10 +119,10 @@ mod kata_only {
 
     use super::*;
 
-    /// What may grow: the guest's mounts and processes, and descriptors of its first process; the shim's descriptors, its mounts, and
+    /// What may grow: the guest's mounts, its processes (without the kernel's own, which come and go), and descriptors of its first process; the shim's descriptors, its mounts, and
     /// the sandbox's processes on the host.
     fn usage(node: &Node, exec: &str) -> Result<Vec<usize>> {
-        let count = "wc -l < /proc/1/mountinfo; ls -d /proc/[0-9]* | wc -l; ls /proc/1/fd | wc -l";
+        let count = "wc -l < /proc/1/mountinfo; grep -L 'PPid:.2$' /proc/[0-9]*/status 2>/dev/null | wc -l; ls /proc/1/fd | wc -l";
         let said = node.exec("looker", exec).sh(count).ok()?;
         let mut counts: Vec<usize> = said.lines().filter_map(|line| line.trim().parse().ok()).collect();
         let processes = node.processes("pod");

@@ -182,12 +182,17 @@ impl Container {
         applied.map_err(|error| self.in_cgroup(error))
     }
 
-    /// Forgets an exec that has ended.
+    /// Forgets an exec that has ended. One that is being launched is given up, and can be deleted a moment later.
     ///
     /// # Errors
     /// It runs, or does not exist.
     pub(crate) fn delete_exec(&self, exec: &ExecId) -> Result<(), Error> {
         let mut state = self.lock();
+        if let Some(Slot::Launching(launch)) = state.processes.get(exec) {
+            // Nobody wants it any more.
+            launch.notify_one();
+            return Err(Error::Running(self.id.clone(), exec.clone()));
+        }
         if !self.process(&state, exec)?.ended {
             return Err(Error::Running(self.id.clone(), exec.clone()));
         }

@@ -117,9 +117,11 @@ impl Container {
         let _reserved = Reserved(self, &exec);
         let mut stopped = self.stopped.subscribe();
         tokio::select! {
-            result = self.exec_reserved(&exec, init, spec, stdio) => result,
-            _ = stopped.wait_for(|stopped| *stopped) => Err(Error::Finished(self.id.clone(), ExecId::Init)),
+            // A program that was told to be killed, and is ready in the same moment, must not get away.
+            biased;
             () = killed.notified() => Err(Error::GivenUp(self.id.clone())),
+            _ = stopped.wait_for(|stopped| *stopped) => Err(Error::Finished(self.id.clone(), ExecId::Init)),
+            result = self.exec_reserved(&exec, init, spec, stdio) => result,
         }
     }
 

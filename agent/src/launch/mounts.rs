@@ -71,7 +71,11 @@ fn prepare_one<'a>(mount: &'a Mount, around: Surroundings<'_>) -> Result<Prepare
     if !options.remount && (kind(mount) == "tmpfs" || is_on_dev(mount)) && !is_bind(mount) {
         options.defer_read_only();
     }
-    if !is_bind(mount) && (mount.uid_mappings().is_some() || mount.gid_mappings().is_some()) {
+    let mapped = [mount.uid_mappings(), mount.gid_mappings()]
+        .into_iter()
+        .flatten()
+        .any(|list| !list.is_empty());
+    if mapped && !is_bind(mount) {
         return Err(refusal(
             mount,
             "uidMappings and gidMappings: only a bind mount can have them",

@@ -225,6 +225,11 @@ impl Storages {
             }
         }
         for disk in self.holds(container, |held| held.settling.clone()) {
+            if self.is_on(container, &disk) {
+                // A layer that another's root has as well: whoever unmounts the last file system on it waits.
+                self.hold(container, |held| held.settling.retain(|kept| *kept != disk));
+                continue;
+            }
             let settles = disk.clone();
             match blocking(move || settles.settled()).await {
                 Ok(()) => self.hold(container, |held| held.settling.retain(|kept| *kept != disk)),
@@ -250,7 +255,9 @@ impl Storages {
                 huge_pages.iter().for_each(|reserved| pages.give_back(reserved));
                 Ok(())
             });
-            given_back.await?;
+            if let Err(error) = given_back.await {
+                first.get_or_insert(error);
+            }
         }
         match first {
             None => {
@@ -259,6 +266,16 @@ impl Storages {
             }
             Some(error) => Err(error),
         }
+    }
+
+    /// Whether a file system of another container is on the disk.
+    fn is_on(&self, container: &ContainerId, disk: &DiskNode) -> bool {
+        let table = self.table();
+        let mut others = table.held.iter().filter(|(other, _)| *other != container);
+        others.any(|(_, held)| {
+            let mut mounted = held.storages.iter().filter_map(|name| held.mounted_on.get(name));
+            mounted.any(|disks| disks.contains(disk))
+        })
     }
 
     /// A part of what a container holds.

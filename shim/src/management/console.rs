@@ -129,7 +129,6 @@ async fn live(mut stream: UnixStream, sandbox: &Arc<Sandbox>, request: ConsoleRe
     tokio::pin!(console, typed);
     let ended = loop {
         tokio::select! {
-            biased;
             read = output.read(&mut buffer) => {
                 let count = read.unwrap_or(0);
                 if count == 0 || to_client.write_all(&buffer[..count]).await.is_err() {

@@ -1,6 +1,6 @@
 //! Where Kata's tools look for a sandbox's management socket: `/run/vc/sbs/<sandbox id>/shim-monitor.sock` is the Go
 //! runtime's, `/run/kata/<sandbox id>/shim-monitor.sock` runtime-rs's. kata-monitor takes each directory of the first for a
-//! sandbox. They have to be sockets, and no links to ours: kata-monitor's own container has nothing but `/run/vc/sbs`.
+//! sandbox. They have to be sockets, and no links to ours: kata-monitor's own container has `/run/vc/sbs` and not `/run/tatami`.
 //!
 //! Kata has no namespaces of containerd: if two sandboxes have the same id, or one of Kata's has it, the first one keeps the
 //! directory. Whose it is says the link `tatami` in it, which names the sandbox's own directory.
@@ -66,6 +66,8 @@ fn claim(directory: &Path, sandbox: &Path) -> io::Result<()> {
         Err(_) => {}
     }
     DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    // One that was there already.
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o700))?;
     symlink(sandbox, directory.join(OWNER))
 }
 

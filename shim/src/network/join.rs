@@ -137,7 +137,8 @@ pub(super) async fn rejoin(
     let seen = seen::look(&netlink, &namespace).await?;
     // One that has come back under the number of one that went, or that somebody has taken the join off, is a new one.
     let gone = devices.joined.extract_if(.., |index, _| !seen.ingress.contains(index));
-    for (_, device) in gone.collect::<Vec<_>>() {
+    for (index, device) in gone.collect::<Vec<_>>() {
+        wiring.unlimit(index).await;
         wiring.release(&device.tap).await;
         devices.spare.push_back(device);
     }

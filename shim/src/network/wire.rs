@@ -118,7 +118,7 @@ impl Wiring<'_> {
         limited.map_err(self.failed("limit the rate of", name))
     }
 
-    async fn unlimit(&self, index: u32) {
+    pub(super) async fn unlimit(&self, index: u32) {
         let index = i32::try_from(index).unwrap_or(i32::MAX);
         if let Err(error) = rate::unlimit(self.netlink, index).await {
             tracing::debug!(%error, index, "there is no limit of the rate to be removed");

@@ -210,7 +210,7 @@ impl Sandbox {
             container_id: name.container.to_string(),
             spec: specification(request).to_string().into_bytes(),
             stdio: Some(stdio).into(),
-            memory_grows_to_bytes: self.sizes.grows_to().bytes(),
+            memory_grows_to_bytes: self.sizes.tell_growth(),
             ..Default::default()
         };
         agent.create_container(&call).await.map_err(failed("open", name))?;

@@ -127,7 +127,6 @@ impl Sandbox {
             devices,
             covers,
             sockets,
-            memory_grows_to_bytes: self.sizes.grows_to().bytes(),
             ..Default::default()
         };
         container.making().call = Some(Box::new(call));
@@ -138,7 +137,9 @@ impl Sandbox {
     pub(super) async fn create_in_guest(&self, container: &Container) -> Result<(), Error> {
         let agent = self.agent("create", &container.subject())?;
         self.update_names(&agent).await;
-        let call = container.making().call.take().unwrap_or_default();
+        let mut call = container.making().call.take().unwrap_or_default();
+        // Now: another container may have been counted since this one was prepared.
+        call.memory_grows_to_bytes = self.sizes.tell_growth();
         let made = agent.create_container(&call).await;
         made.map(drop).map_err(|source| Error::Agent {
             operation: "create",

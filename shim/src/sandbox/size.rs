@@ -13,6 +13,7 @@
 //! size. A shrink that waits for the guest does not block the next change.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -38,6 +39,8 @@ pub(super) struct Sizes {
     own: Option<ContainerId>,
     counted: Mutex<Counted>,
     told: tokio::sync::Mutex<Told>,
+    /// What the guest was last told that the VM grows to, in MiB.
+    growth_told: AtomicU32,
     /// How many want a turn.
     waiting: watch::Sender<usize>,
 }
@@ -83,6 +86,7 @@ impl Sizes {
                 vm: sizing.boot().size,
                 beyond: Mebibytes(0),
             }),
+            growth_told: AtomicU32::new(0),
             waiting: watch::Sender::new(0),
         }
     }
@@ -128,8 +132,15 @@ impl Sizes {
         (counted.extra, most)
     }
 
+    /// The same, to be told to the guest now.
+    pub(super) fn tell_growth(&self) -> u64 {
+        let grows_to = self.grows_to();
+        self.growth_told.store(grows_to.0, Ordering::Relaxed);
+        grows_to.bytes()
+    }
+
     /// The VM's memory when it has grown as far as its containers can have it grow; 0 if it does not grow for them.
-    pub(super) fn grows_to(&self) -> Mebibytes {
+    fn grows_to(&self) -> Mebibytes {
         let counted = self.counted();
         match self.most_extra(&counted) {
             Mebibytes(0) => Mebibytes(0),
@@ -146,7 +157,7 @@ impl Sizes {
     fn resized(&self, size: Size) -> ResizeRequest {
         ResizeRequest {
             cpus: size.vcpus.get(),
-            memory_grows_to_bytes: self.grows_to().bytes(),
+            memory_grows_to_bytes: self.tell_growth(),
             ..ResizeRequest::default()
         }
     }
@@ -255,6 +266,9 @@ impl Sandbox {
         if wanted.vcpus < told.vm.vcpus {
             self.take_vcpus(&*machine, &mut told.vm, wanted).await;
             self.tell_guest(&agent, wanted).await;
+        } else if self.sizes.grows_to().0 != self.sizes.growth_told.load(Ordering::Relaxed) {
+            // Who could have it grow is gone, or has a limit now, or has none any more.
+            self.tell_guest(&agent, told.vm).await;
         }
         self.limit_host(&*machine, wanted, Mebibytes(0)).await;
     }

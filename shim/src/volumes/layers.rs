@@ -156,11 +156,7 @@ mod tests {
         let host = HostNamespace::start_thread().unwrap();
         let mut volumes = Volumes::default();
         let mounts = [
-            mount(
-                "mkfs/ext4",
-                &image("upper"),
-                &["X-containerd.mkfs.fs=ext4", "rw", "loop"],
-            ),
+            mount("ext4", &image("upper"), &["X-containerd.mkfs.fs=ext4", "rw", "loop"]),
             mount("erofs", &image("a"), &["ro", "loop"]),
             mount("erofs", &image("b"), &["ro", "loop", &device]),
             mount(

@@ -231,7 +231,10 @@ impl Volumes {
 
 /// The source of a bind mount; none if it is no bind mount, or its source is not an absolute path.
 fn bind_source(mount: &Mount) -> Option<PathBuf> {
-    mount.source().clone().filter(|source| is_bind(mount) && source.is_absolute())
+    mount
+        .source()
+        .clone()
+        .filter(|source| is_bind(mount) && source.is_absolute())
 }
 
 /// Makes the sources of bind mounts absolute, as runc reads them: a relative one is below the bundle, and `..` is what the host's links make of it.
@@ -239,15 +242,18 @@ fn bind_source(mount: &Mount) -> Option<PathBuf> {
 pub fn resolve_sources(spec: &mut Spec, bundle: &Path, host: &HostNamespace) {
     let mut mounts = spec.mounts().clone().unwrap_or_default();
     for mount in &mut mounts {
-        let Some(source) = mount.source().clone().filter(|_| is_bind(mount)) else {
+        let named = |source: &PathBuf| is_bind(mount) && !source.as_os_str().is_empty();
+        let Some(source) = mount.source().clone().filter(named) else {
             continue;
         };
         let upwards = source.components().any(|part| part == Component::ParentDir);
         let mut path = bundle.join(&source);
-        if upwards && let Ok(Ok(resolved)) = host.run({
-            let path = path.clone();
-            move || path.canonicalize()
-        }) {
+        if upwards
+            && let Ok(Ok(resolved)) = host.run({
+                let path = path.clone();
+                move || path.canonicalize()
+            })
+        {
             path = resolved;
         }
         mount.set_source(Some(path));

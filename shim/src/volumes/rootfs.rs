@@ -14,8 +14,9 @@ use crate::host_ns::HostNamespace;
 const OF_THE_GUEST: [&str; 6] = ["ext2", "ext3", "ext4", "xfs", "squashfs", "erofs"];
 /// Those of them that nobody can write to.
 const READ_ONLY: [&str; 2] = ["squashfs", "erofs"];
-/// What the type of a mount begins with that containerd's mount manager (2.2) has prepared, or would prepare.
-const PREPARED: [&str; 3] = ["format/", "mkdir/", "mkfs/"];
+/// What the type of a mount begins with that containerd's mount manager (2.2) has prepared, or would prepare. (`mkfs/` is none of it: it
+/// makes the file system, and without the manager there is none.)
+const PREPARED: [&str; 2] = ["format/", "mkdir/"];
 /// Options with this are for containerd's mount manager.
 const MANAGERS: &str = "X-containerd.";
 
@@ -41,24 +42,26 @@ impl Volumes {
             return Err(refused(mount, "a mount inside the rootfs is not supported"));
         }
         let kind = kind(mount);
-        let read_only = READ_ONLY.contains(&kind) || mount.options.iter().any(|option| option == "ro");
+        // As mount(8) takes them: several in one word.
+        let options = || mount.options.iter().flat_map(|options| options.split(','));
+        let read_only = READ_ONLY.contains(&kind) || options().any(|option| option == "ro");
         let locate = |path: &str| match Path::new(path) {
             path if path.is_absolute() => HostDisk::locate(host, path, read_only),
             _ => Err(refused(mount, &format!("{path:?} is no absolute path"))),
         };
         let disk = locate(&mount.source)?;
         let mut further = Vec::new();
-        for path in mount.options.iter().filter_map(|option| option.strip_prefix("device=")) {
+        for path in options().filter_map(|option| option.strip_prefix("device=")) {
             further.push(locate(path)?);
         }
-        let of_the_file_system = |option: &&String| {
+        let of_the_file_system = |option: &&str| {
             // The guest has the image as a disk: no loop device is needed.
             *option != "loop" && !option.starts_with("device=") && !is_managers(option)
         };
         let storage = Storage {
             name: disk.storage_name(),
             fstype: kind.to_owned(),
-            options: mount.options.iter().filter(of_the_file_system).cloned().collect(),
+            options: options().filter(of_the_file_system).map(str::to_owned).collect(),
             ..Storage::default()
         };
         self.store_on(storage.clone(), disk);
