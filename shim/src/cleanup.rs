@@ -168,7 +168,7 @@ mod tests {
                 std::thread::yield_now();
             }
             let handed_over = run_dir.owed().join("pod.json").exists() && !removal.is_finished();
-            drop(std::fs::File::options().read(true).write(true).open(&procs).unwrap());
+            drop(std::fs::File::options().write(true).open(&procs).unwrap());
             removal.join().unwrap();
             assert!(handed_over);
         });
