@@ -100,9 +100,10 @@ pub async fn serve(listener: UnixListener, context: ServerContext) -> Result<Exi
     };
     let listener = Listener::try_from(listener).map_err(ServerError::Listen)?;
     let mut server = Server::new().add_listener(listener).register_service(service.methods());
-    server.start().await.map_err(ServerError::Serve)?;
+    // Before the first answer: after one that is an error this process may be killed at any moment.
     let listeners = places::listen(&places::ROOTS.map(Path::new), &context.run_dir, &context.id);
     management::serve(&context.run_dir, listeners, &cell);
+    server.start().await.map_err(ServerError::Serve)?;
     let reason = tokio::select! {
         () = shutdown.notified() => ExitReason::Shutdown,
         _ = terminate.recv() => ExitReason::Signal,

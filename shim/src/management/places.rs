@@ -91,8 +91,18 @@ pub(crate) fn remove(roots: &[&Path], sandbox: &Path, id: &SandboxId) {
 /// Removes a directory if it is this sandbox's.
 fn release(directory: &Path, sandbox: &Path) -> io::Result<()> {
     let owner: Option<PathBuf> = fs::read_link(directory.join(OWNER)).ok();
-    if owner.as_deref() != Some(sandbox) {
-        return Ok(());
+    match owner {
+        Some(owner) if owner != sandbox => return Ok(()),
+        // Its maker was killed before it could say whose it is, or somebody else's tool has made it: empty, it is nobody's.
+        None => {
+            return match fs::remove_dir(directory) {
+                Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
+                    Err(error)
+                }
+                _ => Ok(()),
+            };
+        }
+        Some(_) => {}
     }
     // The link last: until then it says whose the rest is.
     for name in [SOCKET, OWNER] {
@@ -133,6 +143,8 @@ mod tests {
         remove(&roots, second.path(), &id);
         assert!(go.join("pod/shim-monitor.sock").exists() && rust.join("pod/shim-monitor.sock").exists());
         remove(&roots, first.path(), &id);
+        // Of one that was killed before it had said whose it is.
+        fs::create_dir_all(rust.join("pod")).unwrap();
         remove(&roots, first.path(), &id);
         for root in roots {
             assert_eq!(fs::read_dir(root).unwrap().count(), 0);
