@@ -270,8 +270,13 @@ fn check_kind(mount: &Mount, kind: &str) -> Result<(), GuestSpecError> {
 
 fn bind_source(mount: &Mount) -> Result<PathBuf, GuestSpecError> {
     let source = mount.source().clone().unwrap_or_default();
-    if !source.is_absolute() || source.components().any(|part| part == Component::ParentDir) {
-        let reason = format!("source {} is not a plain absolute path", source.display());
+    if !source.is_absolute() {
+        let reason = format!("source {} is not an absolute path", source.display());
+        return Err(GuestSpecError::mount(mount, reason));
+    }
+    // `crate::volumes` has resolved those that can be.
+    if source.components().any(|part| part == Component::ParentDir) {
+        let reason = format!("source {} cannot be resolved on the host", source.display());
         return Err(GuestSpecError::mount(mount, reason));
     }
     Ok(source)
