@@ -28,8 +28,8 @@ mod kata_only {
 
     use super::*;
 
-    /// CPUs, and memory in MiB, as a program in the guest sees them.
-    const SIZE: &str = "nproc; awk '/^MemTotal:/ { print int($2 / 1024) }' /proc/meminfo";
+    /// CPUs, and the memory that is there in MiB. (/proc/meminfo tells containers without a limit what may still come.)
+    const SIZE: &str = "nproc; awk '/^ *managed/ { pages += $2 } END { print int(pages / 256) }' /proc/zoneinfo";
 
     fn size(text: &str) -> (u32, u32) {
         let mut lines = text.lines().map(|line| line.trim().parse().unwrap_or(0));

@@ -179,7 +179,11 @@ mod kata_only {
         for _ in warm..cycles {
             cycle(&tasks, &id, &process)?;
         }
-        assert_eq!(usage(&node, "after")?, before, "after {cycles} cycles");
+        // What the last ones leave is let go of a moment later; what each one leaves is more than this.
+        const LATE: usize = 6;
+        let after = usage(&node, "after")?;
+        let grown = after.iter().zip(&before).any(|(after, before)| *after > before + LATE);
+        assert!(!grown, "{before:?} became {after:?} after {cycles} cycles");
         node.ctr().args(["container", "rm"]).arg(&id).ok()?;
         node.remove("looker")?;
         node.remove("pod")?;
