@@ -47,7 +47,7 @@ pub use cpus::{Sample, Vcpu};
 pub use ended::{Cause, Ended};
 pub use files::FileError;
 pub use hotplug::cpu::CpuError;
-pub use hotplug::memory::MemoryError;
+pub use hotplug::memory::{MemoryError, plugged};
 pub use hotplug::{Disk, DiskKind, HotplugError, NicHotplug, Sectors};
 pub use listener::{GuestListener, GuestStream};
 pub use nic::{MacAddress, Nic};

@@ -18,6 +18,8 @@ const SETTLES: Duration = Duration::from_secs(10);
 
 const BLOCK: &str = "/sys/block";
 
+const NODES: &str = "/dev";
+
 /// A disk as the guest knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct DiskNode {
@@ -36,7 +38,9 @@ pub(super) async fn find(serial: &str) -> Result<DiskNode, StorageError> {
     let events = Uevents::listen().map_err(StorageError::Events)?;
     let found = async {
         loop {
-            if let Some(disk) = look(Path::new(BLOCK), serial) {
+            if let Some(disk) = look(Path::new(BLOCK), Path::new(NODES), serial)
+                && disk.opens()?
+            {
                 return Ok(disk);
             }
             events.next().await.map_err(StorageError::Events)?;
@@ -51,7 +55,7 @@ pub(super) async fn find(serial: &str) -> Result<DiskNode, StorageError> {
 }
 
 /// Looks through the disks that there are.
-fn look(block: &Path, serial: &str) -> Option<DiskNode> {
+fn look(block: &Path, nodes: &Path, serial: &str) -> Option<DiskNode> {
     let entries = fs::read_dir(block).ok()?;
     entries.filter_map(Result::ok).find_map(|entry| {
         let text = fs::read_to_string(entry.path().join("serial")).ok()?;
@@ -61,7 +65,7 @@ fn look(block: &Path, serial: &str) -> Option<DiskNode> {
         let numbers = fs::read_to_string(entry.path().join("dev")).ok()?;
         let (major, minor) = numbers.trim().split_once(':')?;
         Some(DiskNode {
-            path: Path::new("/dev").join(entry.file_name()),
+            path: nodes.join(entry.file_name()),
             major: major.parse().ok()?,
             minor: minor.parse().ok()?,
         })
@@ -69,6 +73,16 @@ fn look(block: &Path, serial: &str) -> Option<DiskNode> {
 }
 
 impl DiskNode {
+    /// Whether the disk can be opened yet. Its files in /sys and its node are there a little before (`device_add_disk`, block/genhd.c), and an
+    /// event of another device may have been the reason to look. The disk's own event comes when it can.
+    fn opens(&self) -> Result<bool, StorageError> {
+        match File::open(&self.path) {
+            Ok(_) => Ok(true),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENXIO | libc::ENODEV | libc::ENOENT)) => Ok(false),
+            Err(error) => Err(StorageError::io("open", &self.path)(error)),
+        }
+    }
+
     /// Writes back what was written to the node itself, and waits until it is on the disk.
     pub(super) fn write_back(&self) -> Result<(), StorageError> {
         let disk = File::open(&self.path).map_err(StorageError::io("open", &self.path))?;
@@ -137,10 +151,28 @@ mod tests {
                 fs::write(disk.join("serial"), serial).unwrap();
             }
         }
-        let found = look(directory.path(), "tatami-12").unwrap();
+        let found = look(directory.path(), Path::new("/dev"), "tatami-12").unwrap();
         assert_eq!((found.path.as_path(), found.minor), (Path::new("/dev/vdb"), 16));
-        assert_eq!(look(directory.path(), "tatami-2"), None);
-        assert_eq!(look(directory.path(), "tatami-"), None);
+        assert_eq!(look(directory.path(), Path::new("/dev"), "tatami-2"), None);
+        assert_eq!(look(directory.path(), Path::new("/dev"), "tatami-"), None);
+    }
+
+    /// A socket does not open with the error that a disk has which the kernel still adds: ENXIO.
+    #[test]
+    fn a_disk_that_does_not_open_yet_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = |name: &str| DiskNode {
+            path: directory.path().join(name),
+            major: 254,
+            minor: 0,
+        };
+        assert!(!disk("none").opens().unwrap());
+        std::os::unix::net::UnixListener::bind(disk("added").path).unwrap();
+        assert!(!disk("added").opens().unwrap());
+        fs::write(disk("there").path, "").unwrap();
+        assert!(disk("there").opens().unwrap());
+        std::os::unix::fs::symlink("loop", disk("loop").path).unwrap();
+        assert!(disk("loop").opens().is_err());
     }
 
     #[tokio::test]

@@ -65,6 +65,24 @@ pub enum MemoryError {
     },
 }
 
+/// The memory that a VM has when it is asked to have `wanted`: pieces are plugged, as many as there is room for.
+#[must_use]
+pub fn plugged(boot: Mebibytes, most: Mebibytes, wanted: Mebibytes) -> Mebibytes {
+    let more = pieces(boot, wanted).min(room(boot, most));
+    Mebibytes(boot.0.saturating_add(more.0))
+}
+
+/// What is plugged so that there is so much in all.
+fn pieces(boot: Mebibytes, wanted: Mebibytes) -> Mebibytes {
+    Mebibytes(wanted.0.saturating_sub(boot.0).next_multiple_of(GRANULE))
+}
+
+/// What can be plugged.
+fn room(boot: Mebibytes, most: Mebibytes) -> Mebibytes {
+    let room = most.0.saturating_sub(boot.0);
+    Mebibytes(room - room % GRANULE)
+}
+
 fn failed(step: &'static str) -> impl FnOnce(QmpError) -> MemoryError {
     move |source| MemoryError::Step { step, source }
 }
@@ -82,11 +100,10 @@ pub(crate) struct Memory {
 
 impl Memory {
     pub(crate) fn new(qmp: Qmp, places: Hotplug, boot: Size, largest: Size, backing: Backing) -> Self {
-        let room = largest.memory.0.saturating_sub(boot.memory.0);
         let device = Device {
             qmp: qmp.clone(),
             places,
-            room: Mebibytes(room - room % GRANULE),
+            room: room(boot.memory, largest.memory),
             backing,
             state: DeviceState::Absent,
         };
@@ -106,7 +123,7 @@ impl Memory {
             let most = self.most;
             return Err(MemoryError::TooMuch { wanted, most });
         }
-        let more = Mebibytes(wanted.0.saturating_sub(self.boot.0).next_multiple_of(GRANULE));
+        let more = pieces(self.boot, wanted);
         // Before the command: the event may be there before its answer.
         let mut events = self.qmp.events();
         let device = Arc::clone(&self.device).lock_owned();

@@ -37,6 +37,7 @@ impl Sandbox {
                 return;
             }
         };
+        self.sizes.booted(booted.hello.memory_bytes);
         self.vm.send_replace(Vm::Ready(Arc::clone(&booted)));
         self.report(Input::VmReady);
         if let Some(watches) = self.host.watches() {

@@ -13,7 +13,7 @@
 //! size. A shrink that waits for the guest does not block the next change.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -41,6 +41,8 @@ pub(super) struct Sizes {
     told: tokio::sync::Mutex<Told>,
     /// What the guest was last told that the VM grows to, in MiB.
     growth_told: AtomicU32,
+    /// The bytes of the VM's memory that its kernel has kept for itself at boot: no program ever gets those.
+    kept: AtomicU64,
     /// How many want a turn.
     waiting: watch::Sender<usize>,
 }
@@ -87,12 +89,19 @@ impl Sizes {
                 beyond: Mebibytes(0),
             }),
             growth_told: AtomicU32::new(0),
+            kept: AtomicU64::new(0),
             waiting: watch::Sender::new(0),
         }
     }
 
     fn counted(&self) -> MutexGuard<'_, Counted> {
         self.counted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The VM is up, and its kernel counts so many bytes of memory.
+    pub(super) fn booted(&self, bytes: u64) {
+        let kept = self.sizing.boot().size.memory.bytes().saturating_sub(bytes);
+        self.kept.store(kept, Ordering::Relaxed);
     }
 
     /// What is counted for a container.
@@ -132,11 +141,12 @@ impl Sizes {
         (counted.extra, most)
     }
 
-    /// The same, to be told to the guest now.
+    /// What the guest's kernel counts when the VM has grown as far as its containers can have it grow, in bytes, to be told to the
+    /// guest now; 0 if it does not grow for them.
     pub(super) fn tell_growth(&self) -> u64 {
         let grows_to = self.grows_to();
         self.growth_told.store(grows_to.0, Ordering::Relaxed);
-        grows_to.bytes()
+        grows_to.bytes().saturating_sub(self.kept.load(Ordering::Relaxed))
     }
 
     /// The VM's memory when it has grown as far as its containers can have it grow; 0 if it does not grow for them.
@@ -145,10 +155,8 @@ impl Sizes {
         match self.most_extra(&counted) {
             Mebibytes(0) => Mebibytes(0),
             most => {
-                self.sizing
-                    .wanted_with(counted.limits.values().copied(), most)
-                    .size
-                    .memory
+                let wanted = self.sizing.wanted_with(counted.limits.values().copied(), most);
+                self.sizing.plugged(wanted.size.memory)
             }
         }
     }

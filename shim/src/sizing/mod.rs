@@ -170,6 +170,12 @@ impl Sizing {
         self.growth
     }
 
+    /// The memory that the VM has when it is asked to have so much.
+    #[must_use]
+    pub fn plugged(&self, wanted: Mebibytes) -> Mebibytes {
+        hypervisor::plugged(self.boot.size.memory, self.most.memory, wanted)
+    }
+
     /// Whether the VM keeps the size that it boots with.
     #[must_use]
     pub fn is_fixed(&self) -> bool {
