@@ -94,11 +94,11 @@ fn cpu_virtualizes() -> bool {
 
 #[cfg(not(target_arch = "aarch64"))]
 fn cpu_virtualizes() -> bool {
-    crate::arch::cpuinfo().is_some_and(|cpuinfo| has_virtualization(&cpuinfo))
+    crate::cpuinfo::cpuinfo().is_some_and(|cpuinfo| has_virtualization(&cpuinfo))
 }
 
 fn has_virtualization(cpuinfo: &str) -> bool {
-    crate::arch::has_flag(cpuinfo, "vmx") || crate::arch::has_flag(cpuinfo, "svm")
+    crate::cpuinfo::has_flag(cpuinfo, "vmx") || crate::cpuinfo::has_flag(cpuinfo, "svm")
 }
 
 #[cfg(test)]

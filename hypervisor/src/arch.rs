@@ -1,9 +1,7 @@
 //! Everything that depends on the guest's architecture, which is the host's.
 
-use std::fs::File;
-use std::io::Read as _;
-
 use crate::accel::Accel;
+use crate::cpuinfo::{cpuinfo, has_flag};
 
 /// The properties of one architecture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,25 +88,6 @@ fn tsc_khz_of_a_guest(cpuinfo: &str) -> Option<u32> {
     let (whole, fraction) = line.trim_start().strip_prefix(':')?.trim().split_once('.')?;
     let (whole, thousandths): (u32, u32) = (whole.parse().ok()?, fraction.get(..3)?.parse().ok()?);
     whole.checked_mul(1000)?.checked_add(thousandths)
-}
-
-/// The beginning of `/proc/cpuinfo`: all CPUs of a host have the same flags, so the first one is enough.
-pub(crate) fn cpuinfo() -> Option<String> {
-    let mut text = Vec::new();
-    File::open("/proc/cpuinfo")
-        .ok()?
-        .take(16 << 10)
-        .read_to_end(&mut text)
-        .ok()?;
-    Some(String::from_utf8_lossy(&text).into_owned())
-}
-
-/// Whether the first CPU has a flag.
-pub(crate) fn has_flag(cpuinfo: &str, wanted: &str) -> bool {
-    cpuinfo
-        .lines()
-        .find_map(|line| line.strip_prefix("flags"))
-        .is_some_and(|flags| flags.split_whitespace().any(|flag| flag == wanted))
 }
 
 #[cfg(test)]

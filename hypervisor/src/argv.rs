@@ -189,7 +189,7 @@ mod tests {
     use config::Mebibytes;
 
     use super::*;
-    use crate::nic::MacAddress;
+    use crate::mac_address::MacAddress;
     use crate::size::Size;
     use crate::spec::Backing;
     use crate::vsock::Cid;

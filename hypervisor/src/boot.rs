@@ -6,7 +6,6 @@
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use config::{Hypervisor, SharedFs, Vsock};
@@ -14,19 +13,19 @@ use rustix::thread::CapabilitySet;
 use tokio::net::UnixStream;
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 
-use crate::accel::{self, Accel, AccelError};
+use crate::accel::{self, Accel};
 use crate::argv;
-use crate::children::{Child, ChildDeath, ChildName, Program, SpawnError, spawn};
-use crate::command_line::{self, CommandLineError};
+use crate::boot_error::BootError;
+use crate::child_name::ChildName;
+use crate::children::{Child, Program, spawn};
 use crate::console::Console;
-use crate::ended::Ended;
-use crate::files::{self, FileError, SocketFile};
-use crate::hotplug::{DiskOptions, DiskRates};
+use crate::disk_rates::DiskRates;
+use crate::files::{self, SocketFile};
+use crate::hotplug::DiskOptions;
 use crate::listener::GuestListener;
-use crate::nic::{self, Nic};
-use crate::qemu_root::QemuRootError;
 use crate::qmp::{Qmp, QmpError};
-use crate::rootless::{Rootless, RootlessError};
+use crate::request::{NetworkNamespace, VmRequest};
+use crate::rootless::Rootless;
 use crate::size::{self, Size};
 use crate::spec::{Backing, VirtioFs, VmSpec, VsockDevice};
 use crate::sys::child::Network;
@@ -34,138 +33,12 @@ use crate::sys::number;
 use crate::sys::root::Root;
 use crate::virtiofsd::{self, Share};
 use crate::vm::{Parts, Vm};
-use crate::vsock::{self, Backend, VsockError};
+use crate::vsock::{self, Backend};
 
-use crate::{arch, qemu_root, vm_time, vsock_daemon};
+use crate::{arch, command_line, nic, qemu_root, vm_time, vsock_daemon};
 
 /// `VMADDR_PORT_ANY` (vsock(7)): the kernel picks a free port.
 const ANY_PORT: u32 = u32::MAX;
-
-/// What the caller decides about one VM. The rest is configuration.
-#[derive(Debug, Clone)]
-pub struct VmRequest {
-    /// Names the VM in process lists and logs.
-    pub id: String,
-    /// Where sockets and the console's file go; exists, is private, and belongs to this VM alone.
-    pub run_dir: PathBuf,
-    /// What the guest sees as its shared directory. For mounts made below it later to be seen, it has to be on a
-    /// shared mount before the boot.
-    pub shared_dir: PathBuf,
-    /// The tag under which the guest mounts it.
-    pub share_tag: String,
-    /// The network namespace that QEMU runs in.
-    pub netns: NetworkNamespace,
-    /// Its network devices.
-    pub nics: Vec<Nic>,
-    /// How the host accounts for QEMU and the helpers.
-    pub accounting: Accounting,
-    /// Timeout for QEMU to make its devices and answer, in time that it has had ([`crate::vm_time`]).
-    pub start_timeout: Duration,
-    /// Kernel parameters, before those of the configuration.
-    pub kernel_params: Vec<String>,
-    /// The host's port that the guest dials where the port is not picked by the kernel.
-    pub host_port: u32,
-    /// The kernel parameter that tells the guest the port.
-    pub port_parameter: String,
-}
-
-/// How the host accounts for a VM's processes.
-#[derive(Debug, Clone, Default)]
-pub struct Accounting {
-    /// The `cgroup.procs` files into which they move before they start.
-    pub cgroup_procs: Vec<PathBuf>,
-    /// Their score for the host's OOM killer (proc_pid_oom_score_adj(5)); the caller's own, if none.
-    pub oom_score_adj: Option<i32>,
-}
-
-/// The network namespace that QEMU runs in.
-#[derive(Debug, Clone, Default)]
-pub enum NetworkNamespace {
-    /// A new one, in which there is nothing.
-    #[default]
-    Empty,
-    /// The one that the descriptor stands for (network_namespaces(7)).
-    Of(Arc<OwnedFd>),
-}
-
-/// Why there is no VM.
-#[derive(Debug, thiserror::Error)]
-pub enum BootError {
-    /// A file of the configuration or the run directory.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// QEMU as another user.
-    #[error(transparent)]
-    Rootless(#[from] RootlessError),
-    /// The files that QEMU is to see.
-    #[error(transparent)]
-    QemuRoot(#[from] QemuRootError),
-    /// The accelerator.
-    #[error(transparent)]
-    Accelerator(#[from] AccelError),
-    /// The kernel's vsock.
-    #[error(transparent)]
-    Vsock(#[from] VsockError),
-    /// The kernel's command line.
-    #[error(transparent)]
-    CommandLine(#[from] CommandLineError),
-    /// A child cannot be started.
-    #[error(transparent)]
-    Spawn(#[from] SpawnError),
-    /// A socket cannot be made or connected to.
-    #[error("socket {path:?} cannot be used")]
-    Socket {
-        /// Its path.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The run directory cannot be watched for the daemon's socket.
-    #[error("{path:?} cannot be watched")]
-    Watch {
-        /// The directory.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The guest's connections cannot be listened for.
-    #[error("no vsock port to listen on")]
-    Listen(#[source] io::Error),
-    /// A pair of sockets for QEMU cannot be made.
-    #[error("no sockets for QEMU")]
-    SocketPair(#[source] io::Error),
-    /// The network devices' descriptors cannot be duplicated for QEMU.
-    #[error("no descriptors for QEMU's network devices")]
-    Nics(#[source] io::Error),
-    /// The vsock daemon runs and does not listen.
-    #[error("vhost-device-vsock does not listen on {path:?}")]
-    NotListening {
-        /// Its socket.
-        path: PathBuf,
-    },
-    /// A helper ended before QEMU was started.
-    #[error("{0}")]
-    ChildDied(ChildDeath),
-    /// QEMU or a helper ended before QEMU's monitor answered.
-    #[error("the VM with kernel {kernel:?} did not start: {ended}")]
-    Ended {
-        /// Its kernel, the part that QEMU complains about without naming it.
-        kernel: PathBuf,
-        /// How it ended.
-        ended: Arc<Ended>,
-    },
-    /// QEMU refuses to talk.
-    #[error("QEMU's monitor cannot be used")]
-    Monitor(#[from] QmpError),
-    /// A thread of ours ended before its work.
-    #[error("the boot was not finished: {0}")]
-    Task(String),
-    /// QEMU runs and its monitor does not answer.
-    #[error("QEMU's monitor has not answered within {} s of its own time", .0.as_secs())]
-    MonitorTimeout(Duration),
-}
 
 /// Boots a VM. Returns once QEMU runs the guest; whether the guest gets anywhere shows at the listener.
 ///

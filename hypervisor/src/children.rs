@@ -18,42 +18,14 @@ use rustix::thread::CapabilitySet;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
-use crate::boot::Accounting;
+use crate::child_name::ChildName;
 use crate::jail::Jail;
+use crate::request::Accounting;
 use crate::rootless::User;
 use crate::stderr;
 use crate::sys::child::{BeforeExec, Entry, Network};
 use crate::sys::root::Root;
 use crate::tail::Tail;
-
-/// Which child.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ChildName {
-    /// The VM itself.
-    Qemu,
-    /// Serves the shared directory.
-    Virtiofsd,
-    /// Serves vsock.
-    VsockDaemon,
-}
-
-impl ChildName {
-    /// As in messages.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            ChildName::Qemu => "QEMU",
-            ChildName::Virtiofsd => "virtiofsd",
-            ChildName::VsockDaemon => "vhost-device-vsock",
-        }
-    }
-}
-
-impl fmt::Display for ChildName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
 
 /// How a child ended, and what it said last.
 #[derive(Debug, Clone)]

@@ -6,8 +6,8 @@ use config::Hypervisor;
 
 use crate::accel::Accel;
 use crate::arch;
-use crate::boot::VmRequest;
-use crate::virtiofsd;
+use crate::request::VmRequest;
+use crate::virtiofsd::arguments;
 
 /// Drivers that are built into the guest's kernel make interfaces when they start (`dummy0`, `ifb0`, `ifb1`, `tunl0` and
 /// other tunnels' fall-back devices), which would be in every pod. `fb_tunnels` is in the kernel's
@@ -39,7 +39,7 @@ pub(crate) fn build(
     words.extend([String::from("panic=-1"), arch.kernel_params.to_owned()]);
     words.extend([NO_SPARE_INTERFACES, PLUGGED_MEMORY].map(String::from));
     words.extend(arch::emulation_parameters(accel));
-    if let Some(files) = virtiofsd::files_to_remember(config) {
+    if let Some(files) = arguments::files_to_remember(config) {
         words.push(format!("fuse.max_inodes={files}"));
     }
     if !config.enable_debug {
@@ -63,7 +63,7 @@ pub(crate) fn build(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::boot::{Accounting, NetworkNamespace};
+    use crate::request::{Accounting, NetworkNamespace};
 
     fn request() -> VmRequest {
         VmRequest {

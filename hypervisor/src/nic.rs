@@ -1,24 +1,12 @@
 //! Network devices: the caller's description of each, and the descriptors that QEMU inherits.
 
-use std::fmt;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
+use crate::mac_address::MacAddress;
 use crate::spec::NicDevice;
 use crate::sys::number;
-
-/// A MAC address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MacAddress(pub [u8; 6]);
-
-impl fmt::Display for MacAddress {
-    /// As QEMU and ip(8) have it.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
-    }
-}
 
 /// One network device of a VM.
 #[derive(Debug, Clone)]

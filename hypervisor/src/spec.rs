@@ -9,8 +9,8 @@ use config::Hypervisor;
 
 use crate::accel::Accel;
 use crate::arch::Arch;
-use crate::hotplug::DiskRates;
-use crate::nic::MacAddress;
+use crate::disk_rates::DiskRates;
+use crate::mac_address::MacAddress;
 use crate::size::Size;
 use crate::vsock::Cid;
 

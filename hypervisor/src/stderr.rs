@@ -9,7 +9,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 
-use crate::children::ChildName;
+use crate::child_name::ChildName;
 use crate::tail::{Tail, harmless};
 
 /// How long the end of a dead child's output is waited for.

@@ -18,10 +18,12 @@ use rustix::fs::inotify;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixListener;
 
-use crate::boot::{Accounting, BootError};
-use crate::children::{Child, ChildName, Program, spawn};
+use crate::boot_error::BootError;
+use crate::child_name::ChildName;
+use crate::children::{Child, Program, spawn};
 use crate::files::SocketFile;
 use crate::jail::Jail;
+use crate::request::Accounting;
 use crate::rootless::User;
 use crate::sys::child::Network;
 use crate::vm_time;

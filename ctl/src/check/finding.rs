@@ -1,6 +1,8 @@
 //! The result of a check: one line, with the consequence and the remedy only if there is a problem.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
+
+use crate::Report;
 
 /// One thing that is needed.
 #[derive(Debug, PartialEq, Eq)]
@@ -103,4 +105,18 @@ impl fmt::Display for Finding {
         };
         write!(f, "{word}  {}", self.body())
     }
+}
+
+/// All of them, one line each, in colour or not.
+pub(super) fn render(findings: &[Finding], colours: bool) -> Report {
+    let mut text = String::new();
+    for finding in findings {
+        // Writing to a String cannot fail.
+        let _ = match colours {
+            true => writeln!(text, "{}", finding.coloured()),
+            false => writeln!(text, "{finding}"),
+        };
+    }
+    let good = !findings.iter().any(Finding::failed);
+    Report { text, good }
 }

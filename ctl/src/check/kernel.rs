@@ -8,7 +8,7 @@ use std::{
 
 use config::kernel::{self, Fix, Standing};
 
-use super::{finding::Finding, render};
+use super::finding::{Finding, render};
 use crate::Report;
 
 const WHAT: &str = "kernel fixes";

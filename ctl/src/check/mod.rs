@@ -10,10 +10,9 @@ pub(crate) mod parts;
 mod sockets;
 
 use std::ffi::OsStr;
-use std::fmt::Write as _;
 use std::path::Path;
 
-use finding::{Finding, Verdict};
+use finding::{Finding, Verdict, render};
 
 use crate::{Report, chain};
 
@@ -60,19 +59,6 @@ pub(crate) async fn all(named: Option<&Path>, search: Option<&OsStr>) -> Vec<Fin
     findings.push(host::containerd(search).await);
     findings.extend(host::runtime_class(search).await);
     findings
-}
-
-fn render(findings: &[Finding], colours: bool) -> Report {
-    let mut text = String::new();
-    for finding in findings {
-        // Writing to a String cannot fail.
-        let _ = match colours {
-            true => writeln!(text, "{}", finding.coloured()),
-            false => writeln!(text, "{finding}"),
-        };
-    }
-    let good = !findings.iter().any(Finding::failed);
-    Report { text, good }
 }
 
 fn configuration(path: &Path, warnings: usize) -> Finding {

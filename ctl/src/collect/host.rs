@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::Host;
 use super::page::Page;
+use super::scope::Host;
 use crate::{chain, check::kernel as guest_kernel, config as own_config};
 
 /// Lines of the kernel's log that are shown.

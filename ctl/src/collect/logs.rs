@@ -7,8 +7,8 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::Host;
 use super::page::Page;
+use super::scope::Host;
 use crate::command;
 use crate::logs::Entry;
 use crate::sandboxes;

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use super::Host;
 use super::page::{COMMAND, Page};
+use super::scope::Host;
 use crate::command;
 
 /// For a manager that has to ask its daemon.

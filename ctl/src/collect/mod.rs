@@ -9,8 +9,8 @@ mod managers;
 mod page;
 mod runtime;
 mod sandboxes;
+mod scope;
 
-use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use page::Page;
+use scope::Host;
 use tokio::sync::oneshot;
 
 use crate::arguments::CollectOptions;
@@ -48,25 +49,6 @@ pub(crate) enum CollectError {
         #[source]
         source: io::Error,
     },
-}
-
-/// The host as the report looks at it: other places are for tests.
-#[derive(Clone)]
-pub(crate) struct Host {
-    /// Where programs are looked up.
-    search: Option<OsString>,
-    /// /etc
-    etc: PathBuf,
-    /// /var
-    var: PathBuf,
-    /// Where sandboxes have their directories.
-    run: PathBuf,
-    /// The configuration that the command line names.
-    config: Option<PathBuf>,
-    /// How far back logs are read, in nanoseconds since the epoch.
-    since: i128,
-    /// For one section.
-    limit: Duration,
 }
 
 /// Writes the report.

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::Host;
+use super::scope::Host;
 use crate::command;
 use crate::redact::Redactor;
 

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 use toml::de::{DeTable, DeValue};
 
-use super::Host;
 use super::page::{Page, read};
+use super::scope::Host;
 use crate::{chain, command, config as own_config, env};
 
 /// Bytes of an image that are summed and listed.

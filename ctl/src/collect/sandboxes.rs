@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::Host;
 use super::page::{Page, read};
+use super::scope::Host;
 use crate::sandboxes::{self, Found, Process, Shim, State};
 use crate::{chain, place};
 

@@ -2,6 +2,7 @@
 //!
 //! It asks the shim of the container's sandbox, which asks the guest. [`remedies`] explains a refusal.
 
+mod question;
 mod remedies;
 mod show;
 
@@ -14,6 +15,7 @@ use protocol::diagnostics_ttrpc::DiagnosticsClient;
 use ttrpc::r#async::Client;
 use ttrpc::context;
 
+pub(crate) use self::question::Question;
 use crate::Report;
 
 /// For a shim to say which containers it has.
@@ -21,31 +23,6 @@ const LOOK_UP: Duration = Duration::from_secs(5);
 
 /// For the report: a probe starts up to six processes in a guest that may be emulated.
 const PROBE: Duration = Duration::from_secs(60);
-
-/// What is asked.
-#[derive(Debug, Clone, clap::Args)]
-pub(crate) struct Question {
-    /// The container's id
-    container: String,
-    /// containerd's namespace, where containers of several have this id
-    #[arg(long, value_name = "NAMESPACE")]
-    namespace: Option<String>,
-    /// Another process than the first one, as the guest numbers it (`ctr task ps`)
-    #[arg(long, value_name = "PID")]
-    pid: Option<u32>,
-    /// Data pages of the buffer that is tried on each CPU: a power of two; 0 tries none
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = pages)]
-    pages: u32,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
-
-fn pages(text: &str) -> Result<u32, String> {
-    let number = text.parse::<u32>().ok();
-    let number = number.filter(|number| *number == 0 || number.is_power_of_two());
-    number.ok_or_else(|| "must be a power of two, or 0".to_owned())
-}
 
 /// Why there is no report.
 #[derive(Debug, thiserror::Error)]

@@ -8,7 +8,8 @@ use protocol::agent::{IpcLockSets, MemlockAttempt, MemlockReport};
 use protocol::diagnostics::{MemlockResponse, SandboxInfo};
 use serde_json::{Value, json};
 
-use super::{Question, remedies};
+use super::question::Question;
+use super::remedies;
 
 /// The sets that have the capability, by name.
 fn sets(held: &IpcLockSets) -> Vec<&'static str> {

@@ -248,14 +248,6 @@ fn an_answer_of_the_guest_without_anything_in_it_is_shown_all_the_same() {
     assert!(show::text(&question(), &info(), &huge).contains("\"unlimited\""));
 }
 
-#[test]
-fn pages_are_a_power_of_two_or_none() {
-    assert_eq!((pages("64"), pages("0")), (Ok(64), Ok(0)));
-    for text in ["3", "-1", "x", "4294967296"] {
-        assert!(pages(text).is_err(), "{text}");
-    }
-}
-
 #[tokio::test]
 async fn a_container_that_no_sandbox_has_is_an_error_that_says_where_it_was_looked_for() {
     let root = tempfile::tempdir().unwrap();

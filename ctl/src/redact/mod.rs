@@ -4,13 +4,13 @@
 //! redactor looks for names that indicate a secret and removes the value after them. It removes too much rather than too
 //! little. Line numbers do not change.
 
+mod mask;
 mod names;
 mod value;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// What stands where a secret was.
-pub(crate) const MASK: &str = "[REDACTED]";
+pub(crate) use self::mask::MASK;
 
 /// Counts what it takes out.
 #[derive(Debug, Default)]

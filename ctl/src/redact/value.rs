@@ -211,7 +211,7 @@ fn word_end(text: &str, at: usize) -> usize {
 pub(super) fn harmless(value: &str) -> bool {
     let value = value.trim();
     value.is_empty()
-        || value == super::MASK
+        || value == super::mask::MASK
         || ["true", "false", "null", "none", "nil", "~", "{}", "[]"]
             .iter()
             .any(|word| value.eq_ignore_ascii_case(word))

@@ -13,6 +13,7 @@ pub(crate) mod cpu;
 mod disk;
 pub(crate) mod memory;
 mod nic;
+mod nic_names;
 mod recovery;
 mod release;
 mod resize;
@@ -29,8 +30,8 @@ use self::release::{ReleaseError, release};
 use self::slots::{CAPACITY, Slot, Slots};
 use crate::qmp::{Qmp, QmpError};
 
+pub(crate) use self::disk::DiskOptions;
 pub use self::disk::{Disk, DiskKind, Sectors};
-pub(crate) use self::disk::{DiskOptions, DiskRates};
 pub use self::nic::NicHotplug;
 
 /// How long a guest may take to let go of a device. It has to do nothing but to remove the driver.
@@ -103,7 +104,7 @@ struct State {
     /// By serial number.
     disks: HashMap<String, (Names, Slot)>,
     /// By QEMU's name.
-    nics: HashMap<String, (nic::Names, Slot)>,
+    nics: HashMap<String, (nic_names::Names, Slot)>,
 }
 
 impl Hotplug {

@@ -1,4 +1,4 @@
-//! Network devices that are plugged in: their names in QEMU, and the steps.
+//! Network devices that are plugged in: the steps.
 //!
 //! ```text
 //!           getfd…, netdev_add, device_add            device_del, the guest releases it, netdev_del
@@ -9,70 +9,12 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::slots::{BUS, Slot};
+use super::nic_names::Names;
+use super::slots::Slot;
 use super::{Hotplug, HotplugError, failed};
 use crate::nic::Nic;
-
-/// One device's names in QEMU. The number is never used again in a VM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Names {
-    number: u32,
-}
-
-impl Names {
-    /// Of the device. Those that are there when the VM boots have no dash.
-    fn id(self) -> String {
-        format!("nic-{}", self.number)
-    }
-
-    fn said(self) -> String {
-        format!("network device {}", self.id())
-    }
-
-    fn netdev(self) -> String {
-        format!("net-{}", self.number)
-    }
-
-    /// Of the files, one for each queue. QEMU takes a name that begins with a digit for a number.
-    fn files(self, kind: &str, count: usize) -> Vec<String> {
-        let name = |queue| format!("{kind}-{}-{queue}", self.number);
-        (0..count).map(name).collect()
-    }
-
-    /// QEMU's QAPI, `NetdevTapOptions`: several files are one text, colons between them.
-    fn netdev_add(self, taps: &[String], vhost: &[String]) -> Value {
-        let key = |one: &'static str, many: &'static str| if taps.len() > 1 { many } else { one };
-        let mut netdev = json!({ "type": "tap", "id": self.netdev() });
-        netdev[key("fd", "fds")] = json!(taps.join(":"));
-        if !vhost.is_empty() {
-            netdev["vhost"] = json!(true);
-            netdev[key("vhostfd", "vhostfds")] = json!(vhost.join(":"));
-        }
-        netdev
-    }
-
-    /// As at the boot: without an option ROM, and with two vectors for each queue and two more.
-    fn device_add(self, slot: Slot, nic: &Nic) -> Value {
-        let mut device = json!({
-            "driver": "virtio-net-pci",
-            "id": self.id(),
-            "bus": BUS,
-            "addr": slot.address(),
-            "netdev": self.netdev(),
-            "mac": nic.mac.to_string(),
-            "romfile": "",
-            // The guest's kernel speaks virtio 1 alone; a legacy device would want I/O ports.
-            "disable-legacy": "on",
-        });
-        if nic.taps.len() > 1 {
-            device["mq"] = json!(true);
-            device["vectors"] = json!(2 * nic.taps.len() + 2);
-        }
-        device
-    }
-}
 
 /// Plugs network devices into one VM. Clones share it.
 #[derive(Debug, Clone)]
@@ -185,7 +127,7 @@ impl Hotplug {
 mod tests {
     use super::*;
     use crate::hotplug::slots::Slots;
-    use crate::nic::MacAddress;
+    use crate::mac_address::MacAddress;
 
     fn nic(queues: usize) -> Nic {
         let file = || std::fs::File::open("/dev/null").unwrap().into();

@@ -64,7 +64,7 @@ fn disk() -> Disk {
 
 fn nic() -> crate::nic::Nic {
     crate::nic::Nic {
-        mac: crate::nic::MacAddress([2, 0, 0, 0, 0, 7]),
+        mac: crate::mac_address::MacAddress([2, 0, 0, 0, 0, 7]),
         taps: (0..2)
             .map(|_| std::fs::File::open("/dev/null").unwrap().into())
             .collect(),

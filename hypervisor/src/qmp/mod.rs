@@ -4,6 +4,7 @@
 //! ended. Two tasks serve it, one per direction, so that a caller that is cancelled in the middle of a command leaves no
 //! partial line.
 
+mod event;
 #[cfg(test)]
 pub(crate) mod scripted;
 mod send;
@@ -21,6 +22,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
+pub use event::Event;
 use send::Line;
 use wire::{Message, WireError};
 
@@ -52,15 +54,6 @@ pub enum QmpError {
         /// The command.
         command: String,
     },
-}
-
-/// Something that QEMU tells unasked.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Event {
-    /// Its name, such as `DEVICE_DELETED`.
-    pub name: String,
-    /// What belongs to it; null if nothing does.
-    pub data: Value,
 }
 
 type Pending = Arc<Mutex<HashMap<u64, oneshot::Sender<Result<Value, wire::Refusal>>>>>;

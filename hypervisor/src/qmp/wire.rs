@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 
-use super::Event;
+use super::event::Event;
 
 /// Longest line accepted, in bytes. What we ask for is answered in less than a hundredth of it.
 const MAX_LINE: usize = 1 << 20;

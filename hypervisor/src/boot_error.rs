@@ -1,0 +1,95 @@
+//! Why a VM did not start.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::accel::AccelError;
+use crate::children::{ChildDeath, SpawnError};
+use crate::command_line::CommandLineError;
+use crate::ended::Ended;
+use crate::files::FileError;
+use crate::qemu_root::QemuRootError;
+use crate::qmp::QmpError;
+use crate::rootless::RootlessError;
+use crate::vsock::VsockError;
+
+/// Why there is no VM.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// A file of the configuration or the run directory.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// QEMU as another user.
+    #[error(transparent)]
+    Rootless(#[from] RootlessError),
+    /// The files that QEMU is to see.
+    #[error(transparent)]
+    QemuRoot(#[from] QemuRootError),
+    /// The accelerator.
+    #[error(transparent)]
+    Accelerator(#[from] AccelError),
+    /// The kernel's vsock.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
+    /// The kernel's command line.
+    #[error(transparent)]
+    CommandLine(#[from] CommandLineError),
+    /// A child cannot be started.
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    /// A socket cannot be made or connected to.
+    #[error("socket {path:?} cannot be used")]
+    Socket {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The run directory cannot be watched for the daemon's socket.
+    #[error("{path:?} cannot be watched")]
+    Watch {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The guest's connections cannot be listened for.
+    #[error("no vsock port to listen on")]
+    Listen(#[source] io::Error),
+    /// A pair of sockets for QEMU cannot be made.
+    #[error("no sockets for QEMU")]
+    SocketPair(#[source] io::Error),
+    /// The network devices' descriptors cannot be duplicated for QEMU.
+    #[error("no descriptors for QEMU's network devices")]
+    Nics(#[source] io::Error),
+    /// The vsock daemon runs and does not listen.
+    #[error("vhost-device-vsock does not listen on {path:?}")]
+    NotListening {
+        /// Its socket.
+        path: PathBuf,
+    },
+    /// A helper ended before QEMU was started.
+    #[error("{0}")]
+    ChildDied(ChildDeath),
+    /// QEMU or a helper ended before QEMU's monitor answered.
+    #[error("the VM with kernel {kernel:?} did not start: {ended}")]
+    Ended {
+        /// Its kernel, the part that QEMU complains about without naming it.
+        kernel: PathBuf,
+        /// How it ended.
+        ended: Arc<Ended>,
+    },
+    /// QEMU refuses to talk.
+    #[error("QEMU's monitor cannot be used")]
+    Monitor(#[from] QmpError),
+    /// A thread of ours ended before its work.
+    #[error("the boot was not finished: {0}")]
+    Task(String),
+    /// QEMU runs and its monitor does not answer.
+    #[error("QEMU's monitor has not answered within {} s of its own time", .0.as_secs())]
+    MonitorTimeout(Duration),
+}
