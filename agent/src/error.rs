@@ -1,7 +1,6 @@
 //! The errors of the host's requests. `rpc::status` maps each of them to a status code.
 
 use crate::cgroup;
-use crate::container::{Phase, Verb};
 use crate::cpus::CpuError;
 use crate::host_sockets::SocketError;
 use crate::ids::{ContainerId, ExecId, IdError};
@@ -9,6 +8,7 @@ use crate::names::NamesError;
 use crate::network::NetworkError;
 use crate::storage::StorageError;
 use crate::streams::StreamError;
+use protocol::phase::{Phase, Verb};
 use tatami_agent::launch::LaunchError;
 use tatami_agent::memlock::ProbeError;
 

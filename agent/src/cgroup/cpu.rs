@@ -4,7 +4,7 @@
 use oci_spec::runtime::LinuxCpu;
 use protocol::cpu_weight;
 
-use super::Setting;
+use super::setting::Setting;
 
 /// What cpu.max is where the cgroup has none yet (cgroup-v2.rst).
 pub(super) const UNLIMITED: &str = "max 100000";
@@ -26,7 +26,7 @@ pub(super) fn settings(cpu: &LinuxCpu, current: &str) -> Vec<Setting> {
     let period = cpu.period().filter(|period| *period > 0);
     if quota.is_some() || period.is_some() {
         let (now_quota, now_period) = current.trim().split_once(' ').unwrap_or(("max", "100000"));
-        let quota = quota.map_or_else(|| now_quota.to_owned(), super::limit);
+        let quota = quota.map_or_else(|| now_quota.to_owned(), super::setting::limit);
         let period = period.map_or_else(|| now_period.to_owned(), |period| period.to_string());
         settings.push(Setting::new("cpu.max", format!("{quota} {period}")));
     }

@@ -2,7 +2,8 @@
 
 use oci_spec::runtime::LinuxHugepageLimit;
 
-use super::{Error, Setting, limit};
+use super::error::Error;
+use super::setting::{Setting, limit};
 
 /// The size (`2MB`) becomes part of a file's name. Where the kernel counts reservations, the limit holds for those too (config-linux.md
 /// "Huge page limits"): then mmap(2) fails, and nobody is killed by a page that cannot be had later.

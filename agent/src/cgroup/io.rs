@@ -2,7 +2,7 @@
 
 use oci_spec::runtime::{LinuxBlockIo, LinuxThrottleDevice};
 
-use super::Setting;
+use super::setting::Setting;
 
 /// Turns a blkio weight (10 to 1000) into a weight of v2 (1 to 10000), linearly, as runc and crun do.
 fn weight(v1: u16) -> u64 {

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use oci_spec::runtime::LinuxMemory;
 
-use super::{Error, Setting, failed, limit};
+use super::error::{Error, failed};
+use super::setting::{Setting, limit};
 
 /// Refuses a limit below what is used already, where the specification asks for that (`checkBeforeUpdate`): the kernel would kill.
 pub(super) fn check(memory: &LinuxMemory, current: &Path) -> Result<(), Error> {

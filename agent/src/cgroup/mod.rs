@@ -4,12 +4,16 @@
 
 mod cpu;
 mod devices;
+mod error;
+mod flat;
 mod hugetlb;
 mod io;
 mod memory;
+mod paths;
 mod pids;
 mod read_ahead;
 mod reserve;
+mod setting;
 mod stats;
 mod tree;
 mod unified;
@@ -19,7 +23,6 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
 use rustix::fs::{Mode, OFlags, openat};
@@ -28,107 +31,21 @@ use tokio::time::timeout;
 
 use crate::blocking;
 use crate::ids::ContainerId;
+pub(crate) use error::Error;
+use error::{PATIENCE, failed};
+pub(crate) use flat::flat;
+use paths::{AGENT, CONTAINERS, ROOT};
 pub(crate) use reserve::{
     Usage, grows_to, keep as renew_reserve, limits_changed, may_grow, memory_events, memory_stalls,
     prepare_to_give_back, watch as watch_reserve,
 };
-pub(crate) use stats::flat;
+use setting::Setting;
 pub(crate) use watch::{Stalls, Watch};
-
-const ROOT: &str = "/sys/fs/cgroup";
-const AGENT: &str = "/sys/fs/cgroup/agent";
-const CONTAINERS: &str = "/sys/fs/cgroup/containers";
 
 /// How many cgroups a container with a writable cgroup may make below its own, and how deep (docs/limits.md). Unified keys may
 /// say otherwise.
 const MOST_BELOW: &str = "4096";
 const DEEPEST: &str = "32";
-
-/// How long the kernel may take to freeze, thaw or kill a cgroup: a process in an uninterruptible wait holds it up.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Why a cgroup does not do what it should.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
-    /// The specification asks for what cgroup v2 cannot do.
-    #[error("{0}")]
-    Invalid(String),
-    /// The kernel refuses a value of the specification.
-    #[error("set {file} to {value:?}")]
-    Refused {
-        /// The cgroup's file.
-        file: String,
-        /// What was written.
-        value: String,
-        /// Why it was refused.
-        #[source]
-        source: std::io::Error,
-    },
-    /// Reading, writing, making or removing failed.
-    #[error("{what} {path}")]
-    Io {
-        /// What was tried.
-        what: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The kernel did not get there in time.
-    #[error("the processes of {path} were not {what} within {} s", PATIENCE.as_secs())]
-    Slow {
-        /// The state that was awaited.
-        what: &'static str,
-        /// The cgroup.
-        path: PathBuf,
-    },
-}
-
-fn failed(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
-    move |source| Error::Io {
-        what,
-        path: path.into(),
-        source,
-    }
-}
-
-/// A value for one file of a cgroup.
-#[derive(Debug, PartialEq, Eq)]
-struct Setting {
-    file: String,
-    value: String,
-    /// The kernel may be built without it, and then there is nothing to limit.
-    optional: bool,
-    /// The same value comes again later: whether it is taken depends on what is written in between.
-    again: bool,
-}
-
-impl Setting {
-    fn new(file: impl Into<String>, value: impl Into<String>) -> Self {
-        Self {
-            file: file.into(),
-            value: value.into(),
-            optional: false,
-            again: false,
-        }
-    }
-
-    fn again(mut self) -> Self {
-        self.again = true;
-        self
-    }
-
-    fn optional(mut self) -> Self {
-        self.optional = true;
-        self
-    }
-}
-
-/// A limit as cgroup v2 writes it; -1 is "none" in the specification.
-fn limit(value: i64) -> String {
-    if value < 0 { "max".to_owned() } else { value.to_string() }
-}
 
 /// What the files of a cgroup say now that a specification may leave half of as it is.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 
 use oci_spec::runtime::LinuxPids;
 
-use super::{Setting, limit};
+use super::setting::{Setting, limit};
 
 /// 0 is "not set", as runc has it.
 pub(super) fn settings(pids: LinuxPids) -> Option<Setting> {

@@ -12,7 +12,7 @@ use std::io;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use super::CONTAINERS;
+use super::paths::CONTAINERS;
 
 /// Every file system and disk that reads ahead (sysfs-class-bdi of the kernel).
 const DEVICES: &str = "/sys/class/bdi";

@@ -14,7 +14,10 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::{CONTAINERS, Error, Watch, failed, stats};
+use super::error::{Error, failed};
+use super::flat::flat;
+use super::paths::CONTAINERS;
+use super::watch::{Stalls, Watch};
 
 /// Where they are read and written.
 const MAX: &str = "memory.max";
@@ -140,7 +143,7 @@ impl Usage {
     pub(crate) fn read() -> Result<Self, Error> {
         let text = read(&Path::new(CONTAINERS).join("memory.stat"))?;
         let (mut reclaimable, mut refaults) = (0u64, 0u64);
-        for (key, value) in stats::flat(&text) {
+        for (key, value) in flat(&text) {
             match key {
                 "inactive_file" | "active_file" | "slab_reclaimable" => reclaimable = reclaimable.saturating_add(value),
                 "workingset_refault_file" => refaults = value,
@@ -170,9 +173,9 @@ pub(crate) fn memory_events() -> Result<Watch, Error> {
 ///
 /// # Errors
 /// The kernel has no pressure stall information.
-pub(crate) fn memory_stalls(stalled: Duration, window: Duration) -> Result<super::Stalls, Error> {
+pub(crate) fn memory_stalls(stalled: Duration, window: Duration) -> Result<Stalls, Error> {
     let path = Path::new(CONTAINERS).join("memory.pressure");
-    super::Stalls::new(&path, stalled, window).map_err(failed("watch", path))
+    Stalls::new(&path, stalled, window).map_err(failed("watch", path))
 }
 
 /// What may be had by those who have `current` while `free` is left.
@@ -244,7 +247,7 @@ pub(crate) async fn watch() {
     let mut told = 0;
     loop {
         let text = std::fs::read_to_string(&path).unwrap_or_default();
-        let times = stats::flat(&text).find_map(|(key, value)| (key == "oom").then_some(value));
+        let times = flat(&text).find_map(|(key, value)| (key == "oom").then_some(value));
         let times = times.unwrap_or_default();
         if times > told {
             tracing::error!(

@@ -5,14 +5,7 @@ use std::collections::HashMap;
 use protocol::agent::{CpuStats, IoStats, MemoryStats, PidsStats, StatsResponse};
 
 use super::Cgroup;
-
-/// `key value` per line (memory.stat, cpu.stat, *.events). Lines of another form are left out.
-pub(crate) fn flat(text: &str) -> impl Iterator<Item = (&str, u64)> {
-    text.lines().filter_map(|line| {
-        let (key, value) = line.split_once(' ')?;
-        Some((key, value.trim().parse().ok()?))
-    })
-}
+use super::flat::flat;
 
 /// One figure, or `max`.
 fn figure(text: &str) -> u64 {

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{Error, Setting};
+use super::error::Error;
+use super::setting::Setting;
 
 /// In the order of their names, so that the same specification gives the same result.
 pub(super) fn settings(unified: &HashMap<String, String>) -> Result<Vec<Setting>, Error> {

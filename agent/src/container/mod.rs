@@ -35,7 +35,7 @@ use crate::reaper::Reaper;
 use crate::storage::{Plugged, rewrite_limits};
 pub(crate) use launching::Joined;
 use phase::Life;
-pub(crate) use protocol::phase::{Phase, Verb};
+pub(crate) use protocol::phase::Verb;
 
 /// What every container uses.
 #[derive(Debug, Clone)]

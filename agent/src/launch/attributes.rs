@@ -13,8 +13,8 @@ use oci_spec::runtime::{
 use rustix::process::Uid;
 
 use super::{
-    Stdio,
     fault::{Context, Fault, Result},
+    request::Stdio,
     sys,
 };
 

@@ -19,10 +19,11 @@ use oci_spec::runtime::{Hook, Hooks, LinuxNamespaceType, Spec};
 use rustix::process::{DumpableBehavior, PidfdFlags, pidfd_open, set_dumpable_behavior};
 
 use super::{
-    Stdio, attributes, capabilities,
+    attributes, capabilities,
     channel::{ChildEnd, Order, Word},
     devices,
     fault::{Context, Fault, Result},
+    filter::Filter,
     hooks::{self, Confinement},
     identity,
     instructions::{Instructions, Parcel, Place},
@@ -30,6 +31,7 @@ use super::{
     mounts::{self, Prepared},
     namespaces::{self, Fresh},
     program::Program,
+    request::Stdio,
     rlimits, rootfs, seccomp, sys, sysctl, terminal,
     tree::Root,
 };
@@ -253,7 +255,7 @@ fn finish_tree(told: &Instructions, to_seal: &[OwnedFd]) -> Result<()> {
 }
 
 /// Limits, user and capabilities; the program is looked up by who will execute it.
-fn assume_identity(told: &Instructions, streams: &[OwnedFd; 3]) -> Result<(Program, Option<seccomp::Filter>)> {
+fn assume_identity(told: &Instructions, streams: &[OwnedFd; 3]) -> Result<(Program, Option<Filter>)> {
     let process = &told.process;
     let linux = told.spec.linux().as_ref();
     attributes::set_personality(linux.and_then(|linux| linux.personality().as_ref()))?;

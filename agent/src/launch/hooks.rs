@@ -20,7 +20,7 @@ use rustix::{
 
 use super::{
     fault::{Context, Fault, Result},
-    seccomp::Filter,
+    filter::Filter,
     sys,
 };
 

@@ -14,8 +14,8 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Stdio, Target,
     fault::{Context, Fault, Result},
+    request::{LaunchRequest, Stdio, Target},
 };
 
 /// Largest text of instructions, in bytes: twice what the shim may send in one message.
@@ -71,8 +71,8 @@ impl Parcel {
     ///
     /// # Errors
     /// The memfd cannot be made: no memory.
-    pub(super) fn pack(request: super::LaunchRequest) -> io::Result<Self> {
-        let super::LaunchRequest {
+    pub(super) fn pack(request: LaunchRequest) -> io::Result<Self> {
+        let LaunchRequest {
             id,
             target,
             stdio,
@@ -190,7 +190,6 @@ fn seal(bytes: &[u8]) -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::launch::LaunchRequest;
 
     fn null() -> OwnedFd {
         File::open("/dev/null").unwrap().into()

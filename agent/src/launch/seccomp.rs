@@ -19,16 +19,9 @@ use rustix::fs::MemfdFlags;
 
 use super::{
     fault::{Context, Fault, Result},
+    filter::Filter,
     newer_calls, sys,
 };
-
-/// A filter that is ready to be loaded, as the last thing before the program.
-#[derive(Debug, Clone)]
-pub(super) struct Filter {
-    program: Vec<libc::sock_filter>,
-    /// SECCOMP_FILTER_FLAG_*.
-    flags: libc::c_ulong,
-}
 
 impl Filter {
     /// Puts it in force for the calling process.
@@ -38,7 +31,7 @@ impl Filter {
 
     /// The same. Allocates nothing.
     pub(super) fn put_in_force(&self) -> io::Result<()> {
-        sys::set_seccomp_filter(&self.program, self.flags)
+        sys::set_seccomp_filter(self)
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
-use super::seccomp::Filter;
+use super::filter::Filter;
 use nix::unistd::ForkResult;
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -186,7 +186,7 @@ pub(super) fn confine(command: &mut std::process::Command, cgroup: OwnedFd, filt
     unsafe {
         command.pre_exec(move || {
             rustix::io::write(&cgroup, b"0")?;
-            filter.as_ref().map_or(Ok(()), Filter::put_in_force)
+            filter.as_ref().map_or(Ok(()), set_seccomp_filter)
         })
     };
 }
@@ -232,17 +232,17 @@ pub(super) fn set_scheduler(attributes: &libc::sched_attr) -> io::Result<()> {
 }
 
 /// Puts a seccomp filter in force for the calling process (seccomp(2)).
-pub(super) fn set_seccomp_filter(program: &[libc::sock_filter], flags: libc::c_ulong) -> io::Result<()> {
+pub(super) fn set_seccomp_filter(filter: &Filter) -> io::Result<()> {
     let program = libc::sock_fprog {
-        len: u16::try_from(program.len()).map_err(io::Error::other)?,
-        filter: program.as_ptr().cast_mut(),
+        len: u16::try_from(filter.program.len()).map_err(io::Error::other)?,
+        filter: filter.program.as_ptr().cast_mut(),
     };
     // SAFETY: the program names as many instructions as it says, and the kernel only reads them.
     let done = unsafe {
         libc::syscall(
             libc::SYS_seccomp,
             libc::SECCOMP_SET_MODE_FILTER,
-            flags,
+            filter.flags,
             &raw const program,
         )
     };

@@ -6,7 +6,12 @@ use std::io;
 use nix::unistd::Pid;
 use oci_spec::runtime::{PosixRlimit, PosixRlimitType, Process};
 
-use super::{LaunchRequest, Target, capabilities, capabilities::Masks, rlimits};
+use super::{
+    capabilities,
+    capabilities::Masks,
+    request::{LaunchRequest, Target},
+    rlimits,
+};
 use crate::proc::{Limits, Status};
 
 /// CAP_SYS_ADMIN (include/uapi/linux/capability.h): may be held until the program is executed, for the seccomp filter.

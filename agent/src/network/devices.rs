@@ -1,7 +1,5 @@
 //! The guest's network devices, identified by the MAC address that the host gave them.
 
-use std::time::Duration;
-
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::{StreamExt, TryStreamExt};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
@@ -11,11 +9,8 @@ use rtnetlink::sys::SocketAddr;
 use rtnetlink::{Handle, LinkUnspec, MulticastGroup};
 use tokio::task::JoinHandle;
 
-use super::NetworkError;
 use super::attic::Attic;
-
-/// For a device that has been plugged in to be found by its driver.
-pub(super) const APPEARS: Duration = Duration::from_secs(20);
+use super::error::{APPEARS, NetworkError, cause, step};
 
 /// A netlink connection that is told of new devices.
 pub(super) struct Devices {
@@ -114,20 +109,18 @@ async fn listed(netlink: &Handle) -> Result<Vec<LinkMessage>, NetworkError> {
     links.map_err(|source| NetworkError::Step {
         step: "list",
         on: String::from("interfaces"),
-        source: super::cause(source),
+        source: cause(source),
     })
 }
 
 /// Moves a device, under a name that no other has there, and without its addresses and routes.
 async fn stow(netlink: &Handle, index: u32, to: i32) -> Result<(), NetworkError> {
-    let renamed = LinkUnspec::new_with_index(index)
-        .down()
-        .name(super::passing_name(index));
+    let renamed = LinkUnspec::new_with_index(index).down().name(passing_name(index));
     let renamed = netlink.link().set(renamed.build()).execute().await;
-    super::step("rename interface", index, &[], renamed)?;
+    step("rename interface", index, &[], renamed)?;
     let moved = LinkUnspec::new_with_index(index).setns_by_fd(to);
     let moved = netlink.link().set(moved.build()).execute().await;
-    super::step("move interface", index, &[], moved)
+    step("move interface", index, &[], moved)
 }
 
 /// The permanent address is the one that the VMM gave the device; only devices have one, so nothing that a container makes
@@ -143,4 +136,9 @@ fn made_with(link: &LinkMessage) -> Option<&[u8]> {
 fn shown(mac: &[u8]) -> String {
     let bytes: Vec<_> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
     bytes.join(":")
+}
+
+/// A name for a while, which is not likely one of the host's.
+pub(super) fn passing_name(index: u32) -> String {
+    format!("tatami-{index}")
 }

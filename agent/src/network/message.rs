@@ -7,7 +7,18 @@ use rtnetlink::packet_route::neighbour::NeighbourMessage;
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
 use rtnetlink::packet_route::rule::RuleMessage;
 
-use super::{Given, NetworkError};
+use super::error::NetworkError;
+
+/// What the host has given, with the guest's numbers of the devices.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct Given {
+    /// By their place in the host's list.
+    pub(super) links: Vec<u32>,
+    pub(super) addresses: Vec<AddressMessage>,
+    pub(super) routes: Vec<RouteMessage>,
+    pub(super) rules: Vec<RuleMessage>,
+    pub(super) neighbours: Vec<NeighbourMessage>,
+}
 
 fn unclear(what: &'static str, reason: &(impl ToString + ?Sized)) -> NetworkError {
     NetworkError::Message {

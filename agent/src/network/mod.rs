@@ -5,6 +5,7 @@
 
 mod attic;
 mod devices;
+mod error;
 mod message;
 
 use std::io;
@@ -13,73 +14,15 @@ use std::path::Path;
 use protocol::agent::{Interface, Network};
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST};
 use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::address::AddressMessage;
-use rtnetlink::packet_route::neighbour::NeighbourMessage;
 use rtnetlink::packet_route::route::RouteMessage;
-use rtnetlink::packet_route::rule::RuleMessage;
 use rtnetlink::{Handle, LinkUnspec};
 use tokio::sync::Mutex;
 
 use self::attic::Attic;
-use self::devices::Devices;
-
-/// Why the network is not what the host wants.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum NetworkError {
-    /// There is no netlink socket.
-    #[error("network: open a netlink socket")]
-    Socket(#[source] io::Error),
-    /// There is no place for devices that are not used.
-    #[error("network: make a namespace for devices that are not used")]
-    Attic(#[source] io::Error),
-    /// A message of the host that cannot be understood.
-    #[error("network: the host's message about {what} cannot be understood: {reason}")]
-    Message {
-        /// Of which list.
-        what: &'static str,
-        /// Why not.
-        reason: String,
-    },
-    /// A device did not come up.
-    #[error("network: no device with address {mac} appeared within {} s", devices::APPEARS.as_secs())]
-    NoDevice {
-        /// Its address.
-        mac: String,
-    },
-    /// The kernel refuses a step.
-    #[error("network: {step} {on}")]
-    Step {
-        /// What was tried.
-        step: &'static str,
-        /// On what.
-        on: String,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
-    /// A sysctl of an interface.
-    #[error("network: write {value} to {path}")]
-    Sysctl {
-        /// The file.
-        path: String,
-        /// What was to be in it.
-        value: String,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
-}
-
-/// What the host has given, with the guest's numbers of the devices.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-struct Given {
-    /// By their place in the host's list.
-    links: Vec<u32>,
-    addresses: Vec<AddressMessage>,
-    routes: Vec<RouteMessage>,
-    rules: Vec<RuleMessage>,
-    neighbours: Vec<NeighbourMessage>,
-}
+use self::devices::{Devices, passing_name};
+pub(crate) use self::error::NetworkError;
+use self::error::step;
+use self::message::Given;
 
 /// The guest's network as far as the host decides it.
 #[derive(Debug, Default)]
@@ -138,31 +81,6 @@ fn without<'a, T: PartialEq>(these: &'a [T], those: &'a [T]) -> impl DoubleEnded
     these.iter().filter(|this| !those.contains(this))
 }
 
-/// Gives the result of a step its name; that the thing is there (or gone) already is none of its faults.
-fn step(
-    step: &'static str,
-    on: impl std::fmt::Debug,
-    fine: &[i32],
-    result: Result<(), rtnetlink::Error>,
-) -> Result<(), NetworkError> {
-    match result {
-        Err(rtnetlink::Error::NetlinkError(error)) if fine.contains(&-error.raw_code()) => Ok(()),
-        result => result.map_err(|source| NetworkError::Step {
-            step,
-            on: format!("{on:?}"),
-            source: cause(source),
-        }),
-    }
-}
-
-/// The kernel's word alone, where it is one.
-fn cause(error: rtnetlink::Error) -> io::Error {
-    match error {
-        rtnetlink::Error::NetlinkError(error) => error.to_io(),
-        error => io::Error::other(error),
-    }
-}
-
 /// What the kernel says of something to be removed that has gone by itself: with its device, or by a container.
 const GONE: [i32; 4] = [libc::ESRCH, libc::ENOENT, libc::EADDRNOTAVAIL, libc::ENODEV];
 
@@ -199,11 +117,6 @@ async fn give_way(netlink: &Handle, network: &Network, links: &[u32]) -> Result<
         step("rename interface", index, &[], done)?;
     }
     Ok(())
-}
-
-/// A name for a while, which is not likely one of the host's.
-fn passing_name(index: u32) -> String {
-    format!("tatami-{index}")
 }
 
 /// The interface itself. It is not up yet, so that it comes up with its addresses.

@@ -9,8 +9,8 @@ use std::path::Path;
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, Spec};
 use protocol::agent::{BlockDevice, Storage};
 
-use super::StorageError;
 use super::disk::DiskNode;
+use super::error::StorageError;
 
 /// A device of the host that is a disk of the guest, for one container.
 #[derive(Debug, Clone, PartialEq, Eq)]

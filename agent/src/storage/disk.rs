@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::StorageError;
+use super::error::StorageError;
 use crate::uevents::Uevents;
 
 /// How long a disk may take to appear. The guest's kernel only has to enumerate a bus; under emulation on a busy host that

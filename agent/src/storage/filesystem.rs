@@ -14,7 +14,8 @@ use rustix::mount::{
 };
 
 use super::disk::DiskNode;
-use super::{StorageError, group};
+use super::error::StorageError;
+use super::group;
 
 /// Mounts it at `place`, which is made. On several disks are file systems that take further ones as `device` (erofs).
 pub(super) fn mount(storage: &Storage, disks: &[DiskNode], place: &Path) -> Result<(), StorageError> {

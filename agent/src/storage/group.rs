@@ -5,7 +5,7 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, chmodat, chownat, openat, statat};
 
-use super::StorageError;
+use super::error::StorageError;
 
 /// What every file gets, and what every directory gets: it passes the group on.
 const FILE: u32 = 0o660;

@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::StorageError;
+use super::error::StorageError;
 
 /// Pages that a container holds.
 #[derive(Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::watch;
 
-use super::BUFFER;
+use super::buffer::BUFFER;
 use super::channel::Channel;
 
 /// Copies to the process's pipe until `length` bytes have been copied in all, once the host has said how many there

@@ -5,6 +5,7 @@
 //!
 //! Every stream is a task with one buffer: a slow host blocks only the process.
 
+mod buffer;
 mod channel;
 mod input;
 mod output;
@@ -23,9 +24,6 @@ use tokio::task::JoinSet;
 use crate::dial::Dialer;
 use crate::launch;
 use channel::Channel;
-
-/// Bytes that a stream moves at a time: a pipe's default capacity (pipe(7)).
-const BUFFER: usize = 64 << 10;
 
 /// A byte stream to the host.
 pub(crate) trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}

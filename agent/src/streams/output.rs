@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout};
 
-use super::BUFFER;
+use super::buffer::BUFFER;
 use super::channel::Channel;
 
 /// How long a dead process's pipe must have been empty while others still hold it. What the process itself wrote is

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 
-use super::{Error, failed};
+use super::error::{Error, failed};
 use crate::bpf::{self, Attachment};
 use program::{Access, Kind, Rule, Scope};
 

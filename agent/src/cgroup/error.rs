@@ -1,0 +1,53 @@
+//! Why a cgroup does not do what it should.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How long the kernel may take to freeze, thaw or kill a cgroup: a process in an uninterruptible wait holds it up.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why a cgroup does not do what it should.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The specification asks for what cgroup v2 cannot do.
+    #[error("{0}")]
+    Invalid(String),
+    /// The kernel refuses a value of the specification.
+    #[error("set {file} to {value:?}")]
+    Refused {
+        /// The cgroup's file.
+        file: String,
+        /// What was written.
+        value: String,
+        /// Why it was refused.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Reading, writing, making or removing failed.
+    #[error("{what} {path}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The kernel did not get there in time.
+    #[error("the processes of {path} were not {what} within {} s", PATIENCE.as_secs())]
+    Slow {
+        /// The state that was awaited.
+        what: &'static str,
+        /// The cgroup.
+        path: PathBuf,
+    },
+}
+
+pub(super) fn failed(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
+    move |source| Error::Io {
+        what,
+        path: path.into(),
+        source,
+    }
+}

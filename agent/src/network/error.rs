@@ -1,0 +1,79 @@
+//! Why the guest's network is not what the host wants.
+
+use std::io;
+use std::time::Duration;
+
+/// For a device that has been plugged in to be found by its driver.
+pub(super) const APPEARS: Duration = Duration::from_secs(20);
+
+/// Why the network is not what the host wants.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NetworkError {
+    /// There is no netlink socket.
+    #[error("network: open a netlink socket")]
+    Socket(#[source] io::Error),
+    /// There is no place for devices that are not used.
+    #[error("network: make a namespace for devices that are not used")]
+    Attic(#[source] io::Error),
+    /// A message of the host that cannot be understood.
+    #[error("network: the host's message about {what} cannot be understood: {reason}")]
+    Message {
+        /// Of which list.
+        what: &'static str,
+        /// Why not.
+        reason: String,
+    },
+    /// A device did not come up.
+    #[error("network: no device with address {mac} appeared within {} s", APPEARS.as_secs())]
+    NoDevice {
+        /// Its address.
+        mac: String,
+    },
+    /// The kernel refuses a step.
+    #[error("network: {step} {on}")]
+    Step {
+        /// What was tried.
+        step: &'static str,
+        /// On what.
+        on: String,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// A sysctl of an interface.
+    #[error("network: write {value} to {path}")]
+    Sysctl {
+        /// The file.
+        path: String,
+        /// What was to be in it.
+        value: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Gives the result of a step its name; that the thing is there (or gone) already is none of its faults.
+pub(super) fn step(
+    step: &'static str,
+    on: impl std::fmt::Debug,
+    fine: &[i32],
+    result: Result<(), rtnetlink::Error>,
+) -> Result<(), NetworkError> {
+    match result {
+        Err(rtnetlink::Error::NetlinkError(error)) if fine.contains(&-error.raw_code()) => Ok(()),
+        result => result.map_err(|source| NetworkError::Step {
+            step,
+            on: format!("{on:?}"),
+            source: cause(source),
+        }),
+    }
+}
+
+/// The kernel's word alone, where it is one.
+pub(super) fn cause(error: rtnetlink::Error) -> io::Error {
+    match error {
+        rtnetlink::Error::NetlinkError(error) => error.to_io(),
+        error => io::Error::other(error),
+    }
+}
