@@ -7,7 +7,7 @@ use std::path::{Component, Path};
 
 use oci_spec::runtime::{Linux, LinuxNamespaceType, Mount, Process, Spec};
 
-use super::GuestSpecError;
+use super::error::GuestSpecError;
 
 /// Looks for what cannot be meant.
 ///

@@ -5,7 +5,7 @@
 
 use oci_spec::runtime::{Linux, LinuxIdMapping, Mount};
 
-use super::GuestSpecError;
+use super::error::GuestSpecError;
 use crate::owners::IdMap;
 
 /// A mount's mapping.

@@ -3,7 +3,7 @@
 
 use oci_spec::runtime::{Linux, LinuxResources, Spec};
 
-use super::GuestSpecError;
+use super::error::GuestSpecError;
 
 /// What the guest's cgroups, of version 2, do not have.
 const NOT_IN_V2: &str = "cgroup v2, which the guest has, knows no such limit";

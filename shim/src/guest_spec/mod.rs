@@ -5,6 +5,7 @@
 
 mod cgroup;
 mod contradictions;
+mod error;
 mod id_map;
 mod left_out;
 mod mounts;
@@ -16,8 +17,9 @@ mod read;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxResources, Mount, Spec};
+use oci_spec::runtime::{LinuxResources, Spec};
 
+pub use error::GuestSpecError;
 pub use mounts::{BindSource, HostOptions, Over, PlacedBind};
 pub use read::{ReadError, read, read_exec};
 
@@ -53,49 +55,6 @@ pub struct GuestSpec {
     pub warnings: Vec<String>,
     /// Whether it is a pod's sandbox, whose process is the guest's own: the host mounts no root for it.
     pub pause: bool,
-}
-
-/// Why a specification cannot be carried out in a guest.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum GuestSpecError {
-    /// There is no `process`, `root` or `linux`.
-    #[error("config.json has no {0}")]
-    Missing(&'static str),
-    /// A field that contradicts another one, or that a guest cannot carry out and a container cannot do without.
-    #[error("{field}: {reason}")]
-    Field {
-        /// As the specification names it.
-        field: &'static str,
-        /// Why not.
-        reason: String,
-    },
-    /// A mount that cannot be made in the guest.
-    #[error("mount on {}: {reason}", destination.display())]
-    Mount {
-        /// Where in the container.
-        destination: PathBuf,
-        /// Why not.
-        reason: String,
-    },
-    /// A namespace that cannot be joined from inside the guest.
-    #[error("namespace {kind} at {}: {reason}", path.display())]
-    Namespace {
-        /// OCI type.
-        kind: String,
-        /// The path asked for.
-        path: PathBuf,
-        /// Why not.
-        reason: &'static str,
-    },
-}
-
-impl GuestSpecError {
-    fn mount(mount: &Mount, reason: impl Into<String>) -> Self {
-        Self::Mount {
-            destination: mount.destination().clone(),
-            reason: reason.into(),
-        }
-    }
 }
 
 /// Translates.

@@ -7,8 +7,8 @@ use protocol::agent::{AgentUsage, GuestMetricsResponse};
 use scrape::durations::Durations;
 use scrape::text::{Kind, Text};
 
+use super::names::{GUEST_NAMES, sorted};
 use super::processes::Usage;
-use super::sorted;
 
 /// What Kata has of a process: the end of the family's name, what it says of it, its items.
 type Process = (&'static str, &'static str, &'static [(&'static str, fn(&Usage) -> f64)]);
@@ -80,7 +80,7 @@ fn traffic(text: &mut Text, networks: &[Devices<'_>]) {
             Kind::Gauge,
             "Counters of the network devices (/proc/net/dev).",
         );
-        for (name, counters) in network.devices.iter().take(super::GUEST_NAMES) {
+        for (name, counters) in network.devices.iter().take(GUEST_NAMES) {
             for (item, counter) in TRAFFIC.iter().zip(*counters) {
                 text.sample(&[("interface", name), ("item", item)], *counter as f64);
             }

@@ -7,6 +7,7 @@
 //! Prometheus waits for ten seconds, and nothing here waits for more than four.
 
 pub(crate) mod kata;
+mod names;
 mod processes;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +16,7 @@ use protocol::agent::{GuestMetricsResponse, StatsResponse};
 
 use scrape::text::{Kind, Text};
 
+use self::names::{GUEST_NAMES, sorted};
 use self::processes::Usage;
 use crate::id::ContainerId;
 use crate::relays::Relays;
@@ -22,9 +24,6 @@ use crate::sandbox::Sandbox;
 
 /// Microseconds in a second.
 const MICRO: f64 = 1e6;
-
-/// Names of the guest that are passed on: they are labels, and the guest could make up any number of them.
-const GUEST_NAMES: usize = 128;
 
 /// Who asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -284,13 +283,6 @@ fn container_figures(text: &mut Text, containers: &[(ContainerId, Option<StatsRe
             }
         }
     }
-}
-
-fn sorted(map: &std::collections::HashMap<String, u64>) -> Vec<(&str, u64)> {
-    let mut pairs: Vec<_> = map.iter().map(|(name, value)| (name.as_str(), *value)).collect();
-    pairs.sort_unstable();
-    pairs.truncate(GUEST_NAMES);
-    pairs
 }
 
 #[cfg(test)]

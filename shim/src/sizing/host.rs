@@ -6,7 +6,8 @@
 use config::Mebibytes;
 use hypervisor::Size;
 
-use super::{Limits, NumberSet};
+use super::limits::Limits;
+use super::set::NumberSet;
 
 /// Of the VM's memory, one in so many is added for what grows with it on the host: the page tables of who maps it, and what
 /// virtiofsd keeps of each file that the guest knows.

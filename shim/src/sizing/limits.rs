@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use oci_spec::runtime::{LinuxCpu, LinuxResources};
 
-use super::NumberSet;
+use super::set::NumberSet;
 
 /// CFS's period where none is given, in microseconds (the kernel's sched-bwc.rst).
 const DEFAULT_PERIOD: u64 = 100_000;

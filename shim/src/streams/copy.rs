@@ -10,7 +10,18 @@ use tokio::sync::{oneshot, watch};
 
 use super::endpoint::{Source, Target};
 use super::wait::Wait;
-use super::{BUFFER, Finish};
+
+/// Bytes per read: what a pipe holds.
+const BUFFER: usize = 64 << 10;
+
+/// When an output is complete.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Finish {
+    /// Bytes in all; `None`: as many as come before the connection ends.
+    pub(super) length: Option<u64>,
+    /// Longest time without progress from now on.
+    pub(super) patience: Duration,
+}
 
 /// Copies the guest's output until `finish` says how long it is and that much has come, or until the connection ends.
 pub(super) async fn output(

@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::{AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::unix::pipe;
 
-use super::StreamError;
+use super::error::StreamError;
 
 /// A writing end of stdin's FIFO that nobody writes to.
 pub(super) struct Hold {

@@ -19,7 +19,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::endpoint::Target;
-use super::{StreamError, sys};
+use super::error::StreamError;
+use super::sys;
 
 /// For the program to say that it is ready.
 const READY: Duration = Duration::from_secs(10);

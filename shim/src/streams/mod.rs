@@ -7,12 +7,11 @@
 
 mod copy;
 mod endpoint;
+mod error;
 mod logger;
 mod sys;
 mod wait;
 
-use std::io;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -20,53 +19,16 @@ use protocol::agent::Stdio;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
+use self::copy::Finish;
 use self::endpoint::{Hold, Input, Source, Target};
+pub use self::error::StreamError;
 use self::logger::Logger;
 pub use self::logger::LoggerEnd;
 pub(crate) use self::wait::Wait;
 use crate::sandbox::connections::{Dialled, Expected};
 
-/// Bytes per read: what a pipe holds.
-const BUFFER: usize = 64 << 10;
-
 /// For the guest to dial a stream that it has been told of. It does so before the process starts.
 const DIAL: Duration = Duration::from_secs(10);
-
-/// Why streams cannot be set up.
-#[derive(Debug, thiserror::Error)]
-pub enum StreamError {
-    /// Neither a FIFO's path nor a URI that is understood.
-    #[error("{uri:?} is neither a FIFO's absolute path nor a file:// or binary:// URI: {reason}")]
-    Uri {
-        /// What containerd named.
-        uri: String,
-        /// What is wrong with it.
-        reason: &'static str,
-    },
-    /// It is there, or not, and cannot be opened.
-    #[error("cannot open {} for {name}", path.display())]
-    Open {
-        /// stdin, stdout or stderr.
-        name: &'static str,
-        /// The path.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The program of a binary:// URI.
-    #[error("the logging program {} does not run", path.display())]
-    Logger {
-        /// The program.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The process is there, and its streams are not connected.
-    #[error("the guest did not connect the streams")]
-    NotDialled,
-}
 
 /// What containerd named, as it named it. Empty where there is no such stream.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -79,15 +41,6 @@ pub struct StdioPaths {
     pub stderr: String,
     /// One stream for both directions.
     pub terminal: bool,
-}
-
-/// When an output is complete.
-#[derive(Debug, Clone, Copy)]
-struct Finish {
-    /// Bytes in all; `None`: as many as come before the connection ends.
-    length: Option<u64>,
-    /// Longest time without progress from now on.
-    patience: Duration,
 }
 
 /// What the agent said with the exit, or that it can say nothing any more.

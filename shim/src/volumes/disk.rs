@@ -11,6 +11,7 @@ use hypervisor::{Disk, DiskKind, Sectors};
 use rustix::fs::FileType;
 
 use super::error::VolumeError;
+use super::name::name;
 use crate::host_ns::HostNamespace;
 use crate::path_error::PathError;
 
@@ -74,7 +75,7 @@ impl HostDisk {
             DiskKey::BlockDevice(number) => format!("b{number}"),
             DiskKey::File(device, inode) => format!("f{device}.{inode}"),
         };
-        super::name("disk", identity.as_bytes())
+        name("disk", identity.as_bytes())
     }
 
     /// How many bytes it has.

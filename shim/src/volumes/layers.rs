@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use containerd_shim_protos::types::mount::Mount;
 use protocol::agent::{Storage, StorageEntry};
 
+use super::name::name;
 use super::rootfs::{is_managers, kind, refused};
-use super::{VolumeError, Volumes, guest_path, name};
+use super::{VolumeError, Volumes, guest_path};
 use crate::host_ns::HostNamespace;
 
 /// Of the directories for what is written (inode(7)).

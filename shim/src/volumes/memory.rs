@@ -7,7 +7,7 @@ use std::path::Path;
 use oci_spec::runtime::Spec;
 use protocol::agent::Storage;
 
-use super::name;
+use super::name::name;
 use super::source::{FileSystem, Source};
 
 /// Bytes of huge pages that a container may use, by the size of a page.

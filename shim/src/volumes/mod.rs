@@ -21,6 +21,7 @@ mod entries;
 mod error;
 mod layers;
 mod memory;
+mod name;
 pub mod record;
 mod rootfs;
 mod source;
@@ -31,7 +32,6 @@ use std::path::{Component, Path, PathBuf};
 use containerd_shim_protos::types::mount::Mount as RootfsMount;
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, Mount, Spec};
 use protocol::agent::{BlockDevice, Storage};
-use sha2::{Digest, Sha256};
 
 use self::disk::HostDisk;
 pub use self::error::VolumeError;
@@ -285,16 +285,6 @@ fn take(mount: &mut Mount, storage: &Storage, part: &Path) {
     let place = guest_path(storage);
     mount.set_source(Some(place.components().chain(part.components()).collect()));
     mount.set_options(Some(kept));
-}
-
-/// A storage's name: the same for the same thing of the host.
-fn name(kind: &str, identity: &[u8]) -> String {
-    let mut name = format!("{kind}-");
-    for byte in &Sha256::digest(identity)[..8] {
-        name.push(char::from(b"0123456789abcdef"[usize::from(byte >> 4)]));
-        name.push(char::from(b"0123456789abcdef"[usize::from(byte & 15)]));
-    }
-    name
 }
 
 /// Whether the rules allow every device: what a privileged container has.

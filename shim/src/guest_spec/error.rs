@@ -1,0 +1,48 @@
+//! Why a specification cannot be carried out in a guest.
+
+use std::path::PathBuf;
+
+use oci_spec::runtime::Mount;
+
+/// Why a specification cannot be carried out in a guest.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum GuestSpecError {
+    /// There is no `process`, `root` or `linux`.
+    #[error("config.json has no {0}")]
+    Missing(&'static str),
+    /// A field that contradicts another one, or that a guest cannot carry out and a container cannot do without.
+    #[error("{field}: {reason}")]
+    Field {
+        /// As the specification names it.
+        field: &'static str,
+        /// Why not.
+        reason: String,
+    },
+    /// A mount that cannot be made in the guest.
+    #[error("mount on {}: {reason}", destination.display())]
+    Mount {
+        /// Where in the container.
+        destination: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// A namespace that cannot be joined from inside the guest.
+    #[error("namespace {kind} at {}: {reason}", path.display())]
+    Namespace {
+        /// OCI type.
+        kind: String,
+        /// The path asked for.
+        path: PathBuf,
+        /// Why not.
+        reason: &'static str,
+    },
+}
+
+impl GuestSpecError {
+    pub(super) fn mount(mount: &Mount, reason: impl Into<String>) -> Self {
+        Self::Mount {
+            destination: mount.destination().clone(),
+            reason: reason.into(),
+        }
+    }
+}
