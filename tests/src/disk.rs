@@ -125,7 +125,8 @@ impl Drop for LoopDevice {
     }
 }
 
-fn run(program: &str, args: &[&str]) -> Result<String> {
+/// Runs a program of the machine, which has to succeed; what it has printed.
+pub fn run(program: &str, args: &[&str]) -> Result<String> {
     let output = Command::new(locate::program(program)?)
         .args(args)
         .output()

@@ -28,6 +28,7 @@ const ON_A_MOUNT: &[&str] = &[
     "submount-acl",
     "close-to-open",
     "kept-open",
+    "kept-listing",
     "bounded-inodes",
     "compat-readdir",
     "one-superblock",

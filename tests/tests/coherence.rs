@@ -8,7 +8,11 @@ use std::{
     time::Duration,
 };
 
-use framework::{Node, Result, Running, Spec};
+use framework::{
+    Node, Result, Running, Spec,
+    disk::run,
+    programs::{self, PYTHON},
+};
 
 /// How often each change is made.
 const TIMES: usize = 100;
@@ -17,6 +21,11 @@ const LIMIT: Duration = Duration::from_secs(240);
 /// Prints what is in each file that it is told of.
 const READER: &str = "exec 9</data/held; n=0; while read -r file; do n=$((n+1)); \
                       printf '%s<%s>\\n' \"$(cat \"$file\" 2>/dev/null || echo none)\" $n; done";
+
+/// Prints the names in each directory that it is told of, of one that stays open from the beginning as well.
+const LISTER: &str = "import os, sys\nheld = os.open('/data/many', os.O_RDONLY)\nfor line in sys.stdin:\n    \
+                      n, directory = line.split()\n    one, two = sorted(os.listdir(directory)), sorted(os.listdir(held))\n    \
+                      print(len(one), one == two, one[-1], f'<{n}>', flush=True)\n";
 
 /// A program in a container that reads files when it is told to.
 struct Reader {
@@ -189,6 +198,112 @@ fn a_program_that_is_replaced_is_started_as_it_is_now() -> Result<()> {
 }
 
 /// What the container writes itself it reads itself, and so does the host, however it is cached.
+/// Names that come, go and take the place of others, in a directory that is listed again and again, and the last of them at once
+/// after a listing.
+#[test]
+fn a_directory_is_listed_as_it_is_now() -> Result<()> {
+    let node = Node::start()?;
+    let volume = volume(&node)?;
+    let many = volume.join("many");
+    fs::create_dir(&many)?;
+    for number in 0..50 {
+        fs::write(many.join(format!("{number:03}")), "")?;
+    }
+    let spec = node
+        .spec("c", &[PYTHON.path, "-Sc", LISTER])?
+        .bind(&volume, "/data", &["ro"])?;
+    programs::add(&spec.root(), &[PYTHON])?;
+    let mut lister = node.run_spec("c", &spec)?.arg("--rm").limit(LIMIT).spawn()?;
+    let (mut count, mut last, mut wanted) = (50, "049".to_owned(), String::new());
+    for round in 0..TIMES {
+        match round % 4 {
+            0 => {
+                last = format!("{:03}", 100 + round);
+                fs::write(many.join(&last), "")?;
+                count += 1;
+            }
+            1 => {
+                let next = format!("{:03}", 100 + round);
+                fs::rename(many.join(&last), many.join(&next))?;
+                last = next;
+            }
+            // As it was.
+            2 => {}
+            _ => {
+                fs::remove_file(many.join(&last))?;
+                last = "049".to_owned();
+                count -= 1;
+            }
+        }
+        lister.write(format!("{round} /data/many\n").as_bytes())?;
+        lister.shows(&format!("<{round}>\n"))?;
+        wanted += &format!("{count} True {last} <{round}>\n");
+    }
+    lister.close_stdin();
+    assert_eq!(lister.wait()?.success()?.stdout(), wanted);
+    node.nothing_left()
+}
+
+/// Directories that a kernel makes up do not say that a name has come: they have no size.
+#[test]
+fn a_directory_without_a_size_is_listed_as_it_is_now() -> Result<()> {
+    let node = Node::start()?;
+    let made = Made::mount(&node.dir().join("made"), &node.id("listed"))?;
+    let spec = node
+        .spec("c", &[PYTHON.path, "-Sc", LISTER])?
+        .bind(&made.0, "/data/many", &["ro"])?;
+    programs::add(&spec.root(), &[PYTHON])?;
+    let mut lister = node.run_spec("c", &spec)?.arg("--rm").limit(LIMIT).spawn()?;
+    let (mut names, mut counts) = (0, Vec::new());
+    for round in 0..20 {
+        match round % 4 {
+            0 | 1 => {
+                fs::create_dir(made.0.join(format!("{names}")))?;
+                names += 1;
+            }
+            2 => {}
+            _ => {
+                names -= 1;
+                fs::remove_dir(made.0.join(format!("{names}")))?;
+            }
+        }
+        counts.push(fs::read_dir(&made.0)?.count());
+        lister.write(format!("{round} /data/many\n").as_bytes())?;
+        lister.shows(&format!("<{round}>\n"))?;
+    }
+    lister.close_stdin();
+    let said = lister.wait()?.success()?.stdout();
+    let listed = said
+        .lines()
+        .map(|line| line.split(' ').next().and_then(|count| count.parse().ok()));
+    let listed: Option<Vec<usize>> = listed.collect();
+    assert_eq!(listed, Some(counts), "{said}");
+    drop(made);
+    node.nothing_left()
+}
+
+/// A directory of the kernel's: a cgroup, in a mount of its own.
+struct Made(PathBuf, PathBuf);
+
+impl Made {
+    fn mount(at: &Path, name: &str) -> Result<Self> {
+        fs::create_dir(at)?;
+        run("mount", &["-t", "cgroup2", "none", &at.display().to_string()])?;
+        fs::create_dir(at.join(name))?;
+        Ok(Self(at.join(name), at.to_owned()))
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        for entry in fs::read_dir(&self.0).into_iter().flatten().flatten() {
+            let _ = fs::remove_dir(entry.path());
+        }
+        let _ = fs::remove_dir(&self.0);
+        let _ = run("umount", &[&self.1.display().to_string()]);
+    }
+}
+
 #[test]
 fn what_a_container_writes_it_reads_and_the_host_as_well() -> Result<()> {
     let node = Node::start()?;

@@ -6,25 +6,13 @@ use std::{
     process::Command,
 };
 
-use framework::{Error, Node, Result, image};
+use framework::{Error, Node, Result, disk::run, image};
 
 /// Reads from both layers, writes, removes what is in a layer, and finds it so.
 const SCRIPT: &str = "cat /etc/second-layer && [ -x /bin/guest-probe ] && echo written > /etc/new && cat /etc/new && \
                       rm /etc/passwd && ls /etc && ln /etc/new /etc/linked && mv /etc/linked /bin/moved && cat /bin/moved && \
                       chown 12:34 /bin/moved && stat -c %u:%g /bin/moved";
 const SAID: &str = "second\nwritten\ngroup\nnew\nsecond-layer\nwritten\n12:34\n";
-
-fn run(program: &str, args: &[&str]) -> Result<()> {
-    let output = Command::new(program)
-        .args(args)
-        .output()
-        .map_err(Error::io(format!("running {program}")))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    Err(Error::unexpected(format!("{program} {args:?}: {said}")))
-}
 
 /// What is mounted below a directory. It is unmounted with this: a snapshotter leaves it for the containerd that comes next.
 struct Below(PathBuf);
@@ -73,7 +61,7 @@ fn a_subvolume_of_the_btrfs_snapshotter_is_a_root() -> Result<()> {
         below = Some(Below(own.to_owned()));
         fs::File::create(&image)?.set_len(256 << 20)?;
         run("mkfs.btrfs", &["-q", &image])?;
-        run("mount", &["-o", "loop", &image, &own.display().to_string()])
+        run("mount", &["-o", "loop", &image, &own.display().to_string()]).map(drop)
     })?;
     // After a failure it goes before the node.
     let below = below;

@@ -80,20 +80,7 @@ pub(super) fn kept_open(path: &str) -> Result<Verdict> {
         fs::read_dir(dir)?.try_for_each(|entry| entry.map(drop))
     };
     look()?;
-    let tracing = Path::new("/tracing");
-    fs::create_dir_all(tracing)?;
-    mount(
-        Some("tracefs"),
-        tracing,
-        Some("tracefs"),
-        MsFlags::empty(),
-        None::<&str>,
-    )?;
-    let enable = tracing.join("events/fuse/fuse_request_send/enable");
-    fs::write(&enable, "1")?;
-    (0..OPENS).try_for_each(|_| look())?;
-    fs::write(&enable, "0")?;
-    let trace = fs::read_to_string(tracing.join("trace"))?;
+    let trace = traced(|| (0..OPENS).try_for_each(|_| look()))?;
     let asked = |request: &str| trace.matches(request).count();
     if asked("FUSE_LOOKUP") == 0 {
         return Err(format!("the trace has no request: {trace}").into());
@@ -108,6 +95,54 @@ pub(super) fn kept_open(path: &str) -> Result<Verdict> {
         true => Verdict::Right(says),
         false => Verdict::Wrong(says),
     })
+}
+
+/// Whether a directory that has not changed is read from the server each time that it is listed.
+pub(super) fn kept_listing(path: &str) -> Result<Verdict> {
+    let list = || -> io::Result<usize> {
+        let mut names = 0;
+        for entry in fs::read_dir(path)? {
+            entry?;
+            names += 1;
+        }
+        Ok(names)
+    };
+    let names = list()?;
+    // A listing that is read so soon after a change is not believed (fs/fuse/close_to_open.c).
+    thread::sleep(SETTLES);
+    list()?;
+    let trace = traced(|| {
+        (0..OPENS).try_for_each(|_| match list()? {
+            again if again == names => Ok(()),
+            again => Err(io::Error::other(format!("{again} names and not {names}"))),
+        })
+    })?;
+    let read = trace.matches("FUSE_READDIR").count();
+    let says = format!("{OPENS} listings were {read} requests");
+    // It is kept for some seconds, and then read anew: a request, and one that finds its end.
+    Ok(if read <= 4 {
+        Verdict::Right(says)
+    } else {
+        Verdict::Wrong(says)
+    })
+}
+
+/// The requests to virtio-fs servers while something is done, as the kernel's trace events name them.
+fn traced(does: impl FnOnce() -> io::Result<()>) -> Result<String> {
+    let tracing = Path::new("/tracing");
+    fs::create_dir_all(tracing)?;
+    mount(
+        Some("tracefs"),
+        tracing,
+        Some("tracefs"),
+        MsFlags::empty(),
+        None::<&str>,
+    )?;
+    let enable = tracing.join("events/fuse/fuse_request_send/enable");
+    fs::write(&enable, "1")?;
+    does()?;
+    fs::write(&enable, "0")?;
+    Ok(fs::read_to_string(tracing.join("trace"))?)
 }
 
 /// Whether more files can be looked at than virtiofsd may have open, and others opened afterwards.
