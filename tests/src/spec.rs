@@ -123,6 +123,41 @@ impl Spec {
             .annotation("io.kubernetes.cri.sandbox-id", &node.id("pod"))
     }
 
+    /// A container to which its guest belongs: every capability that the tests need, every device, the guest's processes, a writable /sys.
+    pub fn of_the_guest(mut self) -> Result<Self> {
+        let all = [
+            "CHOWN",
+            "DAC_OVERRIDE",
+            "DAC_READ_SEARCH",
+            "FOWNER",
+            "FSETID",
+            "KILL",
+            "IPC_LOCK",
+            "MKNOD",
+            "SETFCAP",
+            "SETGID",
+            "SETUID",
+            "SYS_ADMIN",
+            "SYS_CHROOT",
+            "SYS_MODULE",
+            "SYS_PTRACE",
+            "SYS_RAWIO",
+            "SYS_RESOURCE",
+        ];
+        let all: Vec<_> = all.iter().map(|name| format!("CAP_{name}")).collect();
+        for set in ["bounding", "effective", "permitted"] {
+            self = self.set(&format!("/process/capabilities/{set}"), all.clone())?;
+        }
+        let mount = |kind: &str, destination: &str, options: &[&str]| json!({ "destination": destination, "type": kind, "source": kind, "options": options });
+        self.set("/linux/resources/devices", json!([{ "allow": true, "access": "rwm" }]))?
+            .set(
+                "/linux/namespaces",
+                json!([{ "type": "ipc" }, { "type": "uts" }, { "type": "mount" }, { "type": "network" }]),
+            )?
+            .push("/mounts", mount("sysfs", "/sys", &["nosuid", "nodev", "noexec"]))?
+            .push("/mounts", mount("tmpfs", "/tmp", &["mode=1777"]))
+    }
+
     fn field(&mut self, pointer: &str) -> Result<&mut Value> {
         let mut at = &mut self.0;
         for name in pointer.split('/').skip(1) {

@@ -13,44 +13,6 @@ mod kata_only {
     const ENOSYS: i32 = 38;
     const ENOMEM: i32 = 12;
 
-    /// A container to which its guest belongs: every capability, every device, the guest's processes, a writable /sys.
-    fn all_powerful(spec: Spec) -> Result<Spec> {
-        let all = [
-            "CHOWN",
-            "DAC_OVERRIDE",
-            "DAC_READ_SEARCH",
-            "FOWNER",
-            "FSETID",
-            "KILL",
-            "IPC_LOCK",
-            "MKNOD",
-            "SETFCAP",
-            "SETGID",
-            "SETUID",
-            "SYS_ADMIN",
-            "SYS_CHROOT",
-            "SYS_MODULE",
-            "SYS_PTRACE",
-            "SYS_RAWIO",
-            "SYS_RESOURCE",
-        ];
-        let all: Vec<_> = all.iter().map(|name| format!("CAP_{name}")).collect();
-        let mut spec = spec;
-        for set in ["bounding", "effective", "permitted"] {
-            spec = spec.set(&format!("/process/capabilities/{set}"), all.clone())?;
-        }
-        spec.set("/linux/resources/devices", json!([{ "allow": true, "access": "rwm" }]))?
-            .set("/linux/namespaces", json!([{ "type": "ipc" }, { "type": "uts" }, { "type": "mount" }, { "type": "network" }]))?
-            .push(
-                "/mounts",
-                json!({ "destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "nodev", "noexec"] }),
-            )?
-            .push(
-                "/mounts",
-                json!({ "destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["mode=1777"] }),
-            )
-    }
-
     /// What the guest must not see, a directory that it may write to, and one that it may read.
     fn files(node: &Node, spec: Spec) -> Result<Spec> {
         let dir = node.dir();
@@ -61,7 +23,7 @@ mod kata_only {
         fs::write(dir.join("ro/file"), "unchanged")?;
         symlink(dir.join("secret"), dir.join("rw/absolute"))?;
         symlink("../../../../../../../../../..", dir.join("rw/up"))?;
-        all_powerful(spec)?
+        spec.of_the_guest()?
             .bind(&dir.join("rw"), "/rw", &["rw"])?
             .bind(&dir.join("ro"), "/ro", &["ro"])
     }
@@ -220,7 +182,7 @@ mod kata_only {
             spec.bind(&parent, "/parent", &["ro"])?
                 .bind(&parent.join("part"), "/part", &["rw"])
         };
-        let spec = both(all_powerful(node.spec("part", &["sleep", "1000"])?)?)?;
+        let spec = both(node.spec("part", &["sleep", "1000"])?.of_the_guest()?)?;
         node.run_spec("part", &spec)?.arg("-d").ok()?;
         let sh = |exec: &str, script: &str| node.exec("part", exec).sh(script).ok();
         // The part is the same file system by both names, and stays read-only where it was asked for so.

@@ -14,6 +14,7 @@
 //! guest-probe huge-pages FILE COUNT maps that many huge pages of a file, or of none (-), and writes to each; prints the errno
 //! guest-probe escape PATH          drives the virtio-fs device by itself and tries to reach a path of the host
 //! guest-probe lengths              the same with lengths that are not true; `fatal` with one that ends the conversation
+//! guest-probe hostile ID ROUNDS SEED  drives the virtio device with that PCI id (0x1005) against its rules, by chance
 //! guest-probe handles DIR PATH      opens files of a mount by guessed handles, and looks for a path of the host in them
 //! guest-probe unix echo PATH BYTES  sends bytes on a Unix socket and reads as many back; prints what came of it, as one JSON object
 //! guest-probe unix many PATH COUNT  has that many connections at once, and a word echoed on each; prints how many were right
@@ -83,6 +84,7 @@ fn main() -> ExitCode {
         ["escape", secret] => escape::run(secret),
         ["lengths"] => escape::lengths(),
         ["fatal"] => escape::fatal(),
+        ["hostile", device, rounds, seed] => escape::hostile(device, rounds, seed),
         ["handles", directory, secret] => handles::report(directory, secret),
         ["unix", verb, path, args @ ..] => unix::run(verb, path, args),
         ["names", transport, server, name, count] => names::ask(transport, server, name, count),

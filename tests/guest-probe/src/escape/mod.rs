@@ -4,8 +4,11 @@
 
 mod device;
 mod fuse;
+mod hostile;
 mod lengths;
+mod pci;
 
+pub(crate) use hostile::hostile;
 pub(crate) use lengths::{fatal, lengths};
 
 use std::io;

@@ -2,4 +2,4 @@
 
 mod sys;
 
-pub(crate) use sys::{PAGE, Shared};
+pub(crate) use sys::{PAGE, Shared, Word};
