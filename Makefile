@@ -103,6 +103,12 @@ test: ## deps + build, then all tests, the end-to-end ones included
 	@$(MAKE) build
 	@$(MAKE) deps-containerd
 	@TATAMI_BUILD=$(BUILD) scripts/test
+	@TATAMI_BUILD=$(BUILD) TATAMI_TEST_START=pool scripts/test --test smoke --test pods
+
+.PHONY: pool-life
+pool-life: build ## 1,000 starts from a pool whose members die at random (POOL_STARTS=…, TATAMI_SEED=…)
+	@TATAMI_BUILD=$(BUILD) TATAMI_POOL_STARTS=$(or $(POOL_STARTS),1000) cargo test --quiet --locked -p tatami-tests --test pool \
+		whatever_dies -- --nocapture
 
 .PHONY: stress
 stress: ## deps + build, then the loads of tests/tests/stress.rs in full, and a million simulated histories (STRESS="cycles" for some)

@@ -264,6 +264,16 @@ pub(crate) const CREATE_TIMEOUT: Codec<Duration> = Codec {
     show: show_seconds,
 };
 
+/// More than this many starts at once no node has.
+pub(crate) const CACHE_NUMBER: Codec<u32> = Codec {
+    read: |raw| whole(raw, 0, 1024, "a whole number of VMs"),
+    show: |value| Value::Integer((*value).into()),
+};
+pub(crate) const CACHE_IDLE_TIMEOUT: Codec<Duration> = Codec {
+    read: |raw| seconds(raw, 31_536_000),
+    show: show_seconds,
+};
+
 fn seconds(raw: Raw<'_>, most: u32) -> Result<Duration, Refusal> {
     whole(raw, 1, most, "a whole number of seconds").map(|number| Duration::from_secs(number.into()))
 }

@@ -24,7 +24,7 @@ mod warning;
 pub use installation::{Installation, Replacement};
 pub use load::{ConfigError, DEFAULT_PATHS, Loaded, MAX_DROP_INS, MAX_FILE_SIZE, load, load_for, locate};
 pub use locked::{CapPolicy, LockLimit, OnExcess, PerfEventKb};
-pub use model::{Agent, CapIpcLock, Config, Hypervisor, Memlock, Runtime};
+pub use model::{Agent, CapIpcLock, Config, Factory, Hypervisor, Memlock, Runtime};
 pub use reference::reference;
 pub use row::{Row, Status};
 pub use value::{

@@ -25,6 +25,8 @@ pub struct Config {
     pub memlock: Memlock,
     /// `[runtime.cap_ipc_lock]`
     pub cap_ipc_lock: CapIpcLock,
+    /// `[factory]`
+    pub factory: Factory,
 }
 
 /// The annotations that Kata's own files allow, and that of a key which they do not have.
@@ -284,6 +286,24 @@ impl Default for CapIpcLock {
             ambient: false,
             allow_annotation: true,
             grant_to_dropped: false,
+        }
+    }
+}
+
+/// `[factory]`: VMs that are booted before anybody asks for them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Factory {
+    /// How many are kept ready; 0: none.
+    pub vm_cache_number: u32,
+    /// How long one is kept that nobody takes.
+    pub vm_cache_idle_timeout: Duration,
+}
+
+impl Default for Factory {
+    fn default() -> Self {
+        Self {
+            vm_cache_number: 0,
+            vm_cache_idle_timeout: Duration::from_secs(3600),
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::settings::{SETTINGS, Table};
 use crate::unsupported;
 
 /// What a supported key does otherwise than Kata's.
-const OTHERWISE: [(&str, &str); 25] = [
+const OTHERWISE: [(&str, &str); 26] = [
     (
         "hypervisor.qemu.path",
         "a path of Kata's that is not there is QEMU in PATH",
@@ -85,10 +85,14 @@ const OTHERWISE: [(&str, &str); 25] = [
         "runtime.disable_guest_seccomp",
         "false by default; an annotation can only switch the profiles on",
     ),
+    (
+        "factory.vm_cache_number",
+        "0 to 1024; kept by shims that have booted a VM, without a server",
+    ),
 ];
 
 /// Supported keys that Kata does not have.
-const OWN: [&str; 8] = [
+const OWN: [&str; 9] = [
     "hypervisor.qemu.default_memory_limit",
     "hypervisor.qemu.accelerator",
     "hypervisor.qemu.vsock",
@@ -97,6 +101,7 @@ const OWN: [&str; 8] = [
     "runtime.host_network",
     "runtime.timeout_factor",
     "runtime.share_host_sockets",
+    "factory.vm_cache_idle_timeout",
 ];
 
 /// All keys, those of a table together and in the order of their names.

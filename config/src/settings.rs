@@ -6,11 +6,11 @@
 use toml::Value;
 
 use crate::codec::{
-    ACCELERATOR, BIT_RATE, BLOCK_AIO, BOOLEAN, CAP_POLICY, CPU_FEATURES, CREATE_TIMEOUT, DIAL_TIMEOUT, FILE,
-    HOST_NETWORK, INTERNETWORKING, KERNEL_PARAMS, LOCK_LIMIT, MACHINE_TYPE, MAX_MEMORY, MAX_VCPUS, MEMORY,
-    MEMORY_LIMIT, NAME_PATTERNS, ON_EXCESS, OPERATION_RATE, OVERHEAD_MEMORY, OVERHEAD_VCPUS, PATH_PATTERNS,
-    PERF_EVENT_KB, PROGRAM, QUEUE_SIZE, RECONNECT_TIMEOUT, SECCOMP_SANDBOX, SHARED_FS, SOCKET_PATTERNS, TIMEOUT_FACTOR,
-    VCPUS, VIRTIO_FS_ARGS, VIRTIO_FS_CACHE, VSOCK,
+    ACCELERATOR, BIT_RATE, BLOCK_AIO, BOOLEAN, CACHE_IDLE_TIMEOUT, CACHE_NUMBER, CAP_POLICY, CPU_FEATURES,
+    CREATE_TIMEOUT, DIAL_TIMEOUT, FILE, HOST_NETWORK, INTERNETWORKING, KERNEL_PARAMS, LOCK_LIMIT, MACHINE_TYPE,
+    MAX_MEMORY, MAX_VCPUS, MEMORY, MEMORY_LIMIT, NAME_PATTERNS, ON_EXCESS, OPERATION_RATE, OVERHEAD_MEMORY,
+    OVERHEAD_VCPUS, PATH_PATTERNS, PERF_EVENT_KB, PROGRAM, QUEUE_SIZE, RECONNECT_TIMEOUT, SECCOMP_SANDBOX, SHARED_FS,
+    SOCKET_PATTERNS, TIMEOUT_FACTOR, VCPUS, VIRTIO_FS_ARGS, VIRTIO_FS_CACHE, VSOCK,
 };
 use crate::model::Config;
 use crate::raw::{Raw, Refusal};
@@ -24,9 +24,10 @@ pub(crate) enum Table {
     Runtime,
     Memlock,
     CapIpcLock,
-    /// Kata's, of which no key is supported: of its Go runtime, of runtime-rs, and of its memory agent.
+    /// Kata's Go runtime has it here, runtime-rs in the next one.
     Factory,
     QemuFactory,
+    /// Of Kata's memory agent: no key is supported.
     MemAgent,
 }
 
@@ -392,6 +393,9 @@ pub(crate) static SETTINGS: &[Setting] = &[
     setting!(CapIpcLock, cap_ipc_lock.ambient, BOOLEAN, Access::File),
     setting!(CapIpcLock, cap_ipc_lock.allow_annotation, BOOLEAN, Access::File),
     setting!(CapIpcLock, cap_ipc_lock.grant_to_dropped, BOOLEAN, Access::File),
+    setting!(Factory, factory.vm_cache_number, CACHE_NUMBER, Access::File),
+    setting!(Factory, factory.vm_cache_idle_timeout, CACHE_IDLE_TIMEOUT, Access::File),
+    setting!(QemuFactory, factory.vm_cache_number, CACHE_NUMBER, Access::File, true),
     // Kata's runtime-rs has it in the agent's table.
     setting!(
         Agent,

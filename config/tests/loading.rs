@@ -332,7 +332,7 @@ fn a_known_key_is_a_warning_only_if_it_asks_for_something() {
             "configuration.toml:4: hypervisor.qemu.enable_iommu is not supported and has no effect: the guest has no \
              IOMMU",
             "configuration.toml:6: runtime.enable_pprof is not supported and has no effect: the shim has no profiler",
-            "configuration.toml:8: factory.enable_template is not supported and has no effect: VMs are not kept ready",
+            "configuration.toml:8: factory.enable_template is not supported and has no effect: VMs are kept ready by vm_cache_number alone",
         ]
     );
 }

@@ -163,11 +163,11 @@ pub(crate) enum Command {
         #[arg(num_args = 0.., allow_hyphen_values = true, trailing_var_arg = true)]
         arguments: Vec<String>,
     },
-    /// Say why there is no VM factory here (Kata's `factory init|status|destroy`)
+    /// Keep VMs that are booted in advance (`vm_cache_number`; Kata's `factory init|status|destroy`)
     Factory {
-        /// Taken, and without effect
-        #[arg(hide = true, num_args = 0..)]
-        words: Vec<String>,
+        /// What to do
+        #[command(subcommand)]
+        command: FactoryCommand,
     },
     /// Print completions for a shell
     Completions {
@@ -180,6 +180,29 @@ pub(crate) enum Command {
         /// Into this directory
         #[arg(value_name = "DIRECTORY")]
         directory: PathBuf,
+    },
+}
+
+/// What is done about warm VMs.
+#[derive(Subcommand)]
+pub(crate) enum FactoryCommand {
+    /// Boot those that are missing, and wait until they are ready
+    Init {
+        /// The configuration file, instead of the one that the runtime would read
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Show them, what they take, and how many starts they have served
+    Status {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// End those that wait; the next start with `vm_cache_number` makes new ones
+    Destroy {
+        /// Only those of this configuration file
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
     },
 }
 
@@ -388,6 +411,9 @@ mod tests {
             "kata-ctl iptables get --sandbox-id x --v6",
             "kata-ctl log-parser --output-format csv --output-file /tmp/log.csv /tmp/log",
             "kata-ctl factory init",
+            "kata-runtime factory init --config /etc/kata-containers/configuration.toml",
+            "kata-ctl factory status --json",
+            "kata-ctl factory destroy",
             "kata-ctl node install --root /host --copy-to /opt/tatami --docker --restart",
             "kata-ctl node uninstall --dry-run --handler kata-qemu",
             "kata-ctl node status --json",

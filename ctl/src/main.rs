@@ -1,6 +1,6 @@
 //! `kata-ctl`: information for an operator when a sandbox does not start, or does not work as it should.
 //!
-//! It reads and reports, except for `node`, `direct-volume` and programs that `exec` runs. It is never in the path of a
+//! It reads and reports, except for `node`, `factory`, `direct-volume` and programs that `exec` runs. It is never in the path of a
 //! container. Results go to standard output, messages to standard error. The exit status is 1 for a failure, and 2 for a
 //! wrong command line.
 
@@ -12,6 +12,7 @@ mod config;
 mod direct_volume;
 mod env;
 mod exec;
+mod factory;
 mod logs;
 mod manual;
 mod memlock;
@@ -52,10 +53,6 @@ enum End {
 }
 
 type Failure = Box<dyn Error>;
-
-/// Kata's templates save the start of a kernel and an agent that takes seconds there.
-const NO_FACTORY: &str = "this runtime has no VM factory: every sandbox boots a VM of its own, and there is nothing to init, \
-    to show or to destroy; enable_template and vm_cache_number in [factory] have no effect";
 
 /// Kata's agent has these programs in its guest.
 const NO_IPTABLES: &str = "the guest has no iptables program that the runtime could run, and its rules are the containers' own: run \
@@ -158,7 +155,7 @@ async fn run(command: Command) -> Result<End, Failure> {
             let error = node::exec_in(&root, &program, &arguments);
             return Err(format!("cannot run {} below {}: {error}", program.display(), root.display()).into());
         }
-        Command::Factory { .. } => return Err(NO_FACTORY.into()),
+        Command::Factory { command } => said("asking the pool of warm VMs", factory::report(&command)).await?,
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { directory } => manual::pages(&directory)?,
     };

@@ -25,7 +25,7 @@ pub(crate) async fn report(wanted: Option<&str>) -> Result<Report, MetricsError>
     let root = Path::new(sandboxes::ROOT);
     let text = match wanted {
         Some(wanted) => of(root, wanted).await?,
-        None => all(root).await?,
+        None => all(root).await? + &crate::factory::metrics().await,
     };
     Ok(Report { text, good: true })
 }

@@ -163,7 +163,7 @@ async fn counted(root: &Path, sandbox: Option<&str>, scrapes: &Scrapes) -> Resul
 async fn figures(root: &Path, sandbox: Option<&str>) -> Result<String, MetricsError> {
     match sandbox {
         Some(id) => metrics::of(root, id).await,
-        None => Ok(metrics::all(root).await?),
+        None => Ok(metrics::all(root).await? + &crate::factory::metrics().await),
     }
 }
 

@@ -5,9 +5,11 @@
 //! port.
 
 use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Mode, OFlags};
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -41,6 +43,7 @@ impl Console {
         };
         let tail = console.tail.clone();
         tokio::spawn(async move {
+            let (path, _directory) = followed(path);
             let mut ring = Ring {
                 path,
                 file: None,
@@ -72,6 +75,22 @@ impl Console {
     pub(crate) async fn drained(&self) {
         let mut drained = self.drained.clone();
         let _ = tokio::time::timeout(DRAIN_TIMEOUT, drained.wait_for(|drained| *drained)).await;
+    }
+}
+
+/// The same file by a path that holds when its directory is renamed (`/proc/PID/fd`, proc_pid_fd(5)), and what it needs. A directory that
+/// cannot be opened is named as it is.
+fn followed(path: PathBuf) -> (PathBuf, Option<OwnedFd>) {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let opened = path
+        .parent()
+        .and_then(|parent| rustix::fs::open(parent, flags, Mode::empty()).ok());
+    match (opened, path.file_name()) {
+        (Some(directory), Some(name)) => {
+            let path = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd())).join(name);
+            (path, Some(directory))
+        }
+        _ => (path, None),
     }
 }
 

@@ -6,6 +6,8 @@
 //! boot.queue      locked by the next one in the queue; the others wait for this lock
 //! boot.place.N    locked while a VM boots; contains the pid of its shim
 //! ```
+//! VMs that nobody waits for yet ([`crate::pool`]) have a queue of their own, `warm.queue` and `warm.place.N`.
+//!
 //! The locks are flock(2) locks. All shims of the node share them, and no other program uses them. The kernel releases
 //! the locks of a process that dies. If a place is free, a boot does not wait. The place
 //! of a stopped process does not count, and no boot waits for ever, because a node that boots too many VMs at once is slow,
@@ -23,8 +25,11 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, inotify};
 
-/// Name of a place's file, before its number.
-const PLACE: &str = "boot.place.";
+/// Name of the queue of VMs that somebody waits for.
+const WAITED_FOR: &str = "boot";
+
+/// Name of the queue of VMs that are made in advance.
+const IN_ADVANCE: &str = "warm";
 
 /// Longest time between the close of a dying process's file and the end of its lock: one step of the kernel's.
 const DYING: Duration = Duration::from_millis(50);
@@ -42,6 +47,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 #[derive(Debug, Clone)]
 pub struct BootQueue {
     directory: PathBuf,
+    name: &'static str,
     places: usize,
     patience: Duration,
 }
@@ -68,9 +74,21 @@ impl BootQueue {
         Self::with_places(directory, cpus)
     }
 
+    /// The queue of the VMs that nobody waits for yet: with half as many places. They do not take a place from a VM that somebody
+    /// waits for; that such a one goes first is a matter of their share of the CPUs.
+    #[must_use]
+    pub fn in_advance(directory: &Path) -> Self {
+        let cpus = thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            name: IN_ADVANCE,
+            ..Self::with_places(directory, (cpus / 2).max(1))
+        }
+    }
+
     fn with_places(directory: &Path, places: usize) -> Self {
         Self {
             directory: directory.to_owned(),
+            name: WAITED_FOR,
             places,
             patience: PATIENCE,
         }
@@ -81,7 +99,7 @@ impl BootQueue {
     /// # Errors
     /// The files cannot be made, locked or watched.
     pub async fn enter(&self) -> io::Result<BootPlace> {
-        let queue = self.open("boot.queue")?;
+        let queue = self.open(&format!("{}.queue", self.name))?;
         match flock(&queue, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {
                 if let Some(place) = self.free()? {
@@ -106,6 +124,11 @@ impl BootQueue {
         let place = waited.await.map_err(io::Error::other)??;
         tracing::info!(waited = ?began.elapsed(), "it is this VM's turn to boot");
         Ok(place)
+    }
+
+    /// Name of a place's file.
+    fn place(&self, number: usize) -> String {
+        format!("{}.place.{number}", self.name)
     }
 
     fn open(&self, name: &str) -> io::Result<File> {
@@ -139,7 +162,7 @@ impl BootQueue {
     /// Whether the process that has this place is stopped by a signal or a debugger (proc_pid_stat(5)).
     fn is_stopped(&self, number: usize) -> bool {
         let stat = || -> Option<String> {
-            let pid = std::fs::read_to_string(self.directory.join(format!("{PLACE}{number}"))).ok()?;
+            let pid = std::fs::read_to_string(self.directory.join(self.place(number))).ok()?;
             let pid: u32 = pid.trim().parse().ok()?;
             std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()
         };
@@ -152,7 +175,7 @@ impl BootQueue {
     /// This place, if it is free now.
     fn take_if_free(&self, number: usize) -> io::Result<Option<BootPlace>> {
         // Not open for writing: closing it tells nobody that a place is given back.
-        let path = self.directory.join(format!("{PLACE}{number}"));
+        let path = self.directory.join(self.place(number));
         let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::CLOEXEC;
         let probe: OwnedFd = rustix::fs::open(path, flags, Mode::from_raw_mode(0o600))?;
         match flock(&probe, FlockOperation::NonBlockingLockExclusive) {
@@ -167,7 +190,7 @@ impl BootQueue {
 
     /// Waits for this place.
     fn take(&self, number: usize) -> io::Result<BootPlace> {
-        let mut file = self.open(&format!("{PLACE}{number}"))?;
+        let mut file = self.open(&self.place(number))?;
         lock(&file)?;
         file.set_len(0)?;
         file.write_all(std::process::id().to_string().as_bytes())?;
@@ -213,7 +236,7 @@ impl BootQueue {
                 Err(error) => return Err(error.into()),
             };
             let name = event.file_name().and_then(|name| name.to_str().ok());
-            let number = name.and_then(|name| name.strip_prefix(PLACE)?.parse().ok());
+            let number = name.and_then(|name| name.strip_prefix(self.name)?.strip_prefix(".place.")?.parse().ok());
             if let Some(number) = number.filter(|number| *number < self.places)
                 && let Some(place) = self.take_soon(number)?
             {

@@ -41,6 +41,11 @@ pub fn recorded_server(run_dir: &RunDir) -> Option<ProcessRef> {
 
 /// The same for a caller that has the lock.
 pub(crate) fn remove_locked(run_dir: &RunDir, _lock: &Lock) {
+    remove_contents(run_dir);
+}
+
+/// The same for a directory that nobody else knows, or that another lock protects.
+pub(crate) fn remove_contents(run_dir: &RunDir) {
     if !run_dir.path().exists() {
         return;
     }

@@ -2,7 +2,8 @@
 //!
 //! containerd 1.6 to 2.1 send `-namespace N -address A -publish-binary B -id ID [-debug] start`, and for `delete` also
 //! `-bundle D`; `-v` and `-info` come alone. Users of Kata call `--version`. Our own server is started without an action
-//! and with `-socket`, and the process that runs the hooks of a dead sandbox with `-poststop`.
+//! and with `-socket`, the process that runs the hooks of a dead sandbox with `-poststop`, and the pool of warm VMs is asked with
+//! `-pool fill|drain|status|number` and made of processes with `-pool member`.
 
 use std::path::PathBuf;
 
@@ -19,10 +20,32 @@ pub enum Command {
     Serve(Arguments),
     /// Run the poststop hooks that are recorded in this directory, which `delete` has no time for.
     Poststop(PathBuf),
+    /// Be a member of the pool of warm VMs, in this slot.
+    Member {
+        /// The slot's name.
+        slot: String,
+        /// The configuration that the runtime options named.
+        config_path: Option<PathBuf>,
+    },
+    /// Do something about the pool.
+    Pool(PoolAction, Option<PathBuf>),
     /// Print the version for people.
     Version,
     /// Print a `RuntimeInfo` for containerd.
     Info,
+}
+
+/// What `-pool` asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PoolAction {
+    /// Start what is missing.
+    Fill,
+    /// End what waits.
+    Drain,
+    /// Print what there is, as JSON.
+    Status,
+    /// Print how many there are to be.
+    Number,
 }
 
 /// The flags' values.
@@ -63,6 +86,9 @@ pub enum CliError {
     /// Neither action, nor -v, nor -info.
     #[error("no action: expected start or delete, or one of the flags -v and -info")]
     NoAction,
+    /// Not one of ours.
+    #[error("-pool is fill, drain, status, number or member, not {0:?}")]
+    UnknownPool(String),
     /// More than one action.
     #[error("unexpected argument {0:?} after the action")]
     Trailing(String),
@@ -79,10 +105,12 @@ struct Flags {
     socket: String,
     config_path: String,
     poststop: String,
+    pool: String,
+    slot: String,
     debug: bool,
     version: bool,
     info: bool,
-    /// containerd's GRPC socket and the binary that publishes events: they come, and events go by ttrpc.
+    /// containerd's GRPC socket and the binary that publishes events: they come, and events go by ttrpc. And what is there to be written over.
     unused: String,
 }
 
@@ -91,11 +119,13 @@ impl Flags {
         match name {
             "namespace" => Some(&mut self.namespace),
             "id" => Some(&mut self.id),
-            "address" | "publish-binary" => Some(&mut self.unused),
+            "address" | "publish-binary" | "room" => Some(&mut self.unused),
             "bundle" => Some(&mut self.bundle),
             "socket" => Some(&mut self.socket),
             "config-path" => Some(&mut self.config_path),
             "poststop" => Some(&mut self.poststop),
+            "pool" => Some(&mut self.pool),
+            "slot" => Some(&mut self.slot),
             _ => None,
         }
     }
@@ -162,6 +192,23 @@ fn command(flags: Flags, action: Option<&str>) -> Result<Command, CliError> {
     if !flags.poststop.is_empty() {
         return Ok(Command::Poststop(flags.poststop.into()));
     }
+    let config_path = Some(flags.config_path)
+        .filter(|path| !path.is_empty())
+        .map(PathBuf::from);
+    match flags.pool.as_str() {
+        "" => {}
+        "fill" => return Ok(Command::Pool(PoolAction::Fill, config_path)),
+        "drain" => return Ok(Command::Pool(PoolAction::Drain, config_path)),
+        "status" => return Ok(Command::Pool(PoolAction::Status, config_path)),
+        "number" => return Ok(Command::Pool(PoolAction::Number, config_path)),
+        "member" => {
+            return Ok(Command::Member {
+                slot: flags.slot,
+                config_path,
+            });
+        }
+        other => return Err(CliError::UnknownPool(other.to_owned())),
+    }
     let make: fn(Arguments) -> Command = match action {
         Some("start") => Command::Start,
         Some("delete") => Command::Delete,
@@ -174,9 +221,7 @@ fn command(flags: Flags, action: Option<&str>) -> Result<Command, CliError> {
         id: ContainerId::new(&flags.id)?,
         bundle: flags.bundle.into(),
         debug: flags.debug,
-        config_path: Some(flags.config_path)
-            .filter(|path| !path.is_empty())
-            .map(PathBuf::from),
+        config_path,
     }))
 }
 
@@ -207,6 +252,18 @@ mod tests {
             panic!("not delete")
         };
         assert_eq!(arguments.bundle, PathBuf::from("/b"));
+    }
+
+    #[test]
+    fn what_the_pool_is_asked_and_made_with() {
+        let fill = Command::Pool(PoolAction::Fill, Some("/c".into()));
+        assert_eq!(parse(words("-pool fill -config-path /c")), Ok(fill));
+        let member = Command::Member {
+            slot: "k.0".to_owned(),
+            config_path: None,
+        };
+        assert_eq!(parse(words("-pool member -slot k.0")), Ok(member));
+        assert_eq!(parse(words("-pool x")), Err(CliError::UnknownPool("x".to_owned())));
     }
 
     #[test]

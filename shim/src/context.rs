@@ -1,10 +1,12 @@
 //! The settings with which the server is started. Filled in by [`crate::start`], used by [`crate::server`].
 
 use std::path::PathBuf;
+use std::sync::Mutex;
 
 use crate::host_ns::HostNamespace;
 use crate::id::{Namespace, SandboxId};
 use crate::logging::LogHandle;
+use crate::pool::Parked;
 use crate::run_dir::RunDir;
 
 /// Everything that identifies one sandbox's server.
@@ -28,4 +30,6 @@ pub struct ServerContext {
     pub debug: bool,
     /// The log, for lines that the agent wrote.
     pub log: LogHandle,
+    /// The VM that has booted before the sandbox was asked for. Taken by the sandbox's start.
+    pub parked: Mutex<Option<Parked>>,
 }

@@ -4,17 +4,19 @@ use std::env;
 use std::error::Error;
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
 use protobuf::{Message, MessageField};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-use crate::cli::{self, Arguments, Command};
+use crate::cli::{self, Arguments, Command, PoolAction};
 use crate::context::ServerContext;
 use crate::hooks::Owed;
 use crate::host_ns::HostNamespace;
 use crate::id::SandboxId;
+use crate::pool::{self, Parked};
 use crate::process::ProcessRef;
 use crate::run_dir::{RunDir, SandboxState};
 use crate::{cleanup, delete, features, logging, options, server, start, sys};
@@ -59,8 +61,19 @@ pub fn run(words: impl IntoIterator<Item = String>) -> Result<(), Box<dyn Error>
             Owed::moved_to(directory).pay_all_blocking();
             Ok(())
         }
-        Command::Serve(arguments) => serve(arguments),
+        Command::Serve(arguments) => serve_on(UnixListener::from(sys::inherited()?), arguments, None),
+        Command::Member { slot, config_path } => pool::run(&slot, config_path),
+        Command::Pool(action, config_path) => print(manage_pool(action, config_path.as_deref())?.as_bytes()),
     }
+}
+
+fn manage_pool(action: PoolAction, config_path: Option<&Path>) -> Result<String, Box<dyn Error>> {
+    Ok(match action {
+        PoolAction::Fill => pool::fill(config_path)?.to_string(),
+        PoolAction::Drain => pool::drain(config_path)?.to_string(),
+        PoolAction::Status => pool::status(config_path)?,
+        PoolAction::Number => pool::wanted(config_path)?.to_string(),
+    })
 }
 
 fn print(bytes: &[u8]) -> Result<(), Box<dyn Error>> {
@@ -103,10 +116,13 @@ fn info() -> Result<RuntimeInfo, serde_json::Error> {
     })
 }
 
-/// The server. The order matters: the descriptor is taken before another gets its number; the thread that stays behind
-/// is started before this one leaves the host's mount namespace; all others are started after.
-fn serve(arguments: Arguments) -> Result<(), Box<dyn Error>> {
-    let listener = UnixListener::from(sys::inherited_listener()?);
+/// The server, with the VM that it has adopted if there is one. The order matters: an inherited descriptor is taken before another gets its
+/// number; the thread that stays behind is started before this one leaves the host's mount namespace; all others are started after.
+pub(crate) fn serve_on(
+    listener: UnixListener,
+    arguments: Arguments,
+    parked: Option<Parked>,
+) -> Result<(), Box<dyn Error>> {
     let files = raise_open_files();
     let id = SandboxId::from(&arguments.id);
     let run_dir = RunDir::of(&arguments.namespace, &id);
@@ -114,7 +130,7 @@ fn serve(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     if let Err(error) = files {
         tracing::warn!(%error, "the limit of open files cannot be raised: few containers and execs can run at a time");
     }
-    let result = serve_logged(listener, arguments, id, run_dir.clone(), log);
+    let result = serve_logged(listener, arguments, parked, run_dir.clone(), log);
     if let Err(error) = &result {
         tracing::error!(error = &**error, "the server failed");
     }
@@ -133,12 +149,15 @@ fn raise_open_files() -> rustix::io::Result<()> {
 fn serve_logged(
     listener: UnixListener,
     arguments: Arguments,
-    id: SandboxId,
+    parked: Option<Parked>,
     run_dir: RunDir,
     log: logging::LogHandle,
 ) -> Result<(), Box<dyn Error>> {
     let host = HostNamespace::spawn()?;
-    run_dir.write_state(&SandboxState::new(&arguments.namespace, &id))?;
+    let id = SandboxId::from(&arguments.id);
+    if parked.is_none() {
+        run_dir.write_state(&SandboxState::new(&arguments.namespace, &id))?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .enable_all()
@@ -155,6 +174,7 @@ fn serve_logged(
         config_path: arguments.config_path,
         debug: arguments.debug,
         log,
+        parked: Mutex::new(parked),
     };
     let served = runtime.block_on(server::serve(listener, context));
     // From the host's mount namespace, which the removal of the sandbox's directory is not in.

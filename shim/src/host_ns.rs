@@ -57,6 +57,25 @@ pub struct HostTree {
 
 type Job = Box<dyn FnOnce() + Send>;
 
+/// Moves the calling thread, and so all threads that it starts later, to a mount namespace of its own which is a slave of the one where it was.
+///
+/// # Errors
+/// As for [`HostNamespace::spawn`].
+pub(crate) fn leave() -> Result<(), HostNamespaceError> {
+    crate::sys::unshare_mount_namespace().map_err(|source| HostNamespaceError::Unshare {
+        operation: "unshare",
+        source,
+    })?;
+    mount_change(
+        OsStr::new("/"),
+        MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+    )
+    .map_err(|source| HostNamespaceError::Unshare {
+        operation: "make / a slave",
+        source: source.into(),
+    })
+}
+
 fn named() -> thread::Builder {
     thread::Builder::new().name("host-mounts".to_owned())
 }
@@ -76,18 +95,7 @@ impl HostNamespace {
     /// The thread or the namespace cannot be made; the latter needs `CAP_SYS_ADMIN`.
     pub fn spawn() -> Result<Self, HostNamespaceError> {
         let host = Self::start_thread()?;
-        crate::sys::unshare_mount_namespace().map_err(|source| HostNamespaceError::Unshare {
-            operation: "unshare",
-            source,
-        })?;
-        mount_change(
-            OsStr::new("/"),
-            MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
-        )
-        .map_err(|source| HostNamespaceError::Unshare {
-            operation: "make / a slave",
-            source: source.into(),
-        })?;
+        leave()?;
         Ok(host)
     }
 

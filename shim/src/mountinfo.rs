@@ -48,7 +48,7 @@ pub(crate) fn below(path: &Path) -> io::Result<Vec<MountLine>> {
     Ok(lines)
 }
 
-fn parse(text: &[u8]) -> Vec<MountLine> {
+pub(crate) fn parse(text: &[u8]) -> Vec<MountLine> {
     text.split(|byte| *byte == b'\n').filter_map(parse_line).collect()
 }
 

@@ -2,12 +2,17 @@
 
 use std::io;
 use std::num::NonZeroU32;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use config::Mebibytes;
-use hypervisor::{Cause, CpuError, Disk, GuestListener, HotplugError, MemoryError, Sample, Vm, VmRequest};
+use hypervisor::{
+    Cause, CpuError, Disk, GuestListener, GuestStream, HotplugError, MemoryError, NetworkNamespace, Sample, Vm,
+    VmRequest,
+};
 use protocol::agent::Network;
 
 use crate::accept;
@@ -15,6 +20,7 @@ use crate::debug_image::DebugImage;
 use crate::error::chain;
 use crate::host_cgroup::{Allowance, HostCgroup};
 use crate::network::{MachineNetwork, NetworkError, NetworkPlan, PodNetwork};
+use crate::pool::Parked;
 use crate::process::ProcessRef;
 use crate::run_dir::{RunDir, SandboxState};
 use crate::sizing::HostLimits;
@@ -38,6 +44,8 @@ pub struct QemuLauncher {
     pub state: SandboxState,
     /// Whether the guest gets the programs of the debug console.
     pub debug_console: bool,
+    /// A VM that has booted already, and is taken instead.
+    pub parked: Mutex<Option<Parked>>,
 }
 
 impl QemuLauncher {
@@ -49,6 +57,28 @@ impl QemuLauncher {
         DebugImage::make(config, self.run_dir.path())
             .inspect_err(|error| tracing::warn!(error = chain(error), "the debug console has no programs"))
             .ok()
+    }
+
+    /// Makes a VM that has booted for nobody this sandbox's: its processes join the sandbox's cgroups, and it gets its network devices.
+    async fn adopt(
+        &self,
+        parked: Parked,
+        network: &mut PodNetwork,
+        state: &mut SandboxState,
+    ) -> Result<(Vm, GuestListener, Option<GuestStream>), LaunchError> {
+        let failed = |error: &dyn std::error::Error| LaunchError::Failed(chain(error));
+        let accounting = self.request.accounting.clone();
+        let moved = tokio::task::spawn_blocking(move || {
+            parked.join(&accounting.cgroup_procs, accounting.oom_score_adj.unwrap_or(0));
+            parked
+        });
+        let parked = moved.await.map_err(|error| failed(&error))?;
+        state.cgroups = self.cgroup.directories().to_vec();
+        let nics = network.wire().await.map_err(|error| failed(&error))?;
+        for nic in nics {
+            parked.vm.nics().attach(nic).await.map_err(|error| failed(&error))?;
+        }
+        Ok((parked.vm, parked.listener, Some(parked.first)))
     }
 }
 
@@ -69,13 +99,20 @@ impl Launcher for QemuLauncher {
             // Before anything is changed: whoever removes the sandbox finds it here.
             self.run_dir.write_state(&state).map_err(|error| failed(&error))?;
         }
-        let request = VmRequest {
-            nics: network.wire().await.map_err(|error| failed(&error))?,
-            netns: network.vm_namespace(),
-            ..self.request.clone()
+        let parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (vm, listener, first) = match parked {
+            Some(parked) => self.adopt(parked, &mut network, &mut state).await?,
+            None => {
+                let request = VmRequest {
+                    nics: network.wire().await.map_err(|error| failed(&error))?,
+                    netns: network.vm_namespace(),
+                    ..self.request.clone()
+                };
+                let booted = Box::pin(hypervisor::boot(config, request)).await;
+                let (vm, listener) = booted.map_err(|error| failed(&error))?;
+                (vm, listener, None)
+            }
         };
-        let booted = Box::pin(hypervisor::boot(config, request)).await;
-        let (vm, listener) = booted.map_err(|error| failed(&error))?;
         // QEMU first: its pid stands for the sandbox.
         let helpers = vm.pids().filter(|pid| *pid != vm.pid());
         let pids = std::iter::once(vm.pid()).chain(helpers);
@@ -93,11 +130,12 @@ impl Launcher for QemuLauncher {
         }
         let machine = QemuMachine {
             at_boot: network.guest(),
+            namespace: network.vm_namespace(),
             network: MachineNetwork::new(network, vm.nics()),
             vm,
             allowance,
         };
-        Ok((Box::new(machine), Box::new(QemuConnections(listener))))
+        Ok((Box::new(machine), Box::new(QemuConnections { first, listener })))
     }
 }
 
@@ -108,6 +146,7 @@ const OUT_OF_MEMORY: &str = "; the host has killed it for want of memory: the li
 struct QemuMachine {
     vm: Vm,
     at_boot: Option<Network>,
+    namespace: NetworkNamespace,
     network: MachineNetwork,
     allowance: Allowance,
 }
@@ -151,6 +190,13 @@ impl Machine for QemuMachine {
 
     fn network(&self) -> Option<Network> {
         self.at_boot.clone()
+    }
+
+    fn network_namespace(&self) -> Option<Arc<OwnedFd>> {
+        match &self.namespace {
+            NetworkNamespace::Empty => None,
+            NetworkNamespace::Of(namespace) => Some(Arc::clone(namespace)),
+        }
     }
 
     async fn refresh_network(&self, again: bool) -> Result<Option<Network>, NetworkError> {
@@ -212,12 +258,19 @@ fn oom_killed(cgroups: &[PathBuf]) -> bool {
     })
 }
 
-struct QemuConnections(GuestListener);
+struct QemuConnections {
+    /// One that has arrived before anybody asked.
+    first: Option<GuestStream>,
+    listener: GuestListener,
+}
 
 #[async_trait]
 impl Connections for QemuConnections {
     async fn accept(&mut self) -> io::Result<Connection> {
-        let stream = accept::next("a connection of the guest", &mut self.0).await;
+        if let Some(first) = self.first.take() {
+            return Ok(Box::new(first));
+        }
+        let stream = accept::next("a connection of the guest", &mut self.listener).await;
         Ok(Box::new(stream))
     }
 }

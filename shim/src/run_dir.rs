@@ -4,6 +4,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -137,6 +138,27 @@ impl RunDir {
         }
     }
 
+    /// The directory of a VM that is nobody's yet.
+    pub(crate) fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// Its name.
+    pub(crate) fn name(&self) -> String {
+        self.path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default()
+    }
+
+    /// Gives it the name of another one, which is not there.
+    ///
+    /// # Errors
+    /// There is something of this name.
+    pub(crate) fn rename_to(&self, other: &Self) -> Result<(), RunDirError> {
+        fs::rename(&self.path, &other.path).map_err(|source| failed("make", &other.path, source))
+    }
+
     /// The directory itself.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -232,7 +254,7 @@ impl RunDir {
             Ok(file) => Ok(Lock {
                 path,
                 directory: self.path.clone(),
-                _file: file,
+                file,
             }),
             Err(source) => Err(failed("lock", &path, source)),
         }
@@ -304,7 +326,14 @@ impl RunDir {
 pub struct Lock {
     path: PathBuf,
     directory: PathBuf,
-    _file: File,
+    file: File,
+}
+
+impl AsFd for Lock {
+    /// The lock is the open file's: whoever gets it by SCM_RIGHTS has the lock as well (flock(2), unix(7)).
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
 }
 
 /// The file goes with the sandbox's directory.

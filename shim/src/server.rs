@@ -1,10 +1,9 @@
 //! The server: sets up the sandbox, serves containerd on the inherited socket, and cleans up at its end.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use config::InterNetworking;
@@ -26,11 +25,13 @@ use crate::forward;
 use crate::guest_spec;
 use crate::hooks::Owed;
 use crate::host_cgroup::HostCgroup;
+use crate::host_ns::HostNamespace;
 use crate::host_sockets::HostSockets;
 use crate::management::{self, places};
 use crate::memlock::{Rules, SandboxPolicy};
 use crate::network::{NetworkPlan, Place};
 use crate::node;
+use crate::pool;
 use crate::process::ProcessRef;
 use crate::qemu::QemuLauncher;
 use crate::relays::Relays;
@@ -39,6 +40,7 @@ use crate::sandbox::boot::BootPlan;
 use crate::sandbox::host::{HostError, RealHost};
 use crate::sandbox::{Parts, Sandbox};
 use crate::service::{Awaited, SandboxCell, Service};
+use crate::settings::Settings;
 use crate::share::{ShareError, SharedTree};
 use crate::sizing::Sizing;
 use crate::vm::LaunchError;
@@ -130,7 +132,7 @@ async fn unclaimed(cell: &SandboxCell, limit: Duration) {
 /// A bundle without a specification: containerd describes the sandbox by CreateSandbox.
 fn awaited(context: Arc<ServerContext>, events: Publisher) -> Awaited {
     Awaited {
-        beginning: std::sync::Mutex::default(),
+        beginning: Mutex::default(),
         bundle: context.bundle.clone(),
         begin: Box::new(move || {
             start_sandbox(&context, events.clone()).map_err(|source| Error::Host {
@@ -143,20 +145,28 @@ fn awaited(context: Arc<ServerContext>, events: Publisher) -> Awaited {
 }
 
 fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandbox>, ServerError> {
-    let tree = SharedTree::new(&context.run_dir, context.host.clone())?;
+    let parked = context.parked.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let tree = match &parked {
+        None => SharedTree::new(&context.run_dir, context.host.clone()),
+        Some(parked) => SharedTree::adopt(&context.run_dir, context.host.clone(), &parked.shared),
+    }?;
     // A bundle that cannot be read is reported by Create, which reads it too.
     let spec = guest_spec::read(&context.bundle.join("config.json")).map_or_else(|_| Spec::default(), |(spec, _)| spec);
     let (mut config, problem) = match configuration(context, &spec) {
         Ok(config) => (config, None),
         Err(error) => (config::Config::default(), Some(error)),
     };
-    let sizing = size(&mut config, &spec);
+    let sizing = size(&mut config, &spec, parked.is_some());
     let linux = spec.linux().as_ref();
     let cgroups_path = linux.and_then(|linux| linux.cgroups_path().clone());
     let cgroup = HostCgroup::create(cgroups_path.as_deref(), &context.id);
     let mut state = SandboxState::new(&context.namespace, &context.id);
     state.shim = ProcessRef::own();
     state.cgroups = cgroup.directories().to_vec();
+    if let Some(parked) = &parked {
+        state.cgroups.extend_from_slice(parked.cgroup.directories());
+        state.vm = parked.processes();
+    }
     // Before anything else is made: whoever removes the sandbox finds the cgroup here, however early it ends.
     context.run_dir.write_state(&state)?;
     let request = VmRequest {
@@ -175,6 +185,7 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         host_port: protocol::DEFAULT_HOST_PORT,
         port_parameter: protocol::PORT_PARAMETER.to_owned(),
     };
+    let warm = parked.is_some();
     let launcher = QemuLauncher {
         plan: problem.map_or(Ok(config.hypervisor.clone()), Err),
         request,
@@ -184,10 +195,11 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         run_dir: context.run_dir.clone(),
         state,
         debug_console: config.agent.debug_console_enabled,
+        parked: Mutex::new(parked),
     };
     let log = context.log.clone();
     let plan = BootPlan {
-        queue: Some(BootQueue::new(Path::new(run_dir::ROOT))),
+        queue: (!warm).then(|| BootQueue::new(Path::new(run_dir::ROOT))),
         launcher: Arc::new(launcher),
         setup: setup(context, &spec, &config, &sizing),
         dial_timeout: config.agent.dial_timeout,
@@ -217,6 +229,13 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         sizing,
     };
     let sandbox = Sandbox::start(parts, plan);
+    if config.factory.vm_cache_number > 0 {
+        tokio::spawn(refill_later(
+            Arc::clone(&sandbox),
+            context.host.clone(),
+            context.config_path.clone(),
+        ));
+    }
     let pod = spec.annotations().as_ref().is_some_and(bundle::is_pod_sandbox);
     // Without the pod's network, its namespace is none of the guest's.
     let networked = config.runtime.internetworking_model != InterNetworking::None;
@@ -232,6 +251,17 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         });
     }
     Ok(sandbox)
+}
+
+/// Fills the pool of warm VMs again when the sandbox's first process runs, or there will be none: so the start has the CPUs for itself.
+async fn refill_later(sandbox: Arc<Sandbox>, host: HostNamespace, config_path: Option<PathBuf>) {
+    tokio::select! {
+        () = sandbox.first_started() => {}
+        _ = sandbox.ended() => {}
+    }
+    drop(sandbox);
+    // It does not panic, and where it is cancelled the next start does it.
+    let _ = tokio::task::spawn_blocking(move || pool::refill(&host, config_path)).await;
 }
 
 /// The score of the VM's processes for the host's OOM killer: the container's own; 0 where it has none, as for any process that
@@ -256,24 +286,18 @@ fn watches(tree: &SharedTree) -> Option<Watches> {
     }
 }
 
-/// The file, then the sandbox's annotations.
 fn configuration(context: &ServerContext, spec: &Spec) -> Result<config::Config, LaunchError> {
-    let environment = std::env::var_os("KATA_CONF_FILE").map(std::path::PathBuf::from);
-    let path = config::locate(context.config_path.as_deref(), environment.as_deref());
-    let loaded = config::load(&path).map_err(|error| LaunchError::Configuration(chain(&error)))?;
-    let mut config = loaded.config;
-    let annotations: BTreeMap<_, _> = spec.annotations().clone().unwrap_or_default().into_iter().collect();
-    let more = config::annotations::apply(&mut config, &annotations)
-        .map_err(|error| LaunchError::Configuration(chain(&error)))?;
-    for warning in loaded.warnings.iter().chain(&more) {
+    let settings = Settings::load(context.config_path.as_deref(), spec).map_err(LaunchError::Configuration)?;
+    for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
-    Ok(config)
+    Ok(settings.config)
 }
 
 /// What the VM boots with for the limits that are known by now.
-fn size(config: &mut config::Config, spec: &Spec) -> Sizing {
+fn size(config: &mut config::Config, spec: &Spec, warm: bool) -> Sizing {
     let sizing = Sizing::new(config, spec);
+    let sizing = if warm { sizing.of_a_warm_vm() } else { sizing };
     let boot = sizing.boot();
     if let Some(beyond) = boot.beyond {
         tracing::warn!(

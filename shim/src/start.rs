@@ -17,6 +17,7 @@ use crate::bundle::{self, BundleError};
 use crate::cleanup;
 use crate::cli::Arguments;
 use crate::id::SandboxId;
+use crate::pool;
 use crate::process::ProcessRef;
 use crate::run_dir::{RunDir, RunDirError};
 use crate::sys;
@@ -83,7 +84,9 @@ pub fn start(arguments: &Arguments, bundle: &Path, config_path: Option<&Path>) -
         }
         // A server that died left it: what a new one needs is free after this.
         cleanup::remove_locked(&run_dir, &lock);
-        match launch(arguments, bundle, config_path, &sandbox, &run_dir) {
+        let adopted = pool::claim(arguments, bundle, config_path, &sandbox, &lock).map(|server| Ok(Some(server)));
+        let server = adopted.unwrap_or_else(|| launch(arguments, bundle, config_path, &sandbox, &run_dir));
+        match server {
             Ok(server) => launched = Some(server),
             Err(error) => {
                 cleanup::remove_locked(&run_dir, &lock);
@@ -147,7 +150,7 @@ fn launch(
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    sys::detach_with_listener(&mut command, OwnedFd::from(listener));
+    sys::detach_with(&mut command, OwnedFd::from(listener));
     // It writes down itself what it is made of: two writers would take each other's words away.
     let server = command.spawn().map_err(StartError::Spawn)?;
     raise_oom_score(server.id());

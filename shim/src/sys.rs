@@ -1,17 +1,18 @@
 //! System calls that have no safe wrapper.
 #![allow(unsafe_code)]
 
-use std::ffi::CStr;
+use std::ffi::{CStr, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// The descriptor by which the server gets its listening socket.
-const LISTENER_FD: i32 = 3;
+/// The descriptor by which a process of ours gets what it is to have from the start: the server its listening socket.
+pub(crate) const INHERITED_FD: i32 = 3;
 
 /// `unshare(CLONE_NEWNS)` for the calling thread.
 pub(crate) fn unshare_mount_namespace() -> io::Result<()> {
@@ -141,19 +142,19 @@ pub(crate) fn spawn_in_user_namespace(until: &OwnedFd) -> io::Result<i32> {
     }
 }
 
-/// Lets the child lead a session of its own and have `listener` as descriptor 3.
-pub(crate) fn detach_with_listener(command: &mut Command, listener: OwnedFd) {
+/// Lets the child lead a session of its own and have `passed` as descriptor 3.
+pub(crate) fn detach_with(command: &mut Command, passed: OwnedFd) {
     let prepare = move || {
-        // SAFETY: setsid, dup2 and fcntl are async-signal-safe (signal-safety(7)); the listener is open, as this
+        // SAFETY: setsid, dup2 and fcntl are async-signal-safe (signal-safety(7)); the descriptor is open, as this
         // closure owns it.
         unsafe {
             if libc::setsid() < 0 {
                 return Err(io::Error::last_os_error());
             }
-            let result = match listener.as_raw_fd() {
+            let result = match passed.as_raw_fd() {
                 // dup2 onto itself would leave close-on-exec set.
-                LISTENER_FD => libc::fcntl(LISTENER_FD, libc::F_SETFD, 0),
-                fd => libc::dup2(fd, LISTENER_FD),
+                INHERITED_FD => libc::fcntl(INHERITED_FD, libc::F_SETFD, 0),
+                fd => libc::dup2(fd, INHERITED_FD),
             };
             if result < 0 {
                 Err(io::Error::last_os_error())
@@ -168,15 +169,57 @@ pub(crate) fn detach_with_listener(command: &mut Command, listener: OwnedFd) {
     }
 }
 
-/// Takes over the listening socket that [`detach_with_listener`] has left. To be called once, before anything else
-/// opens a descriptor.
-pub(crate) fn inherited_listener() -> io::Result<OwnedFd> {
+/// Takes over what [`detach_with`] has left. To be called once, before anything else opens a descriptor.
+pub(crate) fn inherited() -> io::Result<OwnedFd> {
     // SAFETY: F_SETFD takes no pointer; it fails if there is no such descriptor.
-    if unsafe { libc::fcntl(LISTENER_FD, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+    if unsafe { libc::fcntl(INHERITED_FD, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the descriptor is open, and nobody else owns it: the parent put it there for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(LISTENER_FD) })
+    Ok(unsafe { OwnedFd::from_raw_fd(INHERITED_FD) })
+}
+
+/// Makes this the process's environment. Only std reads it while other threads run, under its own lock.
+pub(crate) fn replace_environment(variables: Vec<(OsString, OsString)>) {
+    let valid = |name: &OsString| !name.is_empty() && !name.as_bytes().iter().any(|byte| matches!(byte, b'=' | 0));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| valid(name)) {
+        // SAFETY: the threads of a process that has adopted nothing yet drive a VM: none of them calls getenv(3) or changes the environment
+        // other than by std, which locks it.
+        unsafe { std::env::remove_var(name) };
+    }
+    let sound = variables
+        .into_iter()
+        .filter(|(name, value)| valid(name) && !value.as_bytes().contains(&0));
+    for (name, value) in sound {
+        // SAFETY: as above.
+        unsafe { std::env::set_var(name, value) };
+    }
+}
+
+/// Shows these words as the process's arguments (proc_pid_cmdline(5)), as far as those that it was started with leave room. Nobody reads the
+/// old ones any more.
+pub(crate) fn show_arguments(words: &[String]) -> io::Result<()> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    // Fields 48 and 49 of proc_pid_stat(5), arg_start and arg_end; the third follows the name's last parenthesis.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let mut places = fields.split_ascii_whitespace().skip(45).map(str::parse::<usize>);
+    let (Some(Ok(start)), Some(Ok(end))) = (places.next(), places.next()) else {
+        return Err(io::ErrorKind::InvalidData.into());
+    };
+    let room = end
+        .checked_sub(start)
+        .filter(|room| *room > 1)
+        .ok_or(io::ErrorKind::InvalidData)?;
+    let mut text = words.join("\0").into_bytes();
+    // The last byte stays zero: by that the kernel knows where the arguments end.
+    text.resize(room, 0);
+    if let Some(last) = text.last_mut() {
+        *last = 0;
+    }
+    // SAFETY: the kernel says that these bytes are the process's arguments. They are on the stack of the main thread, below its first frame,
+    // writable, and stay there; std has copied nothing but pointers to them, and no thread reads arguments from here on.
+    unsafe { std::ptr::copy_nonoverlapping(text.as_ptr(), start as *mut u8, room) };
+    Ok(())
 }
 
 /// What a child that does nothing is given.

@@ -5,7 +5,9 @@
 
 use std::io;
 use std::num::NonZeroU32;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -64,6 +66,10 @@ pub trait Machine: Send + Sync {
     async fn console_tail(&self) -> String;
     /// What the guest's network is to be when it boots; none if there is none yet.
     fn network(&self) -> Option<Network> {
+        None
+    }
+    /// The network namespace that is the sandbox's on the host; none if it is the VMM's.
+    fn network_namespace(&self) -> Option<Arc<OwnedFd>> {
         None
     }
     /// Makes the network what it is to be now, first when the runtime's hooks have run, and gives what the guest is to have;

@@ -20,7 +20,9 @@ use crate::{
     image::Image,
     leftovers,
     locate::{self, Version},
-    node, sys, wait,
+    node,
+    pool::{self, Pool},
+    sys, wait,
 };
 
 /// How long the daemon may take to make its socket, on a busy machine.
@@ -40,6 +42,7 @@ pub struct Docker {
     // Dropped in this order: the daemon ends before what it needs goes.
     containerd: Containerd,
     namespace: NetNs,
+    _pool: Option<Pool>,
     // What the daemon keeps, where it has mounts of its own.
     _data: Option<HostMount>,
     dir: TempDir,
@@ -69,9 +72,11 @@ impl Docker {
         let environment = vec![("KATA_CONF_FILE".to_owned(), configuration)];
         let containerd = Containerd::start(dir.path(), Version::V1_7, environment)?;
         let namespace = NetNs::new(&tag, "docker")?;
+        let pool = pool::of(&dir.path().join("configuration.toml"))?;
         let data = if remapped { Some(remap(dir.path())?) } else { None };
         let daemon = spawn(dir.path(), &containerd.address(), &namespace, remapped)?;
         let docker = Self {
+            _pool: pool,
             program,
             runtime,
             daemon,

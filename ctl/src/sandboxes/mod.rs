@@ -18,6 +18,9 @@ pub(crate) use shim::{Shim, ShimError};
 /// Where all sandboxes have their directories.
 pub(crate) const ROOT: &str = "/run/tatami";
 
+/// Where, among them, the VMs are that no sandbox has yet.
+pub(crate) const POOL: &str = "pool";
+
 /// Largest `sandbox.json` that is read, in bytes.
 const STATE_MAX: u64 = 1 << 20;
 
@@ -131,7 +134,7 @@ pub(crate) fn all(root: &Path) -> Result<Vec<Found>, FindError> {
     let mut found = Vec::new();
     for entry in entries.take(MOST) {
         let entry = entry.map_err(failed)?;
-        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) || entry.file_name() == POOL {
             continue;
         }
         let directory = entry.path();

@@ -136,6 +136,46 @@ impl HostCgroup {
     }
 }
 
+/// The cgroups of this process, as `/proc/self/cgroup` has them (cgroups(7)).
+pub(crate) fn own() -> String {
+    fs::read_to_string("/proc/self/cgroup").unwrap_or_default()
+}
+
+/// The `cgroup.procs` of cgroups that are given as in `/proc/self/cgroup`.
+pub(crate) fn procs_of(cgroups: &str) -> Vec<PathBuf> {
+    let hierarchies = mountinfo::read().unwrap_or_default();
+    procs_in(&hierarchies, cgroups)
+}
+
+fn procs_in(hierarchies: &[mountinfo::MountLine], cgroups: &str) -> Vec<PathBuf> {
+    let of_line = |line: &str| {
+        let (_, rest) = line.split_once(':')?;
+        let (controllers, path) = rest.split_once(':')?;
+        let names = |options: &str| {
+            let mut controllers = controllers.split(',');
+            controllers.all(|controller| options.split(',').any(|option| option == controller))
+        };
+        let is_it = |mount: &&mountinfo::MountLine| match controllers {
+            "" => mount.kind == "cgroup2",
+            _ => mount.kind == "cgroup" && names(&mount.super_options),
+        };
+        let mount = hierarchies.iter().find(is_it)?;
+        // A hierarchy of which only a part is mounted has its names from there on.
+        let below = Path::new(path).strip_prefix(&mount.root).ok()?;
+        Some(mount.mountpoint.join(below).join("cgroup.procs"))
+    };
+    cgroups.lines().filter_map(of_line).collect()
+}
+
+/// Moves this process. Where that fails it stays, and is accounted for there.
+pub(crate) fn join(procs: &[PathBuf]) {
+    for file in procs {
+        if let Err(error) = fs::write(file, "0") {
+            tracing::debug!(%error, file = %file.display(), "the shim does not join this cgroup");
+        }
+    }
+}
+
 /// Where the processes of a sandbox are whose cgroup is `directory`.
 fn members(directory: &Path) -> PathBuf {
     let below = directory.join(MEMBERS);
@@ -266,6 +306,26 @@ mod tests {
             let path = relative_path(Some(Path::new(&path)), &SandboxId::new("id").unwrap());
             prop_assert!(path.components().all(|component| matches!(component, Component::Normal(_))));
         }
+    }
+
+    #[test]
+    fn a_process_finds_its_cgroups_below_where_their_hierarchies_are_mounted() {
+        let line = |root: &str, mountpoint: &str, kind: &str, options: &str| {
+            let text = format!("1 2 0:3 {root} {mountpoint} rw - {kind} x rw,{options}\n");
+            mountinfo::parse(text.as_bytes()).remove(0)
+        };
+        let mounts = [
+            line("/", "/sys/fs/cgroup/cpu,cpuacct", "cgroup", "cpu,cpuacct"),
+            line("/part", "/sys/fs/cgroup/memory", "cgroup", "memory"),
+            line("/", "/sys/fs/cgroup/unified", "cgroup2", "nsdelegate"),
+        ];
+        let found = procs_in(&mounts, "5:cpu,cpuacct:/a\n4:memory:/part/b\n3:pids:/c\n0::/d:e\n");
+        let expected = [
+            "/sys/fs/cgroup/cpu,cpuacct/a/cgroup.procs",
+            "/sys/fs/cgroup/memory/b/cgroup.procs",
+            "/sys/fs/cgroup/unified/d:e/cgroup.procs",
+        ];
+        assert_eq!(found, expected.map(PathBuf::from));
     }
 
     #[test]

@@ -164,8 +164,12 @@ impl Sandbox {
 
     /// Makes the pid that stands for a container. Whoever kills it kills the container.
     fn stand_for(self: &Arc<Self>, container: &Container) -> io::Result<()> {
-        let cgroups = self.machine().map_or_else(Vec::new, |machine| machine.cgroup_members());
-        let stand_in = StandIn::new(container.id.as_str(), self.vmm_pid(), &cgroups)?;
+        let machine = self.machine();
+        let cgroups = machine
+            .as_ref()
+            .map_or_else(Vec::new, |machine| machine.cgroup_members());
+        let network = machine.and_then(|machine| machine.network_namespace());
+        let stand_in = StandIn::new(container.id.as_str(), self.vmm_pid(), network, &cgroups)?;
         let killed = stand_in.killed()?;
         let pid = stand_in.pid();
         // Once: a container is connected once.

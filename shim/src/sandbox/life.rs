@@ -102,7 +102,12 @@ impl Sandbox {
 
     /// Makes the pid that stands for the sandbox. Whoever kills it ends the VM, as it would end a container of runc.
     fn stand_for_the_sandbox(self: &Arc<Self>, machine: &Arc<dyn Machine>) {
-        let made = StandIn::new(self.id.as_str(), machine.pid(), &machine.cgroup_members());
+        let made = StandIn::new(
+            self.id.as_str(),
+            machine.pid(),
+            machine.network_namespace(),
+            &machine.cgroup_members(),
+        );
         let made = made.and_then(|stand_in| Ok((stand_in.killed()?, stand_in)));
         let (killed, stand_in) = match made {
             Ok(made) => made,

@@ -157,6 +157,8 @@ pub struct Sandbox {
     /// To the driver.
     inputs: mpsc::UnboundedSender<Message>,
     next_reply: AtomicU64,
+    /// Whether a process of a container has been started.
+    first_start: watch::Sender<bool>,
     /// The programs that run for `kata-ctl exec`: containerd does not know them.
     consoles: Mutex<HashMap<ContainerId, Arc<Process>>>,
     debug_console: bool,
@@ -225,6 +227,7 @@ impl Sandbox {
             records: Mutex::default(),
             inputs,
             next_reply: AtomicU64::new(0),
+            first_start: watch::Sender::new(false),
             consoles: Mutex::default(),
             debug_console: parts.debug_console,
             kernel: parts.kernel,

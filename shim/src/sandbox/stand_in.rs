@@ -14,6 +14,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 
 use rustix::io::Errno;
@@ -33,13 +34,19 @@ pub(super) struct StandIn {
 }
 
 impl StandIn {
-    /// Starts one for the container with this id, in the network namespace of the VMM, and in the cgroups that have these files (`cgroup.procs`). Waits until its root is
+    /// Starts one for the container with this id, in the sandbox's network namespace, which is the VMM's if none is given, and in the cgroups that have these files (`cgroup.procs`). Waits until its root is
     /// empty: a matter of milliseconds.
     ///
     /// # Errors
     /// There can be no more processes or descriptors, or the process could not leave the host's file systems.
-    pub(super) fn new(container: &str, vmm: u32, cgroups: &[PathBuf]) -> io::Result<Self> {
-        let network = File::open(format!("/proc/{vmm}/ns/net"));
+    pub(super) fn new(
+        container: &str,
+        vmm: u32,
+        network: Option<Arc<OwnedFd>>,
+        cgroups: &[PathBuf],
+    ) -> io::Result<Self> {
+        let of_vmm = || File::open(format!("/proc/{vmm}/ns/net")).map(|file| Arc::new(OwnedFd::from(file)));
+        let network = network.map_or_else(of_vmm, Ok);
         if let Err(error) = &network {
             tracing::debug!(%error, vmm, "a container's pid is not in the pod's network namespace");
         }
@@ -111,8 +118,8 @@ mod tests {
     async fn each_is_a_live_pid_of_its_own_until_it_is_dropped() {
         let own = std::process::id();
         let (one, two) = (
-            StandIn::new("one", own, &[]).unwrap(),
-            StandIn::new("two", own, &[]).unwrap(),
+            StandIn::new("one", own, None, &[]).unwrap(),
+            StandIn::new("two", own, None, &[]).unwrap(),
         );
         assert_ne!(one.pid(), two.pid());
         let network = format!("/proc/{}/ns/net", one.pid());
@@ -127,7 +134,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_kills_it_kills_nothing_else_and_its_pid_stays_its_own() {
-        let stand_in = StandIn::new("one", std::process::id(), &[]).unwrap();
+        let stand_in = StandIn::new("one", std::process::id(), None, &[]).unwrap();
         let status = format!("/proc/{}/status", stand_in.pid());
         kill_process(stand_in.pid, Signal::KILL).unwrap();
         while !std::fs::read_to_string(&status).unwrap().contains("State:\tZ") {
@@ -142,7 +149,7 @@ mod tests {
     /// What `nerdctl cp` and `nsenter` do with a pid.
     #[tokio::test]
     async fn its_root_is_empty_and_cannot_be_written_to() {
-        let stand_in = StandIn::new("one", std::process::id(), &[]).unwrap();
+        let stand_in = StandIn::new("one", std::process::id(), None, &[]).unwrap();
         let root = PathBuf::from(format!("/proc/{}/root", stand_in.pid()));
         assert_eq!(std::fs::read_dir(&root).unwrap().count(), 0);
         for name in ["new", "../new", "proc/../../new"] {
@@ -166,7 +173,7 @@ mod tests {
     /// What `docker top` and `ps` print, which show the shim's own command line for a child that has none.
     #[tokio::test]
     async fn its_command_line_and_its_name_have_the_containers_id() {
-        let stand_in = StandIn::new("3f2a9c81b0aa77", std::process::id(), &[]).unwrap();
+        let stand_in = StandIn::new("3f2a9c81b0aa77", std::process::id(), None, &[]).unwrap();
         let file = |name: &str| std::fs::read_to_string(format!("/proc/{}/{name}", stand_in.pid())).unwrap();
         let command_line = file("cmdline");
         assert_eq!(
@@ -180,7 +187,7 @@ mod tests {
 
     #[tokio::test]
     async fn it_is_heard_of_when_somebody_kills_it() {
-        let stand_in = StandIn::new("one", std::process::id(), &[]).unwrap();
+        let stand_in = StandIn::new("one", std::process::id(), None, &[]).unwrap();
         let killed = stand_in.killed().unwrap();
         kill_process(stand_in.pid, Signal::KILL).unwrap();
         killed.await;
@@ -188,7 +195,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_vmm_that_is_gone_is_no_obstacle() {
-        assert!(StandIn::new("one", u32::MAX, &[]).is_ok());
+        assert!(StandIn::new("one", u32::MAX, None, &[]).is_ok());
     }
 
     #[test]

@@ -24,9 +24,19 @@ impl Sandbox {
     pub async fn start_process(&self, name: &ProcessName) -> Result<u32, Shared> {
         let (container, _) = self.process(name)?;
         match self.ask(Request::Start(name.clone()), Payload::Nothing).await {
-            Answer::Done => Ok(self.pid_of(&container)),
+            Answer::Done => {
+                self.first_start
+                    .send_if_modified(|started| !std::mem::replace(started, true));
+                Ok(self.pid_of(&container))
+            }
             refused => Err(self.refused(refused)),
         }
+    }
+
+    /// Waits until a process of a container has been started.
+    pub async fn first_started(&self) {
+        // The sender is in self: it cannot be gone.
+        let _ = self.first_start.subscribe().wait_for(|started| *started).await;
     }
 
     /// Whoever asked for the container may have put a network into its new namespace since the create, as `ctr run --cni` does.

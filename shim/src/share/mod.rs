@@ -25,7 +25,8 @@ use std::sync::{Arc, Mutex};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    MountPropagationFlags, MoveMountFlags, UnmountFlags, mount_bind, mount_change, move_mount, unmount,
+    MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_bind, mount_change, move_mount,
+    open_tree, unmount,
 };
 
 use crate::host_ns::{HostNamespace, HostNamespaceError};
@@ -121,33 +122,70 @@ pub struct SharedTree {
     registry: Arc<Mutex<Registry>>,
 }
 
+/// Makes the directory for a sandbox that is not there yet, in the caller's mount namespace. The answer is a clone of its mount for
+/// [`SharedTree::adopt`]: the two are peers, and what is mounted in one is mounted in the other (mount_namespaces(7)).
+///
+/// # Errors
+/// It cannot be made or mounted.
+pub(crate) fn prepare(run_dir: &RunDir) -> Result<OwnedFd, ShareError> {
+    let root = run_dir.shared();
+    mount_shared(&root)?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    open_tree(rustix::fs::CWD, &root, flags).map_err(|errno| io_error("clone", &root, errno))
+}
+
+/// Makes it, mounts it on itself, and gives the directory below that mount.
+fn mount_shared(root: &Path) -> Result<OwnedFd, ShareError> {
+    let error = |operation, source: io::Error| ShareError::from(PathError::new(operation, root, source));
+    fs::create_dir(root).map_err(|source| error("create", source))?;
+    let backing = open_directory(root)?;
+    mount_bind(root, root).map_err(|errno| error("mount", errno.into()))?;
+    // Private first: what the host does with /run has no business here.
+    mount_change(root, MountPropagationFlags::PRIVATE).map_err(|errno| error("make private", errno.into()))?;
+    mount_change(root, MountPropagationFlags::SHARED).map_err(|errno| error("make shared", errno.into()))?;
+    let mounted = open_directory(root)?;
+    sys::mount_setattr(mounted.as_fd(), SetAttr::ReadOnly).map_err(|source| error("make read-only", source))?;
+    let volumes = rustix::fs::mkdirat(&backing, protocol::VOLUMES, Mode::from_raw_mode(0o700));
+    volumes.map_err(|errno| io_error("create", &root.join(protocol::VOLUMES), errno))?;
+    Ok(backing)
+}
+
+fn open_directory(path: &Path) -> Result<OwnedFd, ShareError> {
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| io_error("open", path, errno))
+}
+
 impl SharedTree {
     /// Makes the directory a mount of its own with shared propagation. The caller is in the shim's mount namespace.
     ///
     /// # Errors
     /// The directory cannot be made or mounted.
     pub fn new(run_dir: &RunDir, host: HostNamespace) -> Result<Self, ShareError> {
+        let backing = mount_shared(&run_dir.shared())?;
+        Ok(Self::of(run_dir, host, backing))
+    }
+
+    /// The directory that [`prepare`] has made in another mount namespace: mounts it in the caller's, which is the shim's.
+    ///
+    /// # Errors
+    /// It cannot be mounted.
+    pub fn adopt(run_dir: &RunDir, host: HostNamespace, shared: &OwnedFd) -> Result<Self, ShareError> {
         let root = run_dir.shared();
-        let error = |operation, source: io::Error| ShareError::from(PathError::new(operation, &root, source));
-        fs::create_dir(&root).map_err(|source| error("create", source))?;
-        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-        let backing = rustix::fs::open(&root, flags, Mode::empty()).map_err(|errno| error("open", errno.into()))?;
-        mount_bind(&root, &root).map_err(|errno| error("mount", errno.into()))?;
-        // Private first: what the host does with /run has no business here.
-        mount_change(&root, MountPropagationFlags::PRIVATE).map_err(|errno| error("make private", errno.into()))?;
-        mount_change(&root, MountPropagationFlags::SHARED).map_err(|errno| error("make shared", errno.into()))?;
-        let mounted = rustix::fs::open(&root, flags, Mode::empty()).map_err(|errno| error("open", errno.into()))?;
-        sys::mount_setattr(mounted.as_fd(), SetAttr::ReadOnly).map_err(|source| error("make read-only", source))?;
-        let tree = Self {
-            root,
+        let backing = open_directory(&root)?;
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        move_mount(shared, "", rustix::fs::CWD, &root, flags).map_err(|errno| io_error("mount", &root, errno))?;
+        Ok(Self::of(run_dir, host, backing))
+    }
+
+    fn of(run_dir: &RunDir, host: HostNamespace, backing: OwnedFd) -> Self {
+        Self {
+            root: run_dir.shared(),
             host,
             backing: Arc::new(backing),
             mirrors: Arc::new(Mirrors::new(run_dir.received())),
             attachments: Arc::default(),
             registry: Arc::default(),
-        };
-        tree.make_directory(Path::new(protocol::VOLUMES), true)?;
-        Ok(tree)
+        }
     }
 
     /// The directory on the host: what virtiofsd is to serve.

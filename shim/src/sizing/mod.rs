@@ -182,6 +182,22 @@ impl Sizing {
         self.boot.size == self.most
     }
 
+    /// Whether a VM that has booted without knowing any limit can become what is wanted: one that keeps its size cannot.
+    #[must_use]
+    pub fn fits_a_warm_vm(&self) -> bool {
+        !self.is_fixed() || self.boot.size == self.base
+    }
+
+    /// For a VM that has booted without knowing any limit: it grows to what is wanted when the first container is created.
+    #[must_use]
+    pub fn of_a_warm_vm(self) -> Self {
+        let boot = Wanted {
+            size: self.base,
+            ..self.boot
+        };
+        Self { boot, ..self }
+    }
+
     /// Writes into a configuration what the VM boots with and what it can become.
     pub fn apply(&self, config: &mut Config) {
         let hypervisor = &mut config.hypervisor;

@@ -35,7 +35,11 @@ pub const SECTIONS: &[(&str, Section)] = &[
 ];
 
 /// Parts that take long and that are measured only where they are named.
-pub const MORE_SECTIONS: &[(&str, Section)] = &[("virtio-fs-settings", share::settings), ("kernels", start::kernels)];
+pub const MORE_SECTIONS: &[(&str, Section)] = &[
+    ("virtio-fs-settings", share::settings),
+    ("kernels", start::kernels),
+    ("containers", start::containers),
+];
 
 /// The smallest of `count` measurements of each kind, taken in turns: what disturbs the machine then hits all kinds.
 ///

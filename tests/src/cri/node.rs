@@ -21,6 +21,7 @@ use crate::{
     locate::{self, Version},
     netns::NetNs,
     node::{self, Runtime},
+    pool::{self, Pool},
     wait,
 };
 
@@ -38,6 +39,7 @@ pub struct PodNode {
     client: Client,
     program: PathBuf,
     sandboxes: std::sync::Mutex<Vec<String>>,
+    pool: Option<Pool>,
     // Dropped in this order: containerd ends before its directory goes.
     containerd: Containerd,
     dir: TempDir,
@@ -84,7 +86,8 @@ impl PodNode {
         let environment = vec![("KATA_CONF_FILE".to_owned(), configured.display().to_string())];
         let containerd = Containerd::start_with(dir.path(), version, environment, &configuration, Some(netns))?;
         let client = Client::new(&containerd.address())?;
-        let node = Self {
+        let mut node = Self {
+            pool: None,
             tag,
             runtime,
             client,
@@ -94,6 +97,10 @@ impl PodNode {
             dir,
         };
         node.ctr().args(["image", "import"]).arg(image.archive()).ok()?;
+        // From containerd's network namespace: a shim's is part of what a warm VM is kept for.
+        if let Some(netns) = node.containerd.netns().filter(|_| runtime == Runtime::Kata) {
+            node.pool = netns.inside(move || pool::of(&configured))?;
+        }
         for name in [image::NAME, image::PAUSE] {
             // CRI learns of an image by an event that nobody else is told of.
             eventually(&format!("CRI knows {name}"), || {
@@ -197,6 +204,9 @@ impl PodNode {
 
     /// Fails unless everything that the node's pods used is gone from the machine.
     pub fn nothing_left(&self) -> Result<()> {
+        if let Some(pool) = &self.pool {
+            pool.empty()?;
+        }
         for process in leftovers::processes(&self.tag) {
             wait::gone(process.pid, wait::patience(ENDS))
                 .map_err(|error| Error::unexpected(format!("{error}: {}", process.command)))?;
@@ -242,6 +252,7 @@ impl Drop for PodNode {
             let console = fs::read_to_string(dir.join("console.log")).unwrap_or_default();
             eprintln!("--- guest console in {} ---\n{console}", dir.display());
         }
+        self.pool = None;
         leftovers::remove(&self.tag);
         self.containerd.stop();
         leftovers::remove(&self.tag);

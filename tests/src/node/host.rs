@@ -75,6 +75,9 @@ impl Node {
 
     /// Fails unless everything that the node's containers used is gone from the machine.
     pub fn nothing_left(&self) -> Result<()> {
+        if let Some(pool) = &self.pool {
+            pool.empty()?;
+        }
         for process in leftovers::processes(&self.tag) {
             wait::gone(process.pid, wait::patience(ENDS))
                 .map_err(|error| Error::unexpected(format!("{error}: {}", process.command)))?;

@@ -21,6 +21,7 @@ use crate::{
     image::Image,
     leftovers,
     locate::{self, Version},
+    pool::{self, Pool},
     wait,
 };
 
@@ -66,6 +67,7 @@ pub struct Node {
     quiet: bool,
     program: PathBuf,
     events: RefCell<Events>,
+    pool: Option<Pool>,
     // Dropped in this order: containerd ends before its directory goes.
     containerd: Containerd,
     dir: TempDir,
@@ -165,7 +167,9 @@ impl Node {
         let ctr = || Ctr::new(program.clone(), &address, &tag);
         ctr().args(["image", "import"]).arg(image.archive()).ok()?;
         let events = RefCell::new(Events::subscribe(&tag, ctr)?);
+        let pool = pool::of(&dir.path().join("configuration.toml"))?;
         Ok(Self {
+            pool,
             tag,
             runtime,
             image,
@@ -183,6 +187,11 @@ impl Node {
     pub fn quiet(mut self) -> Self {
         self.quiet = true;
         self
+    }
+
+    /// The file that the node's runtime is configured by; the build's own, unless the node was started with a drop-in or a pool.
+    pub fn configuration(&self) -> PathBuf {
+        self.dir().join("configuration.toml")
     }
 
     /// Has containers run on another runtime from now on. One that was started for ours has what runc needs, too.
@@ -269,6 +278,8 @@ impl Drop for Node {
             eprintln!("--- containerd's log, its end ---\n{}", &log[from..]);
             eprintln!("--- guest consoles ---\n{}", self.consoles());
         }
+        // Before what looks for processes of the node.
+        self.pool = None;
         leftovers::remove(&self.tag);
         self.containerd.stop();
         leftovers::remove(&self.tag);
@@ -288,11 +299,20 @@ fn environment(dir: &Path, runtime: Runtime, dropin: Option<&str>) -> Result<Vec
 /// The configuration file for a node in `dir`: the build's own, or a copy of it with a drop-in beside it.
 pub(crate) fn configuration(dir: &Path, dropin: Option<&str>) -> Result<PathBuf> {
     let built = locate::configuration()?;
-    let Some(dropin) = dropin else { return Ok(built) };
+    let warm = pool::wanted()?;
+    if dropin.is_none() && !warm {
+        return Ok(built);
+    }
     let copy = dir.join("configuration.toml");
     std::fs::copy(built, &copy)?;
-    std::fs::create_dir(dir.join("config.d"))?;
-    std::fs::write(dir.join("config.d/90-test.toml"), dropin)?;
+    let dropins = dir.join("config.d");
+    std::fs::create_dir(&dropins)?;
+    if warm {
+        std::fs::write(dropins.join(pool::NAME), pool::dropin())?;
+    }
+    if let Some(dropin) = dropin {
+        std::fs::write(dropins.join("90-test.toml"), dropin)?;
+    }
     Ok(copy)
 }
 

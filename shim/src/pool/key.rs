@@ -1,0 +1,153 @@
+//! The key of a VM: two VMs with the same key can stand in for each other.
+//!
+//! In it are the configuration of the VM after the annotations, what its files are (not only their names), and what a process of this
+//! runtime has of the host by who started it. Limits of containers are not in it: a VM grows to them.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::process::{Resource, getrlimit};
+use sha2::{Digest, Sha256};
+
+use crate::debug_image;
+
+/// Bytes of the digest that are in names.
+const LENGTH: usize = 8;
+
+/// The namespaces that a process of the runtime works in. Of the calling thread: a shim has threads in two mount namespaces.
+const NAMESPACES: [&str; 7] = ["mnt", "net", "pid", "user", "uts", "ipc", "cgroup"];
+
+/// Lines of proc_pid_status(5) that say what a process may do.
+const RIGHTS: [&str; 5] = ["Uid:", "Gid:", "CapEff:", "CapBnd:", "Seccomp:"];
+
+/// See the module.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Key(String);
+
+impl Key {
+    /// For VMs of this configuration, which was loaded from `file`, as the calling thread would boot them.
+    pub(crate) fn of(file: &Path, config: &config::Config) -> Self {
+        let hypervisor = &config.hypervisor;
+        let console = config.agent.debug_console_enabled;
+        let mut digest = Sha256::new();
+        let mut add = |what: &str, value: &dyn fmt::Debug| digest.update(format!("{what}={value:?}\n"));
+        add("version", &env!("CARGO_PKG_VERSION"));
+        add("file", &file);
+        add("hypervisor", hypervisor);
+        add("console", &console);
+        add("dial", &config.agent.dial_timeout);
+        let mut files = vec![
+            std::env::current_exe().unwrap_or_default(),
+            hypervisor.path.clone(),
+            hypervisor.kernel.clone(),
+            hypervisor.initrd.clone(),
+            hypervisor.virtio_fs_daemon.clone(),
+            hypervisor.vsock_daemon.clone(),
+        ];
+        if console {
+            files.push(hypervisor.initrd.with_file_name(debug_image::PROGRAMS));
+        }
+        for file in files {
+            add("program", &(&file, identity(&file).ok()));
+        }
+        for name in NAMESPACES {
+            add(name, &fs::read_link(format!("/proc/thread-self/ns/{name}")).ok());
+        }
+        add("root", &fs::metadata("/").map(|root| (root.dev(), root.ino())).ok());
+        let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+        for line in status
+            .lines()
+            .filter(|line| RIGHTS.iter().any(|name| line.starts_with(name)))
+        {
+            add("rights", &line);
+        }
+        add("label", &fs::read("/proc/thread-self/attr/current").ok());
+        // virtiofsd's share of it decides how many files the guest remembers.
+        add("files", &getrlimit(Resource::Nofile).maximum);
+        let digest = digest.finalize();
+        Self(digest.iter().take(LENGTH).map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// As it is in names.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    #[cfg(test)]
+    pub(super) fn test(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+/// What tells a file from what another build puts in its place, links followed: where it is, how long, and when it was changed.
+fn identity(path: &Path) -> io::Result<(PathBuf, [i128; 5])> {
+    let found = if path.is_absolute() {
+        path.to_owned()
+    } else {
+        let search = std::env::var_os("PATH").unwrap_or_default();
+        let mut places = std::env::split_paths(&search).map(|directory| directory.join(path));
+        places.find(|place| place.exists()).ok_or(io::ErrorKind::NotFound)?
+    };
+    let data = fs::metadata(&found)?;
+    let time = |seconds: i64, nanoseconds: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds);
+    let numbers = [
+        data.dev().into(),
+        data.ino().into(),
+        data.len().into(),
+        time(data.mtime(), data.mtime_nsec()),
+        time(data.ctime(), data.ctime_nsec()),
+    ];
+    Ok((found, numbers))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn configured(directory: &Path) -> config::Config {
+        let mut config = config::Config::default();
+        for (name, path) in [
+            ("kernel", &mut config.hypervisor.kernel),
+            ("initrd", &mut config.hypervisor.initrd),
+        ] {
+            *path = directory.join(name);
+            fs::write(path, name).unwrap();
+        }
+        config
+    }
+
+    #[test]
+    fn the_key_is_the_same_as_long_as_nothing_changes_and_another_one_for_each_change() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = configured(directory.path());
+        let file = Path::new("/etc/a.toml");
+        let first = Key::of(file, &config);
+        assert_eq!(first, Key::of(file, &config));
+        assert_ne!(first, Key::of(Path::new("/etc/b.toml"), &config));
+        config.hypervisor.kernel_params = "quiet".to_owned();
+        let second = Key::of(file, &config);
+        assert_ne!(first, second);
+        // As an upgrade does it: another file of the same name and length.
+        let new = directory.path().join("new");
+        fs::write(&new, "KERNEL").unwrap();
+        fs::rename(&new, &config.hypervisor.kernel).unwrap();
+        let third = Key::of(file, &config);
+        assert_ne!(second, third);
+        config.agent.debug_console_enabled = true;
+        assert_ne!(third, Key::of(file, &config));
+    }
+
+    #[test]
+    fn what_does_not_decide_a_vm_is_not_in_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = configured(directory.path());
+        let file = Path::new("/etc/a.toml");
+        let first = Key::of(file, &config);
+        config.factory.vm_cache_number = 7;
+        config.runtime.disable_guest_seccomp = !config.runtime.disable_guest_seccomp;
+        assert_eq!(first, Key::of(file, &config));
+    }
+}

@@ -1,0 +1,335 @@
+//! The process that is a member: boots its VM, waits for a claim, and becomes a sandbox's shim, or ends.
+//!
+//! The main thread stays in the host's mount namespace until then. It alone decides, one request after the other: so a VM is never given
+//! away twice, and a claim and an end exclude each other.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use oci_spec::runtime::Spec;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::place::{self, PoolError, Slot};
+use super::report::{self, Notes};
+use super::warm::{self, Booting, FIRST_TO_GO, Parked};
+use super::wire::{self, Adopted, Claim, Hello, Request};
+use super::{Key, fill};
+use crate::cleanup;
+use crate::cli::Arguments;
+use crate::entry;
+use crate::host_cgroup::{self, HostCgroup};
+use crate::id::{ContainerId, Namespace, SandboxId};
+use crate::path_error::PathError;
+use crate::process::ProcessRef;
+use crate::run_dir::{RunDir, SandboxState};
+use crate::settings::Settings;
+use crate::sizing::Sizing;
+use crate::sys;
+
+/// The namespace in the records of members: containerd's own have no such name.
+const NAMESPACE: &str = "tatami.pool";
+
+/// Between two looks whether the member is still what the configuration asks for.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// For a claim to come after the hello.
+const REQUEST: Duration = Duration::from_secs(2);
+
+/// What a member waits for came.
+enum Next {
+    Claimed(Box<Claim>, OwnedFd, OwnedFd),
+    End(&'static str),
+}
+
+/// A member's life. Returns when the member has ended, or the sandbox that it has adopted.
+///
+/// # Errors
+/// The VM did not come up, or what the sandbox's server fails on.
+pub(crate) fn run(slot: &str, config_path: Option<PathBuf>) -> Result<(), Box<dyn std::error::Error>> {
+    let lock = sys::inherited()?;
+    let root = place::root();
+    let slot = Slot::named(&root, slot.to_owned());
+    match Member::begin(&slot, config_path) {
+        Ok(member) => member.live(lock),
+        Err(error) => {
+            report::note(&root, &crate::error::chain(&error));
+            cleanup::remove_contents(&slot.directory());
+            Err(error.into())
+        }
+    }
+}
+
+struct Member {
+    slot: Slot,
+    config_path: Option<PathBuf>,
+    directory: RunDir,
+    listener: OwnedFd,
+    booting: Booting,
+    parked: Option<Parked>,
+    notes: Notes,
+    /// The cgroups of whoever started it.
+    home: String,
+    began: Instant,
+    idle_timeout: Duration,
+}
+
+impl Member {
+    fn begin(slot: &Slot, config_path: Option<PathBuf>) -> Result<Self, PoolError> {
+        let spec = Spec::default();
+        let settings = Settings::load(config_path.as_deref(), &spec).map_err(PoolError::Configuration)?;
+        let mut config = settings.config;
+        if !slot.has_key(&Key::of(&settings.file, &config)) {
+            return Err(PoolError::Boot("what decides the VM has changed".to_owned()));
+        }
+        let idle_timeout = config.factory.vm_cache_idle_timeout;
+        Sizing::new(&config, &spec).apply(&mut config);
+        let directory = slot.directory();
+        directory.create()?;
+        let socket = slot.claim_socket();
+        let listener = wire::listen_at(&socket).map_err(|source| PathError::new("listen on", &socket, source))?;
+        let failed = |error: &dyn std::error::Error| PoolError::Boot(error.to_string());
+        let id = SandboxId::new(&format!("pool-{}", slot.name())).map_err(|error| failed(&error))?;
+        let namespace = Namespace::new(NAMESPACE).map_err(|error| failed(&error))?;
+        let cgroup = HostCgroup::create(None, &id);
+        let mut state = SandboxState::new(&namespace, &id);
+        state.cgroups = cgroup.directories().to_vec();
+        directory.write_state(&state)?;
+        let home = host_cgroup::own();
+        host_cgroup::join(&cgroup.procs_files());
+        set_oom_score_adj(FIRST_TO_GO);
+        let notes = Notes {
+            config: settings.file,
+            process: ProcessRef::own(),
+            vm: Vec::new(),
+            ready: false,
+            since: report::now(),
+        };
+        notes.write(slot);
+        let booting = warm::boot(config, directory.clone(), cgroup)?;
+        Ok(Self {
+            slot: slot.clone(),
+            config_path,
+            directory,
+            listener,
+            booting,
+            parked: None,
+            notes,
+            home,
+            began: Instant::now(),
+            idle_timeout,
+        })
+    }
+
+    fn live(mut self, lock: OwnedFd) -> Result<(), Box<dyn std::error::Error>> {
+        let next = self.wait();
+        // Who connected and was not asked finds the next member.
+        let Self {
+            directory,
+            parked,
+            listener,
+            home,
+            ..
+        } = self;
+        drop(listener);
+        match (next, parked) {
+            (Ok(Next::Claimed(claim, sandbox_lock, connection)), Some(parked)) => {
+                adopt(*claim, sandbox_lock, connection, &directory, parked, lock)
+            }
+            (next, parked) => {
+                // QEMU and its helpers go with it.
+                drop(parked);
+                // Its own is to be removed.
+                host_cgroup::join(&host_cgroup::procs_of(&home));
+                cleanup::remove_contents(&directory);
+                drop(lock);
+                match next {
+                    Ok(Next::End(why)) => {
+                        tracing::debug!(why, "the member of the pool ends");
+                        Ok(())
+                    }
+                    Ok(Next::Claimed(..)) => Ok(()),
+                    Err(error) => {
+                        report::note(&place::root(), &crate::error::chain(&error));
+                        Err(error.into())
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for a claim or a reason to end.
+    fn wait(&mut self) -> Result<Next, PoolError> {
+        let failed = |source| PoolError::Start("member of the pool", source);
+        let mut look = Instant::now() + LOOK;
+        loop {
+            // A pipe that nobody writes to: its end shows as a hang-up.
+            let mut events = [
+                PollFd::new(&self.listener, PollFlags::IN),
+                PollFd::new(&self.booting.alive, PollFlags::IN),
+            ];
+            let left = look.saturating_duration_since(Instant::now());
+            let left = Timespec::try_from(left).map_err(|error| failed(io::Error::other(error)))?;
+            match poll(&mut events, Some(&left)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(failed(error.into())),
+            }
+            let [asked, told] = [events[0].revents(), events[1].revents()];
+            if !told.is_empty()
+                && let Some(end) = self.hear()?
+            {
+                return Ok(end);
+            }
+            if asked.contains(PollFlags::IN)
+                && let Some(next) = self.answer()
+            {
+                return Ok(next);
+            }
+            if Instant::now() >= look {
+                if let Some(why) = self.is_superfluous() {
+                    return Ok(Next::End(why));
+                }
+                look = Instant::now() + LOOK;
+            }
+        }
+    }
+
+    /// What the VM's thread has to say: a byte when the VM has booted, the end of the pipe when it has gone.
+    fn hear(&mut self) -> Result<Option<Next>, PoolError> {
+        let ended = Ok(Some(Next::End("the VM has ended")));
+        if self.parked.is_some() {
+            return ended;
+        }
+        let mut byte = [0];
+        let count = rustix::io::read(&self.booting.alive, &mut byte).unwrap_or(0);
+        let result = self.booting.result.try_recv();
+        match result {
+            Ok(parked) => {
+                let parked = parked?;
+                self.notes.vm = parked.processes();
+                self.notes.ready = true;
+                self.notes.write(&self.slot);
+                self.began = Instant::now();
+                self.parked = Some(parked);
+                if count == 0 { ended } else { Ok(None) }
+            }
+            Err(_) => ended,
+        }
+    }
+
+    /// Talks to one who has connected.
+    fn answer(&mut self) -> Option<Next> {
+        let connection = wire::accept(self.listener.as_fd()).ok()?;
+        let ready = self.parked.is_some();
+        wire::send(connection.as_fd(), &Hello { ready }, None).ok()?;
+        match wire::receive::<Request>(connection.as_fd(), REQUEST).ok()? {
+            (Request::Retire, _) => Some(Next::End("it was told to end")),
+            (Request::Claim(claim), Some(lock)) if ready => Some(Next::Claimed(claim, lock, connection)),
+            (Request::Claim(_), _) => None,
+        }
+    }
+
+    /// Why it is not wanted any more, if it is not.
+    fn is_superfluous(&self) -> Option<&'static str> {
+        if self.parked.is_some() && self.began.elapsed() >= self.idle_timeout {
+            return Some("nobody has claimed it for long");
+        }
+        let Ok(settings) = Settings::load(self.config_path.as_deref(), &Spec::default()) else {
+            return Some("its configuration cannot be read");
+        };
+        if !self.slot.has_key(&Key::of(&settings.file, &settings.config)) {
+            return Some("what decides the VM has changed");
+        }
+        if self.slot.number() >= settings.config.factory.vm_cache_number {
+            return Some("the pool is to have fewer");
+        }
+        (!fill::has_room(0)).then_some("the host has too little free memory")
+    }
+}
+
+/// Becomes the sandbox's shim. The lock on its directory is held until the sandbox is there by its name, whoever asked for it may be gone by then.
+fn adopt(
+    claim: Claim,
+    sandbox_lock: OwnedFd,
+    connection: OwnedFd,
+    directory: &RunDir,
+    parked: Parked,
+    slot: OwnedFd,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let arguments = Arguments {
+        namespace: Namespace::new(&claim.namespace)?,
+        id: ContainerId::new(&claim.sandbox)?,
+        bundle: claim.bundle,
+        debug: claim.debug,
+        config_path: claim.config_path,
+    };
+    let id = SandboxId::from(&arguments.id);
+    let run_dir = RunDir::of(&arguments.namespace, &id);
+    let listener = match take_name(&arguments.namespace, &id, directory, &run_dir, &parked, &connection) {
+        Ok(listener) => listener,
+        Err(error) => {
+            // Nobody knows of it: it goes under whichever name it has.
+            drop(parked);
+            cleanup::remove_contents(directory);
+            if cleanup::recorded_server(&run_dir) == ProcessRef::own() {
+                cleanup::remove_contents(&run_dir);
+            }
+            return Err(error);
+        }
+    };
+    drop((slot, sandbox_lock, connection));
+    host_cgroup::join(&host_cgroup::procs_of(&claim.cgroups));
+    set_oom_score_adj(claim.oom_score_adj.saturating_add(1).min(FIRST_TO_GO));
+    sys::replace_environment(claim.environment);
+    show(&arguments, &run_dir);
+    entry::serve_on(listener, arguments, Some(parked))
+}
+
+/// Gives the member's directory the sandbox's name, listens in it, and answers. From the answer on the sandbox is one like any other.
+fn take_name(
+    namespace: &Namespace,
+    id: &SandboxId,
+    directory: &RunDir,
+    run_dir: &RunDir,
+    parked: &Parked,
+    connection: &OwnedFd,
+) -> Result<UnixListener, Box<dyn std::error::Error>> {
+    let mut state = SandboxState::new(namespace, id);
+    state.cgroups = parked.cgroup.directories().to_vec();
+    state.vm = parked.processes();
+    directory.write_state(&state)?;
+    for name in ["claim", "member.json"] {
+        // Nobody looks for them in a sandbox's directory.
+        let _ = fs::remove_file(directory.path().join(name));
+    }
+    directory.rename_to(run_dir)?;
+    let listener = UnixListener::bind(run_dir.socket())?;
+    let pid = ProcessRef::own().map_or(0, |own| own.pid);
+    wire::send(connection.as_fd(), &Adopted { pid }, None)?;
+    Ok(listener)
+}
+
+/// Shows the process as one that `start` has launched: operators look for the sandbox among the arguments.
+fn show(arguments: &Arguments, run_dir: &RunDir) {
+    let program = std::env::args().next().unwrap_or_default();
+    let mut words: Vec<String> = vec![program];
+    for (flag, value) in [
+        ("-namespace", arguments.namespace.as_str().to_owned()),
+        ("-id", arguments.id.as_str().to_owned()),
+        ("-bundle", arguments.bundle.display().to_string()),
+        ("-socket", run_dir.socket().display().to_string()),
+    ] {
+        words.extend([flag.to_owned(), value]);
+    }
+    if let Err(error) = sys::show_arguments(&words) {
+        tracing::debug!(%error, "the shim keeps the arguments of a member of the pool");
+    }
+}
+
+/// Without CAP_SYS_RESOURCE nobody goes below what was inherited: then that is what it keeps.
+fn set_oom_score_adj(score: i32) {
+    let _ = fs::write(Path::new("/proc/self/oom_score_adj"), score.to_string());
+}

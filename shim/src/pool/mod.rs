@@ -1,0 +1,33 @@
+//! The pool: shims whose VMs have booted before anybody asked for them (docs/decisions/0045).
+//!
+//! ```text
+//!            the agent has called             a `start` claims it
+//!  Booting ───────────────────────► Ready ───────────────────────► Adopted: a sandbox's shim like any other
+//!     └───────────────────────────────┴──────► Ended: retired, too old, another configuration, too little memory, the VM died
+//! ```
+//! A member is a process of this program. Its VM waits for the answer to the agent's hello, which has everything that makes a VM
+//! somebody's. A member is used once. It has one *slot*, a number below `vm_cache_number`, whose file it keeps locked: so there are
+//! never more members than slots, and the slot of one that dies is free at once.
+//!
+//! ```text
+//! /run/tatami/pool/KEY.N.lock     locked by the member in slot N
+//! /run/tatami/pool/KEY.N/         the member's files; renamed to the sandbox's directory when it is adopted
+//! /run/tatami/pool/KEY.N/claim    the socket on which it is claimed
+//! ```
+//! `KEY` stands for everything that decides a VM ([`Key`]). The module does not know what a sandbox does with its VM.
+
+mod claim;
+mod fill;
+mod key;
+mod member;
+mod place;
+mod report;
+mod warm;
+mod wire;
+
+pub(crate) use self::claim::claim;
+pub(crate) use self::fill::{drain, fill, refill, wanted};
+pub(crate) use self::key::Key;
+pub(crate) use self::member::run;
+pub(crate) use self::report::status;
+pub use self::warm::Parked;

@@ -1,0 +1,217 @@
+//! The pool's directory, its slots, and what a dead member leaves in one.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::Key;
+use crate::cleanup;
+use crate::path_error::PathError;
+use crate::run_dir::{self, RunDir, RunDirError};
+
+/// End of a lock's name.
+const LOCK: &str = ".lock";
+
+/// Why the pool cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PoolError {
+    /// One of its files.
+    #[error(transparent)]
+    Io(#[from] PathError),
+    /// A member's directory.
+    #[error(transparent)]
+    RunDir(#[from] RunDirError),
+    /// The configuration.
+    #[error("the pool needs a configuration that can be used: {0}")]
+    Configuration(String),
+    /// A member's VM did not come up.
+    #[error("the VM did not come up: {0}")]
+    Boot(String),
+    /// A thread or a process cannot be had.
+    #[error("cannot start a {0}")]
+    Start(&'static str, #[source] io::Error),
+    /// What was to be retired is still there.
+    #[error("{0} members of the pool do not end")]
+    Stays(usize),
+}
+
+/// Where the pool is.
+pub(super) fn root() -> PathBuf {
+    Path::new(run_dir::ROOT).join("pool")
+}
+
+/// One slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Slot {
+    name: String,
+    root: PathBuf,
+}
+
+impl Slot {
+    pub(super) fn new(root: &Path, key: &Key, number: u32) -> Self {
+        Self::named(root, format!("{}.{number}", key.as_str()))
+    }
+
+    /// One that was made by [`Slot::new`].
+    pub(super) fn named(root: &Path, name: String) -> Self {
+        Self {
+            name,
+            root: root.to_owned(),
+        }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its number, by which it is compared with `vm_cache_number`.
+    pub(super) fn number(&self) -> u32 {
+        self.name
+            .rsplit_once('.')
+            .and_then(|(_, number)| number.parse().ok())
+            .unwrap_or(u32::MAX)
+    }
+
+    /// The key of the VM in it.
+    pub(super) fn has_key(&self, key: &Key) -> bool {
+        self.name.split_once('.').is_some_and(|(own, _)| own == key.as_str())
+    }
+
+    pub(super) fn directory(&self) -> RunDir {
+        RunDir::at(self.root.join(&self.name))
+    }
+
+    pub(super) fn claim_socket(&self) -> PathBuf {
+        self.directory().path().join("claim")
+    }
+
+    /// What the member says of itself, for [`super::status`].
+    pub(super) fn notes(&self) -> PathBuf {
+        self.directory().path().join("member.json")
+    }
+
+    fn lock_path(&self) -> PathBuf {
+        self.root.join(format!("{}{LOCK}", self.name))
+    }
+
+    /// Takes the slot if it is free, and removes what a dead member has left in it.
+    ///
+    /// # Errors
+    /// Its files cannot be made or removed.
+    pub(super) fn take(&self) -> Result<Option<OwnedFd>, PoolError> {
+        let Some(lock) = self.try_lock()? else { return Ok(None) };
+        cleanup::remove_contents(&self.directory());
+        Ok(Some(lock))
+    }
+
+    fn try_lock(&self) -> Result<Option<OwnedFd>, PoolError> {
+        let path = self.lock_path();
+        let failed = |source: io::Error| PathError::new("lock", &path, source);
+        loop {
+            let mut options = File::options();
+            let file = options
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(&path)
+                .map_err(failed)?;
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+                Err(error) => return Err(failed(error.into()).into()),
+            }
+            // A sweep may have removed the name, and somebody may have made another file by now.
+            let named = fs::metadata(&path).ok().map(|named| (named.dev(), named.ino()));
+            let own = file.metadata().map_err(failed)?;
+            if named == Some((own.dev(), own.ino())) {
+                return Ok(Some(file.into()));
+            }
+        }
+    }
+
+    /// Whether a member has it.
+    pub(super) fn is_taken(&self) -> bool {
+        matches!(self.try_lock(), Ok(None))
+    }
+}
+
+/// Makes the pool's directory.
+pub(super) fn create(root: &Path) -> Result<(), PoolError> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(root);
+    made.map_err(|source| PathError::new("create", root, source).into())
+}
+
+/// All slots that have ever been taken and not been removed, in no order. None where there is no pool.
+pub(super) fn slots(root: &Path) -> Vec<Slot> {
+    let names = fs::read_dir(root).into_iter().flatten().filter_map(|entry| {
+        let name = entry.ok()?.file_name().into_string().ok()?;
+        name.strip_suffix(LOCK).map(str::to_owned)
+    });
+    names.map(|name| Slot::named(root, name)).collect()
+}
+
+/// Removes what dead members have left, in all slots.
+pub(super) fn sweep(root: &Path) {
+    for slot in slots(root) {
+        let swept = slot.take().map(|taken| {
+            // With the lock: who takes the slot now makes a file of its own, and this one is nobody's.
+            if taken.is_some() && !slot.directory().path().exists() {
+                let _ = fs::remove_file(slot.lock_path());
+            }
+        });
+        if let Err(error) = swept {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(
+                error,
+                slot = slot.name(),
+                "what a dead member of the pool has left stays"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_is_taken_once_and_free_when_its_lock_goes() {
+        let root = tempfile::tempdir().unwrap();
+        let slot = Slot::new(root.path(), &Key::test("k"), 0);
+        let lock = slot.take().unwrap();
+        assert!(lock.is_some() && slot.is_taken());
+        assert!(slot.take().unwrap().is_none());
+        drop(lock);
+        assert!(!slot.is_taken());
+    }
+
+    #[test]
+    fn a_sweep_removes_what_the_dead_have_left_and_nothing_of_the_living() {
+        let root = tempfile::tempdir().unwrap();
+        let dead = Slot::new(root.path(), &Key::test("k"), 0);
+        let living = Slot::new(root.path(), &Key::test("k"), 1);
+        drop(dead.take().unwrap());
+        let lock = living.take().unwrap();
+        for slot in [&dead, &living] {
+            slot.directory().create().unwrap();
+            fs::write(slot.notes(), "{}").unwrap();
+        }
+        sweep(root.path());
+        assert_eq!(slots(root.path()), std::slice::from_ref(&living));
+        assert!(!dead.directory().path().exists() && living.notes().exists());
+        drop(lock);
+        sweep(root.path());
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_slot_knows_its_key_and_number() {
+        let slot = Slot::new(Path::new("/p"), &Key::test("k"), 12);
+        assert!(slot.has_key(&Key::test("k")) && !slot.has_key(&Key::test("k2")));
+        assert_eq!(slot.number(), 12);
+    }
+}

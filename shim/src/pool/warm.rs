@@ -1,0 +1,194 @@
+//! A VM that has booted and is nobody's: how it is made, and what is passed on when somebody takes it.
+//!
+//! The VM is driven by a thread of its own, with a runtime of its own and a mount namespace of its own, for the process's whole life. The
+//! sandbox that adopts it has another mount namespace, which is made then and has what the host has mounted meanwhile. The shared directory is
+//! a mount in both, and the two are peers (mount_namespaces(7)): what the sandbox mounts below it reaches virtiofsd.
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::thread;
+
+use config::Config;
+use hypervisor::{Accounting, GuestListener, GuestStream, NetworkNamespace, Vm, VmRequest, vm_time};
+use rustix::event::{PollFd, PollFlags, poll};
+
+use super::place::PoolError;
+use crate::boot_queue::BootQueue;
+use crate::debug_image::DebugImage;
+use crate::error::chain;
+use crate::host_cgroup::{Allowance, HostCgroup};
+use crate::host_ns;
+use crate::process::ProcessRef;
+use crate::run_dir::{self, RunDir};
+use crate::share;
+use crate::sizing::HostLimits;
+
+/// Of the 1024 that a cgroup has without a limit (cgroup-v1/sched-design, `cpu.shares`): a VM that nobody waits for gets half of what one has
+/// that somebody waits for. With much less it would never boot on a node that is always busy.
+const SHARES: u64 = 512;
+
+/// The first whom the host's kernel kills for want of memory (proc_pid_oom_score_adj(5)).
+pub(super) const FIRST_TO_GO: i32 = 1000;
+
+/// A booted VM.
+#[derive(Debug)]
+pub struct Parked {
+    /// The VM, whose network namespace has nothing in it.
+    pub(crate) vm: Vm,
+    /// Where the guest's further connections arrive.
+    pub(crate) listener: GuestListener,
+    /// The agent's first connection. It waits for the answer to its hello.
+    pub(crate) first: GuestStream,
+    /// The shared directory, mounted nowhere yet.
+    pub(crate) shared: OwnedFd,
+    /// Where its processes were until now.
+    pub(crate) cgroup: HostCgroup,
+}
+
+impl Parked {
+    /// Its processes; QEMU first, whose pid stands for the sandbox.
+    pub(crate) fn processes(&self) -> Vec<ProcessRef> {
+        let helpers = self.vm.pids().filter(|pid| *pid != self.vm.pid());
+        let pids = std::iter::once(self.vm.pid()).chain(helpers);
+        pids.filter_map(|pid| ProcessRef::of(i32::try_from(pid).ok()?))
+            .collect()
+    }
+
+    /// Moves its processes into these cgroups (`cgroup.procs`), gives them their score for the OOM killer, and removes the cgroup where they were.
+    /// What cannot be moved is logged: it is accounted for elsewhere, and works.
+    pub(crate) fn join(&self, procs: &[PathBuf], oom_score_adj: i32) {
+        for process in self.processes() {
+            for file in procs {
+                if let Err(error) = fs::write(file, process.pid.to_string()) {
+                    tracing::warn!(%error, file = %file.display(), pid = process.pid, "a process of the VM stays where it is");
+                }
+            }
+            let score = fs::write(
+                format!("/proc/{}/oom_score_adj", process.pid),
+                oom_score_adj.to_string(),
+            );
+            if let Err(error) = score {
+                // Without CAP_SYS_RESOURCE nobody goes below what was inherited: then that is what it gets.
+                tracing::debug!(%error, pid = process.pid, "a process of the VM keeps its score for the OOM killer");
+            }
+        }
+        self.cgroup.remove();
+    }
+}
+
+/// What the thread tells: the VM, or why there is none. `alive` has a byte when there is a VM, and ends when there is none any more.
+pub(super) struct Booting {
+    pub(super) result: mpsc::Receiver<Result<Parked, PoolError>>,
+    pub(super) alive: OwnedFd,
+}
+
+/// Begins to boot a VM whose files are in this directory. `config` has its size.
+///
+/// # Errors
+/// A thread or a pipe cannot be had.
+pub(super) fn boot(config: Config, run_dir: RunDir, cgroup: HostCgroup) -> Result<Booting, PoolError> {
+    let failed = |source| PoolError::Start("thread for the VM", source);
+    let (alive, dead) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|error| failed(error.into()))?;
+    let (tell, result) = mpsc::channel();
+    let drive = move || {
+        let runtime = host_ns::leave()
+            .map_err(|error| PoolError::Boot(chain(&error)))
+            .and_then(|()| {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                runtime.map_err(failed)
+            });
+        let runtime = match runtime {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                let _ = tell.send(Err(error));
+                return;
+            }
+        };
+        runtime.block_on(async {
+            let parked = Box::pin(park(&config, &run_dir, cgroup)).await;
+            let ended = parked.as_ref().ok().map(|parked| parked.vm.ended());
+            // The receiver waits for it, or the process is about to end.
+            let _ = tell.send(parked);
+            if let Some(ended) = ended {
+                // The pipe is empty: it takes a byte.
+                let _ = rustix::io::write(&dead, &[0]);
+                ended.await;
+            }
+            drop(dead);
+            // It drives what the VM's descriptors need until the process ends.
+            std::future::pending::<()>().await;
+        });
+    };
+    thread::Builder::new()
+        .name("vm".to_owned())
+        .spawn(drive)
+        .map_err(failed)?;
+    Ok(Booting { result, alive })
+}
+
+async fn park(config: &Config, run_dir: &RunDir, cgroup: HostCgroup) -> Result<Parked, PoolError> {
+    let failed = |error: &dyn std::error::Error| PoolError::Boot(chain(error));
+    let shared = share::prepare(run_dir).map_err(|error| failed(&error))?;
+    let allowance = Allowance::new(cgroup.clone());
+    let shares = Some(SHARES);
+    allowance
+        .limit(HostLimits {
+            shares,
+            ..HostLimits::default()
+        })
+        .await;
+    let queue = BootQueue::in_advance(std::path::Path::new(run_dir::ROOT));
+    let place = queue.enter().await.map_err(|error| failed(&error))?;
+    let image = config
+        .agent
+        .debug_console_enabled
+        .then(|| DebugImage::make(&config.hypervisor, run_dir.path()).ok())
+        .flatten();
+    let hypervisor = image.as_ref().map_or(&config.hypervisor, |image| &image.config);
+    let request = VmRequest {
+        id: run_dir.name(),
+        run_dir: run_dir.path().to_owned(),
+        shared_dir: run_dir.shared(),
+        share_tag: protocol::SHARE_TAG.to_owned(),
+        netns: NetworkNamespace::Empty,
+        nics: Vec::new(),
+        accounting: Accounting {
+            cgroup_procs: cgroup.procs_files(),
+            oom_score_adj: Some(FIRST_TO_GO),
+        },
+        start_timeout: config.agent.dial_timeout,
+        kernel_params: Vec::new(),
+        host_port: protocol::DEFAULT_HOST_PORT,
+        port_parameter: protocol::PORT_PARAMETER.to_owned(),
+    };
+    let booted = Box::pin(hypervisor::boot(hypervisor, request)).await;
+    let (vm, mut listener) = booted.map_err(|error| failed(&error))?;
+    let pids: Vec<u32> = vm.pids().collect();
+    let first = tokio::select! {
+        first = called(&mut listener) => first.map_err(|error| failed(&error))?,
+        ended = vm.ended() => return Err(PoolError::Boot(ended.to_string())),
+        () = vm_time::has_passed(config.agent.dial_timeout, || pids.clone()) => {
+            return Err(PoolError::Boot(format!("the guest's agent did not call; its console ends with: {}", vm.console_tail())));
+        }
+    };
+    drop(place);
+    Ok(Parked {
+        vm,
+        listener,
+        first,
+        shared,
+        cgroup,
+    })
+}
+
+/// The agent's first connection, once there is something on it.
+async fn called(listener: &mut GuestListener) -> std::io::Result<GuestStream> {
+    let first = crate::accept::next("a connection of the guest", listener).await;
+    let copy = first.as_fd().try_clone_to_owned()?;
+    let spoken = tokio::task::spawn_blocking(move || poll(&mut [PollFd::new(&copy, PollFlags::IN)], None));
+    spoken.await.map_err(std::io::Error::other)??;
+    Ok(first)
+}

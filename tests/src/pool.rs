@@ -1,0 +1,109 @@
+//! The pool of warm VMs under a node of a test: `TATAMI_TEST_START=pool` runs any end-to-end test with it.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use crate::{Ctr, Error, Result, locate};
+
+/// For all VMs of a pool to boot.
+const BOOTS: Duration = Duration::from_secs(120);
+
+/// Members, unless a test has a number of its own: a test's first container takes one, and its next one another.
+const MEMBERS: u32 = 2;
+
+/// Whether containers start from a pool, as `TATAMI_TEST_START` asks for: cold unless it says otherwise.
+pub(crate) fn wanted() -> Result<bool> {
+    match env::var("TATAMI_TEST_START").as_deref() {
+        Err(_) | Ok("" | "cold") => Ok(false),
+        Ok("pool") => Ok(true),
+        Ok(other) => Err(Error::unexpected(format!(
+            "TATAMI_TEST_START={other}: it is cold or pool"
+        ))),
+    }
+}
+
+/// The drop-in that turns it on.
+pub(crate) fn dropin() -> String {
+    format!("[factory]\nvm_cache_number = {MEMBERS}\n")
+}
+
+/// The pool of one configuration file. Emptied when it is dropped.
+#[derive(Debug)]
+pub struct Pool {
+    configuration: PathBuf,
+}
+
+impl Pool {
+    /// Fills it, and waits until it is full.
+    pub fn fill(configuration: &Path) -> Result<Self> {
+        let pool = Self {
+            configuration: configuration.to_owned(),
+        };
+        pool.again()?;
+        Ok(pool)
+    }
+
+    /// Fills it again, and waits until it is full.
+    pub fn again(&self) -> Result<()> {
+        self.factory("init").limit(BOOTS).ok().map(drop)
+    }
+
+    fn factory(&self, action: &str) -> Ctr {
+        // The build is there: it was asked for the configuration.
+        let program = locate::built("bin/kata-ctl", "build").unwrap_or_else(|_| "kata-ctl".into());
+        Ctr::kata_ctl(program)
+            .args(["factory", action, "--config"])
+            .arg(&self.configuration)
+    }
+
+    /// Ends all that wait.
+    pub fn empty(&self) -> Result<()> {
+        self.factory("destroy").ok().map(drop)
+    }
+
+    /// Its members, as `kata-ctl factory status --json` has them.
+    pub fn members(&self) -> Result<Vec<serde_json::Value>> {
+        let program = locate::built("bin/kata-ctl", "build")?;
+        let status = Ctr::kata_ctl(program).args(["factory", "status", "--json"]).ok()?;
+        let status: serde_json::Value = serde_json::from_str(&status)?;
+        let own = self.configuration.display().to_string();
+        let members = status["members"].as_array().cloned().unwrap_or_default();
+        Ok(members
+            .into_iter()
+            .filter(|member| member["config"] == own.as_str())
+            .collect())
+    }
+
+    /// How many wait for a sandbox, booted.
+    pub fn ready(&self) -> Result<usize> {
+        Ok(self
+            .members()?
+            .iter()
+            .filter(|member| member["state"] == "ready")
+            .count())
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        if let Err(error) = self.empty() {
+            eprintln!("the pool of {} stays: {error}", self.configuration.display());
+        }
+    }
+}
+
+/// The pool of a configuration that has it on.
+pub(crate) fn of(configuration: &Path) -> Result<Option<Pool>> {
+    let dropin = configuration.with_file_name("config.d").join(NAME);
+    if fs::exists(dropin)? {
+        Pool::fill(configuration).map(Some)
+    } else {
+        Ok(None)
+    }
+}
+
+/// Its drop-in.
+pub(crate) const NAME: &str = "80-pool.toml";

@@ -1,0 +1,325 @@
+//! Warm starts: containers from VMs that have booted in advance (`vm_cache_number`).
+
+use std::{
+    collections::BTreeSet,
+    env, fs,
+    io::IoSlice,
+    mem::MaybeUninit,
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+    time::Duration,
+};
+
+use framework::{Error, Node, Pool, Result, wait};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags,
+    SocketType, connect, recv, send, sendmsg, socket_with,
+};
+use serde_json::json;
+
+/// For a member to boot or to end, and what follows from it.
+const LIMIT: Duration = Duration::from_secs(120);
+
+fn node(members: u32) -> Result<(Node, Pool)> {
+    let node = Node::start_configured(&format!("[factory]\nvm_cache_number = {members}\n"))?;
+    let pool = Pool::fill(&node.configuration())?;
+    Ok((node, pool))
+}
+
+/// The pid of a member that is ready, and the slot's directory.
+fn a_member(pool: &Pool) -> Result<(Pid, String)> {
+    let members = pool.members()?;
+    let member = members.iter().find(|member| member["state"] == "ready");
+    let member = member.ok_or_else(|| Error::unexpected(format!("no member is ready: {members:?}")))?;
+    let pid = member["pid"]
+        .as_i64()
+        .and_then(|pid| i32::try_from(pid).ok())
+        .unwrap_or(0);
+    Ok((
+        Pid::from_raw(pid),
+        member["slot"].as_str().unwrap_or_default().to_owned(),
+    ))
+}
+
+fn signal(pid: Pid, signal: Signal) -> Result<()> {
+    kill(pid, signal).map_err(|error| Error::io("signalling a member")(error.into()))
+}
+
+fn number(pid: Pid) -> u32 {
+    u32::try_from(pid.as_raw()).unwrap_or(0)
+}
+
+fn is_shim_of(node: &Node, name: &str, member: Pid) -> bool {
+    node.processes(name).iter().any(|process| process.pid == number(member))
+}
+
+/// Kills the QEMU of a member.
+fn kill_vm(member: Pid) -> Result<()> {
+    for thread in fs::read_dir(format!("/proc/{member}/task"))?.flatten() {
+        let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+        for pid in children.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()) {
+            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            if name.starts_with("qemu") {
+                signal(Pid::from_raw(pid), Signal::SIGKILL)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn failed(error: rustix::io::Errno) -> Error {
+    Error::io("claiming a member")(error.into())
+}
+
+/// A connection to a member that has said hello.
+fn greeted(slot: &str) -> Result<OwnedFd> {
+    let path = Path::new("/run/tatami/pool").join(slot).join("claim");
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).map_err(failed)?;
+    connect(&socket, &SocketAddrUnix::new(&path).map_err(failed)?).map_err(failed)?;
+    recv(&socket, &mut [0; 100][..], RecvFlags::empty()).map_err(failed)?;
+    Ok(socket)
+}
+
+/// Claims a member as `start` does, and hangs up as one that is killed then.
+fn claim_and_die(node: &Node, slot: &str, name: &str) -> Result<()> {
+    let socket = greeted(slot)?;
+    let claim = json!({ "Claim": {
+        "namespace": node.namespace(), "sandbox": node.id(name), "bundle": node.dir(), "config_path": null, "debug": false,
+        "environment": [], "cgroups": "", "oom_score_adj": 0,
+    } });
+    let lock = fs::File::open("/dev/null")?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let descriptors = [lock.as_fd()];
+    ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+    let claim = claim.to_string();
+    sendmsg(
+        &socket,
+        &[IoSlice::new(claim.as_bytes())],
+        &mut ancillary,
+        SendFlags::NOSIGNAL,
+    )
+    .map_err(failed)?;
+    Ok(())
+}
+
+/// Runs a container that says which VM it has.
+fn boot_id(node: &Node, name: &str) -> Result<String> {
+    node.run(name)
+        .arg("--rm")
+        .program(["cat", "/proc/sys/kernel/random/boot_id"])
+        .ok()
+}
+
+/// Waits until the start of a container has had the pool filled again: with a member that is not this one.
+fn await_another(pool: &Pool, than: Pid) -> Result<()> {
+    let pids = || -> Option<Vec<i64>> {
+        Some(
+            pool.members()
+                .ok()?
+                .iter()
+                .filter_map(|member| member["pid"].as_i64())
+                .collect(),
+        )
+    };
+    let other = || pids()?.iter().any(|pid| *pid != i64::from(than.as_raw())).then_some(());
+    wait::changed(Path::new("/run/tatami/pool"), LIMIT, other)
+}
+
+#[test]
+fn a_container_gets_a_vm_that_had_booted_before_and_the_pool_is_filled_again() -> Result<()> {
+    let (node, pool) = node(1)?;
+    let (member, _) = a_member(&pool)?;
+    node.run("warm").arg("-d").program(["sleep", "1000"]).ok()?;
+    assert!(is_shim_of(&node, "warm", member), "{:?}", node.processes("warm"));
+    assert_eq!(node.exec("warm", "more").program(["echo", "more"]).ok()?, "more\n");
+    await_another(&pool, member)?;
+    node.remove("warm")?;
+    pool.empty()?;
+    node.nothing_left()
+}
+
+#[test]
+fn no_vm_is_given_twice_however_many_start_at_once() -> Result<()> {
+    const STARTS: usize = 6;
+    let (node, pool) = node(3)?;
+    let running = (0..STARTS).map(|number| {
+        node.run(&format!("many{number}"))
+            .arg("--rm")
+            .limit(LIMIT)
+            .program(["cat", "/proc/sys/kernel/random/boot_id"])
+            .spawn()
+    });
+    let running: Vec<_> = running.collect::<Result<_>>()?;
+    let mut seen = BTreeSet::new();
+    for running in running {
+        seen.insert(running.wait()?.success()?.stdout());
+    }
+    assert_eq!(seen.len(), STARTS, "{seen:?}");
+    pool.empty()?;
+    node.nothing_left()
+}
+
+#[test]
+fn a_member_that_dies_leaves_nothing_and_the_next_start_is_cold() -> Result<()> {
+    let (node, pool) = node(1)?;
+    let (member, slot) = a_member(&pool)?;
+    signal(member, Signal::SIGKILL)?;
+    wait::gone(number(member), LIMIT)?;
+    let first = boot_id(&node, "cold")?;
+    pool.again()?;
+    assert_ne!(a_member(&pool)?.0, member);
+    assert_ne!(boot_id(&node, "warm")?, first);
+    pool.empty()?;
+    for path in ["/run/tatami/pool", "/sys/fs/cgroup/memory"] {
+        let left = fs::read_dir(path).into_iter().flatten().flatten();
+        let left: Vec<_> = left
+            .filter(|entry| entry.file_name().to_string_lossy().contains(&slot))
+            .collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+    node.nothing_left()
+}
+
+#[test]
+fn a_member_whose_vm_dies_ends() -> Result<()> {
+    let (node, pool) = node(1)?;
+    let (member, _) = a_member(&pool)?;
+    kill_vm(member)?;
+    wait::gone(number(member), LIMIT)?;
+    assert_eq!(pool.ready()?, 0);
+    node.nothing_left()
+}
+
+#[test]
+fn a_member_that_is_stopped_holds_up_no_start() -> Result<()> {
+    let (node, pool) = node(1)?;
+    let (member, _) = a_member(&pool)?;
+    signal(member, Signal::SIGSTOP)?;
+    let ran = boot_id(&node, "cold");
+    signal(member, Signal::SIGCONT)?;
+    ran?;
+    // It has not been asked, and is as good as before.
+    assert_eq!(a_member(&pool)?.0, member);
+    pool.empty()?;
+    node.nothing_left()
+}
+
+#[test]
+fn who_dies_before_its_claim_leaves_the_member_to_the_next_one() -> Result<()> {
+    let (node, pool) = node(1)?;
+    let (member, slot) = a_member(&pool)?;
+    for words in [&b""[..], b"{}", b"\"Nonsense\"", b"{\"Claim\":"] {
+        let socket = greeted(&slot)?;
+        if !words.is_empty() {
+            send(&socket, words, SendFlags::NOSIGNAL).map_err(failed)?;
+        }
+    }
+    node.run("warm").arg("-d").program(["sleep", "1000"]).ok()?;
+    assert!(is_shim_of(&node, "warm", member));
+    node.remove("warm")?;
+    pool.empty()?;
+    node.nothing_left()
+}
+
+#[test]
+fn who_dies_after_its_claim_leaves_nothing() -> Result<()> {
+    let (node, pool) = node(1)?;
+    let (member, slot) = a_member(&pool)?;
+    claim_and_die(&node, &slot, "dead")?;
+    wait::gone(number(member), LIMIT)?;
+    assert_eq!(pool.ready()?, 0);
+    node.run("dead").arg("--rm").program(["true"]).ok()?;
+    pool.empty()?;
+    node.nothing_left()
+}
+
+/// Starts while members and claims die at random: `make pool-life` has a thousand of them.
+#[test]
+fn no_vm_is_given_twice_and_nothing_is_left_whatever_dies() -> Result<()> {
+    let starts: u64 = env::var("TATAMI_POOL_STARTS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(6);
+    let mut seed: u64 = env::var("TATAMI_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(1);
+    let (node, pool) = node(2)?;
+    let mut seen = BTreeSet::new();
+    for start in 0..starts {
+        // A linear congruential generator (Knuth's MMIX): the same history for the same seed.
+        seed = seed
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        // One that is about to end for another reason is passed over.
+        match (seed >> 33) % 8 {
+            0 => drop(a_member(&pool).and_then(|(member, _)| signal(member, Signal::SIGKILL))),
+            1 => drop(a_member(&pool).and_then(|(member, _)| kill_vm(member))),
+            2 => drop(a_member(&pool).and_then(|(_, slot)| claim_and_die(&node, &slot, &format!("dead{start}")))),
+            3 => pool.again()?,
+            _ => {}
+        }
+        let id = boot_id(&node, &format!("start{start}"))?;
+        assert!(seen.insert(id), "start {start} has the VM of an earlier one");
+        if start % 50 == 49 {
+            eprintln!("{} starts", start + 1);
+        }
+    }
+    pool.empty()?;
+    node.nothing_left()
+}
+
+#[test]
+fn a_changed_configuration_finds_no_vm_of_the_old_one() -> Result<()> {
+    let (node, pool) = node(1)?;
+    let (member, _) = a_member(&pool)?;
+    let dropin = node.dir().join("config.d/95-changed.toml");
+    fs::write(dropin, "[hypervisor.qemu]\nkernel_params = \"tatami.changed=1\"\n")?;
+    let line = node.run("cold").arg("--rm").program(["cat", "/proc/cmdline"]).ok()?;
+    assert!(line.contains("tatami.changed=1"), "{line}");
+    // The old one ends by itself when it looks again.
+    wait::gone(number(member), LIMIT)?;
+    pool.empty()?;
+    node.nothing_left()
+}
+
+#[test]
+fn limits_are_as_from_cold() -> Result<()> {
+    let (node, pool) = node(1)?;
+    let (member, _) = a_member(&pool)?;
+    node.run("limited")
+        .args(["-d", "--memory-limit", "104857600", "--cpus", "1.5"])
+        .program(["sleep", "1000"])
+        .ok()?;
+    assert!(is_shim_of(&node, "limited", member));
+    let seen = node.exec("limited", "cpus").program(["nproc"]).ok()?;
+    assert_eq!(seen.trim(), "2");
+    let files = ["memory.max", "memory.limit_in_bytes"];
+    let host = node.host_limit("limited", &files)?;
+    assert!(host.trim().parse::<u64>().is_ok_and(|bytes| bytes < 1 << 40), "{host}");
+    node.remove("limited")?;
+    pool.empty()?;
+    node.nothing_left()
+}
+
+#[test]
+fn an_emptied_pool_is_empty_and_the_status_says_so() -> Result<()> {
+    let (node, pool) = node(2)?;
+    assert_eq!(pool.ready()?, 2);
+    let status = node.kata_ctl(&["factory", "status"])?.success()?;
+    assert!(status.stdout().contains("ready"), "{}", status.stdout());
+    let metrics = node.kata_ctl(&["metrics"])?.success()?;
+    assert!(
+        metrics.stdout().contains("tatami_pool_members{state=\"ready\"}"),
+        "{}",
+        metrics.stdout()
+    );
+    pool.empty()?;
+    assert_eq!(pool.members()?, Vec::<serde_json::Value>::new());
+    node.nothing_left()
+}
