@@ -4,6 +4,7 @@
 //! sandbox that adopts it has another mount namespace, which is made then and has what the host has mounted meanwhile. The shared directory is
 //! a mount in both, and the two are peers (mount_namespaces(7)): what the sandbox mounts below it reaches virtiofsd.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -56,22 +57,28 @@ impl Parked {
             .collect()
     }
 
+    /// All processes in its cgroup: those that it was started with, and their children (virtiofsd has one in its namespaces).
+    fn members(&self) -> BTreeSet<i32> {
+        let files = self.cgroup.procs_files();
+        let texts = files.iter().filter_map(|file| fs::read_to_string(file).ok());
+        let in_cgroup = texts.flat_map(|text| text.lines().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>());
+        let started = self.processes().into_iter().map(|process| process.pid);
+        started.chain(in_cgroup).collect()
+    }
+
     /// Moves its processes into these cgroups (`cgroup.procs`), gives them their score for the OOM killer, and removes the cgroup where they were.
     /// What cannot be moved is logged: it is accounted for elsewhere, and works.
     pub(crate) fn join(&self, procs: &[PathBuf], oom_score_adj: i32) {
-        for process in self.processes() {
+        for pid in self.members() {
             for file in procs {
-                if let Err(error) = fs::write(file, process.pid.to_string()) {
-                    tracing::warn!(%error, file = %file.display(), pid = process.pid, "a process of the VM stays where it is");
+                if let Err(error) = fs::write(file, pid.to_string()) {
+                    tracing::warn!(%error, file = %file.display(), pid, "a process of the VM stays where it is");
                 }
             }
-            let score = fs::write(
-                format!("/proc/{}/oom_score_adj", process.pid),
-                oom_score_adj.to_string(),
-            );
+            let score = fs::write(format!("/proc/{pid}/oom_score_adj"), oom_score_adj.to_string());
             if let Err(error) = score {
                 // Without CAP_SYS_RESOURCE nobody goes below what was inherited: then that is what it gets.
-                tracing::debug!(%error, pid = process.pid, "a process of the VM keeps its score for the OOM killer");
+                tracing::debug!(%error, pid, "a process of the VM keeps its score for the OOM killer");
             }
         }
         self.cgroup.remove();
