@@ -40,6 +40,12 @@ impl ProcessRef {
         Self::of(i32::try_from(std::process::id()).ok()?)
     }
 
+    /// Whether it is still there and not dead. Never so for this process itself and for init.
+    pub(crate) fn is_alive(&self) -> bool {
+        let alive = |pidfd| wait_for(&pidfd, Instant::now()).is_ok_and(|dead| !dead);
+        self.open().is_some_and(alive)
+    }
+
     /// Kills it if it is still the same process. Never this process itself.
     pub fn kill(&self) {
         if let Some(pidfd) = self.open() {
@@ -122,6 +128,18 @@ fn parent(pid: i32) -> Option<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_is_dead_and_not_reaped_is_not_alive() {
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let process = ProcessRef::of(child.id().try_into().unwrap()).unwrap();
+        assert!(process.is_alive());
+        kill_all(&[process], Instant::now() + std::time::Duration::from_secs(5));
+        assert!(ProcessRef::of(process.pid).is_some());
+        assert!(!process.is_alive());
+        child.wait().unwrap();
+        assert!(!process.is_alive());
+    }
     use std::process::Command;
     use std::time::Duration;
 

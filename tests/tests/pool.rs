@@ -57,14 +57,16 @@ fn is_shim_of(node: &Node, name: &str, member: Pid) -> bool {
     node.processes(name).iter().any(|process| process.pid == number(member))
 }
 
-/// Kills the QEMU of a member.
+/// Kills the QEMU of a member, and waits for its end.
 fn kill_vm(member: Pid) -> Result<()> {
     for thread in fs::read_dir(format!("/proc/{member}/task"))?.flatten() {
         let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
         for pid in children.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()) {
             let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
             if name.starts_with("qemu") {
-                signal(Pid::from_raw(pid), Signal::SIGKILL)?;
+                let pid = Pid::from_raw(pid);
+                signal(pid, Signal::SIGKILL)?;
+                wait::gone(number(pid), LIMIT)?;
             }
         }
     }
@@ -292,17 +294,23 @@ fn a_changed_configuration_finds_no_vm_of_the_old_one() -> Result<()> {
 fn limits_are_as_from_cold() -> Result<()> {
     let (node, pool) = node(1)?;
     let (member, _) = a_member(&pool)?;
-    node.run("limited")
-        .args(["-d", "--memory-limit", "104857600", "--cpus", "1.5"])
-        .program(["sleep", "1000"])
-        .ok()?;
-    assert!(is_shim_of(&node, "limited", member));
-    let seen = node.exec("limited", "cpus").program(["nproc"]).ok()?;
-    assert_eq!(seen.trim(), "2");
-    let files = ["memory.max", "memory.limit_in_bytes"];
-    let host = node.host_limit("limited", &files)?;
-    assert!(host.trim().parse::<u64>().is_ok_and(|bytes| bytes < 1 << 40), "{host}");
-    node.remove("limited")?;
+    let limited = |name: &str| {
+        node.run(name)
+            .args(["-d", "--memory-limit", "104857600", "--cpus", "1.5"])
+            .program(["sleep", "1000"])
+            .ok()?;
+        let cpus = node.exec(name, "cpus").program(["nproc"]).ok()?;
+        let bytes = node.host_memory(name)?.limit()?;
+        Ok::<_, Error>((cpus.trim().to_owned(), bytes))
+    };
+    let warm = limited("warm")?;
+    assert!(is_shim_of(&node, "warm", member));
+    pool.empty()?;
+    assert_eq!(warm, limited("cold")?);
+    assert_eq!(warm.0, "2");
+    for name in ["warm", "cold"] {
+        node.remove(name)?;
+    }
     pool.empty()?;
     node.nothing_left()
 }

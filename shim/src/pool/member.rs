@@ -227,7 +227,10 @@ impl Member {
         wire::send(connection.as_fd(), &Hello { ready }, None).ok()?;
         match wire::receive::<Request>(connection.as_fd(), REQUEST).ok()? {
             (Request::Retire, _) => Some(Next::End("it was told to end")),
-            (Request::Claim(claim), Some(lock)) if ready => Some(Next::Claimed(claim, lock, connection)),
+            // A VM that has died since the hello is not given away, also if its thread does not know yet.
+            (Request::Claim(claim), Some(lock)) if ready && self.notes.vm.iter().all(ProcessRef::is_alive) => {
+                Some(Next::Claimed(claim, lock, connection))
+            }
             (Request::Claim(_), _) => None,
         }
     }
