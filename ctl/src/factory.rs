@@ -94,7 +94,8 @@ pub(crate) async fn report(command: &FactoryCommand) -> Result<Report, FactoryEr
 
 async fn init(config: Option<&Path>) -> Result<String, FactoryError> {
     let number = ask("number", config).await?;
-    if number.trim() == "0" {
+    let wanted = number.trim().parse().unwrap_or(0);
+    if wanted == 0 {
         return Err(FactoryError::Off);
     }
     let started = ask("fill", config).await?;
@@ -102,14 +103,26 @@ async fn init(config: Option<&Path>) -> Result<String, FactoryError> {
     loop {
         let status = status(config).await?;
         if status.count("booting") == 0 || Instant::now() > end {
-            let ready = status.count("ready");
-            if started.trim() != "0" && !status.notice.is_empty() && ready == 0 {
-                return Err(FactoryError::NotFull(status.notice));
-            }
-            return Ok(format!("started {} warm VMs; {ready} are ready\n", started.trim()));
+            return filled(wanted, started.trim(), &status);
         }
         tokio::time::sleep(BETWEEN_LOOKS).await;
     }
+}
+
+/// What came of it. Fewer than wanted are an error if there is a reason: one that was claimed meanwhile is none.
+fn filled(wanted: usize, started: &str, status: &Status) -> Result<String, FactoryError> {
+    let (ready, booting) = (status.count("ready"), status.count("booting"));
+    let mut why = format!("{ready} of {wanted} warm VMs are ready");
+    if booting > 0 {
+        let _ = write!(why, ", {booting} still boot after {} s", BOOTS.as_secs());
+    }
+    if !status.notice.is_empty() {
+        let _ = write!(why, "; the last problem: {}", status.notice);
+    }
+    if ready < wanted && (booting > 0 || !status.notice.is_empty()) {
+        return Err(FactoryError::NotFull(why));
+    }
+    Ok(format!("started {started} warm VMs; {ready} are ready\n"))
 }
 
 async fn status(config: Option<&Path>) -> Result<Status, FactoryError> {
@@ -233,6 +246,29 @@ mod tests {
         let line = text.lines().find(|line| line.starts_with("00ff.0")).unwrap();
         let words: Vec<_> = line.split_whitespace().collect();
         assert_eq!(words, ["00ff.0", "ready", "7", "5", "100", "/etc/c.toml"]);
+    }
+
+    #[test]
+    fn a_pool_that_is_not_full_for_a_reason_is_an_error() {
+        let status = |states: &[&str], notice: &str| Status {
+            notice: notice.to_owned(),
+            members: states
+                .iter()
+                .map(|state| Member {
+                    state: (*state).to_owned(),
+                    ..Member::default()
+                })
+                .collect(),
+            ..Status::default()
+        };
+        assert!(filled(2, "2", &status(&["ready", "ready"], "an old problem")).is_ok());
+        assert!(filled(2, "2", &status(&["ready"], "")).is_ok());
+        let error = filled(2, "2", &status(&["ready"], "no memory")).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the pool is not full: 1 of 2 warm VMs are ready; the last problem: no memory"
+        );
+        assert!(filled(1, "1", &status(&["booting"], "")).is_err());
     }
 
     #[test]
