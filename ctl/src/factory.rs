@@ -162,7 +162,7 @@ fn shown(status: &Status) -> String {
     // Writing to a String cannot fail.
     let _ = writeln!(
         text,
-        "{} ready, {} booting; starts since the node's boot: {} from the pool, {} cold",
+        "{} ready, {} booting; starts since the pool was made: {} from the pool, {} cold",
         status.count("ready"),
         status.count("booting"),
         status.hits,
@@ -216,7 +216,7 @@ pub(crate) async fn metrics() -> String {
     text.family(
         "tatami_pool_starts_total",
         Kind::Counter,
-        "Starts of sandboxes since the node's boot, with the pool on.",
+        "Starts of sandboxes since the pool was made.",
     );
     for (kind, count) in [("warm", status.hits), ("cold", status.misses)] {
         text.sample(&[("start", kind)], number(usize::try_from(count).unwrap_or(usize::MAX)));
@@ -240,7 +240,7 @@ mod tests {
             {"slot": "00ff.1", "state": "booting", "config": "/etc/c.toml", "pid": 8, "age": 1, "memory": 0}]}"#;
         let text = shown(&serde_json::from_str(json).unwrap());
         assert!(
-            text.starts_with("1 ready, 1 booting; starts since the node's boot: 3 from the pool, 1 cold\n"),
+            text.starts_with("1 ready, 1 booting; starts since the pool was made: 3 from the pool, 1 cold\n"),
             "{text}"
         );
         let line = text.lines().find(|line| line.starts_with("00ff.0")).unwrap();

@@ -128,20 +128,20 @@ fn parent(pid: i32) -> Option<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::process::Command;
+    use std::time::Duration;
 
     #[test]
     fn who_is_dead_and_not_reaped_is_not_alive() {
-        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let mut child = Command::new("sleep").arg("600").spawn().unwrap();
         let process = ProcessRef::of(child.id().try_into().unwrap()).unwrap();
         assert!(process.is_alive());
-        kill_all(&[process], Instant::now() + std::time::Duration::from_secs(5));
+        kill_all(&[process], Instant::now() + Duration::from_secs(5));
         assert!(ProcessRef::of(process.pid).is_some());
         assert!(!process.is_alive());
         child.wait().unwrap();
         assert!(!process.is_alive());
     }
-    use std::process::Command;
-    use std::time::Duration;
 
     #[test]
     fn a_command_with_parentheses_does_not_shift_the_fields() {

@@ -57,17 +57,25 @@ fn is_shim_of(node: &Node, name: &str, member: Pid) -> bool {
     node.processes(name).iter().any(|process| process.pid == number(member))
 }
 
+/// The processes that a member has started.
+fn children(member: Pid) -> Vec<i32> {
+    let threads = fs::read_dir(format!("/proc/{member}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    let list = lists.collect::<String>();
+    list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
 /// Kills the QEMU of a member, and waits for its end.
 fn kill_vm(member: Pid) -> Result<()> {
-    for thread in fs::read_dir(format!("/proc/{member}/task"))?.flatten() {
-        let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
-        for pid in children.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()) {
-            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            if name.starts_with("qemu") {
-                let pid = Pid::from_raw(pid);
-                signal(pid, Signal::SIGKILL)?;
-                wait::gone(number(pid), LIMIT)?;
-            }
+    for pid in children(member) {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        if name.starts_with("qemu") {
+            let pid = Pid::from_raw(pid);
+            signal(pid, Signal::SIGKILL)?;
+            wait::gone(number(pid), LIMIT)?;
         }
     }
     Ok(())
@@ -140,6 +148,11 @@ fn a_container_gets_a_vm_that_had_booted_before_and_the_pool_is_filled_again() -
     assert!(is_shim_of(&node, "warm", member), "{:?}", node.processes("warm"));
     assert_eq!(node.exec("warm", "more").program(["echo", "more"]).ok()?, "more\n");
     await_another(&pool, member)?;
+    // Its shim's children are the sandbox's.
+    for child in children(member) {
+        let line = fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
+        assert!(!String::from_utf8_lossy(&line).contains("-slot"), "{child} is a member");
+    }
     node.remove("warm")?;
     pool.empty()?;
     node.nothing_left()

@@ -167,11 +167,14 @@ fn procs_in(hierarchies: &[mountinfo::MountLine], cgroups: &str) -> Vec<PathBuf>
     cgroups.lines().filter_map(of_line).collect()
 }
 
-/// Moves this process. Where that fails it stays, and is accounted for there.
+/// Moves this process. If one of the cgroups has gone it gets into the nearest above: it must not stay where it was, or that cannot be removed.
 pub(crate) fn join(procs: &[PathBuf]) {
     for file in procs {
-        if let Err(error) = fs::write(file, "0") {
-            tracing::debug!(%error, file = %file.display(), "the shim does not join this cgroup");
+        let directories = file.ancestors().skip(1);
+        let mut files = directories.map(|directory| directory.join("cgroup.procs"));
+        // A directory without the file is gone, or is none of a hierarchy.
+        if !files.any(|file| file.exists() && fs::write(file, "0").is_ok()) {
+            tracing::debug!(file = %file.display(), "the shim does not join this cgroup, nor one above");
         }
     }
 }
@@ -326,6 +329,15 @@ mod tests {
             "/sys/fs/cgroup/unified/d:e/cgroup.procs",
         ];
         assert_eq!(found, expected.map(PathBuf::from));
+    }
+
+    #[test]
+    fn who_joins_a_cgroup_that_has_gone_gets_into_the_nearest_above() {
+        let root = tempfile::tempdir().unwrap();
+        let procs = root.path().join("cgroup.procs");
+        fs::write(&procs, "").unwrap();
+        join(&[root.path().join("gone/too/cgroup.procs")]);
+        assert_eq!(fs::read_to_string(procs).unwrap(), "0");
     }
 
     #[test]

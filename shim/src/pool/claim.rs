@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::wire::{self, Adopted, Claim, Hello, Request};
 use super::{Key, place, report};
@@ -13,7 +13,7 @@ use crate::cli::Arguments;
 use crate::guest_spec;
 use crate::host_cgroup;
 use crate::id::SandboxId;
-use crate::process::ProcessRef;
+use crate::process::{self, ProcessRef};
 use crate::run_dir::{Lock, RunDir};
 use crate::settings::Settings;
 use crate::sizing::Sizing;
@@ -21,7 +21,7 @@ use crate::sizing::Sizing;
 /// For a member to say hello: it does at once, unless it is stopped or the host is very busy.
 const HELLO: Duration = Duration::from_secs(1);
 
-/// For a member to adopt: it renames a directory and binds a socket. One that has been asked and does not answer is not passed over.
+/// For a member to adopt: it renames a directory and binds a socket. One that has been asked and does not answer is killed.
 const ADOPTION: Duration = Duration::from_secs(30);
 
 /// Has a member of the pool adopt the sandbox whose lock this is. None where there is no pool, or no member that fits: then the sandbox is
@@ -90,8 +90,14 @@ fn attempt(slot: &place::Slot, request: &Request, lock: &Lock) -> std::io::Resul
         return Err(std::io::ErrorKind::WouldBlock.into());
     }
     request.send(&connection, Some(lock.as_fd()))?;
-    let (adopted, _) = wire::receive::<Adopted>(connection.as_fd(), ADOPTION)?;
-    ProcessRef::of(adopted.pid).ok_or_else(|| std::io::ErrorKind::NotFound.into())
+    let adopted = wire::receive::<Adopted>(connection.as_fd(), ADOPTION);
+    if let Err(error) = &adopted
+        && error.kind() == std::io::ErrorKind::TimedOut
+    {
+        // It has the lock, and would go on with the sandbox's name whenever it is continued.
+        process::kill_all(&[hello.process], Instant::now() + HELLO);
+    }
+    adopted.map(|_| hello.process)
 }
 
 fn own_oom_score_adj() -> i32 {

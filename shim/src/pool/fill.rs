@@ -142,6 +142,7 @@ pub(crate) fn drain(config_path: Option<&Path>) -> Result<usize, PoolError> {
     }
     left.retain(Slot::is_taken);
     place::sweep(&root);
+    place::remove_empty(&root);
     match left.len() {
         0 => Ok(taken.len()),
         stay => Err(PoolError::Stays(stay)),
@@ -156,14 +157,26 @@ fn retire(slot: &Slot) -> std::io::Result<()> {
 
 /// Fills the pool again after a start. Blocks.
 pub(crate) fn refill(host: &HostNamespace, config_path: Option<PathBuf>) {
-    // In the host's mount namespace: a member of the server's own would fit nobody.
-    let filled = host.run(move || fill(config_path.as_deref()));
-    let error = match filled {
-        Ok(Ok(started)) => return tracing::debug!(started, "the pool of warm VMs is filled again"),
-        Ok(Err(error)) => crate::error::chain(&error),
+    // In the host's mount namespace: a member of the server's own would fit nobody. And by a process that ends: members are no children of a
+    // sandbox's shim, which counts its children's mounts and file accesses as its own.
+    let filled = host.run(move || {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["-pool", "fill"]);
+        if let Some(path) = config_path {
+            command.arg("-config-path").arg(path);
+        }
+        command.current_dir("/").stdin(Stdio::null()).output()
+    });
+    let why = match filled {
+        Ok(Ok(output)) if output.status.success() => {
+            let started = String::from_utf8_lossy(&output.stdout);
+            return tracing::debug!(started = &*started, "the pool of warm VMs is filled again");
+        }
+        Ok(Ok(output)) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        Ok(Err(error)) => error.to_string(),
         Err(error) => crate::error::chain(&error),
     };
-    tracing::warn!(error, "the pool of warm VMs is not filled again");
+    tracing::warn!(why, "the pool of warm VMs is not filled again");
 }
 
 #[cfg(test)]

@@ -39,9 +39,16 @@ const LOOK: Duration = Duration::from_secs(30);
 /// For a claim to come after the hello.
 const REQUEST: Duration = Duration::from_secs(2);
 
+/// A claim, the lock on the sandbox's directory, and where the answer goes.
+struct Asked {
+    claim: Box<Claim>,
+    _lock: OwnedFd,
+    connection: OwnedFd,
+}
+
 /// What a member waits for came.
 enum Next {
-    Claimed(Box<Claim>, OwnedFd, OwnedFd),
+    Claimed(Asked),
     End(&'static str),
 }
 
@@ -53,14 +60,21 @@ pub(crate) fn run(slot: &str, config_path: Option<PathBuf>) -> Result<(), Box<dy
     let lock = sys::inherited()?;
     let root = place::root();
     let slot = Slot::named(&root, slot.to_owned());
+    let home = host_cgroup::own();
     match Member::begin(&slot, config_path) {
-        Ok(member) => member.live(lock),
+        Ok(member) => member.live(lock, &home),
         Err(error) => {
             report::note(&root, &crate::error::chain(&error));
-            cleanup::remove_contents(&slot.directory());
+            end(&home, &slot.directory());
             Err(error.into())
         }
     }
+}
+
+/// Removes what the calling process has made. `home` are the cgroups in which it was started: it cannot remove those that it is in.
+fn end(home: &str, directory: &RunDir) {
+    host_cgroup::join(&host_cgroup::procs_of(home));
+    cleanup::remove_contents(directory);
 }
 
 struct Member {
@@ -71,8 +85,6 @@ struct Member {
     booting: Booting,
     parked: Option<Parked>,
     notes: Notes,
-    /// The cgroups of whoever started it.
-    home: String,
     began: Instant,
     idle_timeout: Duration,
 }
@@ -98,7 +110,6 @@ impl Member {
         let mut state = SandboxState::new(&namespace, &id);
         state.cgroups = cgroup.directories().to_vec();
         directory.write_state(&state)?;
-        let home = host_cgroup::own();
         host_cgroup::join(&cgroup.procs_files());
         set_oom_score_adj(FIRST_TO_GO);
         let notes = Notes {
@@ -118,33 +129,27 @@ impl Member {
             booting,
             parked: None,
             notes,
-            home,
             began: Instant::now(),
             idle_timeout,
         })
     }
 
-    fn live(mut self, lock: OwnedFd) -> Result<(), Box<dyn std::error::Error>> {
+    fn live(mut self, lock: OwnedFd, home: &str) -> Result<(), Box<dyn std::error::Error>> {
         let next = self.wait();
         // Who connected and was not asked finds the next member.
         let Self {
             directory,
             parked,
             listener,
-            home,
             ..
         } = self;
         drop(listener);
         match (next, parked) {
-            (Ok(Next::Claimed(claim, sandbox_lock, connection)), Some(parked)) => {
-                adopt(*claim, sandbox_lock, connection, &directory, parked, lock)
-            }
+            (Ok(Next::Claimed(asked)), Some(parked)) => adopt(asked, &directory, parked, lock, home),
             (next, parked) => {
                 // QEMU and its helpers go with it.
                 drop(parked);
-                // Its own is to be removed.
-                host_cgroup::join(&host_cgroup::procs_of(&home));
-                cleanup::remove_contents(&directory);
+                end(home, &directory);
                 drop(lock);
                 match next {
                     Ok(Next::End(why)) => {
@@ -224,12 +229,17 @@ impl Member {
     fn answer(&mut self) -> Option<Next> {
         let connection = wire::accept(self.listener.as_fd()).ok()?;
         let ready = self.parked.is_some();
-        wire::send(connection.as_fd(), &Hello { ready }, None).ok()?;
+        let process = self.notes.process?;
+        wire::send(connection.as_fd(), &Hello { ready, process }, None).ok()?;
         match wire::receive::<Request>(connection.as_fd(), REQUEST).ok()? {
             (Request::Retire, _) => Some(Next::End("it was told to end")),
             // A VM that has died since the hello is not given away, also if its thread does not know yet.
             (Request::Claim(claim), Some(lock)) if ready && self.notes.vm.iter().all(ProcessRef::is_alive) => {
-                Some(Next::Claimed(claim, lock, connection))
+                Some(Next::Claimed(Asked {
+                    claim,
+                    _lock: lock,
+                    connection,
+                }))
             }
             (Request::Claim(_), _) => None,
         }
@@ -253,54 +263,50 @@ impl Member {
     }
 }
 
-/// Becomes the sandbox's shim. The lock on its directory is held until the sandbox is there by its name, whoever asked for it may be gone by then.
+/// Becomes the sandbox's shim. The lock on its directory is held until the sandbox is there by its name: whoever asked for it may be gone by then.
 fn adopt(
-    claim: Claim,
-    sandbox_lock: OwnedFd,
-    connection: OwnedFd,
+    asked: Asked,
     directory: &RunDir,
     parked: Parked,
     slot: OwnedFd,
+    home: &str,
 ) -> Result<(), Box<dyn std::error::Error>> {
-    let arguments = Arguments {
-        namespace: Namespace::new(&claim.namespace)?,
-        id: ContainerId::new(&claim.sandbox)?,
-        bundle: claim.bundle,
-        debug: claim.debug,
-        config_path: claim.config_path,
-    };
-    let id = SandboxId::from(&arguments.id);
-    let run_dir = RunDir::of(&arguments.namespace, &id);
-    let listener = match take_name(&arguments.namespace, &id, directory, &run_dir, &parked, &connection) {
-        Ok(listener) => listener,
+    let (arguments, listener) = match take_name(&asked, directory, &parked) {
+        Ok(taken) => taken,
         Err(error) => {
-            // Nobody knows of it: it goes under whichever name it has.
+            // Nobody knows of it.
             drop(parked);
-            cleanup::remove_contents(directory);
-            if cleanup::recorded_server(&run_dir) == ProcessRef::own() {
-                cleanup::remove_contents(&run_dir);
-            }
+            end(home, directory);
             return Err(error);
         }
     };
-    drop((slot, sandbox_lock, connection));
+    let Asked { claim, .. } = asked;
+    drop(slot);
     host_cgroup::join(&host_cgroup::procs_of(&claim.cgroups));
     set_oom_score_adj(claim.oom_score_adj.saturating_add(1).min(FIRST_TO_GO));
     sys::replace_environment(claim.environment);
-    show(&arguments, &run_dir);
+    show(&arguments);
     entry::serve_on(listener, arguments, Some(parked))
 }
 
-/// Gives the member's directory the sandbox's name, listens in it, and answers. From the answer on the sandbox is one like any other.
+/// Gives the member's directory the sandbox's name, listens in it, and answers. From the answer on the sandbox is one like any other. If it
+/// fails the directory has its old name.
 fn take_name(
-    namespace: &Namespace,
-    id: &SandboxId,
+    asked: &Asked,
     directory: &RunDir,
-    run_dir: &RunDir,
     parked: &Parked,
-    connection: &OwnedFd,
-) -> Result<UnixListener, Box<dyn std::error::Error>> {
-    let mut state = SandboxState::new(namespace, id);
+) -> Result<(Arguments, UnixListener), Box<dyn std::error::Error>> {
+    let claim = &asked.claim;
+    let arguments = Arguments {
+        namespace: Namespace::new(&claim.namespace)?,
+        id: ContainerId::new(&claim.sandbox)?,
+        bundle: claim.bundle.clone(),
+        debug: claim.debug,
+        config_path: claim.config_path.clone(),
+    };
+    let id = SandboxId::from(&arguments.id);
+    let run_dir = RunDir::of(&arguments.namespace, &id);
+    let mut state = SandboxState::new(&arguments.namespace, &id);
     state.cgroups = parked.cgroup.directories().to_vec();
     state.vm = parked.processes();
     directory.write_state(&state)?;
@@ -308,15 +314,24 @@ fn take_name(
         // Nobody looks for them in a sandbox's directory.
         let _ = fs::remove_file(directory.path().join(name));
     }
-    directory.rename_to(run_dir)?;
-    let listener = UnixListener::bind(run_dir.socket())?;
-    let pid = ProcessRef::own().map_or(0, |own| own.pid);
-    wire::send(connection.as_fd(), &Adopted { pid }, None)?;
-    Ok(listener)
+    directory.rename_to(&run_dir)?;
+    let listening = UnixListener::bind(run_dir.socket());
+    let answered = listening.and_then(|listener| {
+        wire::send(asked.connection.as_fd(), &Adopted, None)?;
+        Ok(listener)
+    });
+    match answered {
+        Ok(listener) => Ok((arguments, listener)),
+        Err(error) => {
+            run_dir.rename_to(directory)?;
+            Err(error.into())
+        }
+    }
 }
 
 /// Shows the process as one that `start` has launched: operators look for the sandbox among the arguments.
-fn show(arguments: &Arguments, run_dir: &RunDir) {
+fn show(arguments: &Arguments) {
+    let run_dir = RunDir::of(&arguments.namespace, &SandboxId::from(&arguments.id));
     let program = std::env::args().next().unwrap_or_default();
     let mut words: Vec<String> = vec![program];
     for (flag, value) in [

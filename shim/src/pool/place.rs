@@ -103,22 +103,27 @@ impl Slot {
     /// # Errors
     /// Its files cannot be made or removed.
     pub(super) fn take(&self) -> Result<Option<OwnedFd>, PoolError> {
-        let Some(lock) = self.try_lock()? else { return Ok(None) };
+        let Some(lock) = self.try_lock(true)? else {
+            return Ok(None);
+        };
         cleanup::remove_contents(&self.directory());
         Ok(Some(lock))
     }
 
-    fn try_lock(&self) -> Result<Option<OwnedFd>, PoolError> {
+    fn try_lock(&self, make: bool) -> Result<Option<OwnedFd>, PoolError> {
         let path = self.lock_path();
         let failed = |source: io::Error| PathError::new("lock", &path, source);
         loop {
             let mut options = File::options();
-            let file = options
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(&path)
-                .map_err(failed)?;
+            options.write(true).create(make).truncate(false);
+            let file = match options.open(&path) {
+                // Whoever emptied the pool has just removed its directory.
+                Err(error) if make && error.kind() == io::ErrorKind::NotFound => {
+                    create(&self.root)?;
+                    continue;
+                }
+                opened => opened.map_err(failed)?,
+            };
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
                 Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
@@ -135,7 +140,7 @@ impl Slot {
 
     /// Whether a member has it.
     pub(super) fn is_taken(&self) -> bool {
-        matches!(self.try_lock(), Ok(None))
+        matches!(self.try_lock(false), Ok(None))
     }
 }
 
@@ -174,6 +179,18 @@ pub(super) fn sweep(root: &Path) {
     }
 }
 
+/// Removes the pool's directory, with the files that are in it, if it has no slots any more.
+pub(super) fn remove_empty(root: &Path) {
+    if !slots(root).is_empty() {
+        return;
+    }
+    for file in fs::read_dir(root).into_iter().flatten().flatten() {
+        let _ = fs::remove_file(file.path());
+    }
+    // One that somebody fills at the same time stays.
+    let _ = fs::remove_dir(root);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -206,6 +223,24 @@ mod tests {
         drop(lock);
         sweep(root.path());
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn an_empty_pool_is_removed_whole_and_one_with_slots_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("pool");
+        let slot = Slot::new(&root, &Key::test("k"), 0);
+        let lock = slot.take().unwrap();
+        fs::write(root.join("notice"), "a problem").unwrap();
+        sweep(&root);
+        remove_empty(&root);
+        assert_eq!(fs::read_dir(&root).unwrap().count(), 2);
+        drop(lock);
+        sweep(&root);
+        remove_empty(&root);
+        assert!(!root.exists());
+        // Who looks makes nothing.
+        assert!(!slot.is_taken() && !root.exists());
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub(super) enum Outcome {
     Miss,
 }
 
-/// Starts since the node's boot.
+/// Starts since the pool was made.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Counts {
     hits: u64,
@@ -113,7 +113,7 @@ pub(super) fn note(root: &Path, why: &str) {
 /// The pool as it is.
 #[derive(Debug, Serialize)]
 struct Status {
-    /// Starts that a member has served, since the node's boot.
+    /// Starts that a member has served, since the pool was made.
     hits: u64,
     /// Starts that found none.
     misses: u64,

@@ -23,6 +23,8 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::process::ProcessRef;
+
 /// Longest message, in bytes: an environment may have 128 KiB for a single variable (execve(2)). What is longer is a miss.
 const LONGEST: usize = 512 << 10;
 
@@ -34,6 +36,8 @@ const BACKLOG: i32 = 1024;
 pub(super) struct Hello {
     /// Whether its VM has booted.
     pub(super) ready: bool,
+    /// The process, which is the sandbox's server once it has adopted.
+    pub(super) process: ProcessRef,
 }
 
 /// What is asked of a member.
@@ -62,10 +66,7 @@ pub(super) struct Claim {
 
 /// The member's answer to a claim.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Adopted {
-    /// The process that is the sandbox's server.
-    pub(super) pid: i32,
-}
+pub(super) struct Adopted;
 
 fn socket() -> io::Result<OwnedFd> {
     Ok(socket_with(
