@@ -42,7 +42,7 @@ const REQUEST: Duration = Duration::from_secs(2);
 /// A claim, the lock on the sandbox's directory, and where the answer goes.
 struct Asked {
     claim: Box<Claim>,
-    _lock: OwnedFd,
+    lock: OwnedFd,
     connection: OwnedFd,
 }
 
@@ -237,7 +237,7 @@ impl Member {
             (Request::Claim(claim), Some(lock)) if ready && self.notes.vm.iter().all(ProcessRef::is_alive) => {
                 Some(Next::Claimed(Asked {
                     claim,
-                    _lock: lock,
+                    lock,
                     connection,
                 }))
             }
@@ -280,8 +280,12 @@ fn adopt(
             return Err(error);
         }
     };
-    let Asked { claim, .. } = asked;
-    drop(slot);
+    let Asked {
+        claim,
+        lock,
+        connection,
+    } = asked;
+    drop((slot, lock, connection));
     host_cgroup::join(&host_cgroup::procs_of(&claim.cgroups));
     set_oom_score_adj(claim.oom_score_adj.saturating_add(1).min(FIRST_TO_GO));
     sys::replace_environment(claim.environment);
