@@ -24,7 +24,7 @@ use crate::reaper::Reaper;
 use crate::rpc::Service;
 use crate::sandbox::Sandbox;
 use crate::setup::{SetupError, set_up};
-use crate::{boot, cgroup, clock, growth, log, report};
+use crate::{boot, cgroup, clock, growth, log};
 
 /// How long the host may take to hang up after the answer to Shutdown, or to acknowledge a fatal event.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -61,7 +61,7 @@ enum InitError {
 /// Runs the guest. Returns only where the power cannot be turned off.
 pub(crate) fn run() {
     if let Err(error) = start() {
-        tracing::error!(error = report::chain(&error), "the sandbox cannot go on");
+        tracing::error!(error = base::chain(&error), "the sandbox cannot go on");
     }
     power_off();
 }
@@ -104,7 +104,7 @@ async fn serve(dialer: Dialer, log: &Log) -> Result<(), InitError> {
     let services = match prepare(dialer, log, &setup, &network).await {
         Ok(services) => services,
         Err(error) => {
-            let told = events::fatal(&host, report::chain(&error));
+            let told = events::fatal(&host, base::chain(&error));
             if !matches!(timeout(FAREWELL, told).await, Ok(Ok(()))) {
                 tracing::warn!("the host was not told");
             }

@@ -24,7 +24,6 @@ mod pause;
 mod process;
 mod reaper;
 mod relays;
-mod report;
 mod rpc;
 mod sandbox;
 mod setup;

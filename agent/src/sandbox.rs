@@ -129,7 +129,7 @@ impl Reserved {
             self.sandbox.sockets.release(&self.id);
             self.sandbox.release_volumes(&self.id).await;
             if let Err(left) = self.sandbox.storages.release(&self.id).await {
-                tracing::warn!(container = %self.id, error = %crate::report::chain(&left), "not released");
+                tracing::warn!(container = %self.id, error = %base::chain(&left), "not released");
             }
         }
         made
@@ -178,7 +178,7 @@ impl Reserved {
             }
             Err(error) => {
                 if let Err(left) = container.discard().await {
-                    tracing::warn!(container = %id, error = %crate::report::chain(&left), "not removed");
+                    tracing::warn!(container = %id, error = %base::chain(&left), "not removed");
                 }
                 Err(error)
             }

@@ -77,7 +77,7 @@ fn main() -> ExitCode {
         // An exit code has eight bits (exit(3)).
         Ok(End::Code(code)) => ExitCode::from(u8::try_from(code & 0xff).unwrap_or(u8::MAX)),
         Err(error) => {
-            complain(&chain(&*error));
+            complain(&base::chain(&*error));
             ExitCode::FAILURE
         }
     }
@@ -225,10 +225,4 @@ fn finish(report: &Report) -> ExitCode {
 /// Writes a line to standard error. If that fails there is nobody left to tell.
 fn complain(line: &str) {
     let _ = writeln!(io::stderr().lock(), "kata-ctl: {line}");
-}
-
-/// An error with all its causes.
-fn chain(error: &dyn Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| (*error).source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

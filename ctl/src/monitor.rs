@@ -112,14 +112,14 @@ async fn respond(request: Request, root: PathBuf, scrapes: Arc<Scrapes>) -> Repl
         "/metrics" => match counted(&root, sandbox.as_deref(), &scrapes).await {
             Ok(text) => Reply::figures(text),
             Err(error @ MetricsError::Find(FindError::None { .. } | FindError::Several { .. })) => {
-                Reply::not_found(crate::chain(&error) + "\n")
+                Reply::not_found(base::chain(&error) + "\n")
             }
-            Err(error) => Reply::unavailable(crate::chain(&error) + "\n"),
+            Err(error) => Reply::unavailable(base::chain(&error) + "\n"),
         },
         // One id a line.
         "/sandboxes" => match sandboxes::all(&root) {
             Ok(found) => Reply::text(found.iter().map(|found| format!("{}\n", found.id())).collect()),
-            Err(error) => Reply::unavailable(crate::chain(&error) + "\n"),
+            Err(error) => Reply::unavailable(base::chain(&error) + "\n"),
         },
         "/agent-url" => agent_url(&root, sandbox.as_deref()),
         "/" => Reply::text("/metrics\n/metrics?sandbox=ID\n/sandboxes\n/agent-url?sandbox=ID\n".to_owned()),
@@ -134,7 +134,7 @@ fn agent_url(root: &Path, sandbox: Option<&str>) -> Reply {
     };
     match sandboxes::named(root, sandbox) {
         Ok(found) => Reply::text(protocol::agent_url(&found.directory) + "\n"),
-        Err(error) => Reply::bad_request(crate::chain(&error) + "\n"),
+        Err(error) => Reply::bad_request(base::chain(&error) + "\n"),
     }
 }
 

@@ -3,7 +3,6 @@
 //! containerd and its clients decide by the code and print the message. So a message names the operation, its object and
 //! the reason of the failure.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 
 use hypervisor::{HotplugError, MemoryError};
@@ -11,8 +10,8 @@ use ttrpc::Code;
 
 use crate::agent_client::AgentError;
 use crate::id::IdError;
-use crate::sandbox::DiskError;
 use crate::sandbox::boot::BootError;
+use crate::sandbox::disks::DiskError;
 use crate::sandbox::host::HostError;
 use crate::streams::StreamError;
 use crate::vm::LaunchError;
@@ -202,21 +201,8 @@ impl Error {
     /// The message with all its causes.
     #[must_use]
     pub fn message(&self) -> String {
-        chain(self)
+        base::chain(self)
     }
-}
-
-/// An error's message with all its causes.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        // Writing to a String cannot fail.
-        let _ = write!(text, ": {error}");
-        cause = error.source();
-    }
-    text
 }
 
 /// An error that several are told.

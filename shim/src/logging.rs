@@ -228,21 +228,8 @@ impl Visit for Fields {
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
-        self.insert(field, cut(&chain(value), FIELD_MAX));
+        self.insert(field, cut(&base::chain(value), FIELD_MAX));
     }
-}
-
-/// An error and all its causes in one line.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 fn cut(text: &str, max: usize) -> &str {

@@ -6,7 +6,7 @@ fn main() -> ExitCode {
     match shim::entry::run(std::env::args().skip(1)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("containerd-shim-kata-v2: {}", shim::logging::chain(&*error));
+            eprintln!("containerd-shim-kata-v2: {}", base::chain(&*error));
             ExitCode::FAILURE
         }
     }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use base::chain;
 use config::Mebibytes;
 use hypervisor::{
     Cause, CpuError, Disk, GuestListener, GuestStream, HotplugError, MemoryError, NetworkNamespace, Sample, Vm,
@@ -17,7 +18,6 @@ use protocol::agent::Network;
 
 use crate::accept;
 use crate::debug_image::DebugImage;
-use crate::error::chain;
 use crate::host_cgroup::{Allowance, HostCgroup};
 use crate::network::{MachineNetwork, NetworkError, NetworkPlan, PodNetwork};
 use crate::pool::Parked;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use base::chain;
 use config::InterNetworking;
 use hypervisor::{Accounting, NetworkNamespace, VmRequest};
 use lifecycle::Timeouts;
@@ -19,7 +20,7 @@ use ttrpc::r#async::transport::Listener;
 use crate::boot_queue::BootQueue;
 use crate::bundle;
 use crate::context::ServerContext;
-use crate::error::{Error, chain};
+use crate::error::Error;
 use crate::events::Publisher;
 use crate::forward;
 use crate::guest_spec;

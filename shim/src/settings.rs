@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use base::chain;
 use config::{Config, Warning};
 use oci_spec::runtime::Spec;
-
-use crate::error::chain;
 
 /// What holds for a sandbox.
 pub(crate) struct Settings {

@@ -98,7 +98,7 @@ pub(crate) fn grows_to(bytes: u64) {
         tracing::debug!("the kernel cannot tell programs what memory may come");
     } else if let Err(error) = set(FILE, bytes.to_string()) {
         tracing::warn!(
-            error = crate::report::chain(&error),
+            error = base::chain(&error),
             "programs are not told what memory may come"
         );
     }
@@ -238,7 +238,7 @@ pub(crate) async fn watch() {
         Ok(changes) => changes,
         Err(error) => {
             tracing::warn!(
-                error = crate::report::chain(&error),
+                error = base::chain(&error),
                 "it will not be said when the guest's memory is used up"
             );
             return;

@@ -28,7 +28,7 @@ struct Thawed<'a>(Option<&'a Cgroup>);
 impl Drop for Thawed<'_> {
     fn drop(&mut self) {
         if let Some(Err(error)) = self.0.map(Cgroup::thaw) {
-            tracing::error!(error = %crate::report::chain(&error), "a pause that was given up cannot be undone");
+            tracing::error!(error = %base::chain(&error), "a pause that was given up cannot be undone");
         }
     }
 }
@@ -243,7 +243,7 @@ impl Container {
         }
         drop(state);
         if let Err(error) = self.cgroup.kill() {
-            tracing::warn!(container = %self.id, error = %crate::report::chain(&error), "cannot kill");
+            tracing::warn!(container = %self.id, error = %base::chain(&error), "cannot kill");
         }
     }
 }

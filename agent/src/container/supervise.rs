@@ -80,7 +80,7 @@ impl Container {
     /// Kills what the first process has left and waits for the exits of the execs.
     async fn end_the_others(&self) {
         if let Err(error) = self.cgroup.kill() {
-            tracing::error!(container = %self.id, error = %crate::report::chain(&error), "cannot kill what is left");
+            tracing::error!(container = %self.id, error = %base::chain(&error), "cannot kill what is left");
         }
         let others: Vec<watch::Receiver<bool>> = {
             let state = self.lock();

@@ -20,7 +20,6 @@ use ttrpc::context::Context;
 use self::plan::{Cause, LOOK, Plan};
 use crate::blocking;
 use crate::cgroup::{self, Stalls, Usage, Watch};
-use crate::report;
 use crate::uevents::Uevents;
 
 /// Containers that have waited so long for memory within so long may need more: of pages that are read again and again no other event tells.
@@ -41,7 +40,7 @@ impl Signs {
     fn new() -> Result<Self, cgroup::Error> {
         let stalls = cgroup::memory_stalls(STALLED, WINDOW).inspect_err(|error| {
             tracing::warn!(
-                error = report::chain(error),
+                error = base::chain(error),
                 "it is not seen when containers wait for memory"
             );
         });
@@ -76,7 +75,7 @@ pub(crate) async fn follow(host: HostClient, most: u64) {
     let signs = match Signs::new() {
         Ok(signs) => signs,
         Err(error) => {
-            tracing::warn!(error = report::chain(&error), "the VM's memory does not grow");
+            tracing::warn!(error = base::chain(&error), "the VM's memory does not grow");
             set_marks(0).await;
             return;
         }
@@ -229,7 +228,7 @@ async fn give_back(bytes: u64) {
 fn say(result: io::Result<Result<(), cgroup::Error>>, what: &str) {
     match result {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(error = report::chain(&error), "{what}"),
+        Ok(Err(error)) => tracing::warn!(error = base::chain(&error), "{what}"),
         Err(error) => tracing::warn!(%error, "{what}"),
     }
 }

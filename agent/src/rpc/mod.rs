@@ -120,7 +120,7 @@ fn answer<T>(verb: &'static str, result: Result<T, Error>) -> ttrpc::Result<T> {
 }
 
 fn refused(verb: &'static str, error: &Error) -> ttrpc::Error {
-    let message = crate::report::chain(error);
+    let message = base::chain(error);
     tracing::warn!(verb, error = message, "refused");
     ttrpc::Error::RpcStatus(ttrpc::get_status(status::code(error), message))
 }

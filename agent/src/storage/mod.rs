@@ -110,7 +110,7 @@ impl Storages {
         if acquired.is_err()
             && let Err(error) = self.release(container).await
         {
-            tracing::warn!(%container, error = crate::report::chain(&error), "not all storages are released");
+            tracing::warn!(%container, error = base::chain(&error), "not all storages are released");
         }
         acquired
     }

@@ -12,9 +12,11 @@ mod sockets;
 use std::ffi::OsStr;
 use std::path::Path;
 
+use base::chain;
+
 use finding::{Finding, Verdict, render};
 
-use crate::{Report, chain};
+use crate::Report;
 
 /// Checks everything and says it, in colour or not. If it is strict a warning is no less than a failure.
 pub(crate) async fn report(named: Option<&Path>, colours: bool, strict: bool) -> Report {

@@ -6,12 +6,12 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use base::chain;
 use config::{Config, SharedFs, Vsock};
 use hypervisor::{Accel, AccelError};
 
 use super::finding::Finding;
 use super::images;
-use crate::chain;
 use crate::command;
 
 /// The kernel's vsock backend.

@@ -3,9 +3,11 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use base::chain;
+
 use super::page::Page;
 use super::scope::Host;
-use crate::{chain, check::kernel as guest_kernel, config as own_config};
+use crate::{check::kernel as guest_kernel, config as own_config};
 
 /// Lines of the kernel's log that are shown.
 const MESSAGES: usize = 40;

@@ -78,7 +78,7 @@ async fn journal(page: &Page, host: &Host) -> bool {
             true
         }
         Err(error) => {
-            page.missing(&format!("the journal: journalctl {}", crate::chain(&error)));
+            page.missing(&format!("the journal: journalctl {}", base::chain(&error)));
             false
         }
     }
@@ -124,7 +124,7 @@ fn consoles(page: &Page, host: &Host) {
     page.heading("Guest consoles");
     let found = match sandboxes::all(&host.run) {
         Ok(found) => found,
-        Err(error) => return page.missing(&crate::chain(&error)),
+        Err(error) => return page.missing(&base::chain(&error)),
     };
     if found.is_empty() {
         page.line("No sandboxes.");

@@ -115,7 +115,7 @@ async fn services(page: &Page, host: &Host, units: &[&str]) {
             }
             Err(error) => {
                 none = false;
-                page.missing(&format!("the state of the service `{unit}`: {}", crate::chain(&error)));
+                page.missing(&format!("the state of the service `{unit}`: {}", base::chain(&error)));
             }
         }
     }
@@ -165,7 +165,7 @@ pub(super) async fn packages(page: &Page, host: &Host) {
                 page.line(&format!("Packages of `{program}` that matter here ({}):", ours.len()));
                 page.code("", &ours.join("\n"));
             }
-            Err(error) => page.missing(&format!("`{program}` {}", crate::chain(&error))),
+            Err(error) => page.missing(&format!("`{program}` {}", base::chain(&error))),
         }
     }
 }

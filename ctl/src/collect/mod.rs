@@ -196,7 +196,7 @@ async fn meta(page: &Page, host: &Host) {
             let error = sandbox.shim().err()?;
             Some(format!("warn  sandbox {}: {error}", sandbox.id()))
         })),
-        Err(error) => lines.push(format!("warn  sandboxes: {}", crate::chain(&error))),
+        Err(error) => lines.push(format!("warn  sandboxes: {}", base::chain(&error))),
     }
     if lines.is_empty() {
         page.line("None: all that `kata-ctl check` looks at is as it should be.");

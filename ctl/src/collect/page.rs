@@ -85,7 +85,7 @@ impl Page {
                 self.line(&format!("Output of `{words}`:"));
                 self.code("", &printed.all());
             }
-            Err(error) => self.missing(&format!("`{words}` {}", crate::chain(&error))),
+            Err(error) => self.missing(&format!("`{words}` {}", base::chain(&error))),
         }
         true
     }

@@ -6,12 +6,13 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use base::chain;
 use sha2::{Digest, Sha256};
 use toml::de::{DeTable, DeValue};
 
 use super::page::{Page, read};
 use super::scope::Host;
-use crate::{chain, command, config as own_config, env};
+use crate::{command, config as own_config, env};
 
 /// Bytes of an image that are summed and listed.
 const IMAGE: u64 = 256 << 20;

@@ -2,10 +2,12 @@
 
 use std::fmt::Write as _;
 
+use base::chain;
+
 use super::page::{Page, read};
 use super::scope::Host;
+use crate::place;
 use crate::sandboxes::{self, Found, Process, Shim, State};
-use crate::{chain, place};
 
 /// Sandboxes that are shown with all their parts.
 const SHOWN: usize = 50;

@@ -108,7 +108,7 @@ impl Names {
                 self.map = Some(map);
                 self.offset = Some(offset);
             }
-            Err(error) => self.missing = Some(format!("functions have no names: {}", crate::chain(&error))),
+            Err(error) => self.missing = Some(format!("functions have no names: {}", base::chain(&error))),
         }
     }
 

@@ -17,11 +17,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use base::chain;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::sync::Semaphore;
 
 use crate::accept;
-use crate::error::chain;
 use crate::sandbox::Sandbox;
 
 /// Connections of one pod at a time; further ones wait.

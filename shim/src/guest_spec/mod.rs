@@ -23,6 +23,7 @@ pub use error::GuestSpecError;
 pub use mounts::{BindSource, HostOptions, Over, PlacedBind};
 pub use read::{ReadError, read, read_exec};
 
+use crate::bundle::is_pod_sandbox;
 use crate::id::{ContainerId, SandboxId};
 use crate::share;
 
@@ -69,7 +70,7 @@ pub fn guest_spec(spec: &Spec, input: Input<'_>) -> Result<GuestSpec, GuestSpecE
         pid_namespace: None,
         binds: Vec::new(),
         warnings: Vec::new(),
-        pause: pause::is_sandbox(spec, input),
+        pause: is_pods_sandbox(spec, input),
     };
     answer.root(input)?;
     if answer.pause {
@@ -86,6 +87,11 @@ pub fn guest_spec(spec: &Spec, input: Input<'_>) -> Result<GuestSpec, GuestSpecE
         answer.become_pause()?;
     }
     Ok(answer)
+}
+
+/// Whether the container is a pod's sandbox.
+fn is_pods_sandbox(spec: &Spec, input: Input<'_>) -> bool {
+    input.container.as_str() == input.sandbox.as_str() && spec.annotations().as_ref().is_some_and(is_pod_sandbox)
 }
 
 impl GuestSpec {

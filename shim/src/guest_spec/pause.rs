@@ -1,10 +1,8 @@
 //! A pod's sandbox: the process that keeps the pod's namespaces. The guest has its own program for it, so it needs
 //! neither an image nor a mount of the host. The other settings of the specification apply as for any container.
 
-use oci_spec::runtime::Spec;
-
-use super::{GuestSpec, GuestSpecError, Input};
-use crate::bundle::is_pod_sandbox;
+use super::GuestSpec;
+use super::error::GuestSpecError;
 
 impl GuestSpec {
     /// Leaves out what is mounted from the host: the sandbox's process reads none of it.
@@ -32,11 +30,6 @@ impl GuestSpec {
         self.spec.set_process(Some(process));
         Ok(())
     }
-}
-
-/// Whether the container is a pod's sandbox.
-pub(super) fn is_sandbox(spec: &Spec, input: Input<'_>) -> bool {
-    input.container.as_str() == input.sandbox.as_str() && spec.annotations().as_ref().is_some_and(is_pod_sandbox)
 }
 
 #[cfg(test)]

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use base::chain;
 use tokio::sync::Mutex;
 
 use super::{HostCgroup, limits};
-use crate::error::chain;
 use crate::sizing::HostLimits;
 
 /// The limits of one sandbox's cgroup, which has none at first.

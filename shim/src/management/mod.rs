@@ -10,13 +10,14 @@ pub(crate) mod places;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use base::chain;
 use protocol::agent::StorageStatsResponse;
 use scrape::{Method, Reply, Request};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::net::UnixListener;
 
-use crate::error::{Error, chain};
+use crate::error::Error;
 use crate::metrics::{self, Scraper};
 use crate::run_dir::RunDir;
 use crate::sandbox::Sandbox;

@@ -4,8 +4,6 @@
 //! their prefixes. Everything that somebody has configured goes to the guest. Temporary state (lifetimes, link states,
 //! learnt neighbours) does not.
 
-mod choice;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -21,8 +19,7 @@ use rtnetlink::packet_route::route::{
 };
 use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
 
-use self::choice::Choice;
-pub(super) use self::choice::{Own, PodInterface};
+use super::choice::{Choice, Own, PodInterface};
 use super::error::NetworkError;
 use super::seen::Seen;
 

@@ -5,18 +5,19 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base::chain;
 use config::InterNetworking;
 use futures::StreamExt;
 use hypervisor::{MacAddress, Nic};
 use rtnetlink::{Handle, MulticastGroup};
 use tokio::sync::mpsc;
 
+use super::choice::{Own, PodInterface};
 use super::error::NetworkError;
-use super::guest::{self, Own, PodInterface, Wanted};
+use super::guest::{self, Wanted};
 use super::plan::{NetworkPlan, Rates};
 use super::wire::Wiring;
 use super::{seen, tap};
-use crate::error::chain;
 
 /// A change comes in many messages: they are told once when none has come for this long.
 const SETTLES: Duration = Duration::from_millis(50);

@@ -9,6 +9,7 @@
 //! in the host's own namespace, and nothing because of messages from a guest.
 
 mod answers;
+mod choice;
 mod error;
 mod guest;
 mod join;
@@ -22,12 +23,11 @@ mod sys;
 mod tap;
 mod wire;
 
+use base::chain;
 use config::{HostNetwork, InterNetworking};
 use hypervisor::{NetworkNamespace, Nic, NicHotplug};
 use protocol::agent::Network;
 use tokio::sync::mpsc;
-
-use crate::error::chain;
 
 pub use self::error::NetworkError;
 use self::guest::Wanted;

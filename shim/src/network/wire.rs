@@ -13,8 +13,8 @@ use rtnetlink::packet_route::link::MacVtapMode;
 use rtnetlink::packet_route::tc::TcHandle;
 use rtnetlink::{Handle, LinkMacVtap, LinkUnspec};
 
+use super::choice::PodInterface;
 use super::error::{NetworkError, cause};
-use super::guest::PodInterface;
 use super::plan::Rates;
 use super::{answers, rate, tap};
 

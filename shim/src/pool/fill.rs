@@ -174,7 +174,7 @@ pub(crate) fn refill(host: &HostNamespace, config_path: Option<PathBuf>) {
         }
         Ok(Ok(output)) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
         Ok(Err(error)) => error.to_string(),
-        Err(error) => crate::error::chain(&error),
+        Err(error) => base::chain(&error),
     };
     tracing::warn!(why, "the pool of warm VMs is not filled again");
 }

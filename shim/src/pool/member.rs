@@ -64,7 +64,7 @@ pub(crate) fn run(slot: &str, config_path: Option<PathBuf>) -> Result<(), Box<dy
     match Member::begin(&slot, config_path) {
         Ok(member) => member.live(lock, &home),
         Err(error) => {
-            report::note(&root, &crate::error::chain(&error));
+            report::note(&root, &base::chain(&error));
             end(&home, &slot.directory());
             Err(error.into())
         }
@@ -158,7 +158,7 @@ impl Member {
                     }
                     Ok(Next::Claimed(..)) => Ok(()),
                     Err(error) => {
-                        report::note(&place::root(), &crate::error::chain(&error));
+                        report::note(&place::root(), &base::chain(&error));
                         Err(error.into())
                     }
                 }

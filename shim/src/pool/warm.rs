@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::mpsc;
 use std::thread;
 
+use base::chain;
 use config::Config;
 use hypervisor::{Accounting, GuestListener, GuestStream, NetworkNamespace, Vm, VmRequest, vm_time};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -18,7 +19,6 @@ use rustix::event::{PollFd, PollFlags, poll};
 use super::place::PoolError;
 use crate::boot_queue::BootQueue;
 use crate::debug_image::DebugImage;
-use crate::error::chain;
 use crate::host_cgroup::{Allowance, HostCgroup};
 use crate::host_ns;
 use crate::process::ProcessRef;

@@ -1,29 +1,25 @@
 //! From nothing to a VM whose agent answers: launch, hello, agent. Each step ends early if the VM ends or the time limit
 //! is reached, and a failure leaves nothing behind.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use async_trait::async_trait;
 use futures::StreamExt;
 use hypervisor::vm_time;
-use protocol::agent::{
-    Empty, Event, HelloRequest, HostClock, MemoryDemand, MemoryGranted, Network, SandboxSetup, event::What,
-};
-use protocol::agent_ttrpc::{Host, create_host};
+use protocol::agent::{HelloRequest, Network, SandboxSetup, event::What};
+use protocol::agent_ttrpc::create_host;
 use tokio::sync::{mpsc, oneshot};
-use ttrpc::Code;
+use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
-use ttrpc::r#async::{Server, TtrpcContext};
 
-use super::connections::{Arrived, Expected, LogSink, accept};
-use super::growth::Demand;
+use super::connections::{Arrived, LogSink, accept};
+use super::host_service::{Demand, HostService};
 use super::line::Line;
 use crate::agent_client::{AgentClient, printable};
 use crate::boot_queue::{BootPlace, BootQueue};
 use crate::guest_kernel;
 use crate::relays::Relays;
+use crate::streams::StreamRegistry;
 use crate::vm::{LaunchError, Launcher, Machine};
 
 /// Bytes of the console in a message.
@@ -114,7 +110,7 @@ impl Signals {
 /// Boots.
 pub(super) async fn boot(
     plan: &BootPlan,
-    expected: Expected,
+    streams: StreamRegistry,
     relays: Relays,
     started: impl FnOnce(&Arc<dyn Machine>),
 ) -> Result<(Booted, Signals), BootError> {
@@ -123,7 +119,7 @@ pub(super) async fn boot(
     let machine: Arc<dyn Machine> = machine.into();
     started(&machine);
     let (sender, arrived) = mpsc::channel(2);
-    tokio::spawn(accept(connections, expected, relays, sender, Arc::clone(&plan.log)));
+    tokio::spawn(accept(connections, streams, relays, sender, Arc::clone(&plan.log)));
     let waited_for = Mutex::new("the guest's agent did not call");
     let failure = tokio::select! {
         biased;
@@ -187,13 +183,7 @@ async fn greet(
     let (hello, greeted) = oneshot::channel();
     let mut setup = plan.setup.clone();
     setup.network = network.into();
-    let service = Arc::new(HostService {
-        setup,
-        hello: Mutex::new(Some(hello)),
-        published: AtomicU64::new(0),
-        events,
-        demands,
-    });
+    let service = Arc::new(HostService::new(setup, hello, events, demands));
     let (host, host_line) = Line::of_requests(host);
     // One connection, and then none for ever: a listener that ends would end the server.
     let only = futures::stream::once(std::future::ready(Ok(host))).chain(futures::stream::pending());
@@ -231,77 +221,4 @@ async fn greet(
         },
     };
     Ok((agent, hello, signals))
-}
-
-/// What the agent calls.
-struct HostService {
-    setup: SandboxSetup,
-    hello: Mutex<Option<oneshot::Sender<HelloRequest>>>,
-    /// Number of the last event.
-    published: AtomicU64,
-    events: mpsc::Sender<What>,
-    demands: mpsc::Sender<Demand>,
-}
-
-fn refuse(code: Code, message: &str) -> ttrpc::Error {
-    ttrpc::Error::RpcStatus(ttrpc::get_status(code, message))
-}
-
-/// The host's clock in nanoseconds since the epoch.
-fn now_ns() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_nanos()).unwrap_or_default()
-}
-
-#[async_trait]
-impl Host for HostService {
-    async fn hello(&self, _: &TtrpcContext, request: HelloRequest) -> ttrpc::Result<SandboxSetup> {
-        let hello = self.hello.lock().ok().and_then(|mut hello| hello.take());
-        let Some(hello) = hello else {
-            return Err(refuse(Code::FAILED_PRECONDITION, "hello has been said"));
-        };
-        let mut setup = self.setup.clone();
-        setup.clock_ns = now_ns();
-        // The boot may have been given up just now; then the VM is being stopped.
-        let _ = hello.send(request);
-        Ok(setup)
-    }
-
-    async fn clock(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<HostClock> {
-        Ok(HostClock {
-            now_ns: now_ns(),
-            ..HostClock::default()
-        })
-    }
-
-    async fn scale_memory(&self, _: &TtrpcContext, request: MemoryDemand) -> ttrpc::Result<MemoryGranted> {
-        let (answer, granted) = oneshot::channel();
-        let demand = Demand::new(request.extra_bytes, answer);
-        let queued = self.demands.try_send(demand);
-        queued.map_err(|_| refuse(Code::RESOURCE_EXHAUSTED, "an earlier demand for memory is under way"))?;
-        let ended = |_| refuse(Code::UNAVAILABLE, "the sandbox has ended");
-        let granted = granted.await.map_err(ended)?;
-        granted.map_err(|error| refuse(Code::RESOURCE_EXHAUSTED, &error))
-    }
-
-    async fn publish(&self, _: &TtrpcContext, event: Event) -> ttrpc::Result<Empty> {
-        let last = self.published.load(Ordering::Acquire);
-        if event.sequence <= last {
-            // Sent again because the acknowledgement was lost.
-            return Ok(Empty::new());
-        }
-        if event.sequence != last + 1 {
-            return Err(refuse(Code::INVALID_ARGUMENT, "an event is missing before this one"));
-        }
-        let advanced = self
-            .published
-            .compare_exchange(last, event.sequence, Ordering::AcqRel, Ordering::Acquire);
-        if let (Ok(_), Some(what)) = (advanced, event.what) {
-            self.events
-                .send(what)
-                .await
-                .map_err(|_| refuse(Code::UNAVAILABLE, "the sandbox has ended"))?;
-        }
-        Ok(Empty::new())
-    }
 }

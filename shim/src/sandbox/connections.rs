@@ -7,26 +7,25 @@
 
 mod pending;
 
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use protocol::preamble::{LENGTH, Preamble, TOKEN_LENGTH, Token};
+use protocol::preamble::{LENGTH, Preamble};
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use self::pending::{Pending, Place};
 use crate::noise::complain;
 use crate::relays::Relays;
-use crate::streams::StreamError;
+use crate::streams::StreamRegistry;
 use crate::vm::{Connection, Connections};
 
 /// Timeout for reading a connection's preamble.
 const PREAMBLE: Duration = Duration::from_secs(5);
 
-/// Most connections that may be silent at a time, besides one for each stream that is expected.
+/// Most connections that may be silent at a time, besides one for each registered stream.
 const SILENT: usize = 256;
 
 /// Longest line of the agent's log in bytes; the rest of it is dropped.
@@ -34,74 +33,6 @@ const LOG_LINE: usize = 8 << 10;
 
 /// Bytes of the agent's log per second.
 const LOG_RATE: usize = 256 << 10;
-
-type Waiting = Arc<Mutex<HashMap<Token, oneshot::Sender<Connection>>>>;
-
-/// The streams that the guest has been told to dial.
-#[derive(Clone, Default)]
-pub struct Expected {
-    waiting: Waiting,
-}
-
-impl Expected {
-    /// Makes up a token for one stream.
-    #[must_use]
-    pub fn stream(&self) -> (Token, Dialled) {
-        let mut token = [0; TOKEN_LENGTH];
-        crate::sys::fill_random(&mut token);
-        let (sender, receiver) = oneshot::channel();
-        self.waiting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(token, sender);
-        let waiting = Arc::clone(&self.waiting);
-        (
-            token,
-            Dialled {
-                token,
-                receiver,
-                waiting,
-            },
-        )
-    }
-
-    fn count(&self) -> usize {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).len()
-    }
-
-    fn take(&self, token: &Token) -> Option<oneshot::Sender<Connection>> {
-        self.waiting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(token)
-    }
-}
-
-/// A stream that is to be dialled. Dropping it makes its token worthless.
-pub struct Dialled {
-    token: Token,
-    receiver: oneshot::Receiver<Connection>,
-    waiting: Waiting,
-}
-
-impl Dialled {
-    /// The connection, once it is there.
-    ///
-    /// # Errors
-    /// It can come no more.
-    pub async fn connection(mut self) -> Result<Connection, StreamError> {
-        (&mut self.receiver).await.map_err(|_| StreamError::NotDialled)
-    }
-}
-
-impl Drop for Dialled {
-    fn drop(&mut self) {
-        self.waiting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&self.token);
-    }
-}
 
 /// One of the two connections that ttrpc is spoken on.
 pub(super) enum Arrived {
@@ -115,7 +46,7 @@ pub(super) enum Arrived {
 pub type LogSink = Arc<dyn Fn(&[u8]) + Send + Sync>;
 
 struct Dispatcher {
-    expected: Expected,
+    streams: StreamRegistry,
     relays: Relays,
     arrived: mpsc::Sender<Arrived>,
     log: LogSink,
@@ -127,14 +58,14 @@ struct Dispatcher {
 /// Accepts until there will be no more connections.
 pub(super) async fn accept(
     mut connections: Box<dyn Connections>,
-    expected: Expected,
+    streams: StreamRegistry,
     relays: Relays,
     arrived: mpsc::Sender<Arrived>,
     log: LogSink,
 ) {
     let pending = Pending::default();
     let dispatcher = Arc::new(Dispatcher {
-        expected,
+        streams,
         relays,
         arrived,
         log,
@@ -150,7 +81,7 @@ pub(super) async fn accept(
                 return;
             }
         };
-        let (place, evicted) = pending.admit(SILENT + dispatcher.expected.count());
+        let (place, evicted) = pending.admit(SILENT + dispatcher.streams.count());
         if evicted > 0 {
             complain!("the guest opened too many connections that say nothing: the oldest is dropped");
         }
@@ -198,10 +129,10 @@ impl Dispatcher {
             Preamble::Agent if first(&self.agent_taken) => drop(self.arrived.send(Arrived::Agent(connection)).await),
             Preamble::Log if first(&self.log_taken) => relay(connection, &self.log).await,
             Preamble::Host | Preamble::Agent | Preamble::Log => {}
-            Preamble::Stream(token) => match self.expected.take(&token) {
-                // Whoever expected it may have given up just now.
+            Preamble::Stream(token) => match self.streams.take(&token) {
+                // Whoever waited for it may have given up just now.
                 Some(waiting) => drop(waiting.send(connection)),
-                None => complain!("a connection of the guest names a stream that nobody expects"),
+                None => complain!("a connection of the guest names a stream that is not registered"),
             },
             Preamble::Relay(token) => {
                 if let Err(error) = self.relays.serve(&token, connection) {
@@ -240,6 +171,7 @@ async fn relay(mut connection: impl AsyncRead + Unpin, log: &LogSink) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Mutex;
     use tokio::io::AsyncWriteExt;
 
     #[tokio::test]
@@ -266,15 +198,15 @@ mod tests {
         }
     }
 
-    /// A guest that can dial, and what is expected of it.
-    fn guest() -> (mpsc::Sender<Connection>, Expected) {
+    /// A guest that can dial, and the streams that it may dial.
+    fn guest() -> (mpsc::Sender<Connection>, StreamRegistry) {
         let (dial, dials) = mpsc::channel(1);
-        let expected = Expected::default();
+        let streams = StreamRegistry::default();
         let (arrived, _) = mpsc::channel(1);
         let log: LogSink = Arc::new(|_: &[u8]| {});
         let dials = Box::new(Dials(dials));
-        tokio::spawn(accept(dials, expected.clone(), Relays::default(), arrived, log));
-        (dial, expected)
+        tokio::spawn(accept(dials, streams.clone(), Relays::default(), arrived, log));
+        (dial, streams)
     }
 
     async fn connect(dial: &mpsc::Sender<Connection>) -> tokio::io::DuplexStream {
@@ -284,13 +216,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn silent_connections_do_not_keep_out_a_stream_that_is_expected() {
-        let (dial, expected) = guest();
+    async fn silent_connections_do_not_keep_out_a_registered_stream() {
+        let (dial, registry) = guest();
         let mut silent = Vec::new();
         for _ in 0..2 * SILENT {
             silent.push(connect(&dial).await);
         }
-        let (token, dialled) = expected.stream();
+        let (token, dialled) = registry.register();
         let mut stream = connect(&dial).await;
         stream.write_all(&Preamble::Stream(token).encode()).await.unwrap();
         let got = tokio::time::timeout(PREAMBLE / 2, dialled.connection()).await;
@@ -299,24 +231,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn as_many_streams_as_are_expected_may_be_on_their_way_at_once() {
-        let (dial, expected) = guest();
+    async fn all_registered_streams_may_be_on_their_way_at_once() {
+        let (dial, registry) = guest();
         let mut streams = Vec::new();
         for _ in 0..3 * SILENT {
-            let (token, dialled) = expected.stream();
+            let (token, dialled) = registry.register();
             streams.push((token, dialled, connect(&dial).await));
         }
         for (token, dialled, mut stream) in streams {
             stream.write_all(&Preamble::Stream(token).encode()).await.unwrap();
             dialled.connection().await.unwrap();
         }
-    }
-
-    #[tokio::test]
-    async fn a_token_is_worth_nothing_once_nobody_waits() {
-        let expected = Expected::default();
-        let (token, dialled) = expected.stream();
-        drop(dialled);
-        assert!(expected.take(&token).is_none());
     }
 }

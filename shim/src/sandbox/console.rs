@@ -14,8 +14,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use super::Sandbox;
-use super::driver::is_created;
-use super::process::{Exit, Process, ProcessName, View};
+use super::process::{Exit, Process, ProcessName, View, is_created};
 use super::verbs::{agent_container, failed, signal_request};
 use crate::agent_client::AgentClient;
 use crate::error::Error;

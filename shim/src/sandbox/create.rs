@@ -2,42 +2,24 @@
 //! decides the next step, and what is undone if one fails.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
+use base::chain;
 use lifecycle::{Answer, Request};
 use protocol::agent::{BlockDevice, CreateContainerRequest, Storage};
 use rustix::process::Signal;
 
-use super::driver::Payload;
+use super::Sandbox;
+use super::container::{Container, CreateRequest};
+use super::disks::DiskError;
 use super::host::{GuestContainer, HostError};
+use super::message::Payload;
 use super::stand_in::{StandIn, pid_in};
-use super::{Container, DiskError, Mount, Sandbox};
-use crate::error::{Error, Shared, chain};
+use crate::error::{Error, Shared};
 use crate::hooks::HookPoint;
 use crate::id::ContainerId;
-use crate::streams::StdioPaths;
 use crate::volumes::Volumes;
-
-/// What is to be created.
-#[derive(Debug, Clone)]
-pub struct CreateRequest {
-    /// The container.
-    pub id: ContainerId,
-    /// Its bundle on the host.
-    pub bundle: PathBuf,
-    /// How its rootfs is mounted; empty if the bundle has it.
-    pub rootfs: Vec<Mount>,
-    /// Its streams.
-    pub stdio: StdioPaths,
-}
-
-/// What the steps of a creation leave for the next one.
-#[derive(Default)]
-pub(super) struct Making {
-    guest: Option<GuestContainer>,
-    call: Option<Box<CreateContainerRequest>>,
-}
 
 impl Sandbox {
     /// Creates a container. Dropping the future interrupts it: what was done is undone all the same. The answer is

@@ -2,15 +2,17 @@
 
 use std::time::{Duration, Instant};
 
+use base::chain;
 use lifecycle::{Answer, Exit, Failure, Fault, Output, Request};
 
-use super::driver::Payload;
+use super::Sandbox;
+use super::container::Container;
+use super::message::Payload;
 use super::process::{Process, ProcessName};
 use super::verbs::failed;
 use super::work::{Done, failure};
-use super::{Container, Sandbox};
 use crate::agent_client::AgentError;
-use crate::error::{Error, Shared, chain};
+use crate::error::{Error, Shared};
 use crate::streams::OutputLengths;
 
 impl Sandbox {

@@ -140,7 +140,7 @@ impl Disks {
         let bytes = tokio::task::spawn_blocking(move || target(&measured, bytes)).await;
         let bytes = bytes.map_err(|_| DiskError::Interrupted)?.map_err(fails)?;
         let resized = machine.resize_disk(&plugged.serial, bytes).await;
-        resized.map_err(|error| fails(crate::error::chain(&error)))?;
+        resized.map_err(|error| fails(base::chain(&error)))?;
         Ok(Some(bytes))
     }
 
@@ -187,7 +187,7 @@ impl Disks {
 /// and never fewer than it has.
 fn target(disk: &HostDisk, wanted: u64) -> Result<u64, String> {
     const SECTOR: u64 = 512;
-    let now = disk.size().map_err(|error| crate::error::chain(&error))?;
+    let now = disk.size().map_err(|error| base::chain(&error))?;
     let wanted = wanted
         .checked_next_multiple_of(SECTOR)
         .ok_or_else(|| format!("{wanted} bytes are more than a disk can have"))?;

@@ -8,39 +8,19 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use lifecycle::{Answer, Core, Effect, Failure, Fault, Input, Job, Reason, Reply, Request, View, Work};
-use oci_spec::runtime::LinuxResources;
+use lifecycle::{Answer, Core, Effect, Input, Job, Reason, Reply, Request, View, Work};
 use protocol::phase::Phase;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
+use super::Sandbox;
+use super::container::Container;
+use super::message::{Message, Payload};
 use super::process::{Process, ProcessName};
-use super::work::{Done, Order};
-use super::{Container, CreateRequest, Sandbox};
-use crate::error::{Error, Shared};
+use super::work::{Order, interrupted};
+use crate::error::Shared;
 use crate::id::ContainerId;
 use crate::noise::complain;
-
-/// What comes with a request, and is none of the state machine's business.
-pub(super) enum Payload {
-    Nothing,
-    Create(CreateRequest),
-    Exec(Arc<Process>),
-    Update(Box<LinuxResources>),
-}
-
-/// What the driver is told.
-pub(super) enum Message {
-    /// Somebody asks.
-    Request {
-        reply: Reply,
-        request: Request,
-        payload: Payload,
-        answer: oneshot::Sender<Answer<Shared>>,
-    },
-    /// Something has happened; whoever says so may wait until it has been taken note of.
-    Input(Input<Shared>, Option<oneshot::Sender<()>>),
-}
 
 /// Says that whoever asked is gone, unless there was an answer.
 struct Asking<'a> {
@@ -298,14 +278,6 @@ impl Driver {
     }
 }
 
-/// Work that has come to no end.
-pub(super) fn interrupted(subject: String) -> Done {
-    Err(Failure {
-        fault: Fault::Unanswered,
-        error: Error::Interrupted { subject }.into(),
-    })
-}
-
 fn describe(reason: &Reason) -> String {
     match reason {
         Reason::NoHeartbeat => "the guest's agent does not answer".to_owned(),
@@ -314,9 +286,4 @@ fn describe(reason: &Reason) -> String {
         }
         Reason::Undeletable(id) => format!("the guest does not let go of container {id}, the last one in it"),
     }
-}
-
-/// What others see of a process whose creation is under way: nothing.
-pub(super) fn is_created(view: View) -> bool {
-    view != View::In(Phase::Creating)
 }

@@ -1,20 +1,20 @@
 //! One forwarded connection: a process in the sandbox's own container in the guest, which connects to the port, and its
 //! streams.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use protocol::agent::{CloseStdinRequest, ExecRequest, ProcessId, SignalRequest, Stdio};
+use protocol::agent::{CloseStdinRequest, ExecRequest, SignalRequest, Stdio};
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
 use super::Sandbox;
+use super::forwards::Length;
 use super::process::ProcessName;
 use crate::agent_client::AgentClient;
 use crate::error::Error;
-use crate::id::{ContainerId, ExecId};
+use crate::id::ContainerId;
 use crate::streams::{StreamError, Wait};
 use lifecycle::SIGKILL;
 
@@ -23,50 +23,7 @@ const DIAL: Duration = Duration::from_secs(10);
 /// Bytes that are copied at once.
 const BUFFER: usize = 64 << 10;
 
-/// The length of the output of a process that has ended.
-pub(super) type Length = u64;
-
-/// A process that waits for its end to be reported; it is forgotten when this is dropped.
-struct Awaited<'a> {
-    sandbox: &'a Sandbox,
-    exec: ExecId,
-    ended: oneshot::Receiver<Length>,
-}
-
-impl Drop for Awaited<'_> {
-    fn drop(&mut self) {
-        self.sandbox.forwards().remove(&self.exec);
-    }
-}
-
 impl Sandbox {
-    /// Takes the report of an exit that is no container's and no exec's of containerd's. Says whether it was one of ours.
-    pub(super) fn forward_ended(&self, process: &ProcessId, output: Length) -> bool {
-        let Ok(exec) = ExecId::new(&process.exec_id) else {
-            return false;
-        };
-        match self.forwards().remove(&exec) {
-            Some(waiting) if process.container_id == self.id.as_str() => {
-                // Whoever waited may have given up.
-                let _ = waiting.send(output);
-                true
-            }
-            Some(_) | None => false,
-        }
-    }
-
-    fn await_forward(&self) -> Result<Awaited<'_>, Error> {
-        let number = self.next_forward.fetch_add(1, Ordering::Relaxed);
-        let exec = ExecId::new(&format!("tatami-forward-{number}"))?;
-        let (tell, ended) = oneshot::channel();
-        self.forwards().insert(exec.clone(), tell);
-        Ok(Awaited {
-            sandbox: self,
-            exec,
-            ended,
-        })
-    }
-
     /// Continues a connection inside the guest until both sides have ended it.
     ///
     /// # Errors
@@ -74,13 +31,13 @@ impl Sandbox {
     pub async fn forward(&self, connection: TcpStream, port: u16) -> Result<(), Error> {
         let subject = format!("port {port} of sandbox {}", self.id);
         let agent = self.agent("forward", &subject)?;
-        let mut awaited = self.await_forward()?;
+        let mut awaited = self.forwards.begin()?;
         let name = ProcessName {
             container: ContainerId::new(self.id.as_str())?,
             exec: Some(awaited.exec.clone()),
         };
-        let (input, dialled_input) = self.expected.stream();
-        let (output, dialled_output) = self.expected.stream();
+        let (input, dialled_input) = self.streams.register();
+        let (output, dialled_output) = self.streams.register();
         let call = ExecRequest {
             container_id: name.container.to_string(),
             exec_id: name.exec_id().to_owned(),

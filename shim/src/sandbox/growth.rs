@@ -9,30 +9,15 @@
 
 use std::sync::Arc;
 
+use base::chain;
 use config::Mebibytes;
 use hypervisor::MemoryError;
 use protocol::agent::MemoryGranted;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use super::Sandbox;
-use crate::error::chain;
+use super::host_service::Demand;
 use crate::noise::complain;
-
-/// What the guest asks for.
-pub(super) struct Demand {
-    /// Memory beyond what the VM has without it.
-    pub(super) extra: Mebibytes,
-    /// Told when the guest has it, or why it has not.
-    pub(super) answer: oneshot::Sender<Result<MemoryGranted, String>>,
-}
-
-impl Demand {
-    /// The agent's request, in whole MiB.
-    pub(super) fn new(bytes: u64, answer: oneshot::Sender<Result<MemoryGranted, String>>) -> Self {
-        let extra = Mebibytes(u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX));
-        Self { extra, answer }
-    }
-}
 
 impl Sandbox {
     /// Carries out what the guest asks for, one demand after the other, until its connection is gone.

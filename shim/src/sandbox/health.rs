@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use base::chain;
 use futures::future::join_all;
 use hypervisor::Sample;
 use protocol::agent::{GuestMetricsResponse, HelloRequest, StatsResponse};
@@ -11,7 +12,7 @@ use scrape::durations::Durations;
 use super::verbs::agent_container;
 use super::{Sandbox, Vm};
 use crate::agent_client::AgentError;
-use crate::error::{Error, chain};
+use crate::error::Error;
 use crate::id::ContainerId;
 
 /// For the VMM to answer: it does so at once unless its main loop is stuck.

@@ -1,23 +1,98 @@
 //! The VM's life as one task: its boot, its reports and its end. Other tasks can request its end or wait for it.
 
-use std::sync::{Arc, PoisonError};
+use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use lifecycle::{Input, KILLED};
-use tokio::sync::watch;
+use lifecycle::{Input, KILLED, Timeouts};
+use scrape::durations::Durations;
+use tokio::sync::{mpsc, watch};
 
 use super::boot::{self, BootError, BootPlan};
+use super::driver::Driver;
+use super::forwards::Forwards;
+use super::host::HostSide;
 use super::process::Exit;
+use super::sizes::Sizes;
 use super::stand_in::StandIn;
 use super::{Sandbox, Vm, changes, ended};
+use crate::events::Publisher;
+use crate::id::{ContainerId, Namespace, SandboxId};
+use crate::relays::Relays;
+use crate::sizing::Sizing;
+use crate::streams::StreamRegistry;
 use crate::vm::Machine;
 
+/// What a sandbox is made of.
+pub struct Parts {
+    /// Its id.
+    pub id: SandboxId,
+    /// containerd's namespace.
+    pub namespace: Namespace,
+    /// The host's side of its containers.
+    pub host: Arc<dyn HostSide>,
+    /// containerd's events.
+    pub events: Publisher,
+    /// What the guest may be connected with.
+    pub relays: Relays,
+    /// How long things may take.
+    pub timeouts: Timeouts,
+    /// Whether programs may be run in the guest's own namespaces.
+    pub debug_console: bool,
+    /// The guest's kernel.
+    pub kernel: PathBuf,
+    /// How big the VM has to be.
+    pub sizing: Sizing,
+}
+
 impl Sandbox {
+    /// Begins to boot, and returns at once.
+    #[must_use]
+    pub fn start(parts: Parts, plan: BootPlan) -> Arc<Self> {
+        let (inputs, messages) = mpsc::unbounded_channel();
+        let own = ContainerId::from(&parts.id);
+        let sizes = Sizes::new(parts.sizing, &parts.id);
+        let sandbox = Arc::new(Self {
+            id: parts.id,
+            created_at: SystemTime::now(),
+            namespace: parts.namespace,
+            host: parts.host,
+            events: parts.events,
+            streams: StreamRegistry::default(),
+            relays: parts.relays,
+            names: tokio::sync::Mutex::default(),
+            records: Mutex::default(),
+            inputs,
+            next_reply: AtomicU64::new(0),
+            first_start: watch::Sender::new(false),
+            consoles: Mutex::default(),
+            debug_console: parts.debug_console,
+            kernel: parts.kernel,
+            disks: Arc::default(),
+            sizes,
+            network: tokio::sync::Mutex::default(),
+            vm: watch::Sender::new(Vm::Booting),
+            machine: Mutex::default(),
+            stand_in: OnceLock::new(),
+            stopping: watch::Sender::new(false),
+            given_up: watch::Sender::new(None),
+            timeouts: parts.timeouts,
+            direct_volumes: Mutex::default(),
+            call_durations: Durations::default(),
+            forwards: Forwards::default(),
+            owes_figures: Arc::default(),
+        });
+        tokio::spawn(Driver::new(Arc::clone(&sandbox), own).run(messages));
+        tokio::spawn(Arc::clone(&sandbox).live(plan));
+        sandbox
+    }
+
     /// The VM's whole life.
     pub(super) async fn live(self: Arc<Self>, plan: BootPlan) {
         let mut stopping = self.stopping.subscribe();
         let mut hopeless = self.given_up.subscribe();
-        let booting = boot::boot(&plan, self.expected.clone(), self.relays.clone(), |machine| {
+        let booting = boot::boot(&plan, self.streams.clone(), self.relays.clone(), |machine| {
             *self.machine.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(machine));
             self.stand_for_the_sandbox(machine);
         });
@@ -28,7 +103,7 @@ impl Sandbox {
         let (booted, mut signals) = match booted {
             Ok((booted, signals)) => (Arc::new(booted), signals),
             Err(error) => {
-                tracing::error!(sandbox = %self.id, error = crate::error::chain(&error), "the sandbox did not start");
+                tracing::error!(sandbox = %self.id, error = base::chain(&error), "the sandbox did not start");
                 if let Some(machine) = self.machine() {
                     machine.stop(Duration::ZERO).await;
                 }

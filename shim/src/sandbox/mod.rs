@@ -15,21 +15,26 @@ pub mod boot;
 mod changes;
 pub mod connections;
 pub mod console;
+mod container;
 mod create;
 mod delete;
-mod disks;
+pub(crate) mod disks;
 mod driver;
 mod forward;
+mod forwards;
 mod growth;
 mod health;
 pub mod host;
+mod host_service;
 mod life;
 mod line;
+mod message;
 mod names;
 mod network;
 pub mod process;
 mod publish;
 mod size;
+mod sizes;
 mod stand_in;
 mod start;
 mod verbs;
@@ -42,33 +47,31 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
-use containerd_shim_protos::types::mount::Mount;
 use lifecycle::Timeouts;
 use scrape::durations::Durations;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
-use self::boot::{BootError, BootPlan, Booted};
-use self::connections::Expected;
-use self::create::Making;
+use self::boot::{BootError, Booted};
 use self::disks::Disks;
-use self::driver::{Driver, Message, is_created};
-use self::host::{ContainerHooks, HostSide};
-use self::process::{Exit, Process, ProcessName};
-use self::size::Sizes;
+use self::forwards::Forwards;
+use self::host::HostSide;
+use self::message::Message;
+use self::process::{Exit, Process, ProcessName, is_created};
+use self::sizes::Sizes;
 use self::stand_in::StandIn;
 use crate::agent_client::AgentClient;
 use crate::error::Error;
 use crate::events::Publisher;
-use crate::id::{ContainerId, ExecId, Namespace, SandboxId};
-use crate::memlock::ContainerPolicy;
+use crate::id::{ContainerId, Namespace, SandboxId};
 use crate::names::NameRelay;
 use crate::relays::Relays;
-use crate::sizing::Sizing;
+use crate::streams::StreamRegistry;
 use crate::vm::{Ending, Machine};
 use crate::volumes::DirectVolume;
 
-pub use self::create::CreateRequest;
+pub use self::container::{Container, CreateRequest};
 pub use self::disks::DiskError;
+pub use self::life::Parts;
 
 /// The VM's life.
 #[derive(Clone)]
@@ -77,66 +80,6 @@ enum Vm {
     Failed(BootError),
     Ready(Arc<Booted>),
     Ended { ending: Ending, exit: Exit },
-}
-
-/// The record of a container.
-pub struct Container {
-    /// Its id.
-    pub id: ContainerId,
-    /// Its bundle on the host.
-    pub bundle: PathBuf,
-    /// Its first process.
-    pub init: Arc<Process>,
-    rootfs: Vec<Mount>,
-    execs: Mutex<HashMap<ExecId, Arc<Process>>>,
-    making: Mutex<Making>,
-    hooks: OnceLock<Option<ContainerHooks>>,
-    memlock: OnceLock<ContainerPolicy>,
-    /// The host's file that it has for its resolv.conf.
-    resolv_conf: OnceLock<Option<PathBuf>>,
-    /// The pid of a container that is not the sandbox's first.
-    stand_in: OnceLock<StandIn>,
-}
-
-impl Container {
-    fn new(request: CreateRequest) -> Self {
-        let name = ProcessName::init(request.id.clone());
-        Self {
-            id: request.id,
-            bundle: request.bundle,
-            init: Arc::new(Process::new(name, request.stdio, Vec::new())),
-            rootfs: request.rootfs,
-            execs: Mutex::default(),
-            making: Mutex::default(),
-            hooks: OnceLock::new(),
-            memlock: OnceLock::new(),
-            resolv_conf: OnceLock::new(),
-            stand_in: OnceLock::new(),
-        }
-    }
-
-    fn execs(&self) -> MutexGuard<'_, HashMap<ExecId, Arc<Process>>> {
-        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn making(&self) -> MutexGuard<'_, Making> {
-        self.making.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn hooks(&self) -> Option<&ContainerHooks> {
-        self.hooks.get().and_then(Option::as_ref)
-    }
-
-    fn find(&self, exec: Option<&ExecId>) -> Option<Arc<Process>> {
-        match exec {
-            None => Some(Arc::clone(&self.init)),
-            Some(exec) => self.execs().get(exec).cloned(),
-        }
-    }
-
-    fn subject(&self) -> String {
-        self.init.name.to_string()
-    }
 }
 
 /// A sandbox.
@@ -148,7 +91,7 @@ pub struct Sandbox {
     namespace: Namespace,
     host: Arc<dyn HostSide>,
     events: Publisher,
-    expected: Expected,
+    streams: StreamRegistry,
     relays: Relays,
     /// Docker's name server, as long as a container asks it.
     names: tokio::sync::Mutex<Option<NameRelay>>,
@@ -180,77 +123,12 @@ pub struct Sandbox {
     /// How long containerd's calls take.
     pub(crate) call_durations: Durations,
     /// The processes of forwarded connections, which containerd does not know.
-    forwards: Mutex<HashMap<ExecId, oneshot::Sender<forward::Length>>>,
-    next_forward: AtomicU64,
+    forwards: Forwards,
     /// How many questions for figures the guest has not answered in time, nor since.
     owes_figures: Arc<AtomicUsize>,
 }
 
-/// What a sandbox is made of.
-pub struct Parts {
-    /// Its id.
-    pub id: SandboxId,
-    /// containerd's namespace.
-    pub namespace: Namespace,
-    /// The host's side of its containers.
-    pub host: Arc<dyn HostSide>,
-    /// containerd's events.
-    pub events: Publisher,
-    /// What the guest may be connected with.
-    pub relays: Relays,
-    /// How long things may take.
-    pub timeouts: Timeouts,
-    /// Whether programs may be run in the guest's own namespaces.
-    pub debug_console: bool,
-    /// The guest's kernel.
-    pub kernel: PathBuf,
-    /// How big the VM has to be.
-    pub sizing: Sizing,
-}
-
 impl Sandbox {
-    /// Begins to boot, and returns at once.
-    #[must_use]
-    pub fn start(parts: Parts, plan: BootPlan) -> Arc<Self> {
-        let (inputs, messages) = mpsc::unbounded_channel();
-        let own = ContainerId::from(&parts.id);
-        let sizes = Sizes::new(parts.sizing, &parts.id);
-        let sandbox = Arc::new(Self {
-            id: parts.id,
-            created_at: SystemTime::now(),
-            namespace: parts.namespace,
-            host: parts.host,
-            events: parts.events,
-            expected: Expected::default(),
-            relays: parts.relays,
-            names: tokio::sync::Mutex::default(),
-            records: Mutex::default(),
-            inputs,
-            next_reply: AtomicU64::new(0),
-            first_start: watch::Sender::new(false),
-            consoles: Mutex::default(),
-            debug_console: parts.debug_console,
-            kernel: parts.kernel,
-            disks: Arc::default(),
-            sizes,
-            network: tokio::sync::Mutex::default(),
-            vm: watch::Sender::new(Vm::Booting),
-            machine: Mutex::default(),
-            stand_in: OnceLock::new(),
-            stopping: watch::Sender::new(false),
-            given_up: watch::Sender::new(None),
-            timeouts: parts.timeouts,
-            direct_volumes: Mutex::default(),
-            call_durations: Durations::default(),
-            forwards: Mutex::default(),
-            next_forward: AtomicU64::new(0),
-            owes_figures: Arc::default(),
-        });
-        tokio::spawn(Driver::new(Arc::clone(&sandbox), own).run(messages));
-        tokio::spawn(Arc::clone(&sandbox).live(plan));
-        sandbox
-    }
-
     /// What the guest may be connected with.
     #[must_use]
     pub fn relays(&self) -> &Relays {
@@ -270,10 +148,6 @@ impl Sandbox {
         let records = self.records();
         let created = records.values().filter(|container| is_created(container.init.view()));
         created.cloned().collect()
-    }
-
-    fn forwards(&self) -> MutexGuard<'_, HashMap<ExecId, oneshot::Sender<forward::Length>>> {
-        self.forwards.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The pid that stands for the sandbox; 0 before the VMM runs. The guest's own pids mean nothing on the host.

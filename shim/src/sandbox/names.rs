@@ -4,11 +4,11 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use base::chain;
 use protocol::agent::NameServer;
 
 use super::Sandbox;
 use crate::agent_client::AgentClient;
-use crate::error::chain;
 use crate::names::NameRelay;
 
 impl Sandbox {

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use base::chain;
+
 use super::Sandbox;
 use super::boot::Booted;
 use super::host::HostError;
 use crate::agent_client::AgentClient;
-use crate::error::{Error, chain};
+use crate::error::Error;
 
 impl Sandbox {
     /// Makes the guest's network what the host's is now. `subject` is for whom.

@@ -15,6 +15,11 @@ pub use lifecycle::{Exit, View};
 
 use crate::streams::{LoggerEnd, Prepared, StdioPaths, Streams};
 
+/// What others see of a process whose creation is under way: nothing.
+pub(super) fn is_created(view: View) -> bool {
+    view != View::In(Phase::Creating)
+}
+
 /// A process.
 pub struct Process {
     /// Its name.

@@ -57,7 +57,9 @@ impl Sandbox {
             if name.exec.is_none() {
                 self.console_exited(console, exit, output);
             }
-        } else if !self.forward_ended(id, output.stdout.unwrap_or_default()) {
+        } else if id.container_id != self.id.as_str()
+            || !self.forwards.ended(&id.exec_id, output.stdout.unwrap_or_default())
+        {
             self.tell(Input::Exited(name, exit, output)).await;
         }
     }

@@ -12,181 +12,23 @@
 //! There is one change at a time. Each uses the size that is wanted when its turn comes, so the last one leaves the right
 //! size. A shrink that waits for the guest does not block the next change.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use base::chain;
 use config::Mebibytes;
 use hypervisor::{MemoryError, Size};
-use protocol::agent::ResizeRequest;
-use tokio::sync::watch;
 
 use super::Sandbox;
+use super::sizes::Told;
 use crate::agent_client::AgentClient;
-use crate::error::{Error, chain};
-use crate::id::{ContainerId, SandboxId};
-use crate::sizing::{HostLimits, Limits, Sizing};
+use crate::error::Error;
+use crate::id::ContainerId;
+use crate::sizing::Limits;
 use crate::vm::Machine;
 
 /// When it is worth a line in the log that the guest gives nothing back.
 const SLOW: Duration = Duration::from_secs(15);
-
-/// Who has which limits, and what was last told.
-pub(super) struct Sizes {
-    sizing: Sizing,
-    /// The sandbox's own container, where it is the runtime's: nobody has set its limits.
-    own: Option<ContainerId>,
-    counted: Mutex<Counted>,
-    told: tokio::sync::Mutex<Told>,
-    /// What the guest was last told that the VM grows to, in MiB.
-    growth_told: AtomicU32,
-    /// The bytes of the VM's memory that its kernel has kept for itself at boot: no program ever gets those.
-    kept: AtomicU64,
-    /// How many want a turn.
-    waiting: watch::Sender<usize>,
-}
-
-/// What the VM's size is made of.
-#[derive(Default)]
-struct Counted {
-    limits: HashMap<ContainerId, Limits>,
-    /// What containers without a limit of memory need beyond what the VM has without them.
-    extra: Mebibytes,
-}
-
-/// What the VM is to be.
-pub(super) struct Told {
-    pub(super) vm: Size,
-    /// Memory that the guest has, or may have, beyond that.
-    pub(super) beyond: Mebibytes,
-}
-
-/// One who wants a turn.
-struct Waiting<'a>(&'a watch::Sender<usize>);
-
-impl<'a> Waiting<'a> {
-    fn new(waiting: &'a watch::Sender<usize>) -> Self {
-        waiting.send_modify(|waiting| *waiting += 1);
-        Self(waiting)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.send_modify(|waiting| *waiting -= 1);
-    }
-}
-
-impl Sizes {
-    pub(super) fn new(sizing: Sizing, sandbox: &SandboxId) -> Self {
-        Self {
-            sizing,
-            own: sizing.is_pod().then(|| ContainerId::from(sandbox)),
-            counted: Mutex::default(),
-            told: tokio::sync::Mutex::new(Told {
-                vm: sizing.boot().size,
-                beyond: Mebibytes(0),
-            }),
-            growth_told: AtomicU32::new(0),
-            kept: AtomicU64::new(0),
-            waiting: watch::Sender::new(0),
-        }
-    }
-
-    fn counted(&self) -> MutexGuard<'_, Counted> {
-        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The VM is up, and its kernel counts so many bytes of memory.
-    pub(super) fn booted(&self, bytes: u64) {
-        let kept = self.sizing.boot().size.memory.bytes().saturating_sub(bytes);
-        self.kept.store(kept, Ordering::Relaxed);
-    }
-
-    /// What is counted for a container.
-    pub(super) fn of(&self, container: &ContainerId) -> Limits {
-        self.counted().limits.get(container).copied().unwrap_or_default()
-    }
-
-    /// Counts these limits for a container from now on.
-    pub(super) fn count(&self, container: &ContainerId, limits: Limits) {
-        self.counted().limits.insert(container.clone(), limits);
-    }
-
-    /// Counts a container no more.
-    pub(super) fn forget(&self, container: &ContainerId) {
-        self.counted().limits.remove(container);
-    }
-
-    /// Waits for a turn. Whoever has it and waits for the guest to give memory back gives it up.
-    pub(super) async fn turn(&self) -> tokio::sync::MutexGuard<'_, Told> {
-        let _waiting = Waiting::new(&self.waiting);
-        self.told.lock().await
-    }
-
-    pub(super) fn wanted(&self) -> crate::sizing::Wanted {
-        let mut counted = self.counted();
-        // Who needed it may be gone, or have a limit now.
-        counted.extra = counted.extra.min(self.most_extra(&counted));
-        self.sizing.wanted_with(counted.limits.values().copied(), counted.extra)
-    }
-
-    /// Counts so much memory for containers without a limit of it, or as much as they may have. The answer is what is counted, and
-    /// the most that can be.
-    pub(super) fn count_extra(&self, extra: Mebibytes) -> (Mebibytes, Mebibytes) {
-        let mut counted = self.counted();
-        let most = self.most_extra(&counted);
-        counted.extra = extra.min(most);
-        (counted.extra, most)
-    }
-
-    /// What the guest's kernel counts when the VM has grown as far as its containers can have it grow, in bytes, to be told to the
-    /// guest now; 0 if it does not grow for them.
-    pub(super) fn tell_growth(&self) -> u64 {
-        let grows_to = self.grows_to();
-        self.growth_told.store(grows_to.0, Ordering::Relaxed);
-        grows_to.bytes().saturating_sub(self.kept.load(Ordering::Relaxed))
-    }
-
-    /// The VM's memory when it has grown as far as its containers can have it grow; 0 if it does not grow for them.
-    fn grows_to(&self) -> Mebibytes {
-        let counted = self.counted();
-        match self.most_extra(&counted) {
-            Mebibytes(0) => Mebibytes(0),
-            most => {
-                let wanted = self.sizing.wanted_with(counted.limits.values().copied(), most);
-                self.sizing.plugged(wanted.size.memory)
-            }
-        }
-    }
-
-    /// What the guest is told of a VM of this size.
-    fn resized(&self, size: Size) -> ResizeRequest {
-        ResizeRequest {
-            cpus: size.vcpus.get(),
-            memory_grows_to_bytes: self.tell_growth(),
-            ..ResizeRequest::default()
-        }
-    }
-
-    fn most_extra(&self, counted: &Counted) -> Mebibytes {
-        let unlimited = self.members(counted).any(|limits| limits.memory_bytes() == 0);
-        if unlimited { self.sizing.growth() } else { Mebibytes(0) }
-    }
-
-    /// The limits of those containers that are somebody's.
-    fn members<'a>(&'a self, counted: &'a Counted) -> impl Iterator<Item = Limits> + 'a {
-        let members = counted.limits.iter().filter(|(id, _)| Some(*id) != self.own.as_ref());
-        members.map(|(_, limits)| *limits)
-    }
-
-    /// What the host's cgroup is limited to for a VM of this size; none if there is no container that could say.
-    pub(super) fn host(&self, size: Size) -> Option<HostLimits> {
-        let counted = self.counted();
-        self.sizing.host_limits(size, self.members(&counted))
-    }
-}
 
 impl Sandbox {
     /// Counts a container's limits, and gives the VM what it lacks for them. Memory that cannot be had is an error: the
@@ -215,7 +57,7 @@ impl Sandbox {
                 wanted.size.memory
             );
         }
-        if self.sizes.sizing.is_fixed() {
+        if self.sizes.is_fixed() {
             return Ok(());
         }
         let wanted = wanted.size;
@@ -274,7 +116,7 @@ impl Sandbox {
         if wanted.vcpus < told.vm.vcpus {
             self.take_vcpus(&*machine, &mut told.vm, wanted).await;
             self.tell_guest(&agent, wanted).await;
-        } else if self.sizes.grows_to().0 != self.sizes.growth_told.load(Ordering::Relaxed) {
+        } else if self.sizes.growth_is_untold() {
             // Who could have it grow is gone, or has a limit now, or has none any more.
             self.tell_guest(&agent, told.vm).await;
         }
@@ -326,10 +168,9 @@ impl Sandbox {
                 tracing::info!(sandbox = %self.id, memory = %wanted.memory, "the VM has given memory back");
                 return;
             }
-            let mut waiting = self.sizes.waiting.subscribe();
             asked = tokio::select! {
                 asked = self.surplus(machine, told.beyond) => asked,
-                _ = waiting.wait_for(|waiting| *waiting > 0) => return,
+                () = self.sizes.another_waits() => return,
             };
         }
     }

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use lifecycle::{Answer, Request};
 use protocol::agent::{CloseStdinRequest, ExecRequest, Stdio};
 
-use super::driver::Payload;
+use super::Sandbox;
+use super::container::Container;
 use super::host::HostError;
+use super::message::Payload;
 use super::process::{Process, ProcessName};
 use super::verbs::{agent_container, failed};
-use super::{Container, Sandbox};
 use crate::agent_client::AgentClient;
 use crate::error::{Error, Shared};
 use crate::guest_spec;
@@ -73,7 +74,7 @@ impl Sandbox {
     /// Opens the host's end of a process's streams, for the guest to dial. The answer tells the guest how.
     pub(super) async fn prepare_streams(&self, process: &Process) -> Result<Stdio, Error> {
         let container = process.name.container.as_str();
-        let opened = Prepared::open(&process.stdio, &self.expected, container, self.namespace.as_str());
+        let opened = Prepared::open(&process.stdio, &self.streams, container, self.namespace.as_str());
         let prepared = opened.await.map_err(|source| Error::Stream {
             subject: process.name.to_string(),
             source,

@@ -12,9 +12,10 @@ use protocol::agent::{
 use protocol::diagnostics::MemlockPolicy;
 use protocol::phase::Phase;
 
-use super::driver::Payload;
+use super::Sandbox;
+use super::container::Container;
+use super::message::Payload;
 use super::process::{Process, ProcessName};
-use super::{Container, Sandbox};
 use crate::agent_client::{AgentClient, AgentError, printable};
 use crate::error::{Error, Shared};
 use crate::guest_spec::guest_resources;

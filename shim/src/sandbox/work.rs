@@ -6,9 +6,9 @@ use lifecycle::{Failure, Fault, Work};
 use oci_spec::runtime::LinuxResources;
 use ttrpc::Code;
 
-use super::driver::interrupted;
+use super::Sandbox;
+use super::container::Container;
 use super::process::Process;
-use super::{Container, Sandbox};
 use crate::agent_client::AgentError;
 use crate::error::{Error, Shared};
 
@@ -100,4 +100,12 @@ fn fault(error: &AgentError) -> Fault {
         AgentError::TimedOut(_) => Fault::Unanswered,
         AgentError::Broken(_) => Fault::Gone,
     }
+}
+
+/// Work that has come to no end.
+pub(super) fn interrupted(subject: String) -> Done {
+    Err(Failure {
+        fault: Fault::Unanswered,
+        error: Error::Interrupted { subject }.into(),
+    })
 }

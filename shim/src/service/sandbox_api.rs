@@ -4,6 +4,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use base::chain;
 use containerd_shim_protos::sandbox_api::{
     CreateSandboxRequest, CreateSandboxResponse, PingRequest, PingResponse, PlatformRequest, PlatformResponse,
     SandboxMetricsRequest, SandboxMetricsResponse, SandboxStatusRequest, SandboxStatusResponse, ShutdownSandboxRequest,
@@ -15,7 +16,7 @@ use containerd_shim_protos::types::platform::Platform;
 use ttrpc::r#async::TtrpcContext;
 
 use super::{Awaited, Service};
-use crate::error::{Error, chain};
+use crate::error::Error;
 use crate::events::timestamp;
 use crate::id::ContainerId;
 use crate::pod_config;

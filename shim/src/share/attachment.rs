@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::ShareError;
+use super::error::ShareError;
 use crate::id::ContainerId;
 
 /// The right to attach something for a container, until it is detached.

@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use protocol::agent::Cover;
 use rustix::fs::{FsWord, StatVfsMountFlags};
 
+use super::attach::io_error;
+use super::error::ShareError;
 use super::registry::{Choice, Inside, Late, Overlap, Piece, Place, Registry, Shown, View, VolumeId, join};
 use super::volume::{Identity, Source};
-use super::{Attachment, ShareError, SharedTree, apart, id_map, io_error};
+use super::{Attachment, SharedTree, apart, id_map};
 use crate::guest_spec::{BindSource, HostOptions, Over, PlacedBind};
 use crate::host_ns::HostTree;
 use crate::mountinfo::{self, MountLine};

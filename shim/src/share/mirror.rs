@@ -19,16 +19,17 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 
+use base::chain;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use super::attach::{attach, harden, io_error, unmount_below};
+use super::error::ShareError;
 use super::registry::{Inside, Place, VolumeId};
-use super::{ShareError, attach, harden, io_error, unmount_below};
 use crate::below;
-use crate::error::chain;
 use crate::mountinfo::{self, MountLine};
 use crate::path_error::PathError;
 use crate::sys::{self, SetAttr};

@@ -7,15 +7,16 @@
 
 mod access;
 mod apart;
+mod attach;
 mod attachment;
 mod bind;
+mod error;
 mod id_map;
 mod mirror;
 mod registry;
 mod rootfs;
 mod volume;
 
-use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,89 +26,24 @@ use std::sync::{Arc, Mutex};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_bind, mount_change, move_mount,
-    open_tree, unmount,
+    MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_bind, mount_change, move_mount, open_tree,
 };
 
-use crate::host_ns::{HostNamespace, HostNamespaceError};
+use crate::host_ns::HostNamespace;
 use crate::id::ContainerId;
-use crate::mountinfo;
 use crate::path_error::PathError;
 use crate::run_dir::RunDir;
 use crate::sys::{self, SetAttr};
+use attach::io_error;
 use attachment::Attachments;
 use mirror::Mirrors;
 use registry::Registry;
 
+pub use attach::unmount_below;
 pub use attachment::Attachment;
 pub use bind::AttachedBinds;
+pub use error::ShareError;
 pub(crate) use registry::VolumeId;
-
-/// Why something cannot be shared with the guest.
-#[derive(Debug, thiserror::Error)]
-pub enum ShareError {
-    /// A file or mount operation failed.
-    #[error(transparent)]
-    Io(#[from] PathError),
-    /// The source of a bind mount cannot be had.
-    #[error("cannot bind-mount {} on {}", bind.display(), destination.display())]
-    Bind {
-        /// Path on the host.
-        bind: PathBuf,
-        /// Path in the container.
-        destination: PathBuf,
-        /// Why.
-        #[source]
-        source: Box<HostNamespaceError>,
-    },
-    /// The owners of a source's files cannot be mapped.
-    #[error("cannot map the owners of {} on {} (uidMappings, gidMappings)", bind.display(), destination.display())]
-    IdMap {
-        /// Path on the host.
-        bind: PathBuf,
-        /// Path in the container.
-        destination: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The source of a bind mount leads to where the host's kernel shows itself.
-    #[error(
-        "cannot bind-mount {} on {}: it leads into the host's /proc or /sys; a source below /proc or /sys by its own name is \
-         the guest's", bind.display(), destination.display()
-    )]
-    Kernels {
-        /// Path on the host.
-        bind: PathBuf,
-        /// Path in the container.
-        destination: PathBuf,
-    },
-    /// One of the mounts that containerd sent for the rootfs.
-    #[error("cannot mount the rootfs: {kind} from {from:?} with options {options:?}")]
-    Rootfs {
-        /// Its type.
-        kind: String,
-        /// Its source.
-        from: String,
-        /// Its options.
-        options: Vec<String>,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// Whoever asked for it has given up.
-    #[error("container {0} has been detached meanwhile")]
-    Detached(ContainerId),
-    /// The directory that is the rootfs cannot be had.
-    #[error("cannot use {} as the rootfs", root.display())]
-    RootfsSource {
-        /// The directory on the host.
-        root: PathBuf,
-        /// Why.
-        #[source]
-        source: Box<HostNamespaceError>,
-    },
-}
 
 /// The shared directory of one sandbox.
 #[derive(Debug, Clone)]
@@ -247,57 +183,6 @@ impl SharedTree {
     }
 }
 
-/// Attaches a cloned tree.
-///
-/// The clone of a shared mount is its peer, or a slave: unmounting below it would unmount on the host as well, or
-/// whatever the guest uses would be EBUSY when the host unmounts it. So it becomes private: [`mirror`] is how a source gets
-/// what the host mounts there later. virtiofsd neither opens a device node nor runs a program: neither is of use here.
-fn attach(tree: &OwnedFd, target: &Path, read_only: bool) -> Result<(), ShareError> {
-    let error = |operation, source| ShareError::from(PathError::new(operation, target, source));
-    harden(tree, read_only).map_err(|source| error("set the attributes of", source))?;
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    move_mount(tree, "", rustix::fs::CWD, target, flags).map_err(|errno| error("mount on", errno.into()))
-}
-
-/// What every mount gets that the guest is to have.
-fn harden(tree: &OwnedFd, read_only: bool) -> io::Result<()> {
-    sys::mount_setattr(tree.as_fd(), SetAttr::PrivateRecursive)?;
-    sys::mount_setattr(tree.as_fd(), SetAttr::InertRecursive)?;
-    if read_only {
-        sys::mount_setattr(tree.as_fd(), SetAttr::ReadOnlyRecursive)?;
-    }
-    Ok(())
-}
-
-/// Unmounts everything on and below `path` in the caller's mount namespace, the last mount first.
-///
-/// Only mounts that are below no other are named: what is below them goes with them, and the guest, which may rename
-/// directories there, has no say in what is unmounted. What is still open, in virtiofsd for example, is taken away from
-/// here, and goes when it is closed.
-///
-/// # Errors
-/// The list of mounts cannot be read, or one of them cannot be unmounted.
-pub fn unmount_below(path: &Path) -> Result<(), ShareError> {
-    let mounts = mountinfo::below(path).map_err(|source| PathError::new("list the mounts of", path, source))?;
-    let points: HashSet<&Path> = mounts.iter().map(|mount| mount.mountpoint.as_path()).collect();
-    let covered = |point: &Path| point.ancestors().skip(1).any(|above| points.contains(above));
-    for mount in mounts.iter().rev() {
-        if covered(&mount.mountpoint) {
-            continue;
-        }
-        match unmount(&mount.mountpoint, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-            // Not there any more: somebody else has removed it at the same time.
-            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
-            Err(errno) => return Err(io_error("unmount", &mount.mountpoint, errno)),
-        }
-    }
-    Ok(())
-}
-
-fn io_error(operation: &'static str, path: &Path, errno: Errno) -> ShareError {
-    ShareError::from(PathError::new(operation, path, errno))
-}
-
 /// A container's rootfs in the guest.
 #[must_use]
 pub fn guest_rootfs(container: &ContainerId) -> PathBuf {
@@ -311,6 +196,7 @@ mod tests {
     use super::*;
     use crate::guest_spec::{BindSource, PlacedBind};
     use crate::id::{Namespace, SandboxId};
+    use crate::mountinfo;
     use std::thread;
 
     /// Runs the test in a mount namespace that ends with its thread; the host's is where the handle's thread is.
@@ -527,7 +413,7 @@ mod tests {
                 groups: "0 1 1\n".to_owned(),
                 recursive: false,
             });
-            let said = crate::error::chain(&attach_bind(tree, &two, &mapped).unwrap_err());
+            let said = base::chain(&attach_bind(tree, &two, &mapped).unwrap_err());
             assert!(said.contains("/d") && said.contains("uidMappings"), "{said}");
             for id in [one, two, three] {
                 tree.detach(&id).unwrap();

@@ -9,7 +9,9 @@ use containerd_shim_protos::types::mount::Mount;
 use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
-use super::{Attachment, ShareError, SharedTree, attach, guest_rootfs, id_map, unmount_below};
+use super::attach::{attach, unmount_below};
+use super::error::ShareError;
+use super::{Attachment, SharedTree, guest_rootfs, id_map};
 use crate::host_mount;
 use crate::owners::IdMap;
 use crate::path_error::PathError;
@@ -311,7 +313,7 @@ mod tests {
             let error = tree
                 .attach_rootfs(&tree.begin(&id), &[mount], Path::new("/nowhere"))
                 .unwrap_err();
-            assert!(crate::error::chain(&error).contains("uidmap and gidmap"), "{error}");
+            assert!(base::chain(&error).contains("uidmap and gidmap"), "{error}");
             tree.detach(&id).unwrap();
             unmount_below(&layers).unwrap();
         });
@@ -340,7 +342,7 @@ mod tests {
             fs::write(tree.root().join("c/rootfs/file"), "").unwrap();
             tree.detach(&id).unwrap();
             mount.type_ = "nosuchfs".to_owned();
-            let error = crate::error::chain(&attach(&mount).unwrap_err());
+            let error = base::chain(&attach(&mount).unwrap_err());
             assert!(
                 error.contains("the host's kernel has no file system \"nosuchfs\""),
                 "{error}"

@@ -8,8 +8,10 @@ use std::sync::{MutexGuard, PoisonError};
 
 use rustix::fs::{FileType, Mode, OFlags};
 
+use super::attach::{attach, io_error, unmount_below};
+use super::error::ShareError;
 use super::registry::{Access, Exported, Inside, Piece, Place, Registry, View, VolumeId, join};
-use super::{ShareError, SharedTree, access, attach, io_error, unmount_below};
+use super::{SharedTree, access};
 use crate::below;
 use crate::guest_spec::BindSource;
 use crate::id::ContainerId;

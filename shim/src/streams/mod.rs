@@ -9,6 +9,7 @@ mod copy;
 mod endpoint;
 mod error;
 mod logger;
+mod registry;
 mod sys;
 mod wait;
 
@@ -24,8 +25,9 @@ use self::endpoint::{Hold, Input, Source, Target};
 pub use self::error::StreamError;
 use self::logger::Logger;
 pub use self::logger::LoggerEnd;
+use self::registry::RegisteredStream;
+pub use self::registry::StreamRegistry;
 pub(crate) use self::wait::Wait;
-use crate::sandbox::connections::{Dialled, Expected};
 
 /// For the guest to dial a stream that it has been told of. It does so before the process starts.
 const DIAL: Duration = Duration::from_secs(10);
@@ -57,9 +59,9 @@ pub struct OutputLengths {
 /// Streams that are open on the host, and whose tokens are made up.
 pub struct Prepared {
     stdio: Stdio,
-    stdin: Option<(Input, Dialled)>,
-    outputs: Vec<(bool, Target, Dialled)>,
-    terminal: Option<(Option<Input>, Target, Dialled)>,
+    stdin: Option<(Input, RegisteredStream)>,
+    outputs: Vec<(bool, Target, RegisteredStream)>,
+    terminal: Option<(Option<Input>, Target, RegisteredStream)>,
     logger: Option<Logger>,
 }
 
@@ -70,7 +72,7 @@ impl Prepared {
     /// One of them cannot be opened.
     pub async fn open(
         paths: &StdioPaths,
-        expected: &Expected,
+        registry: &StreamRegistry,
         container: &str,
         namespace: &str,
     ) -> Result<Self, StreamError> {
@@ -95,23 +97,23 @@ impl Prepared {
             ),
         };
         if paths.terminal {
-            let (token, dialled) = expected.stream();
+            let (token, dialled) = registry.register();
             prepared.stdio.terminal = token.to_vec();
             prepared.terminal = Some((input, stdout.unwrap_or_else(Target::nowhere), dialled));
             return Ok(prepared);
         }
         if let Some(input) = input {
-            let (token, dialled) = expected.stream();
+            let (token, dialled) = registry.register();
             prepared.stdio.stdin = token.to_vec();
             prepared.stdin = Some((input, dialled));
         }
         if let Some(target) = stdout {
-            let (token, dialled) = expected.stream();
+            let (token, dialled) = registry.register();
             prepared.stdio.stdout = token.to_vec();
             prepared.outputs.push((false, target, dialled));
         }
         if let Some(target) = stderr {
-            let (token, dialled) = expected.stream();
+            let (token, dialled) = registry.register();
             prepared.stdio.stderr = token.to_vec();
             prepared.outputs.push((true, target, dialled));
         }

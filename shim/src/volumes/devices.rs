@@ -57,7 +57,7 @@ impl Volumes {
                 Err(error) if lenient => self.warnings.push(format!(
                     "device {} is left out: {}",
                     device.path().display(),
-                    crate::error::chain(&error)
+                    base::chain(&error)
                 )),
                 Err(error) => return Err(error),
             }

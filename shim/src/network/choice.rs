@@ -7,27 +7,27 @@ use hypervisor::MacAddress;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
 
-use super::super::error::NetworkError;
-use super::super::seen::{Seen, name};
-use super::super::tap;
+use super::error::NetworkError;
+use super::seen::{Seen, name};
+use super::tap;
 
 /// An interface of the pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in super::super) struct PodInterface {
-    pub(in super::super) index: u32,
-    pub(in super::super) name: String,
-    pub(in super::super) mtu: u32,
-    pub(in super::super) mac: MacAddress,
+pub(super) struct PodInterface {
+    pub(super) index: u32,
+    pub(super) name: String,
+    pub(super) mtu: u32,
+    pub(super) mac: MacAddress,
     /// Of the VM's device when it comes up.
-    pub(in super::super) device: MacAddress,
+    pub(super) device: MacAddress,
 }
 
 /// What of the namespace is ours.
 #[derive(Debug, Clone, Default)]
-pub(in super::super) struct Own {
-    pub(in super::super) taps: BTreeSet<String>,
+pub(super) struct Own {
+    pub(super) taps: BTreeSet<String>,
     /// Indexes of the interfaces that we have joined.
-    pub(in super::super) joined: BTreeSet<u32>,
+    pub(super) joined: BTreeSet<u32>,
 }
 
 /// Chooses in one namespace.

@@ -4,7 +4,8 @@ use std::error::Error;
 use std::fmt::Write;
 
 /// `what: cause: its cause`. A cause whose text its parent already ends with is left out.
-pub(crate) fn chain(error: &dyn Error) -> String {
+#[must_use]
+pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

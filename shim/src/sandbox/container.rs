@@ -1,0 +1,95 @@
+//! The record of one container: what it was created from, its processes, and what later steps need.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use containerd_shim_protos::types::mount::Mount;
+use protocol::agent::CreateContainerRequest;
+
+use super::host::{ContainerHooks, GuestContainer};
+use super::process::{Process, ProcessName};
+use super::stand_in::StandIn;
+use crate::id::{ContainerId, ExecId};
+use crate::memlock::ContainerPolicy;
+use crate::streams::StdioPaths;
+
+/// What is to be created.
+#[derive(Debug, Clone)]
+pub struct CreateRequest {
+    /// The container.
+    pub id: ContainerId,
+    /// Its bundle on the host.
+    pub bundle: PathBuf,
+    /// How its rootfs is mounted; empty if the bundle has it.
+    pub rootfs: Vec<Mount>,
+    /// Its streams.
+    pub stdio: StdioPaths,
+}
+
+/// What the steps of a creation leave for the next one.
+#[derive(Default)]
+pub(super) struct Making {
+    pub(super) guest: Option<GuestContainer>,
+    pub(super) call: Option<Box<CreateContainerRequest>>,
+}
+
+/// The record of a container.
+pub struct Container {
+    /// Its id.
+    pub id: ContainerId,
+    /// Its bundle on the host.
+    pub bundle: PathBuf,
+    /// Its first process.
+    pub init: Arc<Process>,
+    pub(super) rootfs: Vec<Mount>,
+    pub(super) execs: Mutex<HashMap<ExecId, Arc<Process>>>,
+    pub(super) making: Mutex<Making>,
+    pub(super) hooks: OnceLock<Option<ContainerHooks>>,
+    pub(super) memlock: OnceLock<ContainerPolicy>,
+    /// The host's file that it has for its resolv.conf.
+    pub(super) resolv_conf: OnceLock<Option<PathBuf>>,
+    /// The pid of a container that is not the sandbox's first.
+    pub(super) stand_in: OnceLock<StandIn>,
+}
+
+impl Container {
+    pub(super) fn new(request: CreateRequest) -> Self {
+        let name = ProcessName::init(request.id.clone());
+        Self {
+            id: request.id,
+            bundle: request.bundle,
+            init: Arc::new(Process::new(name, request.stdio, Vec::new())),
+            rootfs: request.rootfs,
+            execs: Mutex::default(),
+            making: Mutex::default(),
+            hooks: OnceLock::new(),
+            memlock: OnceLock::new(),
+            resolv_conf: OnceLock::new(),
+            stand_in: OnceLock::new(),
+        }
+    }
+
+    pub(super) fn execs(&self) -> MutexGuard<'_, HashMap<ExecId, Arc<Process>>> {
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn making(&self) -> MutexGuard<'_, Making> {
+        self.making.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn hooks(&self) -> Option<&ContainerHooks> {
+        self.hooks.get().and_then(Option::as_ref)
+    }
+
+    pub(super) fn find(&self, exec: Option<&ExecId>) -> Option<Arc<Process>> {
+        match exec {
+            None => Some(Arc::clone(&self.init)),
+            Some(exec) => self.execs().get(exec).cloned(),
+        }
+    }
+
+    pub(super) fn subject(&self) -> String {
+        self.init.name.to_string()
+    }
+}

@@ -1,0 +1,32 @@
+//! What the driver is told: requests of clients, and what has happened.
+
+use std::sync::Arc;
+
+use lifecycle::{Answer, Input, Reply, Request};
+use oci_spec::runtime::LinuxResources;
+use tokio::sync::oneshot;
+
+use super::container::CreateRequest;
+use super::process::Process;
+use crate::error::Shared;
+
+/// What comes with a request, and is none of the state machine's business.
+pub(super) enum Payload {
+    Nothing,
+    Create(CreateRequest),
+    Exec(Arc<Process>),
+    Update(Box<LinuxResources>),
+}
+
+/// What the driver is told.
+pub(super) enum Message {
+    /// Somebody asks.
+    Request {
+        reply: Reply,
+        request: Request,
+        payload: Payload,
+        answer: oneshot::Sender<Answer<Shared>>,
+    },
+    /// Something has happened; whoever says so may wait until it has been taken note of.
+    Input(Input<Shared>, Option<oneshot::Sender<()>>),
+}
