@@ -6,8 +6,8 @@ use protocol::phase::{Phase, Verb};
 
 use crate::id::ProcessName;
 use crate::machine::{Core, Purpose};
-use crate::message::{Answer, Effect, Event, Exit, Fault, Refusal, Reply, Timer, View, Work};
-use crate::state::{Exec, ExecDelete, ExecStart, ExecStep, InGuest, Life, NOT_STARTED, SIGKILL};
+use crate::message::{Answer, Effect, Event, Exit, Fault, Job, Refusal, Reply, Timer, View, Work};
+use crate::state::{Exec, ExecDelete, ExecStart, ExecStep, InGuest, KILLED, Life, NOT_STARTED, SIGKILL};
 use crate::step::Done;
 
 impl<E: Clone> Core<E> {
@@ -28,6 +28,7 @@ impl<E: Clone> Core<E> {
             life: Life::Created,
             start: None,
             guest: InGuest::No,
+            overtaken: None,
             delete: None,
             signals: Vec::new(),
         };
@@ -81,7 +82,7 @@ impl<E: Clone> Core<E> {
                     }
                     (ExecStep::InGuest | ExecStep::Connecting, _) => InGuest::Lingers,
                 };
-                return self.exec_failed(now, name, guest, Answer::Failed(failure.error));
+                return self.exec_failed(now, name, NOT_STARTED, guest, Answer::Failed(failure.error));
             }
         };
         let (step, work) = next;
@@ -119,20 +120,52 @@ impl<E: Clone> Core<E> {
             ExecStep::Opening => InGuest::No,
             ExecStep::InGuest | ExecStep::Connecting => InGuest::Lingers,
         };
+        if start.step == ExecStep::InGuest {
+            // The guest may get the signal before this call, and then start the process: its answer is waited for.
+            self.jobs.insert(start.job, Purpose::OvertakenExec(name.clone()));
+            if let Some(exec) = self.exec_mut(name) {
+                exec.overtaken = Some(start.job);
+            }
+        } else {
+            self.abandon(start.job);
+        }
         let refusal = Refusal::Interrupted(name.clone());
-        self.exec_failed(now, name, guest, Answer::Refused(refusal));
+        self.exec_failed(now, name, KILLED, guest, Answer::Refused(refusal));
         true
     }
 
-    /// A start that has failed, or was overtaken. Of an exec that was never told to have started no exit is told.
-    pub(crate) fn exec_failed(&mut self, now: SystemTime, name: &ProcessName, guest: InGuest, answer: Answer<E>) {
+    /// The guest has answered the call to start an exec whose start was ended by SIGKILL.
+    pub(crate) fn overtaken_exec_finished(&mut self, now: SystemTime, name: &ProcessName, job: Job, done: &Done<E>) {
+        let Some(exec) = self.exec_mut(name).filter(|exec| exec.overtaken == Some(job)) else {
+            return;
+        };
+        exec.overtaken = None;
+        if exec.guest != InGuest::Lingers {
+            return;
+        }
+        match done.as_ref().map_err(|failure| failure.fault) {
+            // The signal may have come before the process.
+            Ok(()) | Err(Fault::Unanswered | Fault::Stalled) => self.kill_exec(name),
+            Err(Fault::Refused | Fault::Phase | Fault::Missing) => self.exec_has_ended(now, name),
+            // The VM's end is on its way.
+            Err(Fault::Gone) => {}
+        }
+    }
+
+    /// A start that has failed, or was ended, and whose job is over or abandoned. Of an exec that was never told to have
+    /// started no exit is told.
+    pub(crate) fn exec_failed(
+        &mut self,
+        now: SystemTime,
+        name: &ProcessName,
+        status: u32,
+        guest: InGuest,
+        answer: Answer<E>,
+    ) {
         let Some(exec) = self.exec_mut(name) else { return };
         let Some(start) = exec.start.take() else { return };
         let ended = matches!(exec.life, Life::Starting { exit: Some(_) });
-        let exit = Exit {
-            status: NOT_STARTED,
-            at: now,
-        };
+        let exit = Exit { status, at: now };
         exec.life = Life::Stopped(exit);
         exec.guest = match guest {
             InGuest::Lingers if ended => InGuest::Yes,
@@ -140,7 +173,6 @@ impl<E: Clone> Core<E> {
         };
         let lingers = exec.guest == InGuest::Lingers;
         let signals = std::mem::take(&mut exec.signals);
-        self.abandon(start.job);
         self.effects.push(Effect::CloseStreams(name.clone()));
         self.effects
             .push(Effect::Enter(name.clone(), View::Stopped(exit), None));
@@ -163,7 +195,8 @@ impl<E: Clone> Core<E> {
 
     pub(crate) fn exec_killed(&mut self, now: SystemTime, name: &ProcessName, done: &Done<E>) {
         let missing = matches!(done, Err(failure) if failure.fault == Fault::Missing);
-        if missing {
+        let overtaken = self.exec_mut(name).is_some_and(|exec| exec.overtaken.is_some());
+        if missing && !overtaken {
             // It has ended, or never came to be: its deletion in the guest tells.
             self.exec_has_ended(now, name);
         }
@@ -198,7 +231,7 @@ impl<E: Clone> Core<E> {
         let guest = exec.guest;
         exec.delete = Some(ExecDelete {
             replies: vec![reply],
-            job: crate::Job(0),
+            job: Job(0),
             awaits_exit: false,
             tried: false,
         });
@@ -225,9 +258,12 @@ impl<E: Clone> Core<E> {
         }
     }
 
-    /// Its exit is not reported: the guest says what there is to say.
+    /// Its exit is not reported: the guest says what there is to say, once it cannot start the process any more.
     pub(crate) fn exec_exit_missing(&mut self, name: &ProcessName) {
-        self.delete_exec_in_guest(name);
+        match self.exec_mut(name).and_then(|exec| exec.overtaken) {
+            Some(_) => self.await_exec_exit(name),
+            None => self.delete_exec_in_guest(name),
+        }
     }
 
     pub(crate) fn exec_deleted(&mut self, now: SystemTime, name: &ProcessName, done: Done<E>) {

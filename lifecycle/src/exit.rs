@@ -76,8 +76,10 @@ impl<E: Clone> Core<E> {
             };
             match life {
                 Life::Starting { .. } => {
+                    let job = self.exec_mut(&name).and_then(|exec| exec.start).map(|start| start.job);
+                    job.into_iter().for_each(|job| self.abandon(job));
                     let refusal = Refusal::Interrupted(name.clone());
-                    self.exec_failed(now, &name, InGuest::Yes, Answer::Refused(refusal));
+                    self.exec_failed(now, &name, KILLED, InGuest::Yes, Answer::Refused(refusal));
                 }
                 Life::Running => {
                     let at = now;

@@ -15,6 +15,8 @@ pub(crate) enum Purpose {
     Operation(ContainerId),
     /// An exec's start.
     Exec(ProcessName),
+    /// An exec's start in the guest that was ended by SIGKILL.
+    OvertakenExec(ProcessName),
     /// An exec's deletion.
     ExecDelete(ProcessName),
     /// The kill of an exec whose start has failed half-way.

@@ -254,6 +254,8 @@ pub(crate) struct Exec {
     pub(crate) life: Life,
     pub(crate) start: Option<ExecStart>,
     pub(crate) guest: InGuest,
+    /// The call to start it, which SIGKILL has overtaken and the guest has not answered: it may start it yet.
+    pub(crate) overtaken: Option<Job>,
     pub(crate) delete: Option<ExecDelete>,
     /// Signals that wait for the end of its start.
     pub(crate) signals: Vec<Signal>,

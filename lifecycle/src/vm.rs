@@ -33,7 +33,11 @@ impl<E: Clone> Core<E> {
         let ends = |purpose: &Purpose| {
             matches!(
                 purpose,
-                Purpose::Signal { .. } | Purpose::CgroupKill | Purpose::Ping { .. } | Purpose::ExecKill(_)
+                Purpose::Signal { .. }
+                    | Purpose::CgroupKill
+                    | Purpose::Ping { .. }
+                    | Purpose::ExecKill(_)
+                    | Purpose::OvertakenExec(_)
             )
         };
         let jobs = self.jobs.iter().filter(|(_, purpose)| ends(purpose));
@@ -131,12 +135,14 @@ impl<E: Clone> Core<E> {
         }
         match exec.life {
             Life::Starting { .. } => {
+                let job = exec.start.map(|start| start.job);
+                job.into_iter().for_each(|job| self.abandon(job));
                 let operation = "start";
                 let refusal = Refusal::NoVm {
                     operation,
                     name: name.clone(),
                 };
-                self.exec_failed(now, &name, InGuest::No, Answer::Refused(refusal));
+                self.exec_failed(now, &name, KILLED, InGuest::No, Answer::Refused(refusal));
             }
             Life::Running => self.begin_ending(&name, killed(now), Output::default()),
             Life::Creating { .. } | Life::Created | Life::Paused | Life::Ending { .. } | Life::Stopped(_) => {}

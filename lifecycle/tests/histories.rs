@@ -6,8 +6,8 @@ use std::time::SystemTime;
 
 use lifecycle::id::{ContainerId, ExecId, ProcessName};
 use lifecycle::{
-    Answer, Core, Effect, Event, Exit, Failure, Fault, Input, Job, Output, Refusal, Reply, Request, SIGKILL, Timer,
-    View, Work,
+    Answer, Core, Effect, Event, Exit, Failure, Fault, Input, Job, KILLED, Output, Refusal, Reply, Request, SIGKILL,
+    Timer, View, Work,
 };
 
 /// A sandbox whose VM is up.
@@ -330,13 +330,69 @@ fn sigkill_ends_the_start_of_an_exec_and_does_not_wait_for_it() {
             matches!(answers[..], [Answer::Refused(Refusal::Interrupted(_)), Answer::Done]),
             "{held:?}: {answers:?}"
         );
-        assert!(killed.contains(&Effect::Abandon(start)));
+        // The guest's answer to its call is waited for: see the next test.
+        assert_eq!(
+            killed.contains(&Effect::Abandon(start)),
+            !matches!(held, Work::GuestExec(_))
+        );
+        let stopped =
+            |effect: &Effect<_>| matches!(effect, Effect::Enter(_, View::Stopped(exit), None) if exit.status == KILLED);
+        assert!(killed.iter().any(stopped), "{held:?}: {killed:?}");
         // The guest knows it from the second step on.
         let in_guest = !matches!(held, Work::OpenStreams(_));
         assert_eq!(sends(&killed).len(), usize::from(in_guest), "{held:?}");
         let told = |effect: &Effect<_>| matches!(effect, Effect::Enter(_, _, Some(_)));
         assert!(!killed.iter().any(told), "{killed:?}");
     }
+}
+
+/// An exec whose start SIGKILL has ended, and for whose deletion the client asks: the guest knows no such process. Then it
+/// answers the call to start it; all effects from then on, and the jobs of the deletion in the guest before.
+fn overtaken(done: Result<(), Failure<&'static str>>) -> (Effects, Effects) {
+    let mut sandbox = Sandbox::new();
+    sandbox.run("c");
+    sandbox.ask(Request::AddExec(exec("c")));
+    let begun = sandbox.ask(Request::Start(exec("c")));
+    let waits = sandbox.settle(begun, |work| matches!(work, Work::GuestExec(_)));
+    let start = job(&waits, |work| matches!(work, Work::GuestExec(_)));
+    let killed = sandbox.ask(Request::Kill {
+        name: exec("c"),
+        signal: SIGKILL,
+        all: false,
+    });
+    let kill = job(&killed, |work| matches!(work, Work::Signal { .. }));
+    let missing = Failure {
+        fault: Fault::Missing,
+        error: "no such process",
+    };
+    let mut before = sandbox.step(Input::Finished(kill, Err(missing)));
+    before.extend(sandbox.ask(Request::Delete(exec("c"))));
+    let timer = before.iter().find_map(|effect| match effect {
+        Effect::Start(job, Timer::Death) => Some(*job),
+        _ => None,
+    });
+    if let Some(timer) = timer {
+        before.extend(sandbox.step(Input::Elapsed(timer)));
+    }
+    (before, sandbox.step(Input::Finished(start, done)))
+}
+
+#[test]
+fn sigkill_that_reaches_the_guest_before_the_exec_is_sent_again() {
+    for done in [Ok(()), unanswered()] {
+        let (before, after) = overtaken(done);
+        let deletes = |effect: &Effect<_>| matches!(effect, Effect::Do(_, Work::GuestDelete(_)));
+        assert!(!before.iter().any(deletes), "{before:?}");
+        assert!(answers(&before).is_empty(), "{before:?}");
+        assert_eq!(sends(&after), [SIGKILL], "{after:?}");
+    }
+    let refused = Failure {
+        fault: Fault::Refused,
+        error: "killed",
+    };
+    let (_, after) = overtaken(Err(refused));
+    assert!(sends(&after).is_empty(), "{after:?}");
+    job(&after, |work| matches!(work, Work::GuestDelete(_)));
 }
 
 #[test]

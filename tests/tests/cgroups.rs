@@ -6,8 +6,7 @@ mod kata_only {
 
     /// A container of the sandbox `pod`, as CRI writes it.
     fn member(spec: Spec, node: &Node, kind: &str) -> Result<Spec> {
-        spec.annotation("io.kubernetes.cri.container-type", kind)?
-            .annotation("io.kubernetes.cri.sandbox-id", &node.id("pod"))
+        spec.of_pod(node, kind)
     }
 
     /// With its own cgroup, writable, as a privileged container has it.

@@ -325,8 +325,7 @@ mod kata_only {
 
     /// CRI's annotations for a container of the sandbox `pod`.
     fn member(node: &Node, spec: Spec, kind: &str) -> Result<Spec> {
-        spec.annotation("io.kubernetes.cri.container-type", kind)?
-            .annotation("io.kubernetes.cri.sandbox-id", &node.id("pod"))
+        spec.of_pod(node, kind)
     }
 
     #[test]

@@ -133,10 +133,7 @@ mod kata_only {
     fn programs_are_told_the_memory_that_may_come_where_it_may_come_to_them() -> Result<()> {
         let node = Node::start_configured("[hypervisor.qemu]\ndefault_memory_limit = 1024\n")?;
         let member = |name: &str, kind: &str| {
-            let spec = node
-                .spec(name, &["sleep", "1000"])?
-                .annotation("io.kubernetes.cri.container-type", kind)?
-                .annotation("io.kubernetes.cri.sandbox-id", &node.id("pod"))?;
+            let spec = node.spec(name, &["sleep", "1000"])?.of_pod(&node, kind)?;
             programs::add(&spec.root(), &[PYTHON])?;
             Ok::<_, framework::Error>(spec)
         };
@@ -188,11 +185,7 @@ mod kata_only {
     #[test]
     fn a_pod_grows_while_another_container_starts_and_beside_another_sandbox_that_grows() -> Result<()> {
         let node = Node::start()?;
-        let member = |name: &str, kind: &str| {
-            node.spec(name, &["sleep", "1000"])?
-                .annotation("io.kubernetes.cri.container-type", kind)?
-                .annotation("io.kubernetes.cri.sandbox-id", &node.id("pod"))
-        };
+        let member = |name: &str, kind: &str| node.spec(name, &["sleep", "1000"])?.of_pod(&node, kind);
         node.run_spec("pod", &member("pod", "sandbox")?)?.arg("-d").ok()?;
         node.run_spec("free", &member("free", "container")?)?.arg("-d").ok()?;
         node.run("other").arg("-d").program(["sleep", "1000"]).ok()?;

@@ -103,8 +103,7 @@ mod kata_only {
         )?;
         let member = |name: &str, kind: &str| -> Result<Spec> {
             sleeping(&node, name, 0)?
-                .annotation("io.kubernetes.cri.container-type", kind)?
-                .annotation("io.kubernetes.cri.sandbox-id", &node.id("pod"))?
+                .of_pod(&node, kind)?
                 .set("/process/capabilities/bounding", json!(["CAP_CHOWN", "CAP_IPC_LOCK"]))?
                 .set("/process/capabilities/permitted", json!(["CAP_CHOWN", "CAP_IPC_LOCK"]))?
                 .set("/process/capabilities/effective", json!(["CAP_CHOWN", "CAP_IPC_LOCK"]))
@@ -257,9 +256,7 @@ mod kata_only {
     fn processes_of_a_pod_that_share_their_pids_have_each_their_own_containers_limits() -> Result<()> {
         let node = Node::start()?;
         let member = |name: &str, kind: &str| -> Result<Spec> {
-            let spec = sleeping(&node, name, 0)?
-                .annotation("io.kubernetes.cri.container-type", kind)?
-                .annotation("io.kubernetes.cri.sandbox-id", &node.id("pod"))?;
+            let spec = sleeping(&node, name, 0)?.of_pod(&node, kind)?;
             Ok(spec)
         };
         let pod = member("pod", "sandbox")?.annotation(MEMLOCK, "1MiB")?;

@@ -181,8 +181,7 @@ mod kata_only {
 
     /// CRI's annotations for a container of the sandbox `pod`.
     fn member(node: &Node, spec: framework::Spec, kind: &str) -> Result<framework::Spec> {
-        spec.annotation("io.kubernetes.cri.container-type", kind)?
-            .annotation("io.kubernetes.cri.sandbox-id", &node.id("pod"))
+        spec.of_pod(node, kind)
     }
 
     #[test]

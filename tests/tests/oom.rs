@@ -120,11 +120,7 @@ mod kata_only {
         let shared = node.dir().join("x");
         fs::create_dir(&shared)?;
         fs::write(shared.join("file"), "")?;
-        let member = |spec: Spec, kind: &str| {
-            spec.annotation("io.kubernetes.cri.container-type", kind)?
-                .annotation("io.kubernetes.cri.sandbox-id", &node.id("pod"))?
-                .bind(&shared, "/x", &["ro"])
-        };
+        let member = |spec: Spec, kind: &str| spec.of_pod(&node, kind)?.bind(&shared, "/x", &["ro"]);
         let pod = member(node.spec("pod", &["sleep", "1000"])?, "sandbox")?;
         node.run_spec("pod", &pod)?.arg("-d").ok()?;
         let reading = member(node.spec("reading", &["sleep", "1000"])?, "container")?;

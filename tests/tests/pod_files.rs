@@ -392,19 +392,10 @@ mod kata_only {
             volumes.push(volume);
         }
         start_pod(&node)?;
-        // The first process that this one sees is the guest's own, whose mounts it counts.
-        let namespaces = ["mount", "ipc", "uts", "network"].map(|kind| json!({ "type": kind }));
-        let mut looker = node
-            .spec("looker", &["sleep", "100000"])?
-            .of_pod(&node, "container")?
-            .set("/linux/namespaces", json!(namespaces))?;
-        for set in ["bounding", "effective", "permitted"] {
-            looker = looker.push(&format!("/process/capabilities/{set}"), "CAP_SYS_PTRACE")?;
-        }
-        node.run_spec("looker", &looker)?.arg("-d").ok()?;
+        node.start_guest_viewer("viewer")?;
         // The first line is there in any case: the list could be read.
         let count_mounts = "head -n 1 /proc/1/mountinfo | wc -l; grep -c /.volumes/ /proc/1/mountinfo || :";
-        let guest_mounts = |exec: &str| node.exec("looker", exec).sh(count_mounts).ok();
+        let guest_mounts = |exec: &str| node.exec("viewer", exec).sh(count_mounts).ok();
         assert_eq!(guest_mounts("before")?, "1\n0\n");
         let mut memory = 0;
         let mut alive: Vec<String> = Vec::new();
@@ -454,7 +445,7 @@ mod kata_only {
             assert!(Instant::now() < deadline, "virtiofsd does not let go of the volumes");
             std::thread::yield_now();
         }
-        node.remove("looker")?;
+        node.remove("viewer")?;
         node.remove("pod")?;
         node.nothing_left()
     }

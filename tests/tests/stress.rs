@@ -123,7 +123,7 @@ mod kata_only {
     /// the sandbox's processes on the host.
     fn usage(node: &Node, exec: &str) -> Result<Vec<usize>> {
         let count = "wc -l < /proc/1/mountinfo; grep -L 'PPid:.2$' /proc/[0-9]*/status 2>/dev/null | wc -l; ls /proc/1/fd | wc -l";
-        let said = node.exec("looker", exec).sh(count).ok()?;
+        let said = node.exec("viewer", exec).sh(count).ok()?;
         let mut counts: Vec<usize> = said.lines().filter_map(|line| line.trim().parse().ok()).collect();
         let processes = node.processes("pod");
         let shim = processes
@@ -155,16 +155,7 @@ mod kata_only {
         let node = Node::start()?;
         let pod = node.spec("pod", &["sleep", "100000"])?.of_pod(&node, "sandbox")?;
         node.run_spec("pod", &pod)?.arg("-d").ok()?;
-        // The first process that this one sees is the guest's own.
-        let namespaces = ["mount", "ipc", "uts", "network"].map(|kind| json!({ "type": kind }));
-        let mut looker = node
-            .spec("looker", &["sleep", "100000"])?
-            .of_pod(&node, "container")?
-            .set("/linux/namespaces", json!(namespaces))?;
-        for set in ["bounding", "effective", "permitted"] {
-            looker = looker.push(&format!("/process/capabilities/{set}"), "CAP_SYS_PTRACE")?;
-        }
-        node.run_spec("looker", &looker)?.arg("-d").ok()?;
+        node.start_guest_viewer("viewer")?;
         let spec = node.spec("c", &["sleep", "100000"])?.of_pod(&node, "container")?;
         node.create_spec("c", &spec)?;
         let mut process = spec.get("/process").clone();
@@ -185,7 +176,7 @@ mod kata_only {
         let grown = after.iter().zip(&before).any(|(after, before)| *after > before + LATE);
         assert!(!grown, "{before:?} became {after:?} after {cycles} cycles");
         node.ctr().args(["container", "rm"]).arg(&id).ok()?;
-        node.remove("looker")?;
+        node.remove("viewer")?;
         node.remove("pod")?;
         node.nothing_left()
     }

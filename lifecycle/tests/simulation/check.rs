@@ -173,6 +173,12 @@ impl Seen {
         }
     }
 
+    /// Whether a process's end has been told, or it is not known any longer.
+    pub(crate) fn is_stopped(&self, name: &ProcessName) -> bool {
+        let told = self.told.get(name);
+        told.is_none_or(|told| matches!(told.view, Some(View::Stopped(_))))
+    }
+
     /// Whether what is seen of a container is that it runs.
     pub(crate) fn is_seen_running(&self, id: &ContainerId) -> bool {
         let told = self.told.get(&ProcessName::init(id.clone()));

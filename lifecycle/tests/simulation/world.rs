@@ -21,6 +21,9 @@ const CALL: u64 = 30_000;
 /// When the script is over and all that it has begun has had its time: an hour.
 const REST: u64 = 3_600_000;
 
+/// The life of a process that is to be killed.
+const FOR_EVER: u64 = 600_000;
+
 /// For a deletion that makes no progress.
 const STALL: u64 = 120_000;
 
@@ -38,6 +41,8 @@ enum Later {
 enum Happening {
     Made(ContainerId, u64, Job, Says),
     Started(ContainerId, u64, Job, Says),
+    /// The call to start it has reached the agent, which needs so long.
+    ExecArrives(ProcessName, u64, Job, u64, Says),
     ExecRuns(ProcessName, u64, Job, Says),
     Ends(ProcessName, u64, u32),
     Freezes(ContainerId, u64, bool),
@@ -67,6 +72,8 @@ pub(crate) struct World<'a> {
     /// What the guest had when the connection to it was lost.
     lost: BTreeSet<ContainerId>,
     agent_hangs: bool,
+    /// Execs that came to run after their start was ended, with their containers' serial numbers.
+    late: BTreeSet<(ProcessName, u64)>,
     /// Nothing fails any more.
     calm: bool,
     seen: Seen,
@@ -90,6 +97,7 @@ impl<'a> World<'a> {
             vm: Vm::Booting,
             lost: BTreeSet::new(),
             agent_hangs: false,
+            late: BTreeSet::new(),
             calm: false,
             seen: Seen::default(),
             replies: 0,
@@ -271,7 +279,7 @@ impl<'a> World<'a> {
             Effect::Forget(name, event) => {
                 let in_guest = match &name.exec {
                     None => self.guest.containers.contains_key(&name.container),
-                    Some(_) => self.guest.lives(&name),
+                    Some(_) => self.has_exec(&name),
                 };
                 self.seen.forget(&name, event, in_guest)
             }
@@ -283,6 +291,12 @@ impl<'a> World<'a> {
             Effect::EndVm(reason) => self.end_vm(&reason),
             Effect::CloseStreams(_) | Effect::Lingers(_) | Effect::Unknown(_) => Ok(()),
         }
+    }
+
+    /// Whether the guest has an exec that runs, or may start one.
+    fn has_exec(&self, name: &ProcessName) -> bool {
+        let on_its_way = self.vm == Vm::Up && self.jobs.values().any(|work| *work == Work::GuestExec(name.clone()));
+        on_its_way || self.guest.lives(name)
     }
 
     fn answer(&mut self, reply: Reply, answer: &Answer<u32>) -> Checked {
@@ -405,7 +419,7 @@ impl<'a> World<'a> {
                 }
                 _ => self.say(job, delay, Says::WrongPhase),
             },
-            Work::GuestExec(name) => self.launch(job, name, delay, says),
+            Work::GuestExec(name) => self.send_exec(job, name, delay, says),
             Work::Signal { name, signal, all } => self.signal(job, &name, signal, all, delay, says),
             Work::GuestPause(id) | Work::GuestResume(id) => {
                 let pause = question == 200 + self::question(&Work::GuestPause(id.clone()));
@@ -431,9 +445,25 @@ impl<'a> World<'a> {
         self.after(delay, Later::Report(job, Err(Fault::Missing)));
     }
 
-    fn launch(&mut self, job: Job, name: ProcessName, delay: u64, says: Says) {
+    /// Calls may overtake one another on their way to the agent's threads.
+    fn send_exec(&mut self, job: Job, name: ProcessName, delay: u64, says: Says) {
+        let Some(container) = self.guest.containers.get(&name.container) else {
+            return self.missing(job, delay);
+        };
+        let serial = container.serial;
+        match self.dice.happens(79, 100) {
+            true => {
+                let way = self.dice.takes(79, 2000);
+                let arrives = Happening::ExecArrives(name, serial, job, delay, says);
+                self.after(way, Later::InGuest(arrives));
+            }
+            false => self.launch(job, name, serial, delay, says),
+        }
+    }
+
+    fn launch(&mut self, job: Job, name: ProcessName, serial: u64, delay: u64, says: Says) {
         let Some(exec) = name.exec.clone() else { return };
-        let Some(container) = self.guest.containers.get_mut(&name.container) else {
+        let Some(container) = self.guest.of(&name.container, serial) else {
             return self.missing(job, delay);
         };
         let runs = matches!(container.phase, Phase::Created | Phase::Running);
@@ -441,7 +471,6 @@ impl<'a> World<'a> {
             return self.say(job, delay, Says::Refuses);
         }
         container.execs.insert(exec, Exec::Launching(job));
-        let serial = container.serial;
         self.after(delay, Later::InGuest(Happening::ExecRuns(name, serial, job, says)));
     }
 
@@ -548,7 +577,10 @@ impl<'a> World<'a> {
                 self.say(job, 0, says);
             }
             Happening::Started(id, serial, job, says) => self.started(&id, serial, job, says),
+            Happening::ExecArrives(name, serial, job, delay, says) => self.launch(job, name, serial, delay, says),
             Happening::ExecRuns(name, serial, job, says) => {
+                // Its start was ended: it has to be killed.
+                let is_late = self.seen.is_stopped(&name);
                 let container = self.guest.of(&name.container, serial);
                 let exec = container.and_then(|container| container.execs.get_mut(name.exec.as_ref()?));
                 match exec {
@@ -558,7 +590,12 @@ impl<'a> World<'a> {
                         return Ok(());
                     }
                 }
-                let lifetime = self.dice.takes(82, 200_000);
+                let lifetime = if is_late {
+                    self.late.insert((name.clone(), serial));
+                    FOR_EVER
+                } else {
+                    self.dice.takes(82, 200_000)
+                };
                 self.after(lifetime, Later::InGuest(Happening::Ends(name, serial, 0)));
                 self.say(job, 0, says);
             }
@@ -572,7 +609,12 @@ impl<'a> World<'a> {
                             self.after(10_000, Later::InGuest(ends));
                         }
                     }
-                    Some(_) if self.guest.lives(&name) => self.ends(&name, status),
+                    Some(_) if self.guest.lives(&name) => {
+                        if status == 0 && self.late.contains(&(name.clone(), serial)) && !self.agent_hangs {
+                            return Err(format!("{name} was ended at its start, and runs to its end"));
+                        }
+                        self.ends(&name, status);
+                    }
                     _ => {}
                 }
             }

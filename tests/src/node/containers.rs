@@ -1,5 +1,7 @@
 //! A node's containers by `ctr`: they are run, looked at, waited for, removed.
 
+use serde_json::json;
+
 use super::Node;
 use crate::{Ctr, Error, Mount, Result, Spec, Tasks, ctr::LIMIT, grpc::Connection, image, wait};
 
@@ -35,6 +37,20 @@ impl Node {
         let root = self.dir().join(format!("rootfs{number}"));
         self.image.copy_root(&root)?;
         Ok(Spec::new(&root, &format!("/{}/{}", self.tag, self.id(name)), args))
+    }
+
+    /// Starts a container of the sandbox that the test calls `pod` in the guest's own PID namespace: its `/proc/1` is the agent,
+    /// whose mounts and descriptors it may read.
+    pub fn start_guest_viewer(&self, name: &str) -> Result<()> {
+        let namespaces = ["mount", "ipc", "uts", "network"].map(|kind| json!({ "type": kind }));
+        let mut viewer = self
+            .spec(name, &["sleep", "100000"])?
+            .of_pod(self, "container")?
+            .set("/linux/namespaces", json!(namespaces))?;
+        for set in ["bounding", "effective", "permitted"] {
+            viewer = viewer.push(&format!("/process/capabilities/{set}"), "CAP_SYS_PTRACE")?;
+        }
+        self.run_spec(name, &viewer)?.arg("-d").ok().map(drop)
     }
 
     /// Runs a spec to its end in the foreground and gives the report that its program, the probe, prints.

@@ -146,8 +146,7 @@ mod kata_only {
 
     /// A container of the sandbox `pod`; CRI sends these two annotations with each.
     fn member(spec: Spec, node: &Node, kind: &str) -> Result<Spec> {
-        spec.annotation("io.kubernetes.cri.container-type", kind)?
-            .annotation("io.kubernetes.cri.sandbox-id", &node.id("pod"))
+        spec.of_pod(node, kind)
     }
 
     fn in_namespace(spec: Spec, pod: &NetNs) -> Result<Spec> {
