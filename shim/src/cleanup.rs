@@ -165,14 +165,15 @@ mod tests {
         run_dir.write_state(&state).unwrap();
         let owed = run_dir.path().join("poststop");
         std::fs::create_dir(&owed).unwrap();
-        std::fs::write(owed.join("pod.json"), "").unwrap();
+        std::fs::write(owed.join("pod.1.json"), "").unwrap();
+        let is_handed_over = || run_dir.owed().exists() && !owed.exists();
         std::thread::scope(|scope| {
             let removal = scope.spawn(|| remove_sandbox(&run_dir, None));
             let limit = Instant::now() + Duration::from_secs(10);
-            while !run_dir.owed().join("pod.json").exists() && Instant::now() < limit {
+            while !is_handed_over() && Instant::now() < limit {
                 std::thread::yield_now();
             }
-            let handed_over = run_dir.owed().join("pod.json").exists() && !removal.is_finished();
+            let handed_over = is_handed_over() && !removal.is_finished();
             drop(std::fs::File::options().write(true).open(&procs).unwrap());
             removal.join().unwrap();
             assert!(handed_over);

@@ -13,7 +13,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::cli::{self, Arguments, Command, PoolAction};
 use crate::context::ServerContext;
-use crate::hooks::Owed;
+use crate::hooks::{self, Owed};
 use crate::host_ns::HostNamespace;
 use crate::id::SandboxId;
 use crate::pool::{self, Parked};
@@ -58,7 +58,7 @@ pub fn run(words: impl IntoIterator<Item = String>) -> Result<(), Box<dyn Error>
         Command::Poststop(directory) => {
             // Whoever removes the sandbox holds the other end until it is done, or has ended.
             io::copy(&mut io::stdin().lock(), &mut io::sink())?;
-            Owed::moved_to(directory).pay_all_blocking();
+            hooks::pay_handed_over(&directory);
             Ok(())
         }
         Command::Serve(arguments) => serve_on(UnixListener::from(sys::inherited()?), arguments, None),

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::host_ns::{HostNamespace, HostNamespaceError};
 use crate::sys;
 
-pub use owed::Owed;
+pub use owed::{Owed, pay_handed_over};
 
 /// How much of a failed hook's output goes into the error, in bytes.
 const OUTPUT_MAX: u64 = 1000;

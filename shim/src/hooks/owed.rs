@@ -2,13 +2,14 @@
 //! that they run exactly once, whatever ends the container: its deletion, the unwinding of a failed create, or `delete`
 //! if the shim is gone.
 //!
-//! There is one file per container below the sandbox's directory, which only root can access. The module knows nothing
-//! about VMs and containers.
+//! There is one file per creation of a container below the sandbox's directory, which only root can access: a container may
+//! be created while the hooks of an earlier one with its id still run. The module knows nothing about VMs and containers.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use oci_spec::runtime::{Hook, Hooks};
 use rustix::fs::{FlockOperation, flock};
@@ -49,14 +50,20 @@ impl Owed {
         }
     }
 
-    /// Those that [`Owed::hand_over`] has moved to this directory.
-    #[must_use]
-    pub fn moved_to(directory: PathBuf) -> Self {
-        Self { directory }
-    }
-
-    fn file(&self, container: &str) -> PathBuf {
-        self.directory.join(format!("{container}.json"))
+    /// The records that are complete, those of one container or of all, the oldest first.
+    fn records(&self, container: Option<&ContainerId>) -> Vec<PathBuf> {
+        // No directory: nothing is owed.
+        let entries = fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        let mut records: Vec<_> = entries
+            .filter_map(|entry| {
+                let name = entry.file_name().into_string().ok()?;
+                let (id, number) = name.strip_suffix(".json")?.rsplit_once('.')?;
+                let wanted = container.is_none_or(|container| container.as_str() == id);
+                wanted.then(|| (number.parse::<u128>().unwrap_or_default(), entry.path()))
+            })
+            .collect();
+        records.sort();
+        records.into_iter().map(|(_, path)| path).collect()
     }
 
     /// Writes down what a container's end owes; nothing where it has no poststop hooks.
@@ -77,10 +84,10 @@ impl Owed {
             },
         };
         fs::create_dir_all(&self.directory)?;
-        // Its own: another container's may be written at the same time.
-        let new = self.directory.join(format!("{}.new", state.id));
+        let file = self.directory.join(format!("{}.{}.json", state.id, now()));
+        let new = file.with_extension("new");
         fs::write(&new, serde_json::to_vec(&record)?)?;
-        fs::rename(new, self.file(&state.id))
+        fs::rename(new, file)
     }
 
     /// Runs what a container's end owes, each hook once, whether the one before it failed or not.
@@ -88,7 +95,11 @@ impl Owed {
     /// # Errors
     /// The first hook that failed.
     pub async fn pay(&self, host: &HostNamespace, container: &ContainerId) -> Result<(), HookError> {
-        self.pay_file(host, &self.file(container.as_str()), None).await
+        let mut first = Ok(());
+        for record in self.records(Some(container)) {
+            first = first.and(self.pay_file(host, &record, None).await);
+        }
+        first
     }
 
     async fn pay_file(&self, host: &HostNamespace, file: &Path, limit: Option<i64>) -> Result<(), HookError> {
@@ -110,51 +121,70 @@ impl Owed {
 
     /// Runs all that the sandbox owes. What fails is logged: there is nobody who could do better.
     pub async fn pay_all(&self, host: &HostNamespace) {
-        // No directory: nothing is owed.
-        let Ok(entries) = fs::read_dir(&self.directory) else {
-            return;
-        };
-        let complete = |entry: &fs::DirEntry| entry.path().extension().is_some_and(|extension| extension == "json");
-        for entry in entries.flatten().filter(complete) {
-            if let Err(error) = self.pay_file(host, &entry.path(), Some(LIMIT)).await {
+        for record in self.records(None) {
+            if let Err(error) = self.pay_file(host, &record, Some(LIMIT)).await {
                 let error = &error as &dyn std::error::Error;
-                tracing::warn!(file = %entry.path().display(), error, "a poststop hook failed");
+                tracing::warn!(file = %record.display(), error, "a poststop hook failed");
             }
         }
     }
 
-    /// The same for a caller in the host's mount namespace that can wait; then the directory goes. Blocks.
-    pub fn pay_all_blocking(&self) {
-        if !self.directory.exists() {
-            return;
-        }
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        match (HostNamespace::start_thread(), runtime) {
-            (Ok(host), Ok(runtime)) => runtime.block_on(self.pay_all(&host)),
-            (host, runtime) => return tracing::warn!(?host, ?runtime, "poststop hooks cannot be run"),
-        }
-        if let Err(error) = remove::directory(&self.directory) {
-            tracing::warn!(%error, path = %self.directory.display(), "cannot remove the record of poststop hooks");
-        }
-    }
-
-    /// Moves what is owed to `directory`, for a program of its own to pay: `delete` has 5 s in all, and a hook may take longer. What is
-    /// there already, from an earlier time, is paid as well. The answer is whether there is anything.
+    /// Moves what is owed into `directory`, for a program of its own to pay with [`pay_handed_over`]: `delete` has 5 s in all, and a
+    /// hook may take longer. What an earlier removal has moved there stays apart: its hooks may be running. The answer is
+    /// whether there is anything.
     ///
     /// # Errors
     /// It cannot be moved.
     pub fn hand_over(&self, directory: &Path) -> io::Result<bool> {
-        let entries = match fs::read_dir(&self.directory) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(directory.exists()),
-            entries => entries?,
-        };
-        for entry in entries {
-            let entry = entry?;
-            DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-            fs::rename(entry.path(), directory.join(entry.file_name()))?;
+        if !self.directory.exists() {
+            return Ok(directory.exists());
         }
-        Ok(directory.exists())
+        let place = directory.join(now().to_string());
+        loop {
+            DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+            match fs::rename(&self.directory, &place) {
+                Ok(()) => return Ok(true),
+                // The program that pays for an earlier removal has just removed the directory.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && self.directory.exists() => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
+}
+
+/// Nanoseconds since the epoch: a number that no other record has.
+fn now() -> u128 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_nanos()
+}
+
+/// Runs all that [`Owed::hand_over`] has moved into a directory, and removes it. For a caller in the host's mount namespace
+/// that can wait: blocks.
+pub fn pay_handed_over(directory: &Path) {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return;
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let (host, runtime) = match (HostNamespace::start_thread(), runtime) {
+        (Ok(host), Ok(runtime)) => (host, runtime),
+        (host, runtime) => return tracing::warn!(?host, ?runtime, "poststop hooks cannot be run"),
+    };
+    for entry in entries.flatten() {
+        let owed = Owed {
+            directory: entry.path(),
+        };
+        runtime.block_on(owed.pay_all(&host));
+        // What is left is being run by another process, which removes it.
+        if owed.records(None).is_empty()
+            && let Err(error) = remove::directory(&owed.directory)
+        {
+            tracing::warn!(%error, path = %owed.directory.display(), "cannot remove the record of poststop hooks");
+        }
+    }
+    // It stays for whoever else has something in it.
+    let _ = fs::remove_dir(directory);
 }
 
 /// A record whose hooks this process runs. Whoever ends before it is done leaves the rest to the next.
@@ -183,6 +213,8 @@ impl Claim {
             Ok(record) => record,
             Err(error) => {
                 tracing::warn!(file = %path.display(), %error, "cannot understand which poststop hooks are owed");
+                // Nobody else can either.
+                let _ = fs::remove_file(path);
                 return None;
             }
         };
@@ -260,7 +292,9 @@ mod tests {
             .record(&script, &state(bundle.path()))
             .unwrap();
         drop(bundle);
-        Owed::below(run_dir.path()).pay_all_blocking();
+        let elsewhere = run_dir.path().join("elsewhere");
+        assert!(Owed::below(run_dir.path()).hand_over(&elsewhere).unwrap());
+        pay_handed_over(&elsewhere);
         assert_eq!(fs::read_to_string(&ran).unwrap(), "/\n");
     }
 
@@ -271,9 +305,10 @@ mod tests {
         let script = hooks(&["echo first >> ran", "echo second >> ran; sleep 0.3"]);
         owed.record(&script, &state(bundle.path())).unwrap();
         let host = HostNamespace::start_thread().unwrap();
-        let mut claim = Claim::of(&owed.file("me")).unwrap();
+        let record = owed.records(None).remove(0);
+        let mut claim = Claim::of(&record).unwrap();
         // Who has it now runs it; it ends after the first.
-        assert!(Claim::of(&owed.file("me")).is_none());
+        assert!(Claim::of(&record).is_none());
         claim.done();
         drop(claim);
         tokio::join!(owed.pay_all(&host), owed.pay_all(&host));
@@ -290,10 +325,72 @@ mod tests {
         let script = hooks(&[&format!("echo ran > {}/ran", run_dir.path().display())]);
         owed.record(&script, &state(bundle.path())).unwrap();
         assert!(owed.hand_over(&elsewhere).unwrap());
-        owed.pay_all_blocking();
+        let host = HostNamespace::start_thread().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.unwrap().block_on(owed.pay_all(&host));
         assert!(!run_dir.path().join("ran").exists());
-        Owed::moved_to(elsewhere.clone()).pay_all_blocking();
+        pay_handed_over(&elsewhere);
         assert!(run_dir.path().join("ran").exists() && !elsewhere.exists());
+    }
+
+    /// A hook that says that it runs and then waits for a line.
+    fn waiting(directory: &Path) -> Hooks {
+        let [began, goes_on] = ["began", "goes-on"].map(|name| {
+            let path = directory.join(name);
+            let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+            rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+            path.display().to_string()
+        });
+        let ran = directory.join("ran").display().to_string();
+        hooks(&[
+            &format!("echo first > {began}; read line < {goes_on}; echo first >> {ran}"),
+            &format!("echo second >> {ran}"),
+        ])
+    }
+
+    fn third(directory: &Path) -> Hooks {
+        hooks(&[&format!("echo third >> {}/ran", directory.display())])
+    }
+
+    #[tokio::test]
+    async fn a_container_with_the_id_of_one_whose_hooks_still_run_has_its_own_run_too() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path();
+        let owed = Owed::below(directory);
+        owed.record(&waiting(directory), &state(directory)).unwrap();
+        let host = HostNamespace::start_thread().unwrap();
+        let id = ContainerId::new("me").unwrap();
+        let next = async {
+            tokio::fs::read(directory.join("began")).await.unwrap();
+            owed.record(&third(directory), &state(directory)).unwrap();
+            tokio::fs::write(directory.join("goes-on"), "\n").await.unwrap();
+        };
+        let (paid, ()) = tokio::join!(owed.pay(&host, &id), next);
+        paid.unwrap();
+        owed.pay(&host, &id).await.unwrap();
+        let ran = fs::read_to_string(directory.join("ran")).unwrap();
+        assert_eq!(ran, "first\nsecond\nthird\n");
+    }
+
+    #[test]
+    fn what_is_handed_over_while_hooks_of_an_earlier_removal_run_is_paid_too() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path();
+        let elsewhere = directory.join("elsewhere");
+        let owed = Owed::below(directory);
+        owed.record(&waiting(directory), &state(directory)).unwrap();
+        owed.hand_over(&elsewhere).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| pay_handed_over(&elsewhere));
+            fs::read(directory.join("began")).unwrap();
+            owed.record(&third(directory), &state(directory)).unwrap();
+            assert!(owed.hand_over(&elsewhere).unwrap());
+            fs::write(directory.join("goes-on"), "\n").unwrap();
+        });
+        pay_handed_over(&elsewhere);
+        let ran = fs::read_to_string(directory.join("ran")).unwrap();
+        assert_eq!(ran, "first\nsecond\nthird\n");
+        assert!(!elsewhere.exists());
     }
 
     #[test]
@@ -302,6 +399,8 @@ mod tests {
         let owed = Owed::below(run_dir.path());
         owed.record(&Hooks::default(), &state(run_dir.path())).unwrap();
         assert!(!run_dir.path().join(DIRECTORY).exists());
-        owed.pay_all_blocking();
+        let elsewhere = run_dir.path().join("elsewhere");
+        assert!(!owed.hand_over(&elsewhere).unwrap());
+        pay_handed_over(&elsewhere);
     }
 }
