@@ -3,7 +3,6 @@
 
 mod blocking;
 mod boot;
-mod bpf;
 mod cgroup;
 mod clock;
 mod container;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use base::net_dev::{self, Traffic};
 use protocol::agent::{AgentUsage, DeviceTraffic, GuestMetricsResponse, Pressure};
 
 use crate::cgroup::flat;
@@ -64,15 +65,10 @@ const DEVICES: usize = 32;
 
 /// `  eth0: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16`, after two lines of headings.
 fn devices(text: &str) -> Vec<DeviceTraffic> {
-    let lines = text.lines().skip(2).filter_map(|line| line.split_once(':'));
-    lines
-        .take(DEVICES)
-        .map(|(name, counters)| DeviceTraffic {
-            name: name.trim().to_owned(),
-            counters: counters
-                .split_ascii_whitespace()
-                .filter_map(|word| word.parse().ok())
-                .collect(),
+    net_dev::traffic(text, DEVICES)
+        .map(|Traffic { name, counters }| DeviceTraffic {
+            name,
+            counters,
             ..DeviceTraffic::default()
         })
         .collect()

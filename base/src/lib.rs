@@ -1,7 +1,10 @@
-//! What several crates need of Linux and of the standard library: text of errors.
+//! What several crates need of Linux and of the standard library: text of errors, BPF, attributes of mounts, /proc/net/dev.
 //!
 //! It knows neither containers nor VMs.
 
+pub mod bpf;
 mod error_chain;
+pub mod mount_attributes;
+pub mod net_dev;
 
 pub use error_chain::chain;

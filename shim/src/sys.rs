@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use base::mount_attributes;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -59,41 +60,22 @@ pub(crate) enum SetAttr {
 pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, change: SetAttr) -> io::Result<()> {
     // SAFETY: all fields of the struct are integers, for which zero means "no change".
     let mut attributes: libc::mount_attr = unsafe { std::mem::zeroed() };
-    let mut flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+    let mut flags = libc::AT_RECURSIVE;
     match change {
         SetAttr::ReadOnly => {
             attributes.attr_set = libc::MOUNT_ATTR_RDONLY;
-            flags = libc::AT_EMPTY_PATH;
+            flags = 0;
         }
         SetAttr::Writable => {
             attributes.attr_clr = libc::MOUNT_ATTR_RDONLY;
-            flags = libc::AT_EMPTY_PATH;
+            flags = 0;
         }
         SetAttr::ReadOnlyRecursive => attributes.attr_set = libc::MOUNT_ATTR_RDONLY,
         SetAttr::InertRecursive => attributes.attr_set = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID,
         SetAttr::SlaveRecursive => attributes.propagation = libc::MS_SLAVE,
         SetAttr::PrivateRecursive => attributes.propagation = libc::MS_PRIVATE,
     }
-    set_attributes(mount, flags, &attributes)
-}
-
-fn set_attributes(mount: BorrowedFd<'_>, flags: libc::c_int, attributes: &libc::mount_attr) -> io::Result<()> {
-    // SAFETY: the descriptor is open, the path is an empty C string, the struct is initialised and of the stated size.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_raw_fd(),
-            c"".as_ptr(),
-            flags,
-            std::ptr::from_ref(attributes),
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    mount_attributes::mount_setattr(mount, c"", flags, &attributes)
 }
 
 /// Lets the child lead a session of its own.
@@ -104,41 +86,6 @@ pub(crate) fn detach(command: &mut Command) {
             -1 => Err(io::Error::last_os_error()),
             _ => Ok(()),
         });
-    }
-}
-
-/// Maps the owners of a mount's files (`MOUNT_ATTR_IDMAP`, mount_setattr(2)); the mount must not have been attached yet.
-pub(crate) fn map_owners(mount: BorrowedFd<'_>, users: BorrowedFd<'_>, recursive: bool) -> io::Result<()> {
-    let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_IDMAP,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: u64::try_from(users.as_raw_fd()).map_err(io::Error::other)?,
-    };
-    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-    // The attributes name `users` by its number: it is open during the call.
-    set_attributes(mount, flags, &attributes)
-}
-
-/// A child in a user namespace of its own that does nothing until the other end of `until` is closed, and writes a byte when it is there. The
-/// caller waits for it.
-pub(crate) fn spawn_in_user_namespace(until: &OwnedFd) -> io::Result<i32> {
-    // SAFETY: the child makes system calls alone, on memory that was made ready before, and never returns from here.
-    unsafe {
-        let child = libc::fork();
-        if child != 0 {
-            return match child {
-                -1 => Err(io::Error::last_os_error()),
-                child => Ok(child),
-            };
-        }
-        if libc::unshare(libc::CLONE_NEWUSER) == 0 && libc::dup2(until.as_raw_fd(), 0) == 0 {
-            libc::syscall(libc::SYS_close_range, 1_u32, u32::MAX, 0_u32);
-            let mut byte = 0_u8;
-            libc::write(0, (&raw const byte).cast(), 1);
-            libc::read(0, (&raw mut byte).cast(), 1);
-        }
-        libc::_exit(0)
     }
 }
 

@@ -38,39 +38,8 @@ pub(super) fn mount_setattr(
         propagation,
         userns_fd: 0,
     };
-    set_attributes(mount, path, recursive, &attributes)
-}
-
-/// Maps the owners of a mount's files by a user namespace (MOUNT_ATTR_IDMAP).
-pub(super) fn map_owners(mount: BorrowedFd<'_>, users: BorrowedFd<'_>, recursive: bool) -> io::Result<()> {
-    let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_IDMAP,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: u64::from(users.as_raw_fd().cast_unsigned()),
-    };
-    set_attributes(mount, c"", recursive, &attributes)
-}
-
-fn set_attributes(
-    mount: BorrowedFd<'_>,
-    path: &CStr,
-    recursive: bool,
-    attributes: &libc::mount_attr,
-) -> io::Result<()> {
-    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-    // SAFETY: the path is a C string, and the attributes are a whole structure of the size that is passed.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_raw_fd(),
-            path.as_ptr(),
-            flags,
-            std::ptr::from_ref(attributes),
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    nix::errno::Errno::result(done).map(drop).map_err(io::Error::from)
+    let flags = if recursive { libc::AT_RECURSIVE } else { 0 };
+    base::mount_attributes::mount_setattr(mount, path, flags, &attributes)
 }
 
 /// Gives every signal its default action again: an ignored one would stay ignored in the program.

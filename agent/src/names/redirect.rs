@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use crate::bpf::{self, Attachment, CONTEXT, EXIT, IF_NOT_EQUAL, Instruction, LOAD, MOVE, STORE, from, instruction};
+use base::bpf::{self, Attachment, CONTEXT, EXIT, IF_NOT_EQUAL, Instruction, LOAD, MOVE, STORE, from, instruction};
 
 /// The cgroup whose programs are asked about everybody in the guest.
 const ROOT: &str = "/sys/fs/cgroup";
@@ -48,7 +48,7 @@ impl Redirect {
         let mut links = Vec::new();
         for (at, before, after) in to.into_iter().chain(back) {
             let ipv6 = matches!(at, Attachment::Connect6 | Attachment::Receive6 | Attachment::Peer6);
-            let program = bpf::load(at, &program(ipv6, before, after))?;
+            let program = bpf::load(at, "", &program(ipv6, before, after))?;
             links.push(bpf::link(at, root.as_fd(), program.as_fd())?);
         }
         Ok(Self { _links: links })

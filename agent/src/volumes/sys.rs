@@ -2,7 +2,9 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use base::mount_attributes::mount_setattr;
 
 /// Longest name: NAME_MAX of `linux/limits.h`.
 const LONGEST_NAME: usize = 255;
@@ -42,16 +44,5 @@ pub(super) fn restrict(tree: &OwnedFd, attributes: u64) -> io::Result<()> {
         propagation: libc::MS_PRIVATE,
         userns_fd: 0,
     };
-    // SAFETY: the path is an empty C string, and the attributes are a whole structure of the size that is passed.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            tree.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
-            &raw const attributes,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    nix::errno::Errno::result(done).map(drop).map_err(io::Error::from)
+    mount_setattr(tree.as_fd(), c"", libc::AT_RECURSIVE, &attributes)
 }

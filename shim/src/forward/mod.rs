@@ -7,7 +7,7 @@
 //! the loopback's address is listened at. Nothing is forwarded for a pod whose network the guest has not got, or which is in
 //! the host's own namespace.
 
-mod sys;
+mod redirect;
 
 use std::fs::File;
 use std::io;
@@ -92,7 +92,7 @@ fn direct(netns: &File) -> io::Result<Directed> {
     move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     listener.set_nonblocking(true)?;
-    let link = sys::direct_all(listener.as_fd(), netns.as_fd())?;
+    let link = redirect::direct_all(listener.as_fd(), netns.as_fd())?;
     Ok(Directed { listener, _link: link })
 }
 

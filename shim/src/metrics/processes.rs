@@ -3,6 +3,8 @@
 
 use std::fs;
 
+use base::net_dev::{self, Traffic};
+
 /// Processes that are looked at: children of children included.
 const MOST: usize = 64;
 
@@ -24,26 +26,10 @@ pub(super) struct Usage {
     pub(super) written: u64,
 }
 
-/// The counters of a network device, in the order of /proc/net/dev.
-pub(super) struct Traffic {
-    pub(super) name: String,
-    pub(super) counters: Vec<u64>,
-}
-
 /// The devices of the network namespace in which a component runs.
 pub(super) fn traffic(pid: u32) -> Vec<Traffic> {
     let text = fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap_or_default();
-    let lines = text.lines().skip(2).filter_map(|line| line.split_once(':'));
-    lines
-        .take(MOST)
-        .map(|(name, counters)| Traffic {
-            name: name.trim().to_owned(),
-            counters: counters
-                .split_ascii_whitespace()
-                .filter_map(|word| word.parse().ok())
-                .collect(),
-        })
-        .collect()
+    net_dev::traffic(&text, MOST).collect()
 }
 
 /// The first of them that is QEMU.

@@ -10,7 +10,7 @@ use std::path::Path;
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 
 use super::error::{Error, failed};
-use crate::bpf::{self, Attachment};
+use base::bpf::{self, Attachment};
 use program::{Access, Kind, Rule, Scope};
 
 /// Most rules of a specification: more make a program that the kernel takes too long to check.
@@ -40,7 +40,7 @@ pub(super) fn restrict(cgroup: &Path, listed: &[LinuxDeviceCgroup]) -> Result<()
     let mut rules: Vec<Rule> = listed.iter().map(rule).collect::<Result<_, _>>()?;
     rules.extend(ALWAYS);
     let directory = OwnedFd::from(File::open(cgroup).map_err(failed("open", cgroup))?);
-    let program = bpf::load(Attachment::Device, &program::generate(&rules))
+    let program = bpf::load(Attachment::Device, "", &program::generate(&rules))
         .map_err(failed("load the device rules of", cgroup))?;
     let attached = bpf::attach(Attachment::Device, directory.as_fd(), program.as_fd());
     attached.map_err(failed("attach the device rules to", cgroup))

@@ -4,7 +4,7 @@
 //! with the kinds of access that are still undecided. If one is denied, it ends with 0. If the last one is allowed, it
 //! ends with 1. An access without a rule is denied.
 
-use crate::bpf::{
+use base::bpf::{
     AND, ANSWER, CONTEXT, COPY, EXIT, IF_ANY_SET, IF_NOT_EQUAL, Instruction, JUMP, LOAD, MOVE, SHIFT_RIGHT, from,
     instruction,
 };

@@ -1,18 +1,42 @@
-//! bpf(2), as far as programs of cgroups need it. It decides nothing.
+//! bpf(2), as far as programs of cgroups and network namespaces need it. It decides nothing.
 #![allow(unsafe_code)]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use super::{Attachment, Instruction};
+use super::attachment::Attachment;
+use super::instruction::Instruction;
 
 // linux/bpf.h
+const BPF_MAP_CREATE: libc::c_int = 0;
+const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_PROG_ATTACH: libc::c_int = 8;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_F_ALLOW_MULTI: u32 = 2;
+const BPF_MAP_TYPE_SOCKMAP: u32 = 15;
 
-/// The beginning of `union bpf_attr` for BPF_PROG_LOAD: the kernel takes what is missing for zeroes.
+/// The beginning of `union bpf_attr` for BPF_MAP_CREATE: the kernel takes what is missing for zeroes.
+#[repr(C)]
+struct Map {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    entries: u32,
+    flags: u32,
+}
+
+/// The same for BPF_MAP_UPDATE_ELEM.
+#[repr(C)]
+struct Update {
+    map: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// The same for BPF_PROG_LOAD.
 #[repr(C)]
 struct Load {
     program_type: u32,
@@ -64,12 +88,40 @@ fn made(descriptor: libc::c_long) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Loads a program.
+/// A map of sockets (BPF_MAP_TYPE_SOCKMAP) with this one in it, at 0.
 ///
 /// # Errors
-/// The kernel has no such programs (CONFIG_CGROUP_BPF), or does not take this one.
-pub(crate) fn load(at: Attachment, program: &[Instruction]) -> io::Result<OwnedFd> {
+/// The kernel has no such maps (CONFIG_BPF_SYSCALL), or we may not make one (CAP_BPF, CAP_NET_ADMIN).
+pub fn socket_map(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let attributes = Map {
+        kind: BPF_MAP_TYPE_SOCKMAP,
+        key_size: 4,
+        value_size: 4,
+        entries: 1,
+        flags: 0,
+    };
+    let map = made(bpf(BPF_MAP_CREATE, &attributes)?)?;
+    let (key, value) = (0_u32, socket.as_raw_fd());
+    let attributes = Update {
+        map: map.as_raw_fd().cast_unsigned(),
+        padding: 0,
+        key: std::ptr::from_ref(&key) as u64,
+        value: std::ptr::from_ref(&value) as u64,
+        flags: 0,
+    };
+    bpf(BPF_MAP_UPDATE_ELEM, &attributes)?;
+    Ok(map)
+}
+
+/// Loads a program. Its name of at most 15 bytes is for those who list programs.
+///
+/// # Errors
+/// The kernel has no such programs (CONFIG_CGROUP_BPF, CONFIG_BPF_SYSCALL), or does not take this one.
+pub fn load(at: Attachment, name: &str, program: &[Instruction]) -> io::Result<OwnedFd> {
     let (program_type, attach_type) = at.numbers();
+    let mut padded = [0; 16];
+    let length = name.len().min(padded.len() - 1);
+    padded[..length].copy_from_slice(&name.as_bytes()[..length]);
     let attributes = Load {
         program_type,
         count: u32::try_from(program.len()).map_err(io::Error::other)?,
@@ -80,7 +132,7 @@ pub(crate) fn load(at: Attachment, program: &[Instruction]) -> io::Result<OwnedF
         log: 0,
         kernel_version: 0,
         flags: 0,
-        name: [0; 16],
+        name: padded,
         interface: 0,
         attach_type,
     };
@@ -91,7 +143,7 @@ pub(crate) fn load(at: Attachment, program: &[Instruction]) -> io::Result<OwnedF
 ///
 /// # Errors
 /// The descriptor is no directory of cgroup v2.
-pub(crate) fn attach(at: Attachment, cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+pub fn attach(at: Attachment, cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let attributes = Attach {
         target: cgroup.as_raw_fd().cast_unsigned(),
         program: program.as_raw_fd().cast_unsigned(),
@@ -101,14 +153,14 @@ pub(crate) fn attach(at: Attachment, cgroup: BorrowedFd<'_>, program: BorrowedFd
     bpf(BPF_PROG_ATTACH, &attributes).map(drop)
 }
 
-/// The same, until the answer is closed.
+/// Attaches a program to a cgroup or a network namespace until the answer is closed.
 ///
 /// # Errors
-/// As for [`attach`].
-pub(crate) fn link(at: Attachment, cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+/// The descriptor is neither, or the kernel has no such links.
+pub fn link(at: Attachment, to: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let attributes = Link {
         program: program.as_raw_fd().cast_unsigned(),
-        target: cgroup.as_raw_fd().cast_unsigned(),
+        target: to.as_raw_fd().cast_unsigned(),
         attach_type: at.numbers().1,
         flags: 0,
     };
