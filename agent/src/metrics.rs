@@ -50,7 +50,6 @@ pub(crate) fn guest() -> GuestMetricsResponse {
         cpus: std::thread::available_parallelism().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX)),
         uptime_ms: milli(read("/proc/uptime").split(' ').next().unwrap_or_default()).unwrap_or(0),
         agent: Some(own(
-            &read("/proc/self/stat"),
             &read("/proc/self/status"),
             std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count),
         ))
@@ -74,22 +73,16 @@ fn devices(text: &str) -> Vec<DeviceTraffic> {
         .collect()
 }
 
-/// Fields 14, 15 and 20 of /proc/PID/stat (proc_pid_stat(5)), counted from the command's closing parenthesis, and VmRSS of
-/// /proc/PID/status.
-fn own(stat: &str, status: &str, open_files: usize) -> AgentUsage {
-    let fields: Vec<u64> = stat
-        .rsplit_once(')')
-        .map_or("", |(_, rest)| rest)
-        .split_ascii_whitespace()
-        .map(|word| word.parse().unwrap_or(0))
-        .collect();
-    let field = |number: usize| fields.get(number - 3).copied().unwrap_or(0);
+/// From /proc/self/stat, and VmRSS of /proc/self/status.
+fn own(status: &str, open_files: usize) -> AgentUsage {
+    let stat = base::process::own_stat();
+    let (user_ticks, system_ticks, threads) = stat.map_or((0, 0, 0), |stat| (stat.utime, stat.stime, stat.num_threads));
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let resident = resident.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
     AgentUsage {
-        user_ticks: field(14),
-        system_ticks: field(15),
-        threads: u32::try_from(field(20)).unwrap_or(u32::MAX),
+        user_ticks,
+        system_ticks,
+        threads: u32::try_from(threads).unwrap_or(u32::MAX),
         resident_bytes: resident.unwrap_or(0).saturating_mul(1024),
         open_files: u32::try_from(open_files).unwrap_or(u32::MAX),
         ..AgentUsage::default()
@@ -156,14 +149,8 @@ mod tests {
         assert_eq!(load("0.20 0.18 0.12 1/80 11206\n"), Some((80, 1, 200)));
         assert_eq!(milli("12.345"), Some(12_345));
         assert_eq!(load("rubbish"), None);
-        let own = own(
-            "7 (a) b) S 1 7 7 0 -1 4194560 1 0 0 0 250 50 0 0 20 0 3 0 4711 9 2 1",
-            "Name:	a
-VmRSS:	    2 kB
-",
-            5,
-        );
-        assert_eq!((own.user_ticks, own.system_ticks, own.threads), (250, 50, 3));
+        let own = own("Name:\ta\nVmRSS:\t    2 kB\n", 5);
+        assert!(own.threads > 0);
         assert_eq!(own.resident_bytes, 2048);
         let devices = devices("Inter-|   Receive\n face |bytes\n  eth0: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n");
         assert_eq!((devices[0].name.as_str(), devices[0].counters.len()), ("eth0", 16));

@@ -1,4 +1,5 @@
-//! What several crates need of Linux and of the standard library: text of errors, BPF, attributes of mounts, /proc/net/dev.
+//! What several crates need of Linux and of the standard library: text of errors, BPF,
+//! attributes of mounts, /proc.
 //!
 //! It knows neither containers nor VMs.
 
@@ -6,5 +7,6 @@ pub mod bpf;
 mod error_chain;
 pub mod mount_attributes;
 pub mod net_dev;
+pub mod process;
 
 pub use error_chain::chain;

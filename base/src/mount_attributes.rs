@@ -67,7 +67,10 @@ pub fn user_namespace(users: &str, groups: &str) -> io::Result<OwnedFd> {
         let write = |file: &str, field: &str, lines: &str| {
             let written = fs::write(format!("/proc/{pid}/{file}"), lines);
             written.map_err(|error| {
-                io::Error::new(error.kind(), format!("the kernel does not take the {field} {lines:?}: {error}"))
+                io::Error::new(
+                    error.kind(),
+                    format!("the kernel does not take the {field} {lines:?}: {error}"),
+                )
             })
         };
         write("uid_map", "uidMappings", users)?;

@@ -161,15 +161,9 @@ impl BootQueue {
 
     /// Whether the process that has this place is stopped by a signal or a debugger (proc_pid_stat(5)).
     fn is_stopped(&self, number: usize) -> bool {
-        let stat = || -> Option<String> {
-            let pid = std::fs::read_to_string(self.directory.join(self.place(number))).ok()?;
-            let pid: u32 = pid.trim().parse().ok()?;
-            std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()
-        };
-        // Its name, in parentheses, may have any characters.
-        let stat = stat().unwrap_or_default();
-        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-        matches!(state, Some('T' | 't'))
+        let pid = std::fs::read_to_string(self.directory.join(self.place(number))).ok();
+        let stat = pid.and_then(|pid| base::process::stat(pid.trim().parse().ok()?));
+        matches!(stat.map(|stat| stat.state), Some('T' | 't'))
     }
 
     /// This place, if it is free now.

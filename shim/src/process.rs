@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
+use base::process::stat;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
@@ -27,11 +28,8 @@ impl ProcessRef {
     /// The process that has this pid now; none if there is none.
     #[must_use]
     pub fn of(pid: i32) -> Option<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        Some(Self {
-            pid,
-            start_time: start_time(&stat)?,
-        })
+        let start_time = stat(pid)?.starttime;
+        Some(Self { pid, start_time })
     }
 
     /// This process.
@@ -89,12 +87,6 @@ fn wait_for(pidfd: &OwnedFd, deadline: Instant) -> rustix::io::Result<bool> {
     }
 }
 
-/// The command, field 2, is in parentheses and may itself contain spaces and parentheses: count from the last one.
-fn start_time(stat: &str) -> Option<u64> {
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_ascii_whitespace().nth(19)?.parse().ok()
-}
-
 /// The processes that come from this one by a few generations.
 pub(crate) fn descendants() -> io::Result<Vec<i32>> {
     let own = i32::try_from(std::process::id()).unwrap_or(0);
@@ -110,19 +102,12 @@ pub(crate) fn is_descendant(pid: i32) -> bool {
         if ancestor == own {
             return true;
         }
-        match parent(ancestor) {
+        match stat(ancestor).map(|stat| stat.ppid) {
             Some(parent) if parent > 1 => ancestor = parent,
             _ => return false,
         }
     }
     false
-}
-
-/// A process's parent: the fourth field of `/proc/PID/stat` (proc_pid_stat(5)), behind the name's last parenthesis.
-fn parent(pid: i32) -> Option<i32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, fields) = stat.rsplit_once(')')?;
-    fields.split_whitespace().nth(1)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -141,13 +126,6 @@ mod tests {
         assert!(!process.is_alive());
         child.wait().unwrap();
         assert!(!process.is_alive());
-    }
-
-    #[test]
-    fn a_command_with_parentheses_does_not_shift_the_fields() {
-        let stat = "7 (a) b (c) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4711 1 1";
-        assert_eq!(start_time(stat), Some(4711));
-        assert_eq!(start_time("rubbish"), None);
     }
 
     #[test]

@@ -4,10 +4,8 @@ use std::fmt;
 use std::fs;
 use std::time::Duration;
 
+use base::process::{TICKS, stat};
 use serde::Deserialize;
-
-/// Clock ticks of a second in /proc: USER_HZ is 100 wherever there is KVM (time(7)).
-const TICKS: u64 = 100;
 
 /// A pid and when that process started, in clock ticks since the host's boot (proc_pid_stat(5), field 22).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -29,8 +27,7 @@ pub(crate) struct Use {
 impl Process {
     /// Whether it is still the same process, and no zombie.
     pub(crate) fn lives(&self) -> bool {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
-        start_time(&stat) == Some(self.start_time) && state(&stat) != Some("Z")
+        stat(self.pid).is_some_and(|stat| stat.starttime == self.start_time && stat.state != 'Z')
     }
 
     /// What it uses now.
@@ -43,7 +40,7 @@ impl Process {
         };
         Use {
             command: read("comm").trim().to_owned(),
-            state: state(&read("stat")).unwrap_or_default().to_owned(),
+            state: stat(self.pid).map(|stat| stat.state.to_string()).unwrap_or_default(),
             resident: bytes(&read("status"), "VmRSS:"),
             proportional: bytes(&read("smaps_rollup"), "Pss:"),
         }
@@ -75,29 +72,16 @@ impl fmt::Display for Age {
     }
 }
 
-/// The command, field 2, is in parentheses and may hold anything: fields are counted from the last one.
-fn fields(stat: &str) -> Option<std::str::SplitAsciiWhitespace<'_>> {
-    Some(stat.rsplit_once(')')?.1.split_ascii_whitespace())
-}
-
-fn start_time(stat: &str) -> Option<u64> {
-    fields(stat)?.nth(19)?.parse().ok()
-}
-
-fn state(stat: &str) -> Option<&str> {
-    fields(stat)?.next()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_process_is_itself_and_not_another_of_its_number() {
-        let stat = fs::read_to_string("/proc/self/stat").unwrap();
+        let stat = base::process::own_stat().unwrap();
         let own = Process {
-            pid: std::process::id().try_into().unwrap(),
-            start_time: start_time(&stat).unwrap(),
+            pid: stat.pid,
+            start_time: stat.starttime,
         };
         assert!(own.lives());
         assert!(own.usage().resident.unwrap() > 0);

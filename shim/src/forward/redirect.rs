@@ -4,9 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use base::bpf::{
-    self, AND, ANSWER, Attachment, CONTEXT, EXIT, IF_NOT_EQUAL, Instruction, LOAD, from, instruction,
-};
+use base::bpf::{self, AND, ANSWER, Attachment, CONTEXT, EXIT, IF_NOT_EQUAL, Instruction, LOAD, from, instruction};
 
 const MAP_LOOKUP_ELEM: u32 = 1;
 const SK_RELEASE: u32 = 86;

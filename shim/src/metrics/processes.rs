@@ -4,12 +4,10 @@
 use std::fs;
 
 use base::net_dev::{self, Traffic};
+use base::process::{TICKS, stat};
 
 /// Processes that are looked at: children of children included.
 const MOST: usize = 64;
-
-/// Clock ticks of a second in /proc: USER_HZ is 100 wherever there is KVM (time(7)).
-const TICKS: f64 = 100.0;
 
 /// What a process, and the children that it has made for its own work, use.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -84,14 +82,15 @@ fn with_children(pid: u32) -> Vec<u32> {
 impl Usage {
     /// User and system.
     pub(super) fn cpu_seconds(&self) -> f64 {
-        (self.user + self.system) / TICKS
+        (self.user + self.system) / TICKS as f64
     }
 
     fn add(&mut self, pid: u32) {
         let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
-        let (user, system) = ticks(&read("stat")).unwrap_or((0.0, 0.0));
-        self.user += user;
-        self.system += system;
+        if let Some(stat) = i32::try_from(pid).ok().and_then(stat) {
+            self.user += stat.utime as f64;
+            self.system += stat.stime as f64;
+        }
         let status = read("status");
         self.resident += kibibytes(&status, "VmRSS:");
         self.threads += figure(&status, "Threads:");
@@ -102,13 +101,6 @@ impl Usage {
         let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
         self.descriptors += u64::try_from(descriptors).unwrap_or(u64::MAX);
     }
-}
-
-/// Fields 14 and 15 of /proc/PID/stat (proc_pid_stat(5)), counted from the command's closing parenthesis.
-fn ticks(stat: &str) -> Option<(f64, f64)> {
-    let (_, rest) = stat.rsplit_once(')')?;
-    let mut fields = rest.split_ascii_whitespace().skip(11);
-    Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
 }
 
 fn figure(text: &str, name: &str) -> u64 {
@@ -135,9 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fields_are_counted_from_the_last_parenthesis() {
-        let stat = "7 (a) b (c) S 1 7 7 0 -1 4194560 1 0 0 0 250 50 0 0 20 0 1 0 4711 1 1";
-        assert_eq!(ticks(stat), Some((250.0, 50.0)));
+    fn figures_are_found_by_their_names() {
         assert_eq!(figure("Threads:\t12\n", "Threads:"), 12);
         assert_eq!(kibibytes("Pss:  3 kB\n", "Pss:"), 3072);
     }
