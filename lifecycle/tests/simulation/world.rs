@@ -21,8 +21,8 @@ const CALL: u64 = 30_000;
 /// When the script is over and all that it has begun has had its time: an hour.
 const REST: u64 = 3_600_000;
 
-/// The life of a process that is to be killed.
-const FOR_EVER: u64 = 600_000;
+/// The life of a process that is to be killed: longer than that takes, and shorter than most containers live.
+const UNTIL_KILLED: u64 = 90_000;
 
 /// For a deletion that makes no progress.
 const STALL: u64 = 120_000;
@@ -72,6 +72,8 @@ pub(crate) struct World<'a> {
     /// What the guest had when the connection to it was lost.
     lost: BTreeSet<ContainerId>,
     agent_hangs: bool,
+    /// Execs whose calls have not reached the agent, with their containers' serial numbers.
+    on_their_way: BTreeSet<(ProcessName, u64)>,
     /// Execs that came to run after their start was ended, with their containers' serial numbers.
     late: BTreeSet<(ProcessName, u64)>,
     /// Nothing fails any more.
@@ -97,6 +99,7 @@ impl<'a> World<'a> {
             vm: Vm::Booting,
             lost: BTreeSet::new(),
             agent_hangs: false,
+            on_their_way: BTreeSet::new(),
             late: BTreeSet::new(),
             calm: false,
             seen: Seen::default(),
@@ -295,7 +298,8 @@ impl<'a> World<'a> {
 
     /// Whether the guest has an exec that runs, or may start one.
     fn has_exec(&self, name: &ProcessName) -> bool {
-        let on_its_way = self.vm == Vm::Up && self.jobs.values().any(|work| *work == Work::GuestExec(name.clone()));
+        let container = self.guest.containers.get(&name.container);
+        let on_its_way = container.is_some_and(|container| self.on_their_way.contains(&(name.clone(), container.serial)));
         on_its_way || self.guest.lives(name)
     }
 
@@ -454,6 +458,7 @@ impl<'a> World<'a> {
         match self.dice.happens(79, 100) {
             true => {
                 let way = self.dice.takes(79, 2000);
+                self.on_their_way.insert((name.clone(), serial));
                 let arrives = Happening::ExecArrives(name, serial, job, delay, says);
                 self.after(way, Later::InGuest(arrives));
             }
@@ -577,7 +582,10 @@ impl<'a> World<'a> {
                 self.say(job, 0, says);
             }
             Happening::Started(id, serial, job, says) => self.started(&id, serial, job, says),
-            Happening::ExecArrives(name, serial, job, delay, says) => self.launch(job, name, serial, delay, says),
+            Happening::ExecArrives(name, serial, job, delay, says) => {
+                self.on_their_way.remove(&(name.clone(), serial));
+                self.launch(job, name, serial, delay, says);
+            }
             Happening::ExecRuns(name, serial, job, says) => {
                 // Its start was ended: it has to be killed.
                 let is_late = self.seen.is_stopped(&name);
@@ -592,7 +600,7 @@ impl<'a> World<'a> {
                 }
                 let lifetime = if is_late {
                     self.late.insert((name.clone(), serial));
-                    FOR_EVER
+                    UNTIL_KILLED
                 } else {
                     self.dice.takes(82, 200_000)
                 };
