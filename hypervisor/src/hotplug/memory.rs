@@ -20,8 +20,8 @@ use crate::size::Size;
 use crate::spec::Backing;
 
 /// QEMU's names of the memory and of the device.
-const BACKEND: &str = "more";
-const DEVICE: &str = "more-memory";
+const BACKEND: &str = "plugged-memory";
+const DEVICE: &str = "plugged-memory-device";
 
 /// The guest takes and gives back memory in pieces of a page block, of 2 or 4 MiB.
 const GRANULE: u32 = 4;
