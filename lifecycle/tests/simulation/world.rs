@@ -299,7 +299,8 @@ impl<'a> World<'a> {
     /// Whether the guest has an exec that runs, or may start one.
     fn has_exec(&self, name: &ProcessName) -> bool {
         let container = self.guest.containers.get(&name.container);
-        let on_its_way = container.is_some_and(|container| self.on_their_way.contains(&(name.clone(), container.serial)));
+        let on_its_way =
+            container.is_some_and(|container| self.on_their_way.contains(&(name.clone(), container.serial)));
         on_its_way || self.guest.lives(name)
     }
 

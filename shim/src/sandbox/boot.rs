@@ -12,9 +12,9 @@ use tokio::sync::{mpsc, oneshot};
 use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
 
+use super::backpressured::BackpressuredConnection;
 use super::connections::{Arrived, LogSink, accept};
 use super::host_service::{Demand, HostService};
-use super::line::Line;
 use crate::agent_client::{AgentClient, printable};
 use crate::boot_queue::{BootPlace, BootQueue};
 use crate::guest_kernel;
@@ -184,7 +184,7 @@ async fn greet(
     let mut setup = plan.setup.clone();
     setup.network = network.into();
     let service = Arc::new(HostService::new(setup, hello, events, demands));
-    let (host, host_line) = Line::of_requests(host);
+    let (host, host_line) = BackpressuredConnection::of_requests(host);
     // One connection, and then none for ever: a listener that ends would end the server.
     let only = futures::stream::once(std::future::ready(Ok(host))).chain(futures::stream::pending());
     let mut server = Server::new()
@@ -208,7 +208,7 @@ async fn greet(
         Arrived::Host(_) => return Err("the agent called twice".to_owned()),
     };
     let (tell, lost) = oneshot::channel();
-    let (agent, agent_line) = Line::of_answers(agent, tell);
+    let (agent, agent_line) = BackpressuredConnection::of_answers(agent, tell);
     let agent = AgentClient::new(Box::new(agent), plan.create_timeout);
     let signals = Signals {
         events: received,

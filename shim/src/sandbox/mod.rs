@@ -11,6 +11,7 @@
 //!
 //! It knows neither containerd's messages nor QEMU.
 
+mod backpressured;
 pub mod boot;
 mod changes;
 pub mod connections;
@@ -27,7 +28,6 @@ mod health;
 pub mod host;
 mod host_service;
 mod life;
-mod line;
 mod message;
 mod names;
 mod network;

@@ -28,7 +28,7 @@ const LONGEST: usize = 256 << 10;
 
 /// A connection that tells when it has ended, and that can be ended: ttrpc's client can do neither, and its server only
 /// with a wait.
-pub(super) struct Line {
+pub(super) struct BackpressuredConnection {
     inner: Option<Connection>,
     tell: Option<oneshot::Sender<()>>,
     /// Its sender is dropped to hang up.
@@ -68,7 +68,7 @@ impl Rules {
     }
 }
 
-impl Line {
+impl BackpressuredConnection {
     /// A connection on which the guest asks, and what is dropped to end it.
     pub(super) fn of_requests(connection: Connection) -> (Self, oneshot::Sender<()>) {
         Self::new(connection, None, Rules::Requests(Asked::default()))
@@ -96,7 +96,7 @@ impl Line {
     }
 }
 
-impl AsyncRead for Line {
+impl AsyncRead for BackpressuredConnection {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -133,7 +133,7 @@ impl AsyncRead for Line {
     }
 }
 
-impl AsyncWrite for Line {
+impl AsyncWrite for BackpressuredConnection {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = match self.connection() {
             Ok(connection) => connection.poll_write(context, bytes),
@@ -225,7 +225,7 @@ mod tests {
     }
 
     /// Reads frames of four bytes until there is nothing to be read at once.
-    async fn read_what_may_be_read(line: &mut Line) -> u64 {
+    async fn read_what_may_be_read(line: &mut BackpressuredConnection) -> u64 {
         let mut read = 0;
         let mut one = [0; HEADER + 4];
         loop {
@@ -242,7 +242,7 @@ mod tests {
     #[tokio::test]
     async fn a_guest_that_asks_and_takes_no_answer_is_not_read_from_until_it_does() {
         let (mut guest, host) = UnixStream::pair().unwrap();
-        let (mut line, _held) = Line::of_requests(Box::new(host));
+        let (mut line, _held) = BackpressuredConnection::of_requests(Box::new(host));
         guest.write_all(&frame(4).repeat(1000)).await.unwrap();
         // Tokio learns that there is something to read.
         line.read_exact(&mut [0; HEADER + 4]).await.unwrap();
@@ -256,7 +256,7 @@ mod tests {
     #[tokio::test]
     async fn a_request_that_is_too_long_ends_the_connection() {
         let (mut guest, host) = UnixStream::pair().unwrap();
-        let (mut line, _held) = Line::of_requests(Box::new(host));
+        let (mut line, _held) = BackpressuredConnection::of_requests(Box::new(host));
         guest.write_all(&frame(LONGEST + 1)[..HEADER]).await.unwrap();
         assert!(line.read(&mut [0; HEADER]).await.is_err());
         assert_eq!(line.read(&mut [0; HEADER]).await.unwrap(), 0);
@@ -265,7 +265,7 @@ mod tests {
     #[tokio::test]
     async fn hanging_up_ends_a_line_that_waits_for_answers_to_be_taken() {
         let (mut guest, host) = UnixStream::pair().unwrap();
-        let (mut line, held) = Line::of_requests(Box::new(host));
+        let (mut line, held) = BackpressuredConnection::of_requests(Box::new(host));
         guest.write_all(&frame(4).repeat(100)).await.unwrap();
         line.read_exact(&mut [0; HEADER + 4]).await.unwrap();
         read_what_may_be_read(&mut line).await;
@@ -278,7 +278,7 @@ mod tests {
     async fn an_answer_that_nobody_asked_for_ends_the_connection() {
         let (mut guest, host) = UnixStream::pair().unwrap();
         let (tell, ended) = oneshot::channel();
-        let (mut line, _held) = Line::of_answers(Box::new(host), tell);
+        let (mut line, _held) = BackpressuredConnection::of_answers(Box::new(host), tell);
         let mut answer = frame(4);
         answer[8] = 2;
         guest.write_all(&answer).await.unwrap();
