@@ -8,7 +8,7 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
 
 use super::error::NetworkError;
-use super::seen::{Seen, name};
+use super::snapshot::{Snapshot, name};
 use super::tap;
 
 /// An interface of the pod.
@@ -32,7 +32,7 @@ pub(super) struct Own {
 
 /// Chooses in one namespace.
 pub(super) struct Choice<'a> {
-    pub(super) seen: &'a Seen,
+    pub(super) snapshot: &'a Snapshot,
     /// Its name in errors.
     pub(super) namespace: &'a str,
     pub(super) own: &'a Own,
@@ -68,7 +68,7 @@ impl Choice<'_> {
         });
         match (link.header.link_layer_type, mac) {
             (LinkLayerType::Ether, Some(_))
-                if self.seen.ingress.contains(&index) && !self.own.joined.contains(&index) =>
+                if self.snapshot.ingress.contains(&index) && !self.own.joined.contains(&index) =>
             {
                 Err(self.taken(name))
             }
@@ -100,7 +100,10 @@ impl Choice<'_> {
     }
 
     fn has_address(&self, index: u32) -> bool {
-        self.seen.addresses.iter().any(|address| address.header.index == index)
+        self.snapshot
+            .addresses
+            .iter()
+            .any(|address| address.header.index == index)
     }
 
     fn in_use(&self, link: &LinkMessage) -> bool {
@@ -113,7 +116,7 @@ impl Choice<'_> {
             LinkAttribute::Controller(index) => Some(*index),
             _ => None,
         });
-        let mut links = self.seen.links.iter();
+        let mut links = self.snapshot.links.iter();
         let controller_kind = links.find(|it| Some(it.header.index) == controller).and_then(info_kind);
         if controller_kind == Some(&InfoKind::Vrf) && self.has_address(link.header.index) {
             return Err(self.unsupported(name.to_owned(), String::from("port of a VRF")));
@@ -127,11 +130,11 @@ impl Choice<'_> {
             let ours = self::name(upper).is_some_and(|name| tap::is_name(&name));
             lower(upper) == Some(index) && self.in_use(upper) && !ours
         };
-        let Some(upper) = self.seen.links.iter().find(stands_on_it) else {
+        let Some(upper) = self.snapshot.links.iter().find(stands_on_it) else {
             return Ok(false);
         };
         let mut own = self
-            .seen
+            .snapshot
             .addresses
             .iter()
             .filter(|address| address.header.index == index);

@@ -21,7 +21,7 @@ use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
 
 use super::choice::{Choice, Own, PodInterface};
 use super::error::NetworkError;
-use super::seen::Seen;
+use super::snapshot::Snapshot;
 
 /// The table that the kernel alone fills (`RT_TABLE_LOCAL`, rtnetlink(7)).
 const LOCAL_TABLE: u32 = 255;
@@ -43,15 +43,19 @@ pub(super) struct Wanted {
 /// # Errors
 /// An interface is in use for the pod and cannot be had in a VM, or another sandbox has it.
 pub(super) fn wanted(
-    seen: &Seen,
+    snapshot: &Snapshot,
     namespace: &str,
     own: &Own,
     device: &mut dyn FnMut(u32, &PodInterface) -> Option<MacAddress>,
 ) -> Result<Wanted, NetworkError> {
     let mut wanted = Wanted::default();
     let mut places = BTreeMap::new();
-    let choice = Choice { seen, namespace, own };
-    for link in &seen.links {
+    let choice = Choice {
+        snapshot,
+        namespace,
+        own,
+    };
+    for link in &snapshot.links {
         let Some(mut interface) = choice.of(link)? else {
             continue;
         };
@@ -67,10 +71,10 @@ pub(super) fn wanted(
             name: interface.name.clone(),
             mtu: interface.mtu,
             up: link.header.flags.contains(LinkFlags::Up),
-            ipv6: seen.accept_ra.contains_key(&interface.name),
-            accept_ra: seen.accept_ra.get(&interface.name).copied().unwrap_or_default(),
+            ipv6: snapshot.accept_ra.contains_key(&interface.name),
+            accept_ra: snapshot.accept_ra.get(&interface.name).copied().unwrap_or_default(),
             no_arp: link.header.flags.contains(LinkFlags::Noarp),
-            sysctls: seen
+            sysctls: snapshot
                 .sysctls
                 .get(&interface.name)
                 .into_iter()
@@ -82,13 +86,22 @@ pub(super) fn wanted(
         wanted.interfaces.push(interface);
     }
     let network = &mut wanted.network;
-    network.addresses = encoded(seen.addresses.iter().filter_map(|it| address(it, seen, &places)));
-    let mut routes: Vec<RouteMessage> = seen.routes.iter().filter_map(|it| route(it, seen, &places)).collect();
+    network.addresses = encoded(
+        snapshot
+            .addresses
+            .iter()
+            .filter_map(|it| address(it, snapshot, &places)),
+    );
+    let mut routes: Vec<RouteMessage> = snapshot
+        .routes
+        .iter()
+        .filter_map(|it| route(it, snapshot, &places))
+        .collect();
     // A gateway is reached by a route without one.
     routes.sort_by_key(has_gateway);
     network.routes = encoded(routes);
-    network.rules = encoded(seen.rules.iter().filter(|rule| is_set(rule)).cloned());
-    network.neighbours = encoded(seen.neighbours.iter().filter_map(|it| neighbour(it, &places)));
+    network.rules = encoded(snapshot.rules.iter().filter(|rule| is_set(rule)).cloned());
+    network.neighbours = encoded(snapshot.neighbours.iter().filter_map(|it| neighbour(it, &places)));
     Ok(wanted)
 }
 
@@ -117,7 +130,7 @@ fn encoded<T: Emitable>(messages: impl IntoIterator<Item = T>) -> Vec<Vec<u8>> {
     messages.into_iter().map(encode).collect()
 }
 
-fn address(address: &AddressMessage, seen: &Seen, places: &BTreeMap<u32, u32>) -> Option<AddressMessage> {
+fn address(address: &AddressMessage, snapshot: &Snapshot, places: &BTreeMap<u32, u32>) -> Option<AddressMessage> {
     let place = *places.get(&address.header.index)?;
     let flags = flags_of(address);
     let ipv6 = address.header.family == AddressFamily::Inet6;
@@ -133,11 +146,11 @@ fn address(address: &AddressMessage, seen: &Seen, places: &BTreeMap<u32, u32>) -
     }
     let makes_a_route = address.header.prefix_len < if ipv6 { 128 } else { 32 };
     // None is made where the interface is down.
-    let up = seen
+    let up = snapshot
         .links
         .iter()
         .any(|link| link.header.index == address.header.index && link.header.flags.contains(LinkFlags::Up));
-    if makes_a_route && up && !seen.routes.iter().any(|route| is_prefix_route(route, address)) {
+    if makes_a_route && up && !snapshot.routes.iter().any(|route| is_prefix_route(route, address)) {
         kept |= AddressFlags::Noprefixroute;
     }
     let mut guest = address.clone();
@@ -215,13 +228,13 @@ fn has_gateway(route: &RouteMessage) -> bool {
     })
 }
 
-fn route(route: &RouteMessage, seen: &Seen, places: &BTreeMap<u32, u32>) -> Option<RouteMessage> {
+fn route(route: &RouteMessage, snapshot: &Snapshot, places: &BTreeMap<u32, u32>) -> Option<RouteMessage> {
     let table = route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Table(table) => Some(*table),
         _ => None,
     });
     let learnt = [RouteProtocol::Ra, RouteProtocol::IcmpRedirect].contains(&route.header.protocol);
-    let made = seen.addresses.iter().any(|address| is_prefix_route(route, address));
+    let made = snapshot.addresses.iter().any(|address| is_prefix_route(route, address));
     let cloned = route.header.flags.contains(RouteFlags::Cloned);
     if table.unwrap_or(u32::from(route.header.table)) == LOCAL_TABLE || learnt || made || cloned {
         return None;

@@ -17,7 +17,7 @@ use super::error::NetworkError;
 use super::guest::{self, Wanted};
 use super::plan::{NetworkPlan, Rates};
 use super::wire::Wiring;
-use super::{seen, tap};
+use super::{snapshot, tap};
 
 /// A change comes in many messages: they are told once when none has come for this long.
 const SETTLES: Duration = Duration::from_millis(50);
@@ -52,9 +52,9 @@ pub(super) struct Rejoined {
 
 /// Looks what is there before anything is made.
 pub(super) async fn look(netlink: Handle, namespace: String) -> Result<Wanted, NetworkError> {
-    let seen = seen::look(&netlink, &namespace).await?;
+    let snapshot = snapshot::take(&netlink, &namespace).await?;
     let mut taken = BTreeSet::new();
-    guest::wanted(&seen, &namespace, &Own::default(), &mut |place, interface| {
+    guest::wanted(&snapshot, &namespace, &Own::default(), &mut |place, interface| {
         Some(guest::device_mac(&mut taken, place, interface.mac))
     })
 }
@@ -135,9 +135,11 @@ pub(super) async fn rejoin(
         namespace: &namespace,
         rates,
     };
-    let seen = seen::look(&netlink, &namespace).await?;
+    let snapshot = snapshot::take(&netlink, &namespace).await?;
     // One that has come back under the number of one that went, or that somebody has taken the join off, is a new one.
-    let gone = devices.joined.extract_if(.., |index, _| !seen.ingress.contains(index));
+    let gone = devices
+        .joined
+        .extract_if(.., |index, _| !snapshot.ingress.contains(index));
     for (index, device) in gone.collect::<Vec<_>>() {
         wiring.unlimit(index).await;
         wiring.release(&device.tap).await;
@@ -153,7 +155,7 @@ pub(super) async fn rejoin(
         joined: devices.joined.keys().copied().collect(),
     };
     let (mut new, mut without) = (BTreeMap::new(), Vec::new());
-    let wanted = guest::wanted(&seen, &namespace, &own, &mut |_, interface| {
+    let wanted = guest::wanted(&snapshot, &namespace, &own, &mut |_, interface| {
         if let Some(device) = devices.joined.get(&interface.index) {
             return Some(device.mac);
         }

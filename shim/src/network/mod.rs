@@ -18,7 +18,7 @@ mod namespace;
 mod plan;
 mod rate;
 mod record;
-mod seen;
+mod snapshot;
 mod sys;
 mod tap;
 mod wire;

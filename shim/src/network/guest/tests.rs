@@ -63,10 +63,10 @@ fn prefix_route(to: &str, length: u8, index: u32) -> RouteMessage {
 }
 
 /// eth0 is interface 7 of the host.
-fn seen() -> Seen {
-    Seen {
+fn snapshot() -> Snapshot {
+    Snapshot {
         links: vec![link(7, "eth0", [2, 0, 0, 0, 0, 1])],
-        ..Seen::default()
+        ..Snapshot::default()
     }
 }
 
@@ -74,8 +74,8 @@ fn admit(place: u32, interface: &PodInterface) -> Option<MacAddress> {
     Some(if place == 1 { interface.mac } else { own_mac(place) })
 }
 
-fn translated(seen: &Seen) -> Network {
-    wanted(seen, "test", &Own::default(), &mut admit).unwrap().network
+fn translated(snapshot: &Snapshot) -> Network {
+    wanted(snapshot, "test", &Own::default(), &mut admit).unwrap().network
 }
 
 fn routes(network: &Network) -> Vec<RouteMessage> {
@@ -96,7 +96,7 @@ fn addresses(network: &Network) -> Vec<AddressMessage> {
 
 #[test]
 fn an_interface_keeps_its_name_mac_address_and_mtu() {
-    let network = translated(&seen());
+    let network = translated(&snapshot());
     let [interface] = &network.interfaces[..] else {
         panic!("{network:?}")
     };
@@ -112,12 +112,12 @@ fn an_interface_keeps_its_name_mac_address_and_mtu() {
 
 #[test]
 fn an_interface_takes_announcements_and_asks_for_addresses_as_the_hosts_does() {
-    let mut seen = seen();
-    seen.accept_ra.insert("eth0".to_owned(), 2);
-    seen.links[0].header.flags |= LinkFlags::Noarp;
+    let mut snapshot = snapshot();
+    snapshot.accept_ra.insert("eth0".to_owned(), 2);
+    snapshot.links[0].header.flags |= LinkFlags::Noarp;
     let sysctls = [("ipv4/conf/%/rp_filter".to_owned(), "2".to_owned())];
-    seen.sysctls.insert("eth0".to_owned(), sysctls.clone().into());
-    let interface = &translated(&seen).interfaces[0];
+    snapshot.sysctls.insert("eth0".to_owned(), sysctls.clone().into());
+    let interface = &translated(&snapshot).interfaces[0];
     assert_eq!((interface.ipv6, interface.accept_ra, interface.no_arp), (true, 2, true));
     assert_eq!(interface.sysctls, sysctls.into());
 }
@@ -130,39 +130,43 @@ fn of_kind(kind: InfoKind, mut link: LinkMessage, on: LinkAttribute) -> LinkMess
 
 #[test]
 fn what_stands_on_another_interface_is_carried_in_its_place_or_both_are_refused() {
-    let mut seen = seen();
+    let mut snapshot = snapshot();
     let vlan = link(8, "eth0.5", [2, 0, 0, 0, 0, 1]);
-    seen.links.push(of_kind(InfoKind::Vlan, vlan, LinkAttribute::Link(7)));
-    seen.addresses = vec![address(7, "fe80::1", 64), address(8, "10.1.2.3", 16)];
-    let network = translated(&seen);
+    snapshot
+        .links
+        .push(of_kind(InfoKind::Vlan, vlan, LinkAttribute::Link(7)));
+    snapshot.addresses = vec![address(7, "fe80::1", 64), address(8, "10.1.2.3", 16)];
+    let network = translated(&snapshot);
     assert_eq!(network.interfaces.len(), 1);
     assert_eq!(network.interfaces[0].name, "eth0.5");
-    seen.addresses.push(address(7, "10.2.2.3", 16));
-    let error = wanted(&seen, "test", &Own::default(), &mut admit)
+    snapshot.addresses.push(address(7, "10.2.2.3", 16));
+    let error = wanted(&snapshot, "test", &Own::default(), &mut admit)
         .unwrap_err()
         .to_string();
     assert!(error.contains("eth0.5 stands on it"), "{error}");
     // Nobody uses it.
-    let vlan = std::mem::replace(&mut seen.links[1].header.flags, LinkFlags::empty());
-    let lent = seen.addresses.remove(1);
-    assert_eq!(translated(&seen).interfaces[0].name, "eth0");
-    seen.links[1].header.flags = vlan;
-    seen.addresses.insert(1, lent);
+    let vlan = std::mem::replace(&mut snapshot.links[1].header.flags, LinkFlags::empty());
+    let lent = snapshot.addresses.remove(1);
+    assert_eq!(translated(&snapshot).interfaces[0].name, "eth0");
+    snapshot.links[1].header.flags = vlan;
+    snapshot.addresses.insert(1, lent);
     // One whose parent is in another namespace, under any number; and a veth has its peer there.
-    seen.links[1].attributes.push(LinkAttribute::LinkNetNsId(0));
+    snapshot.links[1].attributes.push(LinkAttribute::LinkNetNsId(0));
     let veth = link(9, "eth1", [2, 0, 0, 0, 0, 2]);
-    seen.links.push(of_kind(InfoKind::Veth, veth, LinkAttribute::Link(7)));
-    assert_eq!(translated(&seen).interfaces.len(), 3);
+    snapshot
+        .links
+        .push(of_kind(InfoKind::Veth, veth, LinkAttribute::Link(7)));
+    assert_eq!(translated(&snapshot).interfaces.len(), 3);
 }
 
 #[test]
 fn a_port_of_a_vrf_is_refused() {
-    let mut seen = seen();
+    let mut snapshot = snapshot();
     let vrf = of_kind(InfoKind::Vrf, link(8, "red", [2; 6]), LinkAttribute::Mtu(1500));
-    seen.links.push(vrf);
-    seen.links[0].attributes.push(LinkAttribute::Controller(8));
-    seen.addresses = vec![address(7, "10.1.2.3", 16)];
-    let error = wanted(&seen, "test", &Own::default(), &mut admit)
+    snapshot.links.push(vrf);
+    snapshot.links[0].attributes.push(LinkAttribute::Controller(8));
+    snapshot.addresses = vec![address(7, "10.1.2.3", 16)];
+    let error = wanted(&snapshot, "test", &Own::default(), &mut admit)
         .unwrap_err()
         .to_string();
     assert!(error.contains("port of a VRF"), "{error}");
@@ -172,12 +176,12 @@ fn a_port_of_a_vrf_is_refused() {
 #[test]
 fn interfaces_that_share_an_address_keep_it_and_have_devices_that_do_not() {
     let shared = [2, 0, 0, 0, 0, 1];
-    let mut seen = seen();
-    seen.links.push(link(8, "ipvl1", shared));
-    seen.links.push(link(9, "macvl1", [2, 0, 0, 0, 0, 9]));
+    let mut snapshot = snapshot();
+    snapshot.links.push(link(8, "ipvl1", shared));
+    snapshot.links.push(link(9, "macvl1", [2, 0, 0, 0, 0, 9]));
     let mut taken = BTreeSet::new();
     let mut device = |place, interface: &PodInterface| Some(device_mac(&mut taken, place, interface.mac));
-    let network = wanted(&seen, "test", &Own::default(), &mut device).unwrap().network;
+    let network = wanted(&snapshot, "test", &Own::default(), &mut device).unwrap().network;
     let macs: Vec<_> = network
         .interfaces
         .iter()
@@ -191,7 +195,7 @@ fn interfaces_that_share_an_address_keep_it_and_have_devices_that_do_not() {
 
 #[test]
 fn loopback_ports_and_what_is_unused_are_left_out() {
-    let mut seen = seen();
+    let mut snapshot = snapshot();
     let mut loopback = link(1, "lo", [0; 6]);
     loopback.header.flags |= LinkFlags::Loopback;
     let mut port = link(8, "port", [2; 6]);
@@ -200,57 +204,57 @@ fn loopback_ports_and_what_is_unused_are_left_out() {
     unused.header.flags = LinkFlags::empty();
     let mut tunnel = link(10, "tunl0", [2; 6]);
     tunnel.header.link_layer_type = LinkLayerType::Tunnel;
-    seen.links.extend([loopback, port, unused, tunnel]);
-    assert_eq!(translated(&seen).interfaces.len(), 1);
+    snapshot.links.extend([loopback, port, unused, tunnel]);
+    assert_eq!(translated(&snapshot).interfaces.len(), 1);
 }
 
 #[test]
 fn an_interface_without_ethernet_that_is_in_use_is_refused_by_name_and_kind() {
-    let mut seen = seen();
+    let mut snapshot = snapshot();
     let mut tunnel = link(10, "wg0", [2; 6]);
     tunnel.header.link_layer_type = LinkLayerType::None;
     tunnel
         .attributes
         .push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Wireguard)]));
-    seen.links.push(tunnel);
-    seen.addresses.push(address(10, "10.0.0.1", 32));
-    let error = wanted(&seen, "test", &Own::default(), &mut admit).unwrap_err();
+    snapshot.links.push(tunnel);
+    snapshot.addresses.push(address(10, "10.0.0.1", 32));
+    let error = wanted(&snapshot, "test", &Own::default(), &mut admit).unwrap_err();
     let error = error.to_string();
     assert!(error.contains("wg0") && error.contains("wireguard"), "{error}");
 }
 
 #[test]
 fn what_another_sandbox_has_is_refused_and_what_is_ours_is_not() {
-    let mut seen = seen();
-    seen.ingress.insert(7);
-    let error = wanted(&seen, "test", &Own::default(), &mut admit).unwrap_err();
+    let mut snapshot = snapshot();
+    snapshot.ingress.insert(7);
+    let error = wanted(&snapshot, "test", &Own::default(), &mut admit).unwrap_err();
     assert!(matches!(error, NetworkError::Taken { name, .. } if name == "eth0"));
-    seen.links.push(link(8, "tap0_kata", [2; 6]));
+    snapshot.links.push(link(8, "tap0_kata", [2; 6]));
     let own = Own {
         taps: ["tap0_kata".to_owned()].into(),
         joined: [7].into(),
     };
-    assert_eq!(wanted(&seen, "test", &own, &mut admit).unwrap().interfaces.len(), 1);
-    seen.ingress.clear();
-    let error = wanted(&seen, "test", &Own::default(), &mut admit).unwrap_err();
+    assert_eq!(wanted(&snapshot, "test", &own, &mut admit).unwrap().interfaces.len(), 1);
+    snapshot.ingress.clear();
+    let error = wanted(&snapshot, "test", &Own::default(), &mut admit).unwrap_err();
     assert!(matches!(error, NetworkError::Taken { name, .. } if name == "tap0_kata"));
 }
 
 #[test]
 fn an_address_brings_the_route_of_its_prefix_only_if_the_host_has_it() {
-    let mut seen = seen();
-    seen.addresses.push(address(7, "10.1.2.3", 16));
-    assert!(flags_of(&addresses(&translated(&seen))[0]).contains(AddressFlags::Noprefixroute));
-    seen.routes.push(prefix_route("10.1.0.0", 16, 7));
-    let network = translated(&seen);
+    let mut snapshot = snapshot();
+    snapshot.addresses.push(address(7, "10.1.2.3", 16));
+    assert!(flags_of(&addresses(&translated(&snapshot))[0]).contains(AddressFlags::Noprefixroute));
+    snapshot.routes.push(prefix_route("10.1.0.0", 16, 7));
+    let network = translated(&snapshot);
     let [guest] = &addresses(&network)[..] else {
         panic!("{network:?}")
     };
     assert_eq!((flags_of(guest), guest.header.index), (AddressFlags::empty(), 1));
     assert!(network.routes.is_empty(), "{:?}", routes(&network));
     // A host address has no prefix.
-    seen.addresses = vec![address(7, "10.1.2.3", 32)];
-    let network = translated(&seen);
+    snapshot.addresses = vec![address(7, "10.1.2.3", 32)];
+    let network = translated(&snapshot);
     assert_eq!(flags_of(&addresses(&network)[0]), AddressFlags::empty());
     // And the route, whoever made it, is one of the guest's.
     assert_eq!(network.routes.len(), 1);
@@ -258,12 +262,12 @@ fn an_address_brings_the_route_of_its_prefix_only_if_the_host_has_it() {
 
 #[test]
 fn an_ipv6_address_is_not_asked_for_again_and_an_announced_one_is_left_to_the_router() {
-    let mut seen = seen();
-    seen.addresses.push(address(7, "fd00::1", 128));
+    let mut snapshot = snapshot();
+    snapshot.addresses.push(address(7, "fd00::1", 128));
     let mut announced = address(7, "fd00::2", 64);
     announced.attributes[1] = AddressAttribute::Flags(AddressFlags::Managetempaddr);
-    seen.addresses.push(announced);
-    let network = translated(&seen);
+    snapshot.addresses.push(announced);
+    let network = translated(&snapshot);
     let [guest] = &addresses(&network)[..] else {
         panic!("{network:?}")
     };
@@ -272,11 +276,11 @@ fn an_ipv6_address_is_not_asked_for_again_and_an_announced_one_is_left_to_the_ro
 
 #[test]
 fn an_address_that_is_not_preferred_stays_so() {
-    let mut seen = seen();
+    let mut snapshot = snapshot();
     let mut old = address(7, "fd00::1", 128);
     old.attributes[1] = AddressAttribute::Flags(AddressFlags::Permanent | AddressFlags::Deprecated);
-    seen.addresses.push(old);
-    let network = translated(&seen);
+    snapshot.addresses.push(old);
+    let network = translated(&snapshot);
     let [guest] = &addresses(&network)[..] else {
         panic!("{network:?}")
     };
@@ -289,7 +293,7 @@ fn an_address_that_is_not_preferred_stays_so() {
 
 #[test]
 fn a_gateways_route_comes_after_the_one_that_leads_to_it_and_keeps_its_settings() {
-    let mut seen = seen();
+    let mut snapshot = snapshot();
     let gateway = RouteAttribute::Gateway(RouteAddress::Inet([169, 254, 1, 1].into()));
     let mut default = route(
         None,
@@ -297,8 +301,8 @@ fn a_gateways_route_comes_after_the_one_that_leads_to_it_and_keeps_its_settings(
     );
     default.header.flags = RouteFlags::Onlink | RouteFlags::Linkdown;
     let to_gateway = route(Some(("169.254.1.1", 32)), vec![RouteAttribute::Oif(7)]);
-    seen.routes = vec![default, to_gateway];
-    let network = translated(&seen);
+    snapshot.routes = vec![default, to_gateway];
+    let network = translated(&snapshot);
     let [first, second] = &routes(&network)[..] else {
         panic!("{network:?}")
     };
@@ -310,7 +314,7 @@ fn a_gateways_route_comes_after_the_one_that_leads_to_it_and_keeps_its_settings(
 
 #[test]
 fn routes_of_other_tables_and_those_that_reject_go_along_and_the_kernels_own_do_not() {
-    let mut seen = seen();
+    let mut snapshot = snapshot();
     let mut local = route(Some(("10.0.0.1", 32)), vec![RouteAttribute::Oif(7)]);
     local.header.table = 255;
     let other = route(
@@ -322,8 +326,8 @@ fn routes_of_other_tables_and_those_that_reject_go_along_and_the_kernels_own_do_
     let mut learnt = route(Some(("10.7.0.0", 16)), vec![RouteAttribute::Oif(7)]);
     learnt.header.protocol = RouteProtocol::Ra;
     let elsewhere = route(Some(("10.8.0.0", 16)), vec![RouteAttribute::Oif(99)]);
-    seen.routes = vec![local, other, reject, learnt, elsewhere];
-    let network = translated(&seen);
+    snapshot.routes = vec![local, other, reject, learnt, elsewhere];
+    let network = translated(&snapshot);
     let [other, reject] = &routes(&network)[..] else {
         panic!("{:?}", routes(&network))
     };
@@ -339,16 +343,16 @@ fn routes_of_other_tables_and_those_that_reject_go_along_and_the_kernels_own_do_
 
 #[test]
 fn a_route_with_several_ways_has_them_all() {
-    let mut seen = seen();
-    seen.links.push(link(9, "eth1", [2, 0, 0, 0, 0, 2]));
+    let mut snapshot = snapshot();
+    snapshot.links.push(link(9, "eth1", [2, 0, 0, 0, 0, 2]));
     let hop = |index| {
         let mut hop = RouteNextHop::default();
         hop.interface_index = index;
         hop.flags = RouteNextHopFlags::Dead;
         hop
     };
-    seen.routes = vec![route(None, vec![RouteAttribute::MultiPath(vec![hop(7), hop(9)])])];
-    let network = translated(&seen);
+    snapshot.routes = vec![route(None, vec![RouteAttribute::MultiPath(vec![hop(7), hop(9)])])];
+    let network = translated(&snapshot);
     let [route] = &routes(&network)[..] else {
         panic!("{network:?}")
     };
@@ -371,12 +375,12 @@ fn only_neighbours_that_were_set_go_along() {
         ))];
         neighbour
     };
-    let mut seen = seen();
-    seen.neighbours = vec![
+    let mut snapshot = snapshot();
+    snapshot.neighbours = vec![
         neighbour(NeighbourState::Reachable),
         neighbour(NeighbourState::Permanent),
     ];
-    let network = translated(&seen);
+    let network = translated(&snapshot);
     let [bytes] = &network.neighbours[..] else {
         panic!("{network:?}")
     };
@@ -394,18 +398,20 @@ fn rules_beside_the_three_of_every_namespace_go_along() {
         rule.attributes = vec![RuleAttribute::Priority(priority)];
         rule
     };
-    let mut seen = seen();
-    seen.rules = [0, 100, 32766, 32767].map(rule).to_vec();
-    assert_eq!(translated(&seen).rules.len(), 1);
+    let mut snapshot = snapshot();
+    snapshot.rules = [0, 100, 32766, 32767].map(rule).to_vec();
+    assert_eq!(translated(&snapshot).rules.len(), 1);
 }
 
 #[test]
 fn an_interface_without_a_device_is_left_out_with_all_that_belongs_to_it() {
-    let mut seen = seen();
-    seen.links.insert(0, link(9, "eth1", [2, 0, 0, 0, 0, 2]));
-    seen.addresses = vec![address(9, "10.9.0.1", 32), address(7, "10.7.0.1", 32)];
+    let mut snapshot = snapshot();
+    snapshot.links.insert(0, link(9, "eth1", [2, 0, 0, 0, 0, 2]));
+    snapshot.addresses = vec![address(9, "10.9.0.1", 32), address(7, "10.7.0.1", 32)];
     let mut only_eth0 = |_, interface: &PodInterface| (interface.name == "eth0").then_some(interface.mac);
-    let network = wanted(&seen, "test", &Own::default(), &mut only_eth0).unwrap().network;
+    let network = wanted(&snapshot, "test", &Own::default(), &mut only_eth0)
+        .unwrap()
+        .network;
     let [guest] = &addresses(&network)[..] else {
         panic!("{network:?}")
     };
@@ -426,10 +432,10 @@ fn prefixes_are_masked_at_every_length() {
 
 #[test]
 fn an_interface_that_is_down_has_the_routes_of_its_prefixes_once_it_is_up() {
-    let mut seen = seen();
-    seen.links[0].header.flags = LinkFlags::empty();
-    seen.addresses.push(address(7, "10.1.2.3", 16));
-    let network = translated(&seen);
+    let mut snapshot = snapshot();
+    snapshot.links[0].header.flags = LinkFlags::empty();
+    snapshot.addresses.push(address(7, "10.1.2.3", 16));
+    let network = translated(&snapshot);
     assert_eq!(flags_of(&addresses(&network)[0]), AddressFlags::empty());
     assert!(!network.interfaces[0].up);
 }

@@ -21,7 +21,7 @@ const ATTEMPTS: u32 = 10;
 
 /// What is in the namespace.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Seen {
+pub(super) struct Snapshot {
     pub(super) links: Vec<LinkMessage>,
     pub(super) addresses: Vec<AddressMessage>,
     pub(super) routes: Vec<RouteMessage>,
@@ -36,7 +36,7 @@ pub(super) struct Seen {
 }
 
 /// Asks for everything. To be called in the namespace, named for messages.
-pub(super) async fn look(netlink: &Handle, namespace: &str) -> Result<Seen, NetworkError> {
+pub(super) async fn take(netlink: &Handle, namespace: &str) -> Result<Snapshot, NetworkError> {
     use RouteNetlinkMessage as Message;
 
     let failed = |on: &str, source| NetworkError::Step {
@@ -56,7 +56,7 @@ pub(super) async fn look(netlink: &Handle, namespace: &str) -> Result<Seen, Netw
         Message::NewAddress(address) => Some(address),
         _ => None,
     });
-    let mut seen = Seen {
+    let mut snapshot = Snapshot {
         addresses: addresses.await.map_err(|error| failed("addresses", error))?,
         accept_ra: links
             .iter()
@@ -72,7 +72,7 @@ pub(super) async fn look(netlink: &Handle, namespace: &str) -> Result<Seen, Netw
             })
             .collect(),
         links,
-        ..Seen::default()
+        ..Snapshot::default()
     };
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut question = RouteMessage::default();
@@ -82,7 +82,7 @@ pub(super) async fn look(netlink: &Handle, namespace: &str) -> Result<Seen, Netw
             _ => None,
         });
         let routes = supported(routes.await).map_err(|error| failed("routes", error))?;
-        seen.routes.extend(routes);
+        snapshot.routes.extend(routes);
         let mut question = RuleMessage::default();
         question.header.family = family;
         let rules = all(netlink, Message::GetRule(question), |told| match told {
@@ -90,7 +90,7 @@ pub(super) async fn look(netlink: &Handle, namespace: &str) -> Result<Seen, Netw
             _ => None,
         });
         let rules = supported(rules.await).map_err(|error| failed("rules", error))?;
-        seen.rules.extend(rules);
+        snapshot.rules.extend(rules);
         let mut question = NeighbourMessage::default();
         question.header.family = family;
         let neighbours = all(netlink, Message::GetNeighbour(question), |told| match told {
@@ -98,7 +98,7 @@ pub(super) async fn look(netlink: &Handle, namespace: &str) -> Result<Seen, Netw
             _ => None,
         });
         let neighbours = supported(neighbours.await).map_err(|error| failed("neighbours", error))?;
-        seen.neighbours.extend(neighbours);
+        snapshot.neighbours.extend(neighbours);
     }
     let disciplines = all(
         netlink,
@@ -111,10 +111,10 @@ pub(super) async fn look(netlink: &Handle, namespace: &str) -> Result<Seen, Netw
     for discipline in disciplines.await.map_err(|error| failed("qdiscs", error))? {
         let takes_ingress = |attribute: &TcAttribute| matches!(attribute, TcAttribute::Kind(kind) if kind == "ingress" || kind == "clsact");
         if discipline.attributes.iter().any(takes_ingress) {
-            seen.ingress.extend(u32::try_from(discipline.header.index));
+            snapshot.ingress.extend(u32::try_from(discipline.header.index));
         }
     }
-    Ok(seen)
+    Ok(snapshot)
 }
 
 /// A whole list. One that has changed while it was told may lack what was there all the time (`NLM_F_DUMP_INTR`, the kernel's
