@@ -192,7 +192,7 @@ impl Driver {
             }
             Effect::Uncount(id) => {
                 sandbox.sizes.forget(&id);
-                sandbox.settle();
+                sandbox.shrink_to_target();
             }
             Effect::CloseStreams(name) => {
                 if let Some((_, process)) = self.find(&name) {

@@ -43,33 +43,33 @@ impl Sandbox {
         let Some(machine) = self.machine() else {
             return Ok(granted);
         };
-        let mut told = self.sizes.turn().await;
+        let mut target = self.sizes.turn().await;
         let wanted = self.sizes.wanted().size;
-        if wanted.memory <= told.vm.memory {
-            if wanted.memory < told.vm.memory || told.beyond.0 > 0 {
+        if wanted.memory <= target.vm.memory {
+            if wanted.memory < target.vm.memory || target.beyond.0 > 0 {
                 // Whoever waited for that has given up its turn.
-                self.settle();
+                self.shrink_to_target();
             }
             return Ok(granted);
         }
         if let Some(host) = self.sizes.host(wanted) {
             machine.raise_host(host).await;
         }
-        let before = told.vm.memory;
+        let before = target.vm.memory;
         // Also if it fails: what the guest was told, it may still do.
-        told.vm.memory = wanted.memory;
+        target.vm.memory = wanted.memory;
         match machine.set_memory(wanted.memory).await {
-            Ok(beyond) => told.beyond = beyond,
+            Ok(beyond) => target.beyond = beyond,
             Err(error) => {
                 self.sizes
                     .count_extra(Mebibytes(extra.0.saturating_sub(wanted.memory.0 - before.0)));
-                self.settle();
+                self.shrink_to_target();
                 return Err(error);
             }
         }
         tracing::debug!(sandbox = %self.id, memory = %wanted.memory, "the VM has more memory for containers without a limit");
-        if told.beyond.0 > 0 {
-            self.settle();
+        if target.beyond.0 > 0 {
+            self.shrink_to_target();
         }
         Ok(granted)
     }

@@ -20,7 +20,7 @@ use config::Mebibytes;
 use hypervisor::{MemoryError, Size};
 
 use super::Sandbox;
-use super::sizes::Told;
+use super::sizes::ResizeTarget;
 use crate::agent_client::AgentClient;
 use crate::error::Error;
 use crate::id::ContainerId;
@@ -41,7 +41,7 @@ impl Sandbox {
     ) -> Result<(), Error> {
         self.sizes.count(container, limits);
         let Some(machine) = self.machine() else { return Ok(()) };
-        let mut told = self.sizes.turn().await;
+        let mut target = self.sizes.turn().await;
         let wanted = self.sizes.wanted();
         if let Some(host) = self.sizes.host(wanted.size) {
             machine.raise_host(host).await;
@@ -61,18 +61,18 @@ impl Sandbox {
             return Ok(());
         }
         let wanted = wanted.size;
-        if wanted.memory > told.vm.memory {
+        if wanted.memory > target.vm.memory {
             // Also if it fails: what the guest was told, it may still do.
-            told.vm.memory = wanted.memory;
+            target.vm.memory = wanted.memory;
             let grown = machine.set_memory(wanted.memory).await;
-            told.beyond = grown.map_err(|source| Error::Memory {
+            target.beyond = grown.map_err(|source| Error::Memory {
                 subject: format!("container {container}"),
                 source,
             })?;
             tracing::info!(%container, memory = %wanted.memory, "the VM has more memory");
         }
-        if wanted.vcpus > told.vm.vcpus {
-            told.vm.vcpus = wanted.vcpus;
+        if wanted.vcpus > target.vm.vcpus {
+            target.vm.vcpus = wanted.vcpus;
             match self.grow_vcpus(&*machine, agent, wanted).await {
                 Ok(()) => tracing::info!(%container, vcpus = wanted.vcpus, "the VM has more vCPUs"),
                 Err(error) => {
@@ -80,16 +80,16 @@ impl Sandbox {
                 }
             }
         }
-        if told.beyond.0 > 0 {
+        if target.beyond.0 > 0 {
             // Whoever waited for that has given up its turn.
-            self.settle();
+            self.shrink_to_target();
         }
         Ok(())
     }
 
     /// Takes back what nothing is counted for any more: from the VM, as far as the guest can do without it, and then from what
     /// the host allows it. Returns at once.
-    pub(super) fn settle(self: &Arc<Self>) {
+    pub(super) fn shrink_to_target(self: &Arc<Self>) {
         if !self.is_ready() {
             return;
         }
@@ -98,27 +98,27 @@ impl Sandbox {
     }
 
     async fn shrink(&self) {
-        let mut told = self.sizes.turn().await;
+        let mut target = self.sizes.turn().await;
         let wanted = self.sizes.wanted().size;
         let (Some(machine), Ok(agent)) = (self.machine(), self.agent("resize", "the VM")) else {
             return;
         };
-        if wanted.memory < told.vm.memory || told.beyond.0 > 0 {
+        if wanted.memory < target.vm.memory || target.beyond.0 > 0 {
             // Whoever needs more is counted already, and waits for a turn of its own.
             let less = Size {
-                vcpus: wanted.vcpus.min(told.vm.vcpus),
-                memory: wanted.memory.min(told.vm.memory),
+                vcpus: wanted.vcpus.min(target.vm.vcpus),
+                memory: wanted.memory.min(target.vm.memory),
             };
-            self.take_vcpus(&*machine, &mut told.vm, less).await;
-            self.take_memory(&*machine, &agent, &mut told, less).await;
+            self.take_vcpus(&*machine, &mut target.vm, less).await;
+            self.take_memory(&*machine, &agent, &mut target, less).await;
             return;
         }
-        if wanted.vcpus < told.vm.vcpus {
-            self.take_vcpus(&*machine, &mut told.vm, wanted).await;
+        if wanted.vcpus < target.vm.vcpus {
+            self.take_vcpus(&*machine, &mut target.vm, wanted).await;
             self.tell_guest(&agent, wanted).await;
         } else if self.sizes.growth_is_untold() {
             // Who could have it grow is gone, or has a limit now, or has none any more.
-            self.tell_guest(&agent, told.vm).await;
+            self.tell_guest(&agent, target.vm).await;
         }
         self.limit_host(&*machine, wanted, Mebibytes(0)).await;
     }
@@ -137,9 +137,9 @@ impl Sandbox {
         }
     }
 
-    async fn take_vcpus(&self, machine: &dyn Machine, told: &mut Size, wanted: Size) {
-        if wanted.vcpus < told.vcpus {
-            told.vcpus = wanted.vcpus;
+    async fn take_vcpus(&self, machine: &dyn Machine, target: &mut Size, wanted: Size) {
+        if wanted.vcpus < target.vcpus {
+            target.vcpus = wanted.vcpus;
             if let Err(error) = machine.set_vcpus(wanted.vcpus).await {
                 tracing::info!(sandbox = %self.id, error = chain(&error), "the guest keeps a vCPU that it should give back");
             }
@@ -148,28 +148,28 @@ impl Sandbox {
 
     /// Asks the guest for the memory that it should give back, and has the host's limit follow what it does give back, until nothing
     /// is missing or somebody else wants a turn.
-    async fn take_memory(&self, machine: &dyn Machine, agent: &AgentClient, told: &mut Told, wanted: Size) {
+    async fn take_memory(&self, machine: &dyn Machine, agent: &AgentClient, target: &mut ResizeTarget, wanted: Size) {
         // Also if it fails: what the guest was told, it may still do.
-        let before = told.vm.memory.0.saturating_add(told.beyond.0);
-        told.vm.memory = wanted.memory;
-        told.beyond = Mebibytes(before.saturating_sub(wanted.memory.0));
+        let before = target.vm.memory.0.saturating_add(target.beyond.0);
+        target.vm.memory = wanted.memory;
+        target.beyond = Mebibytes(before.saturating_sub(wanted.memory.0));
         let mut asked = machine.set_memory(wanted.memory).await;
         loop {
             match asked {
-                Ok(beyond) => told.beyond = beyond,
+                Ok(beyond) => target.beyond = beyond,
                 Err(error) => {
                     tracing::info!(sandbox = %self.id, error = chain(&error), "the guest keeps memory that it should give back");
                     return;
                 }
             }
             self.tell_guest(agent, wanted).await;
-            self.limit_host(machine, wanted, told.beyond).await;
-            if told.beyond.0 == 0 {
+            self.limit_host(machine, wanted, target.beyond).await;
+            if target.beyond.0 == 0 {
                 tracing::info!(sandbox = %self.id, memory = %wanted.memory, "the VM has given memory back");
                 return;
             }
             asked = tokio::select! {
-                asked = self.surplus(machine, told.beyond) => asked,
+                asked = self.surplus(machine, target.beyond) => asked,
                 () = self.sizes.another_waits() => return,
             };
         }

@@ -19,7 +19,7 @@ pub(super) struct Sizes {
     /// The sandbox's own container, where it is the runtime's: nobody has set its limits.
     own: Option<ContainerId>,
     counted: Mutex<Counted>,
-    told: tokio::sync::Mutex<Told>,
+    target: tokio::sync::Mutex<ResizeTarget>,
     /// What the guest was last told that the VM grows to, in MiB.
     growth_told: AtomicU32,
     /// The bytes of the VM's memory that its kernel has kept for itself at boot: no program ever gets those.
@@ -37,7 +37,7 @@ struct Counted {
 }
 
 /// What the VM is to be.
-pub(super) struct Told {
+pub(super) struct ResizeTarget {
     pub(super) vm: Size,
     /// Memory that the guest has, or may have, beyond that.
     pub(super) beyond: Mebibytes,
@@ -65,7 +65,7 @@ impl Sizes {
             sizing,
             own: sizing.is_pod().then(|| ContainerId::from(sandbox)),
             counted: Mutex::default(),
-            told: tokio::sync::Mutex::new(Told {
+            target: tokio::sync::Mutex::new(ResizeTarget {
                 vm: sizing.boot().size,
                 beyond: Mebibytes(0),
             }),
@@ -101,9 +101,9 @@ impl Sizes {
     }
 
     /// Waits for a turn. Whoever has it and waits for the guest to give memory back gives it up.
-    pub(super) async fn turn(&self) -> tokio::sync::MutexGuard<'_, Told> {
+    pub(super) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ResizeTarget> {
         let _waiting = Waiting::new(&self.waiting);
-        self.told.lock().await
+        self.target.lock().await
     }
 
     pub(super) fn wanted(&self) -> Wanted {

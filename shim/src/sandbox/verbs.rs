@@ -297,7 +297,7 @@ impl Sandbox {
         if updated.is_err() {
             self.sizes.count(&container.id, before);
         }
-        self.settle();
+        self.shrink_to_target();
         updated
     }
 
