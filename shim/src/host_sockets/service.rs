@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 use super::find;
 use crate::connection::Connection;
 use crate::host_ns::HostNamespace;
-use crate::noise::complain;
+use crate::rate_limited::warn_rate_limited;
 use crate::relays::Service;
 
 /// Connections that are being made at a time: each has a thread meanwhile.
@@ -53,7 +53,7 @@ impl HostService {
         let socket = match self.connect().await {
             Ok(socket) => socket,
             Err(error) => {
-                complain!(socket = %self.path.display(), %error, "a connection of the guest reaches nobody: its socket on the host cannot be connected to");
+                warn_rate_limited!(socket = %self.path.display(), %error, "a connection of the guest reaches nobody: its socket on the host cannot be connected to");
                 return Ok(());
             }
         };
@@ -83,7 +83,7 @@ impl HostService {
             service = match sent.await {
                 Ok(new) => Some(new),
                 Err(error) => {
-                    complain!(socket = %self.path.display(), %error, "a datagram of the guest is lost");
+                    warn_rate_limited!(socket = %self.path.display(), %error, "a datagram of the guest is lost");
                     None
                 }
             };

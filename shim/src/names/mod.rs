@@ -27,7 +27,7 @@ use tokio::time::timeout;
 
 pub use self::resolv_conf::{asks_docker, of_container};
 use crate::connection::Connection;
-use crate::noise::complain;
+use crate::rate_limited::warn_rate_limited;
 use crate::relays::{Offer, Relays, Service};
 
 const SERVER: SocketAddrV4 = {
@@ -179,7 +179,7 @@ async fn serve_datagrams(connection: Connection) -> io::Result<()> {
                 return Err(io::ErrorKind::InvalidData.into());
             }
             let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
-                complain!("the guest asks Docker's name server too much at once: a question is dropped");
+                warn_rate_limited!("the guest asks Docker's name server too much at once: a question is dropped");
                 continue;
             };
             let (question, answers) = (std::mem::take(&mut question), answers.clone());

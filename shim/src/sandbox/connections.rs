@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use self::pending::{Pending, Place};
-use crate::noise::complain;
+use crate::rate_limited::warn_rate_limited;
 use crate::relays::Relays;
 use crate::streams::StreamRegistry;
 use crate::vm::{Connection, Connections};
@@ -83,7 +83,7 @@ pub(super) async fn accept(
         };
         let (place, evicted) = pending.admit(SILENT + dispatcher.streams.count());
         if evicted > 0 {
-            complain!("the guest opened too many connections that say nothing: the oldest is dropped");
+            warn_rate_limited!("the guest opened too many connections that say nothing: the oldest is dropped");
         }
         tokio::spawn(identify(connection, place, Arc::clone(&dispatcher)));
     }
@@ -100,14 +100,14 @@ async fn identify(mut connection: Connection, mut place: Place, dispatcher: Arc<
         },
         () = place.evicted() => return,
         () = tokio::time::sleep(PREAMBLE) => {
-            complain!("a connection of the guest sent no preamble");
+            warn_rate_limited!("a connection of the guest sent no preamble");
             return;
         }
     }
     drop(place);
     match Preamble::decode(&bytes) {
         Ok(preamble) => dispatcher.dispatch(preamble, connection).await,
-        Err(error) => complain!(%error, "a connection of the guest is dropped"),
+        Err(error) => warn_rate_limited!(%error, "a connection of the guest is dropped"),
     }
 }
 
@@ -116,7 +116,7 @@ impl Dispatcher {
         let first = |taken: &AtomicBool| {
             let first = !taken.swap(true, Ordering::AcqRel);
             if !first {
-                complain!(
+                warn_rate_limited!(
                     ?preamble,
                     "the guest dialled this connection twice: the second is dropped"
                 );
@@ -132,11 +132,11 @@ impl Dispatcher {
             Preamble::Stream(token) => match self.streams.take(&token) {
                 // Whoever waited for it may have given up just now.
                 Some(waiting) => drop(waiting.send(connection)),
-                None => complain!("a connection of the guest names a stream that is not registered"),
+                None => warn_rate_limited!("a connection of the guest names a stream that is not registered"),
             },
             Preamble::Relay(token) => {
                 if let Err(error) = self.relays.serve(&token, connection) {
-                    complain!(%error, "a connection of the guest to the host is dropped");
+                    warn_rate_limited!(%error, "a connection of the guest to the host is dropped");
                 }
             }
         }

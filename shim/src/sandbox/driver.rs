@@ -20,7 +20,7 @@ use super::process::{Process, ProcessName};
 use super::work::{Order, interrupted};
 use crate::error::Shared;
 use crate::id::ContainerId;
-use crate::noise::complain;
+use crate::rate_limited::warn_rate_limited;
 
 /// Says that whoever asked is gone, unless there was an answer.
 struct Asking<'a> {
@@ -210,7 +210,9 @@ impl Driver {
             Effect::Lingers(name) => {
                 tracing::error!(process = %name, "it does not die of SIGKILL; the VM goes on for the other containers");
             }
-            Effect::Unknown(name) => complain!(process = %name, "the guest reports the exit of what does not exist"),
+            Effect::Unknown(name) => {
+                warn_rate_limited!(process = %name, "the guest reports the exit of what does not exist")
+            }
         }
     }
 

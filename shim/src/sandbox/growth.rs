@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use super::Sandbox;
 use super::host_service::Demand;
-use crate::noise::complain;
+use crate::rate_limited::warn_rate_limited;
 
 impl Sandbox {
     /// Carries out what the guest asks for, one demand after the other, until its connection is gone.
@@ -25,7 +25,7 @@ impl Sandbox {
         while let Some(Demand { extra, answer }) = demands.recv().await {
             let granted = self.scale(extra).await.map_err(|error| {
                 let error = chain(&error);
-                complain!(sandbox = %self.id, extra = %extra, error, "the VM does not get the memory that its containers need");
+                warn_rate_limited!(sandbox = %self.id, extra = %extra, error, "the VM does not get the memory that its containers need");
                 error
             });
             // The guest may be gone: then so is its need.

@@ -21,7 +21,7 @@ use super::{Container, Sandbox, ended};
 use crate::agent_client::printable;
 use crate::events::timestamp;
 use crate::id::{ContainerId, ExecId};
-use crate::noise::complain;
+use crate::rate_limited::warn_rate_limited;
 use crate::vm::Ending;
 
 impl Sandbox {
@@ -31,18 +31,18 @@ impl Sandbox {
             What::Exit(exit) => self.exited(&exit).await,
             What::Oom(oom) => match ContainerId::new(&oom.container_id).map(|id| self.container(&id)) {
                 Ok(Ok(container)) => self.publish(&container, &container.init, Event::OutOfMemory),
-                _ => complain!("the guest reports an OOM of a container that does not exist"),
+                _ => warn_rate_limited!("the guest reports an OOM of a container that does not exist"),
             },
             What::Fatal(reason) => return Some(ended(&format!("the agent gave up: {}", printable(&reason, 2048)))),
             // The generated enum is open for variants of a newer agent.
-            _ => complain!("the guest reports something unknown"),
+            _ => warn_rate_limited!("the guest reports something unknown"),
         }
         None
     }
 
     async fn exited(self: &Arc<Self>, exit: &ProcessExit) {
         let Some((id, name)) = exit.process.as_ref().and_then(|id| Some((id, named(id)?))) else {
-            complain!("the guest reports the exit of a process that does not exist");
+            warn_rate_limited!("the guest reports the exit of a process that does not exist");
             return;
         };
         // By the host's clock, as every other time that leaves the shim: a container may set the guest's (CAP_SYS_TIME).

@@ -4,20 +4,20 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Complaints in one [`WINDOW`].
+/// Warnings in one [`WINDOW`].
 const MOST: u64 = 30;
 
 /// How long it takes until as many are said again.
 const WINDOW: Duration = Duration::from_secs(60);
 
-static COMPLAINTS: Mutex<Option<Window>> = Mutex::new(None);
+static WARNINGS: Mutex<Option<Window>> = Mutex::new(None);
 
 /// Whether to say one more. Those that were not said are said by their number.
-pub(crate) fn may_complain() -> bool {
-    let mut complaints = COMPLAINTS.lock().unwrap_or_else(PoisonError::into_inner);
+pub(crate) fn may_warn() -> bool {
+    let mut warnings = WARNINGS.lock().unwrap_or_else(PoisonError::into_inner);
     let now = Instant::now();
-    let Verdict { say, unsaid } = complaints.get_or_insert_with(|| Window::new(now)).complain(now);
-    drop(complaints);
+    let Verdict { say, unsaid } = warnings.get_or_insert_with(|| Window::new(now)).count(now);
+    drop(warnings);
     if unsaid > 0 {
         tracing::warn!(unsaid, "there was more to say about the guest in the last minute");
     }
@@ -32,7 +32,7 @@ struct Window {
 #[derive(Debug, PartialEq, Eq)]
 struct Verdict {
     say: bool,
-    /// Complaints of the window before that were not said.
+    /// Warnings of the window before that were not said.
     unsaid: u64,
 }
 
@@ -41,7 +41,7 @@ impl Window {
         Self { began: now, count: 0 }
     }
 
-    fn complain(&mut self, now: Instant) -> Verdict {
+    fn count(&mut self, now: Instant) -> Verdict {
         let mut unsaid = 0;
         if now.duration_since(self.began) >= WINDOW {
             unsaid = self.count.saturating_sub(MOST);
@@ -56,14 +56,14 @@ impl Window {
 }
 
 /// A warning about what the guest does.
-macro_rules! complain {
+macro_rules! warn_rate_limited {
     ($($what:tt)*) => {
-        if $crate::noise::may_complain() {
+        if $crate::rate_limited::may_warn() {
             tracing::warn!($($what)*);
         }
     };
 }
-pub(crate) use complain;
+pub(crate) use warn_rate_limited;
 
 #[cfg(test)]
 mod tests {
@@ -73,9 +73,9 @@ mod tests {
     fn a_guest_that_gives_reason_without_end_is_complained_of_within_bounds() {
         let began = Instant::now();
         let mut window = Window::new(began);
-        let said = (0..100_000).filter(|_| window.complain(began).say).count();
+        let said = (0..100_000).filter(|_| window.count(began).say).count();
         assert_eq!(said as u64, MOST);
-        let later = window.complain(began + WINDOW);
+        let later = window.count(began + WINDOW);
         assert_eq!(
             later,
             Verdict {
