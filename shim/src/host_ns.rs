@@ -155,7 +155,7 @@ impl HostNamespace {
             // Once by its name, so that number and clone are of the same mount. An automount is made, as by stat(2).
             let found = open_tree(rustix::fs::CWD, &source, OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
             let mount = statx(&found, "", unasked, StatxFlags::MNT_ID)?.stx_mnt_id;
-            let path = rustix::fs::readlink(crate::below::name_of(&found), Vec::new())?;
+            let path = rustix::fs::readlink(crate::openat_beneath::name_of(&found), Vec::new())?;
             let path = PathBuf::from(OsString::from_vec(path.into_bytes()));
             let tree = open_tree(&found, "", flags)?;
             Ok(HostTree { tree, mount, path })

@@ -7,7 +7,6 @@
 mod accept;
 pub mod agent_client;
 mod alive;
-mod below;
 pub mod boot_queue;
 pub mod bundle;
 pub mod cleanup;
@@ -28,6 +27,7 @@ pub mod host_cgroup;
 mod host_mount;
 pub mod host_ns;
 pub mod host_sockets;
+mod openat_beneath;
 pub use lifecycle::id;
 pub mod logging;
 mod management;

@@ -12,8 +12,8 @@ use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
-use crate::below::name_of;
 use crate::host_ns::HostNamespace;
+use crate::openat_beneath::name_of;
 
 /// How long a service may take to accept, when its backlog is full.
 const ACCEPTS: Duration = Duration::from_secs(10);

@@ -16,8 +16,8 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::mirror::mount_id;
 use super::registry::Place;
-use crate::below;
 use crate::mountinfo::{self, MountLine};
+use crate::openat_beneath;
 use crate::process;
 use crate::sys::{self, SetAttr};
 
@@ -68,7 +68,7 @@ fn change(mounts: &[MountLine], path: &Path, writable: bool, lift: &[Place]) -> 
             found |= top;
             continue;
         }
-        let opened = below::open(path, inside).and_then(|opened| Ok((mount_id(&opened)?, opened)));
+        let opened = openat_beneath::open(path, inside).and_then(|opened| Ok((mount_id(&opened)?, opened)));
         match opened {
             Ok((id, opened)) if id == line.id => {
                 found |= top;

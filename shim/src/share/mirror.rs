@@ -29,8 +29,8 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::attach::{attach, harden, io_error, unmount_below};
 use super::error::ShareError;
 use super::registry::{Inside, Place, VolumeId};
-use crate::below;
 use crate::mountinfo::{self, MountLine};
+use crate::openat_beneath;
 use crate::path_error::PathError;
 use crate::sys::{self, SetAttr};
 
@@ -269,7 +269,7 @@ impl Mirror {
 
     /// Copies one mount. The answer is the copy's number.
     fn add(&self, place: &Path, original: u64) -> io::Result<u64> {
-        let found = below::open(&self.replica, place)?;
+        let found = openat_beneath::open(&self.replica, place)?;
         if mount_id(&found)? != original {
             return Err(io::Error::other("it has been moved meanwhile"));
         }
@@ -277,7 +277,7 @@ impl Mirror {
         harden(&tree, self.read_only)?;
         // Before anybody sees the copy: what is open in the replica, even for this moment, makes the host's unmount EBUSY.
         drop(found);
-        let target = below::open(&self.copy, place)?;
+        let target = openat_beneath::open(&self.copy, place)?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         move_mount(&tree, "", &target, "", flags)?;
         mount_id(&tree)
@@ -289,12 +289,12 @@ impl Mirror {
             return Ok(());
         };
         let place = line.mountpoint.strip_prefix(&self.copy).map_err(io::Error::other)?;
-        let found = below::open(&self.copy, place)?;
+        let found = openat_beneath::open(&self.copy, place)?;
         if mount_id(&found)? != copy {
             return Err(io::Error::other("it has been moved meanwhile"));
         }
         // The only way to unmount what a descriptor stands for.
-        Ok(unmount(below::name_of(&found), UnmountFlags::DETACH)?)
+        Ok(unmount(openat_beneath::name_of(&found), UnmountFlags::DETACH)?)
     }
 }
 
@@ -426,7 +426,7 @@ mod tests {
             });
             assert!(link.is_symlink());
             assert!(mountinfo::below(&target).unwrap().is_empty());
-            assert!(below::open(&copy, Path::new("a/sub")).is_err());
+            assert!(openat_beneath::open(&copy, Path::new("a/sub")).is_err());
             tree.detach(&id).unwrap();
         });
     }

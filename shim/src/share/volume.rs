@@ -12,10 +12,10 @@ use super::attach::{attach, io_error, unmount_below};
 use super::error::ShareError;
 use super::registry::{Access, Exported, Inside, Piece, Place, Registry, View, VolumeId, join};
 use super::{SharedTree, access};
-use crate::below;
 use crate::guest_spec::BindSource;
 use crate::id::ContainerId;
 use crate::mountinfo;
+use crate::openat_beneath;
 use crate::path_error::PathError;
 
 /// What makes two paths the same file.
@@ -85,7 +85,7 @@ impl SharedTree {
 
     /// What is at a path in a volume; none if nothing is, or a link leads there.
     pub(super) fn identity(&self, view: &View) -> Option<Identity> {
-        let opened = below::open(&self.root.join(place_of(view.volume)), &view.at).ok()?;
+        let opened = openat_beneath::open(&self.root.join(place_of(view.volume)), &view.at).ok()?;
         Identity::of(&opened).ok()
     }
 

@@ -8,8 +8,8 @@ use std::path::Path;
 
 use rustix::fs::{FileType, fstat, fstatfs};
 
-use crate::below;
 use crate::host_ns::{HostNamespace, HostNamespaceError};
+use crate::openat_beneath;
 
 /// Magic numbers of devpts, mqueue, hugetlbfs and proc (linux/magic.h, ipc/mqueue.c).
 const OF_A_KERNEL: [u64; 4] = [0x1cd1, 0x1980_0202, 0x958_458f6, 0x9fa0];
@@ -22,7 +22,7 @@ pub(super) fn is_hosts(host: &HostNamespace, path: &Path) -> Result<bool, HostNa
             OF_A_KERNEL.contains(&(u64::try_from(fstatfs(&opened)?.f_type).unwrap_or_default() & 0xffff_ffff));
         Ok(match FileType::from_raw_mode(fstat(&opened)?.st_mode) {
             FileType::BlockDevice | FileType::CharacterDevice => false,
-            FileType::Directory => !kernels && !has_devices(&below::name_of(&opened))?,
+            FileType::Directory => !kernels && !has_devices(&openat_beneath::name_of(&opened))?,
             _ => !kernels,
         })
     })?;

@@ -10,8 +10,8 @@ use std::path::Path;
 use protocol::agent::StorageEntry;
 
 use super::source::EmptyDir;
-use crate::below;
 use crate::host_ns::{HostNamespace, HostNamespaceError};
+use crate::openat_beneath;
 
 /// Most entries, and bytes of all files, that are copied: it is for what a kubelet prepares, not for data.
 const MOST_ENTRIES: usize = 512;
@@ -42,8 +42,8 @@ struct Copy {
 impl Copy {
     /// False if it is too much.
     fn directory(&mut self, root: &Path, directory: &Path, required: &Path) -> io::Result<bool> {
-        let opened = below::open(root, directory)?;
-        for entry in fs::read_dir(below::name_of(&opened))? {
+        let opened = openat_beneath::open(root, directory)?;
+        for entry in fs::read_dir(openat_beneath::name_of(&opened))? {
             let entry = entry?;
             let metadata = entry.metadata()?;
             let path = directory.join(entry.file_name());

@@ -26,7 +26,7 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
-use crate::below;
+use crate::openat_beneath;
 use crate::share::VolumeId;
 use event::Event;
 use helpers::Helpers;
@@ -89,7 +89,7 @@ impl Watches {
     /// the guest has, and nothing else of the host's.
     fn open(&self, place: &Place) -> io::Result<OwnedFd> {
         let root = self.root.join(protocol::VOLUMES).join(place.volume.to_string());
-        below::open(&root, Path::new(OsStr::from_bytes(&place.path)))
+        openat_beneath::open(&root, Path::new(OsStr::from_bytes(&place.path)))
     }
 
     /// Watches a volume that is in the shared directory. Blocks. A volume that cannot be watched is said in the log
@@ -137,7 +137,10 @@ impl Watches {
         let mut left = VecDeque::from([(top, file)]);
         while let Some((directory, file)) = left.pop_front() {
             // What is gone by now is no loss; what cannot be read cannot be watched.
-            let entries = fs::read_dir(below::name_of(&file)).into_iter().flatten().flatten();
+            let entries = fs::read_dir(openat_beneath::name_of(&file))
+                .into_iter()
+                .flatten()
+                .flatten();
             for entry in entries {
                 if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                     continue;
@@ -151,7 +154,7 @@ impl Watches {
                     return;
                 }
                 let place = directory.child(entry.file_name().as_bytes());
-                let Ok(opened) = below::open_in(&file, Path::new(&entry.file_name())) else {
+                let Ok(opened) = openat_beneath::open_in(&file, Path::new(&entry.file_name())) else {
                     continue;
                 };
                 let same = kind_and_device(&opened).is_ok_and(|found| found == (FileType::Directory, device));
@@ -244,9 +247,9 @@ impl Watches {
 /// Opens a directory or a regular file for reading by a mount of its own: the one that it was found by can be unmounted all the same.
 fn apart(file: &OwnedFd) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let clone = open_tree(CWD, below::name_of(file), flags)?;
+    let clone = open_tree(CWD, openat_beneath::name_of(file), flags)?;
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    Ok(rustix::fs::open(below::name_of(&clone), flags, Mode::empty())?)
+    Ok(rustix::fs::open(openat_beneath::name_of(&clone), flags, Mode::empty())?)
 }
 
 fn kind_and_device(file: &OwnedFd) -> io::Result<(FileType, u64)> {

@@ -43,7 +43,7 @@ pub(super) fn group() -> io::Result<OwnedFd> {
 /// Watches a directory and what is directly in it, or one file: what the descriptor stands for, by whatever name.
 pub(super) fn mark(group: BorrowedFd<'_>, file: BorrowedFd<'_>, directory: bool) -> io::Result<()> {
     // A descriptor that was opened for its path alone has to be named (open(2), O_PATH).
-    let path = CString::new(crate::below::name_of(&file)).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let path = CString::new(crate::openat_beneath::name_of(&file)).map_err(|_| io::ErrorKind::InvalidInput)?;
     let mask = if directory { DIRECTORY } else { FILE };
     let only = if directory { libc::FAN_MARK_ONLYDIR } else { 0 };
     let flags = libc::FAN_MARK_ADD | only;
@@ -56,7 +56,7 @@ pub(super) fn mark(group: BorrowedFd<'_>, file: BorrowedFd<'_>, directory: bool)
 
 /// Watches it no longer. It is no error if it was not watched, or is gone.
 pub(super) fn unmark(group: BorrowedFd<'_>, file: BorrowedFd<'_>, directory: bool) -> io::Result<()> {
-    let path = CString::new(crate::below::name_of(&file)).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let path = CString::new(crate::openat_beneath::name_of(&file)).map_err(|_| io::ErrorKind::InvalidInput)?;
     let mask = if directory { DIRECTORY } else { FILE };
     // SAFETY: `path` is a string that ends with a zero and lives as long as the call.
     let result = unsafe {
