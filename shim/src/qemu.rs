@@ -24,7 +24,7 @@ use crate::pool::Parked;
 use crate::process::ProcessRef;
 use crate::run_dir::{RunDir, SandboxState};
 use crate::sizing::HostLimits;
-use crate::vm::{Connection, Connections, Ending, LaunchError, Launcher, Machine};
+use crate::vm::{Connection, Connections, Ending, LaunchError, Launcher, RunningVm};
 
 /// Starts QEMU once.
 pub struct QemuLauncher {
@@ -84,7 +84,7 @@ impl QemuLauncher {
 
 #[async_trait]
 impl Launcher for QemuLauncher {
-    async fn launch(&self) -> Result<(Box<dyn Machine>, Box<dyn Connections>), LaunchError> {
+    async fn launch(&self) -> Result<(Box<dyn RunningVm>, Box<dyn Connections>), LaunchError> {
         let config = self.plan.as_ref().map_err(Clone::clone)?;
         let image = self.image(config);
         let config = image.as_ref().map_or(config, |image| &image.config);
@@ -152,7 +152,7 @@ struct QemuMachine {
 }
 
 #[async_trait]
-impl Machine for QemuMachine {
+impl RunningVm for QemuMachine {
     fn pid(&self) -> u32 {
         self.vm.pid()
     }

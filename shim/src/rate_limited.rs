@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_guest_that_gives_reason_without_end_is_complained_of_within_bounds() {
+    fn a_guest_that_gives_reason_without_end_is_warned_of_within_bounds() {
         let began = Instant::now();
         let mut window = Window::new(began);
         let said = (0..100_000).filter(|_| window.count(began).say).count();

@@ -41,7 +41,7 @@ pub enum LaunchError {
 
 /// A VM whose process runs.
 #[async_trait]
-pub trait Machine: Send + Sync {
+pub trait RunningVm: Send + Sync {
     /// The VMM's process on the host.
     fn pid(&self) -> u32;
     /// Returns once the VM or a helper that it cannot do without is gone. Any number of tasks may wait.
@@ -142,5 +142,5 @@ pub trait Launcher: Send + Sync {
     ///
     /// # Errors
     /// The VM cannot be started. Nothing of it is left then.
-    async fn launch(&self) -> Result<(Box<dyn Machine>, Box<dyn Connections>), LaunchError>;
+    async fn launch(&self) -> Result<(Box<dyn RunningVm>, Box<dyn Connections>), LaunchError>;
 }

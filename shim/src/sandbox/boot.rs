@@ -20,7 +20,7 @@ use crate::boot_queue::{BootPlace, BootQueue};
 use crate::guest_kernel;
 use crate::relays::Relays;
 use crate::streams::StreamRegistry;
-use crate::vm::{LaunchError, Launcher, Machine};
+use crate::vm::{LaunchError, Launcher, RunningVm};
 
 /// Bytes of the console in a message.
 const CONSOLE: usize = 4 << 10;
@@ -75,7 +75,7 @@ pub struct BootPlan {
 
 /// A VM whose agent answers.
 pub(super) struct Booted {
-    pub(super) machine: Arc<dyn Machine>,
+    pub(super) machine: Arc<dyn RunningVm>,
     pub(super) agent: AgentClient,
     pub(super) hello: HelloRequest,
 }
@@ -112,11 +112,11 @@ pub(super) async fn boot(
     plan: &BootPlan,
     streams: StreamRegistry,
     relays: Relays,
-    started: impl FnOnce(&Arc<dyn Machine>),
+    started: impl FnOnce(&Arc<dyn RunningVm>),
 ) -> Result<(Booted, Signals), BootError> {
     let place = turn(plan.queue.as_ref()).await;
     let (machine, connections) = plan.launcher.launch().await.map_err(BootError::Launch)?;
-    let machine: Arc<dyn Machine> = machine.into();
+    let machine: Arc<dyn RunningVm> = machine.into();
     started(&machine);
     let (sender, arrived) = mpsc::channel(2);
     tokio::spawn(accept(connections, streams, relays, sender, Arc::clone(&plan.log)));

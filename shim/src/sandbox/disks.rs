@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use hypervisor::HotplugError;
 
 use crate::id::ContainerId;
-use crate::vm::Machine;
+use crate::vm::RunningVm;
 use crate::volumes::VolumeError;
 use crate::volumes::disk::{DiskKey, HostDisk};
 
@@ -81,7 +81,7 @@ impl Disks {
     /// Gives a disk to a container. The answer is the serial number by which the guest finds it.
     pub(super) async fn attach(
         self: &Arc<Self>,
-        machine: Arc<dyn Machine>,
+        machine: Arc<dyn RunningVm>,
         container: &ContainerId,
         disk: HostDisk,
     ) -> Result<String, DiskError> {
@@ -118,7 +118,7 @@ impl Disks {
     /// Makes a disk larger, and has the guest told. Nothing if the sandbox has it no longer.
     pub(super) async fn grow(
         &self,
-        machine: &dyn Machine,
+        machine: &dyn RunningVm,
         disk: &HostDisk,
         bytes: u64,
     ) -> Result<Option<u64>, DiskError> {
@@ -149,7 +149,7 @@ impl Disks {
     /// plugged in until somebody lets go of them again or the VM ends.
     pub(super) async fn release(
         &self,
-        machine: Option<Arc<dyn Machine>>,
+        machine: Option<Arc<dyn RunningVm>>,
         container: &ContainerId,
     ) -> Vec<(String, HotplugError)> {
         let held: Vec<_> = {
@@ -203,7 +203,7 @@ fn target(disk: &HostDisk, wanted: u64) -> Result<u64, String> {
     }
 }
 
-async fn plug(machine: &dyn Machine, disk: HostDisk) -> Result<Plugged, DiskError> {
+async fn plug(machine: &dyn RunningVm, disk: HostDisk) -> Result<Plugged, DiskError> {
     let path = disk.path.display().to_string();
     // On a thread of its own: a network block device may hang.
     let opened = tokio::task::spawn_blocking(move || disk.open()).await;

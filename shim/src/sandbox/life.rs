@@ -22,7 +22,7 @@ use crate::id::{ContainerId, Namespace, SandboxId};
 use crate::relays::Relays;
 use crate::sizing::Sizing;
 use crate::streams::StreamRegistry;
-use crate::vm::Machine;
+use crate::vm::RunningVm;
 
 /// What a sandbox is made of.
 pub struct Parts {
@@ -176,7 +176,7 @@ impl Sandbox {
     }
 
     /// Makes the pid that stands for the sandbox. Whoever kills it ends the VM, as it would end a container of runc.
-    fn stand_for_the_sandbox(self: &Arc<Self>, machine: &Arc<dyn Machine>) {
+    fn stand_for_the_sandbox(self: &Arc<Self>, machine: &Arc<dyn RunningVm>) {
         let made = StandIn::new(
             self.id.as_str(),
             machine.pid(),

@@ -66,7 +66,7 @@ use crate::id::{ContainerId, Namespace, SandboxId};
 use crate::names::NameRelay;
 use crate::relays::Relays;
 use crate::streams::StreamRegistry;
-use crate::vm::{Ending, Machine};
+use crate::vm::{Ending, RunningVm};
 use crate::volumes::DirectVolume;
 
 pub use self::container::{Container, CreateRequest};
@@ -111,7 +111,7 @@ pub struct Sandbox {
     /// Held by who makes the guest's network what the host's is: whether the guest has failed to follow the last time.
     network: tokio::sync::Mutex<bool>,
     vm: watch::Sender<Vm>,
-    machine: Mutex<Option<Arc<dyn Machine>>>,
+    machine: Mutex<Option<Arc<dyn RunningVm>>>,
     /// The sandbox's pid on the host, from the VMM's start on.
     stand_in: OnceLock<StandIn>,
     stopping: watch::Sender<bool>,
@@ -135,7 +135,7 @@ impl Sandbox {
         &self.relays
     }
 
-    fn machine(&self) -> Option<Arc<dyn Machine>> {
+    fn machine(&self) -> Option<Arc<dyn RunningVm>> {
         self.machine.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

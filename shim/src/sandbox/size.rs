@@ -25,7 +25,7 @@ use crate::agent_client::AgentClient;
 use crate::error::Error;
 use crate::id::ContainerId;
 use crate::sizing::Limits;
-use crate::vm::Machine;
+use crate::vm::RunningVm;
 
 /// When it is worth a line in the log that the guest gives nothing back.
 const SLOW: Duration = Duration::from_secs(15);
@@ -123,7 +123,7 @@ impl Sandbox {
         self.limit_host(&*machine, wanted, Mebibytes(0)).await;
     }
 
-    async fn limit_host(&self, machine: &dyn Machine, size: Size, beyond: Mebibytes) {
+    async fn limit_host(&self, machine: &dyn RunningVm, size: Size, beyond: Mebibytes) {
         let memory = Mebibytes(size.memory.0.saturating_add(beyond.0));
         if let Some(host) = self.sizes.host(Size { memory, ..size }) {
             machine.limit_host(host).await;
@@ -137,7 +137,7 @@ impl Sandbox {
         }
     }
 
-    async fn take_vcpus(&self, machine: &dyn Machine, target: &mut Size, wanted: Size) {
+    async fn take_vcpus(&self, machine: &dyn RunningVm, target: &mut Size, wanted: Size) {
         if wanted.vcpus < target.vcpus {
             target.vcpus = wanted.vcpus;
             if let Err(error) = machine.set_vcpus(wanted.vcpus).await {
@@ -148,7 +148,7 @@ impl Sandbox {
 
     /// Asks the guest for the memory that it should give back, and has the host's limit follow what it does give back, until nothing
     /// is missing or somebody else wants a turn.
-    async fn take_memory(&self, machine: &dyn Machine, agent: &AgentClient, target: &mut ResizeTarget, wanted: Size) {
+    async fn take_memory(&self, machine: &dyn RunningVm, agent: &AgentClient, target: &mut ResizeTarget, wanted: Size) {
         // Also if it fails: what the guest was told, it may still do.
         let before = target.vm.memory.0.saturating_add(target.beyond.0);
         target.vm.memory = wanted.memory;
@@ -175,13 +175,13 @@ impl Sandbox {
         }
     }
 
-    async fn grow_vcpus(&self, machine: &dyn Machine, agent: &AgentClient, wanted: Size) -> Result<(), String> {
+    async fn grow_vcpus(&self, machine: &dyn RunningVm, agent: &AgentClient, wanted: Size) -> Result<(), String> {
         machine.set_vcpus(wanted.vcpus).await.map_err(|error| chain(&error))?;
         let online = agent.resize(&self.sizes.resized(wanted)).await;
         online.map(drop).map_err(|error| chain(&error))
     }
 
-    async fn surplus(&self, machine: &dyn Machine, before: Mebibytes) -> Result<Mebibytes, MemoryError> {
+    async fn surplus(&self, machine: &dyn RunningVm, before: Mebibytes) -> Result<Mebibytes, MemoryError> {
         let change = machine.surplus_other_than(before);
         tokio::pin!(change);
         if let Ok(changed) = tokio::time::timeout(SLOW, &mut change).await {

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use config::Mebibytes;
 use hypervisor::{CpuError, Disk, HotplugError, MemoryError};
 use shim::sizing::HostLimits;
-use shim::vm::{Connection, Connections, Ending, LaunchError, Launcher, Machine};
+use shim::vm::{Connection, Connections, Ending, LaunchError, Launcher, RunningVm};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 
@@ -63,7 +63,7 @@ impl FakeLauncher {
 
 #[async_trait]
 impl Launcher for FakeLauncher {
-    async fn launch(&self) -> Result<(Box<dyn Machine>, Box<dyn Connections>), LaunchError> {
+    async fn launch(&self) -> Result<(Box<dyn RunningVm>, Box<dyn Connections>), LaunchError> {
         if self.boot == Boot::NoLaunch {
             let why = "QEMU did not start: /dev/kvm: Permission denied";
             return Err(LaunchError::Failed(why.to_owned()));
@@ -85,7 +85,7 @@ impl Launcher for FakeLauncher {
 struct FakeMachine(Arc<Guest>);
 
 #[async_trait]
-impl Machine for FakeMachine {
+impl RunningVm for FakeMachine {
     fn pid(&self) -> u32 {
         PID
     }
