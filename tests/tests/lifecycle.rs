@@ -177,6 +177,7 @@ mod kata_only {
         killed?;
         let started = started.map_err(|_| Error::unexpected("the start has panicked"))?;
         assert!(started.is_err(), "it was started");
+        assert_eq!(tasks.wait(&id, "slow")?, 137);
         tasks.delete_exec(&id, "slow")?;
         // The id is free, and what was killed has not run.
         assert_eq!(node.exec("base", "slow").sh("ls /shared").ok()?, "new\n");
