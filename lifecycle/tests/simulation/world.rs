@@ -456,9 +456,9 @@ impl<'a> World<'a> {
             return self.missing(job, delay);
         };
         let serial = container.serial;
-        match self.dice.happens(79, 200) {
+        match self.dice.happens(79, 500) {
             true => {
-                let way = self.dice.throw(79) % 3000;
+                let way = self.dice.throw(79) % 5000;
                 self.on_their_way.insert((name.clone(), serial));
                 let arrives = Happening::ExecArrives(name, serial, job, delay, says);
                 self.after(way, Later::InGuest(arrives));
