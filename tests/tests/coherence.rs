@@ -24,7 +24,7 @@ const READER: &str = "exec 9</data/held; n=0; while read -r file; do n=$((n+1));
 
 /// Prints the names in each directory that it is told of, of one that stays open from the beginning as well.
 const LISTER: &str = "import os, sys\nheld = os.open('/data/many', os.O_RDONLY)\nfor line in sys.stdin:\n    \
-                      n, directory = line.split()\n    one, two = sorted(os.listdir(directory)), sorted(os.listdir(held))\n    \
+                      n, directory = line.split()\n    one, two = sorted(os.listdir(directory + '/.')), sorted(os.listdir(held))\n    \
                       print(len(one), one == two, one[-1], f'<{n}>', flush=True)\n";
 
 /// A program in a container that reads files when it is told to.
