@@ -2,10 +2,12 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::Access;
+use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags, openat, unlinkat};
+use rustix::io::Errno;
 
 /// Longest path of a Unix socket in bytes: `sun_path` without its final zero (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
@@ -99,32 +101,50 @@ pub(crate) fn readable(role: &'static str, path: &Path) -> Result<PathBuf, FileE
     })
 }
 
-/// The path of a socket, which is removed when this is dropped, whoever made it.
+/// The path of a socket, which is removed when this is dropped, whoever made it. Its directory may have another name by then, and
+/// another socket the path: it is removed from the directory that the path led to at first.
 #[derive(Debug)]
-pub(crate) struct SocketFile(PathBuf);
+pub(crate) struct SocketFile {
+    path: PathBuf,
+    directory: OwnedFd,
+}
 
 impl SocketFile {
-    /// Takes charge of a path that need not exist yet.
+    /// Takes charge of a path in a directory that exists; it need not exist itself yet.
     pub(crate) fn new(path: PathBuf) -> Result<Self, FileError> {
         let length = path.as_os_str().len();
         if length > MAX_SOCKET_PATH {
             return Err(FileError::SocketPath { path, length });
         }
-        Ok(Self(path))
+        let parent = path.parent().unwrap_or(Path::new("/"));
+        let directory = openat(
+            CWD,
+            parent,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        );
+        match directory {
+            Ok(directory) => Ok(Self { path, directory }),
+            Err(error) => Err(FileError::Unreadable {
+                role: "the directory of a socket",
+                path: parent.to_owned(),
+                source: error.into(),
+            }),
+        }
     }
 
     pub(crate) fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        match std::fs::remove_file(&self.0) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(path = ?self.0, %error, "a socket cannot be removed");
-            }
-            _ => {}
+        let name = self.path.file_name().unwrap_or_default();
+        match unlinkat(&self.directory, name, AtFlags::empty()) {
+            // NOENT also if the directory itself has been removed.
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => tracing::warn!(path = ?self.path, %error, "a socket cannot be removed"),
         }
     }
 }
@@ -132,6 +152,28 @@ impl Drop for SocketFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_socket_goes_from_its_own_directory_whatever_that_is_called_by_then() {
+        let place = tempfile::tempdir().unwrap();
+        let [first, renamed] = ["first", "renamed"].map(|name| place.path().join(name));
+        for round in 0..2 {
+            std::fs::create_dir(&first).unwrap();
+            std::fs::write(first.join("socket"), "").unwrap();
+            let file = SocketFile::new(first.join("socket")).unwrap();
+            if round == 0 {
+                std::fs::rename(&first, &renamed).unwrap();
+                std::fs::create_dir(&first).unwrap();
+                std::fs::write(first.join("socket"), "another").unwrap();
+                drop(file);
+                assert!(first.join("socket").exists() && !renamed.join("socket").exists());
+                std::fs::remove_dir_all(&first).unwrap();
+            } else {
+                std::fs::remove_dir_all(&first).unwrap();
+                drop(file);
+            }
+        }
+    }
 
     #[test]
     fn a_missing_program_is_named() {

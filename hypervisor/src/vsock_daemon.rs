@@ -56,6 +56,10 @@ pub(crate) async fn start(
     accounting: Accounting,
 ) -> Result<VsockDaemon, BootError> {
     let directory = run_dir.join(DIRECTORY);
+    make(&directory).map_err(|source| BootError::Socket {
+        path: directory.clone(),
+        source,
+    })?;
     let host_side = SocketFile::new(directory.join("vsock.sock"))?;
     // The daemon connects to the host side's name with the port at its end.
     let listener_file = SocketFile::new(directory.join(format!("vsock.sock_{port}")))?;
@@ -102,15 +106,18 @@ pub(crate) async fn start(
     })
 }
 
-/// The directory and our socket in it, both the daemon's user's: it makes its sockets in the one and connects to the other.
-fn prepare(program: &Path, directory: &Path, listener: &Path) -> io::Result<(Jail, UnixListener)> {
-    let user = User::random()?;
-    // A VM that ran here before leaves it empty, and another user's.
+/// Makes the directory anew. A VM that ran here before leaves it empty, and another user's.
+fn make(directory: &Path) -> io::Result<()> {
     match fs::remove_dir(directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    DirBuilder::new().mode(0o700).create(directory)?;
+    DirBuilder::new().mode(0o700).create(directory)
+}
+
+/// The directory and our socket in it, both the daemon's user's: it makes its sockets in the one and connects to the other.
+fn prepare(program: &Path, directory: &Path, listener: &Path) -> io::Result<(Jail, UnixListener)> {
+    let user = User::random()?;
     let bound = UnixListener::bind(listener)?;
     for path in [listener, directory] {
         chown(path, Some(user.number()), Some(user.number()))?;

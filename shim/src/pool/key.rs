@@ -20,8 +20,18 @@ const LENGTH: usize = 8;
 /// The namespaces that a process of the runtime works in. Of the calling thread: a shim has threads in two mount namespaces.
 const NAMESPACES: [&str; 7] = ["mnt", "net", "pid", "user", "uts", "ipc", "cgroup"];
 
-/// Lines of proc_pid_status(5) that say what a process may do.
-const RIGHTS: [&str; 5] = ["Uid:", "Gid:", "CapEff:", "CapBnd:", "Seccomp:"];
+/// Lines of proc_pid_status(5) that say what a process may do, and what its hooks and helpers inherit.
+const RIGHTS: [&str; 9] = [
+    "Umask:",
+    "Uid:",
+    "Gid:",
+    "Groups:",
+    "CapEff:",
+    "CapBnd:",
+    "NoNewPrivs:",
+    "Seccomp:",
+    "Cpus_allowed:",
+];
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +47,8 @@ impl Key {
         add("version", &env!("CARGO_PKG_VERSION"));
         add("file", &file);
         add("hypervisor", hypervisor);
+        // Whether the VM can grow.
+        add("constant", &config.runtime.static_sandbox_resource_mgmt);
         add("console", &console);
         add("dial", &config.agent.dial_timeout);
         let mut files = vec![
@@ -137,7 +149,10 @@ mod tests {
         let third = Key::of(file, &config);
         assert_ne!(second, third);
         config.agent.debug_console_enabled = true;
-        assert_ne!(third, Key::of(file, &config));
+        let fourth = Key::of(file, &config);
+        assert_ne!(third, fourth);
+        config.runtime.static_sandbox_resource_mgmt = !config.runtime.static_sandbox_resource_mgmt;
+        assert_ne!(fourth, Key::of(file, &config));
     }
 
     #[test]

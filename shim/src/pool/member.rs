@@ -104,7 +104,9 @@ impl Member {
         let socket = slot.claim_socket();
         let listener = wire::listen_at(&socket).map_err(|source| PathError::new("listen on", &socket, source))?;
         let failed = |error: &dyn std::error::Error| PoolError::Boot(error.to_string());
-        let id = SandboxId::new(&format!("pool-{}", slot.name())).map_err(|error| failed(&error))?;
+        // Of this member alone: the next one may have the slot before this one's VM has left the pool's cgroup.
+        let id =
+            SandboxId::new(&format!("pool-{}-{}", slot.name(), std::process::id())).map_err(|error| failed(&error))?;
         let namespace = Namespace::new(NAMESPACE).map_err(|error| failed(&error))?;
         let cgroup = HostCgroup::create(None, &id);
         let mut state = SandboxState::new(&namespace, &id);

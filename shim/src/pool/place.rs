@@ -16,6 +16,11 @@ use crate::run_dir::{self, RunDir, RunDirError};
 /// End of a lock's name.
 const LOCK: &str = ".lock";
 
+/// Files of the pool as a whole: how many starts it has served, and why it is not full.
+pub(super) const STARTS: &str = "starts.json";
+pub(super) const NOTICE: &str = "notice";
+const FILES: [&str; 2] = [STARTS, NOTICE];
+
 /// Why the pool cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PoolError {
@@ -103,22 +108,22 @@ impl Slot {
     /// # Errors
     /// Its files cannot be made or removed.
     pub(super) fn take(&self) -> Result<Option<OwnedFd>, PoolError> {
-        let Some(lock) = self.try_lock(true)? else {
+        let Some(lock) = self.try_lock()? else {
             return Ok(None);
         };
         cleanup::remove_contents(&self.directory());
         Ok(Some(lock))
     }
 
-    fn try_lock(&self, make: bool) -> Result<Option<OwnedFd>, PoolError> {
+    fn try_lock(&self) -> Result<Option<OwnedFd>, PoolError> {
         let path = self.lock_path();
         let failed = |source: io::Error| PathError::new("lock", &path, source);
         loop {
             let mut options = File::options();
-            options.write(true).create(make).truncate(false);
+            options.write(true).create(true).truncate(false);
             let file = match options.open(&path) {
                 // Whoever emptied the pool has just removed its directory.
-                Err(error) if make && error.kind() == io::ErrorKind::NotFound => {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     create(&self.root)?;
                     continue;
                 }
@@ -140,7 +145,9 @@ impl Slot {
 
     /// Whether a member has it.
     pub(super) fn is_taken(&self) -> bool {
-        matches!(self.try_lock(false), Ok(None))
+        // Shared: those who look do not take it from one another.
+        File::open(self.lock_path())
+            .is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK))
     }
 }
 
@@ -184,8 +191,9 @@ pub(super) fn remove_empty(root: &Path) {
     if !slots(root).is_empty() {
         return;
     }
-    for file in fs::read_dir(root).into_iter().flatten().flatten() {
-        let _ = fs::remove_file(file.path());
+    // By their names: another file may be the lock of a member that somebody has just started.
+    for name in FILES {
+        let _ = fs::remove_file(root.join(name));
     }
     // One that somebody fills at the same time stays.
     let _ = fs::remove_dir(root);
@@ -194,6 +202,23 @@ pub(super) fn remove_empty(root: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_empty_pool_is_removed_and_not_the_lock_of_one_who_fills_it() {
+        let root = tempfile::tempdir().unwrap();
+        let pool = root.path().join("pool");
+        create(&pool).unwrap();
+        for name in FILES {
+            fs::write(pool.join(name), "").unwrap();
+        }
+        // What is no slot's, as a lock is that was made after the look.
+        fs::write(pool.join("other"), "").unwrap();
+        remove_empty(&pool);
+        assert!(pool.join("other").exists());
+        fs::remove_file(pool.join("other")).unwrap();
+        remove_empty(&pool);
+        assert!(!pool.exists());
+    }
 
     #[test]
     fn a_slot_is_taken_once_and_free_when_its_lock_goes() {

@@ -69,7 +69,7 @@ struct Counts {
 }
 
 fn counts_file(root: &Path) -> PathBuf {
-    root.join("starts.json")
+    root.join(place::STARTS)
 }
 
 /// Counts a start. What cannot be counted is not.
@@ -101,7 +101,7 @@ pub(super) fn count(root: &Path, outcome: Outcome) {
 }
 
 fn notice_file(root: &Path) -> PathBuf {
-    root.join("notice")
+    root.join(place::NOTICE)
 }
 
 /// Remembers why the pool is not what the configuration asks for; the last one counts.

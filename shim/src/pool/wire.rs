@@ -90,9 +90,10 @@ pub(super) fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(accept_with(listener, SocketFlags::CLOEXEC)?)
 }
 
-/// Connects to a member.
+/// Connects to a member. Never waits: a member that has stopped takes no connections, and its queue may be full.
 pub(super) fn connect_to(path: &Path) -> io::Result<OwnedFd> {
     let socket = socket()?;
+    rustix::io::ioctl_fionbio(&socket, true)?;
     connect(&socket, &SocketAddrUnix::new(path)?)?;
     Ok(socket)
 }
