@@ -57,9 +57,13 @@ impl Owed {
         let mut records: Vec<_> = entries
             .filter_map(|entry| {
                 let name = entry.file_name().into_string().ok()?;
-                let (id, number) = name.strip_suffix(".json")?.rsplit_once('.')?;
+                let name = name.strip_suffix(".json")?;
+                let numbered = name.rsplit_once('.');
+                let numbered = numbered.and_then(|(id, number)| Some((id, number.parse::<u128>().ok()?)));
+                // A shim of an earlier version had one record for an id, without a number.
+                let (id, number) = numbered.unwrap_or((name, 0));
                 let wanted = container.is_none_or(|container| container.as_str() == id);
-                wanted.then(|| (number.parse::<u128>().unwrap_or_default(), entry.path()))
+                wanted.then(|| (number, entry.path()))
             })
             .collect();
         records.sort();
@@ -96,7 +100,8 @@ impl Owed {
     /// The first hook that failed.
     pub async fn pay(&self, host: &HostNamespace, container: &ContainerId) -> Result<(), HookError> {
         let mut first = Ok(());
-        for record in self.records(Some(container)) {
+        // Its own first: those of an earlier one with its id may hang.
+        for record in self.records(Some(container)).into_iter().rev() {
             first = first.and(self.pay_file(host, &record, None).await);
         }
         first
@@ -136,7 +141,7 @@ impl Owed {
     /// # Errors
     /// It cannot be moved.
     pub fn hand_over(&self, directory: &Path) -> io::Result<bool> {
-        if !self.directory.exists() {
+        if self.records(None).is_empty() {
             return Ok(directory.exists());
         }
         let place = directory.join(now().to_string());
@@ -391,6 +396,24 @@ mod tests {
         let ran = fs::read_to_string(directory.join("ran")).unwrap();
         assert_eq!(ran, "first\nsecond\nthird\n");
         assert!(!elsewhere.exists());
+    }
+
+    #[tokio::test]
+    async fn a_containers_own_hooks_come_before_those_of_an_earlier_one_and_a_record_without_a_number_counts() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path();
+        let owed = Owed::below(directory);
+        owed.record(&hooks(&["echo first >> ran"]), &state(directory)).unwrap();
+        // As an earlier version named it.
+        let first = owed.records(None).remove(0);
+        fs::rename(first, owed.directory.join("me.json")).unwrap();
+        owed.record(&third(directory), &state(directory)).unwrap();
+        let host = HostNamespace::start_thread().unwrap();
+        owed.pay(&host, &ContainerId::new("me").unwrap()).await.unwrap();
+        let ran = fs::read_to_string(directory.join("ran")).unwrap();
+        assert_eq!(ran, "third\nfirst\n");
+        // The directory is still there, and nothing in it is owed.
+        assert!(!owed.hand_over(&directory.join("elsewhere")).unwrap());
     }
 
     #[test]
