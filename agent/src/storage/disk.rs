@@ -18,8 +18,6 @@ const SETTLES: Duration = Duration::from_secs(10);
 
 const BLOCK: &str = "/sys/block";
 
-const NODES: &str = "/dev";
-
 /// A disk as the guest knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct DiskNode {
@@ -38,7 +36,7 @@ pub(super) async fn find(serial: &str) -> Result<DiskNode, StorageError> {
     let events = Uevents::listen().map_err(StorageError::Events)?;
     let found = async {
         loop {
-            if let Some(disk) = look(Path::new(BLOCK), Path::new(NODES), serial)
+            if let Some(disk) = look(Path::new(BLOCK), serial)
                 && disk.opens()?
             {
                 return Ok(disk);
@@ -55,7 +53,7 @@ pub(super) async fn find(serial: &str) -> Result<DiskNode, StorageError> {
 }
 
 /// Looks through the disks that there are.
-fn look(block: &Path, nodes: &Path, serial: &str) -> Option<DiskNode> {
+fn look(block: &Path, serial: &str) -> Option<DiskNode> {
     let entries = fs::read_dir(block).ok()?;
     entries.filter_map(Result::ok).find_map(|entry| {
         let text = fs::read_to_string(entry.path().join("serial")).ok()?;
@@ -65,7 +63,7 @@ fn look(block: &Path, nodes: &Path, serial: &str) -> Option<DiskNode> {
         let numbers = fs::read_to_string(entry.path().join("dev")).ok()?;
         let (major, minor) = numbers.trim().split_once(':')?;
         Some(DiskNode {
-            path: nodes.join(entry.file_name()),
+            path: Path::new("/dev").join(entry.file_name()),
             major: major.parse().ok()?,
             minor: minor.parse().ok()?,
         })
@@ -151,10 +149,10 @@ mod tests {
                 fs::write(disk.join("serial"), serial).unwrap();
             }
         }
-        let found = look(directory.path(), Path::new("/dev"), "tatami-12").unwrap();
+        let found = look(directory.path(), "tatami-12").unwrap();
         assert_eq!((found.path.as_path(), found.minor), (Path::new("/dev/vdb"), 16));
-        assert_eq!(look(directory.path(), Path::new("/dev"), "tatami-2"), None);
-        assert_eq!(look(directory.path(), Path::new("/dev"), "tatami-"), None);
+        assert_eq!(look(directory.path(), "tatami-2"), None);
+        assert_eq!(look(directory.path(), "tatami-"), None);
     }
 
     /// A socket does not open with the error that a disk has which the kernel still adds: ENXIO.
