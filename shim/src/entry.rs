@@ -3,6 +3,7 @@
 use std::env;
 use std::error::Error;
 use std::io::{self, IsTerminal, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -11,6 +12,7 @@ use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
 use protobuf::{Message, MessageField};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
+use crate::announcement::Announcement;
 use crate::cli::{self, Arguments, Command, PoolAction};
 use crate::context::ServerContext;
 use crate::hooks::{self, Owed};
@@ -49,7 +51,10 @@ pub fn run(words: impl IntoIterator<Item = String>) -> Result<(), Box<dyn Error>
         Command::Start(arguments) => {
             let config_path = options::config_path_on_stdin(&stdin()?)?;
             let bundle = bundle(&arguments)?;
-            print(start::start(&arguments, &bundle, config_path.as_deref())?.as_bytes())
+            let started = start::start(&arguments, &bundle, config_path.as_deref())?;
+            print(started.address.as_bytes())?;
+            started.announced();
+            Ok(())
         }
         Command::Delete(arguments) => {
             let bundle = bundle(&arguments)?;
@@ -61,7 +66,11 @@ pub fn run(words: impl IntoIterator<Item = String>) -> Result<(), Box<dyn Error>
             hooks::pay_handed_over(&directory);
             Ok(())
         }
-        Command::Serve(arguments) => serve_on(UnixListener::from(sys::inherited()?), arguments, None),
+        Command::Serve(arguments) => {
+            let listener = UnixListener::from(sys::inherited()?);
+            let announcement = Announcement::from(io::stdin().as_fd().try_clone_to_owned()?);
+            serve_on(listener, announcement, arguments, None)
+        }
         Command::Member { slot, config_path } => pool::run(&slot, config_path),
         Command::Pool(action, config_path) => print(manage_pool(action, config_path.as_deref())?.as_bytes()),
     }
@@ -120,6 +129,7 @@ fn info() -> Result<RuntimeInfo, serde_json::Error> {
 /// number; the thread that stays behind is started before this one leaves the host's mount namespace; all others are started after.
 pub(crate) fn serve_on(
     listener: UnixListener,
+    announcement: Announcement,
     arguments: Arguments,
     parked: Option<Parked>,
 ) -> Result<(), Box<dyn Error>> {
@@ -130,7 +140,7 @@ pub(crate) fn serve_on(
     if let Err(error) = files {
         tracing::warn!(%error, "the limit of open files cannot be raised: few containers and execs can run at a time");
     }
-    let result = serve_logged(listener, arguments, parked, run_dir.clone(), log);
+    let result = serve_logged(listener, announcement, arguments, parked, run_dir.clone(), log);
     if let Err(error) = &result {
         tracing::error!(error = &**error, "the server failed");
     }
@@ -148,6 +158,7 @@ fn raise_open_files() -> rustix::io::Result<()> {
 
 fn serve_logged(
     listener: UnixListener,
+    announcement: Announcement,
     arguments: Arguments,
     parked: Option<Parked>,
     run_dir: RunDir,
@@ -176,7 +187,7 @@ fn serve_logged(
         log,
         parked: Mutex::new(parked),
     };
-    let served = runtime.block_on(server::serve(listener, context));
+    let served = runtime.block_on(server::serve(listener, announcement, context));
     // From the host's mount namespace, which the removal of the sandbox's directory is not in.
     runtime.block_on(owed.pay_all(&hosts));
     // What still blocks in a thread must not hold up the end.

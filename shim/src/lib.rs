@@ -7,6 +7,7 @@
 mod accept;
 pub mod agent_client;
 mod alive;
+mod announcement;
 pub mod boot_queue;
 pub mod bundle;
 pub mod cleanup;

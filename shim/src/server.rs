@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
 
+use crate::announcement::Announcement;
 use crate::boot_queue::BootQueue;
 use crate::bundle;
 use crate::context::ServerContext;
@@ -86,7 +87,11 @@ pub enum ServerError {
 ///
 /// # Errors
 /// The socket cannot be served on, or the shared directory cannot be set up.
-pub async fn serve(listener: UnixListener, context: ServerContext) -> Result<ExitReason, ServerError> {
+pub async fn serve(
+    listener: UnixListener,
+    announcement: Announcement,
+    context: ServerContext,
+) -> Result<ExitReason, ServerError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(ServerError::Listen)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServerError::Listen)?;
     let events = Publisher::start(&context.ttrpc_address, context.namespace.as_str());
@@ -111,6 +116,7 @@ pub async fn serve(listener: UnixListener, context: ServerContext) -> Result<Exi
         () = shutdown.notified() => ExitReason::Shutdown,
         _ = terminate.recv() => ExitReason::Signal,
         _ = interrupt.recv() => ExitReason::Signal,
+        () = announcement.lost() => ExitReason::Unclaimed,
         () = unclaimed(&cell, UNCLAIMED) => ExitReason::Unclaimed,
     };
     tracing::info!(sandbox = %context.id, ?reason, "the server ends");
@@ -118,7 +124,8 @@ pub async fn serve(listener: UnixListener, context: ServerContext) -> Result<Exi
         sandbox.stop().await;
     }
     events.flush(FLUSH).await;
-    server.disconnect().await;
+    // Its disconnect() alone waits 10 s for the task that accepts connections, which does not end.
+    server.shutdown().await.map_err(ServerError::Serve)?;
     Ok(reason)
 }
 

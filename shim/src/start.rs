@@ -13,6 +13,7 @@ use std::process::{Command, Stdio};
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
 
 use crate::alive::is_alive;
+use crate::announcement::Launched;
 use crate::bundle::{self, BundleError};
 use crate::cleanup;
 use crate::cli::Arguments;
@@ -63,12 +64,29 @@ pub enum StartError {
     },
 }
 
-/// Does the work; the answer is the address to print. `bundle` is absolute, `config_path` is what the runtime options
+/// The server's address, and the server if this call has started it.
+#[derive(Debug)]
+pub struct Started {
+    /// What containerd is to connect to.
+    pub address: String,
+    launched: Option<Launched>,
+}
+
+impl Started {
+    /// Tells the server that its address has been printed. A server that is not told ends.
+    pub fn announced(self) {
+        if let Some(launched) = self.launched {
+            launched.announced();
+        }
+    }
+}
+
+/// Does the work. `bundle` is absolute, `config_path` is what the runtime options
 /// on stdin say.
 ///
 /// # Errors
 /// There is no server, and none can be started.
-pub fn start(arguments: &Arguments, bundle: &Path, config_path: Option<&Path>) -> Result<String, StartError> {
+pub fn start(arguments: &Arguments, bundle: &Path, config_path: Option<&Path>) -> Result<Started, StartError> {
     let sandbox = bundle::sandbox_of(bundle, &arguments.id)?;
     let run_dir = RunDir::of(&arguments.namespace, &sandbox);
     let address = run_dir.address();
@@ -84,7 +102,7 @@ pub fn start(arguments: &Arguments, bundle: &Path, config_path: Option<&Path>) -
         }
         // A server that died left it: what a new one needs is free after this.
         cleanup::remove_locked(&run_dir, &lock);
-        let adopted = pool::claim(arguments, bundle, config_path, &sandbox, &lock).map(|server| Ok(Some(server)));
+        let adopted = pool::claim(arguments, bundle, config_path, &sandbox, &lock).map(Ok);
         let server = adopted.unwrap_or_else(|| launch(arguments, bundle, config_path, &sandbox, &run_dir));
         match server {
             Ok(server) => launched = Some(server),
@@ -95,16 +113,16 @@ pub fn start(arguments: &Arguments, bundle: &Path, config_path: Option<&Path>) -
         }
     }
     if let Err(error) = write_address(bundle, &address) {
-        if let Some(server) = launched {
-            // containerd learns of no server, and nobody would end it. It may not have written down yet that it is one.
-            if let Some(server) = server {
-                server.kill();
+        if let Some(launched) = launched {
+            // containerd learns of no server. This one may not have written down yet that it is one.
+            if let Some(process) = launched.process {
+                process.kill();
             }
             cleanup::remove_locked(&run_dir, &lock);
         }
         return Err(error);
     }
-    Ok(address)
+    Ok(Started { address, launched })
 }
 
 /// Whether something is mounted here; true where the kernel (before 5.8) does not tell.
@@ -116,14 +134,13 @@ fn is_mount_point(path: &Path) -> bool {
     })
 }
 
-/// The server's process; none if it has ended by now.
 fn launch(
     arguments: &Arguments,
     bundle: &Path,
     config_path: Option<&Path>,
     sandbox: &SandboxId,
     run_dir: &RunDir,
-) -> Result<Option<ProcessRef>, StartError> {
+) -> Result<Launched, StartError> {
     run_dir.create()?;
     let path = run_dir.socket();
     let listener = UnixListener::bind(&path).map_err(|source| StartError::Listen {
@@ -144,17 +161,21 @@ fn launch(
     if arguments.debug {
         command.arg("-debug");
     }
+    let (theirs, announcement) = io::pipe().map_err(StartError::Spawn)?;
     // The bundle must not be kept busy by the server's working directory.
     command
         .current_dir("/")
-        .stdin(Stdio::null())
+        .stdin(theirs)
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     sys::detach_with(&mut command, OwnedFd::from(listener));
     // It writes down itself what it is made of: two writers would take each other's words away.
     let server = command.spawn().map_err(StartError::Spawn)?;
     raise_oom_score(server.id());
-    Ok(i32::try_from(server.id()).ok().and_then(ProcessRef::of))
+    Ok(Launched {
+        process: i32::try_from(server.id()).ok().and_then(ProcessRef::of),
+        announcement: announcement.into(),
+    })
 }
 
 /// One more than containerd's own, which the server has inherited: the host's OOM killer takes a shim before its containerd, as

@@ -131,16 +131,37 @@ fn a_start_that_cannot_leave_its_address_leaves_no_server() {
     assert!(!output.status.success() && output.stdout.is_empty());
     assert!(String::from_utf8(output.stderr).unwrap().contains("address"));
     assert!(!run_dir.path().exists());
+    no_server_is_left(&id);
+}
+
+#[test]
+fn a_start_whose_answer_nobody_takes_leaves_no_server() {
+    let bundle = tempfile::tempdir().unwrap();
+    std::fs::write(bundle.path().join("config.json"), "{}").unwrap();
+    let (id, run_dir) = run_dir("answer");
+    let output = Command::new(env!("CARGO_BIN_EXE_containerd-shim-kata-v2"))
+        .args(["-namespace", "command-line", "-id", &id, "start"])
+        .current_dir(bundle.path())
+        .stdin(Stdio::null())
+        .stdout(std::fs::File::options().write(true).open("/dev/full").unwrap())
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    no_server_is_left(&id);
+    assert!(!run_dir.path().exists());
+}
+
+/// Waits until no process has this id among its arguments: what a server had forked dies after it, by a signal of its own.
+fn no_server_is_left(id: &str) {
     let servers = || {
         let entries = std::fs::read_dir("/proc").unwrap().flatten();
         entries
             .filter(|entry| {
                 let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-                String::from_utf8_lossy(&line).contains(&id)
+                String::from_utf8_lossy(&line).contains(id)
             })
             .count()
     };
-    // What the server had forked dies with it, by a signal of its own.
     let deadline = Instant::now() + Duration::from_secs(10);
     while servers() > 0 && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(10));

@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 
 use super::wire::{self, Adopted, Claim, Hello, Request};
 use super::{Key, place, report};
+use crate::announcement::Launched;
 use crate::bundle;
 use crate::cleanup;
 use crate::cli::Arguments;
 use crate::guest_spec;
 use crate::host_cgroup;
 use crate::id::SandboxId;
-use crate::process::{self, ProcessRef};
+use crate::process;
 use crate::run_dir::{Lock, RunDir};
 use crate::settings::Settings;
 use crate::sizing::Sizing;
@@ -25,7 +26,7 @@ const HELLO: Duration = Duration::from_secs(1);
 const ADOPTION: Duration = Duration::from_secs(30);
 
 /// Has a member of the pool adopt the sandbox whose lock this is. None where there is no pool, or no member that fits: then the sandbox is
-/// started as without a pool. The answer is its process; after that it listens, and everything of the sandbox is where its own start would
+/// started as without a pool. After the answer it listens, and everything of the sandbox is where its own start would
 /// have put it.
 pub(crate) fn claim(
     arguments: &Arguments,
@@ -33,7 +34,7 @@ pub(crate) fn claim(
     config_path: Option<&Path>,
     sandbox: &SandboxId,
     lock: &Lock,
-) -> Option<ProcessRef> {
+) -> Option<Launched> {
     let root = place::root();
     if !root.exists() || bundle::is_awaited(bundle) {
         return None;
@@ -83,7 +84,7 @@ pub(crate) fn claim(
     None
 }
 
-fn attempt(slot: &place::Slot, request: &Request, lock: &Lock) -> std::io::Result<ProcessRef> {
+fn attempt(slot: &place::Slot, request: &Request, lock: &Lock) -> std::io::Result<Launched> {
     let connection = wire::connect_to(&slot.claim_socket())?;
     let (hello, _) = wire::receive::<Hello>(connection.as_fd(), HELLO)?;
     if !hello.ready {
@@ -97,7 +98,10 @@ fn attempt(slot: &place::Slot, request: &Request, lock: &Lock) -> std::io::Resul
         // It has the lock, and would go on with the sandbox's name whenever it is continued.
         process::kill_all(&[hello.process], Instant::now() + HELLO);
     }
-    adopted.map(|_| hello.process)
+    adopted.map(|_| Launched {
+        process: Some(hello.process),
+        announcement: connection,
+    })
 }
 
 fn own_oom_score_adj() -> i32 {

@@ -287,12 +287,12 @@ fn adopt(
         lock,
         connection,
     } = asked;
-    drop((slot, lock, connection));
+    drop((slot, lock));
     host_cgroup::join(&host_cgroup::procs_of(&claim.cgroups));
     set_oom_score_adj(claim.oom_score_adj.saturating_add(1).min(FIRST_TO_GO));
     sys::replace_environment(claim.environment);
     show(&arguments);
-    entry::serve_on(listener, arguments, Some(parked))
+    entry::serve_on(listener, connection.into(), arguments, Some(parked))
 }
 
 /// Gives the member's directory the sandbox's name, listens in it, and answers. From the answer on the sandbox is one like any other. If it

@@ -4,6 +4,7 @@
 //! member → Hello            whoever connects learns at once whether it is worth to ask
 //! member ← Claim + lock     or Retire
 //! member → Adopted          after this the member is the sandbox's shim
+//! member ← a byte           `start` has printed the address; if it ends before, so does the member
 //! ```
 //! A member that does not say hello at once is not asked, so a claim never lies in the queue of one that is stopped.
 
