@@ -43,8 +43,8 @@ build: kernel initrd daemons binaries config ## everything into build/
 kernel_suffix := $(if $(filter-out $(shell uname -m),$(ARCH)),-$(ARCH))
 
 .PHONY: kernel
-kernel: ## build/share/{vmlinuz,System.map}, from the pinned source (cached); ARCH=arm64 cross-compiles
-	@dir=$$(guest-kernel/build $(if $(ARCH),--arch $(ARCH))); mkdir -p $(BUILD)/share; for file in vmlinuz System.map; do \
+kernel: ## build/share/{vmlinuz,System.map,modules.img}, from the pinned source (cached); ARCH=arm64 cross-compiles
+	@dir=$$(guest-kernel/build $(if $(ARCH),--arch $(ARCH))); mkdir -p $(BUILD)/share; for file in vmlinuz System.map modules.img; do \
 		cmp -s "$$dir/$$file" $(BUILD)/share/$$file$(kernel_suffix) \
 			|| install -m 0644 "$$dir/$$file" $(BUILD)/share/$$file$(kernel_suffix); \
 	done

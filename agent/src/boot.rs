@@ -10,6 +10,7 @@ use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
 use rustix::net::{AddressFamily, SocketType, socket};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
+use crate::modules::HELPER;
 use crate::{cgroup, sys};
 
 /// Why the guest cannot be used.
@@ -148,7 +149,21 @@ fn new_root() -> Result<(), BootError> {
         step("create", path.display(), std::fs::create_dir_all(&path))?;
         step("mount", path.display(), mount(*kind, &path, *kind, *flags, *data))?;
     }
+    link_helper(root)?;
     keep_programs(root)
+}
+
+/// The kernel finds this program under the name by which it has modules loaded: its threads are in the root of the first
+/// process, which the old one is not part of any longer.
+fn link_helper(root: &Path) -> Result<(), BootError> {
+    let helper = root.join(HELPER.trim_start_matches('/'));
+    let directory = helper.parent().unwrap_or(root);
+    step("create", directory.display(), std::fs::create_dir_all(directory))?;
+    step(
+        "link",
+        helper.display(),
+        std::os::unix::fs::symlink("/proc/1/exe", &helper),
+    )
 }
 
 /// The programs of the debug console, where the image has them (guest-kernel/debug-console), stay in reach.

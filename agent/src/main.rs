@@ -1,5 +1,6 @@
 //! The guest agent. The program is `/init`; as `launch`, the child that becomes a container's process; as
-//! `memlock-probe`, a child that maps perf buffers as a process would; and as `/pause`, the process of a pod's sandbox.
+//! `memlock-probe`, a child that maps perf buffers as a process would; as `/pause`, the process of a pod's sandbox; and as
+//! `/sbin/modprobe`, the kernel's helper that loads modules.
 
 mod blocking;
 mod boot;
@@ -16,6 +17,7 @@ mod ids;
 mod init;
 mod log;
 mod metrics;
+mod modules;
 mod names;
 mod network;
 mod oom;
@@ -45,6 +47,9 @@ fn main() -> ExitCode {
     }
     if pause::is_pause(std::env::args_os().next().as_deref()) {
         return pause::main(std::env::args().skip(1));
+    }
+    if modules::is_helper(std::env::args_os().next().as_deref()) {
+        return modules::main(std::env::args().skip(1));
     }
     if std::process::id() == 1 {
         init::run();

@@ -1,4 +1,4 @@
-//! Applies the host's answer to Hello: clock, name, sysctls, shares. It knows no container.
+//! Applies the host's answer to Hello: clock, name, shares, kernel modules, sysctls. It knows no container.
 
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -6,6 +6,8 @@ use std::path::{Component, Path, PathBuf};
 use protocol::agent::{SandboxSetup, Share};
 use rustix::mount::{MountFlags, mount};
 use rustix::time::{ClockId, Timespec, clock_settime};
+
+use crate::modules::ModuleError;
 
 /// Why the sandbox cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +30,9 @@ pub(crate) enum SetupError {
     /// The root of a pod's sandbox cannot be made.
     #[error("make the root of the sandbox's process")]
     Pause(#[source] io::Error),
+    /// See [`ModuleError`].
+    #[error(transparent)]
+    Modules(#[from] ModuleError),
     /// A share cannot be mounted.
     #[error("mount virtio-fs {0} on {1}")]
     Share(String, String, #[source] io::Error),
@@ -48,11 +53,13 @@ pub(crate) fn set_up(setup: &SandboxSetup) -> Result<(), SetupError> {
     }
     // There may be more threads now.
     crate::cgroup::renew_reserve().map_err(SetupError::Reserve)?;
+    setup.shares.iter().try_for_each(mount_share)?;
+    crate::modules::prepare(&setup.kernel_modules)?;
+    // After the modules, which have parameters of their own there.
     for (name, value) in &setup.sysctls {
         set_sysctl(name, value)?;
     }
-    crate::pause::prepare().map_err(SetupError::Pause)?;
-    setup.shares.iter().try_for_each(mount_share)
+    crate::pause::prepare().map_err(SetupError::Pause)
 }
 
 fn set_clock(nanoseconds: u64) -> Result<(), SetupError> {

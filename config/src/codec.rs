@@ -294,6 +294,38 @@ pub(crate) const KERNEL_PARAMS: Codec<String> = Codec {
     show: |value| Value::String(value.clone()),
 };
 
+/// A module's name is shorter than MODULE_NAME_LEN (include/linux/moduleparam.h: 56 on 64 bit). As in Kata, an annotation has
+/// semicolons between the modules: a parameter may contain commas.
+pub(crate) const KERNEL_MODULES: Codec<Vec<String>> = Codec {
+    read: |raw| {
+        const MOST: usize = 64;
+        let allowed =
+            "a list of at most 64 modules, each a name with parameters after it, as in \"bonding max_bonds=2\"";
+        let entries = match raw {
+            Raw::Annotation(text) if !text.trim_start().starts_with('[') => {
+                Some(text.split(';').map(str::to_owned).collect())
+            }
+            Raw::File(_) | Raw::Annotation(_) => raw.list(),
+        };
+        let entries: Vec<String> = entries.ok_or_else(|| Refusal::new(allowed))?;
+        let entries: Vec<String> = entries.iter().map(|entry| entry.trim().to_owned()).collect();
+        let entries: Vec<String> = entries.into_iter().filter(|entry| !entry.is_empty()).collect();
+        let name = |name: &str| {
+            let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+            name.len() < 56 && name.chars().all(plain)
+        };
+        let valid = |entry: &String| {
+            let plain = entry.len() <= 1024 && !entry.contains(char::is_control);
+            plain && entry.split_whitespace().next().is_some_and(name)
+        };
+        match entries.len() <= MOST && entries.iter().all(valid) {
+            true => Ok(entries),
+            false => Err(Refusal::new(allowed)),
+        }
+    },
+    show: |value| strings(value.iter().map(String::as_str)),
+};
+
 pub(crate) const VIRTIO_FS_ARGS: Codec<Vec<String>> = Codec {
     read: |raw| {
         let words = raw.list().ok_or_else(|| Refusal::new("a list of strings"))?;

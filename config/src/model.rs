@@ -190,6 +190,8 @@ pub struct Agent {
     pub enable_debug: bool,
     /// Whether the guest offers a shell to `kata-ctl exec`.
     pub debug_console_enabled: bool,
+    /// Modules of the guest's kernel that are loaded before the first container, each a name with its parameters after it.
+    pub kernel_modules: Vec<String>,
 }
 
 impl Default for Agent {
@@ -198,6 +200,7 @@ impl Default for Agent {
             dial_timeout: Duration::from_secs(45),
             enable_debug: false,
             debug_console_enabled: false,
+            kernel_modules: Vec::new(),
         }
     }
 }

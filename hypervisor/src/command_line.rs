@@ -9,10 +9,10 @@ use crate::arch;
 use crate::request::VmRequest;
 use crate::virtiofsd::arguments;
 
-/// Drivers that are built into the guest's kernel make interfaces when they start (`dummy0`, `ifb0`, `ifb1`, `tunl0` and
-/// other tunnels' fall-back devices), which would be in every pod. `fb_tunnels` is in the kernel's
+/// Drivers make interfaces when they start (`dummy0`, `ifb0`, `ifb1`, `bond0`, `tunl0` and other tunnels' fall-back devices), which would be
+/// in every pod. `fb_tunnels` is in the kernel's
 /// `Documentation/admin-guide/kernel-parameters.txt`, the others are parameters of the drivers.
-const NO_SPARE_INTERFACES: &str = "dummy.numdummies=0 ifb.numifbs=0 fb_tunnels=none";
+const NO_SPARE_INTERFACES: &str = "dummy.numdummies=0 ifb.numifbs=0 bonding.max_bonds=0 fb_tunnels=none";
 
 /// Plugged memory is for what can be moved (programs, files), as long as there is a quarter of other memory, so that it can be
 /// given back (the kernel's Documentation/admin-guide/mm/memory-hotplug.rst, `online_policy`).

@@ -164,6 +164,9 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         Ok(config) => (config, None),
         Err(error) => (config::Config::default(), Some(error)),
     };
+    if let Err(error) = tree.attach_modules(&config.hypervisor.kernel) {
+        tracing::warn!(error = chain(&error), "the guest cannot load modules of its kernel");
+    }
     let sizing = size(&mut config, &spec, parked.is_some());
     let linux = spec.linux().as_ref();
     let cgroups_path = linux.and_then(|linux| linux.cgroups_path().clone());
@@ -333,6 +336,7 @@ fn setup(context: &ServerContext, spec: &Spec, config: &config::Config, sizing: 
         sysctls: Rules::from(config).sysctls(),
         least_sysctls: node::least_sysctls(sizing.growth().0 > 0),
         most_extra_memory_bytes: sizing.growth().bytes(),
+        kernel_modules: config.agent.kernel_modules.clone(),
         log_level: if debug { "debug" } else { "info" }.to_owned(),
         ..Default::default()
     }

@@ -32,8 +32,14 @@ impl RawImage {
 
     /// One with an empty ext4 file system.
     pub fn ext4(path: &Path, size: u64) -> Result<Self> {
+        Self::ext4_with(path, size, &[])
+    }
+
+    /// The same, made with these options of mkfs.ext4(8).
+    pub fn ext4_with(path: &Path, size: u64, options: &[&str]) -> Result<Self> {
         let image = Self::with(path, "", size)?;
-        run("mkfs.ext4", &["-q", "-F", &path.display().to_string()])?;
+        let name = path.display().to_string();
+        run("mkfs.ext4", &[&["-q", "-F"], options, &[name.as_str()]].concat())?;
         Ok(image)
     }
 

@@ -132,6 +132,7 @@ fn an_installation_works_without_the_checkout() -> Result<()> {
         "share/zsh/site-functions/_kata-ctl",
         "share/fish/vendor_completions.d/kata-ctl.fish",
         "share/tatami/System.map",
+        "share/tatami/modules.img",
         "share/tatami/debug-console.img",
         "libexec/tatami/vhost-device-vsock",
     ] {

@@ -104,6 +104,10 @@ pub const SHARE_MOUNTPOINT: &str = "/run/tatami/shared";
 /// The directory of the sandbox's volumes in the shared one, each under its number. No container can have that name.
 pub const VOLUMES: &str = ".volumes";
 
+/// The file of the kernel's modules in the shared directory (guest-kernel/modules); not there where the kernel has none. No
+/// container can have that name.
+pub const MODULES: &str = ".modules";
+
 /// Where every sandbox of this host has a directory of its own, for root alone.
 pub const SANDBOXES: &str = "/run/tatami";
 

@@ -27,7 +27,7 @@ const DEFAULT: [(&str, u32, u32); 6] = [
 
 /// What a container that may use every device has besides, where the guest has it: a privileged one of Kubernetes, whose runtime
 /// class leaves the host's devices out (`privileged_without_host_devices`).
-const PRIVILEGED: [&str; 4] = ["/dev/fuse", "/dev/kmsg", LOOP_CONTROL, "/dev/net/tun"];
+const PRIVILEGED: [&str; 5] = ["/dev/fuse", "/dev/kmsg", LOOP_CONTROL, "/dev/net/tun", "/dev/ppp"];
 /// Gives the number of a loop device that is free (loop(4)).
 const LOOP_CONTROL: &str = "/dev/loop-control";
 

@@ -13,6 +13,7 @@ use rustix::process::{Resource, getrlimit};
 use sha2::{Digest, Sha256};
 
 use crate::debug_image;
+use crate::share;
 
 /// Bytes of the digest that are in names.
 const LENGTH: usize = 8;
@@ -55,6 +56,7 @@ impl Key {
             std::env::current_exe().unwrap_or_default(),
             hypervisor.path.clone(),
             hypervisor.kernel.clone(),
+            hypervisor.kernel.with_file_name(share::MODULES),
             hypervisor.initrd.clone(),
             hypervisor.virtio_fs_daemon.clone(),
             hypervisor.vsock_daemon.clone(),
@@ -148,6 +150,10 @@ mod tests {
         fs::rename(&new, &config.hypervisor.kernel).unwrap();
         let third = Key::of(file, &config);
         assert_ne!(second, third);
+        fs::write(directory.path().join(share::MODULES), "modules").unwrap();
+        let with_modules = Key::of(file, &config);
+        assert_ne!(third, with_modules);
+        let third = with_modules;
         config.agent.debug_console_enabled = true;
         let fourth = Key::of(file, &config);
         assert_ne!(third, fourth);

@@ -1,7 +1,7 @@
 //! The directory that virtiofsd serves, and the mounts below it.
 //!
-//! It contains `<container>/rootfs` and the sandbox's volumes, which are the sources of bind mounts, each once. It is a
-//! separate mount in the shim's mount namespace, with shared propagation, so that virtiofsd sees later mounts. That mount
+//! It contains `<container>/rootfs`, the file of the kernel's modules, and the sandbox's volumes, which are the sources of bind mounts, each
+//! once. It is a separate mount in the shim's mount namespace, with shared propagation, so that virtiofsd sees later mounts. That mount
 //! is read-only, so that the guest cannot put a symbolic link at the path of the next mount. The directories are created
 //! through a descriptor of the directory below that mount. All functions block.
 
@@ -13,6 +13,7 @@ mod bind;
 mod error;
 mod id_map;
 mod mirror;
+mod modules;
 mod registry;
 mod rootfs;
 mod volume;
@@ -43,6 +44,7 @@ pub use attach::unmount_below;
 pub use attachment::Attachment;
 pub use bind::AttachedBinds;
 pub use error::ShareError;
+pub(crate) use modules::FILE as MODULES;
 pub(crate) use registry::VolumeId;
 
 /// The shared directory of one sandbox.

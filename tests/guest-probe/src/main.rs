@@ -31,11 +31,16 @@
 //! guest-probe turns call COUNT DIR…   has a file in each directory in turns with the other program; prints turns a second
 //! guest-probe first-program …       as /init of a guest without an agent
 //! guest-probe fill-perf             maps perf buffers until the kernel refuses, and says how many there were
+//! guest-probe ask NAME…             asks for what a kernel may have as a module; prints each one's errno, 0 for success
+//! guest-probe ask-in-vain COUNT     asks that many times for sockets of families that there are not; prints how many processes were made
+//! guest-probe load-module FILE      loads a file as a module of the kernel; prints the errno
+//! guest-probe casefold DIR          has a directory of DIR take names without regard to case, and finds a file by another name
 //! guest-probe kernel TEST [PATH]    looks for one fault of the guest kernel, as root with every right
 //! ```
 
 mod acl;
 mod act;
+mod asks;
 mod dial;
 mod escape;
 mod facts;
@@ -101,6 +106,10 @@ fn main() -> ExitCode {
         ["turns", "call", count, directories @ ..] => times::call_turns(count, directories),
         ["first-program", arguments @ ..] => load::first_program(arguments),
         ["fill-perf"] => fill_perf(),
+        ["ask", names @ ..] => asks::ask(names),
+        ["ask-in-vain", count] => asks::flood(count),
+        ["load-module", file] => asks::load(file),
+        ["casefold", directory] => asks::casefold(directory),
         ["kernel", test, args @ ..] => kernel::run(test, args),
         other => Err(format!("unknown: {other:?}").into()),
     };

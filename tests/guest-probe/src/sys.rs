@@ -163,3 +163,44 @@ pub(crate) fn forked(work: impl FnOnce() -> i32) -> io::Result<Pid> {
         ForkResult::Child => process::exit(work()),
     }
 }
+
+/// Whether iptables would find a target: IPT_SO_GET_REVISION_TARGET (linux/netfilter_ipv4/ip_tables.h) of revision 0.
+pub(crate) fn xtables_target(raw: std::os::fd::BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    const GET_REVISION_TARGET: i32 = 67;
+    // struct xt_get_revision: a name of 29 bytes and the revision.
+    let mut question = [0u8; 30];
+    for (to, from) in question.iter_mut().take(28).zip(name.bytes()) {
+        *to = from;
+    }
+    let mut length: libc::socklen_t = 30;
+    // SAFETY: the buffer has the length that is given, and outlives the call.
+    let done = unsafe {
+        libc::getsockopt(
+            raw.as_raw_fd(),
+            libc::IPPROTO_IP,
+            GET_REVISION_TARGET,
+            question.as_mut_ptr().cast::<c_void>(),
+            &raw mut length,
+        )
+    };
+    nix::errno::Errno::result(done).map(drop).map_err(io::Error::from)
+}
+
+/// Whether the device mapper has a target: DM_GET_TARGET_VERSION (linux/dm-ioctl.h).
+pub(crate) fn device_mapper_target(control: &std::path::Path, name: &str) -> io::Result<()> {
+    /// `_IOWR(0xfd, 17, struct dm_ioctl)`, which has 312 bytes.
+    const GET_TARGET_VERSION: libc::c_ulong = 3 << 30 | 312 << 16 | 0xfd << 8 | 17;
+    /// Where the name is in it.
+    const NAME: usize = 48;
+    let control = std::fs::File::options().read(true).write(true).open(control)?;
+    let mut question = [0u8; 4096];
+    question[..4].copy_from_slice(&4u32.to_ne_bytes());
+    question[12..16].copy_from_slice(&4096u32.to_ne_bytes());
+    question[16..20].copy_from_slice(&312u32.to_ne_bytes());
+    for (to, from) in question[NAME..].iter_mut().take(127).zip(name.bytes()) {
+        *to = from;
+    }
+    // SAFETY: the buffer has the size that it names, and outlives the call.
+    let done = unsafe { libc::ioctl(control.as_raw_fd(), GET_TARGET_VERSION, question.as_mut_ptr()) };
+    nix::errno::Errno::result(done).map(drop).map_err(io::Error::from)
+}
