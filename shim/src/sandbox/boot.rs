@@ -18,6 +18,7 @@ use super::host_service::{Demand, HostService};
 use crate::agent_client::{AgentClient, printable};
 use crate::boot_queue::{BootPlace, BootQueue};
 use crate::guest_kernel;
+use crate::rate_limited::warn_rate_limited;
 use crate::relays::Relays;
 use crate::streams::StreamRegistry;
 use crate::vm::{LaunchError, Launcher, RunningVm};
@@ -160,6 +161,23 @@ async fn turn(queue: Option<&BootQueue>) -> Option<BootPlace> {
     }
 }
 
+/// Why the agent cannot set the guest up. It has no other event until it serves.
+async fn given_up(events: &mut mpsc::Receiver<What>) -> String {
+    loop {
+        match events.recv().await {
+            Some(What::Fatal(reason)) => return gave_up(&reason),
+            Some(_) => warn_rate_limited!("the guest reports an event before it is set up"),
+            // The connection ends, which says why.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// The agent's last words as the reason of an end.
+pub(super) fn gave_up(reason: &str) -> String {
+    format!("the agent gave up: {}", printable(reason, 2048))
+}
+
 async fn greet(
     plan: &BootPlan,
     network: Option<Network>,
@@ -178,7 +196,7 @@ async fn greet(
         Arrived::Agent(_) => return Err("the agent offered its service before it said hello".to_owned()),
     };
     waiting("the guest's agent did not say hello");
-    let (events, received) = mpsc::channel(EVENTS);
+    let (events, mut received) = mpsc::channel(EVENTS);
     let (demands, demanded) = mpsc::channel(1);
     let (hello, greeted) = oneshot::channel();
     let mut setup = plan.setup.clone();
@@ -203,9 +221,14 @@ async fn greet(
     );
     guest_kernel::warn_of(&printable(&hello.kernel_release, 64));
     waiting("the guest's agent did not finish its setup");
-    let agent = match arrived.recv().await.ok_or_else(ended)? {
-        Arrived::Agent(agent) => agent,
-        Arrived::Host(_) => return Err("the agent called twice".to_owned()),
+    let agent = tokio::select! {
+        biased;
+        agent = arrived.recv() => match agent.ok_or_else(ended)? {
+            Arrived::Agent(agent) => agent,
+            Arrived::Host(_) => return Err("the agent called twice".to_owned()),
+        },
+        // The agent powers off when the host has taken it: the VM's end is not the reason.
+        reason = given_up(&mut received) => return Err(reason),
     };
     let (tell, lost) = oneshot::channel();
     let (agent, agent_line) = BackpressuredConnection::of_answers(agent, tell);

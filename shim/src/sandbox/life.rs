@@ -121,7 +121,7 @@ impl Sandbox {
         let following = tokio::spawn(Arc::clone(&self).follow_network(Arc::clone(&booted)));
         let demands = signals.demands.take();
         let scaling = demands.map(|demands| tokio::spawn(Arc::clone(&self).follow_demands(demands)));
-        let ending = loop {
+        let mut ending = loop {
             tokio::select! {
                 event = signals.events.recv() => match event {
                     Some(event) => if let Some(ending) = self.handle(event).await { break ending },
@@ -162,7 +162,9 @@ impl Sandbox {
         self.names.lock().await.take();
         // What the agent published before the end still counts.
         while let Some(event) = events.recv().await {
-            self.handle(event).await;
+            if let Some(told) = self.handle(event).await {
+                ending.reason = told.reason;
+            }
         }
         let at = SystemTime::now();
         let status = if expected_end { 0 } else { KILLED };

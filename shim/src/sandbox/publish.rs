@@ -16,9 +16,9 @@ use lifecycle::{Event, Exit, Input, Output};
 use protocol::agent::event::What;
 use protocol::agent::{ProcessExit, ProcessId};
 
+use super::boot::gave_up;
 use super::process::{Process, ProcessName};
 use super::{Container, Sandbox, ended};
-use crate::agent_client::printable;
 use crate::events::timestamp;
 use crate::id::{ContainerId, ExecId};
 use crate::rate_limited::warn_rate_limited;
@@ -33,7 +33,7 @@ impl Sandbox {
                 Ok(Ok(container)) => self.publish(&container, &container.init, Event::OutOfMemory),
                 _ => warn_rate_limited!("the guest reports an OOM of a container that does not exist"),
             },
-            What::Fatal(reason) => return Some(ended(&format!("the agent gave up: {}", printable(&reason, 2048)))),
+            What::Fatal(reason) => return Some(ended(&gave_up(&reason))),
             // The generated enum is open for variants of a newer agent.
             _ => warn_rate_limited!("the guest reports something unknown"),
         }

@@ -41,6 +41,16 @@ async fn an_agent_that_only_says_hello_is_reported_as_such() {
 }
 
 #[tokio::test]
+async fn an_agent_that_cannot_set_the_guest_up_is_reported_with_its_reason_although_the_vm_ends_then() {
+    let (code, message) = why(Boot::GivesUp).await;
+    assert_eq!(code, Code::UNAVAILABLE);
+    assert!(
+        message.contains("the agent gave up: the kernel has no module \"e1000e\""),
+        "{message}"
+    );
+}
+
+#[tokio::test]
 async fn a_vm_that_ends_while_it_boots_is_reported_with_its_console() {
     let (code, message) = why(Boot::Dies).await;
     assert_eq!(code, Code::UNAVAILABLE);

@@ -202,6 +202,14 @@ impl Guest {
         setup
     }
 
+    /// Says hello, tells what it cannot do, and powers off when the host has taken that.
+    pub(super) async fn give_up(self: Arc<Self>) {
+        Arc::clone(&self).hello().await;
+        let reason = "the kernel has no module \"e1000e\"".to_owned();
+        self.publish(What::Fatal(reason)).await.unwrap();
+        self.die("QEMU exited with status 0", false);
+    }
+
     pub(super) async fn boot(self: Arc<Self>) {
         let setup = Arc::clone(&self).hello().await;
         assert!(setup.clock_ns > 0, "the guest is told the time");

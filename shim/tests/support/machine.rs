@@ -37,6 +37,8 @@ pub(crate) enum Boot {
     Silent,
     /// The agent says hello and is not heard of again.
     OnlyHello,
+    /// The agent says hello, reports that it cannot set the guest up, and powers off.
+    GivesUp,
     /// The VM ends before the agent calls.
     Dies,
 }
@@ -45,7 +47,7 @@ impl Boot {
     pub(super) fn dial_timeout(self) -> Duration {
         match self {
             Boot::Silent | Boot::OnlyHello => Duration::from_millis(300),
-            Boot::Works | Boot::NoLaunch | Boot::Dies => Duration::from_secs(20),
+            Boot::Works | Boot::NoLaunch | Boot::GivesUp | Boot::Dies => Duration::from_secs(20),
         }
     }
 }
@@ -75,6 +77,7 @@ impl Launcher for FakeLauncher {
         match self.boot {
             Boot::Works => drop(tokio::spawn(Arc::clone(&self.guest).boot())),
             Boot::OnlyHello => drop(tokio::spawn(Arc::clone(&self.guest).hello())),
+            Boot::GivesUp => drop(tokio::spawn(Arc::clone(&self.guest).give_up())),
             Boot::Dies => self.guest.die("QEMU exited with status 1", false),
             Boot::Silent | Boot::NoLaunch => {}
         }
