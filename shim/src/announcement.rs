@@ -3,8 +3,8 @@
 
 use std::os::fd::OwnedFd;
 
-use crate::process::ProcessRef;
-use crate::sys;
+use node::process::ProcessRef;
+use node::sys;
 
 /// `start`'s side: a server that it has started.
 #[derive(Debug)]

@@ -5,16 +5,17 @@ use std::path::Path;
 use std::process::{ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::hooks::Owed;
-use crate::host_cgroup::HostCgroup;
+use node::hooks::Owed;
+use node::host_cgroup::HostCgroup;
+use node::network;
+use node::process::{self, ProcessRef};
+use node::run_dir::{Lock, RunDir};
+use node::share;
+use node::sys;
+use node::volumes::record;
+
 use crate::id::SandboxId;
 use crate::management::places;
-use crate::network;
-use crate::process::{self, ProcessRef};
-use crate::run_dir::{Lock, RunDir};
-use crate::share;
-use crate::sys;
-use crate::volumes::record;
 
 /// How long the killed may take to die: `delete` has 5 s in all.
 const KILL_LIMIT: Duration = Duration::from_secs(2);
@@ -118,7 +119,7 @@ fn pay(run_dir: &RunDir) -> Option<ChildStdin> {
 mod tests {
     use super::*;
     use crate::id::Namespace;
-    use crate::run_dir::SandboxState;
+    use node::run_dir::SandboxState;
 
     fn sandbox(root: &Path) -> (RunDir, SandboxState) {
         let (namespace, id) = (Namespace::new("n").unwrap(), SandboxId::new("pod").unwrap());

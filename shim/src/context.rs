@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 use std::sync::Mutex;
 
-use crate::host_ns::HostNamespace;
+use node::host_ns::HostNamespace;
+use node::run_dir::RunDir;
+
 use crate::id::{Namespace, SandboxId};
 use crate::logging::LogHandle;
 use crate::pool::Parked;
-use crate::run_dir::RunDir;
 
 /// Everything that identifies one sandbox's server.
 #[derive(Debug)]

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use crate::path_error::PathError;
+use node::path_error::PathError;
 
 /// The archive of the programs; it lies beside the guest's image.
 pub(crate) const PROGRAMS: &str = "debug-console.img";

@@ -5,16 +5,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use containerd_shim_protos::api::{DeleteRequest, DeleteResponse, KillRequest, WaitRequest};
 use containerd_shim_protos::shim_async::{Client, TaskClient};
+use node::bundle;
+use node::run_dir::RunDir;
 use protobuf::MessageField;
 use protobuf::well_known_types::timestamp::Timestamp;
 use ttrpc::context;
 
 use crate::alive::is_alive;
-use crate::bundle;
 use crate::cleanup;
 use crate::cli::Arguments;
 use crate::id::{ContainerId, SandboxId};
-use crate::run_dir::RunDir;
 
 /// 128 + SIGKILL: what containerd's own shims answer.
 const KILLED: u32 = 137;

@@ -9,19 +9,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
+use node::hooks::{self, Owed};
+use node::host_ns::HostNamespace;
+use node::process::ProcessRef;
+use node::run_dir::{RunDir, SandboxState};
+use node::sys;
 use protobuf::{Message, MessageField};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::announcement::Announcement;
 use crate::cli::{self, Arguments, Command, PoolAction};
 use crate::context::ServerContext;
-use crate::hooks::{self, Owed};
-use crate::host_ns::HostNamespace;
 use crate::id::SandboxId;
 use crate::pool::{self, Parked};
-use crate::process::ProcessRef;
-use crate::run_dir::{RunDir, SandboxState};
-use crate::{cleanup, delete, features, logging, options, server, start, sys};
+use crate::{cleanup, delete, features, logging, options, server, start};
 
 /// The runtime's name, as containerd calls it.
 const RUNTIME: &str = "io.containerd.kata.v2";

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use hypervisor::{HotplugError, MemoryError};
+use node::volumes::VolumeError;
 use ttrpc::Code;
 
 use crate::agent_client::AgentError;
@@ -15,7 +16,6 @@ use crate::sandbox::disks::DiskError;
 use crate::sandbox::host::HostError;
 use crate::streams::StreamError;
 use crate::vm::LaunchError;
-use crate::volumes::VolumeError;
 
 /// A call that could not be carried out.
 #[derive(Debug, thiserror::Error)]

@@ -12,7 +12,7 @@ const TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/F
 /// The versions of the specification that a config.json may be of.
 const VERSIONS: [&str; 2] = ["1.0.0", "1.3.0"];
 
-/// Those that are run. createContainer is refused ([`crate::guest_spec`]).
+/// Those that are run. createContainer is refused ([`node::guest_spec`]).
 const HOOKS: [&str; 5] = ["prestart", "createRuntime", "startContainer", "poststart", "poststop"];
 
 /// NOTIFY is not among them: its listener would be on the host.

@@ -14,16 +14,16 @@ use hypervisor::{
     Cause, CpuError, Disk, GuestListener, GuestStream, HotplugError, MemoryError, NetworkNamespace, Sample, Vm,
     VmRequest,
 };
+use node::host_cgroup::{Allowance, HostCgroup};
+use node::network::{MachineNetwork, NetworkError, NetworkPlan, PodNetwork};
+use node::process::ProcessRef;
+use node::run_dir::{RunDir, SandboxState};
+use node::sizing::HostLimits;
 use protocol::agent::Network;
 
 use crate::accept;
 use crate::debug_image::DebugImage;
-use crate::host_cgroup::{Allowance, HostCgroup};
-use crate::network::{MachineNetwork, NetworkError, NetworkPlan, PodNetwork};
 use crate::pool::Parked;
-use crate::process::ProcessRef;
-use crate::run_dir::{RunDir, SandboxState};
-use crate::sizing::HostLimits;
 use crate::vm::{Connection, Connections, Ending, LaunchError, Launcher, RunningVm};
 
 /// Starts QEMU once.

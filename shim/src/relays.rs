@@ -94,7 +94,7 @@ impl Relays {
     #[must_use]
     pub fn offer(&self, service: Arc<dyn Service>) -> Offer {
         let mut token = [0; TOKEN_LENGTH];
-        crate::sys::fill_random(&mut token);
+        node::sys::fill_random(&mut token);
         let (sender, withdrawn) = watch::channel(());
         let offered = Offered {
             service,

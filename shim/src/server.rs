@@ -10,6 +10,20 @@ use base::chain;
 use config::InterNetworking;
 use hypervisor::{Accounting, NetworkNamespace, VmRequest};
 use lifecycle::Timeouts;
+use node::boot_queue::BootQueue;
+use node::bundle;
+use node::guest_spec;
+use node::hooks::Owed;
+use node::host_cgroup::HostCgroup;
+use node::host_ns::HostNamespace;
+use node::memlock::{Rules, SandboxPolicy};
+use node::network::{NetworkPlan, Place};
+use node::process::ProcessRef;
+use node::run_dir::{self, RunDirError, SandboxState};
+use node::settings;
+use node::share::{ShareError, SharedTree};
+use node::sizing::Sizing;
+use node::watch::Watches;
 use oci_spec::runtime::Spec;
 use protocol::agent::{SandboxSetup, Share};
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,35 +32,21 @@ use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
 
 use crate::announcement::Announcement;
-use crate::boot_queue::BootQueue;
-use crate::bundle;
 use crate::context::ServerContext;
 use crate::error::Error;
 use crate::events::Publisher;
 use crate::forward;
-use crate::guest_spec;
-use crate::hooks::Owed;
-use crate::host_cgroup::HostCgroup;
-use crate::host_ns::HostNamespace;
 use crate::host_sockets::HostSockets;
 use crate::management::{self, places};
-use crate::memlock::{Rules, SandboxPolicy};
-use crate::network::{NetworkPlan, Place};
-use crate::node;
 use crate::pool;
-use crate::process::ProcessRef;
 use crate::qemu::QemuLauncher;
 use crate::relays::Relays;
-use crate::run_dir::{self, RunDirError, SandboxState};
 use crate::sandbox::boot::BootPlan;
 use crate::sandbox::host::{HostError, RealHost};
 use crate::sandbox::{Parts, Sandbox};
 use crate::service::{Awaited, SandboxCell, Service};
 use crate::settings::Settings;
-use crate::share::{ShareError, SharedTree};
-use crate::sizing::Sizing;
 use crate::vm::LaunchError;
-use crate::watch::Watches;
 
 /// For containerd to ask for the first container. It does at once; a sandbox of its sandbox service first waits for the VM, and
 /// that for its turn among the node's boots.
@@ -334,7 +334,7 @@ fn setup(context: &ServerContext, spec: &Spec, config: &config::Config, sizing: 
             ..Default::default()
         }],
         sysctls: Rules::from(config).sysctls(),
-        least_sysctls: node::least_sysctls(sizing.growth().0 > 0),
+        least_sysctls: settings::least_sysctls(sizing.growth().0 > 0),
         most_extra_memory_bytes: sizing.growth().bytes(),
         kernel_modules: config.agent.kernel_modules.clone(),
         log_level: if debug { "debug" } else { "info" }.to_owned(),

@@ -10,18 +10,18 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use node::bundle::{self, BundleError};
+use node::process::ProcessRef;
+use node::run_dir::{RunDir, RunDirError};
+use node::sys;
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
 
 use crate::alive::is_alive;
 use crate::announcement::Launched;
-use crate::bundle::{self, BundleError};
 use crate::cleanup;
 use crate::cli::Arguments;
 use crate::id::SandboxId;
 use crate::pool;
-use crate::process::ProcessRef;
-use crate::run_dir::{RunDir, RunDirError};
-use crate::sys;
 
 /// Why there is no server.
 #[derive(Debug, thiserror::Error)]

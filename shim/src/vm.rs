@@ -13,11 +13,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use config::Mebibytes;
 use hypervisor::{CpuError, Disk, HotplugError, MemoryError, Sample};
+use node::network::NetworkError;
+use node::sizing::HostLimits;
 use protocol::agent::Network;
 
 pub use crate::connection::{Connection, GuestStream};
-use crate::network::NetworkError;
-use crate::sizing::HostLimits;
 
 /// Why a VM is no more.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::types::introspection::RuntimeInfo;
+use node::hooks::{HookState, Owed};
+use node::process::ProcessRef;
+use node::run_dir::{RunDir, SandboxState};
 use protobuf::Message;
-use shim::hooks::{HookState, Owed};
 use shim::id::{Namespace, SandboxId};
-use shim::process::ProcessRef;
-use shim::run_dir::{RunDir, SandboxState};
 
 fn shim(bundle: &Path, words: &[&str]) -> io::Result<Output> {
     Command::new(env!("CARGO_BIN_EXE_containerd-shim-kata-v2"))

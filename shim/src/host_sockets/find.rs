@@ -7,13 +7,12 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use node::host_ns::HostNamespace;
+use node::openat_beneath::name_of;
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, open, openat2, readlink};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
-
-use crate::host_ns::HostNamespace;
-use crate::openat_beneath::name_of;
 
 /// How long a service may take to accept, when its backlog is full.
 const ACCEPTS: Duration = Duration::from_secs(10);

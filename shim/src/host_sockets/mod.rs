@@ -12,11 +12,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use config::PathPattern;
+use node::host_ns::HostNamespace;
 use protocol::agent::HostSocket;
 
 use self::find::Found;
 use self::service::HostService;
-use crate::host_ns::HostNamespace;
 use crate::id::ContainerId;
 use crate::relays::{Offer, Relays};
 

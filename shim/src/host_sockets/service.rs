@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use node::host_ns::HostNamespace;
 use relay::frame::{self, Kind};
 use relay::{Side, Socket, Traffic};
 use rustix::net::SocketType;
@@ -14,7 +15,6 @@ use tokio::sync::Semaphore;
 
 use super::find;
 use crate::connection::Connection;
-use crate::host_ns::HostNamespace;
 use crate::rate_limited::warn_rate_limited;
 use crate::relays::Service;
 

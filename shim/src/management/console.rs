@@ -14,13 +14,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base::chain;
+use node::run_dir::RunDir;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
-use crate::run_dir::RunDir;
 use crate::sandbox::Sandbox;
 use crate::sandbox::console::ConsoleRequest;
 use crate::service::SandboxCell;

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use base::chain;
+use node::run_dir::RunDir;
 use protocol::agent::StorageStatsResponse;
 use scrape::{Method, Reply, Request};
 use serde::Deserialize;
@@ -19,7 +20,6 @@ use tokio::net::UnixListener;
 
 use crate::error::Error;
 use crate::metrics::{self, Scraper};
-use crate::run_dir::RunDir;
 use crate::sandbox::Sandbox;
 use crate::service::SandboxCell;
 

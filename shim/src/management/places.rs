@@ -10,11 +10,11 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
+use node::path_error::PathError;
+use node::run_dir::RunDir;
 use tokio::net::UnixListener;
 
 use crate::id::SandboxId;
-use crate::path_error::PathError;
-use crate::run_dir::RunDir;
 
 /// The directories of Kata's two runtimes.
 pub(crate) const ROOTS: [&str; 2] = ["/run/vc/sbs", "/run/kata"];

@@ -4,10 +4,9 @@ use std::io::Read as _;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
+use node::host_ns::HostNamespace;
 use oci_spec::runtime::Spec;
 use rustix::fs::{FileType, Mode, OFlags, fstat, open};
-
-use crate::host_ns::HostNamespace;
 
 /// What is read of a resolv.conf, in bytes; Docker's has some hundreds.
 const LARGEST: u64 = 64 << 10;

@@ -5,19 +5,20 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use node::bundle;
+use node::guest_spec;
+use node::host_cgroup;
+use node::process;
+use node::run_dir::{Lock, RunDir};
+use node::sizing::Sizing;
+
 use super::wire::{self, Adopted, Claim, Hello, Request};
 use super::{Key, place, report};
 use crate::announcement::Launched;
-use crate::bundle;
 use crate::cleanup;
 use crate::cli::Arguments;
-use crate::guest_spec;
-use crate::host_cgroup;
 use crate::id::SandboxId;
-use crate::process;
-use crate::run_dir::{Lock, RunDir};
 use crate::settings::Settings;
-use crate::sizing::Sizing;
 
 /// For a member to say hello: it does at once, unless it is stopped or the host is very busy.
 const HELLO: Duration = Duration::from_secs(1);

@@ -6,15 +6,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use node::host_ns::HostNamespace;
+use node::process::{self, ProcessRef};
+use node::sys;
 use oci_spec::runtime::Spec;
 
 use super::place::{self, PoolError, Slot};
 use super::wire::{self, Hello, Request};
 use super::{Key, report};
-use crate::host_ns::HostNamespace;
-use crate::process::{self, ProcessRef};
 use crate::settings::Settings;
-use crate::sys;
 
 /// What a member finds in its environment would be another sandbox's (containerd's runtime v2 README).
 const OF_ONE_SANDBOX: [&str; 4] = ["TTRPC_ADDRESS", "GRPC_ADDRESS", "NAMESPACE", "MAX_SHIM_VERSION"];

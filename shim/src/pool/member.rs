@@ -10,6 +10,12 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use node::host_cgroup::{self, HostCgroup};
+use node::path_error::PathError;
+use node::process::ProcessRef;
+use node::run_dir::{RunDir, SandboxState};
+use node::sizing::Sizing;
+use node::sys;
 use oci_spec::runtime::Spec;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -21,14 +27,8 @@ use super::{Key, fill};
 use crate::cleanup;
 use crate::cli::Arguments;
 use crate::entry;
-use crate::host_cgroup::{self, HostCgroup};
 use crate::id::{ContainerId, Namespace, SandboxId};
-use crate::path_error::PathError;
-use crate::process::ProcessRef;
-use crate::run_dir::{RunDir, SandboxState};
 use crate::settings::Settings;
-use crate::sizing::Sizing;
-use crate::sys;
 
 /// The namespace in the records of members: containerd's own have no such name.
 const NAMESPACE: &str = "tatami.pool";

@@ -6,12 +6,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use node::path_error::PathError;
+use node::run_dir::{self, RunDir, RunDirError};
 use rustix::fs::{FlockOperation, flock};
 
 use super::Key;
 use crate::cleanup;
-use crate::path_error::PathError;
-use crate::run_dir::{self, RunDir, RunDirError};
 
 /// End of a lock's name.
 const LOCK: &str = ".lock";

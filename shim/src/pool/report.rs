@@ -5,10 +5,10 @@ use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use node::process::ProcessRef;
 use serde::{Deserialize, Serialize};
 
 use super::place::{self, Slot};
-use crate::process::ProcessRef;
 
 /// A member's note.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]

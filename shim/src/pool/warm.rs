@@ -14,17 +14,17 @@ use std::thread;
 use base::chain;
 use config::Config;
 use hypervisor::{Accounting, GuestListener, GuestStream, NetworkNamespace, Vm, VmRequest, vm_time};
+use node::boot_queue::BootQueue;
+use node::host_cgroup::{Allowance, HostCgroup};
+use node::host_ns;
+use node::process::ProcessRef;
+use node::run_dir::{self, RunDir};
+use node::share;
+use node::sizing::HostLimits;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::place::PoolError;
-use crate::boot_queue::BootQueue;
 use crate::debug_image::DebugImage;
-use crate::host_cgroup::{Allowance, HostCgroup};
-use crate::host_ns;
-use crate::process::ProcessRef;
-use crate::run_dir::{self, RunDir};
-use crate::share;
-use crate::sizing::HostLimits;
 
 /// Of the 1024 that a cgroup has without a limit (cgroup-v1/sched-design, `cpu.shares`): a VM that nobody waits for gets half of what one has
 /// that somebody waits for. With much less it would never boot on a node that is always busy.

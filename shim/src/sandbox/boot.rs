@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use hypervisor::vm_time;
+use node::boot_queue::{BootPlace, BootQueue};
 use protocol::agent::{HelloRequest, Network, SandboxSetup, event::What};
 use protocol::agent_ttrpc::create_host;
 use tokio::sync::{mpsc, oneshot};
@@ -16,7 +17,6 @@ use super::backpressured::BackpressuredConnection;
 use super::connections::{Arrived, LogSink, accept};
 use super::host_service::{Demand, HostService};
 use crate::agent_client::{AgentClient, printable};
-use crate::boot_queue::{BootPlace, BootQueue};
 use crate::guest_kernel;
 use crate::rate_limited::warn_rate_limited;
 use crate::relays::Relays;

@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use containerd_shim_protos::types::mount::Mount;
+use node::memlock::ContainerPolicy;
 use protocol::agent::CreateContainerRequest;
 
 use super::host::{ContainerHooks, GuestContainer};
 use super::process::{Process, ProcessName};
 use super::stand_in::StandIn;
 use crate::id::{ContainerId, ExecId};
-use crate::memlock::ContainerPolicy;
 use crate::streams::StdioPaths;
 
 /// What is to be created.

@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use base::chain;
 use lifecycle::{Answer, Request};
+use node::hooks::HookPoint;
+use node::volumes::Volumes;
 use protocol::agent::{BlockDevice, CreateContainerRequest, Storage};
 use rustix::process::Signal;
 
@@ -17,9 +19,7 @@ use super::host::{GuestContainer, HostError};
 use super::message::Payload;
 use super::stand_in::{StandIn, pid_in};
 use crate::error::{Error, Shared};
-use crate::hooks::HookPoint;
 use crate::id::ContainerId;
-use crate::volumes::Volumes;
 
 impl Sandbox {
     /// Creates a container. Dropping the future interrupts it: what was done is undone all the same. The answer is

@@ -13,11 +13,11 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hypervisor::HotplugError;
+use node::volumes::VolumeError;
+use node::volumes::disk::{DiskKey, HostDisk};
 
 use crate::id::ContainerId;
 use crate::vm::RunningVm;
-use crate::volumes::VolumeError;
-use crate::volumes::disk::{DiskKey, HostDisk};
 
 /// Why a container has no disk.
 #[derive(Debug, thiserror::Error)]

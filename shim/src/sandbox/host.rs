@@ -8,20 +8,20 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use containerd_shim_protos::types::mount::Mount;
+use node::guest_spec::{self, HostOptions, Input, PlacedBind, guest_spec};
+use node::hooks::{self, HookPoint, HookState, Owed};
+use node::host_ns::HostNamespace;
+use node::memlock::{ContainerPolicy, SandboxPolicy};
+use node::share::SharedTree;
+use node::sizing::Limits;
+use node::volumes::{Volumes, resolve_sources};
+use node::watch::Watches;
 use oci_spec::runtime::Hooks;
 use protocol::agent::{Cover, HostSocket};
 
-use crate::guest_spec::{self, HostOptions, Input, PlacedBind, guest_spec};
-use crate::hooks::{self, HookPoint, HookState, Owed};
-use crate::host_ns::HostNamespace;
 use crate::host_sockets::{Chosen as ChosenSockets, HostSockets};
 use crate::id::{ContainerId, SandboxId};
-use crate::memlock::{ContainerPolicy, SandboxPolicy};
 use crate::names;
-use crate::share::SharedTree;
-use crate::sizing::Limits;
-use crate::volumes::{Volumes, resolve_sources};
-use crate::watch::Watches;
 
 /// The host could not do it.
 #[derive(Debug, thiserror::Error)]

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use lifecycle::{Input, KILLED, Timeouts};
+use node::sizing::Sizing;
 use scrape::durations::Durations;
 use tokio::sync::{mpsc, watch};
 
@@ -20,7 +21,6 @@ use super::{Sandbox, Vm, changes, ended};
 use crate::events::Publisher;
 use crate::id::{ContainerId, Namespace, SandboxId};
 use crate::relays::Relays;
-use crate::sizing::Sizing;
 use crate::streams::StreamRegistry;
 use crate::vm::RunningVm;
 

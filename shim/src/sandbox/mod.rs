@@ -48,6 +48,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use lifecycle::Timeouts;
+use node::volumes::DirectVolume;
 use scrape::durations::Durations;
 use tokio::sync::{mpsc, watch};
 
@@ -67,7 +68,6 @@ use crate::names::NameRelay;
 use crate::relays::Relays;
 use crate::streams::StreamRegistry;
 use crate::vm::{Ending, RunningVm};
-use crate::volumes::DirectVolume;
 
 pub use self::container::{Container, CreateRequest};
 pub use self::disks::DiskError;

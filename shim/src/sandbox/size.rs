@@ -18,13 +18,13 @@ use std::time::Duration;
 use base::chain;
 use config::Mebibytes;
 use hypervisor::{MemoryError, Size};
+use node::sizing::Limits;
 
 use super::Sandbox;
 use super::sizes::ResizeTarget;
 use crate::agent_client::AgentClient;
 use crate::error::Error;
 use crate::id::ContainerId;
-use crate::sizing::Limits;
 use crate::vm::RunningVm;
 
 /// When it is worth a line in the log that the guest gives nothing back.

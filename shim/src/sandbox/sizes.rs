@@ -7,11 +7,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use config::Mebibytes;
 use hypervisor::Size;
+use node::sizing::{HostLimits, Limits, Sizing, Wanted};
 use protocol::agent::ResizeRequest;
 use tokio::sync::watch;
 
 use crate::id::{ContainerId, SandboxId};
-use crate::sizing::{HostLimits, Limits, Sizing, Wanted};
 
 /// Who has which limits, and what was last told.
 pub(super) struct Sizes {

@@ -17,10 +17,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
+use node::sys::{self, Idle};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, waitpid};
-
-use crate::sys::{self, Idle};
 
 /// The first word of its command line.
 const PROGRAM: &str = "tatami-container";

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use lifecycle::{Answer, Request};
+use node::guest_spec;
+use node::hooks::HookPoint;
 use protocol::agent::{CloseStdinRequest, ExecRequest, Stdio};
 
 use super::Sandbox;
@@ -13,8 +15,6 @@ use super::process::{Process, ProcessName};
 use super::verbs::{agent_container, failed};
 use crate::agent_client::AgentClient;
 use crate::error::{Error, Shared};
-use crate::guest_spec;
-use crate::hooks::HookPoint;
 use crate::streams::{Prepared, StdioPaths, StreamError, Streams};
 
 impl Sandbox {

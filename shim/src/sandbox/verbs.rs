@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use lifecycle::{Answer, Refusal, Request};
+use node::guest_spec::guest_resources;
+use node::sizing::Limits;
 use oci_spec::runtime::LinuxResources;
 use protocol::agent::{
     ContainerId as AgentContainerId, MemlockReport, MemlockRequest, ResizeTerminalRequest, SignalRequest,
@@ -18,9 +20,7 @@ use super::message::Payload;
 use super::process::{Process, ProcessName};
 use crate::agent_client::{AgentClient, AgentError, printable};
 use crate::error::{Error, Shared};
-use crate::guest_spec::guest_resources;
 use crate::id::ContainerId;
-use crate::sizing::Limits;
 
 /// Bytes of a process's name that are passed on: the kernel's have 15, and some are escaped (proc_pid_comm(5)).
 const LONGEST_NAME: usize = 64;

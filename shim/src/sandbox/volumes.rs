@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{MutexGuard, PoisonError};
 
+use node::volumes::{DirectVolume, record};
 use protocol::agent::{GrowStorageRequest, StorageName, StorageStatsResponse};
 
 use super::Sandbox;
 use crate::agent_client::AgentError;
 use crate::error::Error;
-use crate::volumes::{DirectVolume, record};
 
 impl Sandbox {
     fn direct_volumes(&self) -> MutexGuard<'_, HashMap<PathBuf, DirectVolume>> {

@@ -24,7 +24,7 @@ impl StreamRegistry {
     #[must_use]
     pub fn register(&self) -> (Token, RegisteredStream) {
         let mut token = [0; TOKEN_LENGTH];
-        crate::sys::fill_random(&mut token);
+        node::sys::fill_random(&mut token);
         let (sender, receiver) = oneshot::channel();
         self.waiting
             .lock()

@@ -5,13 +5,13 @@ use std::path::Path;
 
 use async_trait::async_trait;
 use containerd_shim_protos::types::mount::Mount;
+use node::hooks::HookPoint;
+use node::sizing::Limits;
+use node::volumes::Volumes;
+use node::volumes::disk::HostDisk;
 use protocol::agent::BlockDevice;
-use shim::hooks::HookPoint;
 use shim::id::ContainerId;
 use shim::sandbox::host::{ContainerHooks, GuestContainer, HostError, HostSide};
-use shim::sizing::Limits;
-use shim::volumes::Volumes;
-use shim::volumes::disk::HostDisk;
 use tokio::sync::watch;
 
 #[derive(Default)]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use config::Mebibytes;
 use hypervisor::{CpuError, Disk, HotplugError, MemoryError};
-use shim::sizing::HostLimits;
+use node::sizing::HostLimits;
 use shim::vm::{Connection, Connections, Ending, LaunchError, Launcher, RunningVm};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};

@@ -31,12 +31,12 @@ use rustix::mount::{
 };
 
 use crate::host_ns::HostNamespace;
-use crate::id::ContainerId;
 use crate::path_error::PathError;
 use crate::run_dir::RunDir;
 use crate::sys::{self, SetAttr};
 use attach::io_error;
 use attachment::Attachments;
+use lifecycle::id::ContainerId;
 use mirror::Mirrors;
 use registry::Registry;
 
@@ -44,8 +44,8 @@ pub use attach::unmount_below;
 pub use attachment::Attachment;
 pub use bind::AttachedBinds;
 pub use error::ShareError;
-pub(crate) use modules::FILE as MODULES;
-pub(crate) use registry::VolumeId;
+pub use modules::FILE as MODULES;
+pub use registry::VolumeId;
 
 /// The shared directory of one sandbox.
 #[derive(Debug, Clone)]
@@ -65,7 +65,7 @@ pub struct SharedTree {
 ///
 /// # Errors
 /// It cannot be made or mounted.
-pub(crate) fn prepare(run_dir: &RunDir) -> Result<OwnedFd, ShareError> {
+pub fn prepare(run_dir: &RunDir) -> Result<OwnedFd, ShareError> {
     let root = run_dir.shared();
     mount_shared(&root)?;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
@@ -197,8 +197,8 @@ pub fn guest_rootfs(container: &ContainerId) -> PathBuf {
 mod tests {
     use super::*;
     use crate::guest_spec::{BindSource, PlacedBind};
-    use crate::id::{Namespace, SandboxId};
     use crate::mountinfo;
+    use lifecycle::id::{Namespace, SandboxId};
     use std::thread;
 
     /// Runs the test in a mount namespace that ends with its thread; the host's is where the handle's thread is.

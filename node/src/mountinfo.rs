@@ -8,47 +8,48 @@ use std::path::{Path, PathBuf};
 
 /// One line of the file, as far as it is used here.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct MountLine {
+pub struct MountLine {
     /// Its number: no other mount has it as long as this one is there. statx(2) knows it, too.
-    pub(crate) id: u64,
+    pub id: u64,
     /// The number of the mount that it is mounted on.
-    pub(crate) parent: u64,
+    pub parent: u64,
     /// The file system: major and minor number of its device.
-    pub(crate) device: (u32, u32),
+    pub device: (u32, u32),
     /// The directory or file of that file system that is mounted.
-    pub(crate) root: PathBuf,
+    pub root: PathBuf,
     /// Where it is mounted.
-    pub(crate) mountpoint: PathBuf,
+    pub mountpoint: PathBuf,
     /// The mount is read-only, whatever its file system is.
-    pub(crate) read_only: bool,
+    pub read_only: bool,
     /// It is a slave: it gets what is mounted in its master.
-    pub(crate) receives: bool,
+    pub receives: bool,
     /// It is shared: it has peers, which get what is mounted in it.
-    pub(crate) shared: bool,
+    pub shared: bool,
     /// Type of the file system.
-    pub(crate) kind: String,
+    pub kind: String,
     /// Options of the file system: for cgroup v1 the controllers.
-    pub(crate) super_options: String,
+    pub super_options: String,
 }
 
 /// All mounts of the calling thread's mount namespace, in the order in which they were made.
-pub(crate) fn read() -> io::Result<Vec<MountLine>> {
+pub fn read() -> io::Result<Vec<MountLine>> {
     Ok(parse(&fs::read("/proc/thread-self/mountinfo")?))
 }
 
 /// All mounts of another process's mount namespace, their places as that process sees them.
-pub(crate) fn of(process: i32) -> io::Result<Vec<MountLine>> {
+pub fn of(process: i32) -> io::Result<Vec<MountLine>> {
     Ok(parse(&fs::read(format!("/proc/{process}/mountinfo"))?))
 }
 
 /// The mounts on and below a path, in the order in which they were made.
-pub(crate) fn below(path: &Path) -> io::Result<Vec<MountLine>> {
+pub fn below(path: &Path) -> io::Result<Vec<MountLine>> {
     let mut lines = read()?;
     lines.retain(|line| line.mountpoint.starts_with(path));
     Ok(lines)
 }
 
-pub(crate) fn parse(text: &[u8]) -> Vec<MountLine> {
+/// The lines of such a file; those that are none are left out.
+pub fn parse(text: &[u8]) -> Vec<MountLine> {
     text.split(|byte| *byte == b'\n').filter_map(parse_line).collect()
 }
 

@@ -39,7 +39,7 @@ impl ProcessRef {
     }
 
     /// Whether it is still there and not dead. Never so for this process itself and for init.
-    pub(crate) fn is_alive(&self) -> bool {
+    pub fn is_alive(&self) -> bool {
         let alive = |pidfd| wait_for(&pidfd, Instant::now()).is_ok_and(|dead| !dead);
         self.open().is_some_and(alive)
     }
@@ -64,7 +64,7 @@ impl ProcessRef {
 }
 
 /// Kills these processes and waits for their end, at most until the deadline. Blocks.
-pub(crate) fn kill_all(processes: &[ProcessRef], deadline: Instant) {
+pub fn kill_all(processes: &[ProcessRef], deadline: Instant) {
     let pidfds: Vec<OwnedFd> = processes.iter().filter_map(ProcessRef::open).collect();
     for pidfd in &pidfds {
         let _ = pidfd_send_signal(pidfd, Signal::KILL);
@@ -88,14 +88,14 @@ fn wait_for(pidfd: &OwnedFd, deadline: Instant) -> rustix::io::Result<bool> {
 }
 
 /// The processes that come from this one by a few generations.
-pub(crate) fn descendants() -> io::Result<Vec<i32>> {
+pub fn descendants() -> io::Result<Vec<i32>> {
     let own = i32::try_from(std::process::id()).unwrap_or(0);
     let numbers = fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     Ok(numbers.filter(|pid| *pid != own && is_descendant(*pid)).collect())
 }
 
 /// Whether a process is this one, or comes from it by a few generations.
-pub(crate) fn is_descendant(pid: i32) -> bool {
+pub fn is_descendant(pid: i32) -> bool {
     let own = i32::try_from(std::process::id()).unwrap_or(0);
     let mut ancestor = pid;
     for _ in 0..GENERATIONS {

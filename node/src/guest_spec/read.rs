@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{Capability, Spec};
 use serde_json::{Value, json};
 
-use crate::node;
+use crate::settings;
 
 /// Largest config.json that is read, in bytes. containerd's own are a few ten thousand.
 const CONFIG_MAX: u64 = 16 << 20;
@@ -103,7 +103,7 @@ fn process(process: &mut Value) -> Vec<String> {
     }
     let rlimits = fields.entry("rlimits").or_insert_with(|| json!([]));
     if let Some(rlimits) = rlimits.as_array_mut() {
-        inherit(rlimits, &node::inherited_rlimits());
+        inherit(rlimits, &settings::inherited_rlimits());
     }
     if let Some(flags) = process.pointer_mut("/scheduler/flags").and_then(Value::as_array_mut) {
         flags.iter_mut().for_each(scheduler_flag);
@@ -208,7 +208,7 @@ mod tests {
         );
         let (spec, _) = parsed(&json!({ "cwd": "/" }));
         let rlimits = spec.process().clone().unwrap().rlimits().clone().unwrap();
-        assert_eq!(rlimits.len(), node::inherited_rlimits().len());
+        assert_eq!(rlimits.len(), settings::inherited_rlimits().len());
     }
 
     #[test]

@@ -24,7 +24,7 @@ const OPTIONS_MAX: usize = 4096;
 const HELPERS: [&str; 2] = ["fuse", "fuse3"];
 
 /// Mounts a file system of any type. Blocks.
-pub(crate) fn mount(kind: &str, source: &str, options: &[String], target: &Path) -> io::Result<()> {
+pub fn mount(kind: &str, source: &str, options: &[String], target: &Path) -> io::Result<()> {
     if kind == "overlay" {
         return overlay(options, target);
     }

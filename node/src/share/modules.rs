@@ -10,7 +10,7 @@ use super::{ShareError, SharedTree};
 use crate::host_ns::HostNamespaceError;
 
 /// Its name beside the kernel that it belongs to (guest-kernel/build).
-pub(crate) const FILE: &str = "modules.img";
+pub const FILE: &str = "modules.img";
 
 impl SharedTree {
     /// Gives the guest the modules of its kernel, read-only. The file stays the same one if another takes its name on the host, as

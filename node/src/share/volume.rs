@@ -13,10 +13,10 @@ use super::error::ShareError;
 use super::registry::{Access, Exported, Inside, Piece, Place, Registry, View, VolumeId, join};
 use super::{SharedTree, access};
 use crate::guest_spec::BindSource;
-use crate::id::ContainerId;
 use crate::mountinfo;
 use crate::openat_beneath;
 use crate::path_error::PathError;
+use lifecycle::id::ContainerId;
 
 /// What makes two paths the same file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

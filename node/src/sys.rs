@@ -13,20 +13,20 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// The descriptor by which a process of ours gets what it is to have from the start: the server its listening socket.
-pub(crate) const INHERITED_FD: i32 = 3;
+pub const INHERITED_FD: i32 = 3;
 
 /// `unshare(CLONE_NEWNS)` for the calling thread.
-pub(crate) fn unshare_mount_namespace() -> io::Result<()> {
+pub fn unshare_mount_namespace() -> io::Result<()> {
     unshare(libc::CLONE_NEWNS)
 }
 
 /// `unshare(CLONE_FS)`: from now on the calling thread has a working directory of its own.
-pub(crate) fn unshare_working_directory() -> io::Result<()> {
+pub fn unshare_working_directory() -> io::Result<()> {
     unshare(libc::CLONE_FS)
 }
 
 /// `unshare(CLONE_NEWNET)`: from now on the calling thread is in a network namespace of its own.
-pub(crate) fn unshare_network_namespace() -> io::Result<()> {
+pub fn unshare_network_namespace() -> io::Result<()> {
     unshare(libc::CLONE_NEWNET)
 }
 
@@ -41,7 +41,7 @@ fn unshare(flags: i32) -> io::Result<()> {
 
 /// What `mount_setattr(2)` is used for here.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum SetAttr {
+pub enum SetAttr {
     /// The mount alone becomes read-only.
     ReadOnly,
     /// The mount alone can be written to.
@@ -57,7 +57,7 @@ pub(crate) enum SetAttr {
 }
 
 /// `mount_setattr(2)` on the mount that the descriptor is the root of.
-pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, change: SetAttr) -> io::Result<()> {
+pub fn mount_setattr(mount: BorrowedFd<'_>, change: SetAttr) -> io::Result<()> {
     // SAFETY: all fields of the struct are integers, for which zero means "no change".
     let mut attributes: libc::mount_attr = unsafe { std::mem::zeroed() };
     let mut flags = libc::AT_RECURSIVE;
@@ -79,7 +79,7 @@ pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, change: SetAttr) -> io::Resul
 }
 
 /// Lets the child lead a session of its own.
-pub(crate) fn detach(command: &mut Command) {
+pub fn detach(command: &mut Command) {
     // SAFETY: setsid is async-signal-safe (signal-safety(7)), and the closure does nothing else.
     unsafe {
         command.pre_exec(|| match libc::setsid() {
@@ -90,7 +90,7 @@ pub(crate) fn detach(command: &mut Command) {
 }
 
 /// Lets the child lead a session of its own and have `passed` as descriptor 3.
-pub(crate) fn detach_with(command: &mut Command, passed: OwnedFd) {
+pub fn detach_with(command: &mut Command, passed: OwnedFd) {
     let prepare = move || {
         // SAFETY: setsid, dup2 and fcntl are async-signal-safe (signal-safety(7)); the descriptor is open, as this
         // closure owns it.
@@ -117,7 +117,7 @@ pub(crate) fn detach_with(command: &mut Command, passed: OwnedFd) {
 }
 
 /// Takes over what [`detach_with`] has left. To be called once, before anything else opens a descriptor.
-pub(crate) fn inherited() -> io::Result<OwnedFd> {
+pub fn inherited() -> io::Result<OwnedFd> {
     // SAFETY: F_SETFD takes no pointer; it fails if there is no such descriptor.
     if unsafe { libc::fcntl(INHERITED_FD, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
         return Err(io::Error::last_os_error());
@@ -127,7 +127,7 @@ pub(crate) fn inherited() -> io::Result<OwnedFd> {
 }
 
 /// Makes this the process's environment. Only std reads it while other threads run, under its own lock.
-pub(crate) fn replace_environment(variables: Vec<(OsString, OsString)>) {
+pub fn replace_environment(variables: Vec<(OsString, OsString)>) {
     let valid = |name: &OsString| !name.is_empty() && !name.as_bytes().iter().any(|byte| matches!(byte, b'=' | 0));
     for (name, _) in std::env::vars_os().filter(|(name, _)| valid(name)) {
         // SAFETY: the threads of a process that has adopted nothing yet drive a VM: none of them calls getenv(3) or changes the environment
@@ -145,7 +145,7 @@ pub(crate) fn replace_environment(variables: Vec<(OsString, OsString)>) {
 
 /// Shows these words as the process's arguments (proc_pid_cmdline(5)), as far as those that it was started with leave room. Nobody reads the
 /// old ones any more.
-pub(crate) fn show_arguments(words: &[String]) -> io::Result<()> {
+pub fn show_arguments(words: &[String]) -> io::Result<()> {
     let stat = std::fs::read_to_string("/proc/self/stat")?;
     // Fields 48 and 49 of proc_pid_stat(5), arg_start and arg_end; the third follows the name's last parenthesis.
     let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
@@ -171,17 +171,17 @@ pub(crate) fn show_arguments(words: &[String]) -> io::Result<()> {
 
 /// What a child that does nothing is given.
 #[derive(Debug)]
-pub(crate) struct Idle<'a> {
+pub struct Idle<'a> {
     /// One end of a pair of sockets. It writes a byte when it is ready, and ends when the other end is closed.
-    pub(crate) until: &'a OwnedFd,
+    pub until: &'a OwnedFd,
     /// The network namespace that it enters.
-    pub(crate) network: Option<BorrowedFd<'a>>,
+    pub network: Option<BorrowedFd<'a>>,
     /// `cgroup.procs` of the cgroups that it joins, open for writing.
-    pub(crate) cgroups: &'a [OwnedFd],
+    pub cgroups: &'a [OwnedFd],
     /// Its name (proc_pid_comm(5)): 15 bytes count.
-    pub(crate) name: &'a CStr,
+    pub name: &'a CStr,
     /// Its command line, words apart by NUL. What is longer than this process's own command line is cut off.
-    pub(crate) command_line: &'a [u8],
+    pub command_line: &'a [u8],
 }
 
 /// Starts it: a copy of this process without its descriptors. Its root is an empty, read-only file system in a mount namespace of its own,
@@ -189,7 +189,7 @@ pub(crate) struct Idle<'a> {
 ///
 /// # Errors
 /// There can be no more processes.
-pub(crate) fn spawn_idle(idle: &Idle<'_>) -> io::Result<i32> {
+pub fn spawn_idle(idle: &Idle<'_>) -> io::Result<i32> {
     let own_command_line = command_line_of_this_process();
     // SAFETY: the child calls nothing but async-signal-safe functions (signal-safety(7)) and system calls of its own, on memory that
     // was made ready before, and never returns from here. The descriptors are open in it as they are here. Its command line is memory
@@ -261,13 +261,13 @@ fn leave_file_systems() -> bool {
 }
 
 /// Lets a task wait until the descriptor is readable.
-pub(crate) fn watch(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub fn watch(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd always gives the same descriptor, and it stays open as long as the AsyncFd owns it.
     unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }.map_err(Into::into)
 }
 
 /// Fills it with what nobody can guess.
-pub(crate) fn fill_random(bytes: &mut [u8]) {
+pub fn fill_random(bytes: &mut [u8]) {
     let mut filled = 0;
     while filled < bytes.len() {
         // getrandom(2) gives up to 256 bytes at once; it can only be interrupted, and then it is asked again.

@@ -17,9 +17,9 @@ use std::path::{Component, Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::id::SandboxId;
 use crate::mountinfo;
 use crate::process::{self, ProcessRef};
+use lifecycle::id::SandboxId;
 
 pub use self::allowance::Allowance;
 pub use self::limits::LimitError;
@@ -137,12 +137,12 @@ impl HostCgroup {
 }
 
 /// The cgroups of this process, as `/proc/self/cgroup` has them (cgroups(7)).
-pub(crate) fn own() -> String {
+pub fn own() -> String {
     fs::read_to_string("/proc/self/cgroup").unwrap_or_default()
 }
 
 /// The `cgroup.procs` of cgroups that are given as in `/proc/self/cgroup`.
-pub(crate) fn procs_of(cgroups: &str) -> Vec<PathBuf> {
+pub fn procs_of(cgroups: &str) -> Vec<PathBuf> {
     let hierarchies = mountinfo::read().unwrap_or_default();
     procs_in(&hierarchies, cgroups)
 }
@@ -168,7 +168,7 @@ fn procs_in(hierarchies: &[mountinfo::MountLine], cgroups: &str) -> Vec<PathBuf>
 }
 
 /// Moves this process. If one of the cgroups has gone it gets into the nearest above: it must not stay where it was, or that cannot be removed.
-pub(crate) fn join(procs: &[PathBuf]) {
+pub fn join(procs: &[PathBuf]) {
     for file in procs {
         let directories = file.ancestors().skip(1);
         let mut files = directories.map(|directory| directory.join("cgroup.procs"));

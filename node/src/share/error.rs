@@ -4,8 +4,8 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::host_ns::HostNamespaceError;
-use crate::id::ContainerId;
 use crate::path_error::PathError;
+use lifecycle::id::ContainerId;
 
 /// Why something cannot be shared with the guest.
 #[derive(Debug, thiserror::Error)]

@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{HookError, HookState, run_one};
 use crate::host_ns::HostNamespace;
-use crate::id::ContainerId;
 use crate::remove;
+use lifecycle::id::ContainerId;
 
 /// The directory in that of the sandbox.
 const DIRECTORY: &str = "poststop";

@@ -9,12 +9,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use crate::id::ContainerId;
 use crate::mountinfo::MountLine;
 use crate::owners::IdMap;
+use lifecycle::id::ContainerId;
 
 /// A volume's number. It is never used again in the same sandbox.
-pub(crate) type VolumeId = u32;
+pub type VolumeId = u32;
 
 /// Where a file is: on which file system, and by what path from that file system's own root.
 #[derive(Debug, Clone, PartialEq, Eq)]

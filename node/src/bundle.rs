@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::id::{ContainerId, IdError, SandboxId};
+use lifecycle::id::{ContainerId, IdError, SandboxId};
 
 /// Largest config.json that is read, in bytes. containerd's own are a few ten thousand.
 const CONFIG_MAX: u64 = 16 << 20;

@@ -315,7 +315,7 @@ mod tests {
     use super::super::SharedTree;
     use super::super::tests::{attach_bind, bind, in_namespace, shared};
     use super::*;
-    use crate::id::ContainerId;
+    use lifecycle::id::ContainerId;
     use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
     use std::time::{Duration, Instant};
 

@@ -24,8 +24,8 @@ pub use mounts::{BindSource, HostOptions, Over, PlacedBind};
 pub use read::{ReadError, read, read_exec};
 
 use crate::bundle::is_pod_sandbox;
-use crate::id::{ContainerId, SandboxId};
 use crate::share;
+use lifecycle::id::{ContainerId, SandboxId};
 
 /// What to know besides the specification.
 #[derive(Debug, Clone, Copy)]

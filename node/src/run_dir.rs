@@ -13,11 +13,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::id::{Namespace, SandboxId};
 use crate::network::NetworkRecord;
 use crate::path_error::PathError;
 use crate::process::ProcessRef;
 use crate::remove;
+use lifecycle::id::{Namespace, SandboxId};
 
 /// Where all sandboxes have their directories.
 pub const ROOT: &str = protocol::SANDBOXES;
@@ -139,12 +139,12 @@ impl RunDir {
     }
 
     /// The directory of a VM that is nobody's yet.
-    pub(crate) fn at(path: PathBuf) -> Self {
+    pub fn at(path: PathBuf) -> Self {
         Self { path }
     }
 
     /// Its name.
-    pub(crate) fn name(&self) -> String {
+    pub fn name(&self) -> String {
         self.path
             .file_name()
             .map(|name| name.to_string_lossy().into_owned())
@@ -155,7 +155,7 @@ impl RunDir {
     ///
     /// # Errors
     /// There is something of this name.
-    pub(crate) fn rename_to(&self, other: &Self) -> Result<(), RunDirError> {
+    pub fn rename_to(&self, other: &Self) -> Result<(), RunDirError> {
         fs::rename(&self.path, &other.path).map_err(|source| failed("make", &other.path, source))
     }
 
@@ -368,12 +368,12 @@ mod tests {
 
     #[test]
     fn the_longest_ids_still_give_paths_that_fit_a_socket() {
-        let long = "a".repeat(crate::id::MAX_LENGTH);
+        let long = "a".repeat(lifecycle::id::MAX_LENGTH);
         let longest = run_dir(Path::new(ROOT), &long)
             .path()
             .join("vsock/vsock.sock_4294967295");
         assert!(longest.as_os_str().len() <= 107, "{}", longest.display());
-        let other = format!("{}b", "a".repeat(crate::id::MAX_LENGTH - 1));
+        let other = format!("{}b", "a".repeat(lifecycle::id::MAX_LENGTH - 1));
         assert_ne!(run_dir(Path::new(ROOT), &long), run_dir(Path::new(ROOT), &other));
     }
 

@@ -247,7 +247,7 @@ mod tests {
 
     use super::super::tests::in_namespace;
     use super::*;
-    use crate::id::ContainerId;
+    use lifecycle::id::ContainerId;
 
     #[test]
     fn an_overlay_of_more_layers_than_a_page_of_options_is_mounted() {

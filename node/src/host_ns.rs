@@ -61,7 +61,7 @@ type Job = Box<dyn FnOnce() + Send>;
 ///
 /// # Errors
 /// As for [`HostNamespace::spawn`].
-pub(crate) fn leave() -> Result<(), HostNamespaceError> {
+pub fn leave() -> Result<(), HostNamespaceError> {
     crate::sys::unshare_mount_namespace().map_err(|source| HostNamespaceError::Unshare {
         operation: "unshare",
         source,

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::error::ShareError;
-use crate::id::ContainerId;
+use lifecycle::id::ContainerId;
 
 /// The right to attach something for a container, until it is detached.
 #[derive(Debug, Clone)]

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 ///
 /// # Errors
 /// Something cannot be removed, or something is mounted there (EXDEV, or EBUSY for a file). The rest may be gone by then.
-pub(crate) fn directory(path: &Path) -> io::Result<()> {
+pub fn directory(path: &Path) -> io::Result<()> {
     // The path itself is the caller's: links on the way to it are followed.
     let top = match rustix::fs::open(path, flags(), Mode::empty()) {
         Err(Errno::NOENT) => return Ok(()),

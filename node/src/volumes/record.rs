@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use super::direct::directory_of;
 use super::disk::HostDisk;
-use crate::id::SandboxId;
+use lifecycle::id::SandboxId;
 
 /// Kata's directory of direct-assigned volumes.
 pub const ROOT: &str = "/run/kata-containers/shared/direct-volumes";
