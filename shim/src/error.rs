@@ -5,17 +5,17 @@
 
 use std::sync::Arc;
 
+use guest::agent_client::AgentError;
+use guest::streams::StreamError;
+use guest::vm::LaunchError;
 use hypervisor::{HotplugError, MemoryError};
 use node::volumes::VolumeError;
 use ttrpc::Code;
 
-use crate::agent_client::AgentError;
 use crate::id::IdError;
 use crate::sandbox::boot::BootError;
 use crate::sandbox::disks::DiskError;
 use crate::sandbox::host::HostError;
-use crate::streams::StreamError;
-use crate::vm::LaunchError;
 
 /// A call that could not be carried out.
 #[derive(Debug, thiserror::Error)]

@@ -4,13 +4,10 @@
 //! [`cleanup`], [`logging`]. The service: [`server`] and the modules that it uses. Neither knows QEMU's arguments; what is
 //! done on the host for a sandbox is in the crate `node`.
 
-mod accept;
-pub mod agent_client;
 mod alive;
 mod announcement;
 pub mod cleanup;
 pub mod cli;
-pub mod connection;
 pub mod context;
 mod debug_image;
 pub mod delete;
@@ -20,23 +17,17 @@ pub mod events;
 pub mod features;
 pub mod forward;
 mod guest_kernel;
-pub mod host_sockets;
 pub use lifecycle::id;
 pub mod logging;
 mod management;
 mod metrics;
-pub mod names;
 pub mod options;
 pub mod pod_config;
 pub mod pool;
 pub mod qemu;
-mod rate_limited;
-pub mod relays;
 pub mod sandbox;
 pub mod server;
 pub mod service;
 mod settings;
 pub mod start;
 pub mod stats;
-pub mod streams;
-pub mod vm;

@@ -1,4 +1,4 @@
-//! The real VM: implements the traits of [`crate::vm`] with the hypervisor.
+//! The real VM: implements the traits of [`guest::vm`] with the hypervisor.
 
 use std::io;
 use std::num::NonZeroU32;
@@ -10,6 +10,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use base::chain;
 use config::Mebibytes;
+use guest::accept;
+use guest::vm::{Connection, Connections, Ending, LaunchError, Launcher, RunningVm};
 use hypervisor::{
     Cause, CpuError, Disk, GuestListener, GuestStream, HotplugError, MemoryError, NetworkNamespace, Sample, Vm,
     VmRequest,
@@ -21,10 +23,8 @@ use node::run_dir::{RunDir, SandboxState};
 use node::sizing::HostLimits;
 use protocol::agent::Network;
 
-use crate::accept;
 use crate::debug_image::DebugImage;
 use crate::pool::Parked;
-use crate::vm::{Connection, Connections, Ending, LaunchError, Launcher, RunningVm};
 
 /// Starts QEMU once.
 pub struct QemuLauncher {

@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use base::chain;
 use config::InterNetworking;
+use guest::host_sockets::HostSockets;
+use guest::relays::Relays;
+use guest::vm::LaunchError;
 use hypervisor::{Accounting, NetworkNamespace, VmRequest};
 use lifecycle::Timeouts;
 use node::boot_queue::BootQueue;
@@ -36,17 +39,14 @@ use crate::context::ServerContext;
 use crate::error::Error;
 use crate::events::Publisher;
 use crate::forward;
-use crate::host_sockets::HostSockets;
 use crate::management::{self, places};
 use crate::pool;
 use crate::qemu::QemuLauncher;
-use crate::relays::Relays;
 use crate::sandbox::boot::BootPlan;
 use crate::sandbox::host::{HostError, RealHost};
 use crate::sandbox::{Parts, Sandbox};
 use crate::service::{Awaited, SandboxCell, Service};
 use crate::settings::Settings;
-use crate::vm::LaunchError;
 
 /// For containerd to ask for the first container. It does at once; a sandbox of its sandbox service first waits for the VM, and
 /// that for its turn among the node's boots.

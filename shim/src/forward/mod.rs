@@ -18,10 +18,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use base::chain;
+use guest::accept;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::sync::Semaphore;
 
-use crate::accept;
 use crate::sandbox::Sandbox;
 
 /// Connections of one pod at a time; further ones wait.

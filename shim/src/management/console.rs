@@ -49,7 +49,7 @@ pub(super) fn serve(run_dir: &RunDir, cell: &SandboxCell) -> io::Result<()> {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else {
                 return;
             };
-            let stream = crate::accept::next("a debug console", &mut listener).await;
+            let stream = guest::accept::next("a debug console", &mut listener).await;
             let (cell, directory) = (Arc::clone(&cell), directory.clone());
             tokio::spawn(async move {
                 let _place = place;

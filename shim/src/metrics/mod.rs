@@ -12,6 +12,7 @@ mod processes;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use guest::relays::Relays;
 use protocol::agent::{GuestMetricsResponse, StatsResponse};
 
 use scrape::text::{Kind, Text};
@@ -19,7 +20,6 @@ use scrape::text::{Kind, Text};
 use self::names::{GUEST_NAMES, sorted};
 use self::processes::Usage;
 use crate::id::ContainerId;
-use crate::relays::Relays;
 use crate::sandbox::Sandbox;
 
 /// Microseconds in a second.

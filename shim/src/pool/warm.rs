@@ -193,7 +193,7 @@ async fn park(config: &Config, run_dir: &RunDir, cgroup: HostCgroup) -> Result<P
 
 /// The agent's first connection, once there is something on it.
 async fn called(listener: &mut GuestListener) -> std::io::Result<GuestStream> {
-    let first = crate::accept::next("a connection of the guest", listener).await;
+    let first = guest::accept::next("a connection of the guest", listener).await;
     let copy = first.as_fd().try_clone_to_owned()?;
     let spoken = tokio::task::spawn_blocking(move || poll(&mut [PollFd::new(&copy, PollFlags::IN)], None));
     spoken.await.map_err(std::io::Error::other)??;

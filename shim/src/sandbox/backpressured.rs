@@ -13,12 +13,12 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
+use guest::vm::Connection;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 
 use self::answers::Answers;
 use self::frames::{Frames, Kind, refuse};
-use crate::vm::Connection;
 
 /// Requests of the guest that are being answered at a time: the agent makes one after the other.
 const UNANSWERED: u64 = 16;

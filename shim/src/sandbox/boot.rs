@@ -5,6 +5,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::StreamExt;
+use guest::agent_client::{AgentClient, printable};
+use guest::relays::Relays;
+use guest::streams::StreamRegistry;
+use guest::vm::{LaunchError, Launcher, RunningVm};
+use guest::warn_rate_limited;
 use hypervisor::vm_time;
 use node::boot_queue::{BootPlace, BootQueue};
 use protocol::agent::{HelloRequest, Network, SandboxSetup, event::What};
@@ -16,12 +21,7 @@ use ttrpc::r#async::transport::Listener;
 use super::backpressured::BackpressuredConnection;
 use super::connections::{Arrived, LogSink, accept};
 use super::host_service::{Demand, HostService};
-use crate::agent_client::{AgentClient, printable};
 use crate::guest_kernel;
-use crate::rate_limited::warn_rate_limited;
-use crate::relays::Relays;
-use crate::streams::StreamRegistry;
-use crate::vm::{LaunchError, Launcher, RunningVm};
 
 /// Bytes of the console in a message.
 const CONSOLE: usize = 4 << 10;

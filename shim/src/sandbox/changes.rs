@@ -1,12 +1,12 @@
 //! Forwards the host's changes of files to the guest, one batch after the other, as long as the VM lives.
 
+use guest::agent_client::AgentClient;
 use node::watch::Watches;
 use protocol::agent::HostChanges;
 use tokio::sync::watch;
 use ttrpc::Code;
 
 use super::Vm;
-use crate::agent_client::AgentClient;
 
 /// Ends with the VM, or when the guest says that it cannot.
 pub(super) async fn tell(watches: Watches, agent: AgentClient, mut vm: watch::Receiver<Vm>) {

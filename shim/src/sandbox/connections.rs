@@ -11,16 +11,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use guest::warn_rate_limited;
+use guest::relays::Relays;
+use guest::streams::StreamRegistry;
+use guest::vm::{Connection, Connections};
 use protocol::preamble::{LENGTH, Preamble};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use self::pending::{Pending, Place};
-use crate::rate_limited::warn_rate_limited;
-use crate::relays::Relays;
-use crate::streams::StreamRegistry;
-use crate::vm::{Connection, Connections};
 
 /// Timeout for reading a connection's preamble.
 const PREAMBLE: Duration = Duration::from_secs(5);

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use guest::agent_client::AgentClient;
+use guest::streams::StdioPaths;
 use lifecycle::{KILLED, NOT_STARTED, Output, SIGKILL};
 use protocol::agent::CreateContainerRequest;
 use protocol::phase::Phase;
@@ -16,10 +18,8 @@ use tokio::sync::oneshot;
 use super::Sandbox;
 use super::process::{Exit, Process, ProcessName, View, is_created};
 use super::verbs::{agent_container, failed, signal_request};
-use crate::agent_client::AgentClient;
 use crate::error::Error;
 use crate::id::ContainerId;
-use crate::streams::StdioPaths;
 
 /// Consoles of one sandbox at once.
 const MOST: usize = 16;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use containerd_shim_protos::types::mount::Mount;
+use guest::streams::StdioPaths;
 use node::memlock::ContainerPolicy;
 use protocol::agent::CreateContainerRequest;
 
@@ -12,7 +13,6 @@ use super::host::{ContainerHooks, GuestContainer};
 use super::process::{Process, ProcessName};
 use super::stand_in::StandIn;
 use crate::id::{ContainerId, ExecId};
-use crate::streams::StdioPaths;
 
 /// What is to be created.
 #[derive(Debug, Clone)]

@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use base::chain;
+use guest::agent_client::AgentError;
+use guest::streams::OutputLengths;
 use lifecycle::{Answer, Exit, Failure, Fault, Output, Request};
 
 use super::Sandbox;
@@ -11,9 +13,7 @@ use super::message::Payload;
 use super::process::{Process, ProcessName};
 use super::verbs::failed;
 use super::work::{Done, failure};
-use crate::agent_client::AgentError;
 use crate::error::{Error, Shared};
-use crate::streams::OutputLengths;
 
 impl Sandbox {
     /// Forgets a process that does not run. The answer is its pid and its exit. Whoever asks while it is being done gets the same answer.

@@ -12,12 +12,12 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use guest::vm::RunningVm;
 use hypervisor::HotplugError;
 use node::volumes::VolumeError;
 use node::volumes::disk::{DiskKey, HostDisk};
 
 use crate::id::ContainerId;
-use crate::vm::RunningVm;
 
 /// Why a container has no disk.
 #[derive(Debug, thiserror::Error)]

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use guest::warn_rate_limited;
 use lifecycle::{Answer, Core, Effect, Input, Job, Reason, Reply, Request, View, Work};
 use protocol::phase::Phase;
 use tokio::sync::{mpsc, oneshot};
@@ -20,7 +21,6 @@ use super::process::{Process, ProcessName};
 use super::work::{Order, interrupted};
 use crate::error::Shared;
 use crate::id::ContainerId;
-use crate::rate_limited::warn_rate_limited;
 
 /// Says that whoever asked is gone, unless there was an answer.
 struct Asking<'a> {

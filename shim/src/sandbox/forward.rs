@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use guest::agent_client::AgentClient;
+use guest::streams::{StreamError, Wait};
 use protocol::agent::{CloseStdinRequest, ExecRequest, SignalRequest, Stdio};
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -12,10 +14,8 @@ use tokio::sync::oneshot;
 use super::Sandbox;
 use super::forwards::Length;
 use super::process::ProcessName;
-use crate::agent_client::AgentClient;
 use crate::error::Error;
 use crate::id::ContainerId;
-use crate::streams::{StreamError, Wait};
 use lifecycle::SIGKILL;
 
 /// For the guest to connect the streams of a process that runs.

@@ -11,13 +11,13 @@ use std::sync::Arc;
 
 use base::chain;
 use config::Mebibytes;
+use guest::warn_rate_limited;
 use hypervisor::MemoryError;
 use protocol::agent::MemoryGranted;
 use tokio::sync::mpsc;
 
 use super::Sandbox;
 use super::host_service::Demand;
-use crate::rate_limited::warn_rate_limited;
 
 impl Sandbox {
     /// Carries out what the guest asks for, one demand after the other, until its connection is gone.

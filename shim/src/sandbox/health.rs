@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use base::chain;
 use futures::future::join_all;
+use guest::agent_client::AgentError;
 use hypervisor::Sample;
 use protocol::agent::{GuestMetricsResponse, HelloRequest, StatsResponse};
 use scrape::durations::Durations;
 
 use super::verbs::agent_container;
 use super::{Sandbox, Vm};
-use crate::agent_client::AgentError;
 use crate::error::Error;
 use crate::id::ContainerId;
 

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use containerd_shim_protos::types::mount::Mount;
+use guest::host_sockets::{Chosen as ChosenSockets, HostSockets};
+use guest::names;
 use node::guest_spec::{self, HostOptions, Input, PlacedBind, guest_spec};
 use node::hooks::{self, HookPoint, HookState, Owed};
 use node::host_ns::HostNamespace;
@@ -19,9 +21,7 @@ use node::watch::Watches;
 use oci_spec::runtime::Hooks;
 use protocol::agent::{Cover, HostSocket};
 
-use crate::host_sockets::{Chosen as ChosenSockets, HostSockets};
 use crate::id::{ContainerId, SandboxId};
-use crate::names;
 
 /// The host could not do it.
 #[derive(Debug, thiserror::Error)]

@@ -5,6 +5,9 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use guest::relays::Relays;
+use guest::streams::StreamRegistry;
+use guest::vm::RunningVm;
 use lifecycle::{Input, KILLED, Timeouts};
 use node::sizing::Sizing;
 use scrape::durations::Durations;
@@ -20,9 +23,6 @@ use super::stand_in::StandIn;
 use super::{Sandbox, Vm, changes, ended};
 use crate::events::Publisher;
 use crate::id::{ContainerId, Namespace, SandboxId};
-use crate::relays::Relays;
-use crate::streams::StreamRegistry;
-use crate::vm::RunningVm;
 
 /// What a sandbox is made of.
 pub struct Parts {
@@ -147,7 +147,7 @@ impl Sandbox {
         }
         let expected_end = *self.stopping.borrow();
         if !expected_end {
-            let console = crate::agent_client::printable(&booted.machine.console_tail().await, 4 << 10);
+            let console = guest::agent_client::printable(&booted.machine.console_tail().await, 4 << 10);
             tracing::error!(sandbox = %self.id, reason = ending.reason, console, "the sandbox's VM has ended");
         }
         // An agent that has been told to power off waits for this.

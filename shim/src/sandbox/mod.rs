@@ -47,6 +47,11 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
+use guest::agent_client::AgentClient;
+use guest::names::NameRelay;
+use guest::relays::Relays;
+use guest::streams::StreamRegistry;
+use guest::vm::{Ending, RunningVm};
 use lifecycle::Timeouts;
 use node::volumes::DirectVolume;
 use scrape::durations::Durations;
@@ -60,14 +65,9 @@ use self::message::Message;
 use self::process::{Exit, Process, ProcessName, is_created};
 use self::sizes::Sizes;
 use self::stand_in::StandIn;
-use crate::agent_client::AgentClient;
 use crate::error::Error;
 use crate::events::Publisher;
 use crate::id::{ContainerId, Namespace, SandboxId};
-use crate::names::NameRelay;
-use crate::relays::Relays;
-use crate::streams::StreamRegistry;
-use crate::vm::{Ending, RunningVm};
 
 pub use self::container::{Container, CreateRequest};
 pub use self::disks::DiskError;

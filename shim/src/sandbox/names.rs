@@ -5,11 +5,11 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use base::chain;
+use guest::agent_client::AgentClient;
+use guest::names::NameRelay;
 use protocol::agent::NameServer;
 
 use super::Sandbox;
-use crate::agent_client::AgentClient;
-use crate::names::NameRelay;
 
 impl Sandbox {
     /// Makes the relay what the containers need now, those that are being made included: the network changes while Docker makes one.

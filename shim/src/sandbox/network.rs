@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use base::chain;
+use guest::agent_client::AgentClient;
 
 use super::Sandbox;
 use super::boot::Booted;
 use super::host::HostError;
-use crate::agent_client::AgentClient;
 use crate::error::Error;
 
 impl Sandbox {

@@ -6,14 +6,13 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use guest::streams::{LoggerEnd, Prepared, StdioPaths, Streams};
 use protocol::agent::Stdio;
 use protocol::phase::Phase;
 use tokio::sync::{MutexGuard, watch};
 
 pub use lifecycle::id::ProcessName;
 pub use lifecycle::{Exit, View};
-
-use crate::streams::{LoggerEnd, Prepared, StdioPaths, Streams};
 
 /// What others see of a process whose creation is under way: nothing.
 pub(super) fn is_created(view: View) -> bool {

@@ -12,6 +12,9 @@ use containerd_shim_protos::topics::{
     TASK_EXIT_EVENT_TOPIC, TASK_OOM_EVENT_TOPIC, TASK_PAUSED_EVENT_TOPIC, TASK_RESUMED_EVENT_TOPIC,
     TASK_START_EVENT_TOPIC,
 };
+use guest::agent_client::printable;
+use guest::warn_rate_limited;
+use guest::vm::Ending;
 use lifecycle::{Event, Exit, Input, Output};
 use protocol::agent::event::What;
 use protocol::agent::{ProcessExit, ProcessId};
@@ -21,8 +24,6 @@ use super::process::{Process, ProcessName};
 use super::{Container, Sandbox, ended};
 use crate::events::timestamp;
 use crate::id::{ContainerId, ExecId};
-use crate::rate_limited::warn_rate_limited;
-use crate::vm::Ending;
 
 impl Sandbox {
     /// Handles one event of the guest. An answer means that the VM has to end.

@@ -17,15 +17,15 @@ use std::time::Duration;
 
 use base::chain;
 use config::Mebibytes;
+use guest::agent_client::AgentClient;
+use guest::vm::RunningVm;
 use hypervisor::{MemoryError, Size};
 use node::sizing::Limits;
 
 use super::Sandbox;
 use super::sizes::ResizeTarget;
-use crate::agent_client::AgentClient;
 use crate::error::Error;
 use crate::id::ContainerId;
-use crate::vm::RunningVm;
 
 /// When it is worth a line in the log that the guest gives nothing back.
 const SLOW: Duration = Duration::from_secs(15);

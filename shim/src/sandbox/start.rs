@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use guest::agent_client::AgentClient;
+use guest::streams::{Prepared, StdioPaths, StreamError, Streams};
 use lifecycle::{Answer, Request};
 use node::guest_spec;
 use node::hooks::HookPoint;
@@ -13,9 +15,7 @@ use super::host::HostError;
 use super::message::Payload;
 use super::process::{Process, ProcessName};
 use super::verbs::{agent_container, failed};
-use crate::agent_client::AgentClient;
 use crate::error::{Error, Shared};
-use crate::streams::{Prepared, StdioPaths, StreamError, Streams};
 
 impl Sandbox {
     /// Starts a container's first process or an exec. The answer is the pid that stands for it.

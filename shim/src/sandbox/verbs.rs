@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use guest::agent_client::{AgentClient, AgentError, printable};
 use lifecycle::{Answer, Refusal, Request};
 use node::guest_spec::guest_resources;
 use node::sizing::Limits;
@@ -18,7 +19,6 @@ use super::Sandbox;
 use super::container::Container;
 use super::message::Payload;
 use super::process::{Process, ProcessName};
-use crate::agent_client::{AgentClient, AgentError, printable};
 use crate::error::{Error, Shared};
 use crate::id::ContainerId;
 

@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{MutexGuard, PoisonError};
 
+use guest::agent_client::AgentError;
 use node::volumes::{DirectVolume, record};
 use protocol::agent::{GrowStorageRequest, StorageName, StorageStatsResponse};
 
 use super::Sandbox;
-use crate::agent_client::AgentError;
 use crate::error::Error;
 
 impl Sandbox {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use guest::agent_client::AgentError;
 use lifecycle::{Failure, Fault, Work};
 use oci_spec::runtime::LinuxResources;
 use ttrpc::Code;
@@ -9,7 +10,6 @@ use ttrpc::Code;
 use super::Sandbox;
 use super::container::Container;
 use super::process::Process;
-use crate::agent_client::AgentError;
 use crate::error::{Error, Shared};
 
 /// What becomes of work.

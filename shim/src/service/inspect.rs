@@ -4,9 +4,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use guest::agent_client::printable;
 use protocol::diagnostics::{ConsoleRequest, ConsoleResponse, ContainerHealth, HealthResponse, Vcpu, VcpusResponse};
 
-use crate::agent_client::printable;
 use crate::error::Error;
 use crate::sandbox::{Sandbox, console};
 

@@ -13,6 +13,7 @@ use containerd_shim_protos::sandbox_api::{
 };
 use containerd_shim_protos::sandbox_async::Sandbox as SandboxApi;
 use containerd_shim_protos::types::platform::Platform;
+use guest::streams::StdioPaths;
 use ttrpc::r#async::TtrpcContext;
 
 use super::{Awaited, Service};
@@ -23,7 +24,6 @@ use crate::pod_config;
 use crate::sandbox::CreateRequest;
 use crate::sandbox::host::HostError;
 use crate::sandbox::process::ProcessName;
-use crate::streams::StdioPaths;
 
 /// How long the server's connections outlive its answer to ShutdownSandbox. A client that finds an answer and its connection's
 /// end at the same time takes either (`dispatch` in containerd/ttrpc's client.go), and for the end of this one containerd fails the

@@ -11,6 +11,7 @@ use containerd_shim_protos::api::{
 };
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::shim_async::Task;
+use guest::streams::StdioPaths;
 use oci_spec::runtime::LinuxResources;
 use protocol::phase::Phase;
 use serde::de::DeserializeOwned;
@@ -22,7 +23,6 @@ use crate::events::timestamp;
 use crate::id::{ContainerId, ExecId};
 use crate::sandbox::CreateRequest;
 use crate::sandbox::process::{ProcessName, View};
-use crate::streams::StdioPaths;
 
 fn name(container: &str, exec: &str) -> Result<ProcessName, Error> {
     Ok(ProcessName {

@@ -12,12 +12,12 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use guest::vm::Ending;
 use protocol::agent::event::What;
 use protocol::agent::{Event, HelloRequest, MemoryDemand, ProcessExit, ProcessId, SandboxSetup, Stdio};
 use protocol::agent_ttrpc::{HostClient, create_agent};
 use protocol::preamble::{Preamble, Token};
 use shim::sandbox::connections::LogSink;
-use shim::vm::Ending;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{OnceCell, mpsc, watch};

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use config::Mebibytes;
+use guest::vm::{Connection, Connections, Ending, LaunchError, Launcher, RunningVm};
 use hypervisor::{CpuError, Disk, HotplugError, MemoryError};
 use node::sizing::HostLimits;
-use shim::vm::{Connection, Connections, Ending, LaunchError, Launcher, RunningVm};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 

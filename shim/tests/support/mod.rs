@@ -17,6 +17,7 @@ use containerd_shim_protos::api::{
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::sandbox_async::SandboxClient;
 use containerd_shim_protos::shim_async::{Client, TaskClient};
+use guest::streams::StdioPaths;
 use lifecycle::Timeouts;
 use node::sizing::Sizing;
 use protocol::agent::SandboxSetup;
@@ -26,7 +27,6 @@ use shim::id::{ContainerId, Namespace, SandboxId};
 use shim::sandbox::boot::BootPlan;
 use shim::sandbox::{CreateRequest, Parts, Sandbox};
 use shim::service::Service;
-use shim::streams::StdioPaths;
 use tempfile::TempDir;
 use tokio::sync::Notify;
 use ttrpc::r#async::Server;

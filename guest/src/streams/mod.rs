@@ -27,7 +27,7 @@ use self::logger::Logger;
 pub use self::logger::LoggerEnd;
 use self::registry::RegisteredStream;
 pub use self::registry::StreamRegistry;
-pub(crate) use self::wait::Wait;
+pub use self::wait::Wait;
 
 /// For the guest to dial a stream that it has been told of. It does so before the process starts.
 const DIAL: Duration = Duration::from_secs(10);

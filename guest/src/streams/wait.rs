@@ -10,12 +10,12 @@ const PATIENCES: u32 = 6;
 
 /// Time that was spent on waiting for the guest since the process ended. What a slow reader of the host takes does not count.
 #[derive(Default)]
-pub(crate) struct Wait(Duration);
+pub struct Wait(Duration);
 
 impl Wait {
     /// Waits until the guest has had its time: `patience` without progress, [`PATIENCES`] times that in all. May be cancelled
     /// and begun again.
-    pub(crate) async fn is_over(&mut self, patience: Duration) {
+    pub async fn is_over(&mut self, patience: Duration) {
         let left = (patience * PATIENCES).saturating_sub(self.0);
         let _counted = Counted(Instant::now(), &mut self.0);
         tokio::time::sleep(patience.min(left)).await;

@@ -13,7 +13,7 @@ const WINDOW: Duration = Duration::from_secs(60);
 static WARNINGS: Mutex<Option<Window>> = Mutex::new(None);
 
 /// Whether to say one more. Those that were not said are said by their number.
-pub(crate) fn may_warn() -> bool {
+pub fn may_warn() -> bool {
     let mut warnings = WARNINGS.lock().unwrap_or_else(PoisonError::into_inner);
     let now = Instant::now();
     let Verdict { say, unsaid } = warnings.get_or_insert_with(|| Window::new(now)).count(now);
@@ -56,6 +56,7 @@ impl Window {
 }
 
 /// A warning about what the guest does.
+#[macro_export]
 macro_rules! warn_rate_limited {
     ($($what:tt)*) => {
         if $crate::rate_limited::may_warn() {
@@ -63,7 +64,6 @@ macro_rules! warn_rate_limited {
         }
     };
 }
-pub(crate) use warn_rate_limited;
 
 #[cfg(test)]
 mod tests {

@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Where connections come from.
-pub(crate) trait Accept {
+pub trait Accept {
     /// One of them.
     type Connection;
     /// As accept(2).
@@ -41,7 +41,7 @@ impl Accept for UnixListener {
 
 /// The next connection. An error of accept(2) is about that connection or about what is short at the moment, not about the
 /// socket that listens, which is as good as before.
-pub(crate) async fn next<A: Accept>(what: &'static str, from: &mut A) -> A::Connection {
+pub async fn next<A: Accept>(what: &'static str, from: &mut A) -> A::Connection {
     let mut told = false;
     loop {
         match from.accept().await {

@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 
 use super::find;
 use crate::connection::Connection;
-use crate::rate_limited::warn_rate_limited;
+use crate::warn_rate_limited;
 use crate::relays::Service;
 
 /// Connections that are being made at a time: each has a thread meanwhile.

@@ -27,7 +27,7 @@ use tokio::time::timeout;
 
 pub use self::resolv_conf::{asks_docker, of_container};
 use crate::connection::Connection;
-use crate::rate_limited::warn_rate_limited;
+use crate::warn_rate_limited;
 use crate::relays::{Offer, Relays, Service};
 
 const SERVER: SocketAddrV4 = {

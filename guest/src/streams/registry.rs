@@ -41,11 +41,13 @@ impl StreamRegistry {
         )
     }
 
-    pub(crate) fn count(&self) -> usize {
+    /// Streams that have not been dialled yet.
+    pub fn count(&self) -> usize {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    pub(crate) fn take(&self, token: &Token) -> Option<oneshot::Sender<Connection>> {
+    /// Who waits for the stream with this token, which is worth nothing any more.
+    pub fn take(&self, token: &Token) -> Option<oneshot::Sender<Connection>> {
         self.waiting
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

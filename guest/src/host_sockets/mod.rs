@@ -17,8 +17,8 @@ use protocol::agent::HostSocket;
 
 use self::find::Found;
 use self::service::HostService;
-use crate::id::ContainerId;
 use crate::relays::{Offer, Relays};
+use lifecycle::id::ContainerId;
 
 /// The sockets of one sandbox. Cheap to clone.
 #[derive(Clone)]
