@@ -1,4 +1,4 @@
-//! The settings with which the server is started. Filled in by [`crate::start`], used by [`crate::server`].
+//! The settings with which the server is started. Filled in by [`crate::command::start`], used by [`crate::server`].
 
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -6,8 +6,8 @@ use std::sync::Mutex;
 use node::host_ns::HostNamespace;
 use node::run_dir::RunDir;
 
+use crate::command::logging::LogHandle;
 use crate::id::{Namespace, SandboxId};
-use crate::logging::LogHandle;
 use crate::pool::Parked;
 
 /// Everything that identifies one sandbox's server.

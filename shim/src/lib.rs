@@ -1,33 +1,21 @@
-//! The shim: containerd's APIs, the sandbox, the guest's connections, streams, events.
+//! The shim: containerd's APIs and the sandbox.
 //!
-//! There are two kinds of modules. What runs before and after the server: [`entry`], [`cli`], [`options`], [`start`], [`delete`],
-//! [`cleanup`], [`logging`]. The service: [`server`] and the modules that it uses. Neither knows QEMU's arguments; what is
-//! done on the host for a sandbox is in the crate `node`.
+//! [`command`] is the program that containerd calls, [`server`] sets up what it leaves running, [`service`] answers containerd, [`management`]
+//! answers Kata's tools, and [`sandbox`] does the work. None of them knows QEMU's arguments. What is done on the host for a sandbox is in
+//! the crate `node`, and the guest's connections are in the crate `guest`.
 
-mod alive;
-mod announcement;
-pub mod cleanup;
-pub mod cli;
+pub mod command;
 pub mod context;
-mod debug_image;
-pub mod delete;
-pub mod entry;
 pub mod error;
 pub mod events;
-pub mod features;
 pub mod forward;
-mod guest_kernel;
-pub use lifecycle::id;
-pub mod logging;
 mod management;
 mod metrics;
-pub mod options;
-pub mod pod_config;
 pub mod pool;
 pub mod qemu;
 pub mod sandbox;
 pub mod server;
 pub mod service;
 mod settings;
-pub mod start;
-pub mod stats;
+
+pub use lifecycle::id;

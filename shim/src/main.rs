@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match shim::entry::run(std::env::args().skip(1)) {
+    match shim::command::entry::run(std::env::args().skip(1)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("containerd-shim-kata-v2: {}", base::chain(&*error));

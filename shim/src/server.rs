@@ -34,7 +34,7 @@ use tokio::sync::Notify;
 use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
 
-use crate::announcement::Announcement;
+use crate::command::announcement::Announcement;
 use crate::context::ServerContext;
 use crate::error::Error;
 use crate::events::Publisher;

@@ -15,8 +15,8 @@ use tokio::sync::Semaphore;
 
 use super::find;
 use crate::connection::Connection;
-use crate::warn_rate_limited;
 use crate::relays::Service;
+use crate::warn_rate_limited;
 
 /// Connections that are being made at a time: each has a thread meanwhile.
 const CONNECTING: usize = 8;

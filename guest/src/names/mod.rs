@@ -27,8 +27,8 @@ use tokio::time::timeout;
 
 pub use self::resolv_conf::{asks_docker, of_container};
 use crate::connection::Connection;
-use crate::warn_rate_limited;
 use crate::relays::{Offer, Relays, Service};
+use crate::warn_rate_limited;
 
 const SERVER: SocketAddrV4 = {
     let [a, b, c, d] = protocol::DOCKER_NAME_SERVER;

@@ -14,9 +14,9 @@ use node::sizing::Sizing;
 
 use super::wire::{self, Adopted, Claim, Hello, Request};
 use super::{Key, place, report};
-use crate::announcement::Launched;
-use crate::cleanup;
-use crate::cli::Arguments;
+use crate::command::announcement::Launched;
+use crate::command::cleanup;
+use crate::command::cli::Arguments;
 use crate::id::SandboxId;
 use crate::settings::Settings;
 

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use rustix::process::{Resource, getrlimit};
 use sha2::{Digest, Sha256};
 
-use crate::debug_image;
-use crate::share;
+use crate::qemu::debug_image;
+use node::share;
 
 /// Bytes of the digest that are in names.
 const LENGTH: usize = 8;

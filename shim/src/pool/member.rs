@@ -24,9 +24,9 @@ use super::report::{self, Notes};
 use super::warm::{self, Booting, FIRST_TO_GO, Parked};
 use super::wire::{self, Adopted, Claim, Hello, Request};
 use super::{Key, fill};
-use crate::cleanup;
-use crate::cli::Arguments;
-use crate::entry;
+use crate::command::cleanup;
+use crate::command::cli::Arguments;
+use crate::command::entry;
 use crate::id::{ContainerId, Namespace, SandboxId};
 use crate::settings::Settings;
 

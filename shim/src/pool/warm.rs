@@ -24,7 +24,7 @@ use node::sizing::HostLimits;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::place::PoolError;
-use crate::debug_image::DebugImage;
+use crate::qemu::debug_image::DebugImage;
 
 /// Of the 1024 that a cgroup has without a limit (cgroup-v1/sched-design, `cpu.shares`): a VM that nobody waits for gets half of what one has
 /// that somebody waits for. With much less it would never boot on a node that is always busy.

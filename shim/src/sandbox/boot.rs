@@ -21,7 +21,7 @@ use ttrpc::r#async::transport::Listener;
 use super::backpressured::BackpressuredConnection;
 use super::connections::{Arrived, LogSink, accept};
 use super::host_service::{Demand, HostService};
-use crate::guest_kernel;
+use crate::qemu::guest_kernel;
 
 /// Bytes of the console in a message.
 const CONSOLE: usize = 4 << 10;

@@ -11,10 +11,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use guest::warn_rate_limited;
 use guest::relays::Relays;
 use guest::streams::StreamRegistry;
 use guest::vm::{Connection, Connections};
+use guest::warn_rate_limited;
 use protocol::preamble::{LENGTH, Preamble};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::mpsc;

@@ -13,8 +13,8 @@ use containerd_shim_protos::topics::{
     TASK_START_EVENT_TOPIC,
 };
 use guest::agent_client::printable;
-use guest::warn_rate_limited;
 use guest::vm::Ending;
+use guest::warn_rate_limited;
 use lifecycle::{Event, Exit, Input, Output};
 use protocol::agent::event::What;
 use protocol::agent::{ProcessExit, ProcessId};

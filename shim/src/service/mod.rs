@@ -2,7 +2,9 @@
 
 mod diagnostics;
 mod inspect;
+pub mod pod_config;
 mod sandbox_api;
+pub mod stats;
 mod task;
 mod timed;
 
@@ -20,7 +22,7 @@ use ttrpc::r#async::Service as Methods;
 use crate::error::Error;
 use crate::id::{ContainerId, SandboxId};
 use crate::sandbox::Sandbox;
-use crate::stats::{CgroupMode, metrics};
+use crate::service::stats::{CgroupMode, metrics};
 
 const TASK_V2: &str = "containerd.task.v2.Task";
 

@@ -20,10 +20,10 @@ use super::{Awaited, Service};
 use crate::error::Error;
 use crate::events::timestamp;
 use crate::id::ContainerId;
-use crate::pod_config;
 use crate::sandbox::CreateRequest;
 use crate::sandbox::host::HostError;
 use crate::sandbox::process::ProcessName;
+use crate::service::pod_config;
 
 /// How long the server's connections outlive its answer to ShutdownSandbox. A client that finds an answer and its connection's
 /// end at the same time takes either (`dispatch` in containerd/ttrpc's client.go), and for the end of this one containerd fails the

@@ -11,7 +11,7 @@ use ttrpc::r#async::transport::Socket;
 
 use containerd_shim_protos::api::Status;
 
-use crate::support::guest::exit;
+use crate::support::fake_guest::exit;
 use crate::support::{Boot, Shim, soon};
 
 /// A sandbox with one container, and proof that both are well.

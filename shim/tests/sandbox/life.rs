@@ -291,10 +291,10 @@ async fn one_container_of_a_living_pod_is_ended_and_the_others_live() {
     shim.start("leaked", "").await.unwrap();
     assert!(shim.was_asked());
     for id in ["leaked", "created"] {
-        let answer = shim::delete::end(&shim.address(), id).await.unwrap();
+        let answer = shim::command::delete::end(&shim.address(), id).await.unwrap();
         assert_eq!(answer.exit_status, 137);
         assert!(shim.state(id, "").await.is_err());
     }
-    assert!(shim::delete::end(&shim.address(), "nobody").await.is_err());
+    assert!(shim::command::delete::end(&shim.address(), "nobody").await.is_err());
     assert_eq!(shim.status("pod", "").await, Status::RUNNING);
 }

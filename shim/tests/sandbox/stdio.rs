@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::time::Duration;
 
-use crate::support::guest::flood;
+use crate::support::fake_guest::flood;
 use crate::support::{Boot, Shim, Stdio};
 
 /// More than every buffer on the way together.

@@ -16,7 +16,7 @@ use serde_json::Value;
 use ttrpc::Code;
 use ttrpc::r#async::TtrpcContext;
 
-use super::guest::{Guest, GuestProcess, Key, exit};
+use super::fake_guest::{Guest, GuestProcess, Key, exit};
 
 pub(super) struct FakeAgent(pub(super) Arc<Guest>);
 

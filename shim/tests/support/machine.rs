@@ -15,7 +15,7 @@ use node::sizing::HostLimits;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 
-use super::guest::Guest;
+use super::fake_guest::Guest;
 
 /// The VMM's pid.
 pub(crate) const PID: u32 = 4242;

@@ -2,7 +2,7 @@
 
 mod agent;
 mod containerd;
-pub(crate) mod guest;
+pub(crate) mod fake_guest;
 mod host;
 mod machine;
 
@@ -33,7 +33,7 @@ use ttrpc::r#async::Server;
 use ttrpc::context::{self, Context};
 
 use self::containerd::Containerd;
-use self::guest::Guest;
+use self::fake_guest::Guest;
 use self::host::FakeHost;
 pub(crate) use self::machine::{Boot, CONSOLE, PID};
 

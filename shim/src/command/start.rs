@@ -16,10 +16,10 @@ use node::run_dir::{RunDir, RunDirError};
 use node::sys;
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
 
-use crate::alive::is_alive;
-use crate::announcement::Launched;
-use crate::cleanup;
-use crate::cli::Arguments;
+use crate::command::alive::is_alive;
+use crate::command::announcement::Launched;
+use crate::command::cleanup;
+use crate::command::cli::Arguments;
 use crate::id::SandboxId;
 use crate::pool;
 

@@ -1,5 +1,8 @@
 //! The real VM: implements the traits of [`guest::vm`] with the hypervisor.
 
+pub(crate) mod debug_image;
+pub(crate) mod guest_kernel;
+
 use std::io;
 use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
@@ -23,8 +26,8 @@ use node::run_dir::{RunDir, SandboxState};
 use node::sizing::HostLimits;
 use protocol::agent::Network;
 
-use crate::debug_image::DebugImage;
 use crate::pool::Parked;
+use crate::qemu::debug_image::DebugImage;
 
 /// Starts QEMU once.
 pub struct QemuLauncher {

@@ -17,12 +17,13 @@ use node::sys;
 use protobuf::{Message, MessageField};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-use crate::announcement::Announcement;
-use crate::cli::{self, Arguments, Command, PoolAction};
+use crate::command::announcement::Announcement;
+use crate::command::cli::{self, Arguments, Command, PoolAction};
+use crate::command::{cleanup, delete, features, logging, options, start};
 use crate::context::ServerContext;
 use crate::id::SandboxId;
 use crate::pool::{self, Parked};
-use crate::{cleanup, delete, features, logging, options, server, start};
+use crate::server;
 
 /// The runtime's name, as containerd calls it.
 const RUNTIME: &str = "io.containerd.kata.v2";

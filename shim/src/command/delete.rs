@@ -11,9 +11,9 @@ use protobuf::MessageField;
 use protobuf::well_known_types::timestamp::Timestamp;
 use ttrpc::context;
 
-use crate::alive::is_alive;
-use crate::cleanup;
-use crate::cli::Arguments;
+use crate::command::alive::is_alive;
+use crate::command::cleanup;
+use crate::command::cli::Arguments;
 use crate::id::{ContainerId, SandboxId};
 
 /// 128 + SIGKILL: what containerd's own shims answer.
