@@ -9,11 +9,11 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use node::share;
 use rustix::process::{Resource, getrlimit};
 use sha2::{Digest, Sha256};
 
 use crate::qemu::debug_image;
-use node::share;
 
 /// Bytes of the digest that are in names.
 const LENGTH: usize = 8;

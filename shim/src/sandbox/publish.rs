@@ -12,7 +12,6 @@ use containerd_shim_protos::topics::{
     TASK_EXIT_EVENT_TOPIC, TASK_OOM_EVENT_TOPIC, TASK_PAUSED_EVENT_TOPIC, TASK_RESUMED_EVENT_TOPIC,
     TASK_START_EVENT_TOPIC,
 };
-use guest::agent_client::printable;
 use guest::vm::Ending;
 use guest::warn_rate_limited;
 use lifecycle::{Event, Exit, Input, Output};
