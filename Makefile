@@ -49,6 +49,12 @@ kernel: ## build/share/{vmlinuz,System.map,modules.img}, from the pinned source 
 			|| install -m 0644 "$$dir/$$file" $(BUILD)/share/$$file$(kernel_suffix); \
 	done
 
+.PHONY: kernel-debug
+kernel-debug: ## build/share/debug/{vmlinuz,System.map,modules.img}: the kernel with BTF, fentry and the function tracer (cached)
+	@dir=$$(guest-kernel/build --debug); mkdir -p $(BUILD)/share/debug; for file in vmlinuz System.map modules.img; do \
+		cmp -s "$$dir/$$file" $(BUILD)/share/debug/$$file || install -m 0644 "$$dir/$$file" $(BUILD)/share/debug/$$file; \
+	done
+
 .PHONY: kernel-bump
 kernel-bump: ## VERSION=X.Y.Z: moves the pin to that kernel, with all that has to follow
 	@guest-kernel/bump "$(VERSION)"
@@ -56,6 +62,10 @@ kernel-bump: ## VERSION=X.Y.Z: moves the pin to that kernel, with all that has t
 .PHONY: test-kernel
 test-kernel: build ## every kernel fix, on the shipped kernel and on one without it (builds those, cached)
 	@TATAMI_BUILD=$(BUILD) cargo run --quiet --locked --release --target-dir $(target_dir) -p tatami-tests --bin kernel-table -- $(FIXES)
+
+.PHONY: test-kernel-debug
+test-kernel-debug: build kernel-debug ## a pod that asks for the debug kernel has BTF, fentry and the function tracers
+	@TATAMI_BUILD=$(BUILD) cargo run --quiet --locked --release --target-dir $(target_dir) -p tatami-tests --bin kernel-table -- debug
 
 .PHONY: initrd
 initrd: static-programs ## build/share/initrd.img, with the static agent as /init, and debug-console.img

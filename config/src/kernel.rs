@@ -246,6 +246,7 @@ mod tests {
             assert_eq!(of("6.12.117-tatami", ours), Standing::Lacks);
             assert_eq!(of("6.12.117-tatami-test", ours), Standing::Lacks);
             assert_eq!(of("6.12.117-tatami.16", ours), Standing::Has);
+            assert_eq!(of("6.12.117-tatami.16-debug", ours), Standing::Has);
         }
         // The table had three fixes when this one was built.
         assert_eq!(of("6.12.117-tatami.3", "perf-charged-mm"), Standing::Has);

@@ -29,6 +29,19 @@ pub struct Config {
     pub factory: Factory,
 }
 
+impl Config {
+    /// The guest's kernel: the configured one, or with `kernel_debug` what `make kernel-debug` has put into `debug/` beside it.
+    #[must_use]
+    pub fn guest_kernel(&self) -> PathBuf {
+        let kernel = &self.hypervisor.kernel;
+        if !self.runtime.kernel_debug {
+            return kernel.clone();
+        }
+        let name = kernel.file_name().unwrap_or_default();
+        kernel.with_file_name("debug").join(name)
+    }
+}
+
 /// The annotations that Kata's own files allow, and that of a key which they do not have.
 const ENABLED_ANNOTATIONS: [&str; 7] = [
     "enable_iommu",
@@ -219,6 +232,8 @@ pub struct Runtime {
     pub static_sandbox_resource_mgmt: bool,
     /// What the runtime's own time-outs are multiplied by (docs/configuration.md).
     pub timeout_factor: Factor,
+    /// Whether the guest runs the kernel with BTF and function tracing ([`Config::guest_kernel`]).
+    pub kernel_debug: bool,
     /// How the pod's interfaces reach the VM.
     pub internetworking_model: InterNetworking,
     /// What becomes of a container that asks for the host's network.
@@ -235,6 +250,7 @@ impl Default for Runtime {
             disable_guest_seccomp: false,
             static_sandbox_resource_mgmt: false,
             timeout_factor: Factor(1000),
+            kernel_debug: false,
             internetworking_model: InterNetworking::TcFilter,
             host_network: HostNetwork::None,
             share_host_sockets: Vec::new(),

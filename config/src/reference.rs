@@ -92,7 +92,7 @@ const OTHERWISE: [(&str, &str); 26] = [
 ];
 
 /// Supported keys that Kata does not have.
-const OWN: [&str; 9] = [
+const OWN: [&str; 10] = [
     "hypervisor.qemu.default_memory_limit",
     "hypervisor.qemu.accelerator",
     "hypervisor.qemu.vsock",
@@ -100,6 +100,7 @@ const OWN: [&str; 9] = [
     "hypervisor.qemu.valid_boot_paths",
     "runtime.host_network",
     "runtime.timeout_factor",
+    "runtime.kernel_debug",
     "runtime.share_host_sockets",
     "factory.vm_cache_idle_timeout",
 ];

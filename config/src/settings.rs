@@ -379,6 +379,12 @@ pub(crate) static SETTINGS: &[Setting] = &[
     setting!(Runtime, runtime.timeout_factor, TIMEOUT_FACTOR, Access::File),
     setting!(
         Runtime,
+        runtime.kernel_debug,
+        BOOLEAN,
+        Access::Annotation("kernel_debug")
+    ),
+    setting!(
+        Runtime,
         runtime.internetworking_model,
         INTERNETWORKING,
         Access::Annotation("internetworking_model")

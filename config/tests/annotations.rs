@@ -91,6 +91,7 @@ fn annotations_of_runtime_and_agent_need_no_entry_as_in_kata() {
             ("io.katacontainers.config.runtime.create_container_timeout", "7"),
             ("io.katacontainers.config.runtime.disable_guest_seccomp", "false"),
             ("io.katacontainers.config.runtime.internetworking_model", "macvtap"),
+            ("io.katacontainers.config.runtime.kernel_debug", "true"),
             ("io.katacontainers.config.runtime.disable_new_netns", "false"),
             ("io.katacontainers.config.runtime.enable_pprof", "true"),
             ("io.katacontainers.config.agent.enable_tracing", "false"),
@@ -104,6 +105,7 @@ fn annotations_of_runtime_and_agent_need_no_entry_as_in_kata() {
     assert_eq!(config.runtime.create_container_timeout, Duration::from_secs(7));
     assert_eq!(config.runtime.internetworking_model, InterNetworking::Macvtap);
     assert!(!config.runtime.disable_guest_seccomp);
+    assert!(config.runtime.kernel_debug);
     assert_eq!(config.agent.kernel_modules, ["bonding max_bonds=1,2", "nbd"]);
     let said: Vec<_> = warnings.iter().map(|warning| warning.key.as_str()).collect();
     assert_eq!(said, ["io.katacontainers.config.runtime.enable_pprof"]);

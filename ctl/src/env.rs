@@ -51,7 +51,7 @@ pub(crate) async fn collect(named: Option<&Path>) -> Result<Value, ShowError> {
     let patterns = qemu_key("enable_annotations");
     Ok(json!({
         "meta": { "version": FORMAT },
-        "kernel": { "path": text(&hypervisor.kernel), "parameters": hypervisor.kernel_params },
+        "kernel": { "path": text(&loaded.config.guest_kernel()), "parameters": hypervisor.kernel_params },
         "image": { "path": "" },
         "initrd": { "path": text(&hypervisor.initrd) },
         "agent": { "debug": agent.enable_debug, "trace": false },

@@ -5,6 +5,9 @@ use std::fmt;
 /// What our build appends, with the number of fixes that it found, to the version.
 const OURS: &str = "-tatami.";
 
+/// What our build appends after that to the kernel of `make kernel-debug`.
+const DEBUG: &str = "-debug";
+
 /// A version of Linux. Ordered as released.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Version {
@@ -70,7 +73,7 @@ impl<'a> Release<'a> {
             candidate: suffix.starts_with("-rc"),
             verified: suffix
                 .strip_prefix(OURS)
-                .and_then(|count| count.parse().ok())
+                .and_then(|count| count.strip_suffix(DEBUG).unwrap_or(count).parse().ok())
                 .unwrap_or_default(),
             suffix,
         })

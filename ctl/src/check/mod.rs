@@ -45,7 +45,7 @@ pub(crate) async fn all(named: Option<&Path>, search: Option<&OsStr>) -> Vec<Fin
             findings.extend(weakens.map(less_confined));
             findings.extend(parts::parts(&loaded.config, search).await);
             findings.extend(sockets::shared(&loaded.config));
-            findings.extend(kernel::of_file(&loaded.config.hypervisor.kernel));
+            findings.extend(kernel::of_file(&loaded.config.guest_kernel()));
         }
         Err(error) => findings.push(Finding::fail(
             "configuration",

@@ -32,7 +32,7 @@ pub(super) async fn parts(config: &Config, search: Option<&OsStr>) -> Vec<Findin
     let mut findings = vec![
         accelerator(hypervisor::accelerator(hypervisor.accelerator)),
         recent(qemu, QEMU),
-        images::kernel(&hypervisor.kernel),
+        images::kernel(&config.guest_kernel()),
         images::initrd(&hypervisor.initrd),
     ];
     if hypervisor.shared_fs == SharedFs::VirtioFs {

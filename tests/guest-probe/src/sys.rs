@@ -204,3 +204,58 @@ pub(crate) fn device_mapper_target(control: &std::path::Path, name: &str) -> io:
     let done = unsafe { libc::ioctl(control.as_raw_fd(), GET_TARGET_VERSION, question.as_mut_ptr()) };
     nix::errno::Errno::result(done).map(drop).map_err(io::Error::from)
 }
+
+/// bpf(2) with attributes that the kernel takes to be zero beyond their end. The answer is a descriptor, or 0.
+fn bpf(command: libc::c_int, attributes: &mut [u8]) -> io::Result<i32> {
+    // SAFETY: the attributes have the size that is given, and what they point to outlives the call.
+    let done = unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_mut_ptr(), attributes.len()) };
+    let done = nix::errno::Errno::result(done)?;
+    i32::try_from(done).map_err(io::Error::other)
+}
+
+fn bpf_descriptor(command: libc::c_int, attributes: &mut [u8]) -> io::Result<OwnedFd> {
+    let descriptor = bpf(command, attributes)?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+fn put<const LENGTH: usize>(attributes: &mut [u8], at: usize, value: [u8; LENGTH]) {
+    attributes[at..at + LENGTH].copy_from_slice(&value);
+}
+
+/// A map with one value of 8 bytes (linux/bpf.h: BPF_MAP_CREATE, BPF_MAP_TYPE_ARRAY).
+pub(crate) fn bpf_array() -> io::Result<OwnedFd> {
+    let mut attributes = [0; 16];
+    for (at, value) in [(0, 2u32), (4, 4), (8, 8), (12, 1)] {
+        put(&mut attributes, at, value.to_ne_bytes());
+    }
+    bpf_descriptor(0, &mut attributes)
+}
+
+/// The map's value (BPF_MAP_LOOKUP_ELEM).
+pub(crate) fn bpf_array_value(map: &OwnedFd) -> io::Result<u64> {
+    let (key, mut value) = (0u32, 0u64);
+    let mut attributes = [0; 24];
+    put(&mut attributes, 0, map.as_raw_fd().to_ne_bytes());
+    put(&mut attributes, 8, (&raw const key as u64).to_ne_bytes());
+    put(&mut attributes, 16, (&raw mut value as u64).to_ne_bytes());
+    bpf(1, &mut attributes)?;
+    Ok(value)
+}
+
+/// Has a program run at the entry of a function of the kernel, which is named by the number of its type, until the answer is closed
+/// (BPF_PROG_LOAD of BPF_PROG_TYPE_TRACING with BPF_TRACE_FENTRY, BPF_RAW_TRACEPOINT_OPEN).
+pub(crate) fn bpf_at_entry(program: &[u64], function: u32) -> io::Result<OwnedFd> {
+    let mut attributes = [0; 112];
+    put(&mut attributes, 0, 26u32.to_ne_bytes());
+    let count = u32::try_from(program.len()).map_err(io::Error::other)?;
+    put(&mut attributes, 4, count.to_ne_bytes());
+    put(&mut attributes, 8, (program.as_ptr() as u64).to_ne_bytes());
+    put(&mut attributes, 16, (c"GPL".as_ptr() as u64).to_ne_bytes());
+    put(&mut attributes, 68, 24u32.to_ne_bytes());
+    put(&mut attributes, 108, function.to_ne_bytes());
+    let program = bpf_descriptor(5, &mut attributes)?;
+    let mut attributes = [0; 16];
+    put(&mut attributes, 8, program.as_raw_fd().to_ne_bytes());
+    bpf_descriptor(17, &mut attributes)
+}

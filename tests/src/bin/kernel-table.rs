@@ -3,6 +3,7 @@
 //! ```text
 //! kernel-table            every fix
 //! kernel-table FIX…       only these
+//! kernel-table debug      whether the kernel of `make kernel-debug` has what it is for
 //! ```
 //!
 //! A fix is proven if its tests find the kernel right with it and wrong without it. Tests of AUX areas need a PMU that has
@@ -11,9 +12,14 @@
 use std::{env, fmt::Write as _, process::ExitCode};
 
 use framework::{
-    Error, Result,
+    Error, Node, Result,
     kernel::{self, Fix, KernelNode, Verdict},
 };
+use serde_json::{Value, json};
+
+/// What the kernel of `make kernel-debug` is asked for by.
+const DEBUG: &str = "debug";
+const DEBUG_ANNOTATION: &str = "io.katacontainers.config.runtime.kernel_debug";
 
 /// The outcome of a fix's tests on one kernel.
 struct Cell {
@@ -23,7 +29,11 @@ struct Cell {
 
 fn main() -> ExitCode {
     let wanted: Vec<String> = env::args().skip(1).collect();
-    match table(&wanted) {
+    let shown = match wanted.as_slice() {
+        [only] if only == DEBUG => debug_kernel(),
+        _ => table(&wanted),
+    };
+    match shown {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -64,6 +74,44 @@ fn table(wanted: &[String]) -> Result<bool> {
         }
     }
     println!("{}", if good { "all as expected" } else { "NOT AS EXPECTED" });
+    Ok(good)
+}
+
+/// Whether a pod that asks for it has BTF, fentry and the function tracers, and its modules are found; prints what there is.
+fn debug_kernel() -> Result<bool> {
+    let node = Node::start()?.quiet();
+    let script = "uname -r; ip link add bond7 type bond && grep -c '^bonding ' /proc/modules; guest-probe tracing";
+    let mut spec = node
+        .spec(DEBUG, &["sh", "-c", script])?
+        .annotation(DEBUG_ANNOTATION, "true")?
+        .set("/linux/maskedPaths", json!([]))?;
+    for set in ["bounding", "effective", "permitted"] {
+        for capability in ["CAP_SYS_ADMIN", "CAP_NET_ADMIN"] {
+            spec = spec.push(&format!("/process/capabilities/{set}"), capability)?;
+        }
+    }
+    let said = node.run_spec(DEBUG, &spec)?.arg("--rm").ok()?;
+    node.nothing_left()?;
+    let mut lines = said.lines();
+    let (release, modules) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+    let found: Value = serde_json::from_str(lines.next().unwrap_or_default())
+        .map_err(|error| Error::unexpected(format!("{said}: {error}")))?;
+    let tracers: Vec<&str> = found["tracers"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    let good = release.ends_with("-debug")
+        && modules == "1"
+        && found["calls"].as_u64() >= Some(10)
+        && ["function", "function_graph"]
+            .iter()
+            .all(|tracer| tracers.contains(tracer));
+    println!(
+        "{DEBUG:<22} {release}: {found}: {}",
+        if good { "as expected" } else { "NOT AS EXPECTED" }
+    );
     Ok(good)
 }
 
