@@ -6,7 +6,7 @@
 //! boot.queue      locked by the next one in the queue; the others wait for this lock
 //! boot.place.N    locked while a VM boots; contains the pid of its shim
 //! ```
-//! VMs that nobody waits for yet ([`crate::pool`]) have a queue of their own, `warm.queue` and `warm.place.N`.
+//! VMs that nobody waits for yet (the shim's pool) have a queue of their own, `warm.queue` and `warm.place.N`.
 //!
 //! The locks are flock(2) locks. All shims of the node share them, and no other program uses them. The kernel releases
 //! the locks of a process that dies. If a place is free, a boot does not wait. The place

@@ -1,7 +1,7 @@
 //! The node's side of a sandbox: what is mounted, shared, watched, limited and run on the host, and what a specification
 //! means for it.
 //!
-//! It knows neither containerd's calls nor the guest's agent, and of QEMU only its devices.
+//! It knows neither containerd's services nor the guest's agent, and of QEMU only its devices.
 
 pub mod boot_queue;
 pub mod bundle;

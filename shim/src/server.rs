@@ -120,6 +120,8 @@ pub async fn serve(
         () = unclaimed(&cell, UNCLAIMED) => ExitReason::Unclaimed,
     };
     tracing::info!(sandbox = %context.id, ?reason, "the server ends");
+    // A new start must not take this one for a sandbox's server: it removes what is left of this one first.
+    let _ = std::fs::remove_file(context.run_dir.socket());
     if let Some(sandbox) = cell.get() {
         sandbox.stop().await;
     }

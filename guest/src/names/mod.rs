@@ -128,14 +128,16 @@ fn inside(netns: &File, mut queue: mpsc::Receiver<Job>, told: oneshot::Sender<io
     };
     // Who asked may have given up; then the queue ends at once.
     let _ = told.send(Ok(()));
+    // Of all connections together: the guest may open many.
+    let room = Arc::new(Semaphore::new(QUESTIONS));
     runtime.block_on(async {
         while let Some(job) = queue.recv().await {
-            tokio::spawn(serve(job));
+            tokio::spawn(serve(job, Arc::clone(&room)));
         }
     });
 }
 
-async fn serve(job: Job) {
+async fn serve(job: Job, room: Arc<Semaphore>) {
     let Job {
         connection,
         datagrams,
@@ -143,7 +145,7 @@ async fn serve(job: Job) {
     } = job;
     let serve = async {
         match datagrams {
-            true => serve_datagrams(connection).await,
+            true => serve_datagrams(connection, room).await,
             false => serve_stream(connection).await,
         }
     };
@@ -166,10 +168,10 @@ async fn serve_stream(connection: Connection) -> io::Result<()> {
 }
 
 /// Each question has a socket of its own, so that its answer cannot be another's.
-async fn serve_datagrams(connection: Connection) -> io::Result<()> {
+async fn serve_datagrams(connection: Connection, room: Arc<Semaphore>) -> io::Result<()> {
     let (reader, writer) = tokio::io::split(connection);
-    let (answers, queue) = mpsc::channel(QUESTIONS);
-    let room = Arc::new(Semaphore::new(QUESTIONS));
+    // An answer that the guest does not take keeps its place.
+    let (answers, queue) = mpsc::channel(1);
     let questions = async {
         let mut reader = BufReader::new(reader);
         let mut question = Vec::new();

@@ -178,7 +178,7 @@ impl Hotplug {
         let given = self.qmp.execute_with("add-fd", names.add_fd(), disk.file).await;
         given.map_err(failed("hand over the file of", names.said()))?;
         let mut node = self.qmp.execute("blockdev-add", node).await;
-        if let (Err(error), Some(other)) = (&node, other) {
+        if let (Err(error @ QmpError::Refused { .. }), Some(other)) = (&node, other) {
             tracing::warn!(%error, "QEMU cannot open {} with block_device_aio = \"io_uring\": it has threads", names.said());
             node = self.qmp.execute("blockdev-add", other).await;
         }

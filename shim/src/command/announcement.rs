@@ -38,7 +38,8 @@ impl Announcement {
     pub(crate) async fn lost(self) {
         if let Ok(announcement) = sys::watch(self.0)
             && announcement.readable().await.is_ok()
-            && rustix::io::read(announcement.get_ref(), &mut [0; 1]) == Ok(0)
+            // A socket whose other end has gone with something unread in it gives ECONNRESET, and no end of file.
+            && rustix::io::retry_on_intr(|| rustix::io::read(announcement.get_ref(), &mut [0; 1])) != Ok(1)
         {
             return;
         }
@@ -50,11 +51,19 @@ impl Announcement {
 mod tests {
     use std::time::Duration;
 
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
     use super::*;
 
     #[tokio::test]
     async fn a_server_whose_start_dies_before_it_has_printed_the_address_learns_of_it() {
         let (ours, theirs) = rustix::pipe::pipe().unwrap();
+        drop(theirs);
+        Announcement(ours).lost().await;
+        // With the member's answer unread.
+        let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+        let (ours, theirs) = pair.unwrap();
+        rustix::io::write(&ours, b"adopted").unwrap();
         drop(theirs);
         Announcement(ours).lost().await;
         let (ours, announcement) = rustix::pipe::pipe().unwrap();

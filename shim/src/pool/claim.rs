@@ -13,7 +13,7 @@ use node::run_dir::{Lock, RunDir};
 use node::sizing::Sizing;
 
 use super::wire::{self, Adopted, Claim, Hello, Request};
-use super::{Key, place, report};
+use super::{Caller, Key, place, report};
 use crate::command::announcement::Launched;
 use crate::command::cleanup;
 use crate::command::cli::Arguments;
@@ -51,7 +51,7 @@ pub(crate) fn claim(
         report::count(&root, report::Outcome::Miss);
         return None;
     }
-    let key = Key::of(&settings.file, &settings.config);
+    let key = Key::of(&settings.file, &settings.config, &Caller::own());
     let claim = Claim {
         namespace: arguments.namespace.as_str().to_owned(),
         sandbox: sandbox.as_str().to_owned(),

@@ -13,7 +13,7 @@ use oci_spec::runtime::Spec;
 
 use super::place::{self, PoolError, Slot};
 use super::wire::{self, Hello, Request};
-use super::{Key, report};
+use super::{Caller, Key, report};
 use crate::settings::Settings;
 
 /// What a member finds in its environment would be another sandbox's (containerd's runtime v2 README).
@@ -54,7 +54,7 @@ pub(crate) fn fill(config_path: Option<&Path>) -> Result<u32, PoolError> {
     place::create(&root)?;
     place::sweep(&root);
     report::note(&root, "");
-    let key = Key::of(&settings.file, &settings.config);
+    let key = Key::of(&settings.file, &settings.config, &Caller::own());
     let size = hypervisor::boot_size(&settings.config.hypervisor).memory.bytes();
     let mut started = 0;
     for number in 0..settings.config.factory.vm_cache_number {

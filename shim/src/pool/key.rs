@@ -38,9 +38,36 @@ const RIGHTS: [&str; 9] = [
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Key(String);
 
+/// What a process of the runtime has of the host by who started it.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller(Vec<String>);
+
+impl Caller {
+    /// That of the calling thread. It changes when the thread joins other cgroups: cpusets decide `Cpus_allowed`.
+    pub(crate) fn own() -> Self {
+        let mut lines = Vec::new();
+        let mut add = |what: &str, value: &dyn fmt::Debug| lines.push(format!("{what}={value:?}\n"));
+        for name in NAMESPACES {
+            add(name, &fs::read_link(format!("/proc/thread-self/ns/{name}")).ok());
+        }
+        add("root", &fs::metadata("/").map(|root| (root.dev(), root.ino())).ok());
+        let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+        for line in status
+            .lines()
+            .filter(|line| RIGHTS.iter().any(|name| line.starts_with(name)))
+        {
+            add("rights", &line);
+        }
+        add("label", &fs::read("/proc/thread-self/attr/current").ok());
+        // virtiofsd's share of it decides how many files the guest remembers.
+        add("files", &getrlimit(Resource::Nofile).maximum);
+        Self(lines)
+    }
+}
+
 impl Key {
-    /// For VMs of this configuration, which was loaded from `file`, as the calling thread would boot them.
-    pub(crate) fn of(file: &Path, config: &config::Config) -> Self {
+    /// For VMs of this configuration, which was loaded from `file`, as this caller would boot them.
+    pub(crate) fn of(file: &Path, config: &config::Config, caller: &Caller) -> Self {
         let hypervisor = &config.hypervisor;
         let console = config.agent.debug_console_enabled;
         let mut digest = Sha256::new();
@@ -67,20 +94,9 @@ impl Key {
         for file in files {
             add("program", &(&file, identity(&file).ok()));
         }
-        for name in NAMESPACES {
-            add(name, &fs::read_link(format!("/proc/thread-self/ns/{name}")).ok());
+        for line in &caller.0 {
+            digest.update(line);
         }
-        add("root", &fs::metadata("/").map(|root| (root.dev(), root.ino())).ok());
-        let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
-        for line in status
-            .lines()
-            .filter(|line| RIGHTS.iter().any(|name| line.starts_with(name)))
-        {
-            add("rights", &line);
-        }
-        add("label", &fs::read("/proc/thread-self/attr/current").ok());
-        // virtiofsd's share of it decides how many files the guest remembers.
-        add("files", &getrlimit(Resource::Nofile).maximum);
         let digest = digest.finalize();
         Self(digest.iter().take(LENGTH).map(|byte| format!("{byte:02x}")).collect())
     }
@@ -138,27 +154,27 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut config = configured(directory.path());
         let file = Path::new("/etc/a.toml");
-        let first = Key::of(file, &config);
-        assert_eq!(first, Key::of(file, &config));
-        assert_ne!(first, Key::of(Path::new("/etc/b.toml"), &config));
+        let first = Key::of(file, &config, &Caller::own());
+        assert_eq!(first, Key::of(file, &config, &Caller::own()));
+        assert_ne!(first, Key::of(Path::new("/etc/b.toml"), &config, &Caller::own()));
         config.hypervisor.kernel_params = "quiet".to_owned();
-        let second = Key::of(file, &config);
+        let second = Key::of(file, &config, &Caller::own());
         assert_ne!(first, second);
         // As an upgrade does it: another file of the same name and length.
         let new = directory.path().join("new");
         fs::write(&new, "KERNEL").unwrap();
         fs::rename(&new, &config.hypervisor.kernel).unwrap();
-        let third = Key::of(file, &config);
+        let third = Key::of(file, &config, &Caller::own());
         assert_ne!(second, third);
         fs::write(directory.path().join(share::MODULES), "modules").unwrap();
-        let with_modules = Key::of(file, &config);
+        let with_modules = Key::of(file, &config, &Caller::own());
         assert_ne!(third, with_modules);
         let third = with_modules;
         config.agent.debug_console_enabled = true;
-        let fourth = Key::of(file, &config);
+        let fourth = Key::of(file, &config, &Caller::own());
         assert_ne!(third, fourth);
         config.runtime.static_sandbox_resource_mgmt = !config.runtime.static_sandbox_resource_mgmt;
-        assert_ne!(fourth, Key::of(file, &config));
+        assert_ne!(fourth, Key::of(file, &config, &Caller::own()));
     }
 
     #[test]
@@ -166,9 +182,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut config = configured(directory.path());
         let file = Path::new("/etc/a.toml");
-        let first = Key::of(file, &config);
+        let first = Key::of(file, &config, &Caller::own());
         config.factory.vm_cache_number = 7;
         config.runtime.disable_guest_seccomp = !config.runtime.disable_guest_seccomp;
-        assert_eq!(first, Key::of(file, &config));
+        assert_eq!(first, Key::of(file, &config, &Caller::own()));
     }
 }

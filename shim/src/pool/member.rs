@@ -23,7 +23,7 @@ use super::place::{self, PoolError, Slot};
 use super::report::{self, Notes};
 use super::warm::{self, Booting, FIRST_TO_GO, Parked};
 use super::wire::{self, Adopted, Claim, Hello, Request};
-use super::{Key, fill};
+use super::{Caller, Key, fill};
 use crate::command::cleanup;
 use crate::command::cli::Arguments;
 use crate::command::entry;
@@ -87,6 +87,8 @@ struct Member {
     notes: Notes,
     began: Instant,
     idle_timeout: Duration,
+    /// Before it joined the pool's cgroup.
+    caller: Caller,
 }
 
 impl Member {
@@ -94,7 +96,8 @@ impl Member {
         let spec = Spec::default();
         let settings = Settings::load(config_path.as_deref(), &spec).map_err(PoolError::Configuration)?;
         let mut config = settings.config;
-        if !slot.has_key(&Key::of(&settings.file, &config)) {
+        let caller = Caller::own();
+        if !slot.has_key(&Key::of(&settings.file, &config, &caller)) {
             return Err(PoolError::Boot("what decides the VM has changed".to_owned()));
         }
         let idle_timeout = config.factory.vm_cache_idle_timeout;
@@ -133,6 +136,7 @@ impl Member {
             notes,
             began: Instant::now(),
             idle_timeout,
+            caller,
         })
     }
 
@@ -255,7 +259,10 @@ impl Member {
         let Ok(settings) = Settings::load(self.config_path.as_deref(), &Spec::default()) else {
             return Some("its configuration cannot be read");
         };
-        if !self.slot.has_key(&Key::of(&settings.file, &settings.config)) {
+        if !self
+            .slot
+            .has_key(&Key::of(&settings.file, &settings.config, &self.caller))
+        {
             return Some("what decides the VM has changed");
         }
         if self.slot.number() >= settings.config.factory.vm_cache_number {

@@ -3,13 +3,18 @@
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use base::chain;
 use guest::agent_client::AgentClient;
 use guest::names::NameRelay;
 use protocol::agent::NameServer;
+use tokio::time::timeout;
 
 use super::Sandbox;
+
+/// Timeout for reading the containers' resolv.conf: one may be on a file server that hangs, and the VM's end waits for the lock.
+const READ: Duration = Duration::from_secs(5);
 
 impl Sandbox {
     /// Makes the relay what the containers need now, those that are being made included: the network changes while Docker makes one.
@@ -23,7 +28,9 @@ impl Sandbox {
     async fn try_update_names(&self, agent: &AgentClient) -> Result<(), String> {
         // One after the other: what the guest is told last is what is there.
         let mut relay = self.names.lock().await;
-        let wanted = self.docker_is_asked().await;
+        let wanted = timeout(READ, self.docker_is_asked()).await;
+        let wanted =
+            wanted.map_err(|_| format!("a container's resolv.conf cannot be read within {} s", READ.as_secs()))?;
         if wanted == relay.is_some() {
             return Ok(());
         }
