@@ -230,6 +230,8 @@ pub struct Runtime {
     pub disable_guest_seccomp: bool,
     /// Whether the VM is sized at boot from the pod's limits, and never later.
     pub static_sandbox_resource_mgmt: bool,
+    /// Whether each vCPU is pinned to a CPU of the sandbox's set, while there are as many.
+    pub enable_vcpus_pinning: bool,
     /// What the runtime's own time-outs are multiplied by (docs/configuration.md).
     pub timeout_factor: Factor,
     /// Whether the guest runs the kernel with BTF and function tracing ([`Config::guest_kernel`]).
@@ -249,6 +251,7 @@ impl Default for Runtime {
             create_container_timeout: Duration::from_secs(60),
             disable_guest_seccomp: false,
             static_sandbox_resource_mgmt: false,
+            enable_vcpus_pinning: false,
             timeout_factor: Factor(1000),
             kernel_debug: false,
             internetworking_model: InterNetworking::TcFilter,

@@ -376,6 +376,12 @@ pub(crate) static SETTINGS: &[Setting] = &[
         Access::Guarded("disable_guest_seccomp", true)
     ),
     setting!(Runtime, runtime.static_sandbox_resource_mgmt, BOOLEAN, Access::File),
+    setting!(
+        Runtime,
+        runtime.enable_vcpus_pinning,
+        BOOLEAN,
+        Access::Annotation("enable_vcpus_pinning")
+    ),
     setting!(Runtime, runtime.timeout_factor, TIMEOUT_FACTOR, Access::File),
     setting!(
         Runtime,

@@ -21,6 +21,7 @@ use crate::files::SocketFile;
 use crate::hotplug::cpu::{self, CpuError};
 use crate::hotplug::memory::{Memory, MemoryError};
 use crate::hotplug::{Disk, DiskOptions, Hotplug, HotplugError, NicHotplug};
+use crate::pinning::{self, PinError};
 use crate::qmp::{Qmp, QmpError};
 use crate::size::Size;
 use crate::spec::Backing;
@@ -192,6 +193,22 @@ impl Vm {
     /// QEMU has ended or does not answer.
     pub async fn sample(&self) -> Result<Sample, QmpError> {
         cpus::sample(&self.qmp).await
+    }
+
+    /// Pins each vCPU to one of these CPUs of the host if there are as many, and says whether it did.
+    ///
+    /// # Errors
+    /// QEMU has ended or does not answer; the kernel refuses.
+    pub async fn pin_vcpus(&self, cpus: &[usize]) -> Result<bool, PinError> {
+        pinning::pin(&self.qmp, self.pid(), cpus).await
+    }
+
+    /// Lets each vCPU run on all CPUs of its cgroup.
+    ///
+    /// # Errors
+    /// As for pinning.
+    pub async fn unpin_vcpus(&self) -> Result<(), PinError> {
+        pinning::unpin(&self.qmp, self.pid()).await
     }
 
     /// Gives a disk so many bytes, and tells the guest. An image that is larger is cut off: the caller has looked.

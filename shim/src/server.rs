@@ -207,6 +207,7 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         limits: sizing.host_at_boot(),
         run_dir: context.run_dir.clone(),
         state,
+        pin_vcpus: config.runtime.enable_vcpus_pinning,
         debug_console: config.agent.debug_console_enabled,
         parked: Mutex::new(parked),
     };

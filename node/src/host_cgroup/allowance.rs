@@ -6,7 +6,7 @@ use base::chain;
 use tokio::sync::Mutex;
 
 use super::{HostCgroup, limits};
-use crate::sizing::HostLimits;
+use crate::sizing::{HostLimits, NumberSet};
 
 /// The limits of one sandbox's cgroup, which has none at first.
 #[derive(Debug)]
@@ -45,6 +45,11 @@ impl Allowance {
     /// The same, but allows no less memory than before: the VM may still have it.
     pub async fn raise(&self, limits: HostLimits) {
         self.put(|before| limits.with_room_of(before)).await;
+    }
+
+    /// The CPUs that it is limited to, if the host has agreed.
+    pub async fn cpus(&self) -> Option<NumberSet> {
+        self.state.lock().await.in_force.cpus
     }
 
     /// Whoever does not wait to the end does not interrupt it.

@@ -43,6 +43,11 @@ impl NumberSet {
         self
     }
 
+    /// All of them, in order.
+    pub fn numbers(&self) -> impl Iterator<Item = usize> {
+        (0..PLACES).filter(|number| self.has(*number))
+    }
+
     fn has(&self, number: usize) -> bool {
         number < PLACES && self.0[number / BITS] >> (number % BITS) & 1 == 1
     }
@@ -87,6 +92,7 @@ mod tests {
         ] {
             let set = NumberSet::parse(list).unwrap();
             assert_eq!((set.to_string().as_str(), set.count()), (written, count), "{list}");
+            assert_eq!(set.numbers().count(), count as usize, "{list}");
         }
         for wrong in ["", "x", "3-1", "1-", "-1", "1024", "0-99999999999"] {
             assert_eq!(NumberSet::parse(wrong), None, "{wrong}");

@@ -23,7 +23,7 @@ use node::host_cgroup::{Allowance, HostCgroup};
 use node::network::{MachineNetwork, NetworkError, NetworkPlan, PodNetwork};
 use node::process::ProcessRef;
 use node::run_dir::{RunDir, SandboxState};
-use node::sizing::HostLimits;
+use node::sizing::{HostLimits, NumberSet};
 use protocol::agent::Network;
 
 use crate::pool::Parked;
@@ -45,6 +45,8 @@ pub struct QemuLauncher {
     pub run_dir: RunDir,
     /// What is written down already.
     pub state: SandboxState,
+    /// Whether each vCPU gets a CPU of its own, if the sandbox's set has as many.
+    pub pin_vcpus: bool,
     /// Whether the guest gets the programs of the debug console.
     pub debug_console: bool,
     /// A VM that has booted already, and is taken instead.
@@ -137,7 +139,9 @@ impl Launcher for QemuLauncher {
             network: MachineNetwork::new(network, vm.nics()),
             vm,
             allowance,
+            pinned: self.pin_vcpus.then(tokio::sync::Mutex::default),
         };
+        machine.pin_vcpus().await;
         Ok((Box::new(machine), Box::new(QemuConnections { first, listener })))
     }
 }
@@ -152,6 +156,35 @@ struct QemuMachine {
     namespace: NetworkNamespace,
     network: MachineNetwork,
     allowance: Allowance,
+    /// Whether the vCPUs are pinned; none if they never are to be.
+    pinned: Option<tokio::sync::Mutex<bool>>,
+}
+
+impl QemuMachine {
+    /// After each change of the CPUs or of the vCPUs. One that fails costs speed only, and is tried again with the next change.
+    async fn pin_vcpus(&self) {
+        let Some(pinned) = &self.pinned else { return };
+        let mut pinned = pinned.lock().await;
+        let cpus: Vec<usize> = self
+            .allowance
+            .cpus()
+            .await
+            .iter()
+            .flat_map(NumberSet::numbers)
+            .collect();
+        let done = match self.vm.pin_vcpus(&cpus).await {
+            Ok(false) if *pinned => self.vm.unpin_vcpus().await.map(|()| false),
+            done => done,
+        };
+        match done {
+            Ok(now) => *pinned = now,
+            Err(error) => {
+                // Some may be pinned.
+                *pinned = true;
+                tracing::warn!(error = chain(&error), "the vCPUs are not pinned as they should be");
+            }
+        }
+    }
 }
 
 #[async_trait]
@@ -229,7 +262,9 @@ impl RunningVm for QemuMachine {
     }
 
     async fn set_vcpus(&self, count: NonZeroU32) -> Result<(), CpuError> {
-        self.vm.set_vcpus(count).await
+        let set = self.vm.set_vcpus(count).await;
+        self.pin_vcpus().await;
+        set
     }
 
     async fn set_memory(&self, memory: Mebibytes) -> Result<Mebibytes, MemoryError> {
@@ -242,10 +277,12 @@ impl RunningVm for QemuMachine {
 
     async fn limit_host(&self, limits: HostLimits) {
         self.allowance.limit(limits).await;
+        self.pin_vcpus().await;
     }
 
     async fn raise_host(&self, limits: HostLimits) {
         self.allowance.raise(limits).await;
+        self.pin_vcpus().await;
     }
 }
 

@@ -1,5 +1,7 @@
 //! Limits and figures, through CRI.
 
+use std::{fs, path::Path};
+
 use framework::{
     Result,
     cri::{
@@ -147,6 +149,68 @@ mod kata_only {
         update("", &[("cpuset.cpus", "")])?;
         assert_eq!(set()?, whole);
         assert_eq!(bound.sh("cat /sys/fs/cgroup/cpuset.cpus")?, "\n");
+        pod.remove()?;
+        node.nothing_left()
+    }
+
+    /// The CPUs that each thread of a pod's QEMU may run on, each list once, sorted.
+    fn affinities(node: &PodNode, pod: &str) -> Result<Vec<String>> {
+        let pids = node.host_limit(pod, &["vm/cgroup.procs", "cgroup.procs"])?;
+        let qemu = pids
+            .lines()
+            .map(|pid| Path::new("/proc").join(pid))
+            .find(|process| fs::read_to_string(process.join("comm")).is_ok_and(|name| name.starts_with("qemu-system")));
+        let threads = qemu.and_then(|qemu| fs::read_dir(qemu.join("task")).ok()).into_iter();
+        let mut lists: Vec<_> = threads
+            .flatten()
+            .filter_map(|thread| {
+                // One that ends meanwhile counts no more.
+                let status = fs::read_to_string(thread.ok()?.path().join("status")).ok()?;
+                let list = status
+                    .lines()
+                    .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+                Some(list.trim().to_owned())
+            })
+            .collect();
+        lists.sort();
+        lists.dedup();
+        Ok(lists)
+    }
+
+    #[test]
+    fn vcpus_are_pinned_while_there_are_as_many_as_cpus_in_the_set() -> Result<()> {
+        let node = PodNode::start_configured("[runtime]\nenable_vcpus_pinning = true\n")?;
+        let pod = node.run_pod("pinned")?;
+        let becomes =
+            |what: &str, lists: &[&str]| eventually(what, || Ok((affinities(&node, &pod.id)? == lists).then_some(())));
+        let whole = affinities(&node, &pod.id)?;
+        let whole: Vec<_> = whole.iter().map(String::as_str).collect();
+        assert_eq!(whole.len(), 1, "nobody has a set: {whole:?}");
+        let mut config = pod.container("user", &["sleep", "1000"]);
+        *resources(&mut config) = LinuxContainerResources {
+            cpu_period: 100_000,
+            cpu_quota: 200_000,
+            cpuset_cpus: "0-1".to_owned(),
+            ..LinuxContainerResources::default()
+        };
+        let user = pod.start(&config)?;
+        // Each vCPU has its own; QEMU's other threads have both.
+        becomes("two vCPUs are pinned to two CPUs", &["0", "0-1", "1"])?;
+        let update = |cpus: &str| {
+            node.cri().update_resources(UpdateContainerResourcesRequest {
+                container_id: user.id.clone(),
+                linux: Some(LinuxContainerResources {
+                    unified: [("cpuset.cpus".to_owned(), cpus.to_owned())].into(),
+                    ..LinuxContainerResources::default()
+                }),
+            })
+        };
+        update("1")?;
+        becomes("two vCPUs share a CPU", &["1"])?;
+        update("0-1")?;
+        becomes("they are pinned again", &["0", "0-1", "1"])?;
+        update("")?;
+        becomes("they may run everywhere", &whole)?;
         pod.remove()?;
         node.nothing_left()
     }
