@@ -200,6 +200,17 @@ mod kata_only {
     }
 
     #[test]
+    fn a_module_has_its_parameters_also_if_an_earlier_entry_needs_it() -> Result<()> {
+        let node = Node::start()?;
+        let program = ["cat", "/sys/module/sunrpc/parameters/tcp_slot_table_entries"];
+        let spec = node
+            .spec("needed", &program)?
+            .annotation(ANNOTATION, "nfs; sunrpc tcp_slot_table_entries=64")?;
+        assert_eq!(node.run_spec("needed", &spec)?.arg("--rm").ok()?, "64\n");
+        node.nothing_left()
+    }
+
+    #[test]
     fn a_module_that_there_is_not_is_an_error_that_names_it() -> Result<()> {
         let node = Node::start()?;
         let spec = node.spec("unknown", &["true"])?.annotation(ANNOTATION, "e1000e")?;

@@ -6,11 +6,12 @@
 
 mod index;
 
+use std::collections::HashMap;
 use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Component, Path};
 use std::process::ExitCode;
 
 use protocol::{MODULES, SHARE_MOUNTPOINT};
@@ -23,6 +24,9 @@ use index::Index;
 /// What the kernel runs to have a module loaded (CONFIG_MODPROBE_PATH), a link to this program.
 pub(crate) const HELPER: &str = "/sbin/modprobe";
 
+/// Largest module that the kernel takes, in bytes (guest-kernel/patches/0400-…).
+const LARGEST: u64 = 16 << 20;
+
 /// Where the index ends: an empty line.
 const END_OF_INDEX: &[u8] = b"\n\n";
 
@@ -32,6 +36,9 @@ pub(crate) enum ModuleError {
     /// There is no archive, or it cannot be read.
     #[error("read the kernel's modules")]
     Archive(#[source] io::Error),
+    /// There is no archive, and what is configured is not in the kernel.
+    #[error("the kernel has no modules: none is beside it on the host, and {0:?} is not built in")]
+    NotBuiltIn(String, #[source] io::Error),
     /// No module has that name, nor has anything that is built in.
     #[error("the kernel has no module {0:?}")]
     Unknown(String),
@@ -54,19 +61,25 @@ impl Archive {
     fn open() -> io::Result<Self> {
         let mut file = File::open(Path::new(SHARE_MOUNTPOINT).join(MODULES))?;
         let text = read_index(&mut file)?;
-        Ok(Self { file, text })
+        let running = rustix::system::uname();
+        let running = running.release().to_string_lossy();
+        match Index::parse(&text).release() {
+            Some(release) if release != running => {
+                let message = format!("they belong to the kernel {release}, and this one is {running}");
+                Err(io::Error::new(io::ErrorKind::InvalidData, message))
+            }
+            _ => Ok(Self { file, text }),
+        }
     }
 
-    /// Loads a module and what it needs. What is loaded already stays as it is.
-    fn load(&self, name: &str, parameters: &str, cmdline: &str) -> Result<(), ModuleError> {
+    /// Loads a module and what it needs, each with its parameters among those that are configured. What is loaded already stays as it is, and
+    /// costs nothing: a container may ask for it again and again.
+    fn load(&self, name: &str, configured: &Parameters<'_>, cmdline: &str) -> Result<(), ModuleError> {
         let index = Index::parse(&self.text);
         let found = index.find(name).ok_or_else(|| ModuleError::Unknown(name.to_owned()))?;
-        let last = found.len().saturating_sub(1);
-        for (place, module) in found.iter().enumerate() {
+        for module in found.iter().filter(|module| !is_loaded(module.name)) {
             let mut words = parameters_of(module.name, cmdline);
-            if place == last {
-                words.extend(parameters.split_ascii_whitespace());
-            }
+            words.extend(configured.get(module.name).into_iter().flatten());
             let words = CString::new(words.join(" ")).map_err(|_| ModuleError::Parameters(module.name.to_owned()))?;
             let image = self.read(module).map_err(ModuleError::Archive)?;
             match init_module(&image, &words) {
@@ -78,12 +91,37 @@ impl Archive {
     }
 
     fn read(&self, module: &index::Module<'_>) -> io::Result<Vec<u8>> {
-        let size = usize::try_from(module.size).map_err(io::Error::other)?;
+        let begin = (self.text.len() as u64 + 1).checked_add(module.offset);
+        let (Some(begin), Ok(size), ..=LARGEST) = (begin, usize::try_from(module.size), module.size) else {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "its index is wrong"));
+        };
         let mut image = vec![0; size];
-        let begin = self.text.len() as u64 + 1;
-        self.file.read_exact_at(&mut image, begin + module.offset)?;
+        self.file.read_exact_at(&mut image, begin)?;
         Ok(image)
     }
+}
+
+/// The parameters that are configured, by the modules' names.
+type Parameters<'a> = HashMap<&'a str, Vec<&'a str>>;
+
+fn is_loaded(module: &str) -> bool {
+    let state = std::fs::read_to_string(Path::new("/sys/module").join(module).join("initstate"));
+    state.is_ok_and(|state| state.trim_end() == "live")
+}
+
+/// Whether the kernel has it without an archive: as a module that is built in, or as a file system.
+fn is_built_in(name: &str) -> bool {
+    let filesystems = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    Path::new("/sys/module").join(name.replace('-', "_")).exists()
+        || filesystems
+            .lines()
+            .any(|line| line.split_whitespace().last() == Some(name))
+}
+
+/// An entry of the configuration: the module's name, and its parameters.
+fn split(entry: &str) -> (&str, &str) {
+    let entry = entry.trim();
+    entry.split_once(char::is_whitespace).unwrap_or((entry, ""))
 }
 
 /// Reads up to the empty line; the text ends with the line break before it.
@@ -128,29 +166,48 @@ fn parameters_of<'a>(module: &str, cmdline: &'a str) -> Vec<&'a str> {
 pub(crate) fn prepare(wanted: &[String]) -> Result<(), ModuleError> {
     let archive = match Archive::open() {
         Ok(archive) => archive,
-        Err(error) if wanted.is_empty() => {
-            tracing::debug!(%error, "no modules");
-            return Ok(());
+        Err(error) => {
+            if error.kind() == io::ErrorKind::NotFound {
+                tracing::debug!("the kernel has no modules");
+            } else {
+                tracing::warn!(%error, "the kernel's modules cannot be loaded");
+            }
+            let missing = wanted
+                .iter()
+                .map(|entry| split(entry).0)
+                .find(|name| !is_built_in(name));
+            return missing.map_or(Ok(()), |name| Err(ModuleError::NotBuiltIn(name.to_owned(), error)));
         }
-        Err(error) => return Err(ModuleError::Archive(error)),
     };
-    make_nodes(&Index::parse(&archive.text));
+    let index = Index::parse(&archive.text);
+    make_nodes(&index);
     if wanted.is_empty() {
         return Ok(());
     }
     let cmdline = std::fs::read_to_string("/proc/cmdline").map_err(ModuleError::Archive)?;
-    for entry in wanted {
-        let (name, parameters) = entry
-            .trim()
-            .split_once(char::is_whitespace)
-            .unwrap_or((entry.trim(), ""));
-        archive.load(name, parameters, &cmdline)?;
+    // Of all entries first: one may need another, which is loaded with it.
+    let mut configured = Parameters::new();
+    for (name, parameters) in wanted.iter().map(|entry| split(entry)) {
+        if let Some(module) = index
+            .find(name)
+            .and_then(|found| found.last().map(|module| module.name))
+        {
+            let words = configured.entry(module).or_default();
+            words.extend(parameters.split_ascii_whitespace());
+        }
     }
-    Ok(())
+    wanted
+        .iter()
+        .try_for_each(|entry| archive.load(split(entry).0, &configured, &cmdline))
 }
 
 fn make_nodes(index: &Index<'_>) {
-    for device in index.devices() {
+    let below = |path: &str| {
+        Path::new(path)
+            .components()
+            .all(|part| matches!(part, Component::Normal(_)))
+    };
+    for device in index.devices().iter().filter(|device| below(device.path)) {
         let path = Path::new("/dev").join(device.path);
         let kind = if device.block {
             FileType::BlockDevice
@@ -179,12 +236,14 @@ pub(crate) fn main(arguments: impl Iterator<Item = String>) -> ExitCode {
     };
     let cmdline = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let archive = Archive::open().map_err(ModuleError::Archive);
-    match archive.and_then(|archive| archive.load(&name, "", &cmdline)) {
+    match archive.and_then(|archive| archive.load(&name, &Parameters::new(), &cmdline)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let log = File::options().write(true).open("/dev/kmsg");
+            // Each write is a record (Documentation/ABI/testing/dev-kmsg).
+            let line = format!("<4>tatami: {name}: {}\n", base::chain(&error));
             // Without a log there is nobody to tell that either.
-            let _ = log.and_then(|mut log| writeln!(log, "<4>tatami: {name}: {}", base::chain(&error)));
+            let _ = log.and_then(|mut log| log.write_all(line.as_bytes()));
             ExitCode::FAILURE
         }
     }
@@ -224,6 +283,7 @@ mod tests {
     fn without_an_archive_only_what_is_asked_for_is_an_error() {
         assert!(prepare(&[]).is_ok());
         let error = prepare(&["nfs".to_owned()]).unwrap_err();
-        assert!(matches!(error, ModuleError::Archive(_)), "{error}");
+        assert!(matches!(error, ModuleError::NotBuiltIn(..)), "{error}");
+        assert!(prepare(&["tmpfs".to_owned()]).is_ok(), "it is in /proc/filesystems");
     }
 }

@@ -1,7 +1,7 @@
 //! The file of the guest kernel's modules in the shared directory.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
@@ -12,6 +12,13 @@ use crate::host_ns::HostNamespaceError;
 /// Its name beside the kernel that it belongs to (guest-kernel/build).
 pub const FILE: &str = "modules.img";
 
+/// Where the modules of this kernel are: beside the file itself, if it is a link.
+#[must_use]
+pub fn beside(kernel: &Path) -> PathBuf {
+    let file = kernel.canonicalize().unwrap_or_else(|_| kernel.to_owned());
+    file.with_file_name(FILE)
+}
+
 impl SharedTree {
     /// Gives the guest the modules of its kernel, read-only. The file stays the same one if another takes its name on the host, as
     /// in an upgrade. A kernel without such a file has no modules, and that is no error.
@@ -19,7 +26,7 @@ impl SharedTree {
     /// # Errors
     /// There is such a file, and it cannot be mounted.
     pub fn attach_modules(&self, kernel: &Path) -> Result<(), ShareError> {
-        let source = kernel.with_file_name(FILE);
+        let source = beside(kernel);
         let tree = match self.host.open_tree(&source, false) {
             Ok(tree) => tree,
             Err(HostNamespaceError::Open { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -60,6 +67,21 @@ mod tests {
             let refused = fs::write(&shared, "mine").unwrap_err();
             assert_eq!(refused.kind(), io::ErrorKind::ReadOnlyFilesystem);
         });
+    }
+
+    #[test]
+    fn the_modules_of_a_linked_kernel_are_beside_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let [real, link] = ["share/vmlinuz", "etc/vmlinuz"].map(|path| directory.path().join(path));
+        for path in [&real, &link] {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+        }
+        fs::write(&real, "").unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let modules = directory.path().canonicalize().unwrap().join("share/modules.img");
+        assert_eq!(beside(&link), modules);
+        assert_eq!(beside(&real), modules);
+        assert_eq!(beside(Path::new("/nowhere/vmlinuz")), Path::new("/nowhere/modules.img"));
     }
 
     #[test]

@@ -83,7 +83,7 @@ impl Key {
             std::env::current_exe().unwrap_or_default(),
             hypervisor.path.clone(),
             hypervisor.kernel.clone(),
-            hypervisor.kernel.with_file_name(share::MODULES),
+            share::modules_beside(&hypervisor.kernel),
             hypervisor.initrd.clone(),
             hypervisor.virtio_fs_daemon.clone(),
             hypervisor.vsock_daemon.clone(),
