@@ -52,8 +52,8 @@ mod kata_only {
             "..": true, "../..": true, "../../../../..": true, "/": true, ".": true,
             "the secret": ENOENT, "the secret from above": ENOENT, "the secret by /proc": ENOENT,
             "the secret by the daemon's root": ENOENT, "/proc": ENOENT, "proc": ENOENT, "passwd": ENOENT,
-            // The one container's directory, and that of the volumes.
-            "the root's entries": 2,
+            // The one container's directory, that of the volumes, and the kernel's modules.
+            "the root's entries": 3,
             "reading a link": true, "opening a link with 0": false, "opening a link with 2": false,
             "through the absolute link": ENOENT, "through the link upwards": ENOENT, "above the mount": ENOENT,
             "the link upwards stays": true,
@@ -142,7 +142,7 @@ mod kata_only {
         let in_guest = |exec: &str, command: &str| sh(exec, &format!("nsenter -t 1 -m {busybox} {command}"));
         assert_eq!(
             in_guest("all", &format!("ls -a {share}"))?,
-            format!(".\n..\n.volumes\n{}\n", node.id("root"))
+            format!(".\n..\n.modules\n.volumes\n{}\n", node.id("root"))
         );
         assert_eq!(in_guest("own", &format!("ls {share}/.volumes"))?, "1\n2\n");
         let tag = "grep ' virtiofs ' /proc/1/mounts | head -n 1 | cut -d' ' -f1";
