@@ -172,7 +172,13 @@ fn start(host: &HostNamespace, hook: &Hook, state: &HookState) -> Result<(Runnin
         .stdout(stdout)
         .stderr(stderr)
         .current_dir(state.directory());
-    let child = host.run(move || command.spawn())?.map_err(failed)?;
+    let bundle = state.bundle.clone();
+    let start = move || match command.spawn() {
+        // containerd removes the bundle while the hooks of a sandbox that is gone are run: maybe since it was looked for.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !bundle.is_dir() => command.current_dir("/").spawn(),
+        started => started,
+    };
+    let child = host.run(start)?.map_err(failed)?;
     Ok((Running(Some(child)), output))
 }
 
