@@ -303,13 +303,13 @@ pub(crate) const KERNEL_MODULES: Codec<Vec<String>> = Codec {
             "a list of at most 64 modules, each a name with parameters after it, as in \"bonding max_bonds=2\"";
         let entries = match raw {
             Raw::Annotation(text) if !text.trim_start().starts_with('[') => {
-                Some(text.split(';').map(str::to_owned).collect())
+                Some(text.split(';').map(str::to_owned).collect::<Vec<_>>())
             }
             Raw::File(_) | Raw::Annotation(_) => raw.list(),
         };
-        let entries: Vec<String> = entries.ok_or_else(|| Refusal::new(allowed))?;
-        let entries: Vec<String> = entries.iter().map(|entry| entry.trim().to_owned()).collect();
-        let entries: Vec<String> = entries.into_iter().filter(|entry| !entry.is_empty()).collect();
+        let entries = entries.ok_or_else(|| Refusal::new(allowed))?;
+        let trimmed = entries.iter().map(|entry| entry.trim().to_owned());
+        let entries: Vec<String> = trimmed.filter(|entry| !entry.is_empty()).collect();
         let name = |name: &str| {
             let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
             name.len() < 56 && name.chars().all(plain)

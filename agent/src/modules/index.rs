@@ -29,7 +29,6 @@ pub(super) struct Device<'a> {
 /// What the text of an index says.
 #[derive(Debug, Default)]
 pub(super) struct Index<'a> {
-    release: Option<&'a str>,
     modules: BTreeMap<&'a str, Module<'a>>,
     aliases: Vec<(&'a str, &'a str)>,
     builtin: Vec<&'a str>,
@@ -55,7 +54,6 @@ impl<'a> Index<'a> {
                         index.modules.insert(name, module);
                     }
                 }
-                ["release", release] => index.release = Some(release),
                 ["alias", pattern, name] => index.aliases.push((pattern, name)),
                 ["builtin", name] => index.builtin.push(name),
                 ["device", path, kind, major, minor] => {
@@ -71,11 +69,6 @@ impl<'a> Index<'a> {
             }
         }
         index
-    }
-
-    /// What `uname -r` says of the kernel that they belong to.
-    pub(super) fn release(&self) -> Option<&'a str> {
-        self.release
     }
 
     /// The modules to be loaded for a name or an alias, in their order. None: nothing has that name. Nothing is to be loaded for

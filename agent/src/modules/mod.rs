@@ -63,7 +63,8 @@ impl Archive {
         let text = read_index(&mut file)?;
         let running = rustix::system::uname();
         let running = running.release().to_string_lossy();
-        match Index::parse(&text).release() {
+        // Its first line.
+        match text.lines().next().and_then(|line| line.strip_prefix("release ")) {
             Some(release) if release != running => {
                 let message = format!("they belong to the kernel {release}, and this one is {running}");
                 Err(io::Error::new(io::ErrorKind::InvalidData, message))
@@ -74,8 +75,13 @@ impl Archive {
 
     /// Loads a module and what it needs, each with its parameters among those that are configured. What is loaded already stays as it is, and
     /// costs nothing: a container may ask for it again and again.
-    fn load(&self, name: &str, configured: &Parameters<'_>, cmdline: &str) -> Result<(), ModuleError> {
-        let index = Index::parse(&self.text);
+    fn load(
+        &self,
+        index: &Index<'_>,
+        name: &str,
+        configured: &Parameters<'_>,
+        cmdline: &str,
+    ) -> Result<(), ModuleError> {
         let found = index.find(name).ok_or_else(|| ModuleError::Unknown(name.to_owned()))?;
         for module in found.iter().filter(|module| !is_loaded(module.name)) {
             let mut words = parameters_of(module.name, cmdline);
@@ -198,7 +204,7 @@ pub(crate) fn prepare(wanted: &[String]) -> Result<(), ModuleError> {
     }
     wanted
         .iter()
-        .try_for_each(|entry| archive.load(split(entry).0, &configured, &cmdline))
+        .try_for_each(|entry| archive.load(&index, split(entry).0, &configured, &cmdline))
 }
 
 fn make_nodes(index: &Index<'_>) {
@@ -236,7 +242,10 @@ pub(crate) fn main(arguments: impl Iterator<Item = String>) -> ExitCode {
     };
     let cmdline = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let archive = Archive::open().map_err(ModuleError::Archive);
-    match archive.and_then(|archive| archive.load(&name, &Parameters::new(), &cmdline)) {
+    match archive.and_then(|archive| {
+        let index = Index::parse(&archive.text);
+        archive.load(&index, &name, &Parameters::new(), &cmdline)
+    }) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let log = File::options().write(true).open("/dev/kmsg");

@@ -23,6 +23,14 @@ const FILE: u64 = libc::FAN_MODIFY | libc::FAN_ATTRIB | libc::FAN_CLOSE_WRITE;
 /// Longest file handle: MAX_HANDLE_SZ of `linux/exportfs.h`.
 const LONGEST_HANDLE: usize = 128;
 
+/// `struct file_handle` with room for the longest.
+#[repr(C)]
+struct Buffer {
+    bytes: libc::c_uint,
+    kind: libc::c_int,
+    handle: [u8; LONGEST_HANDLE],
+}
+
 /// A notification group that tells names and file handles (fanotify_init(2)).
 pub(super) fn group() -> io::Result<OwnedFd> {
     let flags = libc::FAN_CLASS_NOTIF
@@ -79,12 +87,6 @@ pub(super) fn unmark(group: BorrowedFd<'_>, file: BorrowedFd<'_>, directory: boo
 
 /// Opens a file by its handle, for its path alone. `within` is any file of its file system, open for reading.
 pub(super) fn open_by_handle(within: BorrowedFd<'_>, handle: &Handle) -> io::Result<OwnedFd> {
-    #[repr(C)]
-    struct Buffer {
-        bytes: libc::c_uint,
-        kind: libc::c_int,
-        handle: [u8; LONGEST_HANDLE],
-    }
     let mut buffer = Buffer {
         bytes: u32::try_from(handle.bytes.len()).unwrap_or(u32::MAX),
         kind: handle.kind,
@@ -109,12 +111,6 @@ pub(super) fn open_by_handle(within: BorrowedFd<'_>, handle: &Handle) -> io::Res
 
 /// The handle by which events name a file.
 pub(super) fn handle_of(file: BorrowedFd<'_>) -> io::Result<Handle> {
-    #[repr(C)]
-    struct Buffer {
-        bytes: libc::c_uint,
-        kind: libc::c_int,
-        handle: [u8; LONGEST_HANDLE],
-    }
     let mut buffer = Buffer {
         bytes: 128,
         kind: 0,
