@@ -14,6 +14,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader};
 use tokio::sync::Notify;
 
@@ -76,6 +77,18 @@ pub async fn relay(
         done = incoming(local, BufReader::with_capacity(local.largest().min(32 << 10), reader), side, &signals, traffic) => done,
         gone = outgoing => gone,
     }
+}
+
+/// Ends an accepted connection for which there is nobody, as one whose program has gone at once. A stream that is only closed may be closed
+/// while the other side sends, and across vhost-user-vsock that side may then never learn of it.
+///
+/// # Errors
+/// As [`relay`]; there is no socket to be had.
+pub async fn refuse(kind: SocketType, far: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let (local, program) = socketpair(AddressFamily::UNIX, kind, flags, None)?;
+    drop(program);
+    relay(&Socket::new(local)?, far, Side::Accepted, &Traffic::default()).await
 }
 
 /// From the local socket to the stream, and what the other direction wants to be said. Ends once both directions have ended.

@@ -11,5 +11,5 @@ pub mod frame;
 pub mod socket;
 mod sys;
 
-pub use connection::{Side, Traffic, relay};
+pub use connection::{Side, Traffic, refuse, relay};
 pub use socket::{Listener, Socket};

@@ -54,7 +54,7 @@ impl HostService {
             Ok(socket) => socket,
             Err(error) => {
                 warn_rate_limited!(socket = %self.path.display(), %error, "a connection of the guest reaches nobody: its socket on the host cannot be connected to");
-                return Ok(());
+                return relay::refuse(self.kind, connection).await;
             }
         };
         relay::relay(&socket, connection, Side::Accepted, &Traffic::default()).await

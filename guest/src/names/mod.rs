@@ -19,6 +19,7 @@ use async_trait::async_trait;
 use protocol::agent::NameServer;
 use relay::frame::{self, Kind};
 use relay::{Side, Socket, Traffic};
+use rustix::net::SocketType;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::io::{AsyncWrite, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpStream, UdpSocket};
@@ -162,7 +163,14 @@ async fn serve(job: Job, room: Arc<Semaphore>) {
 }
 
 async fn serve_stream(connection: Connection) -> io::Result<()> {
-    let stream = timeout(ANSWERS, TcpStream::connect(SERVER)).await??;
+    let stream = timeout(ANSWERS, TcpStream::connect(SERVER)).await;
+    let stream = match stream.map_err(io::Error::from).flatten() {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::debug!(%error, "Docker's name server cannot be connected to");
+            return relay::refuse(SocketType::STREAM, connection).await;
+        }
+    };
     let socket = Socket::new(OwnedFd::from(stream.into_std()?))?;
     relay::relay(&socket, connection, Side::Accepted, &Traffic::default()).await
 }

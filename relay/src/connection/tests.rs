@@ -1,6 +1,5 @@
 use std::os::fd::OwnedFd;
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
@@ -60,6 +59,23 @@ async fn an_answer_comes_after_the_question_has_ended() {
     assert_eq!(text, "answer");
     drop(client);
     both_end(ends).await;
+}
+
+#[tokio::test]
+async fn a_connection_for_which_there_is_nobody_is_ended_in_order() {
+    for kind in [SocketType::STREAM, SocketType::SEQPACKET] {
+        for said in [0, 1 << 10, frame::LARGEST_MESSAGE / 2] {
+            let (client, near) = pair(kind);
+            let (one, other) = tokio::io::duplex(8 << 10);
+            let (client, near) = (Socket::new(client).unwrap(), Socket::new(near).unwrap());
+            let dialled = tokio::spawn(async move { relay(&near, one, Side::Dialled, &Traffic::default()).await });
+            let accepted = tokio::spawn(refuse(kind, other));
+            // It may be too late for that.
+            let _ = client.send(&vec![7; said]).await;
+            assert_eq!(client.receive(&mut [0; 1]).await.unwrap_or(0), 0);
+            both_end((dialled, accepted)).await;
+        }
+    }
 }
 
 #[tokio::test]
