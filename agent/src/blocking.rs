@@ -1,4 +1,4 @@
-//! Work that may block runs on a thread of its own: the agent answers signals and pings on its one thread meanwhile.
+//! Runs work that may block on a separate thread, so that the agent's single thread continues to answer signals and pings.
 
 use std::io;
 

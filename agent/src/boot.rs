@@ -19,11 +19,8 @@ pub(crate) enum BootError {
     /// A step of the boot failed.
     #[error("boot: {step} {on}")]
     Step {
-        /// What was tried.
         step: &'static str,
-        /// On what.
         on: String,
-        /// Why it failed.
         #[source]
         source: io::Error,
     },

@@ -41,7 +41,7 @@ pub(crate) enum Correction {
     Step(i64),
     /// Run at another pace until the next answer.
     Pace {
-        /// Microseconds a tick.
+        /// Microseconds per tick (adjtimex(2)).
         tick: i64,
         /// Parts per million, beside the tick.
         ppm: i64,
@@ -84,7 +84,7 @@ fn correct(offset: Offset) -> Correction {
     }
 }
 
-/// Follows for ever.
+/// Keeps the clock in step with the host's. Never returns.
 pub(crate) async fn follow(host: HostClient) {
     loop {
         sleep(INTERVAL).await;

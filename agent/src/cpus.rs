@@ -35,11 +35,8 @@ pub(crate) enum CpuError {
     /// A file of the kernel.
     #[error("{what} {path}")]
     Io {
-        /// What was tried.
         what: &'static str,
-        /// On what.
         path: PathBuf,
-        /// Why it failed.
         #[source]
         source: io::Error,
     },

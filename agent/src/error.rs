@@ -50,9 +50,7 @@ pub(crate) enum Error {
     /// A socket that stands for one of the host's.
     #[error("container {id}: {source}")]
     Socket {
-        /// Which container.
         id: ContainerId,
-        /// Why not.
         #[source]
         source: SocketError,
     },
@@ -67,14 +65,7 @@ pub(crate) enum Error {
     ProcessExists(ContainerId, ExecId),
     /// The container is in a phase in which this cannot be done.
     #[error("container {id}: cannot {verb} while it is {phase}")]
-    Phase {
-        /// Which container.
-        id: ContainerId,
-        /// What was asked.
-        verb: Verb,
-        /// What it is.
-        phase: Phase,
-    },
+    Phase { id: ContainerId, verb: Verb, phase: Phase },
     /// Deleted, or not waited for, while it was being made.
     #[error("container {0}: given up while it was being created")]
     GivenUp(ContainerId),
@@ -84,7 +75,6 @@ pub(crate) enum Error {
     /// JSON that is not what it should be.
     #[error("container {id}: {what} is not valid: {source}")]
     Json {
-        /// Which container.
         id: ContainerId,
         /// What should have been there.
         what: &'static str,
@@ -98,13 +88,11 @@ pub(crate) enum Error {
     /// A namespace that cannot be joined.
     #[error("container {id}: join the {kind} namespace of {of}: {reason}")]
     Namespace {
-        /// Which container.
         id: ContainerId,
         /// OCI name of the type.
         kind: String,
         /// Whose namespace.
         of: String,
-        /// Why not.
         reason: String,
     },
     /// Not a signal, not a size.
@@ -113,36 +101,28 @@ pub(crate) enum Error {
     /// The process could not be started.
     #[error("container {id}: {source}")]
     Launch {
-        /// Which container.
         id: ContainerId,
-        /// Why not.
         #[source]
         source: LaunchError,
     },
     /// A limit, a statistic, the freezer.
     #[error("container {id}: cgroup: {source}")]
     Cgroup {
-        /// Which container.
         id: ContainerId,
-        /// Why not.
         #[source]
         source: cgroup::Error,
     },
     /// The process's streams.
     #[error("container {id}: {exec}: {source}")]
     Stream {
-        /// Which container.
         id: ContainerId,
-        /// Which process.
         exec: ExecId,
-        /// Why not.
         #[source]
         source: StreamError,
     },
     /// What there is to say about locked memory.
     #[error("container {id}: locked memory: {source}")]
     Memlock {
-        /// Which container.
         id: ContainerId,
         /// Why it cannot be said.
         #[source]
@@ -154,20 +134,15 @@ pub(crate) enum Error {
     /// A file system or a disk of the container.
     #[error("container {id}: {source}")]
     Storage {
-        /// Which container.
         id: ContainerId,
-        /// Why not.
         #[source]
         source: StorageError,
     },
     /// A system call.
     #[error("container {id}: {what}")]
     System {
-        /// Which container.
         id: ContainerId,
-        /// What was tried.
         what: &'static str,
-        /// Why it failed.
         #[source]
         source: std::io::Error,
     },

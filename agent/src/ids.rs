@@ -21,7 +21,7 @@ fn check(id: &str) -> Result<(), IdError> {
     Err(IdError(id.chars().take(MAX_LENGTH).collect()))
 }
 
-/// Names a container.
+/// A container's checked id.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct ContainerId(String);
 

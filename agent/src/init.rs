@@ -38,7 +38,7 @@ enum InitError {
     /// The runtime cannot be made, or SIGCHLD cannot be had.
     #[error("start the runtime")]
     Runtime(#[source] io::Error),
-    /// Somebody logs already.
+    /// A logger is set already.
     #[error("start the log")]
     Log(#[from] tracing_subscriber::util::TryInitError),
     /// The host does not listen.

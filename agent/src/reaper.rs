@@ -59,7 +59,7 @@ impl Reaper {
         signal(SignalKind::child())
     }
 
-    /// Reaps for ever.
+    /// Reaps whenever children have ended. Never returns.
     pub(crate) async fn run(self, mut children_ended: Signal) {
         loop {
             self.reap();

@@ -1,5 +1,4 @@
-//! Connections of containers that are continued on the host, one vsock connection each. It knows neither who listens on the host nor
-//! where.
+//! Relays connections of containers to the host, one vsock connection each. It does not know which service they reach.
 
 use std::sync::Arc;
 use std::time::Duration;

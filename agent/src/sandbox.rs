@@ -18,7 +18,7 @@ use crate::names::Names;
 use crate::storage::{self, Storages};
 use crate::volumes::Volumes;
 
-/// All containers.
+/// The containers of the sandbox, and what they share.
 #[derive(Debug)]
 pub(crate) struct Sandbox {
     services: Services,
@@ -361,7 +361,7 @@ impl Sandbox {
         &self.volumes
     }
 
-    /// Docker's name server.
+    /// The relay of Docker's name server.
     pub(crate) fn names(&self) -> &Names {
         &self.names
     }

@@ -14,7 +14,7 @@ pub fn stat(pid: i32) -> Option<Stat> {
     Stat::from_read(File::open(format!("/proc/{pid}/stat")).ok()?).ok()
 }
 
-/// This process.
+/// The stat of the calling process.
 #[must_use]
 pub fn own_stat() -> Option<Stat> {
     Stat::from_read(File::open("/proc/self/stat").ok()?).ok()

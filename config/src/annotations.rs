@@ -25,7 +25,7 @@ pub enum AnnotationError {
         "annotation {annotation} is not allowed: no entry of hypervisor.qemu.enable_annotations matches \"{name}\""
     )]
     NotEnabled {
-        /// The annotation.
+        /// The annotation's key.
         annotation: String,
         /// Its last part, which is what has to match.
         name: String,
@@ -35,7 +35,7 @@ pub enum AnnotationError {
         "annotation {annotation}: the path \"{path}\" is not allowed: no entry of hypervisor.qemu.{key} matches it"
     )]
     PathNotAllowed {
-        /// The annotation.
+        /// The annotation's key.
         annotation: String,
         /// The path, as it was written.
         path: String,
@@ -48,7 +48,7 @@ pub enum AnnotationError {
          have that, set {key} = {value} in the configuration"
     )]
     Weakens {
-        /// The annotation.
+        /// The annotation's key.
         annotation: String,
         /// The value.
         value: bool,
@@ -60,7 +60,7 @@ pub enum AnnotationError {
         "annotation {annotation}: \"{entry}\" is not allowed: it is neither an entry of {key} nor a path that one of them matches"
     )]
     NotListed {
-        /// The annotation.
+        /// The annotation's key.
         annotation: String,
         /// The path or pattern, as it was written.
         entry: String,
@@ -70,7 +70,7 @@ pub enum AnnotationError {
     /// The value has the wrong type or is out of range, or asks for what cannot be done.
     #[error("annotation {annotation} = \"{value}\": must be {allowed}")]
     Value {
-        /// The annotation.
+        /// The annotation's key.
         annotation: String,
         /// The value, as it was written; the beginning of it if it is long.
         value: String,

@@ -93,9 +93,9 @@ pub struct Replacement {
     pub key: &'static str,
     /// What the file says.
     pub written: PathBuf,
-    /// What is used.
+    /// The file that is used instead.
     pub used: PathBuf,
-    /// Why.
+    /// The reason of the replacement.
     pub why: &'static str,
 }
 

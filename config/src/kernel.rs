@@ -21,7 +21,7 @@ static FIXES: LazyLock<Vec<Fix>> = LazyLock::new(|| parse(TABLE).unwrap_or_defau
 pub struct Fix {
     /// The name by which messages and tests call it.
     pub id: String,
-    /// What it is.
+    /// What the fix is about, in one line.
     pub title: String,
     /// What a user of a kernel without it sees.
     pub symptom: String,
@@ -46,9 +46,9 @@ impl Fix {
 /// Whether a kernel has a fix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
-    /// It has.
+    /// The kernel has the fix.
     Has,
-    /// It has not.
+    /// The kernel lacks the fix.
     Lacks,
     /// Its release does not tell: it is no version of Linux, a pre-release, or a distribution's that keeps the number of
     /// the first release of a series and puts fixes into it.

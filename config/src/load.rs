@@ -31,7 +31,7 @@ pub const MAX_DROP_INS: usize = 256;
 /// A configuration and how it came about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Loaded {
-    /// What holds.
+    /// The configuration in effect.
     pub config: Config,
     /// What was read but has no effect.
     pub warnings: Vec<Warning>,
@@ -47,7 +47,7 @@ pub enum ConfigError {
     Read {
         /// The file or directory.
         path: PathBuf,
-        /// Why not.
+        /// The operating system's error.
         #[source]
         source: std::io::Error,
     },
@@ -86,7 +86,7 @@ pub enum ConfigError {
         path: PathBuf,
         /// The line, from 1.
         line: usize,
-        /// Table and key.
+        /// The key, with its table.
         key: String,
         /// The value, as it was written; the beginning of it if it is long.
         value: String,
@@ -98,7 +98,7 @@ pub enum ConfigError {
     Missing {
         /// The main file.
         path: PathBuf,
-        /// Table and key.
+        /// The key, with its table.
         key: &'static str,
         /// What it is needed for.
         why: &'static str,

@@ -127,9 +127,9 @@ choice! {
     CapPolicy {
         /// As its specification says.
         Spec = "spec",
-        /// It has.
+        /// The process has the capability.
         Grant = "grant",
-        /// It has not.
+        /// The process does not have the capability.
         Drop = "drop",
     }
 }

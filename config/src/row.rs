@@ -35,7 +35,7 @@ impl Status {
 /// One key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
-    /// Table and key.
+    /// The key, with its table.
     pub key: String,
     /// What becomes of it.
     pub status: Status,

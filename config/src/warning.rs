@@ -44,7 +44,7 @@ pub enum Reason {
     Replaced(Vec<Replacement>),
     /// It has its effect: less stands between the guest and the host than by default. Key and value, and what is missing.
     Weakens(Vec<(&'static str, &'static str)>),
-    /// Nobody has it.
+    /// Neither Kata nor this runtime has the key.
     Unknown {
         /// The name that is most like it.
         nearest: Option<&'static str>,

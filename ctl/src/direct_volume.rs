@@ -78,13 +78,10 @@ pub(crate) enum VolumeError {
     /// A file operation failed.
     #[error("cannot {operation} {}{hint}", path.display())]
     Io {
-        /// What was tried.
         operation: &'static str,
-        /// On what.
         path: PathBuf,
         /// What it means, if that is plain.
         hint: &'static str,
-        /// Why.
         #[source]
         source: io::Error,
     },
@@ -106,7 +103,6 @@ pub(crate) enum VolumeError {
     Shim {
         /// Who has it.
         sandbox: String,
-        /// Why not.
         #[source]
         source: ShimError,
     },

@@ -35,7 +35,6 @@ pub(crate) enum FactoryError {
     Command {
         /// The program.
         shim: PathBuf,
-        /// Why not.
         #[source]
         source: CommandError,
     },

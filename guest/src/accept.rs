@@ -12,7 +12,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Where connections come from.
 pub trait Accept {
-    /// One of them.
+    /// What an accepted connection is.
     type Connection;
     /// As accept(2).
     fn accept(&mut self) -> impl Future<Output = io::Result<Self::Connection>> + Send;

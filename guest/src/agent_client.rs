@@ -44,9 +44,9 @@ pub enum AgentError {
     /// The agent's own answer.
     #[error("{message}")]
     Refused {
-        /// Its status code.
+        /// The status code of the agent's answer.
         code: Code,
-        /// Its message.
+        /// The agent's message, bounded and without control characters.
         message: String,
     },
     /// No answer in time.

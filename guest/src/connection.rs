@@ -1,4 +1,4 @@
-//! A connection that the guest has dialled. It knows nothing of what it carries.
+//! A connection that the guest has dialled. It does not know its data.
 
 use tokio::io::{AsyncRead, AsyncWrite};
 

@@ -1,4 +1,4 @@
-//! The guest's connections: how they are told apart, the agent's client, the streams of processes, and what is relayed for containers.
+//! The guest's connections: their preambles, the agent's client, the streams of processes, and the relays for containers.
 //!
 //! It knows neither containerd's calls nor what a sandbox decides.
 

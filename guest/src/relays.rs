@@ -1,7 +1,7 @@
-//! What the guest may be connected with on the host, each by a token: 128 random bits that the agent was given. So a program of the
-//! guest cannot name anything, and what it guesses is nothing.
+//! The services of the host that the guest may connect to, each by a token: 128 random bits that the agent was given. So a program of the
+//! guest cannot name or guess a service.
 //!
-//! It owns the tokens and the bounds, and knows nothing of what is behind them.
+//! It owns the tokens and the limits of connections, and does not know the services.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -272,7 +272,7 @@ fn vsock_device(guest: &GuestChannel) -> VsockDevice {
     }
 }
 
-/// Phase 4.
+/// The last phase: waits until the monitor answers.
 async fn wait_for_monitor(vm: &Vm, kernel: &Path, limit: Duration) -> Result<(), BootError> {
     let failed = |ended| BootError::Ended {
         kernel: kernel.to_owned(),

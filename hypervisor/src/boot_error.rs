@@ -44,7 +44,7 @@ pub enum BootError {
     Socket {
         /// Its path.
         path: PathBuf,
-        /// Why.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },
@@ -53,7 +53,7 @@ pub enum BootError {
     Watch {
         /// The directory.
         path: PathBuf,
-        /// Why.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },

@@ -30,7 +30,7 @@ use crate::tail::Tail;
 /// How a child ended, and what it said last.
 #[derive(Debug, Clone)]
 pub struct ChildDeath {
-    /// Which.
+    /// The program that has ended.
     pub child: ChildName,
     /// Its process, which is gone.
     pub pid: u32,
@@ -64,33 +64,33 @@ pub enum SpawnError {
     /// A namespace or cgroup that it is to enter cannot be opened.
     #[error("{child}: {path:?} cannot be opened")]
     Open {
-        /// Which.
+        /// The program that was to be started.
         child: ChildName,
         /// The namespace's or cgroup's file.
         path: PathBuf,
-        /// Why.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },
     /// fork(2), what is done before exec, or execve(2) failed.
     #[error("{child}: {program:?} cannot be started{}", if step.is_empty() { String::new() } else { format!(" ({step})") })]
     Spawn {
-        /// Which.
+        /// The program that was to be started.
         child: ChildName,
-        /// The program.
+        /// The program's path.
         program: PathBuf,
         /// What failed before exec; empty if something else did.
         step: String,
-        /// Why.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },
     /// The thread, a pipe or the pidfd cannot be had.
     #[error("{child}: no resources to start it")]
     Resources {
-        /// Which.
+        /// The program that was to be started.
         child: ChildName,
-        /// Why.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },

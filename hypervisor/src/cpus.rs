@@ -11,7 +11,7 @@ use crate::qmp::{Qmp, QmpError};
 /// One vCPU at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Vcpu {
-    /// Its number.
+    /// The vCPU's number, from 0.
     pub index: u32,
     /// The instruction pointer.
     pub instruction: u64,

@@ -20,9 +20,9 @@ pub enum FileError {
     Program {
         /// What it is for.
         role: &'static str,
-        /// As configured.
+        /// The path, as configured.
         path: PathBuf,
-        /// Why.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },
@@ -31,7 +31,7 @@ pub enum FileError {
     NotInPath {
         /// What it is for.
         role: &'static str,
-        /// As configured.
+        /// The name, as configured.
         name: PathBuf,
     },
     /// A file is missing or cannot be read.
@@ -39,9 +39,9 @@ pub enum FileError {
     Unreadable {
         /// What it is for.
         role: &'static str,
-        /// As configured.
+        /// The path, as configured.
         path: PathBuf,
-        /// Why.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },

@@ -21,9 +21,9 @@ pub enum PinError {
     /// The kernel refuses: not a CPU of the cgroup's set, or not online any more.
     #[error("cannot choose the CPUs of thread {thread}")]
     Affinity {
-        /// Its id.
+        /// The id of the vCPU's thread.
         thread: i32,
-        /// Why.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },

@@ -45,9 +45,9 @@ pub enum QemuRootError {
          or set hypervisor.qemu.rootless to false"
     )]
     Program {
-        /// The program.
+        /// QEMU's program.
         path: PathBuf,
-        /// Why.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },
@@ -56,9 +56,9 @@ pub enum QemuRootError {
     Libraries {
         /// The loader, which the program names.
         loader: PathBuf,
-        /// The program.
+        /// The program whose libraries were asked for.
         path: PathBuf,
-        /// What it said instead.
+        /// The beginning of its output.
         said: String,
     },
     /// A file that it is to see.
@@ -66,7 +66,7 @@ pub enum QemuRootError {
     File {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },

@@ -26,9 +26,9 @@ pub enum RootlessError {
     /// A file that it needs cannot be opened.
     #[error("rootless: {path:?} cannot be opened for QEMU")]
     Open {
-        /// The file.
+        /// The file that QEMU needs.
         path: PathBuf,
-        /// Why.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },

@@ -23,9 +23,9 @@ const MOST_MEMORY: u32 = 512 << 10;
 /// The size of a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size {
-    /// vCPUs.
+    /// The number of vCPUs.
     pub vcpus: NonZeroU32,
-    /// Memory.
+    /// The memory, in MiB.
     pub memory: Mebibytes,
 }
 

@@ -111,7 +111,7 @@ impl Vm {
         }
     }
 
-    /// QEMU's process.
+    /// The pid of QEMU's process.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid

@@ -53,9 +53,9 @@ pub enum VsockError {
     /// The device refuses a CID for another reason than that it is taken.
     #[error("{DEVICE} does not accept CID {cid}")]
     SetCid {
-        /// The CID.
+        /// The CID that was asked for.
         cid: u32,
-        /// The kernel's answer.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },

@@ -10,7 +10,7 @@ pub const MAX_LENGTH: usize = 76;
 /// Why a string cannot be an id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
-    /// Nothing at all.
+    /// The string is empty.
     #[error("the {kind} is empty")]
     Empty {
         /// What the id names.
@@ -29,7 +29,7 @@ pub enum IdError {
     Characters {
         /// What the id names.
         kind: &'static str,
-        /// The string.
+        /// The string that was to be an id.
         id: String,
     },
 }
@@ -124,7 +124,7 @@ impl From<&SandboxId> for ContainerId {
 /// Names a process in requests, calls and events.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ProcessName {
-    /// Its container.
+    /// The container of the process.
     pub container: ContainerId,
     /// None for the container's first process.
     pub exec: Option<ExecId>,

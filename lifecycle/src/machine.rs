@@ -34,7 +34,7 @@ pub(crate) enum Purpose {
     },
     /// The timer for the guest to take a SIGKILL.
     KillAnswer(ProcessName),
-    /// The next rung.
+    /// The next step of the kill escalation.
     Ladder(ContainerId),
     /// SIGKILL to a container's whole cgroup, for which nobody waits.
     CgroupKill,

@@ -19,7 +19,7 @@ pub struct Job(pub u64);
 pub struct Exit {
     /// The exit code, or 128 + the signal's number.
     pub status: u32,
-    /// When.
+    /// The time of the exit.
     pub at: SystemTime,
 }
 
@@ -43,9 +43,9 @@ pub enum Request {
     Start(ProcessName),
     /// Send a signal.
     Kill {
-        /// To whom.
+        /// The process that gets the signal.
         name: ProcessName,
-        /// Its number.
+        /// The signal's number (signal(7)).
         signal: u32,
         /// To all processes of the container.
         all: bool,
@@ -80,18 +80,18 @@ pub enum Fault {
 /// Work that was not done, with the driver's error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure<E> {
-    /// What it means.
+    /// What is known about the effect.
     pub fault: Fault,
-    /// For whoever asked.
+    /// The error for the answer to the request.
     pub error: E,
 }
 
-/// Something has happened.
+/// What the state machine is told.
 #[derive(Debug, Clone)]
 pub enum Input<E> {
-    /// Somebody asks.
+    /// A client makes a request.
     Request(Reply, Request),
-    /// Whoever asked is gone. Only a creation is undone for that.
+    /// The client has disconnected. Only a creation is undone for that.
     ClientGone(Reply),
     /// Work is done, or has failed.
     Finished(Job, Result<(), Failure<E>>),
@@ -136,9 +136,9 @@ pub enum Work {
     ConnectExec(ProcessName),
     /// Send a signal in the guest.
     Signal {
-        /// To whom.
+        /// The process that gets the signal.
         name: ProcessName,
-        /// Its number.
+        /// The signal's number (signal(7)).
         signal: u32,
         /// To all processes of the container.
         all: bool,
@@ -258,7 +258,7 @@ pub enum Event {
 /// What others see of a process: the record that answers State and Wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum View {
-    /// Not ended.
+    /// It has not ended.
     In(Phase),
     /// Ended, its output passed on.
     Stopped(Exit),
@@ -282,22 +282,22 @@ pub enum Refusal {
     NotFound(ProcessName),
     /// The id is taken.
     Exists(ProcessName),
-    /// It has ended.
+    /// The process has ended.
     Finished(ProcessName),
     /// Its phase does not allow it.
     Phase {
-        /// What was asked.
+        /// The request that is not allowed.
         verb: Verb,
-        /// Of whom.
+        /// The process that the request names.
         name: ProcessName,
         /// Its phase, or its container's.
         phase: Phase,
     },
     /// The VM is not up.
     NoVm {
-        /// What was asked.
+        /// The request, as messages name it.
         operation: &'static str,
-        /// Of whom.
+        /// The process that the request names.
         name: ProcessName,
     },
     /// Whoever asked is gone, or it was overtaken by the container's end.
@@ -307,13 +307,13 @@ pub enum Refusal {
 /// The answer to a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer<E> {
-    /// Done.
+    /// The request was carried out.
     Done,
     /// A process is forgotten.
     Deleted(Exit),
-    /// Not allowed.
+    /// The state does not allow the request.
     Refused(Refusal),
-    /// It has failed.
+    /// The request failed, with the error of the work.
     Failed(E),
 }
 

@@ -136,7 +136,7 @@ impl<E: Clone> Core<E> {
         }
     }
 
-    /// It has ended.
+    /// Ends the kill escalation of a container that has ended.
     pub(crate) fn leave_ladder(&mut self, id: &ContainerId) {
         let ladder = self
             .containers
@@ -147,7 +147,7 @@ impl<E: Clone> Core<E> {
         }
     }
 
-    /// The next rung.
+    /// The next step of the kill escalation.
     pub(crate) fn climb(&mut self, id: &ContainerId) {
         let ladder = self
             .containers

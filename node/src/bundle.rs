@@ -24,27 +24,27 @@ pub enum BundleError {
     /// config.json cannot be read.
     #[error("cannot read {}", path.display())]
     Read {
-        /// The file.
+        /// The file of the bundle.
         path: PathBuf,
-        /// Why.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },
     /// config.json is no JSON.
     #[error("cannot understand {}", path.display())]
     Json {
-        /// The file.
+        /// The file of the bundle.
         path: PathBuf,
-        /// Why.
+        /// The error that caused it.
         #[source]
         source: serde_json::Error,
     },
     /// The annotation holds no id.
     #[error("annotation {annotation}")]
     Annotation {
-        /// Its key.
+        /// The annotation's key.
         annotation: &'static str,
-        /// What is wrong.
+        /// The error that caused it.
         #[source]
         source: IdError,
     },

@@ -42,15 +42,15 @@ pub enum HookPoint {
 pub struct HookState {
     /// Version of the OCI runtime spec.
     pub oci_version: String,
-    /// The container.
+    /// The container's id.
     pub id: String,
     /// "creating", "created", "running" or "stopped".
     pub status: Cow<'static, str>,
     /// A process in the container's namespaces as far as they exist on the host: the one that stands for it. 0 once it is gone.
     pub pid: i32,
-    /// Absolute.
+    /// The absolute path of the bundle.
     pub bundle: PathBuf,
-    /// The container's.
+    /// The container's annotations.
     pub annotations: HashMap<String, String>,
 }
 
@@ -71,18 +71,18 @@ pub enum HookError {
     /// It could not be started.
     #[error("cannot start hook {}", path.display())]
     Start {
-        /// The program.
+        /// The hook's program.
         path: PathBuf,
-        /// Why.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },
-    /// It failed.
+    /// The hook ended with an error.
     #[error("hook {} failed with {status}: {output}", path.display())]
     Failed {
-        /// The program.
+        /// The hook's program.
         path: PathBuf,
-        /// Its exit status.
+        /// The hook's exit status.
         status: ExitStatus,
         /// The end of what it printed.
         output: String,
@@ -90,7 +90,7 @@ pub enum HookError {
     /// It took longer than it may.
     #[error("hook {} did not end within {timeout:?}", path.display())]
     Timeout {
-        /// The program.
+        /// The hook's program.
         path: PathBuf,
         /// What it may take.
         timeout: Duration,

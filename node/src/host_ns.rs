@@ -27,9 +27,9 @@ pub enum HostNamespaceError {
     /// A source cannot be opened.
     #[error("cannot open {} on the host", path.display())]
     Open {
-        /// The source.
+        /// The path of the source.
         path: PathBuf,
-        /// Why.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },
@@ -38,7 +38,7 @@ pub enum HostNamespaceError {
     Unshare {
         /// The step that failed.
         operation: &'static str,
-        /// Why.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },

@@ -1,4 +1,4 @@
-//! Whose the host's files are in a guest. It knows neither specifications nor mounts.
+//! The owners of the host's files in a guest. It knows neither specifications nor mounts.
 
 /// Owners on the source's file system, and who they are in the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]

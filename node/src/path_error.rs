@@ -1,4 +1,4 @@
-//! The error of a failed call on a file of the host, for every part of the shim. It knows none of them.
+//! The error of a failed call on a file of the host, for every part of the shim.
 
 use std::io;
 use std::path::PathBuf;

@@ -18,7 +18,7 @@ const GENERATIONS: usize = 4;
 /// A pid and when that process started, in clock ticks since boot (field 22 of `/proc/PID/stat`, proc_pid_stat(5)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessRef {
-    /// The process's number.
+    /// The pid.
     pub pid: i32,
     /// Its start, in clock ticks since boot.
     pub start_time: u64,
@@ -32,7 +32,7 @@ impl ProcessRef {
         Some(Self { pid, start_time })
     }
 
-    /// This process.
+    /// The calling process; none if /proc cannot be read.
     #[must_use]
     pub fn own() -> Option<Self> {
         Self::of(i32::try_from(std::process::id()).ok()?)

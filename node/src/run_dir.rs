@@ -37,7 +37,7 @@ pub enum RunDirError {
     /// `sandbox.json` is not what this program writes.
     #[error("{} cannot be understood", path.display())]
     State {
-        /// The file.
+        /// The file or directory.
         path: PathBuf,
         /// What is wrong with it.
         #[source]
@@ -49,11 +49,11 @@ pub enum RunDirError {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxState {
     version: u32,
-    /// containerd's namespace.
+    /// containerd's namespace of the sandbox.
     pub namespace: String,
-    /// The sandbox.
+    /// The sandbox's id.
     pub id: String,
-    /// The server.
+    /// The shim's server process.
     pub shim: Option<ProcessRef>,
     /// QEMU, whose pid stands for the sandbox, and then its helpers.
     pub vm: Vec<ProcessRef>,
@@ -143,7 +143,7 @@ impl RunDir {
         Self { path }
     }
 
-    /// Its name.
+    /// The directory's name: a part of the sandbox's id, and a hash.
     pub fn name(&self) -> String {
         self.path
             .file_name()
@@ -159,7 +159,7 @@ impl RunDir {
         fs::rename(&self.path, &other.path).map_err(|source| failed("make", &other.path, source))
     }
 
-    /// The directory itself.
+    /// The directory's path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -197,7 +197,7 @@ impl RunDir {
         path.into()
     }
 
-    /// The guest's console.
+    /// The file for the guest's console output.
     #[must_use]
     pub fn console(&self) -> PathBuf {
         self.path.join("console.log")

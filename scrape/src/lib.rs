@@ -166,9 +166,9 @@ impl Reply {
 
 /// Where connections come from.
 pub trait Accept: Send + Sync {
-    /// One of them.
+    /// What an accepted connection is.
     type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
-    /// The next one.
+    /// Waits for the next connection.
     fn next(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
 }
 

@@ -13,9 +13,9 @@ use crate::pool::Parked;
 /// Everything that identifies one sandbox's server.
 #[derive(Debug)]
 pub struct ServerContext {
-    /// containerd's namespace.
+    /// containerd's namespace of the sandbox.
     pub namespace: Namespace,
-    /// The sandbox.
+    /// The sandbox's id.
     pub id: SandboxId,
     /// The bundle of the container that the sandbox was started for. Absolute.
     pub bundle: PathBuf,

@@ -26,11 +26,11 @@ pub enum Error {
     /// The request lacks something or holds something that cannot be read.
     #[error("{what} of {subject} cannot be used: {reason}")]
     Invalid {
-        /// The field.
+        /// The field or part of the request.
         what: &'static str,
         /// The container or process.
         subject: String,
-        /// Why.
+        /// The reason, as the message gives it.
         reason: String,
     },
     /// No such container or process.
@@ -48,112 +48,112 @@ pub enum Error {
     /// A signal for, or a question about, what has ended. The wording is that of runc's shim, which clients look for.
     #[error("process already finished: {subject} has exited")]
     Finished {
-        /// The process.
+        /// The process, as messages name it.
         subject: String,
     },
     /// The state does not allow it.
     #[error("cannot {operation} {subject}: it is {state}")]
     State {
-        /// The verb.
+        /// The operation, as the message names it: a verb.
         operation: &'static str,
         /// The container or process.
         subject: String,
-        /// Its state.
+        /// The subject's state, as the message names it.
         state: &'static str,
     },
     /// The configuration does not allow it.
     #[error("cannot {operation} sandbox {sandbox}: {key} is off; set it, and start the sandbox anew")]
     NotEnabled {
-        /// The verb.
+        /// The operation, as the message names it: a verb.
         operation: &'static str,
-        /// The sandbox.
+        /// The sandbox's id.
         sandbox: String,
         /// Table and key, with the value that allows it.
         key: &'static str,
     },
-    /// Not made.
+    /// A request or an option that is not implemented, with its name.
     #[error("{0} is not supported by this runtime")]
     Unsupported(&'static str),
     /// The VM did not come up.
     #[error("sandbox {sandbox} did not start")]
     Boot {
-        /// The sandbox.
+        /// The sandbox's id.
         sandbox: String,
-        /// Why.
+        /// The error that caused it.
         #[source]
         source: BootError,
     },
     /// The VM is gone.
     #[error("cannot {operation} {subject}: the sandbox's VM has ended: {reason}")]
     VmEnded {
-        /// The verb.
+        /// The operation, as the message names it: a verb.
         operation: &'static str,
         /// The container or process.
         subject: String,
-        /// Why it ended.
+        /// The reason of the VM's end.
         reason: String,
     },
-    /// Whoever asked went away.
+    /// The client disconnected before the container was created.
     #[error("the creation of {subject} was interrupted")]
     Interrupted {
-        /// The container.
+        /// The container, as messages name it.
         subject: String,
     },
-    /// Something on the host.
+    /// A step on the host failed: a mount, a hook, a file.
     #[error("cannot {operation} {subject}")]
     Host {
-        /// The verb.
+        /// The operation, as the message names it: a verb.
         operation: &'static str,
-        /// The container.
+        /// The container, as messages name it.
         subject: String,
-        /// Why.
+        /// The error that caused it.
         #[source]
         source: HostError,
     },
-    /// A disk of the guest.
+    /// A disk cannot be plugged in, enlarged or released.
     #[error("cannot {operation} {subject}")]
     Disk {
-        /// The verb.
+        /// The operation, as the message names it: a verb.
         operation: &'static str,
         /// The container, or the sandbox.
         subject: String,
-        /// Why.
+        /// The error that caused it.
         #[source]
         source: Box<DiskError>,
     },
-    /// The VM's memory.
+    /// The VM does not get the memory for a container.
     #[error("cannot give the VM the memory that {subject} may use")]
     Memory {
-        /// The container.
+        /// The container, as messages name it.
         subject: String,
-        /// Why.
+        /// The error that caused it.
         #[source]
         source: MemoryError,
     },
-    /// A standard stream.
+    /// The standard streams of a process cannot be opened.
     #[error("cannot open the standard streams of {subject}")]
     Stream {
-        /// The process.
+        /// The process, as messages name it.
         subject: String,
-        /// Why.
+        /// The error that caused it.
         #[source]
         source: StreamError,
     },
-    /// The guest said no, or nothing.
+    /// The agent refused the request, or did not answer it.
     #[error("cannot {operation} {subject}")]
     Agent {
-        /// The verb.
+        /// The operation, as the message names it: a verb.
         operation: &'static str,
         /// The container or process.
         subject: String,
-        /// Why.
+        /// The error that caused it.
         #[source]
         source: AgentError,
     },
 }
 
 impl Error {
-    /// The status code.
+    /// The status code that containerd gets for the error.
     #[must_use]
     pub fn code(&self) -> Code {
         match self {

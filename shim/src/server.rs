@@ -72,10 +72,10 @@ pub enum ServerError {
     /// The socket cannot be used.
     #[error("cannot serve on the sandbox's socket")]
     Listen(#[source] io::Error),
-    /// The protocol's server.
+    /// The ttrpc server cannot be started.
     #[error("cannot serve on the sandbox's socket")]
     Serve(#[source] ttrpc::Error),
-    /// The shared directory.
+    /// The shared directory cannot be made.
     #[error("cannot set up the sandbox's shared directory")]
     Share(#[from] ShareError),
     /// What the sandbox is made of cannot be written down.

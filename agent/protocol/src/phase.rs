@@ -19,7 +19,7 @@ pub enum Phase {
     Starting,
     /// The user's program runs.
     Running,
-    /// Frozen.
+    /// Frozen by the cgroup freezer.
     Paused,
     /// Its first process has ended.
     Stopped,
@@ -47,7 +47,7 @@ pub enum Verb {
 }
 
 impl Phase {
-    /// All of them.
+    /// All phases.
     pub const ALL: [Phase; 6] = [
         Phase::Creating,
         Phase::Created,

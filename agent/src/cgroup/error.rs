@@ -15,9 +15,7 @@ pub(crate) enum Error {
     /// The kernel refuses a value of the specification.
     #[error("set {file} to {value:?}")]
     Refused {
-        /// The cgroup's file.
         file: String,
-        /// What was written.
         value: String,
         /// Why it was refused.
         #[source]
@@ -26,11 +24,8 @@ pub(crate) enum Error {
     /// Reading, writing, making or removing failed.
     #[error("{what} {path}")]
     Io {
-        /// What was tried.
         what: &'static str,
-        /// On what.
         path: PathBuf,
-        /// Why it failed.
         #[source]
         source: std::io::Error,
     },
@@ -39,7 +34,6 @@ pub(crate) enum Error {
     Slow {
         /// The state that was awaited.
         what: &'static str,
-        /// The cgroup.
         path: PathBuf,
     },
 }

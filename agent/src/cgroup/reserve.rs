@@ -119,7 +119,7 @@ pub(super) fn changed() {
     CHANGED.notify_one();
 }
 
-/// Waits for that.
+/// Waits until the limits have changed.
 pub(crate) async fn limits_changed() {
     CHANGED.notified().await;
 }

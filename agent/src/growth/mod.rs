@@ -1,11 +1,11 @@
-//! Memory for containers that have no limit of it: more from the host when they need it, and back when they do not (docs/sizing.md).
+//! Memory for containers without a memory limit: gets more from the host when they need it, and returns it when they do not (docs/sizing.md).
 //!
 //! ```text
 //! the mark is reached, or they wait for memory ─► plan ─► Host.ScaleMemory ─► memory blocks come online ─► the mark is raised
 //! for a while they have needed less            ─► plan ─► the mark is lowered ─► Host.ScaleMemory
 //! ```
-//! The mark is memory.high of the cgroup above all containers ([`crate::cgroup`]): who allocates faster than memory comes is slowed down
-//! there, and is not killed. [`plan`] decides; this asks, and sets the marks. It knows no container.
+//! The mark is memory.high of the cgroup above all containers ([`crate::cgroup`]): a process that allocates beyond it is slowed down, and not
+//! killed. [`plan`] decides; this module asks the host, and sets the marks. It knows no container.
 
 mod plan;
 

@@ -1,4 +1,4 @@
-//! When the VM is to have more memory, and when less: a function of what the containers use. It knows no host and no file.
+//! Decides when the VM gets more memory, and when less, from what the containers use. It knows no host and no file.
 
 use std::time::{Duration, Instant};
 

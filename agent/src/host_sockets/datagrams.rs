@@ -1,5 +1,5 @@
-//! A socket for datagrams, such as syslog's: all go by one connection to the host, one frame each. There is no way back: a service
-//! answers to its client's address, which is the shim's.
+//! A socket for datagrams, such as syslog's: all use one connection to the host, one frame each. Answers are not possible: a service
+//! sends them to its client's address, which is the shim's.
 
 use std::io;
 

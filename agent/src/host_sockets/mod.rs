@@ -1,6 +1,6 @@
-//! Sockets in the guest that stand for sockets of the host: a container has a bind mount of one, and what it says there is relayed.
+//! Sockets in the guest that represent sockets of the host: a container has one as a bind mount, and its connections are relayed.
 //!
-//! It owns them, each for as long as a container has it. Which socket of the host is behind one is known by the host alone.
+//! It owns each socket as long as a container has it. Only the host knows which of its sockets is meant.
 
 mod datagrams;
 
@@ -35,27 +35,23 @@ pub(crate) enum SocketError {
     /// The host describes it wrongly.
     #[error("socket {number} of the host: {what} is out of range")]
     Description {
-        /// Which one.
+        /// The number that the host gave the socket.
         number: u32,
-        /// What is wrong.
         what: &'static str,
     },
     /// The kernel refuses a step.
     #[error("socket {number} of the host: {step} {}", path.display())]
     Step {
-        /// Which one.
+        /// The number that the host gave the socket.
         number: u32,
-        /// What was tried.
         step: &'static str,
-        /// On what.
         path: PathBuf,
-        /// Why not.
         #[source]
         source: io::Error,
     },
 }
 
-/// All of them.
+/// The sockets that the containers have.
 #[derive(Debug)]
 pub(crate) struct HostSockets {
     dialer: Dialer,

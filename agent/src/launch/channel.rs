@@ -53,7 +53,7 @@ pub(super) fn pair() -> io::Result<(AgentEnd, OwnedFd)> {
     Ok((AgentEnd(sys::watch(ours)?), theirs))
 }
 
-/// The agent's end.
+/// The agent's end of the channel.
 #[derive(Debug)]
 pub(super) struct AgentEnd(AsyncFd<OwnedFd>);
 
@@ -73,7 +73,7 @@ impl AgentEnd {
     }
 }
 
-/// The child's end.
+/// The child's end of the channel.
 #[derive(Debug)]
 pub(super) struct ChildEnd(OwnedFd);
 

@@ -86,7 +86,7 @@ pub enum LaunchError {
     Child {
         /// What was tried with it.
         what: &'static str,
-        /// Why that failed.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },

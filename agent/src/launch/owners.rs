@@ -1,4 +1,4 @@
-//! Id-mapped mounts of what is the guest's own: a volume in its memory or on a disk. Files of the host are mapped by the host.
+//! Id-mapped mounts of the guest's own file systems: a volume in its memory or on a disk. The host maps its own files.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

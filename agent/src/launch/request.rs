@@ -18,7 +18,7 @@ pub enum Target {
     Exec {
         /// The container's specification: its seccomp filter and its personality bind an exec too.
         spec: Box<Spec>,
-        /// What to execute.
+        /// The process to execute, as in the specification.
         process: Box<Process>,
         /// A pidfd of the container's first process, whose namespaces and root are joined.
         init: OwnedFd,

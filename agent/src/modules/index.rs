@@ -1,5 +1,5 @@
-//! The index of the kernel's modules (guest-kernel/modules): which module a name stands for, what has to be loaded before it, and
-//! where it is in the archive. It reads nothing.
+//! The index of the kernel's modules (guest-kernel/modules): the module for a name, its dependencies, and
+//! its position in the archive. It opens no file.
 
 use std::collections::BTreeMap;
 

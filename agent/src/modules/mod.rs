@@ -1,8 +1,8 @@
-//! The kernel's modules: loads what the kernel asks for by itself, and what the host has configured.
+//! The kernel's modules: loads those that the kernel requests, and those that the host has configured.
 //!
-//! The kernel starts this program as [`HELPER`] with the name of what it misses (request_module, kernel/module/kmod.c). The
-//! modules are in one file of the host, below the shared directory, with an index at its beginning (guest-kernel/modules). Nothing here has to
-//! trust that file: the kernel loads only what was built with it (guest-kernel/patches/0400-…).
+//! The kernel starts this program as [`HELPER`] with the name of the module that it needs (request_module, kernel/module/kmod.c). The
+//! modules are in one file of the host, below the shared directory, with an index at its beginning (guest-kernel/modules). That file need not
+//! be trusted: the kernel loads only modules that were built with it (guest-kernel/patches/0400-…).
 
 mod index;
 

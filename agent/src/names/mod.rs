@@ -1,7 +1,7 @@
-//! Docker's name server, 127.0.0.11, as containers reach it: what they send there goes to the host, which asks it in the pod's
-//! network namespace. It reads no names and no answers.
+//! Docker's name server, 127.0.0.11, as containers reach it: their queries go to the host, which sends them from the pod's
+//! network namespace. It parses neither queries nor answers.
 //!
-//! Nothing is kept of a question: its sender's address travels with it and comes back with the answer.
+//! No query is stored: the sender's address is sent with the query and returned with the answer.
 
 mod redirect;
 

@@ -1,7 +1,7 @@
-//! Directs what is sent to Docker's name server, port 53, to a socket of the agent's at the same address.
+//! Redirects packets for Docker's name server, port 53, to a socket of the agent at the same address.
 //!
-//! By programs of the cgroup that rewrite the port: a socket that listens at port 53 itself would keep a container's own name server
-//! from it, and rules of a packet filter would be in the way of a container's own.
+//! BPF programs of the cgroup rewrite the port. A socket that listens on port 53 itself would block a container's own name server,
+//! and rules of a packet filter would interfere with a container's own rules.
 
 use std::fs::File;
 use std::io;

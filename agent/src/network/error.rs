@@ -18,9 +18,8 @@ pub(crate) enum NetworkError {
     /// A message of the host that cannot be understood.
     #[error("network: the host's message about {what} cannot be understood: {reason}")]
     Message {
-        /// Of which list.
+        /// The list that the message was in.
         what: &'static str,
-        /// Why not.
         reason: String,
     },
     /// A device did not come up.
@@ -32,22 +31,17 @@ pub(crate) enum NetworkError {
     /// The kernel refuses a step.
     #[error("network: {step} {on}")]
     Step {
-        /// What was tried.
         step: &'static str,
-        /// On what.
         on: String,
-        /// Why it failed.
         #[source]
         source: io::Error,
     },
     /// A sysctl of an interface.
     #[error("network: write {value} to {path}")]
     Sysctl {
-        /// The file.
         path: String,
         /// What was to be in it.
         value: String,
-        /// Why not.
         #[source]
         source: io::Error,
     },

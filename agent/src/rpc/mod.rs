@@ -23,7 +23,7 @@ use crate::ids::{ContainerId, ExecId};
 use crate::network::GuestNetwork;
 use crate::sandbox::{Deleted, Sandbox, Wanted};
 
-/// Serves the host.
+/// The service that the host calls.
 #[derive(Debug)]
 pub(crate) struct Service(Arc<Sandbox>, Arc<GuestNetwork>);
 

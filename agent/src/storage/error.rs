@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-/// Why not.
+/// Why a storage cannot be acquired or released.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StorageError {
     /// What the host asks for cannot be meant.
@@ -15,7 +15,6 @@ pub(crate) enum StorageError {
     /// A disk that was plugged in does not show up.
     #[error("disk {serial} has not appeared in the guest within {seconds} s")]
     NoDisk {
-        /// Its serial number.
         serial: String,
         /// How long it was waited for.
         seconds: u64,
@@ -23,30 +22,25 @@ pub(crate) enum StorageError {
     /// The file system cannot be mounted.
     #[error("cannot mount {fstype} from {source_name} with options {options:?}: {reason}")]
     Mount {
-        /// Its type.
         fstype: String,
         /// The disk, or the type again.
         source_name: String,
         /// The options asked for.
         options: Vec<String>,
-        /// Why not.
         reason: String,
     },
     /// What the host has in it cannot be made.
     #[error("cannot make what the host has put into storage {name}")]
     Entries {
-        /// The storage.
         name: String,
-        /// Why not.
         #[source]
         source: io::Error,
     },
     /// Two containers mean different things by one name.
     #[error("storage {name} is mounted as {mounted} for another container, and {wanted} is asked for")]
     Different {
-        /// The name.
         name: String,
-        /// What it is.
+        /// What is already mounted under the name.
         mounted: String,
         /// What is asked for.
         wanted: String,
@@ -57,9 +51,7 @@ pub(crate) enum StorageError {
          ask for less"
     )]
     NoRoom {
-        /// Pages asked for.
         wanted: u64,
-        /// Pages there are.
         got: u64,
         /// Size of a page in KiB.
         size_kib: u64,
@@ -67,18 +59,15 @@ pub(crate) enum StorageError {
     /// A file or mount operation.
     #[error("cannot {operation} {}", path.display())]
     Io {
-        /// What was tried.
         operation: &'static str,
-        /// On what.
         path: PathBuf,
-        /// Why it failed.
         #[source]
         source: io::Error,
     },
     /// The disk is still in use after its file system was unmounted.
     #[error("disk {} is still in use {seconds} s after it was unmounted", path.display())]
     Busy {
-        /// Its node.
+        /// The device node.
         path: PathBuf,
         /// How long it was waited for.
         seconds: u64,
@@ -91,7 +80,6 @@ pub(crate) enum StorageError {
     Grow {
         /// The storage, or its disk.
         name: String,
-        /// Why not.
         reason: String,
     },
     /// The thread that did the work is gone.

@@ -23,7 +23,7 @@ impl Channel {
         Ok(Self(Arc::new(sys::watched(fd, interest)?)))
     }
 
-    /// 0: the end.
+    /// Reads into the buffer, and returns the number of bytes; 0 at the end.
     pub(super) async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         async_io(&self.0, Interest::READABLE, |fd| Ok(read_or_end(fd, buffer)?)).await
     }

@@ -37,9 +37,8 @@ pub(crate) enum StreamError {
     /// A token of the wrong length.
     #[error("the token of {stream} has {length} bytes instead of {TOKEN_LENGTH}")]
     Token {
-        /// Which one.
         stream: &'static str,
-        /// Bytes it has.
+        /// The token's length in bytes.
         length: usize,
     },
     /// A terminal and a single stream were asked for.

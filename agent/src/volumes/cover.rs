@@ -1,4 +1,4 @@
-//! A mount over a part of what a running container has: made in its mount namespace, by a thread that enters it.
+//! Mounts something over a part of a running container's volume: in the container's mount namespace, by a thread that enters it.
 
 use std::{
     io,

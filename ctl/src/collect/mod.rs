@@ -45,7 +45,6 @@ pub(crate) enum CollectError {
     Write {
         /// The file.
         path: PathBuf,
-        /// Why.
         #[source]
         source: io::Error,
     },

@@ -42,11 +42,8 @@ pub(crate) enum ExecError {
     /// The streams cannot be made.
     #[error("cannot {operation} {}", path.display())]
     Stream {
-        /// What was tried.
         operation: &'static str,
-        /// On what.
         path: PathBuf,
-        /// Why.
         #[source]
         source: io::Error,
     },

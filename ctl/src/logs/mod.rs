@@ -56,7 +56,6 @@ pub(crate) enum LogError {
     Read {
         /// The log.
         path: PathBuf,
-        /// Why.
         #[source]
         source: io::Error,
     },

@@ -35,7 +35,6 @@ pub(crate) enum MemlockError {
     Directory {
         /// Where.
         path: PathBuf,
-        /// Why not.
         #[source]
         source: std::io::Error,
     },

@@ -28,7 +28,6 @@ pub(crate) enum MapError {
     Read {
         /// The map.
         path: PathBuf,
-        /// Why.
         #[source]
         source: io::Error,
     },

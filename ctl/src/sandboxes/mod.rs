@@ -90,7 +90,6 @@ pub(crate) enum FindError {
     Read {
         /// The directory.
         path: PathBuf,
-        /// Why.
         #[source]
         source: io::Error,
     },

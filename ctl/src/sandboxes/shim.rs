@@ -35,7 +35,6 @@ pub(crate) enum ShimError {
     Gone {
         /// The sandbox.
         sandbox: String,
-        /// Why.
         reason: String,
     },
     /// It says no.

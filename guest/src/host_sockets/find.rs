@@ -1,4 +1,4 @@
-//! Sockets among the host's files: where they are, what they are, and how they are connected with.
+//! Sockets among the host's files: finds them, determines their type, and connects to them.
 
 use std::ffi::OsString;
 use std::io;
@@ -20,7 +20,7 @@ const ACCEPTS: Duration = Duration::from_secs(10);
 /// A socket of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Found {
-    /// Without links.
+    /// The path after all links are resolved.
     pub(super) path: PathBuf,
     pub(super) kind: SocketType,
     /// With the bits of its type (inode(7)).

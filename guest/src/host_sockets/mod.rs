@@ -1,8 +1,8 @@
-//! Sockets of the host that containers are connected with: those of which a container has a bind mount and which the operator allows
+//! Sockets of the host that containers may connect to: those that a container has as a bind mount and that the operator allows
 //! (`share_host_sockets`).
 //!
-//! It decides which socket is allowed, keeps who has which, and finds it anew for each connection: a service that is started again
-//! has another socket at the same path. The guest names none of them by a path.
+//! It decides which sockets are allowed, and records which container has which. It looks a socket up again for each connection, because a
+//! restarted service has another socket at the same path. The guest cannot name a socket by its path.
 
 mod find;
 mod service;

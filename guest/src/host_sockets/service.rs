@@ -1,4 +1,4 @@
-//! One socket of the host, as the guest is served by it.
+//! Serves the guest's connections to one socket of the host.
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -1,7 +1,7 @@
-//! Docker's name server, for the guest: what containers send to 127.0.0.11 comes here, and is sent from inside the pod's network
-//! namespace, where Docker's rules lead it to dockerd.
+//! Docker's name server, for the guest: queries that containers send to 127.0.0.11 arrive here, and are sent from inside the pod's network
+//! namespace, where Docker's rules redirect them to dockerd.
 //!
-//! One thread stays in the namespace and has all sockets that are opened there; it ends when the relay does. Messages are neither read
+//! One thread stays in the namespace and owns all sockets that are opened there; it ends with the relay. Messages are neither parsed
 //! nor changed.
 
 mod resolv_conf;

@@ -1,4 +1,4 @@
-//! Whether a container asks Docker's name server: by what its resolv.conf says (resolv.conf(5)).
+//! Whether a container uses Docker's name server, according to its resolv.conf (resolv.conf(5)).
 
 use std::io::Read as _;
 use std::net::Ipv4Addr;

@@ -24,7 +24,7 @@ impl Hold {
     }
 }
 
-/// stdin's FIFO.
+/// The FIFO of standard input.
 pub(super) struct Input {
     source: Source,
     hold: Option<Hold>,
@@ -69,7 +69,7 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// 0: the end.
+    /// Reads into the buffer, and returns the number of bytes; 0 at the end.
     pub(super) async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             let ready = self.receiver.ready(Interest::READABLE).await?;
@@ -101,7 +101,7 @@ impl Source {
     }
 }
 
-/// Where output goes.
+/// What an output is written to: a FIFO, a file, a program, or nothing.
 pub(super) struct Target(Option<Pin<Box<dyn AsyncWrite + Send + Sync>>>);
 
 impl Target {
@@ -126,7 +126,7 @@ impl Target {
         Self(Some(Box::pin(sender)))
     }
 
-    /// Drops everything.
+    /// A target that discards the output.
     pub(super) fn nowhere() -> Self {
         Self(None)
     }

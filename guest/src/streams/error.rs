@@ -9,7 +9,7 @@ pub enum StreamError {
     /// Neither a FIFO's path nor a URI that is understood.
     #[error("{uri:?} is neither a FIFO's absolute path nor a file:// or binary:// URI: {reason}")]
     Uri {
-        /// What containerd named.
+        /// The URI that containerd named.
         uri: String,
         /// What is wrong with it.
         reason: &'static str,
@@ -19,18 +19,18 @@ pub enum StreamError {
     Open {
         /// stdin, stdout or stderr.
         name: &'static str,
-        /// The path.
+        /// The path of the FIFO or file.
         path: PathBuf,
-        /// Why.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },
     /// The program of a binary:// URI.
     #[error("the logging program {} does not run", path.display())]
     Logger {
-        /// The program.
+        /// The path of the logging program.
         path: PathBuf,
-        /// Why.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },

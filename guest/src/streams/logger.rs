@@ -84,7 +84,7 @@ fn decode(text: &str, query: bool) -> Option<String> {
     String::from_utf8(bytes).ok().filter(|text| !text.contains('\0'))
 }
 
-/// A running program.
+/// A running logging program.
 pub(super) struct Logger {
     child: Child,
     path: PathBuf,

@@ -1,11 +1,11 @@
-//! How long a guest is waited for that owes the output of a process that has ended.
+//! The time limit for a guest that still has to send the output of an ended process.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How many times its patience such a guest has in all: what is left is in its pipes and sockets, so whoever sends it byte by byte
-/// only wants the process not to end.
+/// The limit in all, as a multiple of the patience. The remaining output fits into pipes and sockets, so a guest that sends it byte by
+/// byte only delays the exit.
 const PATIENCES: u32 = 6;
 
 /// Time that was spent on waiting for the guest since the process ended. What a slow reader of the host takes does not count.

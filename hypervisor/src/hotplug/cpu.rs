@@ -26,9 +26,9 @@ pub enum CpuError {
     /// QEMU refuses a step, or has ended.
     #[error("cannot {step}")]
     Step {
-        /// What was tried.
+        /// The failed operation, as the message names it.
         step: &'static str,
-        /// Why not.
+        /// The error that caused it.
         #[source]
         source: QmpError,
     },

@@ -43,9 +43,9 @@ pub enum HotplugError {
     /// QEMU does not give it another size, or has ended.
     #[error("cannot resize disk {disk}")]
     Resize {
-        /// Its serial number.
+        /// The disk's serial number.
         disk: String,
-        /// Why not.
+        /// The error that caused it.
         #[source]
         source: QmpError,
     },
@@ -58,11 +58,11 @@ pub enum HotplugError {
     /// QEMU refuses a step, or has ended.
     #[error("cannot {step} {device}")]
     Step {
-        /// What was tried.
+        /// The failed operation, as the message names it.
         step: &'static str,
         /// What it is, and its name.
         device: String,
-        /// Why not.
+        /// The error that caused it.
         #[source]
         source: QmpError,
     },
@@ -79,7 +79,7 @@ pub enum HotplugError {
     Files {
         /// What it is, and its name.
         device: String,
-        /// Why not.
+        /// The error that caused it.
         #[source]
         source: Arc<std::io::Error>,
     },

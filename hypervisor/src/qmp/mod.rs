@@ -38,7 +38,7 @@ pub enum QmpError {
     /// QEMU refuses the command.
     #[error("QEMU refuses {command}: {description} ({class})")]
     Refused {
-        /// The command.
+        /// The command's name.
         command: String,
         /// The kind of error, `GenericError` for most.
         class: String,
@@ -51,7 +51,7 @@ pub enum QmpError {
     /// QEMU does not answer.
     #[error("QEMU has not answered {command} for {} s", ANSWER_TIMEOUT.as_secs())]
     Timeout {
-        /// The command.
+        /// The command's name.
         command: String,
     },
 }

@@ -38,7 +38,7 @@ const NO_CORE: u64 = 1;
 /// What a child does about its network namespace.
 #[derive(Debug)]
 pub(crate) enum Network {
-    /// Nothing.
+    /// That of the parent.
     Inherited,
     /// Makes a new one, in which there is nothing.
     Empty,

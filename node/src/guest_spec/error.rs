@@ -15,7 +15,7 @@ pub enum GuestSpecError {
     Field {
         /// As the specification names it.
         field: &'static str,
-        /// Why not.
+        /// The reason, as the message gives it.
         reason: String,
     },
     /// A mount that cannot be made in the guest.
@@ -23,17 +23,17 @@ pub enum GuestSpecError {
     Mount {
         /// Where in the container.
         destination: PathBuf,
-        /// Why not.
+        /// The reason, as the message gives it.
         reason: String,
     },
     /// A namespace that cannot be joined from inside the guest.
     #[error("namespace {kind} at {}: {reason}", path.display())]
     Namespace {
-        /// OCI type.
+        /// The type, as the OCI specification names it.
         kind: String,
         /// The path asked for.
         path: PathBuf,
-        /// Why not.
+        /// The reason, as the message gives it.
         reason: &'static str,
     },
 }

@@ -1,7 +1,7 @@
-//! Id-mapped mounts: whose a source's files are in the container (`uidMappings` and `gidMappings` of a mount, `idmap`, `ridmap`).
+//! Id-mapped mounts: the owners of a source's files in the container (`uidMappings` and `gidMappings` of a mount, `idmap`, `ridmap`).
 //!
-//! Files of the host are mapped by the host, before they are shared, so that the guest is told of the mapped owners and needs to know
-//! nothing of it. The guest maps what is its own: volumes in its memory and on disks.
+//! The host maps the owners of its files before they are shared, so the guest sees the mapped owners and does not need to know about
+//! the mapping. The guest maps its own file systems: volumes in its memory and on disks.
 
 use oci_spec::runtime::{Linux, LinuxIdMapping, Mount};
 

@@ -30,7 +30,7 @@ use lifecycle::id::{ContainerId, SandboxId};
 /// What to know besides the specification.
 #[derive(Debug, Clone, Copy)]
 pub struct Input<'a> {
-    /// The container.
+    /// The container's id.
     pub container: &'a ContainerId,
     /// The sandbox it belongs to; its first container has the same id.
     pub sandbox: &'a SandboxId,
@@ -40,7 +40,7 @@ pub struct Input<'a> {
     pub host_files: &'a BTreeSet<PathBuf>,
 }
 
-/// The answer.
+/// The specification for the guest, and the work for the host.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GuestSpec {
     /// For the guest: `root.path` is where [`crate::share::SharedTree`] puts it; so are the sources of bind mounts once they

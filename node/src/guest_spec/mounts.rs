@@ -35,7 +35,7 @@ pub struct BindSource {
 pub struct PlacedBind {
     /// Its place among the specification's mounts.
     pub position: usize,
-    /// The guest's path.
+    /// The path of the source in the guest.
     pub source: PathBuf,
     /// What the host does not allow.
     pub options: HostOptions,
@@ -46,9 +46,9 @@ pub struct PlacedBind {
 /// What is mounted over a part of a source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Over {
-    /// The part.
+    /// The path of the part.
     pub at: PathBuf,
-    /// The guest's path.
+    /// The path of the source in the guest.
     pub source: PathBuf,
     /// The host has it read-only.
     pub read_only: bool,

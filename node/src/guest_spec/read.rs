@@ -21,9 +21,9 @@ pub enum ReadError {
     /// The file cannot be read.
     #[error("cannot read {}", path.display())]
     File {
-        /// config.json.
+        /// The path of config.json.
         path: PathBuf,
-        /// Why.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },
@@ -32,7 +32,7 @@ pub enum ReadError {
     Json {
         /// The file, or the process of an exec.
         what: String,
-        /// Where and why.
+        /// The parser's error, with the position.
         #[source]
         source: serde_json::Error,
     },

@@ -31,7 +31,7 @@ impl Allowance {
         }
     }
 
-    /// The cgroup.
+    /// The cgroup that has the limits.
     #[must_use]
     pub fn cgroup(&self) -> &HostCgroup {
         &self.cgroup

@@ -13,37 +13,37 @@ pub enum LimitError {
     /// The kernel refuses it.
     #[error("cannot write {value:?} into {}", path.display())]
     Write {
-        /// The file.
+        /// The file of the cgroup.
         path: PathBuf,
         /// What was to be in it.
         value: String,
-        /// Why not.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },
     /// What the parent has is not known.
     #[error("cannot read {}", path.display())]
     Read {
-        /// The file.
+        /// The file of the cgroup.
         path: PathBuf,
-        /// Why not.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },
     /// No hierarchy has the file.
     #[error("no cgroup of the sandbox has the controller {controller}")]
     NoController {
-        /// Its name.
+        /// The controller's name.
         controller: &'static str,
     },
     /// What is in use cannot be reclaimed: the limit would kill the VMM.
     #[error("{} has {used} bytes in use that cannot be reclaimed, more than {wanted}", path.display())]
     InUse {
-        /// The cgroup.
+        /// The cgroup's directory.
         path: PathBuf,
-        /// Bytes.
+        /// Memory in use, in bytes.
         used: u64,
-        /// Bytes.
+        /// The limit that was to be set, in bytes.
         wanted: u64,
     },
 }

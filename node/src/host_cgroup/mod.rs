@@ -86,7 +86,7 @@ impl HostCgroup {
         Self { directories }
     }
 
-    /// For `sandbox.json`.
+    /// The cgroup's directories, to be recorded in `sandbox.json`.
     #[must_use]
     pub fn directories(&self) -> &[PathBuf] {
         &self.directories

@@ -62,7 +62,7 @@ pub enum MemlockError {
         asked: String,
         /// Soft and hard limit.
         value: String,
-        /// The ceiling.
+        /// The ceiling, as configured.
         max: String,
     },
     /// Two entries of one type (OCI runtime specification, config.md, "POSIX process": an error).

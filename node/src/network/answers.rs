@@ -1,10 +1,10 @@
-//! Answers to what dockerd asks from inside the namespace.
+//! Filters that let the answers to dockerd's own queries into the namespace.
 //!
-//! Docker's name server asks the servers of the host's network for the names that it does not know, by sockets in the container's
-//! namespace. Every frame that arrives there is the VM's, so their answers would never come. These filters, which are asked before the
-//! one that redirects everything, give the namespace's own stack what it needs: ARP, which the VM gets as well, and answers of name
-//! servers to the ports that its sockets have. The guest's kernel gives none of these ports by itself (its range is the
-//! default one, up to 60999). This is what the filters are; `wire` puts them there.
+//! For names that it does not know, Docker's name server asks the servers of the host's network, by sockets in the container's
+//! namespace. Every frame that arrives there is redirected to the VM, so these sockets would get no answers. These filters precede the
+//! one that redirects everything, and give the namespace's own stack what it needs: ARP, which the VM gets as well, and name servers'
+//! answers to the ports of these sockets. The guest's kernel never chooses these ports by itself (its range is the
+//! default one, up to 60999). This module defines the filters; `wire` installs them.
 
 use rtnetlink::packet_route::tc::{
     TcAction, TcActionAttribute, TcActionMirror, TcActionMirrorOption, TcActionOption, TcActionType, TcFilterU32Option,

@@ -9,20 +9,20 @@ pub enum NetworkError {
     /// The namespace has gone, or never was.
     #[error("cannot open network namespace {}", path.display())]
     Namespace {
-        /// Its file.
+        /// The namespace's file.
         path: PathBuf,
-        /// Why.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },
     /// The namespace cannot be made or entered.
     #[error("cannot {operation} network namespace {namespace}")]
     Enter {
-        /// What was tried.
+        /// The failed operation, as the message names it.
         operation: &'static str,
-        /// Which one.
+        /// The namespace, as messages name it.
         namespace: String,
-        /// Why.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },
@@ -38,9 +38,9 @@ pub enum NetworkError {
          with Ethernet frames are supported"
     )]
     Unsupported {
-        /// The interface.
+        /// The interface's name.
         name: String,
-        /// Where it is.
+        /// Its namespace, as messages name it.
         namespace: String,
         /// What it is, as the kernel calls it.
         kind: String,
@@ -51,11 +51,11 @@ pub enum NetworkError {
          two (remove the addresses of {name}, or make {upper} inside the container)"
     )]
     Stacked {
-        /// The lower one.
+        /// The lower interface's name.
         name: String,
-        /// Where it is.
+        /// Its namespace, as messages name it.
         namespace: String,
-        /// The upper one.
+        /// The upper interface's name.
         upper: String,
     },
     /// Its incoming frames are redirected already.
@@ -64,15 +64,15 @@ pub enum NetworkError {
          limits it (tc qdisc show dev {name})"
     )]
     Taken {
-        /// The interface.
+        /// The interface's name.
         name: String,
-        /// Where it is.
+        /// Its namespace, as messages name it.
         namespace: String,
     },
     /// More than the VM has places for.
     #[error("network namespace {namespace} has {count} interfaces that are in use: a VM has places for {most}")]
     TooMany {
-        /// Which one.
+        /// The namespace, as messages name it.
         namespace: String,
         /// How many there are.
         count: usize,
@@ -82,32 +82,32 @@ pub enum NetworkError {
     /// Another sandbox is about to redirect its frames.
     #[error("another sandbox is about to use network namespace {namespace}: there is one VM for each")]
     Claimed {
-        /// Which one.
+        /// The namespace, as messages name it.
         namespace: String,
     },
     /// The kernel refuses a step.
     #[error("network namespace {namespace}: cannot {step} {on}{}", hint(step))]
     Step {
-        /// Where.
+        /// The namespace, as messages name it.
         namespace: String,
-        /// What was tried.
+        /// The failed operation, as the message names it.
         step: &'static str,
-        /// On what.
+        /// The object of the operation, as the message names it.
         on: String,
-        /// Why it failed.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },
     /// A tap or one of its devices cannot be opened.
     #[error("network namespace {namespace}: cannot open {device} for {on}")]
     Tap {
-        /// Where.
+        /// The namespace, as messages name it.
         namespace: String,
         /// `/dev/net/tun`, `/dev/tapN` or `/dev/vhost-net`.
         device: String,
-        /// For which tap.
+        /// The tap's name.
         on: String,
-        /// Why.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },

@@ -101,7 +101,7 @@ impl PodNetwork {
         self.plan.model != InterNetworking::None
     }
 
-    /// Where QEMU runs.
+    /// The network namespace in which QEMU runs.
     #[must_use]
     pub fn vm_namespace(&self) -> NetworkNamespace {
         match &self.namespace {

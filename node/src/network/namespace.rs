@@ -105,7 +105,7 @@ impl Namespace {
         }
     }
 
-    /// As in messages.
+    /// The name that messages use.
     pub(super) fn name(&self) -> &str {
         &self.name
     }

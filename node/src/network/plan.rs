@@ -16,7 +16,7 @@ pub enum Place {
     Host,
     /// The one that a file stands for.
     At(PathBuf),
-    /// A new one.
+    /// A namespace that the shim makes.
     New {
         /// Somebody is about to put a network there: hooks, as Docker's before 28.0, or Docker itself, which since then does it
         /// between the task's creation and its start.
@@ -66,7 +66,7 @@ pub struct Rates {
 /// What a sandbox's network is made by.
 #[derive(Debug, Clone)]
 pub struct NetworkPlan {
-    /// Where it is.
+    /// The network namespace that the specification asks for.
     pub place: Place,
     /// Kata's `internetworking_model`.
     pub model: InterNetworking,
@@ -81,7 +81,7 @@ pub struct NetworkPlan {
 }
 
 impl NetworkPlan {
-    /// From the configuration.
+    /// A plan with the settings of the configuration.
     #[must_use]
     pub fn new(place: Place, config: &config::Config) -> Self {
         let vcpus = hypervisor::vcpus(&config.hypervisor).get();

@@ -1,7 +1,7 @@
-//! Limits the rate of a device by a token bucket at its egress (tc-tbf(8)), and takes it off again.
+//! Limits the rate of a device by a token bucket at its egress (tc-tbf(8)), and removes the bucket again.
 //!
-//! Kata uses HTB for the same keys, and a device of its own (ifb) for what the guest sends. Here what the guest sends leaves by
-//! the interface that the tap is joined to, so the bucket is there: nothing more is needed than the kernel's `sch_tbf`.
+//! Kata uses HTB for the same keys, and an additional device (ifb) for the frames that the guest sends. Here these frames leave by
+//! the interface that the tap is joined to, so the bucket is at that interface, and only the kernel's `sch_tbf` is needed.
 
 use futures::StreamExt as _;
 use rtnetlink::packet_core::{

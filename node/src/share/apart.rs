@@ -1,5 +1,5 @@
-//! What the host has mounted below a source that asks for attributes for itself alone (`rbind` with `ro`, without `rro`): such a mount
-//! keeps its own, as with runc. In the guest what is found inside a mount has that mount's attributes, so each is bound by itself.
+//! Mounts of the host below a source whose attributes are not recursive (`rbind` with `ro`, without `rro`): they keep their own attributes,
+//! as with runc. In the guest everything inside a mount has that mount's attributes, so each of them is bound separately.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! Puts trees of mounts into the shared directory, and takes away what is mounted in it.
+//! Attaches trees of mounts in the shared directory, and unmounts what is mounted there.
 
 use std::collections::HashSet;
 use std::io;

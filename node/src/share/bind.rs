@@ -246,7 +246,7 @@ impl SharedTree {
 struct Apart {
     /// The source, by its number among those that were asked for.
     of: usize,
-    /// Its place there.
+    /// Its path below the source.
     at: PathBuf,
     bind: BindSource,
 }

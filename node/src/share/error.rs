@@ -20,7 +20,7 @@ pub enum ShareError {
         bind: PathBuf,
         /// Path in the container.
         destination: PathBuf,
-        /// Why.
+        /// The error that caused it.
         #[source]
         source: Box<HostNamespaceError>,
     },
@@ -31,7 +31,7 @@ pub enum ShareError {
         bind: PathBuf,
         /// Path in the container.
         destination: PathBuf,
-        /// Why.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },
@@ -49,13 +49,13 @@ pub enum ShareError {
     /// One of the mounts that containerd sent for the rootfs.
     #[error("cannot mount the rootfs: {kind} from {from:?} with options {options:?}")]
     Rootfs {
-        /// Its type.
+        /// The mount's type.
         kind: String,
-        /// Its source.
+        /// The mount's source.
         from: String,
-        /// Its options.
+        /// The mount's options.
         options: Vec<String>,
-        /// Why.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },
@@ -67,7 +67,7 @@ pub enum ShareError {
     RootfsSource {
         /// The directory on the host.
         root: PathBuf,
-        /// Why.
+        /// The error that caused it.
         #[source]
         source: Box<HostNamespaceError>,
     },

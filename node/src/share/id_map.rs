@@ -1,5 +1,5 @@
-//! Clones of the host's mounts whose files belong to others: the kernel translates the owners, in both directions, for whoever uses them,
-//! virtiofsd among them.
+//! Id-mapped clones of the host's mounts: the kernel translates the owners of files, in both directions, for every process that uses the
+//! clone, including virtiofsd.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

@@ -51,7 +51,7 @@ pub(super) struct Mirrors {
     thread: Mutex<Option<OwnedFd>>,
 }
 
-/// One source.
+/// A source with its replica, and the copy that follows it.
 #[derive(Debug)]
 struct Mirror {
     volume: VolumeId,

@@ -149,7 +149,7 @@ pub(super) enum Choice {
     New,
 }
 
-/// The volumes.
+/// The volumes of a sandbox, and who uses them.
 #[derive(Debug, Default)]
 pub(super) struct Registry {
     last: VolumeId,

@@ -16,7 +16,7 @@ const SHARE: u64 = 8;
 /// Limits of a cgroup. What is not there is not limited.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HostLimits {
-    /// Bytes.
+    /// Limit of memory, in bytes.
     pub memory: Option<u64>,
     /// Shares of CPU time, as v1 counts them.
     pub shares: Option<u64>,

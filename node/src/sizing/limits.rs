@@ -26,7 +26,7 @@ pub struct Limits {
     pub(super) cpus: Option<NumberSet>,
     pub(super) mems: Option<NumberSet>,
     pub(super) shares: Option<u64>,
-    /// Bytes.
+    /// Limit of memory, in bytes.
     memory: Option<i64>,
     huge_pages: u64,
 }

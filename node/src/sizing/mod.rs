@@ -4,7 +4,8 @@
 //! memory = default_memory + memory limits + 1/64 of the limits, for the guest kernel's page records
 //! vCPUs  = sum of the CPU limits, rounded up, but never fewer than default_vcpus
 //! ```
-//! and what the guest asks for beyond that, within `default_memory_limit`, where a container without a limit of memory runs;
+//! If a container without a memory limit runs, the memory that the guest asks for is added, within `default_memory_limit`.
+//!
 //! If the configuration sets an overhead (`overhead_vcpus`, `overhead_memory`) and a constant size
 //! (`static_sandbox_resource_mgmt`), and there are limits, the rule is that of Kata's runtime-rs:
 //! ```text
@@ -39,7 +40,7 @@ const LEAST_MEMORY: Mebibytes = Mebibytes(64);
 /// What a VM has to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wanted {
-    /// What it gets.
+    /// The size within the bounds.
     pub size: Size,
     /// What the limits ask for, where that is more than it can have.
     pub beyond: Option<Size>,
@@ -67,11 +68,11 @@ impl Overhead {
 /// How the limits of one sandbox's containers become a size.
 #[derive(Debug, Clone, Copy)]
 pub struct Sizing {
-    /// Without any limits.
+    /// The size without any limits.
     base: Size,
-    /// At the boot.
+    /// The size at boot, below which the VM never shrinks.
     boot: Wanted,
-    /// At most.
+    /// The largest size.
     most: Size,
     /// What containers without a limit of memory may have beyond `base` and the limits of others.
     growth: Mebibytes,

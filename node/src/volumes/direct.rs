@@ -21,7 +21,7 @@ const MAX: u64 = 1 << 20;
 /// Kinds of volumes that are disks: the names that Kata's two runtimes and its tools use.
 const KINDS: [&str; 4] = ["", "block", "directvol", "file"];
 
-/// The file's content.
+/// The content of mountInfo.json.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub(super) struct MountInfo {
     #[serde(rename = "volume-type", default)]

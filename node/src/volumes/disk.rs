@@ -18,7 +18,7 @@ use crate::path_error::PathError;
 /// What makes two paths the same disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DiskKey {
-    /// Its device number.
+    /// A block device, by its device number.
     BlockDevice(u64),
     /// The file system that it is on, and its inode.
     File(u64, u64),
@@ -29,7 +29,7 @@ pub enum DiskKey {
 pub struct HostDisk {
     /// What it is, whatever it is called.
     pub key: DiskKey,
-    /// For messages.
+    /// The path that messages name.
     pub path: PathBuf,
     /// The guest is not to write to it.
     pub read_only: bool,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::host_ns::HostNamespaceError;
 use crate::path_error::PathError;
 
-/// Why not.
+/// Why a volume or a device cannot be given to the guest.
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeError {
     /// A mount that cannot be what it says.
@@ -13,13 +13,13 @@ pub enum VolumeError {
     Mount {
         /// Where in the container.
         destination: PathBuf,
-        /// Why not.
+        /// The reason, as the message gives it.
         reason: String,
     },
     /// What describes a direct-assigned volume.
     #[error("the direct-assigned volume {}: {} {reason}", volume.display(), file.display())]
     Direct {
-        /// The volume's path.
+        /// The path of the direct-assigned volume.
         volume: PathBuf,
         /// The file that describes it.
         file: PathBuf,
@@ -37,30 +37,30 @@ pub enum VolumeError {
     /// The rootfs.
     #[error("cannot use {from:?} as the rootfs: {reason}")]
     Rootfs {
-        /// Its source.
+        /// The rootfs's device or image.
         from: String,
-        /// Why not.
+        /// The reason, as the message gives it.
         reason: String,
     },
     /// The device or image is not there.
     #[error("cannot find {} for the guest", path.display())]
     Missing {
-        /// On the host.
+        /// The path on the host.
         path: PathBuf,
-        /// Why.
+        /// The error that caused it.
         #[source]
         source: Box<HostNamespaceError>,
     },
     /// Neither a block device nor a regular file.
     #[error("{} is neither a block device nor a regular file: it cannot be a disk of the guest", path.display())]
     NoDisk {
-        /// On the host.
+        /// The path on the host.
         path: PathBuf,
     },
     /// A drive without a medium, a loop device without a file.
     #[error("{} is empty: it has no medium, or no file", path.display())]
     Empty {
-        /// On the host.
+        /// The path on the host.
         path: PathBuf,
     },
     /// Somebody on the host uses it.
@@ -70,10 +70,10 @@ pub enum VolumeError {
         path.display()
     )]
     InUse {
-        /// On the host.
+        /// The path on the host.
         path: PathBuf,
     },
-    /// A file operation.
+    /// An operation on a file of the host failed.
     #[error(transparent)]
     Io(#[from] PathError),
 }

@@ -1,5 +1,5 @@
-//! A rootfs that is an overlay of file systems on disks: one for each layer of the image, and one for what is written. containerd's
-//! erofs snapshotter describes it so to whoever mounts it by himself (2.2, core/mount: `format/`).
+//! A rootfs that is an overlay of file systems on disks: one for each layer of the image, and one for the writable layer. containerd's
+//! erofs snapshotter describes it in this way to clients that mount it themselves (2.2, core/mount: `format/`).
 //!
 //! The options of the overlay, which is the last mount of the list, name the others by templates: `{{ mount 2 }}` is where the third one
 //! is mounted, `{{ overlay 0 2 }}` is the first three with a colon between, the uppermost first. The guest mounts each from a disk of

@@ -20,7 +20,7 @@ pub(super) enum FileSystem {
     Tmpfs { size: u64 },
     /// Of huge pages of so many bytes.
     HugePages { page: u64 },
-    /// Any other.
+    /// Any other file system.
     Other,
 }
 

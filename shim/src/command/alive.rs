@@ -1,4 +1,4 @@
-//! Whether a sandbox's server listens. What is not known to be gone counts as alive: `start` and `delete` remove what has no server.
+//! Whether a sandbox's server listens. In doubt it counts as alive, because `start` and `delete` remove a sandbox that has no server.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
-//! That `start` has printed the server's address. If it dies before, containerd takes the start for a failed one and asks nobody: the server
-//! has to end by itself.
+//! How the server learns that `start` has printed its address. If `start` dies before, containerd considers the start as failed and does not
+//! clean up, so the server has to end by itself.
 
 use std::os::fd::OwnedFd;
 

@@ -2,27 +2,27 @@
 //!
 //! containerd 1.6 to 2.1 send `-namespace N -address A -publish-binary B -id ID [-debug] start`, and for `delete` also
 //! `-bundle D`; `-v` and `-info` come alone. Users of Kata call `--version`. Our own server is started without an action
-//! and with `-socket`, the process that runs the hooks of a dead sandbox with `-poststop`, and the pool of warm VMs is asked with
-//! `-pool fill|drain|status|number` and made of processes with `-pool member`.
+//! and with `-socket`, and the process that runs the hooks of a dead sandbox with `-poststop`. `-pool fill|drain|status|number` controls the
+//! pool of warm VMs, and `-pool member` starts a member of it.
 
 use std::path::PathBuf;
 
 use crate::id::{ContainerId, IdError, Namespace};
 
-/// What to do.
+/// The action of a command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// Start the sandbox's server, or find it, and print its address.
     Start(Arguments),
     /// Remove what a dead shim has left.
     Delete(Arguments),
-    /// Be the server.
+    /// Run the sandbox's server.
     Serve(Arguments),
     /// Run the poststop hooks that are recorded in this directory, which `delete` has no time for.
     Poststop(PathBuf),
     /// Be a member of the pool of warm VMs, in this slot.
     Member {
-        /// The slot's name.
+        /// The name of the pool's slot: `KEY.N`.
         slot: String,
         /// The configuration that the runtime options named.
         config_path: Option<PathBuf>,
@@ -40,7 +40,7 @@ pub enum Command {
 pub enum PoolAction {
     /// Start what is missing.
     Fill,
-    /// End what waits.
+    /// End the VMs that no sandbox uses.
     Drain,
     /// Print what there is, as JSON.
     Status,
@@ -51,13 +51,13 @@ pub enum PoolAction {
 /// The flags' values.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Arguments {
-    /// containerd's namespace.
+    /// containerd's namespace of the sandbox.
     pub namespace: Namespace,
     /// The container, or for the server the sandbox. Checked as both are.
     pub id: ContainerId,
     /// The bundle; empty: the working directory.
     pub bundle: PathBuf,
-    /// Log more.
+    /// Log at level debug.
     pub debug: bool,
     /// Ours, for the server: the configuration that the runtime options named.
     pub config_path: Option<PathBuf>,

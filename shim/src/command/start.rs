@@ -40,7 +40,7 @@ pub enum StartError {
     Listen {
         /// The socket.
         path: PathBuf,
-        /// Why.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },
@@ -58,7 +58,7 @@ pub enum StartError {
     Address {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },

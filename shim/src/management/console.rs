@@ -1,7 +1,7 @@
-//! The socket that `/agent-url` names: Kata's `exec` dials it as a hybrid vsock, asks for a port of the guest by
-//! `CONNECT PORT\n`, is told `OK PORT\n`, and has a shell from then on (kata-containers,
-//! src/runtime/cmd/kata-runtime/kata-exec.go). Here nothing listens in the guest: every port is a debug console, as
-//! [`crate::sandbox::console`] starts it.
+//! The socket that `/agent-url` names. Kata's `exec` dials it as a hybrid vsock: it sends `CONNECT PORT\n`, receives
+//! `OK PORT\n`, and then has a shell (kata-containers,
+//! src/runtime/cmd/kata-runtime/kata-exec.go). Here nothing listens in the guest: for every port a debug console is started by
+//! [`crate::sandbox::console`].
 //!
 //! The shell has a terminal of 80 columns and 24 rows, which does not follow the client's: Kata's protocol does not pass its
 //! size on. It is ended when the client closes the connection.

@@ -1,9 +1,9 @@
 //! Where Kata's tools look for a sandbox's management socket: `/run/vc/sbs/<sandbox id>/shim-monitor.sock` is the Go
-//! runtime's, `/run/kata/<sandbox id>/shim-monitor.sock` runtime-rs's. kata-monitor takes each directory of the first for a
-//! sandbox. They have to be sockets, and no links to ours: kata-monitor's own container has `/run/vc/sbs` and not `/run/tatami`.
+//! runtime's, `/run/kata/<sandbox id>/shim-monitor.sock` runtime-rs's. For kata-monitor each directory below `/run/vc/sbs` is a
+//! sandbox. Both have to be sockets, not links to ours: kata-monitor's own container has `/run/vc/sbs` and not `/run/tatami`.
 //!
-//! Kata has no namespaces of containerd: if two sandboxes have the same id, or one of Kata's has it, the first one keeps the
-//! directory. Whose it is says the link `tatami` in it, which names the sandbox's own directory.
+//! Kata does not know containerd's namespaces: if two sandboxes have the same id, or one of Kata's has it, the first one keeps the
+//! directory. The link `tatami` in it shows the owner: it names the sandbox's own directory.
 
 use std::fs::{self, DirBuilder};
 use std::io;

@@ -1,4 +1,4 @@
-//! Bounds what a guest may name in the figures.
+//! Bounds the names that a guest may put into the metrics.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,4 @@
-//! Fills the pool: a member for every slot that is free, as far as the host has memory. And empties it.
+//! Fills the pool with a member for every free slot, as long as the host has memory, and empties it.
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};

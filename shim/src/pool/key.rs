@@ -1,7 +1,7 @@
 //! The key of a VM: two VMs with the same key can stand in for each other.
 //!
-//! In it are the configuration of the VM after the annotations, what its files are (not only their names), and what a process of this
-//! runtime has of the host by who started it. Limits of containers are not in it: a VM grows to them.
+//! The key contains the configuration of the VM after the annotations, the identity of its files (not only their names), and the
+//! namespaces, capabilities and limits that the process inherited. It does not contain limits of containers, because a VM grows to them.
 
 use std::fmt;
 use std::fs;
@@ -34,7 +34,6 @@ const RIGHTS: [&str; 9] = [
     "Cpus_allowed:",
 ];
 
-/// See the module.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Key(String);
 

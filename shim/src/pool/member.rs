@@ -1,7 +1,7 @@
-//! The process that is a member: boots its VM, waits for a claim, and becomes a sandbox's shim, or ends.
+//! A member's process: boots its VM, waits for a claim, and becomes a sandbox's shim, or ends.
 //!
-//! The main thread stays in the host's mount namespace until then. It alone decides, one request after the other: so a VM is never given
-//! away twice, and a claim and an end exclude each other.
+//! The main thread stays in the host's mount namespace until then. It alone decides, one request after the other. So a VM is never handed
+//! out twice, and a VM that is claimed cannot be retired.
 
 use std::fs;
 use std::io;

@@ -5,16 +5,16 @@
 //!  Booting ───────────────────────► Ready ───────────────────────► Adopted: a sandbox's shim like any other
 //!     └───────────────────────────────┴──────► Ended: retired, too old, another configuration, too little memory, the VM died
 //! ```
-//! A member is a process of this program. Its VM waits for the answer to the agent's hello, which has everything that makes a VM
-//! somebody's. A member is used once. It has one *slot*, a number below `vm_cache_number`, whose file it keeps locked: so there are
-//! never more members than slots, and the slot of one that dies is free at once.
+//! A member is a process of this program. Its VM waits for the answer to the agent's hello, which contains everything that is specific to a
+//! sandbox. A member is used once. It has one *slot*, a number below `vm_cache_number`, whose file it keeps locked. So there are
+//! never more members than slots, and the slot of a dead member is free at once.
 //!
 //! ```text
 //! /run/tatami/pool/KEY.N.lock     locked by the member in slot N
 //! /run/tatami/pool/KEY.N/         the member's files; renamed to the sandbox's directory when it is adopted
 //! /run/tatami/pool/KEY.N/claim    the socket on which it is claimed
 //! ```
-//! `KEY` stands for everything that decides a VM ([`Key`]). The module does not know what a sandbox does with its VM.
+//! `KEY` is a hash of everything that determines a VM ([`Key`]). The module does not know what a sandbox does with its VM.
 
 mod claim;
 mod fill;

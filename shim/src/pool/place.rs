@@ -1,4 +1,4 @@
-//! The pool's directory, its slots, and what a dead member leaves in one.
+//! The pool's directory and its slots, and the removal of what a dead member has left in one.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;

@@ -1,4 +1,4 @@
-//! What the pool says of itself: a note of each member, how many starts it has served, and why it is not full.
+//! The pool's records for the operator: a note of each member, how many starts were served, and why the pool is not full.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
@@ -129,7 +129,7 @@ struct Member {
     state: &'static str,
     config: PathBuf,
     pid: i32,
-    /// Seconds.
+    /// Age in seconds.
     age: u64,
     /// Bytes of the host's memory that are its processes' alone, and its part of what they share with others (PSS).
     memory: u64,

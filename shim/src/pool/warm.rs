@@ -1,8 +1,8 @@
-//! A VM that has booted and is nobody's: how it is made, and what is passed on when somebody takes it.
+//! A booted VM that no sandbox uses yet: how it is made, and what is passed on to the sandbox that takes it.
 //!
 //! The VM is driven by a thread of its own, with a runtime of its own and a mount namespace of its own, for the process's whole life. The
-//! sandbox that adopts it has another mount namespace, which is made then and has what the host has mounted meanwhile. The shared directory is
-//! a mount in both, and the two are peers (mount_namespaces(7)): what the sandbox mounts below it reaches virtiofsd.
+//! sandbox that adopts it has another mount namespace, which is made at that moment and contains what the host has mounted meanwhile. The shared
+//! directory is a mount in both, and the two are peers (mount_namespaces(7)): what the sandbox mounts below it reaches virtiofsd.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,12 +1,12 @@
-//! The socket on which a member is claimed or retired: one message each way, each whole (SOCK_SEQPACKET, unix(7)).
+//! The socket on which a member is claimed or retired, with whole messages (SOCK_SEQPACKET, unix(7)).
 //!
 //! ```text
-//! member → Hello            whoever connects learns at once whether it is worth to ask
+//! member → Hello            shows at once whether the member can be claimed
 //! member ← Claim + lock     or Retire
 //! member → Adopted          after this the member is the sandbox's shim
 //! member ← a byte           `start` has printed the address; if it ends before, so does the member
 //! ```
-//! A member that does not say hello at once is not asked, so a claim never lies in the queue of one that is stopped.
+//! A member that does not say hello in time gets no claim, so no claim waits in the queue of a stopped process.
 
 use std::ffi::OsString;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -45,7 +45,7 @@ pub(super) struct Hello {
 pub(super) enum Request {
     /// To be a sandbox's shim. The lock on the sandbox's directory comes with it.
     Claim(Box<Claim>),
-    /// To end.
+    /// The member is to end.
     Retire,
 }
 
@@ -167,7 +167,7 @@ pub(super) fn pair() -> (OwnedFd, OwnedFd) {
 }
 
 impl Request {
-    /// Asks.
+    /// Sends the request, with the lock of the sandbox if it is a claim.
     pub(super) fn send(&self, socket: &OwnedFd, lock: Option<BorrowedFd<'_>>) -> io::Result<()> {
         send(socket.as_fd(), self, lock)
     }

@@ -29,13 +29,13 @@ use protocol::agent::Network;
 use crate::pool::Parked;
 use crate::qemu::debug_image::DebugImage;
 
-/// Starts QEMU once.
+/// Launches the VM of one sandbox, once.
 pub struct QemuLauncher {
     /// How; or why it cannot be done, which the Create that waits for it reports.
     pub plan: Result<config::Hypervisor, LaunchError>,
     /// Where and with what.
     pub request: VmRequest,
-    /// Its network.
+    /// The network that the VM gets.
     pub network: NetworkPlan,
     /// The sandbox's cgroup.
     pub cgroup: HostCgroup,

@@ -40,7 +40,7 @@ pub enum BootError {
     TimedOut {
         /// What did not happen.
         waited_for: &'static str,
-        /// The limit.
+        /// The time limit that was reached.
         limit: Duration,
         /// The console's tail, with its heading.
         console: String,
@@ -48,7 +48,7 @@ pub enum BootError {
     /// It ended by itself.
     #[error("the VM ended while it booted: {reason}{console}")]
     Guest {
-        /// Why.
+        /// The reason, as the message gives it.
         reason: String,
         /// The console's tail, with its heading.
         console: String,
@@ -62,7 +62,7 @@ pub enum BootError {
 pub struct BootPlan {
     /// Where the boot waits for its turn; none: it does not.
     pub queue: Option<BootQueue>,
-    /// Starts the VM.
+    /// What starts the VM.
     pub launcher: Arc<dyn Launcher>,
     /// The answer to the agent's hello; the clock is filled in then.
     pub setup: SandboxSetup,
@@ -108,7 +108,7 @@ impl Signals {
     }
 }
 
-/// Boots.
+/// Boots the VM, and waits for its agent.
 pub(super) async fn boot(
     plan: &BootPlan,
     streams: StreamRegistry,

@@ -37,7 +37,7 @@ pub struct ConsoleRequest {
     pub id: String,
     /// The program and its arguments.
     pub args: Vec<String>,
-    /// NAME=value.
+    /// The environment, each entry as NAME=value.
     pub env: Vec<String>,
     /// Where the FIFOs are.
     pub directory: PathBuf,

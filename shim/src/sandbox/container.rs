@@ -17,7 +17,7 @@ use crate::id::{ContainerId, ExecId};
 /// What is to be created.
 #[derive(Debug, Clone)]
 pub struct CreateRequest {
-    /// The container.
+    /// The container's id.
     pub id: ContainerId,
     /// Its bundle on the host.
     pub bundle: PathBuf,
@@ -36,7 +36,7 @@ pub(super) struct Making {
 
 /// The record of a container.
 pub struct Container {
-    /// Its id.
+    /// The container's id.
     pub id: ContainerId,
     /// Its bundle on the host.
     pub bundle: PathBuf,

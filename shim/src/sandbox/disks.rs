@@ -28,24 +28,24 @@ pub enum DiskError {
     /// The VM does not take it.
     #[error("cannot give {path} to the guest{advice}")]
     Plug {
-        /// On the host.
+        /// The path on the host.
         path: String,
-        /// What to do.
+        /// What to do about it: the end of the message, or empty.
         advice: &'static str,
-        /// Why not.
+        /// The error that caused it.
         #[source]
         source: HotplugError,
     },
     /// Another container has it, and cannot write to it.
     #[error("{path} is given to another container of the sandbox read-only, and this one is to write to it")]
     ReadOnly {
-        /// On the host.
+        /// The path on the host.
         path: String,
     },
     /// It does not become larger.
     #[error("cannot make {path} larger: {reason}")]
     Grow {
-        /// On the host.
+        /// The path on the host.
         path: String,
         /// Why not, and what to do.
         reason: String,

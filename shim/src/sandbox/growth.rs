@@ -1,11 +1,11 @@
-//! Memory for containers without a limit of it, as they need it (docs/sizing.md).
+//! Memory for containers without a memory limit, as they need it (docs/sizing.md).
 //!
 //! ```text
 //! agent: the containers come near to what there is ─ScaleMemory─► counted, at most default_memory_limit ─► the VM grows ─► answer
 //! agent: they have needed less for a while         ─ScaleMemory─► counted                               ─► the VM shrinks, nobody waits
 //! ```
-//! The guest decides when; how much it can have is the configuration's. What it asks for is one number, and one demand is carried out
-//! at a time: a guest that asks without end keeps one task of the shim busy.
+//! The guest decides when it asks; the configuration limits how much it gets. A request is one number, and one request is carried out
+//! at a time, so a guest that asks without end keeps only one task of the shim busy.
 
 use std::sync::Arc;
 

@@ -18,7 +18,7 @@ use crate::id::ContainerId;
 /// For the VMM to answer: it does so at once unless its main loop is stuck.
 const ANSWER: Duration = Duration::from_secs(3);
 
-/// What was found.
+/// The state of the VM and its agent, for diagnostics.
 pub struct Health {
     /// The VM's life in one word.
     pub vm_state: &'static str,
@@ -37,7 +37,7 @@ pub struct Health {
 }
 
 impl Sandbox {
-    /// Looks.
+    /// Asks the VM and the agent, each for a few seconds at most.
     pub async fn health(&self) -> Health {
         let vm = self.vm.borrow().clone();
         let (vm_state, reason, hello) = match &vm {
@@ -120,7 +120,7 @@ impl Sandbox {
         self.machine().map_or_else(Vec::new, |machine| machine.pids())
     }
 
-    /// The guest's kernel.
+    /// The path of the guest's kernel.
     #[must_use]
     pub fn kernel(&self) -> &Path {
         &self.kernel

@@ -107,13 +107,13 @@ pub trait HostSide: Send + Sync {
     }
 }
 
-/// The real one.
+/// The host itself, and not a simulated one.
 pub struct RealHost {
     /// Where containers are attached.
     pub tree: SharedTree,
     /// The thread in the host's mount namespace.
     pub host: HostNamespace,
-    /// The sandbox.
+    /// The sandbox's id.
     pub sandbox: SandboxId,
     /// What the containers have of the host is watched here.
     pub watches: Option<Watches>,

@@ -26,9 +26,9 @@ use crate::id::{ContainerId, Namespace, SandboxId};
 
 /// What a sandbox is made of.
 pub struct Parts {
-    /// Its id.
+    /// The sandbox's id.
     pub id: SandboxId,
-    /// containerd's namespace.
+    /// containerd's namespace of the sandbox.
     pub namespace: Namespace,
     /// The host's side of its containers.
     pub host: Arc<dyn HostSide>,
@@ -40,7 +40,7 @@ pub struct Parts {
     pub timeouts: Timeouts,
     /// Whether programs may be run in the guest's own namespaces.
     pub debug_console: bool,
-    /// The guest's kernel.
+    /// The path of the guest's kernel.
     pub kernel: PathBuf,
     /// How big the VM has to be.
     pub sizing: Sizing,

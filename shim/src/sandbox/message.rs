@@ -1,4 +1,4 @@
-//! What the driver is told: requests of clients, and what has happened.
+//! The driver's messages: requests of clients, and reports of what has happened.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ pub(super) enum Payload {
 
 /// What the driver is told.
 pub(super) enum Message {
-    /// Somebody asks.
+    /// A client makes a request.
     Request {
         reply: Reply,
         request: Request,

@@ -82,9 +82,9 @@ enum Vm {
     Ended { ending: Ending, exit: Exit },
 }
 
-/// A sandbox.
+/// A sandbox: see the module.
 pub struct Sandbox {
-    /// Its id.
+    /// The sandbox's id.
     pub id: SandboxId,
     /// When it began.
     pub created_at: SystemTime,
@@ -204,7 +204,7 @@ impl Sandbox {
         }
     }
 
-    /// containerd's namespace.
+    /// containerd's namespace of the sandbox.
     #[must_use]
     pub fn namespace(&self) -> &Namespace {
         &self.namespace

@@ -19,9 +19,9 @@ pub(super) fn is_created(view: View) -> bool {
     view != View::In(Phase::Creating)
 }
 
-/// A process.
+/// The record of one process.
 pub struct Process {
-    /// Its name.
+    /// The container's id, and the exec's.
     pub name: ProcessName,
     /// What containerd named as its streams.
     pub stdio: StdioPaths,

@@ -64,7 +64,7 @@ impl Sandbox {
         }
     }
 
-    /// Tells containerd.
+    /// Queues the event for containerd.
     pub(super) fn publish(&self, container: &Container, process: &Process, event: Event) {
         let container_id = container.id.to_string();
         let exec_id = process.name.exec_id().to_owned();

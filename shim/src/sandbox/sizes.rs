@@ -1,5 +1,5 @@
-//! What the VM's size is made of: the limits that are counted for each container, the memory that containers without a
-//! limit need, and what the VM and the guest were last told. Pure but for the turns.
+//! The parts of the VM's size: the limits of each container, the memory that containers without a
+//! limit need, and the sizes that the VM and the guest were last given. Pure, except that changes wait for their turn.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};

@@ -23,7 +23,7 @@ pub(super) struct Order {
 }
 
 impl Sandbox {
-    /// Does it.
+    /// Carries out one piece of work, and returns what to report.
     pub(super) async fn work(self: Arc<Self>, order: Order) -> Done {
         if order.work == Work::Ping {
             return self.ping().await.map_err(failure);

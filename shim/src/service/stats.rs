@@ -18,7 +18,7 @@ pub enum CgroupMode {
 }
 
 impl CgroupMode {
-    /// Of this host.
+    /// The mode of this host.
     #[must_use]
     pub fn of_host() -> Self {
         const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;

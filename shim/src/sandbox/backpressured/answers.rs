@@ -1,7 +1,7 @@
-//! What the guest may answer: what was asked, once, and no longer than [`LONGEST`].
+//! Checks the guest's answers: one answer for each request, no longer than [`LONGEST`].
 //!
 //! Decoded, a message can take fifty times its bytes (a list of empty messages), in this process, which no cgroup of the pod
-//! bounds. The longest is the longest that an honest agent gives, with room.
+//! limits. An honest agent's longest answer is shorter than the bound.
 
 use std::collections::HashSet;
 use std::io;

@@ -1,5 +1,5 @@
-//! Frames of ttrpc as they go by, in pieces of any size (ttrpc's PROTOCOL.md): a header of ten bytes with the length of what follows,
-//! the stream's number, the kind of frame and flags. Knows nothing of what is in them.
+//! Recognizes ttrpc's frames in a stream of pieces of any size (ttrpc's PROTOCOL.md): a header of ten bytes has the length of the payload,
+//! the stream's number, the kind of frame and flags. Does not know the payloads.
 
 use std::io;
 
