@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::Report;
+use crate::report::Report;
 use crate::sandboxes::{self, FindError, Found, Shim, ShimError};
 
 /// Where Kata's runtimes look.

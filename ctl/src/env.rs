@@ -5,10 +5,10 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::Report;
 use crate::check::parts::version;
 use crate::command;
 use crate::config::ShowError;
+use crate::report::Report;
 
 /// Kata's name for the form of this output.
 const FORMAT: &str = "0.0.1-kata-ctl";

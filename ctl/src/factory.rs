@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use scrape::text::{Kind, Text};
 use serde::Deserialize;
 
-use crate::Report;
 use crate::arguments::FactoryCommand;
 use crate::command::{self, CommandError};
+use crate::report::Report;
 
 /// The shim's program, which is installed beside this one, or where containerd finds it.
 const SHIM: &str = "containerd-shim-kata-v2";

@@ -22,6 +22,7 @@ mod node;
 mod place;
 mod progress;
 mod redact;
+mod report;
 mod sandboxes;
 mod time;
 mod version;
@@ -35,15 +36,7 @@ use std::time::Duration;
 use arguments::{Command, VolumeCommand};
 use direct_volume::Places;
 use progress::said;
-
-/// What a command has to say.
-#[derive(Debug)]
-struct Report {
-    /// For standard output.
-    text: String,
-    /// Whether all is well.
-    good: bool,
-}
+use report::{Report, complain};
 
 /// How a command ends.
 enum End {
@@ -220,9 +213,4 @@ fn finish(report: &Report) -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Writes a line to standard error. If that fails there is nobody left to tell.
-fn complain(line: &str) {
-    let _ = writeln!(io::stderr().lock(), "kata-ctl: {line}");
 }

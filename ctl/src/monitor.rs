@@ -37,7 +37,7 @@ pub(crate) async fn serve(address: SocketAddr) -> Result<(), MonitorError> {
     let failed = |error| MonitorError::Listen(address, error);
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
-    crate::complain(&format!("serving http://{address}/metrics, /sandboxes and /agent-url"));
+    crate::report::complain(&format!("serving http://{address}/metrics, /sandboxes and /agent-url"));
     answer_all(listener, sandboxes::ROOT.into()).await;
     Ok(())
 }

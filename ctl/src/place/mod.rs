@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use protocol::diagnostics::VcpusResponse;
 
-use crate::Report;
+use crate::report::Report;
 use crate::sandboxes::{self, FindError, Shim, ShimError};
 use system_map::SystemMap;
 
@@ -62,7 +62,7 @@ pub(crate) async fn report(wanted: &str, time: Duration, json: bool) -> Result<R
         return Err(WhereError::NoVcpu(found.id().to_owned()));
     }
     if let Some(why) = &names.missing {
-        crate::complain(why);
+        crate::report::complain(why);
     }
     let text = if json {
         as_json(found.id(), &seen)

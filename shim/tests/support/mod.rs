@@ -1,10 +1,15 @@
 //! A shim without QEMU: the real sandbox and the real services, between a fake containerd and a fake guest.
 
 mod agent;
+mod boot;
+mod cables;
+mod calls;
 mod containerd;
+mod disks;
 pub(crate) mod fake_guest;
 mod host;
 mod machine;
+mod size;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,8 +35,8 @@ use shim::service::Service;
 use tempfile::TempDir;
 use tokio::sync::Notify;
 use ttrpc::r#async::Server;
-use ttrpc::context::{self, Context};
 
+pub(crate) use self::calls::{refusal, soon};
 use self::containerd::Containerd;
 use self::fake_guest::Guest;
 use self::host::FakeHost;
@@ -376,19 +381,6 @@ impl Shim {
     /// Ends the sandbox as the server does when containerd wants it gone.
     pub(crate) async fn stop(&self) {
         self.core.stop().await;
-    }
-}
-
-/// No call of a test may hang.
-pub(crate) fn soon() -> Context {
-    context::with_duration(Duration::from_secs(30))
-}
-
-/// The code and the message of a call that must have failed.
-pub(crate) fn refusal<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> (ttrpc::Code, String) {
-    match result {
-        Err(ttrpc::Error::RpcStatus(status)) => (status.code(), status.message().to_owned()),
-        other => panic!("a refusal was expected, and this came: {other:?}"),
     }
 }
 

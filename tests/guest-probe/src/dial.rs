@@ -13,7 +13,7 @@ use nix::{
 };
 use serde_json::json;
 
-use crate::Result;
+use crate::error::Result;
 
 /// Prints the errno of connect(2), 0 for success, and how many bytes came before the end.
 pub(crate) fn dial(cid: &str, port: &str) -> Result<()> {

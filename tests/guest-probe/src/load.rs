@@ -16,7 +16,7 @@ use nix::{
 };
 use serde_json::{Map, Value, json};
 
-use crate::{Result, sys};
+use crate::{error::Result, sys};
 
 const BLOCK: usize = 1 << 20;
 const SMALL: usize = 4 << 10;

@@ -42,7 +42,9 @@
 mod acl;
 mod act;
 mod asks;
+mod child;
 mod dial;
+mod error;
 mod escape;
 mod facts;
 mod files;
@@ -61,7 +63,6 @@ mod watch;
 
 use std::{
     env,
-    error::Error,
     fs::{self, File},
     io::{self, Read, Write},
     os::unix::net::UnixStream,
@@ -72,7 +73,7 @@ use std::{
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use serde_json::{Map, json};
 
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
+use self::error::Result;
 
 fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();

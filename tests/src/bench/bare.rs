@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::pss::pss;
 use crate::{Error, Result, sys, wait};
 
 /// How long a bare guest may take.
@@ -87,7 +88,7 @@ impl Bare {
 
     /// QEMU's memory, in MiB.
     pub(crate) fn memory(&self) -> Result<f64> {
-        super::memory::pss(self.qemu.0.id())
+        pss(self.qemu.0.id())
     }
 
     fn cost(&self) -> Result<Cost> {

@@ -2,7 +2,12 @@
 
 use std::time::Instant;
 
-use super::{Host, Row, Unit, bare::LIMIT, best_in_turns, host::IDLE};
+use super::{
+    bare::LIMIT,
+    host::{Host, IDLE},
+    table::{Row, Unit},
+    turns::best_in_turns,
+};
 use crate::{Error, Node, Result, Runtime};
 
 const COUNT: usize = 3;

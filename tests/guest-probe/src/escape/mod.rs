@@ -31,7 +31,7 @@ const GUESSES: u64 = 512;
 ///
 /// The sandbox has two volumes: `1` may be written to, and has links `absolute` (to `secret`) and `up` (to
 /// `..` many times), and `2` is read-only, with a `file`. `secret` is a path of the host.
-pub(crate) fn run(secret: &str) -> crate::Result<()> {
+pub(crate) fn run(secret: &str) -> crate::error::Result<()> {
     let mut attempts = Attempts::begin()?;
     attempts.guess()?;
     attempts.names(secret)?;
@@ -52,7 +52,7 @@ fn errno<T>(answer: &Result<T, i32>) -> Value {
 }
 
 impl Attempts {
-    fn begin() -> crate::Result<Self> {
+    fn begin() -> crate::error::Result<Self> {
         if !device::present() {
             return Err("there is no virtio-fs here".into());
         }
