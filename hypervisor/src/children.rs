@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, OnceLock, mpsc};
 
+use base::tail::Tail;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, waitid};
 use rustix::thread::CapabilitySet;
 use tokio::io::unix::AsyncFd;
@@ -25,7 +26,6 @@ use crate::rootless::User;
 use crate::stderr;
 use crate::sys::child::{BeforeExec, Entry, Network};
 use crate::sys::root::Root;
-use crate::tail::Tail;
 
 /// How a child ended, and what it said last.
 #[derive(Debug, Clone)]

@@ -9,13 +9,12 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use base::tail::Tail;
 use rustix::fs::{Mode, OFlags};
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
-
-use crate::tail::Tail;
 
 /// Bytes of one of the two files.
 const HALF: u64 = 512 << 10;

@@ -39,7 +39,6 @@ mod size;
 mod spec;
 mod stderr;
 mod sys;
-mod tail;
 mod virtiofsd;
 mod vm;
 pub mod vm_time;

@@ -10,7 +10,6 @@ mod endpoint;
 mod error;
 mod logger;
 mod registry;
-mod sys;
 mod wait;
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};

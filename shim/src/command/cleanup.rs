@@ -1,17 +1,18 @@
 //! Removes everything that a sandbox has left on the host. The server's end and `delete` use it. It may run twice, or
 //! twice at the same time.
 
+use std::ffi::OsStr;
 use std::path::Path;
-use std::process::{ChildStdin, Command, Stdio};
+use std::process::{ChildStdin, Stdio};
 use std::time::{Duration, Instant};
 
+use base::spawn::Program;
 use node::hooks::Owed;
 use node::host_cgroup::HostCgroup;
 use node::network;
 use node::process::{self, ProcessRef};
 use node::run_dir::{Lock, RunDir};
 use node::share;
-use node::sys;
 use node::volumes::record;
 
 use crate::id::SandboxId;
@@ -94,15 +95,12 @@ fn pay(run_dir: &RunDir) -> Option<ChildStdin> {
     let payer = match Owed::below(run_dir.path()).hand_over(&directory) {
         Ok(false) => return None,
         Ok(true) => std::env::current_exe().and_then(|program| {
-            let mut command = Command::new(program);
-            command.arg("-poststop").arg(&directory).current_dir("/");
-            // containerd waits for the end of `delete`'s streams as well.
-            command
+            // containerd waits for the end of `delete`'s streams as well: it has none of them.
+            Program::new(program)
+                .args([OsStr::new("-poststop"), directory.as_os_str()])
                 .stdin(Stdio::piped())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null());
-            sys::detach(&mut command);
-            command.spawn()
+                .session()
+                .spawn()
         }),
         Err(error) => Err(error),
     };
@@ -120,6 +118,7 @@ mod tests {
     use super::*;
     use crate::id::Namespace;
     use node::run_dir::SandboxState;
+    use std::process::Command;
 
     fn sandbox(root: &Path) -> (RunDir, SandboxState) {
         let (namespace, id) = (Namespace::new("n").unwrap(), SandboxId::new("pod").unwrap());

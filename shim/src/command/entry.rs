@@ -8,6 +8,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use base::spawn::raise_open_files;
 use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
 use node::hooks::{self, Owed};
 use node::host_ns::HostNamespace;
@@ -15,7 +16,6 @@ use node::process::ProcessRef;
 use node::run_dir::{RunDir, SandboxState};
 use node::sys;
 use protobuf::{Message, MessageField};
-use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::command::announcement::Announcement;
 use crate::command::cli::{self, Arguments, Command, PoolAction};
@@ -33,10 +33,6 @@ const OPTIONS_MAX: u64 = 1 << 20;
 
 /// Threads of the server that run tasks. What blocks has threads of its own.
 const WORKERS: usize = 2;
-
-/// Files that the server may have open: each stream takes three. The usual soft limit of a service, 1024, is enough for some
-/// 150 processes. Not more than this: hooks and logging programs inherit it, and some walk through all descriptors.
-const OPEN_FILES: u64 = 1 << 16;
 
 /// Runs the command line. Nothing but the answer goes to stdout.
 ///
@@ -148,14 +144,6 @@ pub(crate) fn serve_on(
     }
     cleanup::remove_sandbox(&run_dir, ProcessRef::own());
     result
-}
-
-/// Raises the soft limit of open files as far as the hard one allows.
-fn raise_open_files() -> rustix::io::Result<()> {
-    let mut limit = getrlimit(Resource::Nofile);
-    let most = limit.maximum.map_or(OPEN_FILES, |hard| hard.min(OPEN_FILES));
-    limit.current = limit.current.map(|soft| soft.max(most));
-    setrlimit(Resource::Nofile, limit)
 }
 
 fn serve_logged(

@@ -1,14 +1,14 @@
 //! Fills the pool with a member for every free slot, as long as the host has memory, and empties it.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use base::spawn::{Program, RunError};
 use node::host_ns::HostNamespace;
 use node::process::{self, ProcessRef};
-use node::sys;
 use oci_spec::runtime::Spec;
 
 use super::place::{self, PoolError, Slot};
@@ -16,8 +16,8 @@ use super::wire::{self, Hello, Request};
 use super::{Caller, Key, report};
 use crate::settings::Settings;
 
-/// What a member finds in its environment would be another sandbox's (containerd's runtime v2 README).
-const OF_ONE_SANDBOX: [&str; 4] = ["TTRPC_ADDRESS", "GRPC_ADDRESS", "NAMESPACE", "MAX_SHIM_VERSION"];
+/// What a member and who fills the pool have of the environment. What else there is may be another sandbox's, as containerd's TTRPC_ADDRESS is.
+const OF_EVERY_SANDBOX: [&str; 2] = ["KATA_CONF_FILE", "PATH"];
 
 /// Bytes of arguments: two ids and three paths.
 const ROOM: usize = 640;
@@ -27,6 +27,9 @@ const KEPT_FREE: u64 = 10;
 
 /// For a member to say hello and to end.
 const END_LIMIT: Duration = Duration::from_secs(10);
+
+/// For the pool to be filled: members are started, and nobody waits until they have booted.
+const FILL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Between two looks whether one has ended: there is no event for a lock that is given back.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
@@ -88,23 +91,19 @@ fn kibibytes(text: &str, name: &str) -> Option<u64> {
 
 fn spawn(slot: &Slot, lock: OwnedFd, config_path: Option<&Path>) -> Result<(), PoolError> {
     let failed = |source| PoolError::Start("member of the pool", source);
-    let mut command = Command::new(std::env::current_exe().map_err(failed)?);
-    command.args(["-pool", "member", "-slot", slot.name()]);
+    let room = " ".repeat(ROOM);
+    let mut words = ["-pool", "member", "-slot", slot.name()].map(OsStr::new).to_vec();
     if let Some(path) = config_path {
-        command.arg("-config-path").arg(path);
+        words.extend([OsStr::new("-config-path"), path.as_os_str()]);
     }
     // For the arguments that it shows when it is a sandbox's.
-    command.arg("-room").arg(" ".repeat(ROOM));
-    for name in OF_ONE_SANDBOX {
-        command.env_remove(name);
-    }
-    command
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    sys::detach_with(&mut command, lock);
-    command.spawn().map(drop).map_err(failed)
+    words.extend([OsStr::new("-room"), OsStr::new(&room)]);
+    let member = Program::new(std::env::current_exe().map_err(failed)?)
+        .args(words)
+        .inherit_envs(&OF_EVERY_SANDBOX)
+        .session()
+        .descriptors(vec![lock]);
+    member.spawn().map(drop).map_err(failed)
 }
 
 /// Ends the members that wait: those of one configuration, or all. Members that are being claimed become what they were claimed for. The answer is
@@ -160,19 +159,21 @@ pub(crate) fn refill(host: &HostNamespace, config_path: Option<PathBuf>) {
     // In the host's mount namespace: a member of the server's own would fit nobody. And by a process that ends: members are no children of a
     // sandbox's shim, which counts its children's mounts and file accesses as its own.
     let filled = host.run(move || {
-        let mut command = Command::new(std::env::current_exe()?);
-        command.args(["-pool", "fill"]);
-        if let Some(path) = config_path {
-            command.arg("-config-path").arg(path);
+        let mut words = ["-pool", "fill"].map(OsStr::new).to_vec();
+        if let Some(path) = &config_path {
+            words.extend([OsStr::new("-config-path"), path.as_os_str()]);
         }
-        command.current_dir("/").stdin(Stdio::null()).output()
+        let program = std::env::current_exe().map_err(RunError::Start)?;
+        Program::new(program)
+            .args(words)
+            .inherit_envs(&OF_EVERY_SANDBOX)
+            .run(FILL_TIMEOUT)
     });
     let why = match filled {
-        Ok(Ok(output)) if output.status.success() => {
-            let started = String::from_utf8_lossy(&output.stdout);
-            return tracing::debug!(started = &*started, "the pool of warm VMs is filled again");
+        Ok(Ok(finished)) if finished.status.success() => {
+            return tracing::debug!(started = finished.stdout, "the pool of warm VMs is filled again");
         }
-        Ok(Ok(output)) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        Ok(Ok(finished)) => finished.stderr,
         Ok(Err(error)) => error.to_string(),
         Err(error) => base::chain(&error),
     };
