@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::timeouts::scaled;
 use crate::uevents::Uevents;
 
 /// The kernel's Documentation/core-api/cpu_hotplug.rst.
@@ -25,7 +26,7 @@ pub(crate) enum CpuError {
         possible: u32,
     },
     /// Some have not come.
-    #[error("{online} of {wanted} CPUs are online, and no other has appeared within {} s", APPEARS.as_secs())]
+    #[error("{online} of {wanted} CPUs are online, and no other has appeared within {} s", scaled(APPEARS).as_secs_f64())]
     Missing {
         /// How many were asked for.
         wanted: u32,
@@ -74,7 +75,7 @@ pub(crate) async fn online(wanted: u32) -> Result<(), CpuError> {
             events.next().await.map_err(failed("listen to the events of", CPUS))?;
         }
     };
-    match tokio::time::timeout(APPEARS, coming).await {
+    match tokio::time::timeout(scaled(APPEARS), coming).await {
         Ok(result) => result,
         Err(_) => Err(CpuError::Missing {
             wanted,

@@ -24,7 +24,7 @@ use crate::reaper::Reaper;
 use crate::rpc::Service;
 use crate::sandbox::Sandbox;
 use crate::setup::{SetupError, set_up};
-use crate::{boot, cgroup, clock, growth, log};
+use crate::{boot, cgroup, clock, growth, log, timeouts};
 
 /// How long the host may take to hang up after the answer to Shutdown, or to acknowledge a fatal event.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -143,6 +143,7 @@ async fn prepare(
         .map_err(|error| InitError::Dial("the log", error))?;
     log.connect(connection, &setup.log_level);
     cgroup::may_grow(setup.most_extra_memory_bytes);
+    timeouts::set_factor(setup.timeout_factor);
     set_up(setup)?;
     if let Some(wanted) = setup.network.as_ref() {
         network.apply(wanted).await?;

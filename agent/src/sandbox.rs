@@ -16,6 +16,7 @@ use crate::host_sockets::HostSockets;
 use crate::ids::ContainerId;
 use crate::names::Names;
 use crate::storage::{self, Storages};
+use crate::timeouts::scaled;
 use crate::volumes::Volumes;
 
 /// The containers of the sandbox, and what they share.
@@ -347,7 +348,7 @@ impl Sandbox {
     async fn release_volumes(&self, id: &ContainerId) {
         let (volumes, name) = (self.volumes.clone(), id.clone());
         let released = tokio::task::spawn_blocking(move || volumes.release(&name));
-        match tokio::time::timeout(UNMOUNT, released).await {
+        match tokio::time::timeout(scaled(UNMOUNT), released).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(container = %id, %error, "cannot let go of a container's volumes"),
             Err(_) => {

@@ -9,6 +9,7 @@ pub mod idle;
 pub mod mount_attributes;
 pub mod net_dev;
 pub mod process;
+pub mod scale;
 pub mod spawn;
 pub mod tail;
 

@@ -7,6 +7,7 @@ mod write_queue;
 
 use std::time::{Duration, Instant};
 
+use base::scale::Scale;
 use protocol::agent::{
     CloseStdinRequest, ContainerId, CreateContainerRequest, DeleteResponse, Empty, ExecRequest, GrowStorageRequest,
     GuestMetricsResponse, HostChanges, MemlockReport, MemlockRequest, NameServer, Network, ProcessId, ProcessStarted,
@@ -23,17 +24,17 @@ use ttrpc::context;
 use self::write_queue::{Room, WriteQueue};
 use crate::vm::Connection;
 
-/// For every call that only has to ask the guest's kernel for something.
-const ORDINARY: Duration = Duration::from_secs(30);
+/// Timeout for a call that only has to ask the guest's kernel for something.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// For the guest's own shutdown: what does not answer by then is stopped by force.
-const SHUTDOWN: Duration = Duration::from_secs(3);
+/// Timeout for the guest's own shutdown: what does not answer by then is stopped by force.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// For a file system to grow: the kernel writes to every group of blocks that is new.
-const GROW: Duration = Duration::from_secs(120);
+/// Timeout for a file system to grow: the kernel writes to every group of blocks that is new.
+const GROW_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// For a look at the guest.
-const GLANCE: Duration = Duration::from_secs(2);
+/// Timeout for figures that diagnostics and metrics ask for. It does not depend on the node's factor: who asks has a limit of its own.
+const SAMPLE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Bytes of a message from the guest that are passed on.
 const LONGEST_MESSAGE: usize = 8 << 10;
@@ -77,6 +78,7 @@ pub struct AgentClient {
     client: Generated,
     room: Room,
     create_timeout: Duration,
+    scale: Scale,
     durations: Durations,
 }
 
@@ -87,21 +89,23 @@ macro_rules! call {
         /// # Errors
         /// The agent refuses or does not answer in time.
         pub async fn $name(&self, request: &$request) -> Result<$answer, AgentError> {
-            let call = self.client.$name(context::with_duration(ORDINARY), request);
-            self.bounded(stringify!($name), ORDINARY, call).await
+            let limit = self.scale.of(CALL_TIMEOUT);
+            let call = self.client.$name(context::with_duration(limit), request);
+            self.bounded(stringify!($name), limit, call).await
         }
     };
 }
 
 impl AgentClient {
-    /// Speaks on a connection that opened as AGENT. `create_timeout` bounds the creation and start of a process.
+    /// Speaks on a connection that opened as AGENT. `create_timeout` bounds the creation and start of a process, `scale` is for all other time-outs.
     #[must_use]
-    pub fn new(connection: Connection, create_timeout: Duration) -> Self {
+    pub fn new(connection: Connection, create_timeout: Duration, scale: Scale) -> Self {
         let (connection, room) = WriteQueue::new(connection);
         Self {
             client: Generated::new(Client::new(Socket::new(connection))),
             room,
             create_timeout,
+            scale,
             durations: Durations::default(),
         }
     }
@@ -201,17 +205,19 @@ impl AgentClient {
     /// The agent refuses or does not answer in time.
     pub async fn guest_metrics(&self) -> Result<GuestMetricsResponse, AgentError> {
         let request = Empty::new();
-        let call = self.client.guest_metrics(context::with_duration(GLANCE), &request);
-        self.bounded("guest_metrics", GLANCE, call).await
+        let call = self
+            .client
+            .guest_metrics(context::with_duration(SAMPLE_TIMEOUT), &request);
+        self.bounded("guest_metrics", SAMPLE_TIMEOUT, call).await
     }
 
-    /// [`AgentClient::stats`] for whoever looks at everything, with as little time as [`AgentClient::guest_metrics`].
+    /// [`AgentClient::stats`] for who asks for the figures of all containers, with as little time as [`AgentClient::guest_metrics`].
     ///
     /// # Errors
     /// The agent refuses or does not answer in time.
-    pub async fn glance(&self, request: &ContainerId) -> Result<StatsResponse, AgentError> {
-        let call = self.client.stats(context::with_duration(GLANCE), request);
-        self.bounded("stats", GLANCE, call).await
+    pub async fn sample(&self, request: &ContainerId) -> Result<StatsResponse, AgentError> {
+        let call = self.client.stats(context::with_duration(SAMPLE_TIMEOUT), request);
+        self.bounded("stats", SAMPLE_TIMEOUT, call).await
     }
 
     call!(
@@ -234,8 +240,9 @@ impl AgentClient {
     /// # Errors
     /// The agent refuses or does not answer in time.
     pub async fn grow_storage(&self, request: &GrowStorageRequest) -> Result<StorageStatsResponse, AgentError> {
-        let call = self.client.grow_storage(context::with_duration(GROW), request);
-        self.bounded("grow_storage", GROW, call).await
+        let limit = self.scale.of(GROW_TIMEOUT);
+        let call = self.client.grow_storage(context::with_duration(limit), request);
+        self.bounded("grow_storage", limit, call).await
     }
 
     /// Powers the guest off.
@@ -244,8 +251,9 @@ impl AgentClient {
     /// The agent refuses or does not answer in time.
     pub async fn shutdown(&self) -> Result<(), AgentError> {
         let request = Empty::new();
-        let call = self.client.shutdown(context::with_duration(SHUTDOWN), &request);
-        self.bounded("shutdown", SHUTDOWN, call).await.map(drop)
+        let limit = self.scale.of(SHUTDOWN_TIMEOUT);
+        let call = self.client.shutdown(context::with_duration(limit), &request);
+        self.bounded("shutdown", limit, call).await.map(drop)
     }
 
     /// Makes the call once there is room for it.
@@ -363,7 +371,7 @@ mod tests {
     async fn a_call_that_is_dropped_in_the_middle_of_its_frame_leaves_the_connection_whole() {
         use tokio::io::AsyncReadExt as _;
         let (mut guest, host) = tokio::io::duplex(64);
-        let agent = AgentClient::new(Box::new(host), Duration::from_secs(30));
+        let agent = AgentClient::new(Box::new(host), Duration::from_secs(30), Scale::default());
         let calling = tokio::spawn({
             let agent = agent.clone();
             async move { agent.exec(&large()).await }
@@ -382,7 +390,7 @@ mod tests {
     #[tokio::test]
     async fn a_call_that_times_out_in_the_middle_of_its_frame_leaves_the_connection_whole() {
         let (guest, host) = tokio::io::duplex(64);
-        let agent = AgentClient::new(Box::new(host), Duration::from_millis(20));
+        let agent = AgentClient::new(Box::new(host), Duration::from_millis(20), Scale::default());
         let said = agent.exec(&large()).await;
         assert!(matches!(said, Err(AgentError::TimedOut(_))), "{said:?}");
         is_alive(agent, guest).await;

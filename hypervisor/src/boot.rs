@@ -146,7 +146,7 @@ async fn start_vsock(config: &Hypervisor, request: &VmRequest) -> Result<GuestCh
         Backend::VhostUser => {
             let program = files::program("vsock_daemon", &config.vsock_daemon)?;
             let port = request.host_port;
-            let daemon = vsock_daemon::start(program, &request.run_dir, port, request.accounting.clone()).await?;
+            let daemon = vsock_daemon::start(program, request, port).await?;
             let pid = daemon.child.handle().pid;
             let listener = GuestListener::vhost_user(daemon.listener, daemon.listener_file, pid);
             let (device, child, files) = (daemon.socket, daemon.child, daemon.files);
@@ -247,7 +247,7 @@ async fn start_qemu(
     let vm = Vm::new(Parts {
         qemu,
         helpers: share_child.into_iter().chain(guest.daemon).collect(),
-        qmp: Qmp::new(monitor),
+        qmp: Qmp::new(monitor, request.scale),
         console: Console::collect(console, request.run_dir.join("console.log")),
         files: guest.files,
         vsock: if guest.cid.is_some() {

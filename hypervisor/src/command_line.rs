@@ -62,6 +62,8 @@ pub(crate) fn build(
 
 #[cfg(test)]
 mod tests {
+    use base::scale::Scale;
+
     use super::*;
     use crate::request::{Accounting, NetworkNamespace};
 
@@ -75,6 +77,7 @@ mod tests {
             nics: Vec::new(),
             accounting: Accounting::default(),
             start_timeout: std::time::Duration::from_secs(1),
+            scale: Scale::default(),
             kernel_params: vec![String::from("caller=1")],
             host_port: 1024,
             port_parameter: String::from("x.port"),

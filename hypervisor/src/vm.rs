@@ -156,7 +156,10 @@ impl Vm {
             let _ = self.qmp.execute("quit", Value::Null).await;
             self.ended().await
         };
-        if tokio::time::timeout(QUIT_TIMEOUT, asked).await.is_err() {
+        if tokio::time::timeout(self.qmp.scale().of(QUIT_TIMEOUT), asked)
+            .await
+            .is_err()
+        {
             self.children.iter().for_each(|child| child.handle().kill());
             self.ended().await;
         }

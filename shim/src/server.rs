@@ -170,6 +170,7 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         tracing::warn!(error = chain(&error), "the guest cannot load modules of its kernel");
     }
     let sizing = size(&mut config, &spec, parked.is_some());
+    let timeouts = Timeouts::scaled(config.runtime.timeout_factor.get());
     let linux = spec.linux().as_ref();
     let cgroups_path = linux.and_then(|linux| linux.cgroups_path().clone());
     let cgroup = HostCgroup::create(cgroups_path.as_deref(), &context.id);
@@ -194,6 +195,7 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
             oom_score_adj: Some(oom_score_adj(&spec)),
         },
         start_timeout: config.agent.dial_timeout,
+        scale: timeouts.scale(),
         kernel_params: Vec::new(),
         host_port: protocol::DEFAULT_HOST_PORT,
         port_parameter: protocol::PORT_PARAMETER.to_owned(),
@@ -218,6 +220,7 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         setup: setup(context, &spec, &config, &sizing),
         dial_timeout: config.agent.dial_timeout,
         create_timeout: config.runtime.create_container_timeout,
+        timeouts,
         log: Arc::new(move |line: &[u8]| log.relay(line)),
     };
     let relays = Relays::default();
@@ -237,7 +240,7 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
             memlock: SandboxPolicy::new(Rules::from(&config), spec.annotations().as_ref()),
         }),
         events,
-        timeouts: Timeouts::scaled(config.runtime.timeout_factor.get()),
+        timeouts,
         debug_console: config.agent.debug_console_enabled,
         kernel: config.hypervisor.kernel.clone(),
         sizing,
@@ -340,6 +343,7 @@ fn setup(context: &ServerContext, spec: &Spec, config: &config::Config, sizing: 
         least_sysctls: settings::least_sysctls(sizing.growth().0 > 0),
         most_extra_memory_bytes: sizing.growth().bytes(),
         kernel_modules: config.agent.kernel_modules.clone(),
+        timeout_factor: config.runtime.timeout_factor.get(),
         log_level: if debug { "debug" } else { "info" }.to_owned(),
         ..Default::default()
     }

@@ -31,6 +31,7 @@ use tokio::time::timeout;
 
 use crate::blocking;
 use crate::ids::ContainerId;
+use crate::timeouts::scaled;
 pub(crate) use error::Error;
 use error::{PATIENCE, failed};
 pub(crate) use flat::flat;
@@ -267,7 +268,7 @@ impl Cgroup {
                 watch.changed().await.map_err(failed("watch", &path))?;
             }
         };
-        timeout(PATIENCE, wait).await.unwrap_or_else(|_| {
+        timeout(scaled(PATIENCE), wait).await.unwrap_or_else(|_| {
             Err(Error::Slow {
                 what,
                 path: self.path.clone(),

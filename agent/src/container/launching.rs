@@ -19,9 +19,10 @@ use crate::ids::ExecId;
 use crate::process::Process;
 use crate::reaper::{Exit, Launching};
 use crate::streams::{Prepared, StreamError, Streams};
+use crate::timeouts::scaled;
 
-/// For a process whose program cannot be executed to end.
-const LAST_BREATH: Duration = Duration::from_secs(5);
+/// Timeout for a process to end whose program cannot be executed.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A namespace that a new container joins.
 pub(crate) type Joined = (LinuxNamespaceType, OwnedFd);
@@ -97,7 +98,7 @@ impl Container {
         if let Err(source) = gate.open().await {
             // It is ending. Whoever is told, and deletes it then, must find it stopped.
             let mut stopped = self.stopped.subscribe();
-            let _ = timeout(LAST_BREATH, stopped.wait_for(|stopped| *stopped)).await;
+            let _ = timeout(scaled(EXIT_TIMEOUT), stopped.wait_for(|stopped| *stopped)).await;
             return Err(self.launch_error(source));
         }
         let mut state = self.lock();

@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 
 use super::attic::Attic;
 use super::error::{APPEARS, NetworkError, cause, step};
+use crate::timeouts::scaled;
 
 /// A netlink connection that is told of new devices.
 pub(super) struct Devices {
@@ -96,7 +97,7 @@ impl Devices {
             }
             None
         };
-        let found = tokio::time::timeout(APPEARS, announced).await;
+        let found = tokio::time::timeout(scaled(APPEARS), announced).await;
         found
             .ok()
             .flatten()

@@ -3,6 +3,8 @@
 use std::io;
 use std::time::Duration;
 
+use crate::timeouts::scaled;
+
 /// For a device that has been plugged in to be found by its driver.
 pub(super) const APPEARS: Duration = Duration::from_secs(20);
 
@@ -23,7 +25,7 @@ pub(crate) enum NetworkError {
         reason: String,
     },
     /// A device did not come up.
-    #[error("network: no device with address {mac} appeared within {} s", APPEARS.as_secs())]
+    #[error("network: no device with address {mac} appeared within {} s", scaled(APPEARS).as_secs_f64())]
     NoDevice {
         /// Its address.
         mac: String,

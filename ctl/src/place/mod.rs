@@ -73,7 +73,7 @@ pub(crate) async fn report(wanted: &str, time: Duration, json: bool) -> Result<R
 }
 
 /// A line for each vCPU and a few samples: what a report has room for.
-pub(crate) async fn glance(shim: &Shim) -> Result<String, ShimError> {
+pub(crate) async fn sample(shim: &Shim) -> Result<String, ShimError> {
     let mut names = Names::default();
     let mut seen = BTreeMap::new();
     for _ in 0..10 {

@@ -28,9 +28,6 @@ use self::registry::RegisteredStream;
 pub use self::registry::StreamRegistry;
 pub use self::wait::Wait;
 
-/// For the guest to dial a stream that it has been told of. It does so before the process starts.
-const DIAL: Duration = Duration::from_secs(10);
-
 /// What containerd named, as it named it. Empty where there is no such stream.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StdioPaths {
@@ -128,9 +125,9 @@ impl Prepared {
     /// Takes the connections and begins to copy. The guest dials them before it says that the process is there.
     ///
     /// # Errors
-    /// They have not come in time.
-    pub async fn connect(self) -> Result<Streams, StreamError> {
-        tokio::time::timeout(DIAL, self.connect_all())
+    /// They have not come within `limit`.
+    pub async fn connect(self, limit: Duration) -> Result<Streams, StreamError> {
+        tokio::time::timeout(limit, self.connect_all())
             .await
             .map_err(|_| StreamError::NotDialled)?
     }

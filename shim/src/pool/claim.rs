@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use base::scale::Scale;
 use node::bundle;
 use node::guest_spec;
 use node::host_cgroup;
@@ -51,6 +52,7 @@ pub(crate) fn claim(
         report::count(&root, report::Outcome::Miss);
         return None;
     }
+    let scale = Scale::new(settings.config.runtime.timeout_factor.get());
     let key = Key::of(&settings.file, &settings.config, &Caller::own());
     let claim = Claim {
         namespace: arguments.namespace.as_str().to_owned(),
@@ -69,7 +71,7 @@ pub(crate) fn claim(
     let first = usize::try_from(std::process::id()).unwrap_or(0) % slots.len().max(1);
     slots.rotate_left(first);
     for slot in slots {
-        match attempt(&slot, &request, lock) {
+        match attempt(&slot, &request, lock, scale) {
             Ok(server) => {
                 report::count(&root, report::Outcome::Hit);
                 return Some(server);
@@ -85,14 +87,14 @@ pub(crate) fn claim(
     None
 }
 
-fn attempt(slot: &place::Slot, request: &Request, lock: &Lock) -> std::io::Result<Launched> {
+fn attempt(slot: &place::Slot, request: &Request, lock: &Lock, scale: Scale) -> std::io::Result<Launched> {
     let connection = wire::connect_to(&slot.claim_socket())?;
-    let (hello, _) = wire::receive::<Hello>(connection.as_fd(), HELLO)?;
+    let (hello, _) = wire::receive::<Hello>(connection.as_fd(), scale.of(HELLO))?;
     if !hello.ready {
         return Err(std::io::ErrorKind::WouldBlock.into());
     }
     request.send(&connection, Some(lock.as_fd()))?;
-    let adopted = wire::receive::<Adopted>(connection.as_fd(), ADOPTION);
+    let adopted = wire::receive::<Adopted>(connection.as_fd(), scale.of(ADOPTION));
     if let Err(error) = &adopted
         && error.kind() == std::io::ErrorKind::TimedOut
     {

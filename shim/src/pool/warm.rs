@@ -12,6 +12,7 @@ use std::sync::mpsc;
 use std::thread;
 
 use base::chain;
+use base::scale::Scale;
 use config::Config;
 use hypervisor::{Accounting, GuestListener, GuestStream, NetworkNamespace, Vm, VmRequest, vm_time};
 use node::boot_queue::BootQueue;
@@ -167,6 +168,7 @@ async fn park(config: &Config, run_dir: &RunDir, cgroup: HostCgroup) -> Result<P
             oom_score_adj: Some(FIRST_TO_GO),
         },
         start_timeout: config.agent.dial_timeout,
+        scale: Scale::new(config.runtime.timeout_factor.get()),
         kernel_params: Vec::new(),
         host_port: protocol::DEFAULT_HOST_PORT,
         port_parameter: protocol::PORT_PARAMETER.to_owned(),

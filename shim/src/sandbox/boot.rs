@@ -11,6 +11,7 @@ use guest::streams::StreamRegistry;
 use guest::vm::{LaunchError, Launcher, RunningVm};
 use guest::warn_rate_limited;
 use hypervisor::vm_time;
+use lifecycle::Timeouts;
 use node::boot_queue::{BootPlace, BootQueue};
 use protocol::agent::{HelloRequest, Network, SandboxSetup, event::What};
 use protocol::agent_ttrpc::create_host;
@@ -70,6 +71,8 @@ pub struct BootPlan {
     pub dial_timeout: Duration,
     /// For a process to be created.
     pub create_timeout: Duration,
+    /// All other time-outs.
+    pub timeouts: Timeouts,
     /// Takes the agent's log.
     pub log: LogSink,
 }
@@ -120,7 +123,14 @@ pub(super) async fn boot(
     let machine: Arc<dyn RunningVm> = machine.into();
     started(&machine);
     let (sender, arrived) = mpsc::channel(2);
-    tokio::spawn(accept(connections, streams, relays, sender, Arc::clone(&plan.log)));
+    tokio::spawn(accept(
+        connections,
+        streams,
+        relays,
+        sender,
+        Arc::clone(&plan.log),
+        plan.timeouts,
+    ));
     let waited_for = Mutex::new("the guest's agent did not call");
     let failure = tokio::select! {
         biased;
@@ -232,7 +242,7 @@ async fn greet(
     };
     let (tell, lost) = oneshot::channel();
     let (agent, agent_line) = BackpressuredConnection::of_answers(agent, tell);
-    let agent = AgentClient::new(Box::new(agent), plan.create_timeout);
+    let agent = AgentClient::new(Box::new(agent), plan.create_timeout, plan.timeouts.scale());
     let signals = Signals {
         events: received,
         demands: Some(demanded),

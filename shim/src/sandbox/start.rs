@@ -121,7 +121,7 @@ impl Sandbox {
             source,
         };
         let prepared = process.take_prepared().ok_or_else(|| failed(StreamError::NotDialled))?;
-        let connected = prepared.connect().await.map_err(failed)?;
+        let connected = prepared.connect(self.timeouts.streams()).await.map_err(failed)?;
         let streams = Arc::new(connected);
         self.watch_stdin(process, &streams, agent);
         process.set_streams(streams);

@@ -75,6 +75,7 @@ impl Shim {
         let containerd = Containerd::listen(&directory.path().join("containerd.sock")).await;
         let host = Arc::new(FakeHost::default());
         let guest = Guest::new();
+        let timeouts = Timeouts::scaled(0.05);
         let core = Sandbox::start(
             Parts {
                 id: SandboxId::new(POD).unwrap(),
@@ -82,7 +83,7 @@ impl Shim {
                 host: Arc::clone(&host) as _,
                 events: Publisher::start(containerd.address(), "default"),
                 relays: Default::default(),
-                timeouts: Timeouts::scaled(0.05),
+                timeouts,
                 debug_console: true,
                 kernel: "/share/vmlinuz".into(),
                 sizing: sizing(),
@@ -96,6 +97,7 @@ impl Shim {
                     ..Default::default()
                 },
                 create_timeout: Duration::from_secs(20),
+                timeouts,
                 log: guest.log_sink(),
             },
         );
