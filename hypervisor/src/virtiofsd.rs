@@ -14,10 +14,10 @@ use config::Hypervisor;
 use crate::boot_error::BootError;
 use crate::child_name::ChildName;
 use crate::children::{Child, Program, spawn};
+use crate::descriptor::number;
 use crate::files::SocketFile;
 use crate::request::Accounting;
 use crate::sys::child::Network;
-use crate::sys::number;
 
 /// A daemon that runs, and the socket that QEMU is to have.
 #[derive(Debug)]

@@ -34,15 +34,15 @@ use tokio::sync::Notify;
 use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
 
-use crate::command::announcement::Announcement;
+use crate::announcement::Announcement;
 use crate::context::ServerContext;
-use crate::error::Error;
 use crate::events::Publisher;
 use crate::forward;
 use crate::management::{self, places};
 use crate::pool;
 use crate::qemu::QemuLauncher;
 use crate::sandbox::boot::BootPlan;
+use crate::sandbox::error::Error;
 use crate::sandbox::host::{HostError, RealHost};
 use crate::sandbox::{Parts, Sandbox};
 use crate::service::{Awaited, SandboxCell, Service};

@@ -59,7 +59,10 @@ async fn a_child_that_is_not_waited_for_any_more_is_killed() {
 async fn only_the_passed_descriptors_are_inherited() {
     let (ours, theirs) = rustix::pipe::pipe().unwrap();
     let (leaked, _other) = rustix::pipe::pipe().unwrap();
-    let (passed, not_passed) = (crate::sys::number(theirs.as_fd()), crate::sys::number(leaked.as_fd()));
+    let (passed, not_passed) = (
+        crate::descriptor::number(theirs.as_fd()),
+        crate::descriptor::number(leaked.as_fd()),
+    );
     let script = format!("test ! -e /proc/self/fd/{not_passed} && echo here > /proc/self/fd/{passed}");
     let child = spawn(Program {
         pass: vec![theirs],

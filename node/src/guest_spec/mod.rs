@@ -24,7 +24,7 @@ pub use mounts::{BindSource, HostOptions, Over, PlacedBind};
 pub use read::{ReadError, read, read_exec};
 
 use crate::bundle::is_pod_sandbox;
-use crate::share;
+use crate::guest_path::guest_rootfs;
 use lifecycle::id::{ContainerId, SandboxId};
 
 /// What to know besides the specification.
@@ -97,7 +97,7 @@ fn is_pods_sandbox(spec: &Spec, input: Input<'_>) -> bool {
 impl GuestSpec {
     fn root(&mut self, input: Input<'_>) -> Result<(), GuestSpecError> {
         let mut root = self.spec.root().clone().ok_or(GuestSpecError::Missing("root"))?;
-        root.set_path(share::guest_rootfs(input.container));
+        root.set_path(guest_rootfs(input.container));
         self.spec.set_root(Some(root));
         Ok(())
     }

@@ -185,14 +185,6 @@ impl SharedTree {
     }
 }
 
-/// A container's rootfs in the guest.
-#[must_use]
-pub fn guest_rootfs(container: &ContainerId) -> PathBuf {
-    Path::new(protocol::SHARE_MOUNTPOINT)
-        .join(container.as_str())
-        .join("rootfs")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

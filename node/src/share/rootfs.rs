@@ -11,7 +11,8 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use super::attach::{attach, unmount_below};
 use super::error::ShareError;
-use super::{Attachment, SharedTree, guest_rootfs, id_map};
+use super::{Attachment, SharedTree, id_map};
+use crate::guest_path::guest_rootfs;
 use crate::host_mount;
 use crate::owners::IdMap;
 use crate::path_error::PathError;

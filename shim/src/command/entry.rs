@@ -17,13 +17,15 @@ use node::run_dir::{RunDir, SandboxState};
 use node::sys;
 use protobuf::{Message, MessageField};
 
-use crate::command::announcement::Announcement;
-use crate::command::cli::{self, Arguments, Command, PoolAction};
-use crate::command::{cleanup, delete, features, logging, options, start};
+use crate::announcement::Announcement;
+use crate::arguments::Arguments;
+use crate::command::cli::{self, Command, PoolAction};
+use crate::command::{delete, features, options, start};
 use crate::context::ServerContext;
 use crate::id::SandboxId;
-use crate::pool::{self, Parked};
-use crate::server;
+use crate::pool;
+use crate::qemu::parked::Parked;
+use crate::{cleanup, logging, server};
 
 /// The runtime's name, as containerd calls it.
 const RUNTIME: &str = "io.containerd.kata.v2";
@@ -69,7 +71,15 @@ pub fn run(words: impl IntoIterator<Item = String>) -> Result<(), Box<dyn Error>
             let announcement = Announcement::from(io::stdin().as_fd().try_clone_to_owned()?);
             serve_on(listener, announcement, arguments, None)
         }
-        Command::Member { slot, config_path } => pool::run(&slot, config_path),
+        Command::Member { slot, config_path } => match pool::run(&slot, config_path)? {
+            Some(pool::Adoption {
+                listener,
+                announcement,
+                arguments,
+                parked,
+            }) => serve_on(listener, announcement, arguments, Some(parked)),
+            None => Ok(()),
+        },
         Command::Pool(action, config_path) => print(manage_pool(action, config_path.as_deref())?.as_bytes()),
     }
 }
@@ -125,7 +135,7 @@ fn info() -> Result<RuntimeInfo, serde_json::Error> {
 
 /// The server, with the VM that it has adopted if there is one. The order matters: an inherited descriptor is taken before another gets its
 /// number; the thread that stays behind is started before this one leaves the host's mount namespace; all others are started after.
-pub(crate) fn serve_on(
+fn serve_on(
     listener: UnixListener,
     announcement: Announcement,
     arguments: Arguments,

@@ -16,10 +16,10 @@ use node::process::ProcessRef;
 use node::run_dir::{RunDir, RunDirError};
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
 
+use crate::announcement::Launched;
+use crate::arguments::Arguments;
+use crate::cleanup;
 use crate::command::alive::is_alive;
-use crate::command::announcement::Launched;
-use crate::command::cleanup;
-use crate::command::cli::Arguments;
 use crate::id::SandboxId;
 use crate::pool;
 

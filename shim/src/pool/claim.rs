@@ -15,9 +15,9 @@ use node::sizing::Sizing;
 
 use super::wire::{self, Adopted, Claim, Hello, Request};
 use super::{Caller, Key, place, report};
-use crate::command::announcement::Launched;
-use crate::command::cleanup;
-use crate::command::cli::Arguments;
+use crate::announcement::Launched;
+use crate::arguments::Arguments;
+use crate::cleanup;
 use crate::id::SandboxId;
 use crate::settings::Settings;
 

@@ -21,13 +21,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::place::{self, PoolError, Slot};
 use super::report::{self, Notes};
-use super::warm::{self, Booting, FIRST_TO_GO, Parked};
+use super::warm::{self, Booting, FIRST_TO_GO};
 use super::wire::{self, Adopted, Claim, Hello, Request};
 use super::{Caller, Key, fill};
-use crate::command::cleanup;
-use crate::command::cli::Arguments;
-use crate::command::entry;
+use crate::announcement::Announcement;
+use crate::arguments::Arguments;
+use crate::cleanup;
 use crate::id::{ContainerId, Namespace, SandboxId};
+use crate::qemu::parked::Parked;
 use crate::settings::Settings;
 
 /// The namespace in the records of members: containerd's own have no such name.
@@ -46,17 +47,25 @@ struct Asked {
     connection: OwnedFd,
 }
 
+/// What a sandbox's server begins with that a member has become.
+pub(crate) struct Adoption {
+    pub(crate) listener: UnixListener,
+    pub(crate) announcement: Announcement,
+    pub(crate) arguments: Arguments,
+    pub(crate) parked: Parked,
+}
+
 /// What a member waits for came.
 enum Next {
     Claimed(Asked),
     End(&'static str),
 }
 
-/// A member's life. Returns when the member has ended, or the sandbox that it has adopted.
+/// A member's life. Returns when the member has ended, without anything, or has adopted a sandbox, which its caller is to serve.
 ///
 /// # Errors
-/// The VM did not come up, or what the sandbox's server fails on.
-pub(crate) fn run(slot: &str, config_path: Option<PathBuf>) -> Result<(), Box<dyn std::error::Error>> {
+/// The VM did not come up, or the sandbox cannot be adopted.
+pub(crate) fn run(slot: &str, config_path: Option<PathBuf>) -> Result<Option<Adoption>, Box<dyn std::error::Error>> {
     let lock = sys::inherited()?;
     let root = place::root();
     let slot = Slot::named(&root, slot.to_owned());
@@ -140,7 +149,7 @@ impl Member {
         })
     }
 
-    fn live(mut self, lock: OwnedFd, home: &str) -> Result<(), Box<dyn std::error::Error>> {
+    fn live(mut self, lock: OwnedFd, home: &str) -> Result<Option<Adoption>, Box<dyn std::error::Error>> {
         let next = self.wait();
         // Who connected and was not asked finds the next member.
         let Self {
@@ -151,7 +160,7 @@ impl Member {
         } = self;
         drop(listener);
         match (next, parked) {
-            (Ok(Next::Claimed(asked)), Some(parked)) => adopt(asked, &directory, parked, lock, home),
+            (Ok(Next::Claimed(asked)), Some(parked)) => adopt(asked, &directory, parked, lock, home).map(Some),
             (next, parked) => {
                 // QEMU and its helpers go with it.
                 drop(parked);
@@ -160,9 +169,9 @@ impl Member {
                 match next {
                     Ok(Next::End(why)) => {
                         tracing::debug!(why, "the member of the pool ends");
-                        Ok(())
+                        Ok(None)
                     }
-                    Ok(Next::Claimed(..)) => Ok(()),
+                    Ok(Next::Claimed(..)) => Ok(None),
                     Err(error) => {
                         report::note(&place::root(), &base::chain(&error));
                         Err(error.into())
@@ -279,7 +288,7 @@ fn adopt(
     parked: Parked,
     slot: OwnedFd,
     home: &str,
-) -> Result<(), Box<dyn std::error::Error>> {
+) -> Result<Adoption, Box<dyn std::error::Error>> {
     let (arguments, listener) = match take_name(&asked, directory, &parked) {
         Ok(taken) => taken,
         Err(error) => {
@@ -299,7 +308,12 @@ fn adopt(
     set_oom_score_adj(claim.oom_score_adj.saturating_add(1).min(FIRST_TO_GO));
     sys::replace_environment(claim.environment);
     show(&arguments);
-    entry::serve_on(listener, connection.into(), arguments, Some(parked))
+    Ok(Adoption {
+        listener,
+        announcement: connection.into(),
+        arguments,
+        parked,
+    })
 }
 
 /// Gives the member's directory the sandbox's name, listens in it, and answers. From the answer on the sandbox is one like any other. If it

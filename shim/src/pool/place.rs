@@ -11,7 +11,7 @@ use node::run_dir::{self, RunDir, RunDirError};
 use rustix::fs::{FlockOperation, flock};
 
 use super::Key;
-use crate::command::cleanup;
+use crate::cleanup;
 
 /// End of a lock's name.
 const LOCK: &str = ".lock";

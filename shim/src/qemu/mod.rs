@@ -2,6 +2,7 @@
 
 pub(crate) mod debug_image;
 pub(crate) mod guest_kernel;
+pub mod parked;
 
 use std::io;
 use std::num::NonZeroU32;
@@ -26,8 +27,8 @@ use node::run_dir::{RunDir, SandboxState};
 use node::sizing::{HostLimits, NumberSet};
 use protocol::agent::Network;
 
-use crate::pool::Parked;
 use crate::qemu::debug_image::DebugImage;
+use crate::qemu::parked::Parked;
 
 /// Launches the VM of one sandbox, once.
 pub struct QemuLauncher {

@@ -18,8 +18,8 @@ use tokio::sync::oneshot;
 use super::Sandbox;
 use super::process::{Exit, Process, ProcessName, View, is_created};
 use super::verbs::{agent_container, failed, signal_request};
-use crate::error::Error;
 use crate::id::ContainerId;
+use crate::sandbox::error::Error;
 
 /// Consoles of one sandbox at once.
 const MOST: usize = 16;

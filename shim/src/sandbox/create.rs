@@ -18,8 +18,8 @@ use super::disks::DiskError;
 use super::host::{GuestContainer, HostError};
 use super::message::Payload;
 use super::stand_in::{StandIn, pid_in};
-use crate::error::{Error, Shared};
 use crate::id::ContainerId;
+use crate::sandbox::error::{Error, Shared};
 
 impl Sandbox {
     /// Creates a container. Dropping the future interrupts it: what was done is undone all the same. The answer is

@@ -14,8 +14,8 @@ use tokio::sync::oneshot;
 use super::Sandbox;
 use super::forwards::Length;
 use super::process::ProcessName;
-use crate::error::Error;
 use crate::id::ContainerId;
+use crate::sandbox::error::Error;
 use lifecycle::SIGKILL;
 
 /// Bytes that are copied at once.

@@ -12,8 +12,8 @@ use scrape::durations::Durations;
 
 use super::verbs::agent_container;
 use super::{Sandbox, Vm};
-use crate::error::Error;
 use crate::id::ContainerId;
+use crate::sandbox::error::Error;
 
 /// For the VMM to answer: it does so at once unless its main loop is stuck.
 const ANSWER: Duration = Duration::from_secs(3);

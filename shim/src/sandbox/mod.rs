@@ -21,6 +21,7 @@ mod create;
 mod delete;
 pub(crate) mod disks;
 mod driver;
+pub mod error;
 mod forward;
 mod forwards;
 mod growth;
@@ -65,9 +66,9 @@ use self::message::Message;
 use self::process::{Exit, Process, ProcessName, is_created};
 use self::sizes::Sizes;
 use self::stand_in::StandIn;
-use crate::error::Error;
 use crate::events::Publisher;
 use crate::id::{ContainerId, Namespace, SandboxId};
+use crate::sandbox::error::Error;
 
 pub use self::container::{Container, CreateRequest};
 pub use self::disks::DiskError;

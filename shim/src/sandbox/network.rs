@@ -8,7 +8,7 @@ use guest::agent_client::AgentClient;
 use super::Sandbox;
 use super::boot::Booted;
 use super::host::HostError;
-use crate::error::Error;
+use crate::sandbox::error::Error;
 
 impl Sandbox {
     /// Makes the guest's network what the host's is now. `subject` is for whom.

@@ -15,7 +15,7 @@ use super::host::HostError;
 use super::message::Payload;
 use super::process::{Process, ProcessName};
 use super::verbs::{agent_container, failed};
-use crate::error::{Error, Shared};
+use crate::sandbox::error::{Error, Shared};
 
 impl Sandbox {
     /// Starts a container's first process or an exec. The answer is the pid that stands for it.

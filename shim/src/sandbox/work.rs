@@ -10,7 +10,7 @@ use ttrpc::Code;
 use super::Sandbox;
 use super::container::Container;
 use super::process::Process;
-use crate::error::{Error, Shared};
+use crate::sandbox::error::{Error, Shared};
 
 /// What becomes of work.
 pub(super) type Done = Result<(), Failure<Shared>>;

@@ -19,9 +19,9 @@ use protocol::diagnostics_ttrpc::create_diagnostics;
 use tokio::sync::Notify;
 use ttrpc::r#async::Service as Methods;
 
-use crate::error::Error;
 use crate::id::{ContainerId, SandboxId};
 use crate::sandbox::Sandbox;
+use crate::sandbox::error::Error;
 use crate::service::stats::{CgroupMode, metrics};
 
 const TASK_V2: &str = "containerd.task.v2.Task";
