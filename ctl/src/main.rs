@@ -155,7 +155,7 @@ async fn run(command: Command) -> Result<End, Failure> {
     Ok(End::Report(report))
 }
 
-async fn volume(command: &VolumeCommand) -> Result<Report, direct_volume::VolumeError> {
+async fn volume(command: &VolumeCommand) -> Result<Report, direct_volume::DirectVolumeError> {
     let places = Places::default();
     match command {
         VolumeCommand::Add {

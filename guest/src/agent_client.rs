@@ -3,6 +3,7 @@
 //! It knows the protocol, but not the states of containers. A call may be dropped at any moment: the connection and the
 //! other calls are not affected ([`write_queue`]).
 
+mod error;
 mod write_queue;
 
 use std::time::{Duration, Instant};
@@ -16,11 +17,11 @@ use protocol::agent::{
 };
 use protocol::agent_ttrpc::AgentClient as Generated;
 use scrape::durations::Durations;
-use ttrpc::Code;
 use ttrpc::r#async::Client;
 use ttrpc::r#async::transport::Socket;
 use ttrpc::context;
 
+pub use self::error::{AgentError, Refusal};
 use self::write_queue::{Room, WriteQueue};
 use crate::vm::Connection;
 
@@ -38,39 +39,6 @@ const SAMPLE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Bytes of a message from the guest that are passed on.
 const LONGEST_MESSAGE: usize = 8 << 10;
-
-/// The guest said no, or nothing.
-#[derive(Debug, thiserror::Error)]
-pub enum AgentError {
-    /// The agent's own answer.
-    #[error("{message}")]
-    Refused {
-        /// The status code of the agent's answer.
-        code: Code,
-        /// The agent's message, bounded and without control characters.
-        message: String,
-    },
-    /// No answer in time.
-    #[error("the guest's agent did not answer within {} s", .0.as_secs_f64())]
-    TimedOut(Duration),
-    /// The connection is gone.
-    #[error("the connection to the guest's agent is broken: {0}")]
-    Broken(String),
-}
-
-impl AgentError {
-    /// The status code: the agent's own is passed on.
-    #[must_use]
-    pub fn code(&self) -> Code {
-        match self {
-            // OK is no code of an error: whatever the guest means by it, the call has failed.
-            AgentError::Refused { code: Code::OK, .. } => Code::INTERNAL,
-            AgentError::Refused { code, .. } => *code,
-            AgentError::TimedOut(_) => Code::DEADLINE_EXCEEDED,
-            AgentError::Broken(_) => Code::UNAVAILABLE,
-        }
-    }
-}
 
 /// The agent of one VM.
 #[derive(Clone)]
@@ -275,7 +243,7 @@ impl AgentClient {
             Err(_) => Err(AgentError::TimedOut(bound)),
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(ttrpc::Error::RpcStatus(status))) => Err(AgentError::Refused {
-                code: status.code(),
+                refusal: Refusal::of(status.code()),
                 message: printable(status.message(), LONGEST_MESSAGE),
             }),
             // ttrpc has no variant of its own for its deadline.
@@ -284,7 +252,7 @@ impl AgentClient {
             }
             // Nor for an answer that cannot be decoded. The connection goes on.
             Ok(Err(ttrpc::Error::Others(text))) if text.starts_with("Unpack") => Err(AgentError::Refused {
-                code: Code::INTERNAL,
+                refusal: Refusal::Failed,
                 message: printable(&text, LONGEST_MESSAGE),
             }),
             Ok(Err(error)) => Err(AgentError::Broken(error.to_string())),
@@ -394,14 +362,5 @@ mod tests {
         let said = agent.exec(&large()).await;
         assert!(matches!(said, Err(AgentError::TimedOut(_))), "{said:?}");
         is_alive(agent, guest).await;
-    }
-
-    #[test]
-    fn an_ok_that_is_an_error_stays_an_error() {
-        let error = AgentError::Refused {
-            code: Code::OK,
-            message: String::new(),
-        };
-        assert_eq!(error.code(), Code::INTERNAL);
     }
 }

@@ -10,7 +10,7 @@ use base::chain;
 use config::InterNetworking;
 use guest::host_sockets::HostSockets;
 use guest::relays::Relays;
-use guest::vm::LaunchError;
+use guest::vm::VmLaunchError;
 use hypervisor::{Accounting, NetworkNamespace, VmRequest};
 use lifecycle::Timeouts;
 use node::boot_queue::BootQueue;
@@ -303,8 +303,8 @@ fn watches(tree: &SharedTree) -> Option<Watches> {
     }
 }
 
-fn configuration(context: &ServerContext, spec: &Spec) -> Result<config::Config, LaunchError> {
-    let settings = Settings::load(context.config_path.as_deref(), spec).map_err(LaunchError::Configuration)?;
+fn configuration(context: &ServerContext, spec: &Spec) -> Result<config::Config, VmLaunchError> {
+    let settings = Settings::load(context.config_path.as_deref(), spec).map_err(VmLaunchError::Configuration)?;
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }

@@ -15,13 +15,13 @@ use async_trait::async_trait;
 use base::chain;
 use config::Mebibytes;
 use guest::accept;
-use guest::vm::{Connection, Connections, Ending, LaunchError, Launcher, RunningVm};
+use guest::vm::{Connection, Connections, Ending, Launcher, RunningVm, VmLaunchError};
 use hypervisor::{
     Cause, CpuError, Disk, GuestListener, GuestStream, HotplugError, MemoryError, NetworkNamespace, Sample, Vm,
     VmRequest,
 };
 use node::host_cgroup::{Allowance, HostCgroup};
-use node::network::{MachineNetwork, NetworkError, NetworkPlan, PodNetwork};
+use node::network::{MachineNetwork, NetworkPlan, PodNetwork, PodNetworkError};
 use node::process::ProcessRef;
 use node::run_dir::{RunDir, SandboxState};
 use node::sizing::{HostLimits, NumberSet};
@@ -33,7 +33,7 @@ use crate::qemu::parked::Parked;
 /// Launches the VM of one sandbox, once.
 pub struct QemuLauncher {
     /// How; or why it cannot be done, which the Create that waits for it reports.
-    pub plan: Result<config::Hypervisor, LaunchError>,
+    pub plan: Result<config::Hypervisor, VmLaunchError>,
     /// Where and with what.
     pub request: VmRequest,
     /// The network that the VM gets.
@@ -71,8 +71,8 @@ impl QemuLauncher {
         parked: Parked,
         network: &mut PodNetwork,
         state: &mut SandboxState,
-    ) -> Result<(Vm, GuestListener, Option<GuestStream>), LaunchError> {
-        let failed = |error: &dyn std::error::Error| LaunchError::Failed(chain(error));
+    ) -> Result<(Vm, GuestListener, Option<GuestStream>), VmLaunchError> {
+        let failed = |error: &dyn std::error::Error| VmLaunchError::Failed(chain(error));
         let accounting = self.request.accounting.clone();
         let moved = tokio::task::spawn_blocking(move || {
             parked.join(&accounting.cgroup_procs, accounting.oom_score_adj.unwrap_or(0));
@@ -90,11 +90,11 @@ impl QemuLauncher {
 
 #[async_trait]
 impl Launcher for QemuLauncher {
-    async fn launch(&self) -> Result<(Box<dyn RunningVm>, Box<dyn Connections>), LaunchError> {
+    async fn launch(&self) -> Result<(Box<dyn RunningVm>, Box<dyn Connections>), VmLaunchError> {
         let config = self.plan.as_ref().map_err(Clone::clone)?;
         let image = self.image(config);
         let config = image.as_ref().map_or(config, |image| &image.config);
-        let failed = |error: &dyn std::error::Error| LaunchError::Failed(chain(error));
+        let failed = |error: &dyn std::error::Error| VmLaunchError::Failed(chain(error));
         let allowance = Allowance::new(self.cgroup.clone());
         allowance.limit(self.limits).await;
         let network = PodNetwork::open(self.network.clone()).await;
@@ -236,7 +236,7 @@ impl RunningVm for QemuMachine {
         }
     }
 
-    async fn refresh_network(&self, again: bool) -> Result<Option<Network>, NetworkError> {
+    async fn refresh_network(&self, again: bool) -> Result<Option<Network>, PodNetworkError> {
         self.network.refresh(again).await
     }
 

@@ -1,10 +1,9 @@
 //! Forwards the host's changes of files to the guest, one batch after the other, as long as the VM lives.
 
-use guest::agent_client::AgentClient;
+use guest::agent_client::{AgentClient, AgentError, Refusal};
 use node::watch::Watches;
 use protocol::agent::HostChanges;
 use tokio::sync::watch;
-use ttrpc::Code;
 
 use super::Vm;
 
@@ -25,7 +24,12 @@ pub(super) async fn tell(watches: Watches, agent: AgentClient, mut vm: watch::Re
             };
             match agent.report_changes(&request).await {
                 Ok(_) => {}
-                Err(error) if error.code() == Code::UNIMPLEMENTED => {
+                Err(
+                    error @ AgentError::Refused {
+                        refusal: Refusal::Unsupported,
+                        ..
+                    },
+                ) => {
                     tracing::info!(%error, "programs in containers are not told what the host changes");
                     return;
                 }

@@ -13,7 +13,7 @@ use node::sizing::Sizing;
 use scrape::durations::Durations;
 use tokio::sync::{mpsc, watch};
 
-use super::boot::{self, BootError, BootPlan};
+use super::boot::{self, BootPlan, GuestBootError};
 use super::driver::Driver;
 use super::forwards::Forwards;
 use super::host::HostSide;
@@ -98,7 +98,7 @@ impl Sandbox {
         });
         let booted = tokio::select! {
             booted = booting => booted,
-            () = told_to_stop(&mut stopping) => Err(BootError::Stopped),
+            () = told_to_stop(&mut stopping) => Err(GuestBootError::Stopped),
         };
         let (booted, mut signals) = match booted {
             Ok((booted, signals)) => (Arc::new(booted), signals),

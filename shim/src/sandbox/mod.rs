@@ -58,7 +58,7 @@ use node::volumes::DirectVolume;
 use scrape::durations::Durations;
 use tokio::sync::{mpsc, watch};
 
-use self::boot::{BootError, Booted};
+use self::boot::{Booted, GuestBootError};
 use self::disks::Disks;
 use self::forwards::Forwards;
 use self::host::HostSide;
@@ -78,7 +78,7 @@ pub use self::life::Parts;
 #[derive(Clone)]
 enum Vm {
     Booting,
-    Failed(BootError),
+    Failed(GuestBootError),
     Ready(Arc<Booted>),
     Ended { ending: Ending, exit: Exit },
 }
@@ -175,12 +175,12 @@ impl Sandbox {
     pub async fn ready(&self) -> Result<AgentClient, Error> {
         let mut vm = self.vm.subscribe();
         if vm.wait_for(|vm| !matches!(vm, Vm::Booting)).await.is_err() {
-            return Err(self.boot_error(BootError::Stopped));
+            return Err(self.boot_error(GuestBootError::Stopped));
         }
         self.agent("create a container in", &format!("sandbox {}", self.id))
     }
 
-    fn boot_error(&self, source: BootError) -> Error {
+    fn boot_error(&self, source: GuestBootError) -> Error {
         Error::Boot {
             sandbox: self.id.to_string(),
             source,

@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use guest::agent_client::AgentError;
+use guest::agent_client::{AgentError, Refusal};
 use lifecycle::{Failure, Fault, Work};
 use oci_spec::runtime::LinuxResources;
-use ttrpc::Code;
 
 use super::Sandbox;
 use super::container::Container;
@@ -84,19 +83,18 @@ pub(super) fn failure(error: Error) -> Failure<Shared> {
 
 fn fault(error: &AgentError) -> Fault {
     match error {
-        AgentError::Refused {
-            code: Code::NOT_FOUND, ..
-        } => Fault::Missing,
-        AgentError::Refused {
-            code: Code::FAILED_PRECONDITION,
-            ..
-        } => Fault::Phase,
-        // The guest has the same time-out for a call as the shim, and either may be the first to notice.
-        AgentError::Refused {
-            code: Code::DEADLINE_EXCEEDED,
-            ..
-        } => Fault::Unanswered,
-        AgentError::Refused { .. } => Fault::Refused,
+        AgentError::Refused { refusal, .. } => match refusal {
+            Refusal::Missing => Fault::Missing,
+            Refusal::Phase => Fault::Phase,
+            // The guest has the same time-out for a call as the shim, and either may be the first to notice.
+            Refusal::Unanswered => Fault::Unanswered,
+            Refusal::Exists
+            | Refusal::Invalid
+            | Refusal::Unsupported
+            | Refusal::Exhausted
+            | Refusal::GivenUp
+            | Refusal::Failed => Fault::Refused,
+        },
         AgentError::TimedOut(_) => Fault::Unanswered,
         AgentError::Broken(_) => Fault::Gone,
     }

@@ -5,6 +5,7 @@ mod inspect;
 pub mod pod_config;
 mod sandbox_api;
 pub mod stats;
+mod status;
 mod task;
 mod timed;
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use config::Mebibytes;
-use guest::vm::{Connection, Connections, Ending, LaunchError, Launcher, RunningVm};
+use guest::vm::{Connection, Connections, Ending, Launcher, RunningVm, VmLaunchError};
 use hypervisor::{CpuError, Disk, HotplugError, MemoryError};
 use node::sizing::HostLimits;
 use tokio::net::UnixStream;
@@ -60,10 +60,10 @@ impl FakeLauncher {
 
 #[async_trait]
 impl Launcher for FakeLauncher {
-    async fn launch(&self) -> Result<(Box<dyn RunningVm>, Box<dyn Connections>), LaunchError> {
+    async fn launch(&self) -> Result<(Box<dyn RunningVm>, Box<dyn Connections>), VmLaunchError> {
         if self.boot == Boot::NoLaunch {
             let why = "QEMU did not start: /dev/kvm: Permission denied";
-            return Err(LaunchError::Failed(why.to_owned()));
+            return Err(VmLaunchError::Failed(why.to_owned()));
         }
         let connections = FakeConnections {
             dialled: self.guest.take_dialled(),
