@@ -6,6 +6,7 @@
 pub mod bpf;
 mod error_chain;
 pub mod idle;
+pub mod meminfo;
 pub mod mount_attributes;
 pub mod net_dev;
 pub mod process;

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use base::meminfo::Meminfo;
 use serde_json::{Value, json};
 
 use crate::check::parts::version;
@@ -100,12 +101,10 @@ pub(crate) async fn collect(named: Option<&Path>) -> Result<Value, ShowError> {
 
 fn host() -> Value {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let (release, cpuinfo, meminfo) = (read("/etc/os-release"), read("/proc/cpuinfo"), read("/proc/meminfo"));
-    let kibibytes = |name: &str| -> u64 {
-        let line = meminfo.lines().find_map(|line| line.strip_prefix(name));
-        let number = line.and_then(|line| line.split_ascii_whitespace().next()?.parse().ok());
-        number.unwrap_or(0)
-    };
+    let (release, cpuinfo) = (read("/etc/os-release"), read("/proc/cpuinfo"));
+    // In KiB, as Kata's tools have them.
+    let meminfo = base::meminfo::read();
+    let kibibytes = |figure: fn(&Meminfo) -> Option<u64>| meminfo.as_ref().and_then(figure).unwrap_or(0) / 1024;
     let capable = cpuinfo
         .lines()
         .find_map(|line| line.strip_prefix("flags"))
@@ -123,7 +122,9 @@ fn host() -> Value {
             "cpus": std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         },
         "memory": {
-            "total": kibibytes("MemTotal:"), "free": kibibytes("MemFree:"), "available": kibibytes("MemAvailable:"),
+            "total": kibibytes(|meminfo| Some(meminfo.mem_total)),
+            "free": kibibytes(|meminfo| Some(meminfo.mem_free)),
+            "available": kibibytes(|meminfo| meminfo.mem_available),
         },
     })
 }

@@ -54,9 +54,7 @@ impl Scrapes {
     /// As Prometheus text.
     fn render(&self) -> String {
         let mut text = Text::default();
-        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let resident = resident.and_then(|line| line.trim().trim_end_matches(" kB").parse::<f64>().ok());
+        let resident = base::process::resident(std::process::id().cast_signed());
         let descriptors = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
         let plain = [
@@ -77,7 +75,7 @@ impl Scrapes {
                 "kata_monitor_process_resident_memory_bytes",
                 Kind::Gauge,
                 "Resident memory (RSS) of the monitor.",
-                resident.unwrap_or(0.0) * 1024.0,
+                resident.unwrap_or(0) as f64,
             ),
         ];
         for (name, kind, help, value) in plain {

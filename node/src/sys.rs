@@ -106,16 +106,8 @@ pub fn replace_environment(variables: Vec<(OsString, OsString)>) {
 /// Shows these words as the process's arguments (proc_pid_cmdline(5)), as far as those that it was started with leave room. Nobody reads the
 /// old ones any more.
 pub fn show_arguments(words: &[String]) -> io::Result<()> {
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
-    // Fields 48 and 49 of proc_pid_stat(5), arg_start and arg_end; the third follows the name's last parenthesis.
-    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
-    let mut places = fields.split_ascii_whitespace().skip(45).map(str::parse::<usize>);
-    let (Some(Ok(start)), Some(Ok(end))) = (places.next(), places.next()) else {
-        return Err(io::ErrorKind::InvalidData.into());
-    };
-    let room = end
-        .checked_sub(start)
-        .filter(|room| *room > 1)
+    let (start, room) = command_line_of_this_process()
+        .filter(|(_, room)| *room > 1)
         .ok_or(io::ErrorKind::InvalidData)?;
     let mut text = words.join("\0").into_bytes();
     // The last byte stays zero: by that the kernel knows where the arguments end.
@@ -125,7 +117,7 @@ pub fn show_arguments(words: &[String]) -> io::Result<()> {
     }
     // SAFETY: the kernel says that these bytes are the process's arguments. They are on the stack of the main thread, below its first frame,
     // writable, and stay there; std has copied nothing but pointers to them, and no thread reads arguments from here on.
-    unsafe { std::ptr::copy_nonoverlapping(text.as_ptr(), start as *mut u8, room) };
+    unsafe { std::ptr::copy_nonoverlapping(text.as_ptr(), start, room) };
     Ok(())
 }
 
@@ -179,11 +171,9 @@ pub fn spawn_idle(idle: &Idle<'_>) -> io::Result<i32> {
 /// Where this process's command line is, and its length, which is not 0: fields 48 and 49 of /proc/PID/stat (proc_pid_stat(5)). None where it
 /// cannot be read.
 fn command_line_of_this_process() -> Option<(*mut u8, usize)> {
-    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
-    let (_, fields) = stat.rsplit_once(')')?;
-    let mut fields = fields.split_ascii_whitespace().skip(45);
-    let start: usize = fields.next()?.parse().ok()?;
-    let end: usize = fields.next()?.parse().ok()?;
+    let stat = base::process::own_stat()?;
+    let start = usize::try_from(stat.arg_start?).ok()?;
+    let end = usize::try_from(stat.arg_end?).ok()?;
     let length = end.checked_sub(start).filter(|length| *length > 0 && start > 0)?;
     Some((std::ptr::with_exposed_provenance_mut(start), length))
 }

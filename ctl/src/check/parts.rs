@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use base::chain;
+use base::meminfo::Meminfo;
 use config::{Config, SharedFs, Vsock};
 use hypervisor::{Accel, AccelError};
 
@@ -50,7 +51,7 @@ pub(super) async fn parts(config: &Config, search: Option<&OsStr>) -> Vec<Findin
     findings.push(channel);
     findings.push(memory(
         u64::from(config.hypervisor.default_memory.0),
-        &std::fs::read_to_string("/proc/meminfo").unwrap_or_default(),
+        base::meminfo::read().as_ref().map(Free::of),
     ));
     if config.agent.debug_console_enabled {
         let programs = hypervisor.initrd.with_file_name("debug-console.img");
@@ -59,15 +60,26 @@ pub(super) async fn parts(config: &Config, search: Option<&OsStr>) -> Vec<Findin
     findings
 }
 
+/// The host's memory, in MiB.
+#[derive(Clone, Copy)]
+struct Free {
+    /// With swap.
+    all: u64,
+    available: Option<u64>,
+}
+
+impl Free {
+    fn of(meminfo: &Meminfo) -> Self {
+        Self {
+            all: (meminfo.mem_total + meminfo.swap_total) >> 20,
+            available: meminfo.mem_available.map(|bytes| bytes >> 20),
+        }
+    }
+}
+
 /// A guest that is larger than what is free is killed, or kills others, once it uses it: its memory is promised, not taken.
-fn memory(wanted: u64, meminfo: &str) -> Finding {
-    let figure = |name: &str| {
-        let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
-        let kibibytes: u64 = line.split_ascii_whitespace().next()?.parse().ok()?;
-        Some(kibibytes / 1024)
-    };
-    let all = figure("MemTotal:").map(|total| total + figure("SwapTotal:").unwrap_or(0));
-    if let Some(all) = all
+fn memory(wanted: u64, host: Option<Free>) -> Finding {
+    if let Some(Free { all, .. }) = host
         && all < wanted
     {
         return Finding::warn(
@@ -77,7 +89,7 @@ fn memory(wanted: u64, meminfo: &str) -> Finding {
             "lower hypervisor.qemu.default_memory",
         );
     }
-    match figure("MemAvailable:") {
+    match host.and_then(|host| host.available) {
         Some(free) if free < wanted => Finding::warn(
             "memory",
             format!("{free} MiB are available, a VM has {wanted} MiB"),
@@ -331,15 +343,18 @@ mod tests {
 
     #[test]
     fn a_vm_that_is_larger_than_what_is_free_is_a_warning() {
-        let host = "MemTotal: 4194304 kB\nMemAvailable:  1048576 kB\nSwapTotal: 1048576 kB\n";
-        assert_eq!(memory(256, host).verdict, Verdict::Ok);
+        let host = Free {
+            all: 5120,
+            available: Some(1024),
+        };
+        assert_eq!(memory(256, Some(host)).verdict, Verdict::Ok);
         for (wanted, said) in [(2048, "1024 MiB are available"), (5121, "has 5120 MiB in all")] {
-            let found = memory(wanted, host);
+            let found = memory(wanted, Some(host));
             assert!(
                 matches!(found.verdict, Verdict::Warn(_)) && found.found.contains(said),
                 "{found}"
             );
         }
-        assert!(matches!(memory(1, "").verdict, Verdict::Warn(_)));
+        assert!(matches!(memory(1, None).verdict, Verdict::Warn(_)));
     }
 }

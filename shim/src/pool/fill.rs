@@ -1,7 +1,6 @@
 //! Fills the pool with a member for every free slot, as long as the host has memory, and empties it.
 
 use std::ffi::OsStr;
-use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -77,16 +76,9 @@ pub(crate) fn fill(config_path: Option<&Path>) -> Result<u32, PoolError> {
 
 /// Whether the host has memory for so much more, and [`KEPT_FREE`] beside it.
 pub(super) fn has_room(bytes: u64) -> bool {
-    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let (Some(total), Some(available)) = (kibibytes(&text, "MemTotal:"), kibibytes(&text, "MemAvailable:")) else {
-        return true;
-    };
-    available.saturating_mul(1024).saturating_sub(bytes) >= total.saturating_mul(1024) / KEPT_FREE
-}
-
-fn kibibytes(text: &str, name: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    line.split_whitespace().next()?.parse().ok()
+    let memory = base::meminfo::read();
+    let figures = memory.and_then(|memory| Some((memory.mem_total, memory.mem_available?)));
+    figures.is_none_or(|(total, available)| available.saturating_sub(bytes) >= total / KEPT_FREE)
 }
 
 fn spawn(slot: &Slot, lock: OwnedFd, config_path: Option<&Path>) -> Result<(), PoolError> {
@@ -188,9 +180,5 @@ mod tests {
     fn a_host_has_room_for_little_and_not_for_all_that_it_has() {
         assert!(has_room(0));
         assert!(!has_room(u64::MAX / 2));
-        assert_eq!(
-            kibibytes("MemTotal:  24 kB\nMemAvailable: 7 kB\n", "MemAvailable:"),
-            Some(7)
-        );
     }
 }

@@ -5,6 +5,7 @@ use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use base::process::proportional;
 use node::process::ProcessRef;
 use serde::{Deserialize, Serialize};
 
@@ -173,16 +174,8 @@ fn member(slot: &Slot, notes: &Notes) -> Member {
         } else {
             now().saturating_sub(notes.since)
         },
-        memory: processes.map(|process| proportional_bytes(process.pid)).sum(),
+        memory: processes.filter_map(|process| proportional(process.pid)).sum(),
     }
-}
-
-/// proc_pid_smaps(5), `Pss`; 0 of a process that has gone.
-fn proportional_bytes(pid: i32) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
-    let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    kibibytes.unwrap_or(0) * 1024
 }
 
 #[cfg(test)]
@@ -206,6 +199,6 @@ mod tests {
 
     #[test]
     fn a_process_has_memory_of_its_own() {
-        assert!(proportional_bytes(std::process::id().try_into().unwrap()) > 0);
+        assert!(proportional(std::process::id().cast_signed()).is_some_and(|bytes| bytes > 0));
     }
 }
