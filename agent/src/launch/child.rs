@@ -20,13 +20,13 @@ use rustix::process::{DumpableBehavior, PidfdFlags, pidfd_open, set_dumpable_beh
 
 use super::{
     attributes, capabilities,
-    channel::{ChildEnd, Order, Word},
+    channel::{ChildEnd, Order, Report},
     devices,
     fault::{Context, Fault, Result},
     filter::Filter,
     hooks::{self, Confinement},
     identity,
-    instructions::{Instructions, Parcel, Place},
+    instructions::{Instructions, Place, Transfer},
     masked,
     mounts::{self, Prepared},
     namespaces::{self, Fresh},
@@ -46,13 +46,13 @@ pub(super) fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     };
     // Nobody may be listening any more, and then nobody needs to know.
-    let _ = channel.say(&Word::Failed(fault.bounded()));
+    let _ = channel.say(&Report::Failed(fault.bounded()));
     ExitCode::FAILURE
 }
 
 fn instructed(channel: &ChildEnd) -> Result<Instructions> {
     match channel.receive().or_fail(|| "cannot receive the instructions")? {
-        Some((Order::Prepare, fds)) => Parcel::received(fds).unpack(),
+        Some((Order::Prepare, fds)) => Transfer::received(fds).unpack(),
         _ => Err(Fault::Internal("the child was started without instructions".to_owned())),
     }
 }
@@ -103,7 +103,7 @@ fn carry_out(channel: &ChildEnd, told: &Instructions) -> Result<()> {
                 .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()))
                 .or_fail(|| "cannot hold the process")?;
             channel
-                .send(&Word::Made(child.as_raw()), &[pidfd.as_fd()])
+                .send(&Report::Made(child.as_raw()), &[pidfd.as_fd()])
                 .or_fail(|| "cannot announce the process")?;
             File::from(announce).write_all(b"!").or_fail(|| "the process has ended")
         }
@@ -285,7 +285,7 @@ fn assume_identity(told: &Instructions, streams: &[OwnedFd; 3]) -> Result<(Progr
 /// Says that everything is ready and waits to be let go on.
 fn wait_at_the_gate(channel: &ChildEnd, master: Option<BorrowedFd<'_>>) -> Result<()> {
     channel
-        .send(&Word::Ready, master.as_slice())
+        .send(&Report::Ready, master.as_slice())
         .or_fail(|| "cannot report")?;
     match channel.receive().or_fail(|| "cannot wait at the gate")? {
         Some((Order::Go, _)) => Ok(()),

@@ -62,11 +62,11 @@ pub(super) struct Instructions {
 
 /// Instructions on their way: the memfd comes first among the descriptors.
 #[derive(Debug)]
-pub(super) struct Parcel {
+pub(super) struct Transfer {
     fds: Vec<OwnedFd>,
 }
 
-impl Parcel {
+impl Transfer {
     /// Packs a request.
     ///
     /// # Errors
@@ -119,7 +119,7 @@ impl Parcel {
         Self { fds }
     }
 
-    /// Unpacks what [`Parcel::pack`] packed.
+    /// Unpacks what [`Transfer::pack`] packed.
     pub(super) fn unpack(self) -> Result<Instructions> {
         let mut fds = self.fds.into_iter();
         let mut next = || {
@@ -211,7 +211,7 @@ mod tests {
             cgroup: null(),
             agent_cgroup: null(),
         };
-        let told = Parcel::pack(request).unwrap().unpack().unwrap();
+        let told = Transfer::pack(request).unwrap().unpack().unwrap();
         assert_eq!(told.id, "box");
         assert!(matches!(told.place, Place::New(join) if join[0].0 == LinuxNamespaceType::Ipc));
         assert!(matches!(
@@ -237,8 +237,8 @@ mod tests {
             cgroup: null(),
             agent_cgroup: null(),
         };
-        let mut parcel = Parcel::pack(request).unwrap();
-        parcel.fds.truncate(2);
-        assert!(matches!(parcel.unpack(), Err(Fault::Internal(_))));
+        let mut transfer = Transfer::pack(request).unwrap();
+        transfer.fds.truncate(2);
+        assert!(matches!(transfer.unpack(), Err(Fault::Internal(_))));
     }
 }

@@ -16,7 +16,7 @@ pub(crate) enum NetworkError {
     Socket(#[source] io::Error),
     /// There is no place for devices that are not used.
     #[error("network: make a namespace for devices that are not used")]
-    Attic(#[source] io::Error),
+    Parking(#[source] io::Error),
     /// A message of the host that cannot be understood.
     #[error("network: the host's message about {what} cannot be understood: {reason}")]
     Message {

@@ -3,10 +3,10 @@
 //! It owns everything that the host has sent: names, addresses, routes, rules, neighbours of the devices. What a
 //! container adds is the container's and stays. It knows no container.
 
-mod attic;
 mod devices;
 mod error;
 mod message;
+mod parked_interfaces;
 
 use std::io;
 use std::path::Path;
@@ -18,11 +18,11 @@ use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::{Handle, LinkUnspec};
 use tokio::sync::Mutex;
 
-use self::attic::Attic;
 use self::devices::{Devices, passing_name};
 pub(crate) use self::error::NetworkError;
 use self::error::step;
 use self::message::Given;
+use self::parked_interfaces::ParkedInterfaces;
 
 /// The guest's network as far as the host decides it.
 #[derive(Debug, Default)]
@@ -34,7 +34,7 @@ struct State {
     /// Not all of it may be there: the last call has failed.
     incomplete: bool,
     /// Made when the first device has no interface.
-    attic: Option<Attic>,
+    parked: Option<ParkedInterfaces>,
 }
 
 impl GuestNetwork {
@@ -48,7 +48,7 @@ impl GuestNetwork {
         let State {
             given,
             incomplete,
-            attic,
+            parked,
         } = &mut *state;
         let was_incomplete = std::mem::replace(incomplete, true);
         let mut devices = Devices::open()?;
@@ -57,7 +57,7 @@ impl GuestNetwork {
             .iter()
             .map(|interface| interface.device.as_slice())
             .collect();
-        let links = devices.take(&macs, attic).await?;
+        let links = devices.take(&macs, parked).await?;
         let wanted = message::resolve(network, links)?;
         let netlink = devices.handle();
         remove(netlink, given, &wanted).await?;
