@@ -10,7 +10,7 @@ use lifecycle::{
     Work,
 };
 
-use crate::check::{Asked, Checked, Seen};
+use crate::check::{Asked, Checked, Observed};
 use crate::dice::Dice;
 use crate::guest::{Exec, Guest, Phase, Says};
 use crate::script::{Action, CONTAINERS, Script, container};
@@ -78,7 +78,7 @@ pub(crate) struct World<'a> {
     late: BTreeSet<(ProcessName, u64)>,
     /// Nothing fails any more.
     calm: bool,
-    seen: Seen,
+    observed: Observed,
     replies: u64,
     creations: Vec<Reply>,
     /// None: nobody reads it.
@@ -102,7 +102,7 @@ impl<'a> World<'a> {
             on_their_way: BTreeSet::new(),
             late: BTreeSet::new(),
             calm: false,
-            seen: Seen::default(),
+            observed: Observed::default(),
             replies: 0,
             creations: Vec::new(),
             log: logs.then(Vec::new),
@@ -142,7 +142,7 @@ impl<'a> World<'a> {
         if let Some((job, work)) = self.jobs.iter().next() {
             return Err(format!("{work:?} ({job:?}) is never reported"));
         }
-        self.seen.at_the_end()
+        self.observed.at_the_end()
     }
 
     fn after(&mut self, delay: u64, later: Later) {
@@ -245,7 +245,7 @@ impl<'a> World<'a> {
             at: self.now,
             answered: None,
         };
-        self.seen.asked.insert(reply, asked);
+        self.observed.asked.insert(reply, asked);
         self.step(Input::Request(reply, request))
     }
 
@@ -276,18 +276,18 @@ impl<'a> World<'a> {
                 self.jobs.remove(&job);
                 Ok(())
             }
-            Effect::Record(name, _) => self.seen.record(&name),
-            Effect::Enter(name, view, event) => self.seen.enter(&name, view, event),
-            Effect::Tell(name, event) => self.seen.tell(&name, event),
+            Effect::Record(name, _) => self.observed.record(&name),
+            Effect::Enter(name, view, event) => self.observed.enter(&name, view, event),
+            Effect::Tell(name, event) => self.observed.tell(&name, event),
             Effect::Forget(name, event) => {
                 let in_guest = match &name.exec {
                     None => self.guest.containers.contains_key(&name.container),
                     Some(_) => self.has_exec(&name),
                 };
-                self.seen.forget(&name, event, in_guest)
+                self.observed.forget(&name, event, in_guest)
             }
             Effect::Uncount(id) => {
-                self.seen.counted.remove(&id);
+                self.observed.counted.remove(&id);
                 Ok(())
             }
             Effect::Answer(reply, answer) => self.answer(reply, &answer),
@@ -305,7 +305,7 @@ impl<'a> World<'a> {
     }
 
     fn answer(&mut self, reply: Reply, answer: &Answer<u32>) -> Checked {
-        self.seen.answer(self.now, reply, answer, self.vm == Vm::Gone)
+        self.observed.answer(self.now, reply, answer, self.vm == Vm::Gone)
     }
 
     fn end_vm(&mut self, reason: &Reason) -> Checked {
@@ -315,7 +315,7 @@ impl<'a> World<'a> {
             }
             Reason::Undying(name) => {
                 let lives = |name: &ProcessName| self.guest.lives(name);
-                self.seen.may_end_for(name, &container(CONTAINERS[0]), lives)?;
+                self.observed.may_end_for(name, &container(CONTAINERS[0]), lives)?;
             }
             Reason::NoHeartbeat | Reason::Undeletable(_) => {}
         }
@@ -331,8 +331,8 @@ impl<'a> World<'a> {
             return Ok(());
         }
         match (&work, &done) {
-            (Some(Work::Detach(id)), Ok(())) => drop(self.seen.attached.remove(id)),
-            (Some(Work::ReleaseDisks(id)), _) => drop(self.seen.disks.remove(id)),
+            (Some(Work::Detach(id)), Ok(())) => drop(self.observed.attached.remove(id)),
+            (Some(Work::ReleaseDisks(id)), _) => drop(self.observed.disks.remove(id)),
             _ => {}
         }
         let done = done.map_err(|fault| Failure { fault, error: 7 });
@@ -354,10 +354,10 @@ impl<'a> World<'a> {
         let mut fails = !self.calm && self.dice.happens(question, 40);
         let mut longest = 5000;
         match &work {
-            Work::Attach(id) => drop(self.seen.attached.insert(id.clone())),
+            Work::Attach(id) => drop(self.observed.attached.insert(id.clone())),
             Work::Provision(id) => {
-                self.seen.disks.insert(id.clone());
-                self.seen.counted.insert(id.clone());
+                self.observed.disks.insert(id.clone());
+                self.observed.counted.insert(id.clone());
             }
             Work::ReleaseDisks(id) => {
                 fails = false;
@@ -387,7 +387,7 @@ impl<'a> World<'a> {
         } = &work
             && name.exec.is_none()
         {
-            self.seen.killed.insert(name.container.clone());
+            self.observed.killed.insert(name.container.clone());
         }
         if self.vm != Vm::Up {
             let delay = self.dice.takes(95, 1000);
@@ -589,7 +589,7 @@ impl<'a> World<'a> {
             }
             Happening::ExecRuns(name, serial, job, says) => {
                 // Its start was ended: it has to be killed.
-                let is_late = self.seen.is_stopped(&name);
+                let is_late = self.observed.is_stopped(&name);
                 let container = self.guest.of(&name.container, serial);
                 let exec = container.and_then(|container| container.execs.get_mut(name.exec.as_ref()?));
                 match exec {
@@ -682,7 +682,7 @@ impl<'a> World<'a> {
     fn check_frozen(&self) -> Checked {
         for (id, container) in &self.guest.containers {
             let frozen = container.frozen && container.phase == Phase::Running && !self.agent_hangs;
-            if frozen && self.seen.is_seen_running(id) {
+            if frozen && self.observed.is_seen_running(id) {
                 return Err(format!("container {id} is frozen, and seen to run"));
             }
         }
