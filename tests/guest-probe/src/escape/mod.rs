@@ -7,9 +7,11 @@ mod fuse;
 mod hostile;
 mod lengths;
 mod pci;
+mod vsock;
 
 pub(crate) use hostile::hostile;
 pub(crate) use lengths::{fatal, lengths};
+pub(crate) use vsock::flood;
 
 use std::io;
 
