@@ -44,7 +44,7 @@ pub(super) async fn parts(config: &Config, search: Option<&OsStr>) -> Vec<Findin
         Some(finding) => finding,
         None => {
             let remedy = "load the module vhost_vsock, or install the daemon, or set hypervisor.qemu.vsock_daemon";
-            program("vsock", &hypervisor.vsock_daemon, search, remedy).await
+            patched(program("vsock", &hypervisor.vsock_daemon, search, remedy).await)
         }
     };
     findings.push(channel);
@@ -125,6 +125,22 @@ fn recent(finding: Finding, oldest: (u32, u32)) -> Finding {
         finding.found,
         "it is older than any that the runtime was tried with",
         format!("install {}.{} or newer", oldest.0, oldest.1),
+    )
+}
+
+/// In the version of a vsock daemon with the patches of `hypervisor/patches`.
+const PATCHED: &str = "+tatami";
+
+/// Warns of a vsock daemon that was built without them.
+fn patched(finding: Finding) -> Finding {
+    if finding.failed() || finding.found.contains(PATCHED) {
+        return finding;
+    }
+    Finding::warn(
+        finding.what,
+        finding.found,
+        "it is not the runtime's own: a guest can make it grow until it ends, and its VM with it",
+        "install the one that comes with the runtime",
     )
 }
 
@@ -313,6 +329,14 @@ mod tests {
             names(&config).await,
             ["accelerator", "QEMU", "kernel", "initrd", "vsock", "memory"]
         );
+    }
+
+    #[test]
+    fn a_vsock_daemon_that_is_not_ours_is_a_warning() {
+        let found = |text: &str| patched(Finding::ok("vsock", text));
+        assert_eq!(found("/opt/v: vhost-device-vsock 0.3.0+tatami.1").verdict, Verdict::Ok);
+        let foreign = found("/opt/v: vhost-device-vsock 0.3.0");
+        assert!(matches!(foreign.verdict, Verdict::Warn(_)), "{foreign:?}");
     }
 
     #[test]
