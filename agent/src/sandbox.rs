@@ -67,6 +67,15 @@ pub(crate) struct Wanted {
     pub(crate) sockets: Vec<HostSocket>,
 }
 
+/// A container that has been made up to the gate.
+#[derive(Debug)]
+pub(crate) struct Created {
+    /// Of its first process.
+    pub(crate) pid: u32,
+    /// Which of the covers are there.
+    pub(crate) covered: Vec<bool>,
+}
+
 type Containers<'a> = MutexGuard<'a, HashMap<ContainerId, Entry>>;
 
 /// What a name stands for.
@@ -123,7 +132,7 @@ impl Drop for Reserved {
 }
 
 impl Reserved {
-    async fn make(self, wanted: Wanted, joined: Vec<Joined>) -> Result<u32, Error> {
+    async fn make(self, wanted: Wanted, joined: Vec<Joined>) -> Result<Created, Error> {
         let made = Box::pin(self.make_on_storages(wanted, joined)).await;
         if made.is_err() {
             self.sandbox.sockets.release(&self.id);
@@ -135,7 +144,7 @@ impl Reserved {
         made
     }
 
-    async fn make_on_storages(&self, wanted: Wanted, joined: Vec<Joined>) -> Result<u32, Error> {
+    async fn make_on_storages(&self, wanted: Wanted, joined: Vec<Joined>) -> Result<Created, Error> {
         let (sandbox, id) = (&self.sandbox, &self.id);
         let Wanted {
             mut spec,
@@ -153,12 +162,8 @@ impl Reserved {
         let plugged = plugged.map_err(failed)?;
         storage::rewrite(&mut spec, &plugged).map_err(failed)?;
         let (volumes, holder) = (sandbox.volumes.clone(), id.clone());
-        let covers = sandbox.covered(id, covers);
         let held = tokio::task::spawn_blocking(move || {
             volumes.acquire(&holder, &spec);
-            for (container, namespace, cover) in covers {
-                volumes.cover(&container, &namespace, &cover);
-            }
             spec
         });
         let spec = held.await.map_err(|error| Error::System {
@@ -173,8 +178,9 @@ impl Reserved {
         };
         match made {
             Ok(pid) => {
+                let covered = sandbox.cover(id, covers).await;
                 sandbox.lock().insert(id.clone(), Entry::Made(container));
-                Ok(pid)
+                Ok(Created { pid, covered })
             }
             Err(error) => {
                 if let Err(left) = container.discard().await {
@@ -201,14 +207,23 @@ impl Sandbox {
         }
     }
 
-    /// The mount namespaces of the containers that are to see something else, as far as they run.
-    fn covered(&self, by: &ContainerId, covers: Vec<Cover>) -> Vec<(ContainerId, OwnedFd, Cover)> {
-        let found = covers.into_iter().filter_map(|cover| {
+    /// Has other containers see something else, as far as they run. The answer is which of it they do see. Last of all: if the container that it is
+    /// done for cannot be made, nothing of it is done.
+    async fn cover(&self, by: &ContainerId, covers: Vec<Cover>) -> Vec<bool> {
+        let found = covers.into_iter().map(|cover| {
             let id = ContainerId::new(&cover.container_id).ok()?;
             let (_, namespace) = self.container(&id).ok()?.namespace(by, "mount").ok()?;
             Some((id, namespace, cover))
         });
-        found.collect()
+        let found: Vec<Option<(ContainerId, OwnedFd, Cover)>> = found.collect();
+        let volumes = self.volumes.clone();
+        let covering = tokio::task::spawn_blocking(move || {
+            let cover = |(container, namespace, cover): &(ContainerId, OwnedFd, Cover)| {
+                volumes.cover(container, namespace, cover)
+            };
+            found.iter().map(|found| found.as_ref().is_some_and(cover)).collect()
+        });
+        covering.await.unwrap_or_default()
     }
 
     fn lock(&self) -> Containers<'_> {
@@ -230,7 +245,11 @@ impl Sandbox {
     ///
     /// # Errors
     /// The name is taken, or the specification cannot be carried out; nothing is left then.
-    pub(crate) async fn create(self: &Arc<Self>, wanted: Wanted, join: &HashMap<String, String>) -> Result<u32, Error> {
+    pub(crate) async fn create(
+        self: &Arc<Self>,
+        wanted: Wanted,
+        join: &HashMap<String, String>,
+    ) -> Result<Created, Error> {
         let id = wanted.id.clone();
         let mut joined = Vec::new();
         for (kind, other) in join {

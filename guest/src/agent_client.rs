@@ -8,10 +8,10 @@ mod write_queue;
 use std::time::{Duration, Instant};
 
 use protocol::agent::{
-    CloseStdinRequest, ContainerId, CreateContainerRequest, DeleteResponse, Empty, ExecRequest, GrowStorageRequest,
-    GuestMetricsResponse, HostChanges, MemlockReport, MemlockRequest, NameServer, Network, ProcessId, ProcessStarted,
-    ResizeRequest, ResizeTerminalRequest, SignalRequest, StatsResponse, StorageName, StorageStatsResponse,
-    UpdateRequest,
+    CloseStdinRequest, ContainerCreated, ContainerId, CreateContainerRequest, DeleteResponse, Empty, ExecRequest,
+    GrowStorageRequest, GuestMetricsResponse, HostChanges, MemlockReport, MemlockRequest, NameServer, Network,
+    ProcessId, ProcessStarted, ResizeRequest, ResizeTerminalRequest, SignalRequest, StatsResponse, StorageName,
+    StorageStatsResponse, UpdateRequest,
 };
 use protocol::agent_ttrpc::AgentClient as Generated;
 use scrape::durations::Durations;
@@ -116,7 +116,7 @@ impl AgentClient {
     ///
     /// # Errors
     /// The agent refuses or does not answer in time.
-    pub async fn create_container(&self, request: &CreateContainerRequest) -> Result<ProcessStarted, AgentError> {
+    pub async fn create_container(&self, request: &CreateContainerRequest) -> Result<ContainerCreated, AgentError> {
         let context = context::with_duration(self.create_timeout);
         self.bounded(
             "create_container",

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use protocol::agent::{
-    CloseStdinRequest, ContainerId as ContainerRequest, CreateContainerRequest, DeleteResponse, Empty, ExecRequest,
-    GrowStorageRequest, GuestMetricsResponse, HostChanges, MemlockReport, MemlockRequest, NameServer, Network,
-    ProcessId, ProcessStarted, ResizeRequest, ResizeTerminalRequest, SignalRequest, StatsResponse, StorageName,
-    StorageStatsResponse, UpdateRequest,
+    CloseStdinRequest, ContainerCreated, ContainerId as ContainerRequest, CreateContainerRequest, DeleteResponse,
+    Empty, ExecRequest, GrowStorageRequest, GuestMetricsResponse, HostChanges, MemlockReport, MemlockRequest,
+    NameServer, Network, ProcessId, ProcessStarted, ResizeRequest, ResizeTerminalRequest, SignalRequest, StatsResponse,
+    StorageName, StorageStatsResponse, UpdateRequest,
 };
 use protocol::agent_ttrpc::Agent;
 use serde::de::DeserializeOwned;
@@ -41,7 +41,7 @@ impl Service {
         Ok((self.container(&process.container_id)?, exec))
     }
 
-    async fn try_create(&self, request: &CreateContainerRequest) -> Result<u32, Error> {
+    async fn try_create(&self, request: &CreateContainerRequest) -> Result<ContainerCreated, Error> {
         let id = ContainerId::new(&request.container_id)?;
         let spec = json(&id, "the specification", &request.spec)?;
         let stdio = request.stdio.clone().unwrap_or_default();
@@ -55,7 +55,12 @@ impl Service {
             covers: request.covers.clone(),
             sockets: request.sockets.clone(),
         };
-        self.0.create(wanted, &request.join_namespaces).await
+        let created = self.0.create(wanted, &request.join_namespaces).await?;
+        Ok(ContainerCreated {
+            pid: created.pid,
+            covered: created.covered,
+            ..ContainerCreated::default()
+        })
     }
 
     async fn try_exec(&self, request: &ExecRequest) -> Result<u32, Error> {
@@ -131,8 +136,8 @@ impl Agent for Service {
         &self,
         _: &TtrpcContext,
         request: CreateContainerRequest,
-    ) -> ttrpc::Result<ProcessStarted> {
-        answer("create", Box::pin(self.try_create(&request)).await.map(started))
+    ) -> ttrpc::Result<ContainerCreated> {
+        answer("create", Box::pin(self.try_create(&request)).await)
     }
 
     async fn start_container(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {

@@ -96,19 +96,54 @@ impl Volumes {
         }
     }
 
-    /// Shows a container that runs a volume in place of a part of one that it has for reading. What cannot be done is logged: the
-    /// container keeps what it has.
-    pub(crate) fn cover(&self, container: &ContainerId, namespace: &OwnedFd, cover: &Cover) {
+    /// Shows a container that runs a volume in place of a part of one that it has for reading. The answer is whether it sees the volume. What cannot
+    /// be done is logged: the container keeps what it has.
+    pub(crate) fn cover(&self, container: &ContainerId, namespace: &OwnedFd, cover: &Cover) -> bool {
         let source = Path::new(&cover.source);
-        let Some(volume) = volume_of(source) else { return };
+        let Some(volume) = volume_of(source) else { return false };
+        let had = self.has(container, volume);
         self.acquire_one(container, volume);
-        match cover::cover(namespace, Path::new(&cover.place), Path::new(&cover.shown), source) {
-            Ok(true) => {}
-            Ok(false) => tracing::debug!(%container, place = cover.place, "something else is mounted there"),
-            Err(error) => tracing::warn!(
-                %container, place = cover.place, %error,
-                "sockets and locks do not meet there: it is shown as it was before another container could write to it"
-            ),
+        let covered = match cover::cover(namespace, Path::new(&cover.place), Path::new(&cover.shown), source) {
+            Ok(covered) => {
+                if !covered {
+                    tracing::debug!(%container, place = cover.place, "something else is mounted there");
+                }
+                covered
+            }
+            Err(error) => {
+                tracing::warn!(
+                    %container, place = cover.place, %error,
+                    "sockets and locks do not meet there: it is shown as it was before another container could write to it"
+                );
+                false
+            }
+        };
+        if !covered && !had {
+            self.release_one(container, volume);
+        }
+        covered
+    }
+
+    fn has(&self, container: &ContainerId, volume: u32) -> bool {
+        let table = self.table();
+        table
+            .held
+            .get(&volume)
+            .is_some_and(|held| held.users.contains(container))
+    }
+
+    /// Lets go of one volume that a container uses.
+    fn release_one(&self, container: &ContainerId, volume: u32) {
+        let mut table = self.table();
+        let Some(held) = table.held.get_mut(&volume) else {
+            return;
+        };
+        held.users.remove(container);
+        if held.users.is_empty() {
+            table.held.remove(&volume);
+            let place = place(volume);
+            table.left.insert(place.clone());
+            unmount_unused(&place);
         }
     }
 
@@ -126,13 +161,7 @@ impl Volumes {
         table.left.extend(unused.iter().cloned());
         // With the lock held: who acquires it next finds it unmounted, and does not lose what it has mounted.
         unused[0].push("rootfs");
-        for mount in unused {
-            match unmount(&mount, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-                // It is no mount, a file for one, or the container came to nothing.
-                Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
-                Err(error) => tracing::warn!(mount = %mount.display(), %error, "what is not used stays mounted"),
-            }
-        }
+        unused.iter().for_each(|mount| unmount_unused(mount));
     }
 
     /// Looks once more for names that nobody uses: the kernel forgets what the host no longer has, which by itself it would
@@ -177,6 +206,15 @@ impl Volumes {
             }
             Ok(()) => Ok(()),
         }
+    }
+}
+
+/// Unmounts what nobody uses. To be called with the table's lock.
+fn unmount_unused(mount: &Path) {
+    match unmount(mount, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        // It is no mount, a file for one, or the container came to nothing.
+        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
+        Err(error) => tracing::warn!(mount = %mount.display(), %error, "what is not used stays mounted"),
     }
 }
 

@@ -155,6 +155,16 @@ impl SharedTree {
         }
     }
 
+    /// The covers that were attached with a container are about to be sent to the guest: from now on it may have made them.
+    pub fn covers_sent(&self, container: &ContainerId) {
+        self.registry().covers_sent(container);
+    }
+
+    /// Which covers of those that were sent with a container the guest has made, in their order. To be called only if it has answered.
+    pub fn covers_made(&self, container: &ContainerId, made: &[bool]) {
+        self.registry().covers_made(container, made);
+    }
+
     /// Unmounts and removes everything of a container, and the volumes that nobody uses any longer: the answer, with those of
     /// calls that have failed. May be called again, and for a container that never was.
     ///

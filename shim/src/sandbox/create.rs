@@ -18,6 +18,7 @@ use super::disks::DiskError;
 use super::host::{GuestContainer, HostError};
 use super::message::Payload;
 use super::stand_in::{StandIn, pid_in};
+use super::work::is_answer;
 use crate::error::{Error, Shared};
 use crate::id::ContainerId;
 
@@ -122,7 +123,14 @@ impl Sandbox {
         let mut call = container.making().call.take().unwrap_or_default();
         // Now: another container may have been counted since this one was prepared.
         call.memory_grows_to_bytes = self.sizes.tell_growth();
+        self.host.covers_sent(&container.id);
         let made = agent.create_container(&call).await;
+        match &made {
+            Ok(created) => self.host.covers_made(&container.id, &created.covered),
+            Err(error) if is_answer(error) => self.host.covers_made(&container.id, &[]),
+            // It may have made them.
+            Err(_) => {}
+        }
         made.map(drop).map_err(|source| Error::Agent {
             operation: "create",
             subject: container.subject(),

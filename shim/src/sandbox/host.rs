@@ -92,6 +92,10 @@ pub trait HostSide: Send + Sync {
     async fn run_poststop_hooks(&self, _container: &ContainerId) -> Result<(), HostError> {
         Ok(())
     }
+    /// The covers of a container are about to be sent to the guest.
+    fn covers_sent(&self, _container: &ContainerId) {}
+    /// Which covers of those that were sent with a container the guest has made; not called if it has not answered.
+    fn covers_made(&self, _container: &ContainerId, _made: &[bool]) {}
     /// Unmounts everything of a container. May be called again.
     ///
     /// # Errors
@@ -261,6 +265,14 @@ impl HostSide for RealHost {
 
     async fn run_poststop_hooks(&self, container: &ContainerId) -> Result<(), HostError> {
         self.owed.pay(&self.host, container).await.map_err(other)
+    }
+
+    fn covers_sent(&self, container: &ContainerId) {
+        self.tree.covers_sent(container);
+    }
+
+    fn covers_made(&self, container: &ContainerId, made: &[bool]) {
+        self.tree.covers_made(container, made);
     }
 
     async fn detach(&self, container: &ContainerId) -> Result<(), HostError> {

@@ -82,6 +82,11 @@ pub(super) fn failure(error: Error) -> Failure<Shared> {
     }
 }
 
+/// Whether the agent has refused. Otherwise it may have done what it was asked for.
+pub(super) fn is_answer(error: &AgentError) -> bool {
+    !matches!(fault(error), Fault::Unanswered | Fault::Gone)
+}
+
 fn fault(error: &AgentError) -> Fault {
     match error {
         AgentError::Refused {

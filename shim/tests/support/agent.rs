@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use protocol::agent::{
-    CloseStdinRequest, ContainerId, CreateContainerRequest, DeleteResponse, Empty, ExecRequest, GuestMetricsResponse,
-    MemlockReport, MemlockRequest, ProcessId, ProcessStarted, ResizeRequest, ResizeTerminalRequest, SignalRequest,
-    StatsResponse, UpdateRequest,
+    CloseStdinRequest, ContainerCreated, ContainerId, CreateContainerRequest, DeleteResponse, Empty, ExecRequest,
+    GuestMetricsResponse, MemlockReport, MemlockRequest, ProcessId, ProcessStarted, ResizeRequest,
+    ResizeTerminalRequest, SignalRequest, StatsResponse, UpdateRequest,
 };
 use protocol::agent_ttrpc::Agent;
 use serde_json::Value;
@@ -56,7 +56,7 @@ impl Agent for FakeAgent {
         &self,
         _: &TtrpcContext,
         request: CreateContainerRequest,
-    ) -> ttrpc::Result<ProcessStarted> {
+    ) -> ttrpc::Result<ContainerCreated> {
         self.called("create", &request.container_id);
         let serials = request.devices.iter().map(|device| device.serial.clone()).collect();
         self.0
@@ -76,7 +76,7 @@ impl Agent for FakeAgent {
             .add((request.container_id, String::new()), args, &request.stdio)
             .await;
         added.map_err(|error| refused(Code::INTERNAL, &error.to_string()))?;
-        Ok(ProcessStarted::new())
+        Ok(ContainerCreated::new())
     }
 
     async fn start_container(&self, _: &TtrpcContext, request: ContainerId) -> ttrpc::Result<Empty> {
