@@ -119,6 +119,13 @@ impl HostCgroup {
         }
     }
 
+    /// Its directories that are still there.
+    #[must_use]
+    pub fn left(&self) -> Vec<PathBuf> {
+        let left = self.directories.iter().filter(|directory| directory.exists());
+        left.cloned().collect()
+    }
+
     /// Removes it. It may be gone already. Blocks for at most about two seconds, for all hierarchies together.
     pub fn remove(&self) {
         let deadline = Instant::now() + REMOVE_LIMIT;
@@ -280,6 +287,17 @@ mod tests {
         relative_path(Some(Path::new(path)), &SandboxId::new("id").unwrap())
             .display()
             .to_string()
+    }
+
+    #[test]
+    fn what_cannot_be_removed_is_left() {
+        let root = tempfile::tempdir().unwrap();
+        let [empty, used] = ["empty", "used"].map(|name| root.path().join(name));
+        fs::create_dir(&empty).unwrap();
+        fs::create_dir_all(used.join("child")).unwrap();
+        let cgroup = HostCgroup::recorded(vec![empty, used.clone(), root.path().join("gone")]);
+        cgroup.remove();
+        assert_eq!(cgroup.left(), [used]);
     }
 
     #[test]

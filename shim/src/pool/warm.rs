@@ -66,9 +66,10 @@ impl Parked {
         started.chain(in_cgroup).collect()
     }
 
-    /// Moves its processes into these cgroups (`cgroup.procs`), gives them their score for the OOM killer, and removes the cgroup where they were.
-    /// What cannot be moved is logged: it is accounted for elsewhere, and works.
-    pub(crate) fn join(&self, procs: &[PathBuf], oom_score_adj: i32) {
+    /// Moves its processes into these cgroups (`cgroup.procs`), gives them their score for the OOM killer, and removes the cgroup where they were. The
+    /// answer is what is left of that: a process that cannot be moved stays in it, which is logged. It works, and whoever removes the sandbox is to
+    /// remove the cgroup.
+    pub(crate) fn join(&self, procs: &[PathBuf], oom_score_adj: i32) -> Vec<PathBuf> {
         for pid in self.members() {
             for file in procs {
                 if let Err(error) = fs::write(file, pid.to_string()) {
@@ -82,6 +83,7 @@ impl Parked {
             }
         }
         self.cgroup.remove();
+        self.cgroup.left()
     }
 }
 

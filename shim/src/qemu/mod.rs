@@ -74,11 +74,11 @@ impl QemuLauncher {
         let failed = |error: &dyn std::error::Error| LaunchError::Failed(chain(error));
         let accounting = self.request.accounting.clone();
         let moved = tokio::task::spawn_blocking(move || {
-            parked.join(&accounting.cgroup_procs, accounting.oom_score_adj.unwrap_or(0));
-            parked
+            let left = parked.join(&accounting.cgroup_procs, accounting.oom_score_adj.unwrap_or(0));
+            (parked, left)
         });
-        let parked = moved.await.map_err(|error| failed(&error))?;
-        state.cgroups = self.cgroup.directories().to_vec();
+        let (parked, left) = moved.await.map_err(|error| failed(&error))?;
+        state.cgroups = self.cgroup.directories().iter().cloned().chain(left).collect();
         let nics = network.wire().await.map_err(|error| failed(&error))?;
         for nic in nics {
             parked.vm.nics().attach(nic).await.map_err(|error| failed(&error))?;
