@@ -211,16 +211,19 @@ fn a_member_whose_vm_dies_ends() -> Result<()> {
 }
 
 #[test]
-fn a_member_that_is_stopped_holds_up_no_start() -> Result<()> {
+fn a_member_that_is_stopped_holds_up_no_start_and_is_replaced() -> Result<()> {
     let (node, pool) = node(1)?;
     let (member, _) = a_member(&pool)?;
     signal(member, Signal::SIGSTOP)?;
-    let ran = boot_id(&node, "cold");
-    signal(member, Signal::SIGCONT)?;
-    ran?;
-    // It has not been asked, and is as good as before.
-    assert_eq!(a_member(&pool)?.0, member);
+    node.run("cold").arg("-d").program(["sleep", "1000"]).ok()?;
+    assert!(!is_shim_of(&node, "cold", member));
+    wait::gone(number(member), LIMIT)?;
+    node.remove("cold")?;
+    pool.again()?;
+    let (member, _) = a_member(&pool)?;
+    signal(member, Signal::SIGSTOP)?;
     pool.empty()?;
+    wait::gone(number(member), LIMIT)?;
     node.nothing_left()
 }
 

@@ -7,7 +7,6 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use node::host_ns::HostNamespace;
-use node::process::{self, ProcessRef};
 use node::sys;
 use oci_spec::runtime::Spec;
 
@@ -122,31 +121,39 @@ pub(crate) fn drain(config_path: Option<&Path>) -> Result<usize, PoolError> {
     };
     let slots: Vec<Slot> = place::slots(&root).into_iter().filter(of_it).collect();
     let taken: Vec<Slot> = slots.into_iter().filter(Slot::is_taken).collect();
-    let mut left = taken.clone();
-    let deadline = Instant::now() + END_LIMIT;
+    let stay = end_all(taken.clone(), END_LIMIT);
+    place::sweep(&root);
+    place::remove_empty(&root);
+    match stay {
+        0 => Ok(taken.len()),
+        stay => Err(PoolError::Stays(stay)),
+    }
+}
+
+/// Ends members: asks them, and kills those that have not ended within the limit. The answer is how many are still there within as much time again.
+fn end_all(mut left: Vec<Slot>, limit: Duration) -> usize {
+    let asking = Instant::now() + limit;
+    let deadline = asking + limit;
     let mut asked = Vec::new();
     while !left.is_empty() && Instant::now() < deadline {
         for slot in &left {
-            if !asked.contains(slot) && retire(slot).is_ok() {
-                asked.push(slot.clone());
+            // What is being claimed is no member any more when that is done; and nobody claims what is about to be killed.
+            let Some(_held) = slot.hold() else { continue };
+            let process = report::read(slot).and_then(|notes| notes.process);
+            match process {
+                Some(process) if process.is_stopped() || Instant::now() >= asking => process.kill(),
+                _ if asked.contains(slot) => {}
+                _ => {
+                    if retire(slot).is_ok() {
+                        asked.push(slot.clone());
+                    }
+                }
             }
         }
         std::thread::sleep(BETWEEN_LOOKS);
         left.retain(Slot::is_taken);
     }
-    // One that is stopped neither ends nor can be claimed: a claim needs its hello. Its directory is still the pool's.
-    for slot in &left {
-        let notes = report::read(slot).and_then(|notes| notes.process);
-        let process: Vec<ProcessRef> = notes.into_iter().collect();
-        process::kill_all(&process, Instant::now() + END_LIMIT);
-    }
-    left.retain(Slot::is_taken);
-    place::sweep(&root);
-    place::remove_empty(&root);
-    match left.len() {
-        0 => Ok(taken.len()),
-        stay => Err(PoolError::Stays(stay)),
-    }
+    left.len()
 }
 
 fn retire(slot: &Slot) -> std::io::Result<()> {
@@ -181,7 +188,44 @@ pub(crate) fn refill(host: &HostNamespace, config_path: Option<PathBuf>) {
 
 #[cfg(test)]
 mod tests {
+    use node::process::ProcessRef;
+    use rustix::process::{Pid, Signal, kill_process};
+
     use super::*;
+
+    #[test]
+    fn a_member_that_is_claimed_at_the_same_time_is_not_killed() {
+        let root = tempfile::tempdir().unwrap();
+        let members = [0, 1].map(|number| {
+            let slot = Slot::new(root.path(), &Key::test("k"), number);
+            let taken = slot.take().unwrap().unwrap();
+            slot.directory().create().unwrap();
+            let process = Command::new("sleep").arg("600").spawn().unwrap();
+            let pid = i32::try_from(process.id()).unwrap();
+            kill_process(Pid::from_raw(pid).unwrap(), Signal::STOP).unwrap();
+            report::Notes {
+                process: ProcessRef::of(pid),
+                ..report::Notes::default()
+            }
+            .write(&slot);
+            (slot, taken, process)
+        });
+        let [(claimed, its_lock, mut server), (waits, lock, mut member)] = members;
+        let held = claimed.hold();
+        std::thread::scope(|scope| {
+            let slots = vec![claimed.clone(), waits];
+            let ended = scope.spawn(|| end_all(slots, Duration::from_secs(5)));
+            assert!(!member.wait().unwrap().success());
+            drop(lock);
+            // It is adopted.
+            fs::rename(claimed.directory().path(), root.path().join("sandbox")).unwrap();
+            drop((its_lock, held));
+            assert_eq!(ended.join().unwrap(), 0);
+        });
+        assert_eq!(server.try_wait().unwrap(), None);
+        server.kill().unwrap();
+        server.wait().unwrap();
+    }
 
     #[test]
     fn a_host_has_room_for_little_and_not_for_all_that_it_has() {

@@ -143,6 +143,18 @@ impl Slot {
         }
     }
 
+    /// Holds off everybody else who would claim the member or end it, until the answer is dropped. None if somebody does that, or there is no
+    /// member. The lock is on the member's directory, which is renamed when the member is adopted.
+    pub(super) fn hold(&self) -> Option<OwnedFd> {
+        let directory = self.directory();
+        let held = File::open(directory.path()).ok()?;
+        flock(&held, FlockOperation::NonBlockingLockExclusive).ok()?;
+        // Whoever had the lock before may have had it adopted.
+        let named = fs::metadata(directory.path()).ok()?;
+        let own = held.metadata().ok()?;
+        ((named.dev(), named.ino()) == (own.dev(), own.ino())).then(|| held.into())
+    }
+
     /// Whether a member has it.
     pub(super) fn is_taken(&self) -> bool {
         // Shared: those who look do not take it from one another.
@@ -266,6 +278,23 @@ mod tests {
         assert!(!root.exists());
         // Who looks makes nothing.
         assert!(!slot.is_taken() && !root.exists());
+    }
+
+    #[test]
+    fn a_member_is_held_by_one_and_not_when_it_is_adopted() {
+        let root = tempfile::tempdir().unwrap();
+        let slot = Slot::new(root.path(), &Key::test("k"), 0);
+        assert!(slot.hold().is_none());
+        slot.directory().create().unwrap();
+        let held = slot.hold();
+        assert!(held.is_some() && slot.hold().is_none());
+        drop(held);
+        let held = slot.hold();
+        assert!(held.is_some());
+        fs::rename(slot.directory().path(), root.path().join("sandbox")).unwrap();
+        assert!(slot.hold().is_none());
+        slot.directory().create().unwrap();
+        assert!(slot.hold().is_some(), "the next one is another");
     }
 
     #[test]
