@@ -69,6 +69,8 @@ struct Member {
     pid: i32,
     age: u64,
     memory: u64,
+    #[serde(default)]
+    promised: u64,
 }
 
 impl Status {
@@ -167,6 +169,10 @@ fn shown(status: &Status) -> String {
         status.hits,
         status.misses
     );
+    let promised: u64 = status.members.iter().map(|member| member.promised).sum();
+    if promised > 0 {
+        let _ = writeln!(text, "{} MiB are promised to VMs that boot", promised >> 20);
+    }
     if !status.notice.is_empty() {
         let _ = writeln!(text, "last problem: {}", status.notice);
     }
@@ -236,12 +242,13 @@ mod tests {
     fn a_pool_is_shown_with_each_of_its_vms() {
         let json = r#"{"hits": 3, "misses": 1, "notice": "", "members": [
             {"slot": "00ff.0", "state": "ready", "config": "/etc/c.toml", "pid": 7, "age": 5, "memory": 104857600},
-            {"slot": "00ff.1", "state": "booting", "config": "/etc/c.toml", "pid": 8, "age": 1, "memory": 0}]}"#;
+            {"slot": "00ff.1", "state": "booting", "config": "/etc/c.toml", "pid": 8, "age": 1, "memory": 0, "promised": 268435456}]}"#;
         let text = shown(&serde_json::from_str(json).unwrap());
         assert!(
             text.starts_with("1 ready, 1 booting; starts since the pool was made: 3 from the pool, 1 cold\n"),
             "{text}"
         );
+        assert!(text.contains("\n256 MiB are promised to VMs that boot\n"), "{text}");
         let line = text.lines().find(|line| line.starts_with("00ff.0")).unwrap();
         let words: Vec<_> = line.split_whitespace().collect();
         assert_eq!(words, ["00ff.0", "ready", "7", "5", "100", "/etc/c.toml"]);

@@ -56,15 +56,19 @@ pub(crate) fn fill(config_path: Option<&Path>) -> Result<u32, PoolError> {
     let key = Key::of(&settings.file, &settings.config, &Caller::own());
     let size = hypervisor::boot_size(&settings.config.hypervisor).memory.bytes();
     let mut started = 0;
+    // Each that boots, for whatever configuration, may still take what its VM may have and has not taken.
+    let _reckoning = place::reckon(&root)?;
+    let mut promised: u64 = place::slots(&root).iter().map(report::outstanding).sum();
     for number in 0..settings.config.factory.vm_cache_number {
         let slot = Slot::new(&root, &key, number);
         let Some(lock) = slot.take()? else { continue };
-        // Each that was started may still take all that its VM may have.
-        if !has_room(size.saturating_mul(u64::from(started) + 1)) {
+        promised = promised.saturating_add(size);
+        if !has_room(promised) {
             tracing::warn!(started, "the host has too little free memory for more warm VMs");
             report::note(&root, "the host has too little free memory for more warm VMs");
             break;
         }
+        slot.promise(&lock, size)?;
         spawn(&slot, lock, config_path)?;
         started += 1;
     }

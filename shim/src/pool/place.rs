@@ -1,7 +1,7 @@
 //! The pool's directory and its slots, and the removal of what a dead member has left in one.
 
 use std::fs::{self, DirBuilder, File};
-use std::io;
+use std::io::{self, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -111,8 +111,12 @@ impl Slot {
         let Some(lock) = self.try_lock()? else {
             return Ok(None);
         };
+        let lock = File::from(lock);
+        // What was promised to the dead one.
+        lock.set_len(0)
+            .map_err(|source| PathError::new("empty", self.lock_path(), source))?;
         cleanup::remove_contents(&self.directory());
-        Ok(Some(lock))
+        Ok(Some(lock.into()))
     }
 
     fn try_lock(&self) -> Result<Option<OwnedFd>, PoolError> {
@@ -143,6 +147,23 @@ impl Slot {
         }
     }
 
+    /// Writes down how many bytes of the host's memory the VM may take that is about to boot here. `lock` is the slot's.
+    pub(super) fn promise(&self, lock: &OwnedFd, bytes: u64) -> Result<(), PoolError> {
+        let write = || -> io::Result<()> {
+            let mut file = File::from(lock.try_clone()?);
+            file.set_len(0)?;
+            file.rewind()?;
+            file.write_all(bytes.to_string().as_bytes())
+        };
+        write().map_err(|source| PathError::new("write", self.lock_path(), source).into())
+    }
+
+    /// What was promised; 0 if nothing was.
+    pub(super) fn promised(&self) -> u64 {
+        let text = fs::read_to_string(self.lock_path()).unwrap_or_default();
+        text.trim().parse().unwrap_or(0)
+    }
+
     /// Holds off everybody else who would claim the member or end it, until the answer is dropped. None if somebody does that, or there is no
     /// member. The lock is on the member's directory, which is renamed when the member is adopted.
     pub(super) fn hold(&self) -> Option<OwnedFd> {
@@ -161,6 +182,18 @@ impl Slot {
         File::open(self.lock_path())
             .is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK))
     }
+}
+
+/// Holds off everybody else who would have a VM boot, until the answer is dropped: what one finds free of the host's memory the next one does not. Blocks.
+pub(super) fn reckon(root: &Path) -> Result<OwnedFd, PoolError> {
+    let lock = || -> io::Result<OwnedFd> {
+        let directory = File::open(root)?;
+        flock(&directory, FlockOperation::LockExclusive)?;
+        Ok(directory.into())
+    };
+    // Whoever has emptied the pool may have removed its directory.
+    create(root)?;
+    lock().map_err(|source| PathError::new("lock", root, source).into())
 }
 
 /// Makes the pool's directory.

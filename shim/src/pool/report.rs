@@ -133,6 +133,8 @@ struct Member {
     age: u64,
     /// Bytes of the host's memory that are its processes' alone, and its part of what they share with others (PSS).
     memory: u64,
+    /// Bytes that its VM may still take while it boots: no other VM is made of them.
+    promised: u64,
 }
 
 /// The status as JSON: of the members of one configuration, or of all. One that has only begun may be of any.
@@ -161,7 +163,7 @@ pub(crate) fn status(config_path: Option<&Path>) -> Result<String, serde_json::E
 }
 
 fn member(slot: &Slot, notes: &Notes) -> Member {
-    let processes = notes.process.iter().chain(&notes.vm);
+    let memory = memory(notes);
     Member {
         slot: slot.name().to_owned(),
         state: if notes.ready { "ready" } else { "booting" },
@@ -173,8 +175,40 @@ fn member(slot: &Slot, notes: &Notes) -> Member {
         } else {
             now().saturating_sub(notes.since)
         },
-        memory: processes.map(|process| proportional_bytes(process.pid)).sum(),
+        memory,
+        promised: if notes.ready {
+            0
+        } else {
+            slot.promised().saturating_sub(memory)
+        },
     }
+}
+
+/// Bytes of the host's memory that a slot's VM was promised and has not taken yet: 0 if it has booted, or nobody has the slot.
+pub(super) fn outstanding(slot: &Slot) -> u64 {
+    if slot.is_taken() {
+        member(slot, &read(slot).unwrap_or_default()).promised
+    } else {
+        0
+    }
+}
+
+fn memory(notes: &Notes) -> u64 {
+    let Some(process) = notes.process else { return 0 };
+    // While it boots it has not written down its children.
+    let children = if notes.ready { Vec::new() } else { children(process.pid) };
+    let processes = std::iter::once(process.pid).chain(notes.vm.iter().map(|process| process.pid));
+    processes.chain(children).map(proportional_bytes).sum()
+}
+
+/// The children of a process (proc_pid_task(5)), with theirs: virtiofsd has one.
+fn children(pid: i32) -> Vec<i32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    let list = lists.collect::<String>();
+    let own: Vec<i32> = list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
+    let theirs = own.iter().flat_map(|pid| children(*pid));
+    own.iter().copied().chain(theirs).collect()
 }
 
 /// proc_pid_smaps(5), `Pss`; 0 of a process that has gone.
@@ -202,6 +236,34 @@ mod tests {
         let text = fs::read_to_string(counts_file(root.path())).unwrap();
         let counts: Counts = serde_json::from_str(&text).unwrap();
         assert_eq!(counts, Counts { hits: 15, misses: 5 });
+    }
+
+    #[test]
+    fn what_a_vm_was_promised_counts_until_it_has_booted_less_what_it_has_taken() {
+        let root = tempfile::tempdir().unwrap();
+        let slot = Slot::new(root.path(), &super::super::Key::test("k"), 0);
+        let lock = slot.take().unwrap().unwrap();
+        assert_eq!(outstanding(&slot), 0);
+        slot.promise(&lock, 1 << 40).unwrap();
+        assert_eq!(outstanding(&slot), 1 << 40);
+        slot.directory().create().unwrap();
+        let mut notes = Notes {
+            process: ProcessRef::own(),
+            ..Notes::default()
+        };
+        notes.write(&slot);
+        let left = outstanding(&slot);
+        assert!(left < 1 << 40 && left > 1 << 39, "{left}");
+        notes.ready = true;
+        notes.write(&slot);
+        assert_eq!(outstanding(&slot), 0);
+        notes.ready = false;
+        notes.write(&slot);
+        drop(lock);
+        assert_eq!(outstanding(&slot), 0, "its member is dead");
+        // The next one of the slot has a promise of its own.
+        let _lock = slot.take().unwrap().unwrap();
+        assert_eq!(outstanding(&slot), 0);
     }
 
     #[test]
