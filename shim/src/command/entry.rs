@@ -82,7 +82,7 @@ fn manage_pool(action: PoolAction, config_path: Option<&Path>) -> Result<String,
     Ok(match action {
         PoolAction::Fill => pool::fill(config_path)?.to_string(),
         PoolAction::Drain => pool::drain(config_path)?.to_string(),
-        PoolAction::Status => pool::status(config_path)?,
+        PoolAction::Status => pool::status()?,
         PoolAction::Number => pool::wanted(config_path)?.to_string(),
     })
 }

@@ -1,5 +1,6 @@
 //! Fills the pool with a member for every free slot, as long as the host has memory, and empties it.
 
+use std::fmt;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -30,6 +31,20 @@ const END_LIMIT: Duration = Duration::from_secs(10);
 /// Between two looks whether one has ended: there is no event for a lock that is given back.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
 
+/// What came of a fill.
+#[derive(Debug)]
+pub(crate) struct Filled {
+    started: u32,
+    key: Key,
+}
+
+/// For `kata-ctl factory init`, which waits for members of this key alone.
+impl fmt::Display for Filled {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} {}", self.started, self.key.as_str())
+    }
+}
+
 /// How many members the configuration asks for.
 ///
 /// # Errors
@@ -39,21 +54,20 @@ pub(crate) fn wanted(config_path: Option<&Path>) -> Result<u32, PoolError> {
     Ok(settings.config.factory.vm_cache_number)
 }
 
-/// Starts a member in every free slot, and returns at once; they boot by themselves. The calling thread is in the host's mount namespace. The
-/// answer is how many were started.
+/// Starts a member in every free slot, and returns at once; they boot by themselves. The calling thread is in the host's mount namespace.
 ///
 /// # Errors
 /// The configuration or the pool's files cannot be used, or a member cannot be started.
-pub(crate) fn fill(config_path: Option<&Path>) -> Result<u32, PoolError> {
+pub(crate) fn fill(config_path: Option<&Path>) -> Result<Filled, PoolError> {
     let settings = Settings::load(config_path, &Spec::default()).map_err(PoolError::Configuration)?;
     let root = place::root();
+    let key = Key::of(&settings.file, &settings.config, &Caller::own());
     if settings.config.factory.vm_cache_number == 0 && !root.exists() {
-        return Ok(0);
+        return Ok(Filled { started: 0, key });
     }
     place::create(&root)?;
     place::sweep(&root);
-    report::note(&root, "");
-    let key = Key::of(&settings.file, &settings.config, &Caller::own());
+    report::forget_notices(&root, key.as_str());
     let size = hypervisor::boot_size(&settings.config.hypervisor).memory.bytes();
     let mut started = 0;
     // Each that boots, for whatever configuration, may still take what its VM may have and has not taken.
@@ -65,14 +79,18 @@ pub(crate) fn fill(config_path: Option<&Path>) -> Result<u32, PoolError> {
         promised = promised.saturating_add(size);
         if !has_room(promised) {
             tracing::warn!(started, "the host has too little free memory for more warm VMs");
-            report::note(&root, "the host has too little free memory for more warm VMs");
+            report::note(
+                &root,
+                key.as_str(),
+                "the host has too little free memory for more warm VMs",
+            );
             break;
         }
         slot.promise(&lock, size)?;
         spawn(&slot, lock, config_path)?;
         started += 1;
     }
-    Ok(started)
+    Ok(Filled { started, key })
 }
 
 /// Whether the host has memory for so much more, and [`KEPT_FREE`] beside it.

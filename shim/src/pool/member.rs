@@ -64,7 +64,7 @@ pub(crate) fn run(slot: &str, config_path: Option<PathBuf>) -> Result<(), Box<dy
     match Member::begin(&slot, config_path) {
         Ok(member) => member.live(lock, &home),
         Err(error) => {
-            report::note(&root, &base::chain(&error));
+            report::note(&root, slot.key(), &base::chain(&error));
             end(&home, &slot.directory());
             Err(error.into())
         }
@@ -144,6 +144,7 @@ impl Member {
         let next = self.wait();
         // Who connected and was not asked finds the next member.
         let Self {
+            slot,
             directory,
             parked,
             listener,
@@ -164,7 +165,7 @@ impl Member {
                     }
                     Ok(Next::Claimed(..)) => Ok(()),
                     Err(error) => {
-                        report::note(&place::root(), &base::chain(&error));
+                        report::note(&place::root(), slot.key(), &base::chain(&error));
                         Err(error.into())
                     }
                 }

@@ -16,10 +16,11 @@ use crate::command::cleanup;
 /// End of a lock's name.
 const LOCK: &str = ".lock";
 
-/// Files of the pool as a whole: how many starts it has served, and why it is not full.
+/// How many starts the pool has served.
 pub(super) const STARTS: &str = "starts.json";
-pub(super) const NOTICE: &str = "notice";
-const FILES: [&str; 2] = [STARTS, NOTICE];
+
+/// End of the name of a key's notice: why the pool has not all VMs of the key that it should have.
+pub(super) const NOTICE: &str = ".notice";
 
 /// Why the pool cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -81,9 +82,14 @@ impl Slot {
             .unwrap_or(u32::MAX)
     }
 
-    /// The key of the VM in it.
+    /// The key of the VM in it, as it is in names.
+    pub(super) fn key(&self) -> &str {
+        self.name.split_once('.').map_or(&*self.name, |(key, _)| key)
+    }
+
+    /// Whether the VM in it has this key.
     pub(super) fn has_key(&self, key: &Key) -> bool {
-        self.name.split_once('.').is_some_and(|(own, _)| own == key.as_str())
+        self.key() == key.as_str()
     }
 
     pub(super) fn directory(&self) -> RunDir {
@@ -211,6 +217,16 @@ pub(super) fn slots(root: &Path) -> Vec<Slot> {
     names.map(|name| Slot::named(root, name)).collect()
 }
 
+/// The notices, by their keys.
+pub(super) fn notices(root: &Path) -> Vec<(String, PathBuf)> {
+    let entries = fs::read_dir(root).into_iter().flatten().flatten();
+    let notices = entries.filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        Some((name.strip_suffix(NOTICE)?.to_owned(), entry.path()))
+    });
+    notices.collect()
+}
+
 /// Removes what dead members have left, in all slots.
 pub(super) fn sweep(root: &Path) {
     for slot in slots(root) {
@@ -237,8 +253,9 @@ pub(super) fn remove_empty(root: &Path) {
         return;
     }
     // By their names: another file may be the lock of a member that somebody has just started.
-    for name in FILES {
-        let _ = fs::remove_file(root.join(name));
+    let _ = fs::remove_file(root.join(STARTS));
+    for (_, path) in notices(root) {
+        let _ = fs::remove_file(path);
     }
     // One that somebody fills at the same time stays.
     let _ = fs::remove_dir(root);
@@ -253,7 +270,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let pool = root.path().join("pool");
         create(&pool).unwrap();
-        for name in FILES {
+        for name in [STARTS, "k.notice"] {
             fs::write(pool.join(name), "").unwrap();
         }
         // What is no slot's, as a lock is that was made after the look.
@@ -301,7 +318,7 @@ mod tests {
         let root = directory.path().join("pool");
         let slot = Slot::new(&root, &Key::test("k"), 0);
         let lock = slot.take().unwrap();
-        fs::write(root.join("notice"), "a problem").unwrap();
+        fs::write(root.join("k.notice"), "a problem").unwrap();
         sweep(&root);
         remove_empty(&root);
         assert_eq!(fs::read_dir(&root).unwrap().count(), 2);
