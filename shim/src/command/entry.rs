@@ -12,7 +12,7 @@ use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
 use node::hooks::{self, Owed};
 use node::host_ns::HostNamespace;
 use node::process::ProcessRef;
-use node::run_dir::{RunDir, SandboxState};
+use node::run_dir::{self, RunDir, SandboxState};
 use node::sys;
 use protobuf::{Message, MessageField};
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -56,6 +56,7 @@ pub fn run(words: impl IntoIterator<Item = String>) -> Result<(), Box<dyn Error>
             let started = start::start(&arguments, &bundle, config_path.as_deref())?;
             print(started.address.as_bytes())?;
             started.announced();
+            cleanup::sweep(Path::new(run_dir::ROOT));
             Ok(())
         }
         Command::Delete(arguments) => {
