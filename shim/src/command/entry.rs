@@ -53,10 +53,10 @@ pub fn run(words: impl IntoIterator<Item = String>) -> Result<(), Box<dyn Error>
         Command::Start(arguments) => {
             let config_path = options::config_path_on_stdin(&stdin()?)?;
             let bundle = bundle(&arguments)?;
+            cleanup::sweep(Path::new(run_dir::ROOT));
             let started = start::start(&arguments, &bundle, config_path.as_deref())?;
             print(started.address.as_bytes())?;
             started.announced();
-            cleanup::sweep(Path::new(run_dir::ROOT));
             Ok(())
         }
         Command::Delete(arguments) => {
