@@ -35,6 +35,9 @@ pub(super) async fn parts(config: &Config, search: Option<&OsStr>) -> Vec<Findin
         images::kernel(&config.guest_kernel()),
         images::initrd(&hypervisor.initrd),
     ];
+    let guest_kernel = config.guest_kernel();
+    let release = super::kernel::release_of(&guest_kernel);
+    findings.extend(release.and_then(|release| images::modules(&config::modules_beside(&guest_kernel), &release)));
     if hypervisor.shared_fs == SharedFs::VirtioFs {
         let remedy = "install it, or set hypervisor.qemu.virtio_fs_daemon";
         let virtiofsd = program("virtiofsd", &hypervisor.virtio_fs_daemon, search, remedy).await;

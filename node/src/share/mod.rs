@@ -44,7 +44,6 @@ pub use attach::unmount_below;
 pub use attachment::Attachment;
 pub use bind::AttachedBinds;
 pub use error::ShareError;
-pub use modules::{FILE as MODULES, beside as modules_beside};
 pub use registry::VolumeId;
 
 /// The shared directory of one sandbox.
