@@ -111,6 +111,11 @@ impl<'a> Index<'a> {
         order[place..].rotate_left(1);
     }
 
+    /// The names of file systems for which the kernel asks (`fs-NAME`, get_fs_type in the kernel's fs/filesystems.c), with underscores.
+    pub(super) fn file_systems(&self) -> impl Iterator<Item = &'a str> {
+        self.aliases.iter().filter_map(|(alias, _)| alias.strip_prefix("fs_"))
+    }
+
     /// The device nodes.
     pub(super) fn devices(&self) -> &[Device<'a>] {
         &self.devices
@@ -166,6 +171,11 @@ mod tests {
     #[test]
     fn what_is_built_in_is_there_without_anything_to_load() {
         assert_eq!(order("overlay"), names(&[]));
+    }
+
+    #[test]
+    fn file_systems_are_known_by_their_aliases() {
+        assert_eq!(Index::parse(TEXT).file_systems().collect::<Vec<_>>(), ["nfs4"]);
     }
 
     #[test]
