@@ -12,6 +12,9 @@ pub(crate) enum NetworkError {
     /// There is no netlink socket.
     #[error("network: open a netlink socket")]
     Socket(#[source] io::Error),
+    /// There can be no thread for it, or its work has panicked.
+    #[error("network: have a thread of its own")]
+    Thread(#[source] io::Error),
     /// There is no place for devices that are not used.
     #[error("network: make a namespace for devices that are not used")]
     Attic(#[source] io::Error),

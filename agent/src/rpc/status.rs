@@ -39,6 +39,7 @@ fn network(error: &NetworkError) -> Code {
     match error {
         NetworkError::Message { .. } => Code::INVALID_ARGUMENT,
         NetworkError::Socket(_)
+        | NetworkError::Thread(_)
         | NetworkError::Attic(_)
         | NetworkError::NoDevice { .. }
         | NetworkError::Step { .. }
