@@ -149,7 +149,13 @@ async fn counted(root: &Path, sandbox: Option<&str>, scrapes: &Scrapes) -> Resul
             .lines()
             .any(|line| line.starts_with("kata_shim_up{") && line.ends_with(" 0"))
     };
-    if !text.as_ref().is_ok_and(up) {
+    let failed = match &text {
+        Ok(text) => !up(text),
+        // The question is wrong, and no shim was asked.
+        Err(MetricsError::Find(FindError::None { .. } | FindError::Several { .. })) => false,
+        Err(_) => true,
+    };
+    if failed {
         scrapes.failed.fetch_add(1, Ordering::Relaxed);
     }
     let own = if sandbox.is_none() {
@@ -202,7 +208,18 @@ mod tests {
             dead.starts_with("HTTP/1.1 503 ") && dead.contains("sandbox a"),
             "{dead}"
         );
+        let failed = async || {
+            let figures = ask("/metrics").await;
+            let line = figures
+                .lines()
+                .find(|line| line.starts_with("kata_monitor_scrape_failed_count "));
+            line.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+                .unwrap()
+        };
+        let before = failed().await;
         assert!(ask("/metrics?sandbox=c").await.starts_with("HTTP/1.1 404 "));
+        // That of the look before: the sandboxes have no shims.
+        assert_eq!(failed().await, before + 1);
         assert!(ask("/nowhere").await.starts_with("HTTP/1.1 404 "));
         let url = ask("/agent-url?sandbox=a").await;
         assert!(
