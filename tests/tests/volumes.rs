@@ -9,6 +9,7 @@ use framework::{
     Node, Result, Spec,
     cri::{PodNode, messages},
     disk::RawImage,
+    leftovers,
 };
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
@@ -107,8 +108,9 @@ mod kata_only {
 
     impl Drop for DirectVolume {
         fn drop(&mut self) {
-            // What is left of it is of no use to anybody.
+            // What is left of it is of no use to anybody. The directories above go with the last volume.
             let _ = fs::remove_dir_all(&self.place);
+            leftovers::remove_direct_volumes();
         }
     }
 
