@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::blocking;
 use crate::uevents::Uevents;
 
 /// The kernel's Documentation/core-api/cpu_hotplug.rst.
@@ -66,8 +67,7 @@ pub(crate) async fn online(wanted: u32) -> Result<(), CpuError> {
     let coming = async {
         loop {
             // On a thread of its own: the kernel measures each CPU's speed, which takes seconds under emulation.
-            let bringing = tokio::task::spawn_blocking(move || bring_online(Path::new(CPUS), wanted));
-            let brought = bringing.await.map_err(io::Error::other);
+            let brought = blocking::run(move || bring_online(Path::new(CPUS), wanted)).await;
             if brought.map_err(failed("bring online the CPUs of", CPUS))?? {
                 return Ok(());
             }

@@ -10,6 +10,7 @@ use oci_spec::runtime::Spec;
 use protocol::agent::{BlockDevice, Cover, HostSocket, Stdio, Storage};
 use tokio::sync::{Notify, watch};
 
+use crate::blocking;
 use crate::container::{Container, Joined, Services};
 use crate::error::Error;
 use crate::host_sockets::HostSockets;
@@ -154,17 +155,17 @@ impl Reserved {
         storage::rewrite(&mut spec, &plugged).map_err(failed)?;
         let (volumes, holder) = (sandbox.volumes.clone(), id.clone());
         let covers = sandbox.covered(id, covers);
-        let held = tokio::task::spawn_blocking(move || {
+        let held = blocking::run(move || {
             volumes.acquire(&holder, &spec);
             for (container, namespace, cover) in covers {
                 volumes.cover(&container, &namespace, &cover);
             }
             spec
         });
-        let spec = held.await.map_err(|error| Error::System {
+        let spec = held.await.map_err(|source| Error::System {
             id: id.clone(),
             what: "hold the volumes",
-            source: std::io::Error::other(error),
+            source,
         })?;
         let container = Arc::new(Container::new(id.clone(), spec, plugged, sandbox.services.clone()).await?);
         let made = tokio::select! {
@@ -346,7 +347,7 @@ impl Sandbox {
     /// unmounting for good, and the deletion for [`UNMOUNT`]: what is left goes when it answers.
     async fn release_volumes(&self, id: &ContainerId) {
         let (volumes, name) = (self.volumes.clone(), id.clone());
-        let released = tokio::task::spawn_blocking(move || volumes.release(&name));
+        let released = blocking::run(move || volumes.release(&name));
         match tokio::time::timeout(UNMOUNT, released).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(container = %id, %error, "cannot let go of a container's volumes"),
@@ -380,8 +381,8 @@ impl Sandbox {
             }
         }
         // On a thread of its own: a file system may take its time, and the answer needs this one.
-        if tokio::task::spawn_blocking(rustix::fs::sync).await.is_err() {
-            tracing::error!("cannot sync");
+        if let Err(error) = blocking::run(rustix::fs::sync).await {
+            tracing::error!(%error, "cannot sync");
         }
         self.shutdown.notify_one();
     }
