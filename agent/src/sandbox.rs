@@ -153,16 +153,21 @@ impl Reserved {
         let plugged = sandbox.storages.acquire(id, &storages, &devices).await;
         let plugged = plugged.map_err(failed)?;
         storage::rewrite(&mut spec, &plugged).map_err(failed)?;
-        let (volumes, holder) = (sandbox.volumes.clone(), id.clone());
+        let (volumes, claim) = (sandbox.volumes.clone(), sandbox.volumes.claim(id));
         let covers = sandbox.covered(id, covers);
         let held = blocking::run(move || {
-            volumes.acquire(&holder, &spec);
+            volumes.acquire(&claim, &spec);
             for (container, namespace, cover) in covers {
                 volumes.cover(&container, &namespace, &cover);
             }
             spec
         });
-        let spec = held.await.map_err(|source| Error::System {
+        let held = tokio::select! {
+            held = held => held,
+            // Its release ends the claim: what it waits for is not held when it comes.
+            () = self.given_up.notified() => return Err(Error::GivenUp(id.clone())),
+        };
+        let spec = held.map_err(|source| Error::System {
             id: id.clone(),
             what: "hold the volumes",
             source,
