@@ -174,9 +174,10 @@ impl Error {
                 HostError::Other(_) => Code::INTERNAL,
             },
             Error::Disk { source, .. } => match &**source {
-                DiskError::Open(VolumeError::InUse { .. }) | DiskError::ReadOnly { .. } | DiskError::Grow { .. } => {
-                    Code::FAILED_PRECONDITION
-                }
+                DiskError::Open(VolumeError::InUse { .. })
+                | DiskError::ReadOnly { .. }
+                | DiskError::Leaving { .. }
+                | DiskError::Grow { .. } => Code::FAILED_PRECONDITION,
                 DiskError::Open(_) => Code::INVALID_ARGUMENT,
                 DiskError::Plug {
                     source: HotplugError::Full,

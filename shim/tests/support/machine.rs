@@ -258,8 +258,10 @@ pub(crate) struct FakeDisks {
     last: AtomicUsize,
     /// How many can be plugged in; 0 is 31, as in QEMU.
     pub(crate) places: AtomicUsize,
-    /// The guest does not let go of a disk.
+    /// The guest does not let go of a disk for now.
     pub(crate) clings: AtomicBool,
+    /// Those that it was asked for in vain: it may let go of them later.
+    asked: Mutex<BTreeSet<String>>,
     /// Plugging in waits until this is false.
     pub(crate) slow: watch::Sender<bool>,
     /// How often plugging in was begun.
@@ -289,16 +291,22 @@ impl FakeDisks {
 
     fn detach(&self, serial: &str) -> Result<(), HotplugError> {
         if self.clings.load(Ordering::SeqCst) {
+            self.asked.lock().unwrap().insert(serial.to_owned());
             return Err(HotplugError::Held {
                 device: format!("disk {serial}"),
                 reason: "it clings".to_owned(),
             });
         }
-        assert!(
-            self.plugged.lock().unwrap().remove(serial),
-            "{serial} is unplugged twice"
-        );
+        let was_plugged = self.plugged.lock().unwrap().remove(serial);
+        let was_asked_for = self.asked.lock().unwrap().remove(serial);
+        assert!(was_plugged || was_asked_for, "{serial} is unplugged twice");
         Ok(())
+    }
+
+    /// The guest lets go of all that it was asked for.
+    pub(crate) fn let_go(&self) {
+        let asked = self.asked.lock().unwrap();
+        self.plugged.lock().unwrap().retain(|serial| !asked.contains(serial));
     }
 
     /// The serial numbers of what is plugged in.

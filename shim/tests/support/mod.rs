@@ -4,6 +4,7 @@ mod agent;
 mod containerd;
 pub(crate) mod fake_guest;
 mod host;
+pub(crate) mod hung_file;
 mod machine;
 
 use std::path::PathBuf;
