@@ -173,6 +173,11 @@ impl Seen {
         }
     }
 
+    /// Whether a container has a record.
+    pub(crate) fn is_known(&self, id: &ContainerId) -> bool {
+        self.told.contains_key(&ProcessName::init(id.clone()))
+    }
+
     /// Whether a process's end has been told, or it is not known any longer.
     pub(crate) fn is_stopped(&self, name: &ProcessName) -> bool {
         let told = self.told.get(name);

@@ -39,6 +39,8 @@ enum Later {
 
 /// What happens in the guest by itself.
 enum Happening {
+    /// The call to make it has reached the agent, which needs so long.
+    CreateArrives(ContainerId, Job, u64, Says),
     Made(ContainerId, u64, Job, Says),
     Started(ContainerId, u64, Job, Says),
     /// The call to start it has reached the agent, which needs so long.
@@ -72,6 +74,8 @@ pub(crate) struct World<'a> {
     /// What the guest had when the connection to it was lost.
     lost: BTreeSet<ContainerId>,
     agent_hangs: bool,
+    /// Containers whose calls have not reached the agent.
+    creates_on_their_way: BTreeSet<(ContainerId, Job)>,
     /// Execs whose calls have not reached the agent, with their containers' serial numbers.
     on_their_way: BTreeSet<(ProcessName, u64)>,
     /// Execs that came to run after their start was ended, with their containers' serial numbers.
@@ -99,6 +103,7 @@ impl<'a> World<'a> {
             vm: Vm::Booting,
             lost: BTreeSet::new(),
             agent_hangs: false,
+            creates_on_their_way: BTreeSet::new(),
             on_their_way: BTreeSet::new(),
             late: BTreeSet::new(),
             calm: false,
@@ -127,6 +132,7 @@ impl<'a> World<'a> {
         // What does not die is pinged for ever, as long as others need the VM.
         self.drain(REST)?;
         self.check_frozen()?;
+        self.check_strangers()?;
         self.calm = true;
         if self.vm != Vm::Gone {
             self.after(0, Later::ConnectionLost { out_of_memory: false });
@@ -200,6 +206,7 @@ impl<'a> World<'a> {
         self.vm = Vm::Lost;
         let guest = std::mem::take(&mut self.guest);
         self.lost = guest.containers.into_keys().collect();
+        self.creates_on_their_way.clear();
         let calls: Vec<_> = self
             .jobs
             .iter()
@@ -281,7 +288,7 @@ impl<'a> World<'a> {
             Effect::Tell(name, event) => self.seen.tell(&name, event),
             Effect::Forget(name, event) => {
                 let in_guest = match &name.exec {
-                    None => self.guest.containers.contains_key(&name.container),
+                    None => self.has_container(&name.container),
                     Some(_) => self.has_exec(&name),
                 };
                 self.seen.forget(&name, event, in_guest)
@@ -294,6 +301,12 @@ impl<'a> World<'a> {
             Effect::EndVm(reason) => self.end_vm(&reason),
             Effect::CloseStreams(_) | Effect::Lingers(_) | Effect::Unknown(_) => Ok(()),
         }
+    }
+
+    /// Whether the guest has a container, or may make it.
+    fn has_container(&self, id: &ContainerId) -> bool {
+        let mut coming = self.creates_on_their_way.iter();
+        self.guest.containers.contains_key(id) || coming.any(|(other, _)| other == id)
     }
 
     /// Whether the guest has an exec that runs, or may start one.
@@ -361,7 +374,7 @@ impl<'a> World<'a> {
             }
             Work::ReleaseDisks(id) => {
                 fails = false;
-                if self.guest.containers.contains_key(id) || self.vm == Vm::Lost && self.lost.contains(id) {
+                if self.has_container(id) || self.vm == Vm::Lost && self.lost.contains(id) {
                     return Err(format!(
                         "the disks of {id} are unplugged and the guest may write to them"
                     ));
@@ -410,13 +423,7 @@ impl<'a> World<'a> {
         };
         let delay = self.dice.takes(question, 25_000);
         match work {
-            Work::GuestCreate(id) => {
-                let undying = self.dice.happens(question, 50);
-                match self.guest.make(&id, undying) {
-                    Some(serial) => self.after(delay, Later::InGuest(Happening::Made(id, serial, job, says))),
-                    None => self.say(job, delay, Says::Refuses),
-                }
-            }
+            Work::GuestCreate(id) => self.send_create(job, id, delay, says),
             Work::GuestStart(id) => match self.guest.containers.get(&id) {
                 Some(made) if made.phase == Phase::Created => {
                     let serial = made.serial;
@@ -448,6 +455,26 @@ impl<'a> World<'a> {
 
     fn missing(&mut self, job: Job, delay: u64) {
         self.after(delay, Later::Report(job, Err(Fault::Missing)));
+    }
+
+    /// Calls may overtake one another: on their way to the agent's threads, and before they are sent.
+    fn send_create(&mut self, job: Job, id: ContainerId, delay: u64, says: Says) {
+        match self.dice.happens(77, 500) {
+            true => {
+                let way = self.dice.throw(77) % 5000;
+                self.creates_on_their_way.insert((id.clone(), job));
+                self.after(way, Later::InGuest(Happening::CreateArrives(id, job, delay, says)));
+            }
+            false => self.make(job, id, delay, says),
+        }
+    }
+
+    fn make(&mut self, job: Job, id: ContainerId, delay: u64, says: Says) {
+        let undying = self.dice.happens(78, 50);
+        match self.guest.make(&id, undying) {
+            Some(serial) => self.after(delay, Later::InGuest(Happening::Made(id, serial, job, says))),
+            None => self.say(job, delay, Says::Refuses),
+        }
     }
 
     /// Calls may overtake one another on their way to the agent's threads.
@@ -567,6 +594,10 @@ impl<'a> World<'a> {
 
     fn in_guest(&mut self, happening: Happening) -> Checked {
         match happening {
+            Happening::CreateArrives(id, job, delay, says) => {
+                self.creates_on_their_way.remove(&(id.clone(), job));
+                self.make(job, id, delay, says);
+            }
             Happening::Made(id, serial, job, says) => {
                 let Some(container) = self.guest.of(&id, serial) else {
                     self.say(job, 0, Says::Refuses);
@@ -675,6 +706,17 @@ impl<'a> World<'a> {
         }
         if says != Says::Nothing {
             self.say(job, 1, Says::Done);
+        }
+    }
+
+    /// Nothing is under way: the guest has no container that the shim does not know.
+    fn check_strangers(&self) -> Checked {
+        let mut containers = self.guest.containers.keys();
+        match containers.find(|id| !self.seen.is_known(id)) {
+            Some(id) if !self.agent_hangs => {
+                Err(format!("the guest has container {id}, and the shim does not know it"))
+            }
+            _ => Ok(()),
         }
     }
 

@@ -73,7 +73,7 @@ impl Sandbox {
         self.update_network(&agent, &container.subject()).await
     }
 
-    /// Opens the streams, plugs the disks in, and gives the VM what it lacks of memory and vCPUs.
+    /// Opens the streams, plugs the disks in, gives the VM what it lacks of memory and vCPUs, and serves Docker's names if it asks for them.
     pub(super) async fn provision(self: &Arc<Self>, container: &Container) -> Result<(), Error> {
         let subject = container.subject();
         let agent = self.agent("create", &subject)?;
@@ -112,13 +112,14 @@ impl Sandbox {
             ..Default::default()
         };
         container.making().call = Some(Box::new(call));
+        // Here, and not before the call to make it: a creation that is given up meanwhile is not sent to the guest.
+        self.update_names(&agent).await;
         Ok(())
     }
 
     /// Has the guest make it.
     pub(super) async fn create_in_guest(&self, container: &Container) -> Result<(), Error> {
         let agent = self.agent("create", &container.subject())?;
-        self.update_names(&agent).await;
         let mut call = container.making().call.take().unwrap_or_default();
         // Now: another container may have been counted since this one was prepared.
         call.memory_grows_to_bytes = self.sizes.tell_growth();

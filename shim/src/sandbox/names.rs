@@ -35,9 +35,11 @@ impl Sandbox {
             return Ok(());
         }
         if !wanted {
-            *relay = None;
             let none = agent.serve_names(&NameServer::default()).await;
-            return none.map(drop).map_err(|error| chain(&error));
+            none.map_err(|error| chain(&error))?;
+            // Last: an update that is dropped or fails meanwhile is made again.
+            *relay = None;
+            return Ok(());
         }
         let netns = format!("/proc/{}/ns/net", self.pid());
         if is_own(Path::new(&netns)).map_err(|error| chain(&error))? {

@@ -67,7 +67,18 @@ impl Agent for FakeAgent {
         let spec: Value = serde_json::from_slice(&request.spec).unwrap();
         let args = args(&spec["process"]);
         match args[0].as_str() {
-            "slow" => self.0.until_released().await,
+            "slow" => {
+                let id = &request.container_id;
+                let mut making = self.0.making.subscribe();
+                self.0.making.send_if_modified(|making| making.insert(id.clone()));
+                tokio::select! {
+                    () = self.0.until_released() => {}
+                    _ = making.wait_for(|making| !making.contains(id)) => {
+                        return Err(refused(Code::CANCELLED, "it was given up"));
+                    }
+                }
+                self.0.making.send_if_modified(|making| making.remove(id));
+            }
             "refused" => return Err(refused(Code::INVALID_ARGUMENT, "the device does not exist")),
             _ => {}
         }
@@ -158,6 +169,17 @@ impl Agent for FakeAgent {
 
     async fn delete(&self, _: &TtrpcContext, request: ProcessId) -> ttrpc::Result<DeleteResponse> {
         self.called("delete", &request.container_id);
+        // As the real one: what is being made is given up.
+        if self
+            .0
+            .making
+            .send_if_modified(|making| making.remove(&request.container_id))
+        {
+            return Ok(DeleteResponse {
+                finished: true,
+                ..Default::default()
+            });
+        }
         let process = self.of(Some(&request))?;
         match process.args[0].as_str() {
             "clinging" => return Err(refused(Code::INTERNAL, "it does not go away")),

@@ -7,7 +7,7 @@
 //! `hung`, to which no signal is passed on until then; `tough`, which is not frozen until then; `undialled`, whose streams are never
 //! connected.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -41,6 +41,8 @@ pub(crate) struct Guest {
     /// The number of the last event.
     published: tokio::sync::Mutex<u64>,
     pub(super) processes: Mutex<HashMap<Key, Arc<GuestProcess>>>,
+    /// Containers whose creation waits.
+    pub(super) making: watch::Sender<BTreeSet<String>>,
     released: watch::Sender<bool>,
     /// Of deletions that take long.
     pub(super) progress: AtomicU64,
@@ -89,6 +91,7 @@ impl Guest {
             host: OnceCell::new(),
             published: tokio::sync::Mutex::default(),
             processes: Mutex::default(),
+            making: watch::Sender::default(),
             released: watch::Sender::new(false),
             progress: AtomicU64::new(0),
             calls: watch::Sender::default(),
