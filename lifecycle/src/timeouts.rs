@@ -1,5 +1,6 @@
 //! The time-outs of a sandbox, in one table, with one scale factor for slow nodes.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::message::Timer;
@@ -30,6 +31,10 @@ const DELETION: Duration = Duration::from_secs(3600);
 const POWER_OFF: Duration = Duration::from_secs(2);
 /// For what the connections of a dead VM still hold.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
+/// Before a network update that has failed is tried again, the first time.
+const NETWORK_RETRY: Duration = Duration::from_secs(1);
+/// The longest such wait: it doubles each time.
+const LONGEST_NETWORK_RETRY: Duration = Duration::from_secs(30);
 
 impl Default for Timeouts {
     fn default() -> Self {
@@ -86,6 +91,12 @@ impl Timeouts {
     #[must_use]
     pub fn deletion(&self) -> Duration {
         self.times(DELETION)
+    }
+
+    /// The shortest and the longest wait before a network update that has failed is tried again.
+    #[must_use]
+    pub fn network_retries(&self) -> RangeInclusive<Duration> {
+        self.times(NETWORK_RETRY)..=self.times(LONGEST_NETWORK_RETRY)
     }
 
     /// For the guest to power itself off.

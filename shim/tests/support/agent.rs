@@ -8,8 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use protocol::agent::{
     CloseStdinRequest, ContainerId, CreateContainerRequest, DeleteResponse, Empty, ExecRequest, GuestMetricsResponse,
-    MemlockReport, MemlockRequest, ProcessId, ProcessStarted, ResizeRequest, ResizeTerminalRequest, SignalRequest,
-    StatsResponse, UpdateRequest,
+    MemlockReport, MemlockRequest, Network, ProcessId, ProcessStarted, ResizeRequest, ResizeTerminalRequest,
+    SignalRequest, StatsResponse, UpdateRequest,
 };
 use protocol::agent_ttrpc::Agent;
 use serde_json::Value;
@@ -165,6 +165,13 @@ impl Agent for FakeAgent {
 
     async fn update(&self, _: &TtrpcContext, _: UpdateRequest) -> ttrpc::Result<Empty> {
         Ok(Empty::new())
+    }
+
+    async fn update_network(&self, _: &TtrpcContext, _: Network) -> ttrpc::Result<Empty> {
+        match self.0.network.update() {
+            true => Ok(Empty::new()),
+            false => Err(refused(Code::INTERNAL, "no place for an interface")),
+        }
     }
 
     async fn delete(&self, _: &TtrpcContext, request: ProcessId) -> ttrpc::Result<DeleteResponse> {

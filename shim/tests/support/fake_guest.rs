@@ -25,7 +25,7 @@ use ttrpc::r#async::transport::{Listener, Socket};
 use ttrpc::r#async::{Client, Server};
 
 use super::agent::FakeAgent;
-use super::machine::{Cables, FakeDisks, FakeSize};
+use super::machine::{Cables, FakeDisks, FakeNetwork, FakeSize};
 use super::soon;
 
 /// Container and exec.
@@ -35,6 +35,7 @@ pub(crate) struct Guest {
     cables: Cables,
     pub(crate) disks: FakeDisks,
     pub(crate) size: FakeSize,
+    pub(crate) network: FakeNetwork,
     dial: mpsc::UnboundedSender<UnixStream>,
     dialled: Mutex<Option<mpsc::UnboundedReceiver<UnixStream>>>,
     host: OnceCell<HostClient>,
@@ -86,6 +87,7 @@ impl Guest {
             cables: Cables::default(),
             disks: FakeDisks::default(),
             size: FakeSize::default(),
+            network: FakeNetwork::default(),
             dial,
             dialled: Mutex::new(Some(dialled)),
             host: OnceCell::new(),

@@ -11,9 +11,11 @@ use async_trait::async_trait;
 use config::Mebibytes;
 use guest::vm::{Connection, Connections, Ending, LaunchError, Launcher, RunningVm};
 use hypervisor::{CpuError, Disk, HotplugError, MemoryError};
+use node::network::NetworkError;
 use node::sizing::HostLimits;
+use protocol::agent::Network;
 use tokio::net::UnixStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::fake_guest::Guest;
 
@@ -108,6 +110,15 @@ impl RunningVm for FakeMachine {
         self.0.die("it was stopped", false);
     }
 
+    async fn refresh_network(&self, again: bool) -> Result<Option<Network>, NetworkError> {
+        let changed = self.0.network.changed.swap(false, Ordering::SeqCst);
+        Ok((changed || again).then(Network::default))
+    }
+
+    async fn network_changed(&self) {
+        self.0.network.changes.notified().await;
+    }
+
     async fn attach_disk(&self, disk: Disk) -> Result<String, HotplugError> {
         self.0.disks.attach(&disk).await
     }
@@ -137,6 +148,40 @@ impl RunningVm for FakeMachine {
 
     async fn raise_host(&self, limits: HostLimits) {
         self.0.size.limit_host(|before| limits.with_room_of(before));
+    }
+}
+
+/// The network of the fake VM.
+#[derive(Default)]
+pub(crate) struct FakeNetwork {
+    changes: Notify,
+    changed: AtomicBool,
+    /// How many updates the guest refuses.
+    pub(crate) refusals: AtomicUsize,
+    /// How many updates were sent to it.
+    updates: watch::Sender<usize>,
+}
+
+impl FakeNetwork {
+    /// The network changes on the host.
+    pub(crate) fn change(&self) {
+        self.changed.store(true, Ordering::SeqCst);
+        self.changes.notify_one();
+    }
+
+    /// An update comes; whether the guest takes it.
+    pub(super) fn update(&self) -> bool {
+        self.updates.send_modify(|updates| *updates += 1);
+        let refused = |left: usize| left.checked_sub(1);
+        self.refusals
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, refused)
+            .is_err()
+    }
+
+    /// Waits for that many updates.
+    pub(crate) async fn updated(&self, count: usize) {
+        let mut updates = self.updates.subscribe();
+        updates.wait_for(|updates| *updates >= count).await.unwrap();
     }
 }
 
