@@ -51,7 +51,7 @@ pub(crate) async fn collect(named: Option<&Path>) -> Result<Value, ShowError> {
     let patterns = qemu_key("enable_annotations");
     Ok(json!({
         "meta": { "version": FORMAT },
-        "kernel": { "path": text(&loaded.config.guest_kernel()), "parameters": hypervisor.kernel_params },
+        "kernel": { "path": text(&loaded.config.guest_kernel()), "parameters": hypervisor.kernel_params, "debug": runtime.kernel_debug },
         "image": { "path": "" },
         "initrd": { "path": text(&hypervisor.initrd) },
         "agent": { "debug": agent.enable_debug, "trace": false },
@@ -72,7 +72,7 @@ pub(crate) async fn collect(named: Option<&Path>) -> Result<Value, ShowError> {
             "enable_iommu": false,
             "enable_iommu_platform": false,
             "default_vcpus": qemu_key("default_vcpus"),
-            "cpu_features": "",
+            "cpu_features": hypervisor.cpu_features,
             "security_info": {
                 "rootless": hypervisor.rootless,
                 "disable_seccomp": hypervisor.seccompsandbox.is_none(),
@@ -168,6 +168,19 @@ mod tests {
         assert_eq!(read["initrd"]["path"].as_str(), Some("/i"));
         assert!(read["host"]["memory"]["total"].as_integer().unwrap() > 0);
         serde_json::from_str::<Value>(&report(Some(&file), true).await.unwrap().text).unwrap();
+    }
+
+    #[tokio::test]
+    async fn it_prints_what_is_configured() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("configuration.toml");
+        let text = "[hypervisor.qemu]\nkernel = \"/k/vmlinuz\"\ninitrd = \"/i\"\ncpu_features = \"pmu=off\"\n\
+            [runtime]\nkernel_debug = true\n";
+        std::fs::write(&file, text).unwrap();
+        let value = collect(Some(&file)).await.unwrap();
+        assert_eq!(value["hypervisor"]["cpu_features"], "pmu=off");
+        assert_eq!(value["kernel"]["debug"], true);
+        assert_eq!(value["kernel"]["path"], "/k/debug/vmlinuz");
     }
 
     #[test]

@@ -107,8 +107,13 @@ async fn run(command: Command) -> Result<End, Failure> {
         Command::CollectData(options) => collect::report(&options).await?,
         Command::Metrics { sandbox } => said("asking the shims", metrics::report(sandbox.as_deref())).await?,
         Command::Iptables { .. } => return Err(NO_IPTABLES.into()),
-        Command::Monitor { address, listen, .. } => {
-            monitor::serve(address.or(listen).unwrap_or(monitor::ADDRESS)).await?;
+        Command::Monitor {
+            address,
+            listen,
+            allow_remote,
+            ..
+        } => {
+            monitor::serve(address.or(listen).unwrap_or(monitor::ADDRESS), allow_remote).await?;
             return Ok(End::Code(0));
         }
         Command::Where { sandbox, seconds, json } => {
