@@ -264,6 +264,12 @@ pub(crate) const CREATE_TIMEOUT: Codec<Duration> = Codec {
     show: show_seconds,
 };
 
+/// A tap has at most 256 queues (MAX_TAP_QUEUES, drivers/net/tun.c); each pair costs descriptors and memory. 0: not set.
+pub(crate) const NETWORK_QUEUES: Codec<u32> = Codec {
+    read: |raw| whole(raw, 0, 64, "a whole number of pairs of queues"),
+    show: |value| Value::Integer((*value).into()),
+};
+
 /// More than this many starts at once no node has.
 pub(crate) const CACHE_NUMBER: Codec<u32> = Codec {
     read: |raw| whole(raw, 0, 1024, "a whole number of VMs"),

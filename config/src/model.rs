@@ -121,6 +121,8 @@ pub struct Hypervisor {
     pub disk_rate_limiter_bw_max_rate: u64,
     /// Requests per second of all disks of the VM together; 0: any.
     pub disk_rate_limiter_ops_max_rate: u64,
+    /// Pairs of queues that each of the VM's network devices has; 0: as many as the VM has vCPUs when it boots, at most 8.
+    pub network_queues: u32,
     /// Bits per second that each of the VM's network devices receives; 0: any.
     pub rx_rate_limiter_max_rate: u64,
     /// Bits per second that each of them sends; 0: any.
@@ -178,6 +180,7 @@ impl Default for Hypervisor {
             enable_iothreads: false,
             disk_rate_limiter_bw_max_rate: 0,
             disk_rate_limiter_ops_max_rate: 0,
+            network_queues: 0,
             rx_rate_limiter_max_rate: 0,
             tx_rate_limiter_max_rate: 0,
             disable_vhost_net: false,

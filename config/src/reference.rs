@@ -5,7 +5,7 @@ use crate::settings::{SETTINGS, Table};
 use crate::unsupported;
 
 /// What a supported key does otherwise than Kata's.
-const OTHERWISE: [(&str, &str); 26] = [
+const OTHERWISE: [(&str, &str); 27] = [
     (
         "hypervisor.qemu.path",
         "a path of Kata's that is not there is QEMU in PATH",
@@ -58,6 +58,10 @@ const OTHERWISE: [(&str, &str); 26] = [
     (
         "hypervisor.qemu.disk_rate_limiter_ops_max_rate",
         "requests per second of all disks of a VM together, by a throttle group of QEMU's",
+    ),
+    (
+        "hypervisor.qemu.network_queues",
+        "not set, or 0: as many pairs as the VM has vCPUs when it boots, at most 8",
     ),
     (
         "hypervisor.qemu.rx_rate_limiter_max_rate",

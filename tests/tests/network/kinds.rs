@@ -220,7 +220,19 @@ mod kata_only {
 
     #[test]
     fn two_cpus_have_two_queues() -> Result<()> {
-        let node = Node::start_configured("[hypervisor.qemu]\ndefault_vcpus = 2\n")?;
+        two_cpus("", "rx-0\nrx-1\ntx-0\ntx-1\n")
+    }
+
+    #[test]
+    fn a_device_has_as_many_queues_as_is_configured() -> Result<()> {
+        two_cpus("network_queues = 1\n", "rx-0\ntx-0\n")?;
+        // More than the guest has CPUs: the rest of them is not used.
+        two_cpus("network_queues = 4\n", "rx-0\nrx-1\ntx-0\ntx-1\n")
+    }
+
+    /// A VM with two CPUs, and the queues that its device uses.
+    fn two_cpus(more: &str, queues: &str) -> Result<()> {
+        let node = Node::start_configured(&format!("[hypervisor.qemu]\ndefault_vcpus = 2\n{more}"))?;
         let Pod { pod, outside } = Pod::new(&node)?;
         let server = serve(
             &outside,
@@ -230,7 +242,7 @@ mod kata_only {
         let script = "nc 10.77.0.1 80 < /dev/null; nproc; ls /sys/class/net/eth0/queues";
         let output = node.run("c").arg("--rm").arg(pod.flag()).sh(script).ok()?;
         joined(server)?;
-        assert_eq!(output, "by two\n2\nrx-0\nrx-1\ntx-0\ntx-1\n");
+        assert_eq!(output, format!("by two\n2\n{queues}"));
         node.nothing_left()?;
         assert_eq!(pod.leftovers()?, Vec::<String>::new());
         Ok(())
