@@ -32,7 +32,10 @@ const OTHERWISE: [(&str, &str); 27] = [
         "hypervisor.qemu.enable_hugepages",
         "of hugetlbfs, 2 MiB each, by memfd_create(2)",
     ),
-    ("hypervisor.qemu.shared_fs", "\"virtio-fs\" and \"none\""),
+    (
+        "hypervisor.qemu.shared_fs",
+        "\"virtio-fs\", and \"none\": files are copied, 1 MiB of each volume, and the root has to be on disks",
+    ),
     (
         "hypervisor.qemu.virtio_fs_daemon",
         "a path of Kata's that is not there is the installed one",

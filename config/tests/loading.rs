@@ -468,3 +468,16 @@ proptest! {
         let _ = Files::new(&format!("{NEEDED}{key} = {value}\n")).load();
     }
 }
+
+#[test]
+fn modules_of_the_kernel_need_the_shared_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("configuration.toml");
+    let text = format!("{NEEDED}shared_fs = \"none\"\n[agent.kata]\nkernel_modules = [\"nfs\"]\n");
+    std::fs::write(&path, text).unwrap();
+    let said = config::load(&path).unwrap_err().to_string();
+    assert!(
+        said.contains("agent.kata.kernel_modules") && said.contains("shared_fs"),
+        "{said}"
+    );
+}

@@ -11,7 +11,7 @@ use protocol::agent::{
     CloseStdinRequest, ContainerId, CreateContainerRequest, DeleteResponse, Empty, ExecRequest, GrowStorageRequest,
     GuestMetricsResponse, HostChanges, MemlockReport, MemlockRequest, NameServer, Network, ProcessId, ProcessStarted,
     ResizeRequest, ResizeTerminalRequest, SignalRequest, StatsResponse, StorageName, StorageStatsResponse,
-    UpdateRequest,
+    UpdateRequest, UpdateStorageRequest,
 };
 use protocol::agent_ttrpc::AgentClient as Generated;
 use scrape::durations::Durations;
@@ -217,6 +217,11 @@ impl AgentClient {
     call!(
         /// Makes the guest's network what the host's is.
         update_network(Network) -> Empty
+    );
+
+    call!(
+        /// Makes a storage's files what the host's are.
+        update_storage(UpdateStorageRequest) -> Empty
     );
 
     call!(

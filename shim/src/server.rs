@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use base::chain;
-use config::InterNetworking;
+use config::{InterNetworking, SharedFs};
 use guest::host_sockets::HostSockets;
 use guest::relays::Relays;
 use guest::vm::LaunchError;
@@ -26,6 +26,7 @@ use node::run_dir::{self, RunDirError, SandboxState};
 use node::settings;
 use node::share::{ShareError, SharedTree};
 use node::sizing::Sizing;
+use node::volumes::copies::Copies;
 use node::watch::Watches;
 use oci_spec::runtime::Spec;
 use protocol::agent::{SandboxSetup, Share};
@@ -78,6 +79,9 @@ pub enum ServerError {
     /// The shared directory cannot be made.
     #[error("cannot set up the sandbox's shared directory")]
     Share(#[from] ShareError),
+    /// Changes of files that are copied into the guest cannot be noticed.
+    #[error("cannot watch files of the host (fs.inotify.max_user_instances)")]
+    Copies(#[source] io::Error),
     /// What the sandbox is made of cannot be written down.
     #[error(transparent)]
     State(#[from] RunDirError),
@@ -166,7 +170,8 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         Ok(config) => (config, None),
         Err(error) => (config::Config::default(), Some(error)),
     };
-    if let Err(error) = tree.attach_modules(&config.hypervisor.kernel) {
+    let shared = config.hypervisor.shared_fs != SharedFs::None;
+    if shared && let Err(error) = tree.attach_modules(&config.hypervisor.kernel) {
         tracing::warn!(error = chain(&error), "the guest cannot load modules of its kernel");
     }
     let sizing = size(&mut config, &spec, parked.is_some());
@@ -228,7 +233,12 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         namespace: context.namespace.clone(),
         host: Arc::new(RealHost {
             sockets: HostSockets::new(context.host.clone(), relays, allowed),
-            watches: watches(&tree),
+            watches: if shared { watches(&tree) } else { None },
+            copies: if shared {
+                None
+            } else {
+                Some(Copies::new(context.host.clone()).map_err(ServerError::Copies)?)
+            },
             tree,
             host: context.host.clone(),
             owed: Owed::below(context.run_dir.path()),
@@ -331,11 +341,14 @@ fn setup(context: &ServerContext, spec: &Spec, config: &config::Config, sizing: 
     SandboxSetup {
         sandbox_id: context.id.to_string(),
         hostname: spec.hostname().clone().unwrap_or_default(),
-        shares: vec![Share {
-            tag: protocol::SHARE_TAG.to_owned(),
-            mountpoint: protocol::SHARE_MOUNTPOINT.to_owned(),
-            ..Default::default()
-        }],
+        shares: match config.hypervisor.shared_fs {
+            SharedFs::None => Vec::new(),
+            SharedFs::VirtioFs => vec![Share {
+                tag: protocol::SHARE_TAG.to_owned(),
+                mountpoint: protocol::SHARE_MOUNTPOINT.to_owned(),
+                ..Default::default()
+            }],
+        },
         sysctls: Rules::from(config).sysctls(),
         least_sysctls: settings::least_sysctls(sizing.growth().0 > 0),
         most_extra_memory_bytes: sizing.growth().bytes(),

@@ -9,7 +9,7 @@ use protocol::agent::{
     CloseStdinRequest, ContainerId as ContainerRequest, CreateContainerRequest, DeleteResponse, Empty, ExecRequest,
     GrowStorageRequest, GuestMetricsResponse, HostChanges, MemlockReport, MemlockRequest, NameServer, Network,
     ProcessId, ProcessStarted, ResizeRequest, ResizeTerminalRequest, SignalRequest, StatsResponse, StorageName,
-    StorageStatsResponse, UpdateRequest,
+    StorageStatsResponse, UpdateRequest, UpdateStorageRequest,
 };
 use protocol::agent_ttrpc::Agent;
 use serde::de::DeserializeOwned;
@@ -255,6 +255,11 @@ impl Agent for Service {
     async fn storage_stats(&self, _: &TtrpcContext, request: StorageName) -> ttrpc::Result<StorageStatsResponse> {
         let stats = self.0.storages().stats(&request.name).await;
         answer("ask for the use of a storage", stats.map_err(Error::Volume))
+    }
+
+    async fn update_storage(&self, _: &TtrpcContext, request: UpdateStorageRequest) -> ttrpc::Result<Empty> {
+        let updated = self.0.storages().update(&request.name, request.entries).await;
+        done("update a storage", updated.map_err(Error::Volume))
     }
 
     async fn grow_storage(&self, _: &TtrpcContext, request: GrowStorageRequest) -> ttrpc::Result<StorageStatsResponse> {

@@ -56,7 +56,7 @@ impl Storages {
         usage(name).await
     }
 
-    fn slot(&self, name: &str) -> Result<Arc<tokio::sync::Mutex<Slot>>, StorageError> {
+    pub(super) fn slot(&self, name: &str) -> Result<Arc<tokio::sync::Mutex<Slot>>, StorageError> {
         let slot = self.table().storages.get(name).map(Arc::clone);
         slot.ok_or_else(|| StorageError::NotMounted(name.to_owned()))
     }

@@ -9,10 +9,13 @@
 //! | a block device in `linux.devices` | a disk |
 //! | a tmpfs that is `/dev/shm`, or an emptyDir or a part of one | a tmpfs, the same for all containers of the pod |
 //! | a hugetlbfs | a hugetlbfs with reserved pages |
+//! | any other file or directory, with `shared_fs = "none"` | a tmpfs with a copy |
 //!
 //! It decides and looks things up; it neither plugs in nor mounts. The mounts that it handles become binds from
 //! [`protocol::STORAGE_DIRECTORY`], which [`crate::guest_spec`] does not change.
 
+mod copied;
+pub mod copies;
 mod dev;
 mod devices;
 mod direct;
@@ -107,6 +110,29 @@ impl Volumes {
         volumes.reserve_huge_pages(&huge_pages);
         volumes.devices(places, spec, host)?;
         Ok(volumes)
+    }
+
+    /// Refuses a root that is not on disks: for a guest with which nothing is shared.
+    ///
+    /// # Errors
+    /// It is a directory of the host.
+    pub fn refuse_shared_root(&self, root: &Path, mounts: &[RootfsMount]) -> Result<(), VolumeError> {
+        if self.rootfs.is_some() {
+            return Ok(());
+        }
+        let kinds: Vec<&str> = mounts.iter().map(|mount| mount.type_.as_str()).collect();
+        let kind = if kinds.is_empty() {
+            "a directory".to_owned()
+        } else {
+            kinds.join(" and ")
+        };
+        Err(VolumeError::Rootfs {
+            from: root.display().to_string(),
+            reason: format!(
+                "hypervisor.qemu.shared_fs = \"none\", and it is {kind} of the host: use a snapshotter that has it on a block device or in an \
+                 image (blockfile, devmapper, erofs), or set shared_fs = \"virtio-fs\""
+            ),
+        })
     }
 
     fn mount(

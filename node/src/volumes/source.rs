@@ -25,7 +25,7 @@ pub(super) enum FileSystem {
 }
 
 /// The directory in the path of every emptyDir (kubelet's plug-in name with its slash escaped).
-const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
+pub(super) const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
 
 /// A part of an emptyDir in memory.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -16,6 +16,7 @@ use node::host_ns::HostNamespace;
 use node::memlock::{ContainerPolicy, SandboxPolicy};
 use node::share::SharedTree;
 use node::sizing::Limits;
+use node::volumes::copies::Copies;
 use node::volumes::{Volumes, resolve_sources};
 use node::watch::Watches;
 use oci_spec::runtime::Hooks;
@@ -105,12 +106,18 @@ pub trait HostSide: Send + Sync {
     fn watches(&self) -> Option<Watches> {
         None
     }
+    /// What the guest has copies of; None: files are shared.
+    fn copies(&self) -> Option<Copies> {
+        None
+    }
 }
 
 /// The host itself, and not a simulated one.
 pub struct RealHost {
     /// Where containers are attached.
     pub tree: SharedTree,
+    /// If nothing is shared with the guest: what it has copies of.
+    pub copies: Option<Copies>,
     /// The thread in the host's mount namespace.
     pub host: HostNamespace,
     /// The sandbox's id.
@@ -151,7 +158,7 @@ impl HostSide for RealHost {
         let (bundle, rootfs) = (bundle.to_owned(), rootfs.to_vec());
         let disable_guest_seccomp = self.disable_guest_seccomp;
         let policy = self.memlock.clone();
-        let watches = self.watches.clone();
+        let (watches, copies) = (self.watches.clone(), self.copies.clone());
         let (host, owed, sockets) = (self.host.clone(), self.owed.clone(), self.sockets.clone());
         // Whoever gives up does not end the thread, but what it attaches.
         let attachment = tree.begin(&container);
@@ -159,7 +166,8 @@ impl HostSide for RealHost {
             let read = guest_spec::read(&bundle.join("config.json"));
             let (mut spec, unread) = read.map_err(|error| HostError::Spec(Box::new(error)))?;
             resolve_sources(&mut spec, &bundle, &host);
-            let volumes = Volumes::plan(&mut spec, &rootfs, &host).map_err(|error| HostError::Spec(Box::new(error)))?;
+            let mut volumes =
+                Volumes::plan(&mut spec, &rootfs, &host).map_err(|error| HostError::Spec(Box::new(error)))?;
             let input = Input {
                 container: &container,
                 sandbox: &sandbox,
@@ -211,11 +219,16 @@ impl HostSide for RealHost {
                 }
                 // The guest has the root of a pod's sandbox itself.
                 _ if guest.pause => {}
+                _ if copies.is_some() => volumes
+                    .refuse_shared_root(&bundle.join(root), &rootfs)
+                    .map_err(|error| HostError::Spec(Box::new(error)))?,
                 _ => {
                     tree.attach_rootfs(&attachment, &rootfs, &bundle.join(root))
                         .map_err(other)?;
                 }
             }
+            let copied = copies.map(|copies| copies.add(&container, &std::mem::take(&mut guest.binds), &mut volumes));
+            let copied = copied.transpose().map_err(|error| HostError::Spec(Box::new(error)))?;
             let binds = tree.attach_binds(&attachment, &guest.binds).map_err(other)?;
             let shown = {
                 let _held = tree.still_wanted(&attachment).map_err(other)?;
@@ -227,7 +240,15 @@ impl HostSide for RealHost {
                 options: HostOptions::default(),
                 over: Vec::new(),
             });
-            guest.place(&binds.placed.into_iter().chain(sockets).collect::<Vec<_>>());
+            let copied = copied.unwrap_or_default();
+            guest.place(
+                &binds
+                    .placed
+                    .into_iter()
+                    .chain(sockets)
+                    .chain(copied)
+                    .collect::<Vec<_>>(),
+            );
             if let Some(watches) = &watches {
                 binds.exported.iter().for_each(|volume| watches.add(*volume));
             }
@@ -265,11 +286,14 @@ impl HostSide for RealHost {
 
     async fn detach(&self, container: &ContainerId) -> Result<(), HostError> {
         let (tree, watches, container) = (self.tree.clone(), self.watches.clone(), container.clone());
-        let sockets = self.sockets.clone();
+        let (sockets, copies) = (self.sockets.clone(), self.copies.clone());
         blocking(move || {
             let gone = tree.detach(&container);
             // Nobody attaches any by now.
             sockets.detach(&container);
+            if let Some(copies) = copies {
+                copies.forget(&container);
+            }
             let gone = gone.map_err(other)?;
             if let Some(watches) = &watches {
                 watches.forget(&gone);
@@ -287,5 +311,9 @@ impl HostSide for RealHost {
 
     fn watches(&self) -> Option<Watches> {
         self.watches.clone()
+    }
+
+    fn copies(&self) -> Option<Copies> {
+        self.copies.clone()
     }
 }

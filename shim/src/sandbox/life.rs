@@ -118,6 +118,9 @@ impl Sandbox {
         if let Some(watches) = self.host.watches() {
             tokio::spawn(changes::tell(watches, booted.agent.clone(), self.vm.subscribe()));
         }
+        if let Some(copies) = self.host.copies() {
+            tokio::spawn(changes::copy(copies, booted.agent.clone(), self.vm.subscribe()));
+        }
         let following = tokio::spawn(Arc::clone(&self).follow_network(Arc::clone(&booted)));
         let demands = signals.demands.take();
         let scaling = demands.map(|demands| tokio::spawn(Arc::clone(&self).follow_demands(demands)));
