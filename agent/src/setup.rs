@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use protocol::agent::{SandboxSetup, Share};
-use rustix::mount::{MountFlags, mount};
+use rustix::mount::{MountFlags, mount, mount_bind};
 use rustix::time::{ClockId, Timespec, clock_settime};
 
 use crate::modules::ModuleError;
@@ -33,6 +33,9 @@ pub(crate) enum SetupError {
     /// See [`ModuleError`].
     #[error(transparent)]
     Modules(#[from] ModuleError),
+    /// What the guest itself has of the host cannot be put in its place.
+    #[error("mount on {}", protocol::GUEST_SANDBOX_MOUNTS)]
+    SandboxMounts(#[source] io::Error),
     /// A share cannot be mounted.
     #[error("mount virtio-fs {0} on {1}")]
     Share(String, String, #[source] io::Error),
@@ -54,6 +57,9 @@ pub(crate) fn set_up(setup: &SandboxSetup) -> Result<(), SetupError> {
     // There may be more threads now.
     crate::cgroup::renew_reserve().map_err(SetupError::Reserve)?;
     setup.shares.iter().try_for_each(mount_share)?;
+    if setup.sandbox_mounts {
+        show_sandbox_mounts().map_err(SetupError::SandboxMounts)?;
+    }
     crate::modules::prepare(&setup.kernel_modules)?;
     // After the modules, which have parameters of their own there.
     for (name, value) in &setup.sysctls {
@@ -115,6 +121,12 @@ fn mount_share(share: &Share) -> Result<(), SetupError> {
     let fail = |error| SetupError::Share(share.tag.clone(), share.mountpoint.clone(), error);
     std::fs::create_dir_all(&share.mountpoint).map_err(fail)?;
     mount(&share.tag, &share.mountpoint, "virtiofs", MountFlags::empty(), None).map_err(|error| fail(error.into()))
+}
+
+fn show_sandbox_mounts() -> io::Result<()> {
+    std::fs::create_dir_all(protocol::GUEST_SANDBOX_MOUNTS)?;
+    let source = Path::new(protocol::SHARE_MOUNTPOINT).join(protocol::SANDBOX_MOUNTS);
+    Ok(mount_bind(source, protocol::GUEST_SANDBOX_MOUNTS)?)
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 //!
 //! This module defines types and ranges of settings; `settings` says which setting has which.
 
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,7 +14,7 @@ use crate::locked::{CapPolicy, LockLimit, OnExcess, PerfEventKb};
 use crate::raw::{Raw, Refusal};
 use crate::value::{
     Accelerator, BlockAio, Factor, HostNetwork, InterNetworking, MachineType, Mebibytes, MilliCpus, NamePattern,
-    PathPattern, SharedFs, Vcpus, VirtioFsCache, Vsock,
+    PathPattern, SandboxBind, SharedFs, Vcpus, VirtioFsCache, Vsock,
 };
 use crate::virtiofsd;
 
@@ -330,6 +332,22 @@ pub(crate) const KERNEL_MODULES: Codec<Vec<String>> = Codec {
         }
     },
     show: |value| strings(value.iter().map(String::as_str)),
+};
+
+/// In the guest each has the last part of its path as its name.
+pub(crate) const SANDBOX_BINDS: Codec<Vec<SandboxBind>> = Codec {
+    read: |raw| {
+        let allowed = "a list of at most 64 absolute paths, each with nothing, \":ro\" or \":rw\" after it, whose last parts differ";
+        let words = raw.list().filter(|words| words.len() <= 64);
+        let binds = words.and_then(|words| words.iter().map(|word| SandboxBind::parse(word)).collect());
+        let binds: Vec<SandboxBind> = binds.ok_or_else(|| Refusal::new(allowed))?;
+        let names: BTreeSet<&OsStr> = binds.iter().map(SandboxBind::name).collect();
+        match names.len() == binds.len() {
+            true => Ok(binds),
+            false => Err(Refusal::new(allowed)),
+        }
+    },
+    show: |value| Value::Array(value.iter().map(|bind| Value::String(bind.to_string())).collect()),
 };
 
 pub(crate) const VIRTIO_FS_ARGS: Codec<Vec<String>> = Codec {

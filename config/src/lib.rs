@@ -29,6 +29,6 @@ pub use reference::reference;
 pub use row::{Row, Status};
 pub use value::{
     Accelerator, BlockAio, Factor, HostNetwork, InterNetworking, MAX_VCPUS, MachineType, Mebibytes, MilliCpus,
-    NamePattern, PathPattern, SharedFs, Vcpus, VirtioFsCache, Vsock,
+    NamePattern, PathPattern, SandboxBind, SharedFs, Vcpus, VirtioFsCache, Vsock,
 };
 pub use warning::{Place, Reason, Warning};

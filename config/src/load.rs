@@ -191,12 +191,16 @@ pub fn load_for(path: &Path, installed: Option<&Installation>) -> Result<Loaded,
 
 /// Which keys of a configuration exclude each other, and why.
 pub(crate) fn conflict(config: &Config) -> Option<String> {
+    let needs = [
+        ("agent.kata.kernel_modules", config.agent.kernel_modules.is_empty()),
+        (
+            "runtime.sandbox_bind_mounts",
+            config.runtime.sandbox_bind_mounts.is_empty(),
+        ),
+    ];
     let unshared = config.hypervisor.shared_fs == SharedFs::None;
-    (unshared && !config.agent.kernel_modules.is_empty()).then(|| {
-        String::from(
-            "agent.kata.kernel_modules: the modules reach the guest by the shared directory, and hypervisor.qemu.shared_fs is \"none\"",
-        )
-    })
+    let key = needs.into_iter().find(|(_, unset)| unshared && !unset);
+    key.map(|(key, _)| format!("{key} needs the shared directory, and hypervisor.qemu.shared_fs is \"none\""))
 }
 
 /// What a configuration takes away of what stands between guest and host.

@@ -10,8 +10,8 @@ use crate::codec::{
     CREATE_TIMEOUT, DIAL_TIMEOUT, FILE, HOST_NETWORK, INTERNETWORKING, KERNEL_MODULES, KERNEL_PARAMS, LOCK_LIMIT,
     MACHINE_TYPE, MAX_MEMORY, MAX_VCPUS, MEMORY, MEMORY_LIMIT, NAME_PATTERNS, NETWORK_QUEUES, ON_EXCESS,
     OPERATION_RATE, OVERHEAD_MEMORY, OVERHEAD_VCPUS, PATH_PATTERNS, PERF_EVENT_KB, PROGRAM, QUEUE_SIZE,
-    RECONNECT_TIMEOUT, SECCOMP_SANDBOX, SHARED_FS, SOCKET_PATTERNS, TIMEOUT_FACTOR, VCPUS, VIRTIO_FS_ARGS,
-    VIRTIO_FS_CACHE, VSOCK,
+    RECONNECT_TIMEOUT, SANDBOX_BINDS, SECCOMP_SANDBOX, SHARED_FS, SOCKET_PATTERNS, TIMEOUT_FACTOR, VCPUS,
+    VIRTIO_FS_ARGS, VIRTIO_FS_CACHE, VSOCK,
 };
 use crate::model::Config;
 use crate::raw::{Raw, Refusal};
@@ -398,6 +398,7 @@ pub(crate) static SETTINGS: &[Setting] = &[
         Access::Annotation("internetworking_model")
     ),
     setting!(Runtime, runtime.host_network, HOST_NETWORK, Access::File),
+    setting!(Runtime, runtime.sandbox_bind_mounts, SANDBOX_BINDS, Access::File),
     setting!(
         Runtime,
         runtime.share_host_sockets,

@@ -174,6 +174,11 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
     if shared && let Err(error) = tree.attach_modules(&config.hypervisor.kernel) {
         tracing::warn!(error = chain(&error), "the guest cannot load modules of its kernel");
     }
+    let problem = problem.or_else(|| {
+        let attached = tree.attach_sandbox_mounts(&config.runtime.sandbox_bind_mounts);
+        let reason = |error| format!("runtime.sandbox_bind_mounts: {}", chain(&error));
+        attached.err().map(reason).map(LaunchError::Configuration)
+    });
     let sizing = size(&mut config, &spec, parked.is_some());
     let linux = spec.linux().as_ref();
     let cgroups_path = linux.and_then(|linux| linux.cgroups_path().clone());
@@ -353,6 +358,7 @@ fn setup(context: &ServerContext, spec: &Spec, config: &config::Config, sizing: 
         least_sysctls: settings::least_sysctls(sizing.growth().0 > 0),
         most_extra_memory_bytes: sizing.growth().bytes(),
         kernel_modules: config.agent.kernel_modules.clone(),
+        sandbox_mounts: !config.runtime.sandbox_bind_mounts.is_empty(),
         log_level: if debug { "debug" } else { "info" }.to_owned(),
         ..Default::default()
     }

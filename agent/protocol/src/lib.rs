@@ -108,6 +108,13 @@ pub const VOLUMES: &str = ".volumes";
 /// container can have that name.
 pub const MODULES: &str = ".modules";
 
+/// The directory in the shared one of what the guest itself is to have of the host, and no container; there only if something is
+/// configured (`sandbox_bind_mounts`). No container can have that name.
+pub const SANDBOX_MOUNTS: &str = ".sandbox-mounts";
+
+/// Where the guest shows [`SANDBOX_MOUNTS`]: Kata's place.
+pub const GUEST_SANDBOX_MOUNTS: &str = "/run/kata-containers/shared/containers/sandbox-mounts";
+
 /// Where every sandbox of this host has a directory of its own, for root alone.
 pub const SANDBOXES: &str = "/run/tatami";
 
