@@ -121,6 +121,10 @@ pub struct Hypervisor {
     pub disk_rate_limiter_bw_max_rate: u64,
     /// Requests per second of all disks of the VM together; 0: any.
     pub disk_rate_limiter_ops_max_rate: u64,
+    /// Where the guest's memory is written to when its kernel has panicked; empty: nowhere.
+    pub guest_memory_dump_path: PathBuf,
+    /// Whether the addresses of a dump are those of the guest's page tables, too.
+    pub guest_memory_dump_paging: bool,
     /// Pairs of queues that each of the VM's network devices has; 0: as many as the VM has vCPUs when it boots, at most 8.
     pub network_queues: u32,
     /// Bits per second that each of the VM's network devices receives; 0: any.
@@ -180,6 +184,8 @@ impl Default for Hypervisor {
             enable_iothreads: false,
             disk_rate_limiter_bw_max_rate: 0,
             disk_rate_limiter_ops_max_rate: 0,
+            guest_memory_dump_path: PathBuf::new(),
+            guest_memory_dump_paging: false,
             network_queues: 0,
             rx_rate_limiter_max_rate: 0,
             tx_rate_limiter_max_rate: 0,

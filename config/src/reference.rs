@@ -5,7 +5,7 @@ use crate::settings::{SETTINGS, Table};
 use crate::unsupported;
 
 /// What a supported key does otherwise than Kata's.
-const OTHERWISE: [(&str, &str); 27] = [
+const OTHERWISE: [(&str, &str); 28] = [
     (
         "hypervisor.qemu.path",
         "a path of Kata's that is not there is QEMU in PATH",
@@ -61,6 +61,10 @@ const OTHERWISE: [(&str, &str); 27] = [
     (
         "hypervisor.qemu.disk_rate_limiter_ops_max_rate",
         "requests per second of all disks of a VM together, by a throttle group of QEMU's",
+    ),
+    (
+        "hypervisor.qemu.guest_memory_dump_path",
+        "one ELF file, PATH/SANDBOX/vmcore-TIME.elf, when the guest panics or restarts",
     ),
     (
         "hypervisor.qemu.network_queues",

@@ -320,6 +320,8 @@ pub(crate) static SETTINGS: &[Setting] = &[
         OPERATION_RATE,
         Access::File
     ),
+    setting!(Hypervisor, hypervisor.guest_memory_dump_path, FILE, Access::File),
+    setting!(Hypervisor, hypervisor.guest_memory_dump_paging, BOOLEAN, Access::File),
     setting!(Hypervisor, hypervisor.network_queues, NETWORK_QUEUES, Access::File),
     setting!(
         Hypervisor,

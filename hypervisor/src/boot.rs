@@ -20,6 +20,7 @@ use crate::child_name::ChildName;
 use crate::children::{Child, Program, spawn};
 use crate::console::Console;
 use crate::disk_rates::DiskRates;
+use crate::dump::Dump;
 use crate::files::{self, SocketFile};
 use crate::hotplug::DiskOptions;
 use crate::listener::GuestListener;
@@ -184,6 +185,7 @@ async fn start_qemu(
 
     let rootless = plan.rootless.as_ref();
     let disks = DiskOptions::of(config);
+    let dump = Dump::of(config);
     let spec = VmSpec {
         name: request.id.clone(),
         arch: arch::HOST,
@@ -214,6 +216,7 @@ async fn start_qemu(
         vsock: vsock_device(&guest),
         reports_free: config.reclaim_guest_freed_memory,
         iothread: disks.iothread,
+        waits_at_end: dump.is_some(),
         disk_rates: DiskRates::of(config),
         cpu_features: config.cpu_features.clone(),
         backing: Backing::of(config),
@@ -256,6 +259,8 @@ async fn start_qemu(
             Vsock::VhostUser
         },
         disks,
+        dump,
+        name: spec.name,
         backing: spec.backing,
         accel: spec.accel,
         size: spec.size,

@@ -22,6 +22,7 @@ mod console;
 mod cpuinfo;
 mod cpus;
 mod disk_rates;
+mod dump;
 mod elf;
 mod ended;
 mod files;

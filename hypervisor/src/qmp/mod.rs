@@ -73,7 +73,7 @@ pub struct Qmp {
 struct State {
     greeted: bool,
     closed: bool,
-    /// The reason in the SHUTDOWN event.
+    /// The reason in the first SHUTDOWN event.
     shutdown: Option<String>,
 }
 
@@ -243,7 +243,10 @@ impl Reader {
                 tracing::debug!(name = event.name, data = %event.data, "QEMU event");
                 if event.name == "SHUTDOWN" {
                     let reason = event.data["reason"].as_str().unwrap_or("unknown").to_owned();
-                    self.state.send_modify(|state| state.shutdown = Some(reason));
+                    // A guest that has ended is told to quit, which is another reason.
+                    self.state.send_modify(|state| {
+                        state.shutdown.get_or_insert(reason);
+                    });
                 }
                 // Nobody need listen.
                 let _ = self.events.send(event);

@@ -79,6 +79,7 @@ impl QemuLauncher {
         });
         let parked = moved.await.map_err(|error| failed(&error))?;
         state.cgroups = self.cgroup.directories().to_vec();
+        parked.vm.rename(&self.request.id);
         let nics = network.wire().await.map_err(|error| failed(&error))?;
         for nic in nics {
             parked.vm.nics().attach(nic).await.map_err(|error| failed(&error))?;
