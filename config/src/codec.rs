@@ -13,8 +13,8 @@ use toml::Value;
 use crate::locked::{CapPolicy, LockLimit, OnExcess, PerfEventKb};
 use crate::raw::{Raw, Refusal};
 use crate::value::{
-    Accelerator, BlockAio, Factor, HostNetwork, InterNetworking, MachineType, Mebibytes, MilliCpus, NamePattern,
-    PathPattern, SandboxBind, SharedFs, Vcpus, VirtioFsCache, Vsock,
+    Accelerator, BlockAio, EmptyDirMode, Factor, HostNetwork, InterNetworking, MachineType, Mebibytes, MilliCpus,
+    NamePattern, PathPattern, SandboxBind, SharedFs, Vcpus, VirtioFsCache, Vsock,
 };
 use crate::virtiofsd;
 
@@ -83,6 +83,7 @@ macro_rules! choice_codec {
 pub(crate) const MACHINE_TYPE: Codec<MachineType> = choice_codec!(MachineType);
 pub(crate) const ACCELERATOR: Codec<Accelerator> = choice_codec!(Accelerator);
 pub(crate) const SHARED_FS: Codec<SharedFs> = choice_codec!(SharedFs);
+pub(crate) const EMPTY_DIR_MODE: Codec<EmptyDirMode> = choice_codec!(EmptyDirMode);
 pub(crate) const VIRTIO_FS_CACHE: Codec<VirtioFsCache> = choice_codec!(VirtioFsCache);
 pub(crate) const BLOCK_AIO: Codec<BlockAio> = choice_codec!(BlockAio);
 pub(crate) const VSOCK: Codec<Vsock> = choice_codec!(Vsock);

@@ -28,7 +28,7 @@ pub use model::{Agent, CapIpcLock, Config, Factory, Hypervisor, Memlock, Runtime
 pub use reference::reference;
 pub use row::{Row, Status};
 pub use value::{
-    Accelerator, BlockAio, Factor, HostNetwork, InterNetworking, MAX_VCPUS, MachineType, Mebibytes, MilliCpus,
-    NamePattern, PathPattern, SandboxBind, SharedFs, Vcpus, VirtioFsCache, Vsock,
+    Accelerator, BlockAio, EmptyDirMode, Factor, HostNetwork, InterNetworking, MAX_VCPUS, MachineType, Mebibytes,
+    MilliCpus, NamePattern, PathPattern, SandboxBind, SharedFs, Vcpus, VirtioFsCache, Vsock,
 };
 pub use warning::{Place, Reason, Warning};

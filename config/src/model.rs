@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use crate::locked::{CapPolicy, LockLimit, OnExcess, PerfEventKb};
 use crate::value::{
-    Accelerator, BlockAio, Factor, HostNetwork, InterNetworking, MachineType, Mebibytes, MilliCpus, NamePattern,
-    PathPattern, SandboxBind, SharedFs, Vcpus, VirtioFsCache, Vsock,
+    Accelerator, BlockAio, EmptyDirMode, Factor, HostNetwork, InterNetworking, MachineType, Mebibytes, MilliCpus,
+    NamePattern, PathPattern, SandboxBind, SharedFs, Vcpus, VirtioFsCache, Vsock,
 };
 
 /// The whole configuration.
@@ -249,6 +249,8 @@ pub struct Runtime {
     pub internetworking_model: InterNetworking,
     /// What becomes of a container that asks for the host's network.
     pub host_network: HostNetwork,
+    /// Where emptyDirs that are not in memory are.
+    pub emptydir_mode: EmptyDirMode,
     /// Directories and files of the host for the guest itself, and for no container.
     pub sandbox_bind_mounts: Vec<SandboxBind>,
     /// The sockets of the host that containers may connect to, if they have a bind mount of them.
@@ -267,6 +269,7 @@ impl Default for Runtime {
             kernel_debug: false,
             internetworking_model: InterNetworking::TcFilter,
             host_network: HostNetwork::None,
+            emptydir_mode: EmptyDirMode::SharedFs,
             sandbox_bind_mounts: Vec::new(),
             share_host_sockets: Vec::new(),
         }

@@ -5,7 +5,7 @@ use crate::settings::{SETTINGS, Table};
 use crate::unsupported;
 
 /// What a supported key does otherwise than Kata's.
-const OTHERWISE: [(&str, &str); 28] = [
+const OTHERWISE: [(&str, &str); 29] = [
     (
         "hypervisor.qemu.path",
         "a path of Kata's that is not there is QEMU in PATH",
@@ -92,6 +92,10 @@ const OTHERWISE: [(&str, &str); 28] = [
         "raises dial_timeout, never lowers it",
     ),
     ("agent.kata.create_container_timeout", "as in [runtime]"),
+    (
+        "runtime.emptydir_mode",
+        "\"shared-fs\" and \"block-plain\"; encrypted ones are refused: there are no confidential guests",
+    ),
     (
         "runtime.disable_guest_seccomp",
         "false by default; an annotation can only switch the profiles on",

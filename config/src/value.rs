@@ -177,6 +177,16 @@ choice! {
 }
 
 choice! {
+    /// Where emptyDirs that are not in memory are.
+    EmptyDirMode {
+        /// On the host, as any other directory.
+        SharedFs = "shared-fs",
+        /// On disks of the guest, in images that are not encrypted.
+        BlockPlain = "block-plain",
+    }
+}
+
+choice! {
     /// How QEMU reads and writes disks (`aio` of its block drivers).
     BlockAio {
         /// By threads of its own.

@@ -249,6 +249,7 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
             owed: Owed::below(context.run_dir.path()),
             sandbox: context.id.clone(),
             disable_guest_seccomp: config.runtime.disable_guest_seccomp,
+            emptydir_mode: config.runtime.emptydir_mode,
             memlock: SandboxPolicy::new(Rules::from(&config), spec.annotations().as_ref()),
         }),
         events,

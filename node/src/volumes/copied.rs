@@ -4,21 +4,20 @@
 //! It reads the host's files and mounts nothing. A directory that the kubelet updates (a ConfigMap or the like) is followed by
 //! [`super::copies`].
 
-use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use protocol::agent::{Storage, StorageEntry};
 
 use super::entries;
 use super::error::VolumeError;
 use super::guest_path;
+use super::located::EmptyDirPlace;
 use super::name::name;
-use super::source::{EMPTY_DIR, EmptyDir, Source};
+use super::source::{EmptyDir, Source};
 use crate::guest_spec::{BindSource, HostOptions, PlacedBind};
 use crate::host_ns::{HostNamespace, HostNamespaceError, HostTree};
-use crate::mountinfo::{self, MountLine};
 
 /// What a user has to change, for errors.
 const KEY: &str = "hypervisor.qemu.shared_fs = \"none\"";
@@ -218,40 +217,18 @@ fn kind(host: &HostNamespace, path: &Path) -> Result<Kind, HostNamespaceError> {
 
 /// An emptyDir is copied whole, whichever part of it is asked for, so that all containers of the pod have the same one.
 fn locate(host: &HostNamespace, found: &HostTree) -> Result<Place, HostNamespaceError> {
-    let mounts = host.run(mountinfo::read)?.map_err(|source| HostNamespaceError::Open {
-        path: "/proc/self/mountinfo".into(),
-        source,
-    })?;
-    Ok(empty_dir(&mounts, found).unwrap_or_else(|| Place {
+    let place = EmptyDirPlace::find(host, found)?.map(|place| Place {
+        root: place.root,
+        part: place.part,
+        identity: place.identity,
+        keep: true,
+    });
+    Ok(place.unwrap_or_else(|| Place {
         root: found.path.clone(),
         part: PathBuf::new(),
         identity: found.path.as_os_str().as_bytes().to_owned(),
         keep: false,
     }))
-}
-
-/// The emptyDir that a path is in, by whatever mount: for a subPath the kubelet makes one elsewhere.
-fn empty_dir(mounts: &[MountLine], found: &HostTree) -> Option<Place> {
-    let own = mounts.iter().find(|line| line.id == found.mount)?;
-    // In its file system.
-    let whole = own.root.join(found.path.strip_prefix(&own.mountpoint).ok()?);
-    let components: Vec<Component<'_>> = whole.components().collect();
-    let named = Component::Normal(OsStr::new(EMPTY_DIR));
-    let kind = components.iter().position(|part| *part == named)?;
-    // Its name follows.
-    let volume: PathBuf = components.get(..kind + 2)?.iter().collect();
-    let root = mounts.iter().find_map(|line| {
-        let inside = volume.strip_prefix(&line.root).ok()?;
-        (line.device == own.device).then(|| line.mountpoint.iter().chain(inside).collect())
-    })?;
-    let (major, minor) = own.device;
-    let identity = format!("{major}:{minor} {}", volume.display());
-    Some(Place {
-        root,
-        part: components[kind + 2..].iter().collect(),
-        identity: identity.into_bytes(),
-        keep: true,
-    })
 }
 
 #[cfg(test)]
@@ -356,45 +333,5 @@ mod tests {
         check_sum(storages[..2].iter()).unwrap();
         let said = check_sum(storages.iter()).unwrap_err().to_string();
         assert!(said.contains("shared_fs"), "{said}");
-    }
-
-    #[test]
-    fn an_empty_dir_is_whole_and_stays_whichever_part_of_it_is_asked_for() {
-        let line = |id, root: &str, mountpoint: &str| MountLine {
-            id,
-            parent: 0,
-            device: (8, 1),
-            root: root.into(),
-            mountpoint: mountpoint.into(),
-            read_only: false,
-            receives: false,
-            shared: false,
-            kind: "ext4".to_owned(),
-            super_options: String::new(),
-        };
-        let volume = "/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir/v";
-        let mounts = [
-            line(1, "/", "/var"),
-            line(
-                2,
-                &format!("{volume}/sub"),
-                "/var/lib/kubelet/pods/u/volume-subpaths/v/c/0",
-            ),
-        ];
-        let found = |mount, path: &str| HostTree {
-            tree: fs::File::open("/").unwrap().into(),
-            mount,
-            path: path.into(),
-        };
-        let all = empty_dir(&mounts, &found(1, &format!("/var{volume}"))).unwrap();
-        assert_eq!(
-            (all.root, all.part, all.keep),
-            (PathBuf::from(format!("/var{volume}")), PathBuf::new(), true)
-        );
-        let part = empty_dir(&mounts, &found(2, "/var/lib/kubelet/pods/u/volume-subpaths/v/c/0/file")).unwrap();
-        assert_eq!(part.identity, all.identity);
-        assert_eq!(part.part, Path::new("sub/file"));
-        assert_eq!(part.root, Path::new(&format!("/var{volume}")));
-        assert_eq!(empty_dir(&mounts, &found(1, "/var/lib/other")), None);
     }
 }

@@ -8,6 +8,7 @@
 //! | a mount for which there is a `mountInfo.json` (direct-assigned volume) | a disk, mounted there |
 //! | a block device in `linux.devices` | a disk |
 //! | a tmpfs that is `/dev/shm`, or an emptyDir or a part of one | a tmpfs, the same for all containers of the pod |
+//! | an emptyDir, with `emptydir_mode = "block-plain"` | a disk in an image in it, mounted there |
 //! | a hugetlbfs | a hugetlbfs with reserved pages |
 //! | any other file or directory, with `shared_fs = "none"` | a tmpfs with a copy |
 //!
@@ -20,9 +21,11 @@ mod dev;
 mod devices;
 mod direct;
 pub mod disk;
+mod empty_disk;
 mod entries;
 mod error;
 mod layers;
+mod located;
 mod memory;
 mod name;
 pub mod record;
@@ -32,17 +35,19 @@ mod source;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
+use config::EmptyDirMode;
 use containerd_shim_protos::types::mount::Mount as RootfsMount;
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, Mount, Spec};
 use protocol::agent::{BlockDevice, Storage};
 
 use self::disk::HostDisk;
 pub use self::error::VolumeError;
+use self::located::EmptyDirPlace;
 pub use self::record::DirectVolume;
 use self::source::{EmptyDir, FileSystem, Source};
 use crate::host_ns::{HostNamespace, HostNamespaceError};
 
-/// Where things are found on the host.
+/// Where things are found on the host, and where emptyDirs are.
 #[derive(Debug, Clone)]
 struct Places {
     /// Kata's directory of direct-assigned volumes.
@@ -51,6 +56,8 @@ struct Places {
     block: PathBuf,
     /// Device nodes.
     dev: PathBuf,
+    /// Whether emptyDirs are on disks.
+    empty_dirs: EmptyDirMode,
 }
 
 impl Default for Places {
@@ -59,6 +66,7 @@ impl Default for Places {
             direct: PathBuf::from(record::ROOT),
             block: PathBuf::from("/sys/dev/block"),
             dev: PathBuf::from("/dev"),
+            empty_dirs: EmptyDirMode::SharedFs,
         }
     }
 }
@@ -87,8 +95,17 @@ impl Volumes {
     ///
     /// # Errors
     /// Something cannot be had; it is named.
-    pub fn plan(spec: &mut Spec, rootfs: &[RootfsMount], host: &HostNamespace) -> Result<Self, VolumeError> {
-        Self::plan_at(&Places::default(), spec, rootfs, host)
+    pub fn plan(
+        spec: &mut Spec,
+        rootfs: &[RootfsMount],
+        empty_dirs: EmptyDirMode,
+        host: &HostNamespace,
+    ) -> Result<Self, VolumeError> {
+        let places = Places {
+            empty_dirs,
+            ..Places::default()
+        };
+        Self::plan_at(&places, spec, rootfs, host)
     }
 
     fn plan_at(
@@ -172,10 +189,29 @@ impl Volumes {
         let Ok(source) = Source::examine(host, &path) else {
             return Ok(());
         };
-        self.in_memory(mount, &path, source, huge_pages, host)
+        if self.in_memory(mount, &path, source, huge_pages, host)? || places.empty_dirs == EmptyDirMode::SharedFs {
+            return Ok(());
+        }
+        self.on_image(mount, &path, host)
     }
 
-    /// Takes a mount of the host's memory.
+    /// Takes a mount of an emptyDir.
+    fn on_image(&mut self, mount: &mut Mount, path: &Path, host: &HostNamespace) -> Result<(), VolumeError> {
+        let missing = |error| VolumeError::Missing {
+            path: path.to_owned(),
+            source: Box::new(error),
+        };
+        let found = host.find_tree(path, false).map_err(missing)?;
+        let Some(place) = EmptyDirPlace::find(host, &found).map_err(missing)? else {
+            return Ok(());
+        };
+        let (storage, disk) = empty_disk::find(host, &place)?;
+        take(mount, &storage, &place.part);
+        self.store_on(storage, disk);
+        Ok(())
+    }
+
+    /// Takes a mount of the host's memory. False if it is none.
     fn in_memory(
         &mut self,
         mount: &mut Mount,
@@ -183,7 +219,7 @@ impl Volumes {
         source: Source,
         huge_pages: &memory::HugePageLimits,
         host: &HostNamespace,
-    ) -> Result<(), VolumeError> {
+    ) -> Result<bool, VolumeError> {
         let failed = |error: HostNamespaceError| VolumeError::Missing {
             path: path.to_owned(),
             source: Box::new(error),
@@ -193,15 +229,16 @@ impl Volumes {
             FileSystem::HugePages { .. } | FileSystem::Other => None,
         };
         let Some(found) = found else {
-            if let Some(storage) = memory::storage(path, mount.destination(), &source, false, huge_pages) {
-                take(mount, &storage, Path::new(""));
-                self.storages.push((storage, Vec::new()));
-            }
-            return Ok(());
+            let Some(storage) = memory::storage(path, mount.destination(), &source, false, huge_pages) else {
+                return Ok(false);
+            };
+            take(mount, &storage, Path::new(""));
+            self.storages.push((storage, Vec::new()));
+            return Ok(true);
         };
         let source = Source::examine(host, &found.root).map_err(failed)?;
         let Some(mut storage) = memory::storage(&found.root, mount.destination(), &source, true, huge_pages) else {
-            return Ok(());
+            return Ok(false);
         };
         match entries::read(host, &found).map_err(failed)? {
             Some(entries) => storage.entries = entries,
@@ -212,7 +249,7 @@ impl Volumes {
         }
         take(mount, &storage, &found.part);
         self.storages.push((storage, Vec::new()));
-        Ok(())
+        Ok(true)
     }
 
     /// Each limit of huge pages is a reservation in the guest, made once: with the first volume of that size, or without one

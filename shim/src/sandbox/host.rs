@@ -7,6 +7,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
+use config::EmptyDirMode;
 use containerd_shim_protos::types::mount::Mount;
 use guest::host_sockets::{Chosen as ChosenSockets, HostSockets};
 use guest::names;
@@ -130,6 +131,8 @@ pub struct RealHost {
     pub sockets: HostSockets,
     /// Kata's `disable_guest_seccomp`.
     pub disable_guest_seccomp: bool,
+    /// Where its emptyDirs are.
+    pub emptydir_mode: EmptyDirMode,
     /// How much memory the processes of its containers may lock.
     pub memlock: SandboxPolicy,
 }
@@ -156,7 +159,7 @@ impl HostSide for RealHost {
         let tree = self.tree.clone();
         let (sandbox, container) = (self.sandbox.clone(), container.clone());
         let (bundle, rootfs) = (bundle.to_owned(), rootfs.to_vec());
-        let disable_guest_seccomp = self.disable_guest_seccomp;
+        let (disable_guest_seccomp, emptydir_mode) = (self.disable_guest_seccomp, self.emptydir_mode);
         let policy = self.memlock.clone();
         let (watches, copies) = (self.watches.clone(), self.copies.clone());
         let (host, owed, sockets) = (self.host.clone(), self.owed.clone(), self.sockets.clone());
@@ -166,8 +169,8 @@ impl HostSide for RealHost {
             let read = guest_spec::read(&bundle.join("config.json"));
             let (mut spec, unread) = read.map_err(|error| HostError::Spec(Box::new(error)))?;
             resolve_sources(&mut spec, &bundle, &host);
-            let mut volumes =
-                Volumes::plan(&mut spec, &rootfs, &host).map_err(|error| HostError::Spec(Box::new(error)))?;
+            let mut volumes = Volumes::plan(&mut spec, &rootfs, emptydir_mode, &host)
+                .map_err(|error| HostError::Spec(Box::new(error)))?;
             let input = Input {
                 container: &container,
                 sandbox: &sandbox,
