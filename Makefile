@@ -171,6 +171,10 @@ fuzz: ## every parser of foreign bytes, a million executions each (EXECUTIONS=â€
 packages: build ## build/packages: a .deb, an archive that works wherever it is unpacked, an SPDX list
 	@BUILD=$(BUILD) scripts/packages $(BUILD)/packages
 
+.PHONY: test-packages
+test-packages: packages ## a fresh bookworm and trixie, `dpkg -i`, `kata-ctl node install`, `ctr run` (root, the network)
+	@for suite in bookworm trixie; do scripts/fresh-root $$suite $(BUILD)/packages/tatami_*.deb || exit 1; done
+
 .PHONY: image
 image: build ## build/image/tatami.tar: the OCI image that installs a node of a cluster (deploy/)
 	@BUILD=$(BUILD) scripts/image $(BUILD)/image
