@@ -199,6 +199,7 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         port_parameter: protocol::PORT_PARAMETER.to_owned(),
     };
     let warm = parked.is_some();
+    let networked = is_networked(&config);
     let launcher = QemuLauncher {
         plan: problem.map_or(Ok(config.hypervisor.clone()), Err),
         request,
@@ -241,6 +242,7 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         debug_console: config.agent.debug_console_enabled,
         kernel: config.hypervisor.kernel.clone(),
         sizing,
+        networked,
     };
     let sandbox = Sandbox::start(parts, plan);
     if config.factory.vm_cache_number > 0 {
@@ -251,8 +253,6 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         ));
     }
     let pod = spec.annotations().as_ref().is_some_and(bundle::is_pod_sandbox);
-    // Without the pod's network, its namespace is none of the guest's.
-    let networked = config.runtime.internetworking_model != InterNetworking::None;
     if let (true, Place::At(netns)) = (pod && networked, Place::of(&spec, false)) {
         let sandbox = Arc::clone(&sandbox);
         tokio::spawn(async move {
@@ -265,6 +265,12 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         });
     }
     Ok(sandbox)
+}
+
+/// Whether the guest gets the network of the container's namespace. Without it, nothing of that namespace may be reached from the
+/// guest, nor the guest from it.
+fn is_networked(config: &config::Config) -> bool {
+    config.runtime.internetworking_model != InterNetworking::None
 }
 
 /// Fills the pool of warm VMs again when the sandbox's first process runs, or there will be none: so the start has the CPUs for itself.
@@ -356,6 +362,19 @@ mod tests {
     #[tokio::test]
     async fn a_server_that_nobody_asks_ends() {
         unclaimed(&SandboxCell::default(), Duration::from_millis(1)).await;
+    }
+
+    #[test]
+    fn only_without_a_model_the_guest_has_no_network() {
+        for (model, networked) in [
+            (InterNetworking::None, false),
+            (InterNetworking::TcFilter, true),
+            (InterNetworking::Macvtap, true),
+        ] {
+            let mut config = config::Config::default();
+            config.runtime.internetworking_model = model;
+            assert_eq!(is_networked(&config), networked, "{model:?}");
+        }
     }
 
     #[test]

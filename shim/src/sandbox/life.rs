@@ -44,6 +44,8 @@ pub struct Parts {
     pub kernel: PathBuf,
     /// How big the VM has to be.
     pub sizing: Sizing,
+    /// Whether the guest gets the network of the container's namespace.
+    pub networked: bool,
 }
 
 impl Sandbox {
@@ -61,6 +63,7 @@ impl Sandbox {
             events: parts.events,
             streams: StreamRegistry::default(),
             relays: parts.relays,
+            networked: parts.networked,
             names: tokio::sync::Mutex::default(),
             records: Mutex::default(),
             inputs,

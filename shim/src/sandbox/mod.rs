@@ -93,6 +93,8 @@ pub struct Sandbox {
     events: Publisher,
     streams: StreamRegistry,
     relays: Relays,
+    /// Whether the guest has the network of the container's namespace.
+    networked: bool,
     /// Docker's name server, as long as a container asks it.
     names: tokio::sync::Mutex<Option<NameRelay>>,
     /// Written by the driver alone.

@@ -14,6 +14,8 @@ mod hostile;
 #[cfg(test)]
 mod life;
 #[cfg(test)]
+mod names;
+#[cfg(test)]
 mod order;
 #[cfg(test)]
 mod sizing;

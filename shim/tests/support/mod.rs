@@ -37,6 +37,9 @@ use self::fake_guest::Guest;
 use self::host::FakeHost;
 pub(crate) use self::machine::{Boot, CONSOLE, PID};
 
+/// For the creation and the start of a process.
+const CREATION: Duration = Duration::from_secs(20);
+
 /// The sandbox's id.
 pub(crate) const POD: &str = "pod";
 
@@ -66,6 +69,15 @@ pub(crate) struct Shim {
 impl Shim {
     /// A sandbox that begins to boot.
     pub(crate) async fn new(boot: Boot) -> Self {
+        Self::with(boot, true, CREATION).await
+    }
+
+    /// The same, without the network of the container's namespace.
+    pub(crate) async fn without_network() -> Self {
+        Self::with(Boot::Works, false, CREATION).await
+    }
+
+    async fn with(boot: Boot, networked: bool, create_timeout: Duration) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let containerd = Containerd::listen(&directory.path().join("containerd.sock")).await;
         let host = Arc::new(FakeHost::default());
@@ -81,6 +93,7 @@ impl Shim {
                 debug_console: true,
                 kernel: "/share/vmlinuz".into(),
                 sizing: sizing(),
+                networked,
             },
             BootPlan {
                 queue: None,
@@ -90,7 +103,7 @@ impl Shim {
                     sandbox_id: POD.to_owned(),
                     ..Default::default()
                 },
-                create_timeout: Duration::from_secs(20),
+                create_timeout,
                 log: guest.log_sink(),
             },
         );
