@@ -23,6 +23,7 @@ use crate::disk_rates::DiskRates;
 use crate::files::{self, SocketFile};
 use crate::hotplug::DiskOptions;
 use crate::listener::GuestListener;
+use crate::process_limits;
 use crate::qmp::{Qmp, QmpError};
 use crate::request::{NetworkNamespace, VmRequest};
 use crate::rootless::Rootless;
@@ -235,6 +236,7 @@ async fn start_qemu(
         // All else that it works on it is given, open.
         capabilities: Some(CapabilitySet::DAC_READ_SEARCH),
         jail: None,
+        limits: process_limits::of_qemu(config, rootless.is_some()),
         accounting: request.accounting,
         pass: [qemus_monitor, qemus_console, guest.device]
             .into_iter()

@@ -20,6 +20,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::child_name::ChildName;
 use crate::jail::Jail;
+use crate::process_limits::ProcessLimits;
 use crate::request::Accounting;
 use crate::rootless::User;
 use crate::stderr;
@@ -112,6 +113,8 @@ pub(crate) struct Program {
     pub(crate) capabilities: Option<CapabilitySet>,
     /// Where it is kept, if anywhere; as the jail's user then.
     pub(crate) jail: Option<Jail>,
+    /// Its private memory and threads.
+    pub(crate) limits: ProcessLimits,
     /// How the host accounts for it.
     pub(crate) accounting: Accounting,
     /// The descriptors that it inherits, under the numbers that they have here.
@@ -278,6 +281,7 @@ fn start(program: Program) -> Result<Started, SpawnError> {
         user,
         capabilities,
         jail,
+        limits,
         accounting,
         pass,
     } = program;
@@ -313,6 +317,7 @@ fn start(program: Program) -> Result<Started, SpawnError> {
         },
         jail: entry,
         cgroups: cgroups?,
+        limits,
         oom_score_adj: accounting.oom_score_adj,
         pass,
     };

@@ -15,6 +15,7 @@ use crate::boot_error::BootError;
 use crate::child_name::ChildName;
 use crate::children::{Child, Program, spawn};
 use crate::files::SocketFile;
+use crate::process_limits;
 use crate::request::Accounting;
 use crate::sys::child::Network;
 use crate::sys::number;
@@ -53,6 +54,7 @@ pub(crate) async fn start(
         // It gives up by itself what it does not need, once it has made its sandbox.
         capabilities: None,
         jail: None,
+        limits: process_limits::VIRTIOFSD,
         accounting,
         pass: vec![listener],
     };

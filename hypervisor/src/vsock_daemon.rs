@@ -23,6 +23,7 @@ use crate::child_name::ChildName;
 use crate::children::{Child, Program, spawn};
 use crate::files::SocketFile;
 use crate::jail::Jail;
+use crate::process_limits;
 use crate::request::Accounting;
 use crate::rootless::User;
 use crate::sys::child::Network;
@@ -84,6 +85,7 @@ pub(crate) async fn start(
         user: None,
         capabilities: None,
         jail: Some(jail),
+        limits: process_limits::VSOCK_DAEMON,
         accounting,
         pass: Vec::new(),
     };

@@ -205,8 +205,9 @@ impl FakeSize {
     fn limit_host(&self, limits: impl FnOnce(HostLimits) -> HostLimits) {
         let mut host = self.host.lock().unwrap();
         let limits = limits(*host);
-        if limits != *host {
-            *host = limits;
+        let changes = limits.memory != host.memory;
+        *host = limits;
+        if changes {
             let memory = limits.memory;
             let memory = memory.map_or("none".to_owned(), |bytes| format!("{} MiB", bytes >> 20));
             self.step(format!("host: {memory}"));
