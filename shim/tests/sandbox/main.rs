@@ -12,6 +12,8 @@ mod halfway;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
+mod hostile_agent;
+#[cfg(test)]
 mod life;
 #[cfg(test)]
 mod names;

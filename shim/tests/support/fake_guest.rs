@@ -25,6 +25,7 @@ use ttrpc::r#async::transport::{Listener, Socket};
 use ttrpc::r#async::{Client, Server};
 
 use super::agent::FakeAgent;
+use super::liar::{self, Liar};
 use super::machine::{Cables, FakeDisks, FakeSize};
 use super::soon;
 
@@ -44,6 +45,8 @@ pub(crate) struct Guest {
     released: watch::Sender<bool>,
     /// Of deletions that take long.
     pub(super) progress: AtomicU64,
+    /// Rewrites what the agent answers.
+    pub(crate) liar: Arc<Liar>,
     /// The calls that came, as "verb container".
     pub(crate) calls: watch::Sender<Vec<String>>,
     /// The serial numbers that each container was told.
@@ -91,6 +94,7 @@ impl Guest {
             processes: Mutex::default(),
             released: watch::Sender::new(false),
             progress: AtomicU64::new(0),
+            liar: Arc::default(),
             calls: watch::Sender::default(),
             serials: Mutex::default(),
             log: watch::Sender::default(),
@@ -214,7 +218,9 @@ impl Guest {
         let setup = Arc::clone(&self).hello().await;
         assert!(setup.clock_ns > 0, "the guest is told the time");
         let connection = self.dial(Preamble::Agent).await.unwrap();
-        let only = futures::stream::once(std::future::ready(Ok(connection)));
+        let (agents, liars) = UnixStream::pair().unwrap();
+        tokio::spawn(liar::carry(liars, connection, Arc::clone(&self.liar)));
+        let only = futures::stream::once(std::future::ready(Ok(agents)));
         let only = futures::StreamExt::chain(only, futures::stream::pending());
         let mut server = Server::new()
             .add_listener(Listener::new(only))

@@ -4,6 +4,7 @@ mod agent;
 mod containerd;
 pub(crate) mod fake_guest;
 mod host;
+pub(crate) mod liar;
 mod machine;
 
 use std::path::PathBuf;
@@ -75,6 +76,11 @@ impl Shim {
     /// The same, without the network of the container's namespace.
     pub(crate) async fn without_network() -> Self {
         Self::with(Boot::Works, false, CREATION).await
+    }
+
+    /// The same, with a limit for the creation and the start of a process.
+    pub(crate) async fn with_creations_of(create_timeout: Duration) -> Self {
+        Self::with(Boot::Works, true, create_timeout).await
     }
 
     async fn with(boot: Boot, networked: bool, create_timeout: Duration) -> Self {
@@ -394,7 +400,7 @@ impl Shim {
 
 /// No call of a test may hang.
 pub(crate) fn soon() -> Context {
-    context::with_duration(Duration::from_secs(30))
+    context::with_duration(Duration::from_secs(60))
 }
 
 /// The code and the message of a call that must have failed.
