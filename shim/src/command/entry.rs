@@ -15,7 +15,7 @@ use node::process::ProcessRef;
 use node::run_dir::{RunDir, SandboxState};
 use node::sys;
 use protobuf::{Message, MessageField};
-use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::process::{DumpableBehavior, Resource, getrlimit, set_dumpable_behavior, setrlimit};
 
 use crate::command::announcement::Announcement;
 use crate::command::cli::{self, Arguments, Command, PoolAction};
@@ -69,11 +69,15 @@ pub fn run(words: impl IntoIterator<Item = String>) -> Result<(), Box<dyn Error>
             Ok(())
         }
         Command::Serve(arguments) => {
+            no_core_dumps()?;
             let listener = UnixListener::from(sys::inherited()?);
             let announcement = Announcement::from(io::stdin().as_fd().try_clone_to_owned()?);
             serve_on(listener, announcement, arguments, None)
         }
-        Command::Member { slot, config_path } => pool::run(&slot, config_path),
+        Command::Member { slot, config_path } => {
+            no_core_dumps()?;
+            pool::run(&slot, config_path)
+        }
         Command::Pool(action, config_path) => print(manage_pool(action, config_path.as_deref())?.as_bytes()),
     }
 }
@@ -150,6 +154,13 @@ pub(crate) fn serve_on(
     result
 }
 
+/// Has the kernel dump no core of this process and of its copies, wherever `core_pattern` leads: what containers read and write passes
+/// through its memory. What it executes is not affected (prctl(2), PR_SET_DUMPABLE): hooks and logging programs dump as containerd's
+/// limits have it.
+fn no_core_dumps() -> rustix::io::Result<()> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
+}
+
 /// Raises the soft limit of open files as far as the hard one allows.
 fn raise_open_files() -> rustix::io::Result<()> {
     let mut limit = getrlimit(Resource::Nofile);
@@ -196,4 +207,24 @@ fn serve_logged(
     runtime.shutdown_background();
     tracing::info!(reason = ?served?, "the server has ended");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_server_dumps_no_core_and_what_it_executes_does_as_before() {
+        use rustix::process::dumpable_behavior;
+        no_core_dumps().unwrap();
+        assert_eq!(dumpable_behavior().unwrap(), DumpableBehavior::NotDumpable);
+        let limit = std::process::Command::new("sh")
+            .args(["-c", "ulimit -c"])
+            .output()
+            .unwrap();
+        let own = getrlimit(Resource::Core)
+            .current
+            .map_or("unlimited".to_owned(), |bytes| (bytes / 512).to_string());
+        assert_eq!(String::from_utf8_lossy(&limit.stdout).trim(), own);
+    }
 }
