@@ -164,8 +164,8 @@ install: build ## into DESTDIR/PREFIX; the result works without the checkout (AC
 	@BUILD=$(BUILD) DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) QEMU=$(QEMU) ACCELERATOR=$(ACCELERATOR) scripts/install
 
 .PHONY: fuzz
-fuzz: ## every parser of foreign bytes, a million executions each (EXECUTIONS=…, SEED=…)
-	@FUZZ_EXECUTIONS=$(or $(EXECUTIONS),1000000) FUZZ_SEED=$(or $(SEED),1) scripts/test -E 'test(/fuzz_/)' --no-capture
+fuzz: ## every parser of foreign bytes, a million executions each (EXECUTIONS=…, SEED=…; FUZZ_KEEP=DIR keeps new inputs)
+	@FUZZ_EXECUTIONS=$(or $(EXECUTIONS),1000000) FUZZ_SEED=$(or $(SEED),1) scripts/fuzz
 
 .PHONY: packages
 packages: build ## build/packages: a .deb, an archive that works wherever it is unpacked, an SPDX list

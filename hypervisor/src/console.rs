@@ -201,4 +201,27 @@ mod tests {
         let paid = start + Duration::from_millis(500);
         assert_eq!(pace.spend(RATE as usize, paid), Some(Duration::from_secs(1)));
     }
+
+    /// What the guest prints, in pieces that come at once or later.
+    #[test]
+    fn fuzz_console() {
+        fuzz::run("console", |bytes| {
+            let (tail, mut now) = (Tail::default(), Instant::now());
+            let mut pace = Pace {
+                budget: RATE,
+                since: now,
+            };
+            for piece in bytes.chunks(61) {
+                tail.push(piece);
+                let count = usize::from(piece[0]) << 14;
+                if let Some(wait) = pace.spend(count, now) {
+                    assert!(wait <= Duration::from_secs(5));
+                    now += wait;
+                }
+            }
+            let text = tail.text();
+            let harmless = |character: char| !character.is_control() || "\n\t".contains(character);
+            assert!(text.chars().all(harmless), "{text:?}");
+        });
+    }
 }

@@ -178,4 +178,18 @@ mod tests {
         };
         assert_eq!(index.devices(), [ppp]);
     }
+
+    #[test]
+    fn fuzz_module_index() {
+        fuzz::run("module-index", |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            let index = Index::parse(&text);
+            for word in text.split_ascii_whitespace().take(64) {
+                let found = index.find(word).unwrap_or_default();
+                let names: std::collections::BTreeSet<_> = found.iter().map(|module| module.name).collect();
+                assert_eq!(names.len(), found.len(), "a module is loaded twice");
+            }
+            let _ = index.devices();
+        });
+    }
 }

@@ -21,7 +21,7 @@ use relay::frame::{self, Kind};
 use relay::{Side, Socket, Traffic};
 use rustix::net::SocketType;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use tokio::io::{AsyncWrite, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
@@ -182,17 +182,13 @@ async fn serve_datagrams(connection: Connection, room: Arc<Semaphore>) -> io::Re
     let (answers, queue) = mpsc::channel(1);
     let questions = async {
         let mut reader = BufReader::new(reader);
-        let mut question = Vec::new();
         loop {
-            let kind = frame::read(&mut reader, &mut question, ADDRESS + LARGEST).await?;
-            if kind != Kind::Data || question.len() < ADDRESS {
-                return Err(io::ErrorKind::InvalidData.into());
-            }
+            let question = question(&mut reader).await?;
             let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
                 warn_rate_limited!("the guest asks Docker's name server too much at once: a question is dropped");
                 continue;
             };
-            let (question, answers) = (std::mem::take(&mut question), answers.clone());
+            let answers = answers.clone();
             tokio::spawn(async move {
                 let _place = place;
                 match timeout(ANSWERS, ask(question)).await {
@@ -207,6 +203,16 @@ async fn serve_datagrams(connection: Connection, room: Arc<Semaphore>) -> io::Re
     tokio::select! {
         ended = questions => ended,
         ended = write(queue, writer) => ended,
+    }
+}
+
+/// The next question of the guest, with the address of who asks before it.
+async fn question(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
+    let mut question = Vec::new();
+    let kind = frame::read(from, &mut question, ADDRESS + LARGEST).await?;
+    match kind == Kind::Data && question.len() >= ADDRESS {
+        true => Ok(question),
+        false => Err(io::ErrorKind::InvalidData.into()),
     }
 }
 
@@ -226,4 +232,19 @@ async fn write(mut answers: mpsc::Receiver<Vec<u8>>, mut guest: impl AsyncWrite 
         guest.write_all(&frame::encode(Kind::Data, &answer)).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fuzz_name_questions() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        fuzz::run("name-questions", |mut bytes| {
+            while let Ok(question) = runtime.block_on(question(&mut bytes)) {
+                assert!((ADDRESS..=ADDRESS + LARGEST).contains(&question.len()));
+            }
+        });
+    }
 }
