@@ -217,14 +217,29 @@ async fn question(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
 }
 
 /// The answer to a question, with the address that came before it.
-async fn ask(mut message: Vec<u8>) -> io::Result<Vec<u8>> {
+async fn ask(message: Vec<u8>) -> io::Result<Vec<u8>> {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     socket.connect(SERVER).await?;
-    socket.send(message.get(ADDRESS..).unwrap_or_default()).await?;
-    message.resize(ADDRESS + LARGEST, 0);
-    let length = socket.recv(message.get_mut(ADDRESS..).unwrap_or_default()).await?;
-    message.truncate(ADDRESS + length);
-    Ok(message)
+    answer(&socket, message).await
+}
+
+/// Room for an answer is there only once it has come: of all that wait, only the addresses are kept.
+async fn answer(server: &UdpSocket, mut message: Vec<u8>) -> io::Result<Vec<u8>> {
+    server.send(message.get(ADDRESS..).unwrap_or_default()).await?;
+    loop {
+        message.truncate(ADDRESS);
+        message.shrink_to_fit();
+        server.readable().await?;
+        message.resize(ADDRESS + LARGEST, 0);
+        match server.try_recv(message.get_mut(ADDRESS..).unwrap_or_default()) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            received => {
+                message.truncate(ADDRESS + received?);
+                message.shrink_to_fit();
+                return Ok(message);
+            }
+        }
+    }
 }
 
 async fn write(mut answers: mpsc::Receiver<Vec<u8>>, mut guest: impl AsyncWrite + Unpin) -> io::Result<()> {
@@ -246,5 +261,22 @@ mod tests {
                 assert!((ADDRESS..=ADDRESS + LARGEST).contains(&question.len()));
             }
         });
+    }
+
+    #[tokio::test]
+    async fn an_answer_comes_with_the_address_of_who_asked_and_takes_no_more_room_than_it_has() {
+        let server = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        client.connect(server.local_addr().unwrap()).await.unwrap();
+        server.connect(client.local_addr().unwrap()).await.unwrap();
+        let echoes = async {
+            let mut buffer = [0; 64];
+            let length = server.recv(&mut buffer).await.unwrap();
+            server.send(&buffer[..length].repeat(3)).await.unwrap();
+        };
+        let (answer, ()) = tokio::join!(answer(&client, b"from: what? ".to_vec()), echoes);
+        let answer = answer.unwrap();
+        assert_eq!(answer, b"from: what? what? what? ");
+        assert!(answer.capacity() < 64, "{}", answer.capacity());
     }
 }
