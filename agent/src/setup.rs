@@ -50,6 +50,7 @@ pub(crate) fn set_up(setup: &SandboxSetup) -> Result<(), SetupError> {
     }
     for (name, least) in &setup.least_sysctls {
         raise_sysctl(name, *least);
+        of_interfaces(name).iter().for_each(|name| raise_sysctl(name, *least));
     }
     // There may be more threads now.
     crate::cgroup::renew_reserve().map_err(SetupError::Reserve)?;
@@ -58,6 +59,9 @@ pub(crate) fn set_up(setup: &SandboxSetup) -> Result<(), SetupError> {
     // After the modules, which have parameters of their own there.
     for (name, value) in &setup.sysctls {
         set_sysctl(name, value)?;
+        of_interfaces(name)
+            .iter()
+            .try_for_each(|name| set_sysctl(name, value))?;
     }
     crate::pause::prepare().map_err(SetupError::Pause)
 }
@@ -92,6 +96,19 @@ fn raise_sysctl(name: &str, least: u64) {
     if let Err(error) = raised {
         tracing::warn!(name, least, %error, "the guest has less of it than the host");
     }
+}
+
+/// What an interface begins with, and the setting of each that has begun already: in a new network namespace they would come later.
+fn of_interfaces(name: &str) -> Vec<String> {
+    let Some(setting) = name.strip_prefix("net.ipv4.conf.default.") else {
+        return Vec::new();
+    };
+    let interfaces = std::fs::read_dir("/proc/sys/net/ipv4/conf").into_iter().flatten();
+    interfaces
+        .filter_map(|interface| interface.ok()?.file_name().into_string().ok())
+        .filter(|interface| interface != "all" && interface != "default")
+        .map(|interface| format!("net/ipv4/conf/{interface}/{setting}"))
+        .collect()
 }
 
 /// Whether it is more than what the parameter says. What is no number stays.
@@ -133,6 +150,13 @@ mod tests {
             Path::new("/proc/sys/net/ipv4/conf/eth0.1/forwarding")
         );
         assert_eq!(sysctl_path(""), None);
+    }
+
+    #[test]
+    fn a_default_is_of_every_interface_and_nothing_else_is() {
+        let all = of_interfaces("net.ipv4.conf.default.rp_filter");
+        assert!(all.contains(&"net/ipv4/conf/lo/rp_filter".to_owned()), "{all:?}");
+        assert!(of_interfaces("net.ipv4.conf.all.rp_filter").is_empty() && of_interfaces("fs.nr_open").is_empty());
     }
 
     #[test]

@@ -27,7 +27,7 @@ use node::settings;
 use node::share::{ShareError, SharedTree};
 use node::sizing::Sizing;
 use node::watch::Watches;
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use protocol::agent::{SandboxSetup, Share};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
@@ -326,17 +326,33 @@ fn size(config: &mut config::Config, spec: &Spec, warm: bool) -> Sizing {
     sizing
 }
 
+/// The guest's name: the first container's, or the node's if that container shares the node's UTS namespace.
+fn hostname(spec: &Spec) -> String {
+    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    let own = namespaces
+        .into_iter()
+        .flatten()
+        .any(|one| one.typ() == LinuxNamespaceType::Uts);
+    if own {
+        return spec.hostname().clone().unwrap_or_default();
+    }
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
 fn setup(context: &ServerContext, spec: &Spec, config: &config::Config, sizing: &Sizing) -> SandboxSetup {
     let debug = context.debug || config.agent.enable_debug;
     SandboxSetup {
         sandbox_id: context.id.to_string(),
-        hostname: spec.hostname().clone().unwrap_or_default(),
+        hostname: hostname(spec),
         shares: vec![Share {
             tag: protocol::SHARE_TAG.to_owned(),
             mountpoint: protocol::SHARE_MOUNTPOINT.to_owned(),
             ..Default::default()
         }],
-        sysctls: Rules::from(config).sysctls(),
+        sysctls: settings::exact_sysctls()
+            .into_iter()
+            .chain(Rules::from(config).sysctls())
+            .collect(),
         least_sysctls: settings::least_sysctls(sizing.growth().0 > 0),
         most_extra_memory_bytes: sizing.growth().bytes(),
         kernel_modules: config.agent.kernel_modules.clone(),
