@@ -81,11 +81,11 @@ fn same(what: &str, got: &str, wanted: &str) -> Result<()> {
 pub(super) fn killed_database(bed: &Bed<'_>, case: &Case) -> Result<Vec<Step>> {
     let script = "/workloads/postgres-kill.sh";
     let mut steps = Vec::new();
-    measured("start, to 100 commits", &mut steps, || {
+    measured("start, to 30 commits", &mut steps, || {
         bed.start(&bed.spec(case, &["bash", script, "commit"])?)?;
         // `tail` ends when it has seen the line.
-        let wait = "until grep -qx 100 /data/acknowledged 2>/dev/null; do sleep 0.1; done";
-        bed.exec(wait).limit(Duration::from_secs(240)).ok()
+        let wait = "until grep -qx 30 /data/acknowledged 2>/dev/null; do sleep 0.1; done";
+        bed.exec(wait).limit(Duration::from_secs(400)).ok()
     })?;
     bed.end("9")?;
     let acknowledged =
