@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -65,6 +66,10 @@ pub(crate) struct Wanted {
     pub(crate) covers: Vec<Cover>,
     /// Sockets of the host that it has.
     pub(crate) sockets: Vec<HostSocket>,
+    /// Its bundle on the host.
+    pub(crate) bundle: PathBuf,
+    /// What the host calls its character devices, by their numbers.
+    pub(crate) device_names: HashMap<String, String>,
 }
 
 type Containers<'a> = MutexGuard<'a, HashMap<ContainerId, Entry>>;
@@ -144,6 +149,8 @@ impl Reserved {
             devices,
             covers,
             sockets,
+            bundle,
+            device_names,
             ..
         } = wanted;
         let failed = |source| Error::Storage { id: id.clone(), source };
@@ -151,7 +158,7 @@ impl Reserved {
         acquired.map_err(|source| Error::Socket { id: id.clone(), source })?;
         let plugged = sandbox.storages.acquire(id, &storages, &devices).await;
         let plugged = plugged.map_err(failed)?;
-        storage::rewrite(&mut spec, &plugged).map_err(failed)?;
+        storage::rewrite(&mut spec, &plugged, &device_names).map_err(failed)?;
         let (volumes, holder) = (sandbox.volumes.clone(), id.clone());
         let covers = sandbox.covered(id, covers);
         let held = tokio::task::spawn_blocking(move || {
@@ -168,7 +175,7 @@ impl Reserved {
         })?;
         let container = Arc::new(Container::new(id.clone(), spec, plugged, sandbox.services.clone()).await?);
         let made = tokio::select! {
-            made = container.create(&stdio, joined) => made,
+            made = container.create(&stdio, joined, bundle) => made,
             () = self.given_up.notified() => Err(Error::GivenUp(id.clone())),
         };
         match made {

@@ -216,15 +216,18 @@ impl Drop for Running {
     }
 }
 
-/// The hook's environment is the one that it names, and nothing of ours. Its process group is its own, so that all of
-/// it can be ended.
+/// The hook's environment is the one that it names, be it empty; if it names none it is ours, as with runc. Its process group is
+/// its own, so that all of it can be ended.
 fn command(hook: &Hook) -> Command {
     let mut command = Command::new(hook.path());
     let args = hook.args().clone().unwrap_or_default();
     if let Some(name) = args.first() {
         command.arg0(name);
     }
-    command.args(args.iter().skip(1)).env_clear().process_group(0);
+    command.args(args.iter().skip(1)).process_group(0);
+    if hook.env().is_some() {
+        command.env_clear();
+    }
     for variable in hook.env().iter().flatten() {
         if let Some((name, value)) = variable.split_once('=') {
             command.env(name, value);
@@ -293,6 +296,18 @@ mod tests {
             (&"me".into(), &42.into(), &"1.0.2".into())
         );
         assert_eq!(std::fs::read_to_string(bundle.path().join("env")).unwrap(), "hook\n");
+    }
+
+    #[test]
+    fn a_hook_that_names_no_environment_has_ours() {
+        let printed = |env: serde_json::Value| {
+            let hook = serde_json::json!({ "path": "/usr/bin/env", "env": env });
+            let output = command(&serde_json::from_value(hook).unwrap()).output().unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        };
+        assert!(printed(serde_json::Value::Null).contains("PATH="));
+        assert_eq!(printed(serde_json::json!([])), "");
+        assert_eq!(printed(serde_json::json!(["A=b"])), "A=b\n");
     }
 
     #[tokio::test]

@@ -10,15 +10,21 @@ mod weight;
 pub use weight::cpu_weight;
 
 /// The options of mounts that the agent carries out itself; others are parameters of the file system. Sorted.
-pub const MOUNT_OPTIONS: [&str; 55] = [
+pub const MOUNT_OPTIONS: [&str; 62] = [
+    "acl",
     "async",
     "atime",
     "bind",
     "defaults",
     "dev",
     "diratime",
+    "dirsync",
     "exec",
+    "iversion",
+    "lazytime",
     "loud",
+    "mand",
+    "noacl",
     "noatime",
     "nodev",
     "nodiratime",
@@ -64,6 +70,7 @@ pub const MOUNT_OPTIONS: [&str; 55] = [
     "strictatime",
     "suid",
     "symfollow",
+    "sync",
     "tmpcopyup",
     "unbindable",
 ];

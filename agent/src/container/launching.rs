@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,20 +47,28 @@ impl Drop for Reserved<'_> {
 }
 
 impl Container {
-    /// Starts the first process up to the gate.
+    /// Starts the first process up to the gate. `bundle` is the host's.
     ///
     /// # Errors
     /// The specification cannot be carried out.
-    pub(crate) async fn create(self: &Arc<Self>, stdio: &Stdio, join: Vec<Joined>) -> Result<u32, Error> {
+    pub(crate) async fn create(
+        self: &Arc<Self>,
+        stdio: &Stdio,
+        join: Vec<Joined>,
+        bundle: PathBuf,
+    ) -> Result<u32, Error> {
         let target = Target::Container {
             spec: self.spec.clone(),
             join,
         };
         let (prepared, stdio) = self.prepare(&ExecId::Init, stdio).await?;
         let launching = self.services.reaper.launching();
-        let launched = launch(self.request(target, stdio)?)
-            .await
-            .map_err(|source| self.launch_error(source))?;
+        let launched = launch(LaunchRequest {
+            bundle,
+            ..self.request(target, stdio)?
+        })
+        .await
+        .map_err(|source| self.launch_error(source))?;
         let newborn = self.register(&launching, launched.pid)?;
         let streams = self.start_streams(&ExecId::Init, prepared, launched.terminal)?;
         let pid = newborn.pid;
@@ -183,6 +192,7 @@ impl Container {
             id: self.id.as_str().to_owned(),
             target,
             stdio,
+            bundle: PathBuf::new(),
             cgroup: self.cgroup.procs().map_err(|error| self.in_cgroup(error))?,
             agent_cgroup: cgroup::agent_procs().map_err(|error| self.in_cgroup(error))?,
         })

@@ -12,6 +12,7 @@
 //! It owns the sequence from a specification to a running program. It knows nothing about the container's later life, the
 //! cgroup's limits, or the shim. It never waits for a process: the caller reaps every child.
 
+mod affinity;
 mod attributes;
 mod capabilities;
 mod channel;
@@ -23,10 +24,13 @@ mod guard;
 mod hooks;
 mod identity;
 mod instructions;
+mod kernel_mounts;
 mod masked;
+mod memory_policy;
 mod mounts;
 mod namespaces;
 mod newer_calls;
+mod number_list;
 mod options;
 mod owners;
 mod program;

@@ -54,6 +54,8 @@ impl Service {
             devices: request.devices.clone(),
             covers: request.covers.clone(),
             sockets: request.sockets.clone(),
+            bundle: request.bundle.clone().into(),
+            device_names: request.device_names.clone(),
         };
         self.0.create(wanted, &request.join_namespaces).await
     }

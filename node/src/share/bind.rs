@@ -12,7 +12,7 @@ use super::attach::io_error;
 use super::error::ShareError;
 use super::registry::{Choice, Inside, Late, Overlap, Piece, Place, Registry, Shown, View, VolumeId, join};
 use super::volume::{Identity, Source};
-use super::{Attachment, SharedTree, apart, id_map};
+use super::{Attachment, SharedTree, apart, id_map, overlay};
 use crate::guest_spec::{BindSource, HostOptions, Over, PlacedBind};
 use crate::host_ns::HostTree;
 use crate::mountinfo::{self, MountLine};
@@ -207,7 +207,10 @@ impl SharedTree {
     }
 
     fn find<'a>(&self, bind: &'a BindSource) -> Result<Found<'a>, ShareError> {
-        let opened = self.host.find_tree(&bind.source, bind.recursive);
+        let opened = match &bind.overlay {
+            Some(options) => overlay::mount(&self.host, options, &self.root),
+            None => self.host.find_tree(&bind.source, bind.recursive),
+        };
         let host = opened.map_err(|error| ShareError::Bind {
             bind: bind.source.clone(),
             destination: bind.destination.clone(),

@@ -14,6 +14,7 @@ mod error;
 mod id_map;
 mod mirror;
 mod modules;
+mod overlay;
 mod registry;
 mod rootfs;
 mod volume;
@@ -251,6 +252,7 @@ mod tests {
             receives: true,
             apart: false,
             id_map: None,
+            overlay: None,
         }
     }
 

@@ -26,7 +26,7 @@ pub mod record;
 mod rootfs;
 mod source;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Component, Path, PathBuf};
 
 use containerd_shim_protos::types::mount::Mount as RootfsMount;
@@ -46,6 +46,8 @@ struct Places {
     direct: PathBuf,
     /// The kernel's list of block devices by number.
     block: PathBuf,
+    /// The same of character devices.
+    character: PathBuf,
     /// Device nodes.
     dev: PathBuf,
 }
@@ -55,6 +57,7 @@ impl Default for Places {
         Self {
             direct: PathBuf::from(record::ROOT),
             block: PathBuf::from("/sys/dev/block"),
+            character: PathBuf::from("/sys/dev/char"),
             dev: PathBuf::from("/dev"),
         }
     }
@@ -71,6 +74,8 @@ pub struct Volumes {
     pub devices: Vec<(BlockDevice, usize)>,
     /// The root in the guest, if it is on a disk.
     pub rootfs: Option<PathBuf>,
+    /// What the host calls its character devices that are listed, by their numbers (`MAJOR:MINOR`).
+    pub device_names: HashMap<String, String>,
     /// Its direct-assigned volumes.
     pub direct: Vec<DirectVolume>,
     /// Sources below `/dev` that are files of the host.
@@ -167,6 +172,11 @@ impl Volumes {
             FileSystem::HugePages { .. } | FileSystem::Other => None,
         };
         let Some(found) = found else {
+            // A directory of a tmpfs that has other files as well (/run, /tmp) is not shared memory.
+            let shared_memory = mount.destination() == Path::new(memory::SHM);
+            if shared_memory && !source::is_mount(host, path).map_err(failed)? {
+                return Ok(());
+            }
             if let Some(storage) = memory::storage(path, mount.destination(), &source, false, huge_pages) {
                 take(mount, &storage, Path::new(""));
                 self.storages.push((storage, Vec::new()));

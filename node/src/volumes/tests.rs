@@ -161,3 +161,20 @@ fn an_empty_image_and_a_device_that_is_not_there_are_named() {
     assert_eq!(volumes.warnings.len(), 1);
     assert!(all.linux().clone().unwrap().devices().as_ref().unwrap().is_empty());
 }
+
+#[test]
+fn only_a_whole_tmpfs_is_shared_memory() {
+    let plan = |source: &Path| {
+        let bind = json!({ "destination": "/dev/shm", "type": "bind", "source": source, "options": ["rbind", "ro"] });
+        let mut spec = spec(json!({ "mounts": [bind] }));
+        let volumes = Volumes::plan(&mut spec, &[], &host()).unwrap();
+        let mount = spec.mounts().clone().unwrap().remove(0);
+        (volumes.storages.len(), mount)
+    };
+    let (storages, mount) = plan(Path::new("/dev/shm"));
+    assert_eq!(storages, 1);
+    assert!(mount.options().clone().unwrap().contains(&"ro".to_owned()));
+    let part = tempfile::tempdir_in("/dev/shm").unwrap();
+    let (storages, mount) = plan(part.path());
+    assert_eq!((storages, mount.source().as_deref()), (0, Some(part.path())));
+}

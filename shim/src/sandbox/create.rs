@@ -55,6 +55,7 @@ impl Sandbox {
         // Once: a container is attached once.
         let _ = container.hooks.set(guest.hooks.clone());
         let _ = container.memlock.set(guest.memlock.clone());
+        let _ = container.inherited.set(guest.inherited.clone());
         let _ = container.resolv_conf.set(guest.resolv_conf.clone());
         container.making().guest = Some(guest);
         Ok(())
@@ -86,7 +87,7 @@ impl Sandbox {
             spec,
             mut join_namespaces,
             pid_namespace,
-            volumes,
+            mut volumes,
             limits,
             covers,
             sockets,
@@ -95,6 +96,7 @@ impl Sandbox {
         if let Some(owner) = pid_namespace.map(|path| self.owner_of(&path, &subject)).transpose()? {
             join_namespaces.insert("pid".to_owned(), owner.to_string());
         }
+        let device_names = std::mem::take(&mut volumes.device_names);
         let (disks, size) = (
             self.plug_in(&container.id, volumes),
             self.grow(&agent, &container.id, limits),
@@ -109,6 +111,8 @@ impl Sandbox {
             devices,
             covers,
             sockets,
+            bundle: container.bundle.display().to_string(),
+            device_names,
             ..Default::default()
         };
         container.making().call = Some(Box::new(call));

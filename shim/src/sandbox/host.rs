@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use containerd_shim_protos::types::mount::Mount;
 use guest::host_sockets::{Chosen as ChosenSockets, HostSockets};
 use guest::names;
-use node::guest_spec::{self, HostOptions, Input, PlacedBind, guest_spec};
+use node::guest_spec::{self, HostOptions, Inherited, Input, PlacedBind, guest_spec};
 use node::hooks::{self, HookPoint, HookState, Owed};
 use node::host_ns::HostNamespace;
 use node::memlock::{ContainerPolicy, SandboxPolicy};
@@ -54,6 +54,8 @@ pub struct GuestContainer {
     pub hooks: Option<ContainerHooks>,
     /// How much memory its processes may lock.
     pub memlock: ContainerPolicy,
+    /// What its execs have of its process.
+    pub inherited: Inherited,
     /// What it needs of disks and of the guest's memory.
     pub volumes: Volumes,
     /// What it may use of the VM.
@@ -158,6 +160,7 @@ impl HostSide for RealHost {
         blocking(move || {
             let read = guest_spec::read(&bundle.join("config.json"));
             let (mut spec, unread) = read.map_err(|error| HostError::Spec(Box::new(error)))?;
+            let inherited = Inherited::of(&spec);
             resolve_sources(&mut spec, &bundle, &host);
             let volumes = Volumes::plan(&mut spec, &rootfs, &host).map_err(|error| HostError::Spec(Box::new(error)))?;
             let input = Input {
@@ -239,6 +242,7 @@ impl HostSide for RealHost {
                 pid_namespace: guest.pid_namespace,
                 hooks,
                 memlock,
+                inherited,
                 volumes,
                 limits,
                 covers: binds.covers,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use guest::agent_client::AgentClient;
 use guest::streams::{Prepared, StdioPaths, StreamError, Streams};
 use lifecycle::{Answer, Request};
-use node::guest_spec;
+use node::guest_spec::{self, Inherited};
 use node::hooks::HookPoint;
 use protocol::agent::{CloseStdinRequest, ExecRequest, Stdio};
 
@@ -171,7 +171,8 @@ impl Sandbox {
             subject: name.to_string(),
             source: HostError::Spec(source),
         };
-        let (spec, left_out) = guest_spec::read_exec(spec).map_err(|error| failed(Box::new(error)))?;
+        let spec = guest_spec::read_exec(spec, container.inherited.get_or_init(Inherited::default));
+        let (spec, left_out) = spec.map_err(|error| failed(Box::new(error)))?;
         let applied = policy.apply_to_exec(&spec);
         let (spec, notes) = applied.map_err(|error| failed(Box::new(error)))?;
         for note in left_out.iter().chain(&notes) {

@@ -59,6 +59,7 @@ impl HostSide for FakeHost {
             pid_namespace: None,
             hooks: None,
             memlock: Default::default(),
+            inherited: Default::default(),
             sockets: Vec::new(),
             resolv_conf: None,
             limits,
