@@ -164,12 +164,16 @@ install: build ## into DESTDIR/PREFIX; the result works without the checkout (AC
 	@BUILD=$(BUILD) DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) QEMU=$(QEMU) ACCELERATOR=$(ACCELERATOR) scripts/install
 
 .PHONY: fuzz
-fuzz: ## every parser of foreign bytes, a million executions each (EXECUTIONS=…, SEED=…)
-	@FUZZ_EXECUTIONS=$(or $(EXECUTIONS),1000000) FUZZ_SEED=$(or $(SEED),1) scripts/test -E 'test(/fuzz_/)' --no-capture
+fuzz: ## every parser of foreign bytes, a million executions each (EXECUTIONS=…, SEED=…; FUZZ_KEEP=DIR keeps new inputs)
+	@FUZZ_EXECUTIONS=$(or $(EXECUTIONS),1000000) FUZZ_SEED=$(or $(SEED),1) scripts/fuzz
 
 .PHONY: packages
 packages: build ## build/packages: a .deb, an archive that works wherever it is unpacked, an SPDX list
 	@BUILD=$(BUILD) scripts/packages $(BUILD)/packages
+
+.PHONY: test-packages
+test-packages: packages ## a fresh bookworm and trixie, `dpkg -i`, `kata-ctl node install`, `ctr run` (root, the network)
+	@for suite in bookworm trixie; do scripts/fresh-root $$suite $(BUILD)/packages/tatami_*.deb || exit 1; done
 
 .PHONY: image
 image: build ## build/image/tatami.tar: the OCI image that installs a node of a cluster (deploy/)

@@ -28,7 +28,7 @@ def id: gsub("[^A-Za-z0-9.-]"; "-");
   ($packages + [
       other("linux"; $kernel; "GPL-2.0-only"; {sourceInfo: "guest-kernel/pin and guest-kernel/patches; sha256 of the source: \($kernelsum)"}),
       other("virtiofsd"; $virtiofsd; "Apache-2.0 AND BSD-3-Clause"; {}),
-      other("vhost-device-vsock"; $vsock; "Apache-2.0 OR BSD-3-Clause"; {}),
+      other("vhost-device-vsock"; $vsock; "Apache-2.0 OR BSD-3-Clause"; {sourceInfo: "with hypervisor/patches/vhost-device-vsock; sha256 of the crate: \($vsocksum)"}),
       other("busybox"; "NOASSERTION"; "GPL-2.0-only"; {sourceInfo: "in debug-console.img: the busybox-static of the machine that built it"})
   ]) as $parts
 | {

@@ -5,6 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::blocking;
+use crate::timeouts::scaled;
 use crate::uevents::Uevents;
 
 /// The kernel's Documentation/core-api/cpu_hotplug.rst.
@@ -25,7 +27,7 @@ pub(crate) enum CpuError {
         possible: u32,
     },
     /// Some have not come.
-    #[error("{online} of {wanted} CPUs are online, and no other has appeared within {} s", APPEARS.as_secs())]
+    #[error("{online} of {wanted} CPUs are online, and no other has appeared within {} s", scaled(APPEARS).as_secs_f64())]
     Missing {
         /// How many were asked for.
         wanted: u32,
@@ -66,15 +68,14 @@ pub(crate) async fn online(wanted: u32) -> Result<(), CpuError> {
     let coming = async {
         loop {
             // On a thread of its own: the kernel measures each CPU's speed, which takes seconds under emulation.
-            let bringing = tokio::task::spawn_blocking(move || bring_online(Path::new(CPUS), wanted));
-            let brought = bringing.await.map_err(io::Error::other);
+            let brought = blocking::run(move || bring_online(Path::new(CPUS), wanted)).await;
             if brought.map_err(failed("bring online the CPUs of", CPUS))?? {
                 return Ok(());
             }
             events.next().await.map_err(failed("listen to the events of", CPUS))?;
         }
     };
-    match tokio::time::timeout(APPEARS, coming).await {
+    match tokio::time::timeout(scaled(APPEARS), coming).await {
         Ok(result) => result,
         Err(_) => Err(CpuError::Missing {
             wanted,

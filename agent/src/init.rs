@@ -24,10 +24,10 @@ use crate::reaper::Reaper;
 use crate::rpc::Service;
 use crate::sandbox::Sandbox;
 use crate::setup::{SetupError, set_up};
-use crate::{boot, cgroup, clock, growth, log};
+use crate::{boot, cgroup, clock, growth, log, timeouts};
 
 /// How long the host may take to hang up after the answer to Shutdown, or to acknowledge a fatal event.
-const FAREWELL: Duration = Duration::from_secs(1);
+const HANG_UP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why there is no sandbox.
 #[derive(Debug, thiserror::Error)]
@@ -105,7 +105,7 @@ async fn serve(dialer: Dialer, log: &Log) -> Result<(), InitError> {
         Ok(services) => services,
         Err(error) => {
             let told = events::fatal(&host, base::chain(&error));
-            if !matches!(timeout(FAREWELL, told).await, Ok(Ok(()))) {
+            if !matches!(timeout(HANG_UP_TIMEOUT, told).await, Ok(Ok(()))) {
                 tracing::warn!("the host was not told");
             }
             return Err(error);
@@ -121,7 +121,7 @@ async fn serve(dialer: Dialer, log: &Log) -> Result<(), InitError> {
         error = services.events.publish(host) => tracing::error!(%error, "the host does not take events"),
         () = shutdown.notified() => {
             // Power that goes now would take the answer with it. The host hangs up when it has it.
-            let _ = timeout(FAREWELL, lost.notified()).await;
+            let _ = timeout(HANG_UP_TIMEOUT, lost.notified()).await;
         }
     }
     following.abort();
@@ -143,6 +143,7 @@ async fn prepare(
         .map_err(|error| InitError::Dial("the log", error))?;
     log.connect(connection, &setup.log_level);
     cgroup::may_grow(setup.most_extra_memory_bytes);
+    timeouts::set_factor(setup.timeout_factor);
     set_up(setup)?;
     if let Some(wanted) = setup.network.as_ref() {
         network.apply(wanted).await?;

@@ -31,6 +31,7 @@ mod setup;
 mod storage;
 mod streams;
 mod sys;
+mod timeouts;
 mod uevents;
 mod volumes;
 

@@ -49,11 +49,7 @@ pub(crate) fn guest() -> GuestMetricsResponse {
         load_milli,
         cpus: std::thread::available_parallelism().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX)),
         uptime_ms: milli(read("/proc/uptime").split(' ').next().unwrap_or_default()).unwrap_or(0),
-        agent: Some(own(
-            &read("/proc/self/status"),
-            std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count),
-        ))
-        .into(),
+        agent: Some(own(std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count))).into(),
         devices: devices(&read("/proc/net/dev")),
         ..GuestMetricsResponse::default()
     }
@@ -73,17 +69,16 @@ fn devices(text: &str) -> Vec<DeviceTraffic> {
         .collect()
 }
 
-/// From /proc/self/stat, and VmRSS of /proc/self/status.
-fn own(status: &str, open_files: usize) -> AgentUsage {
+/// What this process uses.
+fn own(open_files: usize) -> AgentUsage {
     let stat = base::process::own_stat();
     let (user_ticks, system_ticks, threads) = stat.map_or((0, 0, 0), |stat| (stat.utime, stat.stime, stat.num_threads));
-    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let resident = resident.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    let resident = base::process::resident(std::process::id().cast_signed());
     AgentUsage {
         user_ticks,
         system_ticks,
         threads: u32::try_from(threads).unwrap_or(u32::MAX),
-        resident_bytes: resident.unwrap_or(0).saturating_mul(1024),
+        resident_bytes: resident.unwrap_or(0),
         open_files: u32::try_from(open_files).unwrap_or(u32::MAX),
         ..AgentUsage::default()
     }
@@ -149,9 +144,8 @@ mod tests {
         assert_eq!(load("0.20 0.18 0.12 1/80 11206\n"), Some((80, 1, 200)));
         assert_eq!(milli("12.345"), Some(12_345));
         assert_eq!(load("rubbish"), None);
-        let own = own("Name:\ta\nVmRSS:\t    2 kB\n", 5);
-        assert!(own.threads > 0);
-        assert_eq!(own.resident_bytes, 2048);
+        let own = own(5);
+        assert!(own.threads > 0 && own.resident_bytes > 1 << 20);
         let devices = devices("Inter-|   Receive\n face |bytes\n  eth0: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n");
         assert_eq!((devices[0].name.as_str(), devices[0].counters.len()), ("eth0", 16));
     }

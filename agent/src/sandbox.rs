@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,12 +11,14 @@ use oci_spec::runtime::Spec;
 use protocol::agent::{BlockDevice, Cover, HostSocket, Stdio, Storage};
 use tokio::sync::{Notify, watch};
 
+use crate::blocking;
 use crate::container::{Container, Joined, Services};
 use crate::error::Error;
 use crate::host_sockets::HostSockets;
 use crate::ids::ContainerId;
 use crate::names::Names;
 use crate::storage::{self, Storages};
+use crate::timeouts::scaled;
 use crate::volumes::Volumes;
 
 /// The containers of the sandbox, and what they share.
@@ -65,6 +68,19 @@ pub(crate) struct Wanted {
     pub(crate) covers: Vec<Cover>,
     /// Sockets of the host that it has.
     pub(crate) sockets: Vec<HostSocket>,
+    /// Its bundle on the host.
+    pub(crate) bundle: PathBuf,
+    /// What the host calls its character devices, by their numbers.
+    pub(crate) device_names: HashMap<String, String>,
+}
+
+/// A container that has been made up to the gate.
+#[derive(Debug)]
+pub(crate) struct Created {
+    /// Of its first process.
+    pub(crate) pid: u32,
+    /// Which of the covers are there.
+    pub(crate) covered: Vec<bool>,
 }
 
 type Containers<'a> = MutexGuard<'a, HashMap<ContainerId, Entry>>;
@@ -123,7 +139,7 @@ impl Drop for Reserved {
 }
 
 impl Reserved {
-    async fn make(self, wanted: Wanted, joined: Vec<Joined>) -> Result<u32, Error> {
+    async fn make(self, wanted: Wanted, joined: Vec<Joined>) -> Result<Created, Error> {
         let made = Box::pin(self.make_on_storages(wanted, joined)).await;
         if made.is_err() {
             self.sandbox.sockets.release(&self.id);
@@ -135,7 +151,7 @@ impl Reserved {
         made
     }
 
-    async fn make_on_storages(&self, wanted: Wanted, joined: Vec<Joined>) -> Result<u32, Error> {
+    async fn make_on_storages(&self, wanted: Wanted, joined: Vec<Joined>) -> Result<Created, Error> {
         let (sandbox, id) = (&self.sandbox, &self.id);
         let Wanted {
             mut spec,
@@ -144,6 +160,8 @@ impl Reserved {
             devices,
             covers,
             sockets,
+            bundle,
+            device_names,
             ..
         } = wanted;
         let failed = |source| Error::Storage { id: id.clone(), source };
@@ -151,30 +169,36 @@ impl Reserved {
         acquired.map_err(|source| Error::Socket { id: id.clone(), source })?;
         let plugged = sandbox.storages.acquire(id, &storages, &devices).await;
         let plugged = plugged.map_err(failed)?;
-        storage::rewrite(&mut spec, &plugged).map_err(failed)?;
-        let (volumes, holder) = (sandbox.volumes.clone(), id.clone());
-        let covers = sandbox.covered(id, covers);
-        let held = tokio::task::spawn_blocking(move || {
-            volumes.acquire(&holder, &spec);
-            for (container, namespace, cover) in covers {
-                volumes.cover(&container, &namespace, &cover);
-            }
+        storage::rewrite(&mut spec, &plugged, &device_names).map_err(failed)?;
+        let (volumes, claim) = (sandbox.volumes.clone(), sandbox.volumes.claim(id));
+        let held = blocking::run(move || {
+            volumes.acquire(&claim, &spec);
             spec
         });
-        let spec = held.await.map_err(|error| Error::System {
+        let held = tokio::select! {
+            held = held => held,
+            // Its release ends the claim: what it waits for is not held when it comes.
+            () = self.given_up.notified() => return Err(Error::GivenUp(id.clone())),
+        };
+        let spec = held.map_err(|source| Error::System {
             id: id.clone(),
             what: "hold the volumes",
-            source: std::io::Error::other(error),
+            source,
         })?;
         let container = Arc::new(Container::new(id.clone(), spec, plugged, sandbox.services.clone()).await?);
+        let made = async {
+            let pid = container.create(&stdio, joined, bundle).await?;
+            let covered = sandbox.cover(id, covers).await;
+            Ok(Created { pid, covered })
+        };
         let made = tokio::select! {
-            made = container.create(&stdio, joined) => made,
+            made = made => made,
             () = self.given_up.notified() => Err(Error::GivenUp(id.clone())),
         };
         match made {
-            Ok(pid) => {
+            Ok(created) => {
                 sandbox.lock().insert(id.clone(), Entry::Made(container));
-                Ok(pid)
+                Ok(created)
             }
             Err(error) => {
                 if let Err(left) = container.discard().await {
@@ -201,14 +225,23 @@ impl Sandbox {
         }
     }
 
-    /// The mount namespaces of the containers that are to see something else, as far as they run.
-    fn covered(&self, by: &ContainerId, covers: Vec<Cover>) -> Vec<(ContainerId, OwnedFd, Cover)> {
-        let found = covers.into_iter().filter_map(|cover| {
+    /// Has other containers see something else, as far as they run. The answer is which of it they do see. Last of all: if the container that it is
+    /// done for cannot be made, nothing of it is done.
+    async fn cover(&self, by: &ContainerId, covers: Vec<Cover>) -> Vec<bool> {
+        let found = covers.into_iter().map(|cover| {
             let id = ContainerId::new(&cover.container_id).ok()?;
             let (_, namespace) = self.container(&id).ok()?.namespace(by, "mount").ok()?;
             Some((id, namespace, cover))
         });
-        found.collect()
+        let found: Vec<Option<(ContainerId, OwnedFd, Cover)>> = found.collect();
+        let volumes = self.volumes.clone();
+        let covering = blocking::run(move || {
+            let cover = |(container, namespace, cover): &(ContainerId, OwnedFd, Cover)| {
+                volumes.cover(container, namespace, cover)
+            };
+            found.iter().map(|found| found.as_ref().is_some_and(cover)).collect()
+        });
+        covering.await.unwrap_or_default()
     }
 
     fn lock(&self) -> Containers<'_> {
@@ -230,7 +263,11 @@ impl Sandbox {
     ///
     /// # Errors
     /// The name is taken, or the specification cannot be carried out; nothing is left then.
-    pub(crate) async fn create(self: &Arc<Self>, wanted: Wanted, join: &HashMap<String, String>) -> Result<u32, Error> {
+    pub(crate) async fn create(
+        self: &Arc<Self>,
+        wanted: Wanted,
+        join: &HashMap<String, String>,
+    ) -> Result<Created, Error> {
         let id = wanted.id.clone();
         let mut joined = Vec::new();
         for (kind, other) in join {
@@ -346,8 +383,8 @@ impl Sandbox {
     /// unmounting for good, and the deletion for [`UNMOUNT`]: what is left goes when it answers.
     async fn release_volumes(&self, id: &ContainerId) {
         let (volumes, name) = (self.volumes.clone(), id.clone());
-        let released = tokio::task::spawn_blocking(move || volumes.release(&name));
-        match tokio::time::timeout(UNMOUNT, released).await {
+        let released = blocking::run(move || volumes.release(&name));
+        match tokio::time::timeout(scaled(UNMOUNT), released).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(container = %id, %error, "cannot let go of a container's volumes"),
             Err(_) => {
@@ -380,8 +417,8 @@ impl Sandbox {
             }
         }
         // On a thread of its own: a file system may take its time, and the answer needs this one.
-        if tokio::task::spawn_blocking(rustix::fs::sync).await.is_err() {
-            tracing::error!("cannot sync");
+        if let Err(error) = blocking::run(rustix::fs::sync).await {
+            tracing::error!(%error, "cannot sync");
         }
         self.shutdown.notify_one();
     }

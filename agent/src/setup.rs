@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use protocol::agent::{SandboxSetup, Share};
-use rustix::mount::{MountFlags, mount};
+use rustix::mount::{MountFlags, mount, mount_bind};
 use rustix::time::{ClockId, Timespec, clock_settime};
 
 use crate::modules::ModuleError;
@@ -33,6 +33,9 @@ pub(crate) enum SetupError {
     /// See [`ModuleError`].
     #[error(transparent)]
     Modules(#[from] ModuleError),
+    /// What the guest itself has of the host cannot be put in its place.
+    #[error("mount on {}", protocol::GUEST_SANDBOX_MOUNTS)]
+    SandboxMounts(#[source] io::Error),
     /// A share cannot be mounted.
     #[error("mount virtio-fs {0} on {1}")]
     Share(String, String, #[source] io::Error),
@@ -50,14 +53,21 @@ pub(crate) fn set_up(setup: &SandboxSetup) -> Result<(), SetupError> {
     }
     for (name, least) in &setup.least_sysctls {
         raise_sysctl(name, *least);
+        of_interfaces(name).iter().for_each(|name| raise_sysctl(name, *least));
     }
     // There may be more threads now.
     crate::cgroup::renew_reserve().map_err(SetupError::Reserve)?;
     setup.shares.iter().try_for_each(mount_share)?;
+    if setup.sandbox_mounts {
+        show_sandbox_mounts().map_err(SetupError::SandboxMounts)?;
+    }
     crate::modules::prepare(&setup.kernel_modules)?;
     // After the modules, which have parameters of their own there.
     for (name, value) in &setup.sysctls {
         set_sysctl(name, value)?;
+        of_interfaces(name)
+            .iter()
+            .try_for_each(|name| set_sysctl(name, value))?;
     }
     crate::pause::prepare().map_err(SetupError::Pause)
 }
@@ -94,6 +104,19 @@ fn raise_sysctl(name: &str, least: u64) {
     }
 }
 
+/// What an interface begins with, and the setting of each that has begun already: in a new network namespace they would come later.
+fn of_interfaces(name: &str) -> Vec<String> {
+    let Some(setting) = name.strip_prefix("net.ipv4.conf.default.") else {
+        return Vec::new();
+    };
+    let interfaces = std::fs::read_dir("/proc/sys/net/ipv4/conf").into_iter().flatten();
+    interfaces
+        .filter_map(|interface| interface.ok()?.file_name().into_string().ok())
+        .filter(|interface| interface != "all" && interface != "default")
+        .map(|interface| format!("net/ipv4/conf/{interface}/{setting}"))
+        .collect()
+}
+
 /// Whether it is more than what the parameter says. What is no number stays.
 fn more(text: &str, least: u64) -> bool {
     text.trim().parse().is_ok_and(|now: u64| now < least)
@@ -117,6 +140,12 @@ fn mount_share(share: &Share) -> Result<(), SetupError> {
     mount(&share.tag, &share.mountpoint, "virtiofs", MountFlags::empty(), None).map_err(|error| fail(error.into()))
 }
 
+fn show_sandbox_mounts() -> io::Result<()> {
+    std::fs::create_dir_all(protocol::GUEST_SANDBOX_MOUNTS)?;
+    let source = Path::new(protocol::SHARE_MOUNTPOINT).join(protocol::SANDBOX_MOUNTS);
+    Ok(mount_bind(source, protocol::GUEST_SANDBOX_MOUNTS)?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,6 +162,13 @@ mod tests {
             Path::new("/proc/sys/net/ipv4/conf/eth0.1/forwarding")
         );
         assert_eq!(sysctl_path(""), None);
+    }
+
+    #[test]
+    fn a_default_is_of_every_interface_and_nothing_else_is() {
+        let all = of_interfaces("net.ipv4.conf.default.rp_filter");
+        assert!(all.contains(&"net/ipv4/conf/lo/rp_filter".to_owned()), "{all:?}");
+        assert!(of_interfaces("net.ipv4.conf.all.rp_filter").is_empty() && of_interfaces("fs.nr_open").is_empty());
     }
 
     #[test]

@@ -10,6 +10,8 @@ use std::os::unix::net::UnixStream;
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, waitpid};
 
+use crate::idle;
+
 /// Changes attributes of the mount at `path` from `mount`, with AT_EMPTY_PATH and the other `flags` (AT_RECURSIVE).
 ///
 /// # Errors
@@ -61,7 +63,8 @@ pub fn map_owners(mount: BorrowedFd<'_>, users: BorrowedFd<'_>, recursive: bool)
 pub fn user_namespace(users: &str, groups: &str) -> io::Result<OwnedFd> {
     let (mut until, other) = UnixStream::pair()?;
     let other = OwnedFd::from(other);
-    let pid = spawn_in_user_namespace(&other)?;
+    // SAFETY: unshare is a system call that touches no memory.
+    let pid = unsafe { idle::spawn(&other, || libc::unshare(libc::CLONE_NEWUSER) == 0) }?;
     drop(other);
     let made = until.read_exact(&mut [0]).and_then(|()| {
         let write = |file: &str, field: &str, lines: &str| {
@@ -82,26 +85,4 @@ pub fn user_namespace(users: &str, groups: &str) -> io::Result<OwnedFd> {
         while matches!(waitpid(Some(pid), WaitOptions::empty()), Err(Errno::INTR)) {}
     }
     made.map(OwnedFd::from)
-}
-
-/// A child in a user namespace of its own that does nothing until the other end of `until` is closed, and writes a byte when
-/// it is there. The caller waits for it.
-fn spawn_in_user_namespace(until: &OwnedFd) -> io::Result<i32> {
-    // SAFETY: the child makes system calls alone, on memory that was made ready before, and never returns from here.
-    unsafe {
-        let child = libc::fork();
-        if child != 0 {
-            return match child {
-                -1 => Err(io::Error::last_os_error()),
-                child => Ok(child),
-            };
-        }
-        if libc::unshare(libc::CLONE_NEWUSER) == 0 && libc::dup2(until.as_raw_fd(), 0) == 0 {
-            libc::syscall(libc::SYS_close_range, 1_u32, u32::MAX, 0_u32);
-            let mut byte = 0_u8;
-            libc::write(0, (&raw const byte).cast(), 1);
-            libc::read(0, (&raw mut byte).cast(), 1);
-        }
-        libc::_exit(0)
-    }
 }

@@ -1,4 +1,7 @@
 //! The counters of network devices (/proc/net/dev, proc_pid_net(5)).
+//!
+//! `procfs-core` reads all devices, into a map. Here the first so many are read, in the kernel's order, and no more: a container can make any
+//! number of them.
 
 /// The counters of one device.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,9 +1,11 @@
-//! What the kernel tells of a process in /proc/PID/stat (proc_pid_stat(5)).
+//! What the kernel tells of a process: /proc/PID/stat, status and smaps_rollup (proc_pid_stat(5), proc_pid_status(5), proc_pid_smaps(5)).
 
 use std::fs::File;
+use std::io::BufReader;
 
-use procfs_core::FromRead;
 pub use procfs_core::process::Stat;
+use procfs_core::process::{SmapsRollup, Status};
+use procfs_core::{FromBufRead, FromRead};
 
 /// Clock ticks of a second in /proc: USER_HZ is 100 on every architecture that has VMs (time(7)).
 pub const TICKS: u64 = 100;
@@ -12,6 +14,29 @@ pub const TICKS: u64 = 100;
 #[must_use]
 pub fn stat(pid: i32) -> Option<Stat> {
     Stat::from_read(File::open(format!("/proc/{pid}/stat")).ok()?).ok()
+}
+
+/// The memory that a process has in RAM, in bytes (VmRSS). None if there is no such process, or it has no memory of its own.
+#[must_use]
+pub fn resident(pid: i32) -> Option<u64> {
+    let file = File::open(format!("/proc/{pid}/status")).ok()?;
+    let status = Status::from_buf_read(BufReader::new(file)).ok()?;
+    status.vmrss?.checked_mul(1024)
+}
+
+/// A process's proportional set size, in bytes: what it shares counts in equal parts for all who share it. Needs the right to trace it.
+#[must_use]
+pub fn proportional(pid: i32) -> Option<u64> {
+    let file = File::open(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let rollup = SmapsRollup::from_buf_read(BufReader::new(file)).ok()?;
+    rollup
+        .memory_map_rollup
+        .into_iter()
+        .next()?
+        .extension
+        .map
+        .get("Pss")
+        .copied()
 }
 
 /// The stat of the calling process.
@@ -39,5 +64,17 @@ mod tests {
         assert!(found.starttime >= own.starttime);
         assert_eq!(own.pid.cast_unsigned(), std::process::id());
         assert!(stat(i32::MAX).is_none());
+    }
+
+    #[test]
+    fn what_a_process_has_in_memory_is_in_bytes_and_what_it_shares_counts_in_part() {
+        let own = std::process::id().cast_signed();
+        let (resident, proportional) = (resident(own).unwrap(), proportional(own).unwrap());
+        assert!(resident > 1 << 20, "{resident}");
+        assert!(
+            proportional > 1 << 18 && proportional < resident + (4 << 20),
+            "{proportional} of {resident}"
+        );
+        assert!(super::resident(i32::MAX).is_none() && super::proportional(i32::MAX).is_none());
     }
 }

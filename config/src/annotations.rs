@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::codec::LONGEST_KERNEL_PARAMS;
-use crate::load::shortened;
+use crate::load::{conflict, shortened};
 use crate::model::Config;
 use crate::raw::Raw;
 use crate::settings::{Access, SETTINGS, Setting, Table};
@@ -67,6 +67,9 @@ pub enum AnnotationError {
         /// The list that has to have it.
         key: String,
     },
+    /// What they and the configuration ask for exclude each other.
+    #[error("the annotations of the pod are not allowed: {0}")]
+    Conflict(String),
     /// The value has the wrong type or is out of range, or asks for what cannot be done.
     #[error("annotation {annotation} = \"{value}\": must be {allowed}")]
     Value {
@@ -128,6 +131,9 @@ pub fn apply(config: &mut Config, annotations: &BTreeMap<String, String>) -> Res
                 warnings.extend(unsupported::annotation(annotation, table, name, value));
             }
         }
+    }
+    if let Some(reason) = conflict(&changed) {
+        return Err(AnnotationError::Conflict(reason));
     }
     *config = changed;
     Ok(warnings)

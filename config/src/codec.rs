@@ -2,6 +2,8 @@
 //!
 //! This module defines types and ranges of settings; `settings` says which setting has which.
 
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,8 +13,8 @@ use toml::Value;
 use crate::locked::{CapPolicy, LockLimit, OnExcess, PerfEventKb};
 use crate::raw::{Raw, Refusal};
 use crate::value::{
-    Accelerator, BlockAio, Factor, HostNetwork, InterNetworking, MachineType, Mebibytes, MilliCpus, NamePattern,
-    PathPattern, SharedFs, Vcpus, VirtioFsCache, Vsock,
+    Accelerator, BlockAio, EmptyDirMode, Factor, HostNetwork, InterNetworking, MachineType, Mebibytes, MilliCpus,
+    NamePattern, PathPattern, SandboxBind, SharedFs, Vcpus, VirtioFsCache, Vsock,
 };
 use crate::virtiofsd;
 
@@ -81,6 +83,7 @@ macro_rules! choice_codec {
 pub(crate) const MACHINE_TYPE: Codec<MachineType> = choice_codec!(MachineType);
 pub(crate) const ACCELERATOR: Codec<Accelerator> = choice_codec!(Accelerator);
 pub(crate) const SHARED_FS: Codec<SharedFs> = choice_codec!(SharedFs);
+pub(crate) const EMPTY_DIR_MODE: Codec<EmptyDirMode> = choice_codec!(EmptyDirMode);
 pub(crate) const VIRTIO_FS_CACHE: Codec<VirtioFsCache> = choice_codec!(VirtioFsCache);
 pub(crate) const BLOCK_AIO: Codec<BlockAio> = choice_codec!(BlockAio);
 pub(crate) const VSOCK: Codec<Vsock> = choice_codec!(Vsock);
@@ -264,6 +267,12 @@ pub(crate) const CREATE_TIMEOUT: Codec<Duration> = Codec {
     show: show_seconds,
 };
 
+/// A tap has at most 256 queues (MAX_TAP_QUEUES, drivers/net/tun.c); each pair costs descriptors and memory. 0: not set.
+pub(crate) const NETWORK_QUEUES: Codec<u32> = Codec {
+    read: |raw| whole(raw, 0, 64, "a whole number of pairs of queues"),
+    show: |value| Value::Integer((*value).into()),
+};
+
 /// More than this many starts at once no node has.
 pub(crate) const CACHE_NUMBER: Codec<u32> = Codec {
     read: |raw| whole(raw, 0, 1024, "a whole number of VMs"),
@@ -324,6 +333,22 @@ pub(crate) const KERNEL_MODULES: Codec<Vec<String>> = Codec {
         }
     },
     show: |value| strings(value.iter().map(String::as_str)),
+};
+
+/// In the guest each has the last part of its path as its name.
+pub(crate) const SANDBOX_BINDS: Codec<Vec<SandboxBind>> = Codec {
+    read: |raw| {
+        let allowed = "a list of at most 64 absolute paths, each with nothing, \":ro\" or \":rw\" after it, whose last parts differ";
+        let words = raw.list().filter(|words| words.len() <= 64);
+        let binds = words.and_then(|words| words.iter().map(|word| SandboxBind::parse(word)).collect());
+        let binds: Vec<SandboxBind> = binds.ok_or_else(|| Refusal::new(allowed))?;
+        let names: BTreeSet<&OsStr> = binds.iter().map(SandboxBind::name).collect();
+        match names.len() == binds.len() {
+            true => Ok(binds),
+            false => Err(Refusal::new(allowed)),
+        }
+    },
+    show: |value| Value::Array(value.iter().map(|bind| Value::String(bind.to_string())).collect()),
 };
 
 pub(crate) const VIRTIO_FS_ARGS: Codec<Vec<String>> = Codec {

@@ -11,6 +11,7 @@ pub mod kernel;
 mod load;
 mod locked;
 mod model;
+mod modules;
 mod raw;
 mod reference;
 mod row;
@@ -25,10 +26,11 @@ pub use installation::{Installation, Replacement};
 pub use load::{ConfigError, DEFAULT_PATHS, Loaded, MAX_DROP_INS, MAX_FILE_SIZE, load, load_for, locate};
 pub use locked::{CapPolicy, LockLimit, OnExcess, PerfEventKb};
 pub use model::{Agent, CapIpcLock, Config, Factory, Hypervisor, Memlock, Runtime};
+pub use modules::{MODULES, modules_beside};
 pub use reference::reference;
 pub use row::{Row, Status};
 pub use value::{
-    Accelerator, BlockAio, Factor, HostNetwork, InterNetworking, MAX_VCPUS, MachineType, Mebibytes, MilliCpus,
-    NamePattern, PathPattern, SharedFs, Vcpus, VirtioFsCache, Vsock,
+    Accelerator, BlockAio, EmptyDirMode, Factor, HostNetwork, InterNetworking, MAX_VCPUS, MachineType, Mebibytes,
+    MilliCpus, NamePattern, PathPattern, SandboxBind, SharedFs, Vcpus, VirtioFsCache, Vsock,
 };
 pub use warning::{Place, Reason, Warning};

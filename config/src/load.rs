@@ -14,6 +14,7 @@ use crate::model::Config;
 use crate::raw::Raw;
 use crate::settings::{self, Table};
 use crate::unsupported;
+use crate::value::SharedFs;
 use crate::warning::{Place, Reason, Warning};
 
 /// Where Kata looks, in its order.
@@ -93,6 +94,14 @@ pub enum ConfigError {
         /// What would be right.
         allowed: String,
     },
+    /// Two keys that exclude each other.
+    #[error("{}: {reason}", path.display())]
+    Conflict {
+        /// The main file.
+        path: PathBuf,
+        /// The keys, and why.
+        reason: String,
+    },
     /// A key that is needed is in none of the files.
     #[error("{}: {key} is not set: {why}{}", path.display(), hint(misspelt.as_deref()))]
     Missing {
@@ -169,11 +178,29 @@ pub fn load_for(path: &Path, installed: Option<&Installation>) -> Result<Loaded,
         warnings.push(Warning { place, key, reason });
     }
     complete(&config, &warnings, path)?;
+    if let Some(reason) = conflict(&config) {
+        let path = path.to_owned();
+        return Err(ConfigError::Conflict { path, reason });
+    }
     Ok(Loaded {
         config,
         warnings,
         files,
     })
+}
+
+/// Which keys of a configuration exclude each other, and why.
+pub(crate) fn conflict(config: &Config) -> Option<String> {
+    let needs = [
+        ("agent.kata.kernel_modules", config.agent.kernel_modules.is_empty()),
+        (
+            "runtime.sandbox_bind_mounts",
+            config.runtime.sandbox_bind_mounts.is_empty(),
+        ),
+    ];
+    let unshared = config.hypervisor.shared_fs == SharedFs::None;
+    let key = needs.into_iter().find(|(_, unset)| unshared && !unset);
+    key.map(|(key, _)| format!("{key} needs the shared directory, and hypervisor.qemu.shared_fs is \"none\""))
 }
 
 /// What a configuration takes away of what stands between guest and host.

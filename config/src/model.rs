@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use crate::locked::{CapPolicy, LockLimit, OnExcess, PerfEventKb};
 use crate::value::{
-    Accelerator, BlockAio, Factor, HostNetwork, InterNetworking, MachineType, Mebibytes, MilliCpus, NamePattern,
-    PathPattern, SharedFs, Vcpus, VirtioFsCache, Vsock,
+    Accelerator, BlockAio, EmptyDirMode, Factor, HostNetwork, InterNetworking, MachineType, Mebibytes, MilliCpus,
+    NamePattern, PathPattern, SandboxBind, SharedFs, Vcpus, VirtioFsCache, Vsock,
 };
 
 /// The whole configuration.
@@ -121,6 +121,12 @@ pub struct Hypervisor {
     pub disk_rate_limiter_bw_max_rate: u64,
     /// Requests per second of all disks of the VM together; 0: any.
     pub disk_rate_limiter_ops_max_rate: u64,
+    /// Where the guest's memory is written to when its kernel has panicked; empty: nowhere.
+    pub guest_memory_dump_path: PathBuf,
+    /// Whether the addresses of a dump are those of the guest's page tables, too.
+    pub guest_memory_dump_paging: bool,
+    /// Pairs of queues that each of the VM's network devices has; 0: as many as the VM has vCPUs when it boots, at most 8.
+    pub network_queues: u32,
     /// Bits per second that each of the VM's network devices receives; 0: any.
     pub rx_rate_limiter_max_rate: u64,
     /// Bits per second that each of them sends; 0: any.
@@ -178,6 +184,9 @@ impl Default for Hypervisor {
             enable_iothreads: false,
             disk_rate_limiter_bw_max_rate: 0,
             disk_rate_limiter_ops_max_rate: 0,
+            guest_memory_dump_path: PathBuf::new(),
+            guest_memory_dump_paging: false,
+            network_queues: 0,
             rx_rate_limiter_max_rate: 0,
             tx_rate_limiter_max_rate: 0,
             disable_vhost_net: false,
@@ -240,6 +249,10 @@ pub struct Runtime {
     pub internetworking_model: InterNetworking,
     /// What becomes of a container that asks for the host's network.
     pub host_network: HostNetwork,
+    /// Where emptyDirs that are not in memory are.
+    pub emptydir_mode: EmptyDirMode,
+    /// Directories and files of the host for the guest itself, and for no container.
+    pub sandbox_bind_mounts: Vec<SandboxBind>,
     /// The sockets of the host that containers may connect to, if they have a bind mount of them.
     pub share_host_sockets: Vec<PathPattern>,
 }
@@ -256,6 +269,8 @@ impl Default for Runtime {
             kernel_debug: false,
             internetworking_model: InterNetworking::TcFilter,
             host_network: HostNetwork::None,
+            emptydir_mode: EmptyDirMode::SharedFs,
+            sandbox_bind_mounts: Vec::new(),
             share_host_sockets: Vec::new(),
         }
     }

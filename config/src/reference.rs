@@ -5,7 +5,7 @@ use crate::settings::{SETTINGS, Table};
 use crate::unsupported;
 
 /// What a supported key does otherwise than Kata's.
-const OTHERWISE: [(&str, &str); 26] = [
+const OTHERWISE: [(&str, &str); 29] = [
     (
         "hypervisor.qemu.path",
         "a path of Kata's that is not there is QEMU in PATH",
@@ -32,7 +32,10 @@ const OTHERWISE: [(&str, &str); 26] = [
         "hypervisor.qemu.enable_hugepages",
         "of hugetlbfs, 2 MiB each, by memfd_create(2)",
     ),
-    ("hypervisor.qemu.shared_fs", "\"virtio-fs\" and \"none\""),
+    (
+        "hypervisor.qemu.shared_fs",
+        "\"virtio-fs\", and \"none\": files are copied, 1 MiB of each volume, and the root has to be on disks",
+    ),
     (
         "hypervisor.qemu.virtio_fs_daemon",
         "a path of Kata's that is not there is the installed one",
@@ -60,6 +63,14 @@ const OTHERWISE: [(&str, &str); 26] = [
         "requests per second of all disks of a VM together, by a throttle group of QEMU's",
     ),
     (
+        "hypervisor.qemu.guest_memory_dump_path",
+        "one ELF file, PATH/SANDBOX/vmcore-TIME.elf, when the guest panics or restarts",
+    ),
+    (
+        "hypervisor.qemu.network_queues",
+        "not set, or 0: as many pairs as the VM has vCPUs when it boots, at most 8",
+    ),
+    (
         "hypervisor.qemu.rx_rate_limiter_max_rate",
         "bits per second of each device, by tc-tbf(8) on its tap; with macvtap a warning",
     ),
@@ -81,6 +92,10 @@ const OTHERWISE: [(&str, &str); 26] = [
         "raises dial_timeout, never lowers it",
     ),
     ("agent.kata.create_container_timeout", "as in [runtime]"),
+    (
+        "runtime.emptydir_mode",
+        "\"shared-fs\" and \"block-plain\"; encrypted ones are refused: there are no confidential guests",
+    ),
     (
         "runtime.disable_guest_seccomp",
         "false by default; an annotation can only switch the profiles on",

@@ -7,10 +7,11 @@ use toml::Value;
 
 use crate::codec::{
     ACCELERATOR, BIT_RATE, BLOCK_AIO, BOOLEAN, CACHE_IDLE_TIMEOUT, CACHE_NUMBER, CAP_POLICY, CPU_FEATURES,
-    CREATE_TIMEOUT, DIAL_TIMEOUT, FILE, HOST_NETWORK, INTERNETWORKING, KERNEL_MODULES, KERNEL_PARAMS, LOCK_LIMIT,
-    MACHINE_TYPE, MAX_MEMORY, MAX_VCPUS, MEMORY, MEMORY_LIMIT, NAME_PATTERNS, ON_EXCESS, OPERATION_RATE,
-    OVERHEAD_MEMORY, OVERHEAD_VCPUS, PATH_PATTERNS, PERF_EVENT_KB, PROGRAM, QUEUE_SIZE, RECONNECT_TIMEOUT,
-    SECCOMP_SANDBOX, SHARED_FS, SOCKET_PATTERNS, TIMEOUT_FACTOR, VCPUS, VIRTIO_FS_ARGS, VIRTIO_FS_CACHE, VSOCK,
+    CREATE_TIMEOUT, DIAL_TIMEOUT, EMPTY_DIR_MODE, FILE, HOST_NETWORK, INTERNETWORKING, KERNEL_MODULES, KERNEL_PARAMS,
+    LOCK_LIMIT, MACHINE_TYPE, MAX_MEMORY, MAX_VCPUS, MEMORY, MEMORY_LIMIT, NAME_PATTERNS, NETWORK_QUEUES, ON_EXCESS,
+    OPERATION_RATE, OVERHEAD_MEMORY, OVERHEAD_VCPUS, PATH_PATTERNS, PERF_EVENT_KB, PROGRAM, QUEUE_SIZE,
+    RECONNECT_TIMEOUT, SANDBOX_BINDS, SECCOMP_SANDBOX, SHARED_FS, SOCKET_PATTERNS, TIMEOUT_FACTOR, VCPUS,
+    VIRTIO_FS_ARGS, VIRTIO_FS_CACHE, VSOCK,
 };
 use crate::model::Config;
 use crate::raw::{Raw, Refusal};
@@ -319,6 +320,9 @@ pub(crate) static SETTINGS: &[Setting] = &[
         OPERATION_RATE,
         Access::File
     ),
+    setting!(Hypervisor, hypervisor.guest_memory_dump_path, FILE, Access::File),
+    setting!(Hypervisor, hypervisor.guest_memory_dump_paging, BOOLEAN, Access::File),
+    setting!(Hypervisor, hypervisor.network_queues, NETWORK_QUEUES, Access::File),
     setting!(
         Hypervisor,
         hypervisor.rx_rate_limiter_max_rate,
@@ -396,6 +400,8 @@ pub(crate) static SETTINGS: &[Setting] = &[
         Access::Annotation("internetworking_model")
     ),
     setting!(Runtime, runtime.host_network, HOST_NETWORK, Access::File),
+    setting!(Runtime, runtime.emptydir_mode, EMPTY_DIR_MODE, Access::File),
+    setting!(Runtime, runtime.sandbox_bind_mounts, SANDBOX_BINDS, Access::File),
     setting!(
         Runtime,
         runtime.share_host_sockets,

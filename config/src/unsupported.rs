@@ -31,6 +31,8 @@ struct Group {
 enum Neutral {
     /// Whatever it says, nothing is missing.
     Any,
+    /// Whatever it says, what it asks for is there in another way.
+    Otherwise,
     /// False, zero, an empty string or an empty list.
     Off,
     /// True.
@@ -42,9 +44,9 @@ enum Neutral {
 impl Neutral {
     fn allows(self, value: &DeValue<'_>) -> bool {
         match (self, value) {
-            (Neutral::Any, _) | (Neutral::Off, DeValue::Boolean(false)) | (Neutral::True, DeValue::Boolean(true)) => {
-                true
-            }
+            (Neutral::Any | Neutral::Otherwise, _)
+            | (Neutral::Off, DeValue::Boolean(false))
+            | (Neutral::True, DeValue::Boolean(true)) => true,
             (Neutral::Off, DeValue::Integer(number)) => number.as_str().bytes().all(|digit| digit == b'0'),
             (Neutral::Off, DeValue::Array(list)) => list.is_empty(),
             (Neutral::Off, DeValue::String(text)) => text.is_empty(),
@@ -56,7 +58,7 @@ impl Neutral {
     /// As [`Neutral::allows`], of an annotation, which is text.
     fn allows_text(self, text: &str) -> bool {
         match self {
-            Neutral::Any => true,
+            Neutral::Any | Neutral::Otherwise => true,
             Neutral::Off => matches!(text.trim(), "" | "false" | "0" | "[]"),
             Neutral::True => matches!(text.trim(), "" | "true"),
             Neutral::Text(neutral) => text.is_empty() || text == neutral,
@@ -66,7 +68,7 @@ impl Neutral {
     /// What a value must be that asks for nothing.
     fn said(self) -> String {
         match self {
-            Neutral::Any => String::from("anything"),
+            Neutral::Any | Neutral::Otherwise => String::from("anything"),
             Neutral::Off => String::from("off"),
             Neutral::True => String::from("true"),
             Neutral::Text(text) => format!("\"{text}\""),
@@ -87,6 +89,7 @@ fn groups() -> impl Iterator<Item = Group> {
         let only = neutral.strip_prefix("only ");
         let neutral = match only.unwrap_or(neutral) {
             "any" => Neutral::Any,
+            "otherwise" => Neutral::Otherwise,
             "off" => Neutral::Off,
             "true" => Neutral::True,
             text => Neutral::Text(text.trim_matches('"')),
@@ -190,6 +193,7 @@ pub(crate) fn rows(table: Table) -> impl Iterator<Item = Row> {
         let status = match group.neutral {
             _ if group.only => Status::Refused,
             Neutral::Any => Status::Unneeded,
+            Neutral::Otherwise => Status::Otherwise,
             Neutral::Off | Neutral::True | Neutral::Text(_) => Status::Warned,
         };
         group.keys.split(' ').map(move |key| Row {

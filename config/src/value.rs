@@ -2,9 +2,10 @@
 //!
 //! Knows no key, no file and no host: the caller passes the host's number of CPUs to [`Vcpus::resolve`].
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::num::NonZeroU32;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use regex_lite::Regex;
 
@@ -29,6 +30,44 @@ impl Mebibytes {
 impl fmt::Display for Mebibytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} MiB", self.0)
+    }
+}
+
+/// A directory or file of the host for the guest itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SandboxBind {
+    /// Its absolute path on the host.
+    pub path: PathBuf,
+    /// Whether the guest may write to it.
+    pub writable: bool,
+}
+
+impl SandboxBind {
+    /// Reads `PATH`, `PATH:ro` or `PATH:rw`, Kata's form. None if the path is not absolute, or has no name.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (path, writable) = match text.strip_suffix(":rw") {
+            Some(path) => (path, true),
+            None => (text.strip_suffix(":ro").unwrap_or(text), false),
+        };
+        let plain = path.starts_with('/')
+            && !path.contains(|c: char| c.is_control() || c == ':')
+            && !path.split('/').any(|part| part == "." || part == "..");
+        let path = PathBuf::from(path);
+        (plain && path.file_name().is_some()).then_some(Self { path, writable })
+    }
+
+    /// Its name in the guest.
+    #[must_use]
+    pub fn name(&self) -> &OsStr {
+        self.path.file_name().unwrap_or_default()
+    }
+}
+
+impl fmt::Display for SandboxBind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let suffix = if self.writable { ":rw" } else { "" };
+        write!(f, "{}{suffix}", self.path.display())
     }
 }
 
@@ -134,6 +173,16 @@ choice! {
         VirtioFs = "virtio-fs",
         /// Not at all.
         None = "none",
+    }
+}
+
+choice! {
+    /// Where emptyDirs that are not in memory are.
+    EmptyDirMode {
+        /// On the host, as any other directory.
+        SharedFs = "shared-fs",
+        /// On disks of the guest, in images that are not encrypted.
+        BlockPlain = "block-plain",
     }
 }
 
@@ -335,6 +384,17 @@ mod tests {
         assert_eq!(Vcpus::Count(count(5)).resolve(count(4)), count(4));
         assert_eq!(Vcpus::Host.resolve(count(4)), count(4));
         assert_eq!(Vcpus::Host.resolve(count(1000)), MAX_VCPUS);
+    }
+
+    #[test]
+    fn a_path_of_the_host_for_the_guest_is_read_as_kata_reads_it() {
+        for (text, writable) in [("/a/b", false), ("/a/b:ro", false), ("/a/b:rw", true)] {
+            let bind = SandboxBind::parse(text).unwrap();
+            assert_eq!((bind.name(), bind.writable), (OsStr::new("b"), writable), "{text}");
+        }
+        for text in ["", "a", "/", "/a/..", "/a:b", "/a:rx", ":rw", "/a/\n"] {
+            assert_eq!(SandboxBind::parse(text), None, "{text:?}");
+        }
     }
 
     #[test]

@@ -468,3 +468,38 @@ proptest! {
         let _ = Files::new(&format!("{NEEDED}{key} = {value}\n")).load();
     }
 }
+
+#[test]
+fn what_reaches_the_guest_by_the_shared_directory_is_refused_without_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("configuration.toml");
+    for (table, key, value) in [
+        ("agent.kata", "kernel_modules", "nfs"),
+        ("runtime", "sandbox_bind_mounts", "/srv"),
+    ] {
+        let text = format!("{NEEDED}shared_fs = \"none\"\n[{table}]\n{key} = [\"{value}\"]\n");
+        std::fs::write(&path, text).unwrap();
+        let said = config::load(&path).unwrap_err().to_string();
+        assert!(
+            said.contains(&format!("{table}.{key} needs")) && said.contains("shared_fs"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn what_the_guest_itself_has_of_the_host_has_a_name_of_its_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("configuration.toml");
+    let load = |value: &str| {
+        std::fs::write(&path, format!("{NEEDED}[runtime]\nsandbox_bind_mounts = {value}\n")).unwrap();
+        config::load(&path)
+    };
+    let config = load("[\"/srv/a\", \"/srv/b:rw\"]").unwrap().config;
+    let shown = config.to_table()["runtime"]["sandbox_bind_mounts"].to_string();
+    assert_eq!(shown, "[\"/srv/a\", \"/srv/b:rw\"]");
+    for value in ["[\"/srv/a\", \"/opt/a:rw\"]", "[\"srv\"]", "\"/srv\""] {
+        let said = load(value).unwrap_err().to_string();
+        assert!(said.contains("whose last parts differ"), "{said}");
+    }
+}

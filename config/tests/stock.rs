@@ -76,10 +76,10 @@ mod flavours {
 }
 
 #[test]
-fn the_go_runtimes_file_holds_but_for_what_it_asks_of_the_hosts_cgroups() {
+fn the_go_runtimes_file_holds() {
     let stock = Stock::new();
     let loaded = stock.load(GO).unwrap();
-    assert_eq!(warnings(&loaded), ["runtime.sandbox_cgroup_only"]);
+    assert_eq!(warnings(&loaded), [""; 0]);
     let hypervisor = &loaded.config.hypervisor;
     assert_eq!(hypervisor.default_memory, Mebibytes(2048));
     assert_eq!(
@@ -94,10 +94,10 @@ fn the_go_runtimes_file_holds_but_for_what_it_asks_of_the_hosts_cgroups() {
 }
 
 #[test]
-fn runtime_rs_file_holds_but_for_what_it_asks_of_the_hosts_cgroups() {
+fn runtime_rs_file_holds() {
     let stock = Stock::new();
     let loaded = stock.load(RUNTIME_RS).unwrap();
-    assert_eq!(warnings(&loaded), ["runtime.sandbox_cgroup_only"]);
+    assert_eq!(warnings(&loaded), [""; 0]);
     let config = &loaded.config;
     assert_eq!(config.hypervisor.virtio_fs_extra_args, ["--thread-pool-size=1"]);
     assert_eq!(config.hypervisor.seccompsandbox, None);

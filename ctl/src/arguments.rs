@@ -1,7 +1,7 @@
 //! The command line.
 
 use std::ffi::{OsStr, OsString};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
@@ -100,17 +100,21 @@ pub(crate) enum Command {
     },
     /// Serve the figures of all sandboxes over HTTP
     Monitor {
-        /// A loopback address and a port; 127.0.0.1:8090 if there is none
-        #[arg(value_name = "ADDRESS:PORT")]
+        /// Where; 127.0.0.1:8090 if there is none. :PORT is all addresses
+        #[arg(value_name = "ADDRESS:PORT", value_parser = address)]
         address: Option<SocketAddr>,
         /// The same
         #[arg(
             long,
             value_name = "ADDRESS:PORT",
+            value_parser = address,
             visible_alias = "listen-address",
             conflicts_with = "address"
         )]
         listen: Option<SocketAddr>,
+        /// Serve also on an address that is not a loopback address: whoever reaches it reads the figures
+        #[arg(long)]
+        allow_remote: bool,
         /// Taken, and without effect: sandboxes are found without containerd
         #[arg(long, hide = true)]
         runtime_endpoint: Option<String>,
@@ -363,6 +367,21 @@ fn words(words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     words
 }
 
+/// An address to serve on: `ADDRESS:PORT`, `localhost:PORT`, or as kata-monitor has it `:PORT`, which is all addresses.
+///
+/// # Errors
+/// It is none of these.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let port = |text: &str| text.parse().map_err(|error| format!("{text:?} is not a port: {error}"));
+    match text.split_once(':') {
+        Some(("", rest)) if !rest.starts_with(':') => Ok(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port(rest)?)),
+        Some(("localhost", rest)) => Ok(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port(rest)?)),
+        _ => text
+            .parse()
+            .map_err(|error| format!("{error}: it is ADDRESS:PORT or :PORT")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -401,6 +420,7 @@ mod tests {
             "kata-ctl exec -p 1026 id",
             "kata-runtime exec --kata-debug-port 1026 id",
             "kata-ctl monitor 127.0.0.1:8090",
+            "kata-monitor --listen-address :8090 --allow-remote",
             "kata-monitor --listen-address 127.0.0.1:8090 --log-level debug",
             "kata-ctl direct-volume add /v {}",
             "kata-runtime direct-volume add --volume-path /v --mount-info {}",
@@ -442,5 +462,15 @@ mod tests {
             panic!("another command")
         };
         assert_eq!((volume.get(), information.as_deref()), ("/v", Some("{}")));
+    }
+
+    #[test]
+    fn an_address_is_written_as_kata_monitor_takes_it() {
+        assert_eq!(address(":8090").unwrap(), "[::]:8090".parse().unwrap());
+        assert_eq!(address("localhost:1").unwrap(), "127.0.0.1:1".parse().unwrap());
+        assert_eq!(address("[::1]:2").unwrap(), "[::1]:2".parse().unwrap());
+        for text in ["", ":", "8090", ":x", "host:1", "::1", ":70000"] {
+            address(text).unwrap_err();
+        }
     }
 }

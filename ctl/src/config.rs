@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use config::{ConfigError, Loaded};
 
-use crate::{Report, complain};
+use crate::report::{Report, complain};
 
 /// Why the configuration cannot be shown.
 #[derive(Debug, thiserror::Error)]

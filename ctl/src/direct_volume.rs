@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::Report;
+use crate::report::Report;
 use crate::sandboxes::{self, FindError, Found, Shim, ShimError};
 
 /// Where Kata's runtimes look.
@@ -62,7 +62,7 @@ struct MountInfo {
 
 /// Why a volume is not changed or shown.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum VolumeError {
+pub(crate) enum DirectVolumeError {
     /// Not a path of a volume.
     #[error("the volume path {path:?} must be absolute and at most {LONGEST} bytes long")]
     Path {
@@ -108,9 +108,9 @@ pub(crate) enum VolumeError {
     },
 }
 
-fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> VolumeError {
+fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DirectVolumeError {
     let path = path.to_owned();
-    move |source| VolumeError::Io {
+    move |source| DirectVolumeError::Io {
         operation,
         path,
         hint: match source.kind() {
@@ -141,9 +141,9 @@ fn base64url(bytes: &[u8]) -> String {
     text
 }
 
-fn directory(root: &Path, volume: &str) -> Result<PathBuf, VolumeError> {
+fn directory(root: &Path, volume: &str) -> Result<PathBuf, DirectVolumeError> {
     if !Path::new(volume).is_absolute() || volume.len() > LONGEST {
-        return Err(VolumeError::Path {
+        return Err(DirectVolumeError::Path {
             path: volume.to_owned(),
         });
     }
@@ -151,18 +151,18 @@ fn directory(root: &Path, volume: &str) -> Result<PathBuf, VolumeError> {
 }
 
 /// Tells the runtime of a volume. One that is known is replaced.
-pub(crate) fn add(root: &Path, volume: &str, information: &str) -> Result<Report, VolumeError> {
+pub(crate) fn add(root: &Path, volume: &str, information: &str) -> Result<Report, DirectVolumeError> {
     if information.len() > MAX {
-        return Err(VolumeError::Information("is larger than 64 KiB"));
+        return Err(DirectVolumeError::Information("is larger than 64 KiB"));
     }
-    let information: MountInfo = serde_json::from_str(information).map_err(VolumeError::Json)?;
+    let information: MountInfo = serde_json::from_str(information).map_err(DirectVolumeError::Json)?;
     if information.device.is_empty() || information.volume_type.is_empty() {
-        return Err(VolumeError::Information("names no device or no volume-type"));
+        return Err(DirectVolumeError::Information("names no device or no volume-type"));
     }
     let directory = directory(root, volume)?;
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
     made.map_err(failed("create", &directory))?;
-    let text = serde_json::to_string(&information).map_err(VolumeError::Json)?;
+    let text = serde_json::to_string(&information).map_err(DirectVolumeError::Json)?;
     let (path, new) = (directory.join(FILE), directory.join(".mountInfo.json.new"));
     // A runtime that reads it sees the old one or the new one, whole.
     fs::write(&new, text)
@@ -172,7 +172,7 @@ pub(crate) fn add(root: &Path, volume: &str, information: &str) -> Result<Report
 }
 
 /// Forgets a volume. A sandbox that uses it keeps it.
-pub(crate) fn remove(root: &Path, volume: &str) -> Result<Report, VolumeError> {
+pub(crate) fn remove(root: &Path, volume: &str) -> Result<Report, DirectVolumeError> {
     let directory = directory(root, volume)?;
     fs::remove_dir_all(&directory).map_err(failed("remove", &directory))?;
     Ok(done())
@@ -180,7 +180,7 @@ pub(crate) fn remove(root: &Path, volume: &str) -> Result<Report, VolumeError> {
 
 /// How full a volume is inside the guest, as JSON: with Kata's keys (the answer of its agent's GetVolumeStats, in which the
 /// unit 1 is bytes and 2 is inodes), and then what the guest mounts, who uses it, and how large its device is on the host.
-pub(crate) async fn stats(places: &Places<'_>, volume: &str) -> Result<Report, VolumeError> {
+pub(crate) async fn stats(places: &Places<'_>, volume: &str) -> Result<Report, DirectVolumeError> {
     let directory = directory(places.volumes, volume)?;
     let information = read(&directory)?;
     let (users, shim) = user(places, &directory, volume, "say how full it is").await?;
@@ -205,7 +205,7 @@ pub(crate) async fn stats(places: &Places<'_>, volume: &str) -> Result<Report, V
 
 /// Makes a volume of a running sandbox larger: an image file, the disk in the guest, and the file system on it. A block
 /// device must have grown already.
-pub(crate) async fn resize(places: &Places<'_>, volume: &str, size: u64) -> Result<Report, VolumeError> {
+pub(crate) async fn resize(places: &Places<'_>, volume: &str, size: u64) -> Result<Report, DirectVolumeError> {
     let directory = directory(places.volumes, volume)?;
     read(&directory)?;
     let (_, shim) = user(places, &directory, volume, "make its file system larger").await?;
@@ -220,14 +220,14 @@ async fn user(
     directory: &Path,
     volume: &str,
     operation: &'static str,
-) -> Result<(Vec<String>, Shim), VolumeError> {
+) -> Result<(Vec<String>, Shim), DirectVolumeError> {
     let users = users(directory)?;
     let running = sandboxes::all(places.sandboxes)?;
     let mut alive = running
         .iter()
         .filter(|found| found.shim().is_ok() && users.iter().any(|user| is_user(directory, user, found)));
     let Some(found) = alive.next() else {
-        return Err(VolumeError::NotInUse {
+        return Err(DirectVolumeError::NotInUse {
             operation,
             volume: volume.to_owned(),
             users: match users.is_empty() {
@@ -237,7 +237,7 @@ async fn user(
         });
     };
     let connected = Shim::connect(found).await;
-    let shim = connected.map_err(|source| VolumeError::Shim {
+    let shim = connected.map_err(|source| DirectVolumeError::Shim {
         sandbox: found.id().to_owned(),
         source,
     })?;
@@ -252,8 +252,8 @@ fn is_user(directory: &Path, user: &str, found: &Found) -> bool {
     user == found.id() && (namespaces.is_empty() || namespaces.lines().any(|namespace| namespace == its))
 }
 
-fn asked(shim: &Shim, source: ShimError) -> VolumeError {
-    VolumeError::Shim {
+fn asked(shim: &Shim, source: ShimError) -> DirectVolumeError {
+    DirectVolumeError::Shim {
         sandbox: shim.sandbox().to_owned(),
         source,
     }
@@ -266,13 +266,13 @@ fn done() -> Report {
     }
 }
 
-fn read(directory: &Path) -> Result<MountInfo, VolumeError> {
+fn read(directory: &Path) -> Result<MountInfo, DirectVolumeError> {
     let path = directory.join(FILE);
     let text = fs::read_to_string(&path).map_err(failed("read", &path))?;
-    serde_json::from_str(&text).map_err(VolumeError::Json)
+    serde_json::from_str(&text).map_err(DirectVolumeError::Json)
 }
 
-fn users(directory: &Path) -> Result<Vec<String>, VolumeError> {
+fn users(directory: &Path) -> Result<Vec<String>, DirectVolumeError> {
     let entries = fs::read_dir(directory).map_err(failed("read", directory))?;
     let names = entries
         .flatten()
@@ -347,17 +347,17 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         assert!(matches!(
             add(root.path(), "a/b", INFORMATION),
-            Err(VolumeError::Path { .. })
+            Err(DirectVolumeError::Path { .. })
         ));
         assert!(matches!(
             add(root.path(), &format!("/{}", "a".repeat(200)), INFORMATION),
-            Err(VolumeError::Path { .. })
+            Err(DirectVolumeError::Path { .. })
         ));
-        assert!(matches!(add(root.path(), "/a", "{}"), Err(VolumeError::Json(_))));
+        assert!(matches!(add(root.path(), "/a", "{}"), Err(DirectVolumeError::Json(_))));
         let empty = r#"{"volume-type":"block","device":""}"#;
         assert!(matches!(
             add(root.path(), "/a", empty),
-            Err(VolumeError::Information(_))
+            Err(DirectVolumeError::Information(_))
         ));
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
     }

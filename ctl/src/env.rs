@@ -3,12 +3,13 @@
 
 use std::path::Path;
 
+use base::meminfo::Meminfo;
 use serde_json::{Value, json};
 
-use crate::Report;
 use crate::check::parts::version;
 use crate::command;
 use crate::config::ShowError;
+use crate::report::Report;
 
 /// Kata's name for the form of this output.
 const FORMAT: &str = "0.0.1-kata-ctl";
@@ -51,7 +52,7 @@ pub(crate) async fn collect(named: Option<&Path>) -> Result<Value, ShowError> {
     let patterns = qemu_key("enable_annotations");
     Ok(json!({
         "meta": { "version": FORMAT },
-        "kernel": { "path": text(&loaded.config.guest_kernel()), "parameters": hypervisor.kernel_params },
+        "kernel": { "path": text(&loaded.config.guest_kernel()), "parameters": hypervisor.kernel_params, "debug": runtime.kernel_debug },
         "image": { "path": "" },
         "initrd": { "path": text(&hypervisor.initrd) },
         "agent": { "debug": agent.enable_debug, "trace": false },
@@ -72,7 +73,7 @@ pub(crate) async fn collect(named: Option<&Path>) -> Result<Value, ShowError> {
             "enable_iommu": false,
             "enable_iommu_platform": false,
             "default_vcpus": qemu_key("default_vcpus"),
-            "cpu_features": "",
+            "cpu_features": hypervisor.cpu_features,
             "security_info": {
                 "rootless": hypervisor.rootless,
                 "disable_seccomp": hypervisor.seccompsandbox.is_none(),
@@ -100,12 +101,10 @@ pub(crate) async fn collect(named: Option<&Path>) -> Result<Value, ShowError> {
 
 fn host() -> Value {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let (release, cpuinfo, meminfo) = (read("/etc/os-release"), read("/proc/cpuinfo"), read("/proc/meminfo"));
-    let kibibytes = |name: &str| -> u64 {
-        let line = meminfo.lines().find_map(|line| line.strip_prefix(name));
-        let number = line.and_then(|line| line.split_ascii_whitespace().next()?.parse().ok());
-        number.unwrap_or(0)
-    };
+    let (release, cpuinfo) = (read("/etc/os-release"), read("/proc/cpuinfo"));
+    // In KiB, as Kata's tools have them.
+    let meminfo = base::meminfo::read();
+    let kibibytes = |figure: fn(&Meminfo) -> Option<u64>| meminfo.as_ref().and_then(figure).unwrap_or(0) / 1024;
     let capable = cpuinfo
         .lines()
         .find_map(|line| line.strip_prefix("flags"))
@@ -123,7 +122,9 @@ fn host() -> Value {
             "cpus": std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         },
         "memory": {
-            "total": kibibytes("MemTotal:"), "free": kibibytes("MemFree:"), "available": kibibytes("MemAvailable:"),
+            "total": kibibytes(|meminfo| Some(meminfo.mem_total)),
+            "free": kibibytes(|meminfo| Some(meminfo.mem_free)),
+            "available": kibibytes(|meminfo| meminfo.mem_available),
         },
     })
 }
@@ -168,6 +169,19 @@ mod tests {
         assert_eq!(read["initrd"]["path"].as_str(), Some("/i"));
         assert!(read["host"]["memory"]["total"].as_integer().unwrap() > 0);
         serde_json::from_str::<Value>(&report(Some(&file), true).await.unwrap().text).unwrap();
+    }
+
+    #[tokio::test]
+    async fn it_prints_what_is_configured() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("configuration.toml");
+        let text = "[hypervisor.qemu]\nkernel = \"/k/vmlinuz\"\ninitrd = \"/i\"\ncpu_features = \"pmu=off\"\n\
+            [runtime]\nkernel_debug = true\n";
+        std::fs::write(&file, text).unwrap();
+        let value = collect(Some(&file)).await.unwrap();
+        assert_eq!(value["hypervisor"]["cpu_features"], "pmu=off");
+        assert_eq!(value["kernel"]["debug"], true);
+        assert_eq!(value["kernel"]["path"], "/k/debug/vmlinuz");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `kata-ctl factory`: fills the pool of warm VMs, shows it, and empties it. The shim's program does it (docs/boot.md, "Warm starts"); this
 //! asks it, and waits.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -8,9 +9,9 @@ use std::time::{Duration, Instant};
 use scrape::text::{Kind, Text};
 use serde::Deserialize;
 
-use crate::Report;
 use crate::arguments::FactoryCommand;
 use crate::command::{self, CommandError};
+use crate::report::Report;
 
 /// The shim's program, which is installed beside this one, or where containerd finds it.
 const SHIM: &str = "containerd-shim-kata-v2";
@@ -20,6 +21,12 @@ const ANSWER: Duration = Duration::from_secs(60);
 
 /// For all VMs to boot.
 const BOOTS: Duration = Duration::from_secs(600);
+
+/// For a VM that was claimed to be counted.
+const COUNTED: Duration = Duration::from_secs(1);
+
+/// How often the pool is filled again if VMs are missing for no reason.
+const AGAIN: u32 = 3;
 
 /// Between two looks at VMs that boot.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
@@ -44,6 +51,9 @@ pub(crate) enum FactoryError {
     /// Its answer is none.
     #[error("the answer of {SHIM} cannot be understood")]
     Answer(#[source] serde_json::Error),
+    /// The answer of another version.
+    #[error("{SHIM} does not say which VMs it has started: it is of another version than kata-ctl")]
+    NoKey,
     /// There is nothing to be filled.
     #[error("the configuration asks for no warm VMs (vm_cache_number in [factory])")]
     Off,
@@ -58,6 +68,8 @@ struct Status {
     hits: u64,
     misses: u64,
     notice: String,
+    #[serde(default)]
+    notices: BTreeMap<String, String>,
     members: Vec<Member>,
 }
 
@@ -69,9 +81,19 @@ struct Member {
     pid: i32,
     age: u64,
     memory: u64,
+    #[serde(default)]
+    promised: u64,
 }
 
 impl Status {
+    /// The same of the VMs of one key.
+    fn of(mut self, key: &str) -> Self {
+        let has_key = |member: &Member| member.slot.rsplit_once('.').is_some_and(|(own, _)| own == key);
+        self.members.retain(has_key);
+        self.notice = self.notices.remove(key).unwrap_or_default();
+        self
+    }
+
     fn count(&self, state: &str) -> usize {
         self.members.iter().filter(|member| member.state == state).count()
     }
@@ -82,7 +104,7 @@ pub(crate) async fn report(command: &FactoryCommand) -> Result<Report, FactoryEr
     let text = match command {
         FactoryCommand::Init { config } => init(config.as_deref()).await?,
         FactoryCommand::Status { json: true } => format!("{}\n", ask("status", None).await?.trim_end()),
-        FactoryCommand::Status { json: false } => shown(&status(None).await?),
+        FactoryCommand::Status { json: false } => shown(&status().await?),
         FactoryCommand::Destroy { config } => {
             let ended = ask("drain", config.as_deref()).await?;
             format!("ended {} warm VMs\n", ended.trim())
@@ -97,19 +119,47 @@ async fn init(config: Option<&Path>) -> Result<String, FactoryError> {
     if wanted == 0 {
         return Err(FactoryError::Off);
     }
-    let started = ask("fill", config).await?;
+    let before = status().await?.hits;
+    let answer = ask("fill", config).await?;
+    // The pool may have VMs of other configurations, and of other callers.
+    let (mut started, key) = counted(&answer)?;
     let end = Instant::now() + BOOTS;
+    let (mut booted, mut again) = (None, 0);
     loop {
-        let status = status(config).await?;
-        if status.count("booting") == 0 || Instant::now() > end {
-            return filled(wanted, started.trim(), &status);
+        let status = status().await?;
+        let claimed = usize::try_from(status.hits.saturating_sub(before)).unwrap_or(usize::MAX);
+        let status = status.of(key);
+        let now = Instant::now();
+        if status.count("booting") > 0 {
+            booted = None;
+        }
+        // One that was claimed goes before it is counted.
+        let is_settled = now > *booted.get_or_insert(now) + COUNTED && status.count("booting") == 0;
+        if status.count("ready") >= wanted || is_settled || now > end {
+            let is_short = status.count("ready").saturating_add(claimed) < wanted;
+            // One that was about to end had a place while the pool was filled.
+            if is_short && status.notice.is_empty() && again < AGAIN && now < end {
+                again += 1;
+                booted = None;
+                started += counted(&ask("fill", config).await?)?.0;
+                continue;
+            }
+            return filled(wanted, started, &status, claimed);
         }
         tokio::time::sleep(BETWEEN_LOOKS).await;
     }
 }
 
-/// What came of it. Fewer than wanted are an error if there is a reason: one that was claimed meanwhile is none.
-fn filled(wanted: usize, started: &str, status: &Status) -> Result<String, FactoryError> {
+/// How many VMs a fill has started, and their key.
+fn counted(answer: &str) -> Result<(usize, &str), FactoryError> {
+    let parts = answer.trim().split_once(' ');
+    parts
+        .and_then(|(count, key)| Some((count.parse().ok()?, key)))
+        .ok_or(FactoryError::NoKey)
+}
+
+/// What came of it. Fewer than wanted are an error, unless the others were claimed meanwhile.
+fn filled(wanted: usize, started: usize, status: &Status, claimed: usize) -> Result<String, FactoryError> {
     let (ready, booting) = (status.count("ready"), status.count("booting"));
     let mut why = format!("{ready} of {wanted} warm VMs are ready");
     if booting > 0 {
@@ -118,14 +168,14 @@ fn filled(wanted: usize, started: &str, status: &Status) -> Result<String, Facto
     if !status.notice.is_empty() {
         let _ = write!(why, "; the last problem: {}", status.notice);
     }
-    if ready < wanted && (booting > 0 || !status.notice.is_empty()) {
+    if ready.saturating_add(claimed) < wanted {
         return Err(FactoryError::NotFull(why));
     }
     Ok(format!("started {started} warm VMs; {ready} are ready\n"))
 }
 
-async fn status(config: Option<&Path>) -> Result<Status, FactoryError> {
-    serde_json::from_str(&ask("status", config).await?).map_err(FactoryError::Answer)
+async fn status() -> Result<Status, FactoryError> {
+    serde_json::from_str(&ask("status", None).await?).map_err(FactoryError::Answer)
 }
 
 /// Runs the shim's program.
@@ -167,6 +217,10 @@ fn shown(status: &Status) -> String {
         status.hits,
         status.misses
     );
+    let promised: u64 = status.members.iter().map(|member| member.promised).sum();
+    if promised > 0 {
+        let _ = writeln!(text, "{} MiB are promised to VMs that boot", promised >> 20);
+    }
     if !status.notice.is_empty() {
         let _ = writeln!(text, "last problem: {}", status.notice);
     }
@@ -197,7 +251,7 @@ pub(crate) async fn metrics() -> String {
     if !Path::new(crate::sandboxes::ROOT).join(crate::sandboxes::POOL).exists() {
         return String::new();
     }
-    let Ok(status) = status(None).await else {
+    let Ok(status) = status().await else {
         return String::new();
     };
     let mut text = Text::default();
@@ -236,12 +290,13 @@ mod tests {
     fn a_pool_is_shown_with_each_of_its_vms() {
         let json = r#"{"hits": 3, "misses": 1, "notice": "", "members": [
             {"slot": "00ff.0", "state": "ready", "config": "/etc/c.toml", "pid": 7, "age": 5, "memory": 104857600},
-            {"slot": "00ff.1", "state": "booting", "config": "/etc/c.toml", "pid": 8, "age": 1, "memory": 0}]}"#;
+            {"slot": "00ff.1", "state": "booting", "config": "/etc/c.toml", "pid": 8, "age": 1, "memory": 0, "promised": 268435456}]}"#;
         let text = shown(&serde_json::from_str(json).unwrap());
         assert!(
             text.starts_with("1 ready, 1 booting; starts since the pool was made: 3 from the pool, 1 cold\n"),
             "{text}"
         );
+        assert!(text.contains("\n256 MiB are promised to VMs that boot\n"), "{text}");
         let line = text.lines().find(|line| line.starts_with("00ff.0")).unwrap();
         let words: Vec<_> = line.split_whitespace().collect();
         assert_eq!(words, ["00ff.0", "ready", "7", "5", "100", "/etc/c.toml"]);
@@ -260,14 +315,28 @@ mod tests {
                 .collect(),
             ..Status::default()
         };
-        assert!(filled(2, "2", &status(&["ready", "ready"], "an old problem")).is_ok());
-        assert!(filled(2, "2", &status(&["ready"], "")).is_ok());
-        let error = filled(2, "2", &status(&["ready"], "no memory")).unwrap_err();
+        assert!(filled(2, 2, &status(&["ready", "ready"], "an old problem"), 0).is_ok());
+        assert!(filled(2, 2, &status(&["ready"], ""), 1).is_ok());
+        assert!(filled(2, 2, &status(&["ready"], ""), 0).is_err());
+        let error = filled(2, 2, &status(&["ready"], "no memory"), 0).unwrap_err();
         assert_eq!(
             error.to_string(),
             "the pool is not full: 1 of 2 warm VMs are ready; the last problem: no memory"
         );
-        assert!(filled(1, "1", &status(&["booting"], "")).is_err());
+        assert!(filled(1, 1, &status(&["booting"], ""), 0).is_err());
+    }
+
+    #[test]
+    fn the_vms_and_the_problems_of_another_configuration_do_not_count() {
+        let json = r#"{"hits": 0, "misses": 0, "notice": "no kernel", "notices": {"bb": "no kernel"}, "members": [
+            {"slot": "aa.0", "state": "ready", "config": "/c", "pid": 7, "age": 5, "memory": 1},
+            {"slot": "bb.0", "state": "ready", "config": "/c", "pid": 8, "age": 5, "memory": 1}]}"#;
+        let status = || serde_json::from_str::<Status>(json).unwrap();
+        assert!(filled(2, 2, &status(), 0).is_ok());
+        let error = filled(2, 2, &status().of("bb"), 0).unwrap_err().to_string();
+        assert!(error.contains("1 of 2") && error.contains("no kernel"), "{error}");
+        let error = filled(2, 2, &status().of("aa"), 0).unwrap_err().to_string();
+        assert!(!error.contains("no kernel"), "{error}");
     }
 
     #[test]

@@ -22,6 +22,7 @@ mod node;
 mod place;
 mod progress;
 mod redact;
+mod report;
 mod sandboxes;
 mod time;
 mod version;
@@ -35,15 +36,7 @@ use std::time::Duration;
 use arguments::{Command, VolumeCommand};
 use direct_volume::Places;
 use progress::said;
-
-/// What a command has to say.
-#[derive(Debug)]
-struct Report {
-    /// For standard output.
-    text: String,
-    /// Whether all is well.
-    good: bool,
-}
+use report::{Report, complain};
 
 /// How a command ends.
 enum End {
@@ -107,8 +100,13 @@ async fn run(command: Command) -> Result<End, Failure> {
         Command::CollectData(options) => collect::report(&options).await?,
         Command::Metrics { sandbox } => said("asking the shims", metrics::report(sandbox.as_deref())).await?,
         Command::Iptables { .. } => return Err(NO_IPTABLES.into()),
-        Command::Monitor { address, listen, .. } => {
-            monitor::serve(address.or(listen).unwrap_or(monitor::ADDRESS)).await?;
+        Command::Monitor {
+            address,
+            listen,
+            allow_remote,
+            ..
+        } => {
+            monitor::serve(address.or(listen).unwrap_or(monitor::ADDRESS), allow_remote).await?;
             return Ok(End::Code(0));
         }
         Command::Where { sandbox, seconds, json } => {
@@ -162,7 +160,7 @@ async fn run(command: Command) -> Result<End, Failure> {
     Ok(End::Report(report))
 }
 
-async fn volume(command: &VolumeCommand) -> Result<Report, direct_volume::VolumeError> {
+async fn volume(command: &VolumeCommand) -> Result<Report, direct_volume::DirectVolumeError> {
     let places = Places::default();
     match command {
         VolumeCommand::Add {
@@ -220,9 +218,4 @@ fn finish(report: &Report) -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Writes a line to standard error. If that fails there is nobody left to tell.
-fn complain(line: &str) {
-    let _ = writeln!(io::stderr().lock(), "kata-ctl: {line}");
 }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use clap_complete::Shell;
 
-use crate::Report;
 use crate::arguments::definition;
+use crate::report::Report;
 
 /// The pages cannot be written.
 #[derive(Debug, thiserror::Error)]

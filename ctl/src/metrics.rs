@@ -6,7 +6,7 @@ use std::path::Path;
 
 use scrape::text::{Kind, Text};
 
-use crate::Report;
+use crate::report::Report;
 use crate::sandboxes::{self, FindError, Found, Shim, ShimError};
 
 /// Why there are no figures.

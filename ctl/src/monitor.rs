@@ -1,12 +1,13 @@
-//! `kata-ctl monitor`: the metrics of all sandboxes over HTTP on a loopback port, for a Prometheus on this host.
+//! `kata-ctl monitor`: the metrics of all sandboxes over HTTP, for a Prometheus on this host or, if that is allowed, elsewhere.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use rustix::io::Errno;
 use scrape::durations::Durations;
 use scrape::text::{Kind, Text};
 use scrape::{Method, Reply, Request};
@@ -21,25 +22,40 @@ pub(crate) const ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCA
 /// Why it does not serve.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MonitorError {
-    /// The figures are for this host alone.
-    #[error("{0} is not a loopback address: the figures have no protection of their own; use 127.0.0.1 and a proxy")]
+    /// The figures are for this host alone, unless it is allowed.
+    #[error(
+        "{0} is not a loopback address, and whoever reaches it reads the figures: use 127.0.0.1 and a proxy, or --allow-remote"
+    )]
     NotLoopback(IpAddr),
     /// The port cannot be had.
     #[error("cannot listen on {0}")]
     Listen(SocketAddr, #[source] io::Error),
 }
 
-/// Serves until it is ended. Says on standard error where.
-pub(crate) async fn serve(address: SocketAddr) -> Result<(), MonitorError> {
-    if !address.ip().is_loopback() {
+/// Serves until it is ended. Says on standard error where. `remote`: also on an address that other hosts reach.
+pub(crate) async fn serve(address: SocketAddr, remote: bool) -> Result<(), MonitorError> {
+    if !remote && !address.ip().is_loopback() {
         return Err(MonitorError::NotLoopback(address.ip()));
     }
     let failed = |error| MonitorError::Listen(address, error);
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let listener = bind(address).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
-    crate::complain(&format!("serving http://{address}/metrics, /sandboxes and /agent-url"));
+    crate::report::complain(&format!("serving http://{address}/metrics, /sandboxes and /agent-url"));
     answer_all(listener, sandboxes::ROOT.into()).await;
     Ok(())
+}
+
+/// All addresses are those of IPv4 where the kernel has no IPv6.
+async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Err(error)
+            if error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error())
+                && address.ip() == Ipv6Addr::UNSPECIFIED =>
+        {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        other => other,
+    }
 }
 
 /// What the monitor counts of itself, by kata-monitor's names.
@@ -54,9 +70,7 @@ impl Scrapes {
     /// As Prometheus text.
     fn render(&self) -> String {
         let mut text = Text::default();
-        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let resident = resident.and_then(|line| line.trim().trim_end_matches(" kB").parse::<f64>().ok());
+        let resident = base::process::resident(std::process::id().cast_signed());
         let descriptors = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
         let plain = [
@@ -77,7 +91,7 @@ impl Scrapes {
                 "kata_monitor_process_resident_memory_bytes",
                 Kind::Gauge,
                 "Resident memory (RSS) of the monitor.",
-                resident.unwrap_or(0.0) * 1024.0,
+                resident.unwrap_or(0) as f64,
             ),
         ];
         for (name, kind, help, value) in plain {
@@ -149,7 +163,13 @@ async fn counted(root: &Path, sandbox: Option<&str>, scrapes: &Scrapes) -> Resul
             .lines()
             .any(|line| line.starts_with("kata_shim_up{") && line.ends_with(" 0"))
     };
-    if !text.as_ref().is_ok_and(up) {
+    let failed = match &text {
+        Ok(text) => !up(text),
+        // The question is wrong, and no shim was asked.
+        Err(MetricsError::Find(FindError::None { .. } | FindError::Several { .. })) => false,
+        Err(_) => true,
+    };
+    if failed {
         scrapes.failed.fetch_add(1, Ordering::Relaxed);
     }
     let own = if sandbox.is_none() {
@@ -202,7 +222,18 @@ mod tests {
             dead.starts_with("HTTP/1.1 503 ") && dead.contains("sandbox a"),
             "{dead}"
         );
+        let failed = async || {
+            let figures = ask("/metrics").await;
+            let line = figures
+                .lines()
+                .find(|line| line.starts_with("kata_monitor_scrape_failed_count "));
+            line.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+                .unwrap()
+        };
+        let before = failed().await;
         assert!(ask("/metrics?sandbox=c").await.starts_with("HTTP/1.1 404 "));
+        // That of the look before: the sandboxes have no shims.
+        assert_eq!(failed().await, before + 1);
         assert!(ask("/nowhere").await.starts_with("HTTP/1.1 404 "));
         let url = ask("/agent-url?sandbox=a").await;
         assert!(
@@ -214,8 +245,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_this_host_is_served() {
-        let error = serve("0.0.0.0:0".parse().unwrap()).await.unwrap_err();
-        assert!(error.to_string().contains("loopback"), "{error}");
+    async fn only_this_host_is_served_unless_it_is_allowed() {
+        for text in ["0.0.0.0:0", "[::]:0"] {
+            let error = serve(text.parse().unwrap(), false).await.unwrap_err().to_string();
+            assert!(
+                error.contains("loopback") && error.contains("--allow-remote"),
+                "{error}"
+            );
+        }
+        let listener = bind("[::]:0".parse().unwrap()).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        // Through IPv4 as well.
+        TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+        let serving = tokio::spawn(serve("0.0.0.0:0".parse().unwrap(), true));
+        tokio::task::yield_now().await;
+        assert!(!serving.is_finished());
+        serving.abort();
     }
 }

@@ -1,6 +1,6 @@
 //! `kata-ctl version`.
 
-use crate::Report;
+use crate::report::Report;
 
 /// Name and version of this build; all parts of an installation have the same one.
 pub(crate) fn report(json: bool) -> Report {

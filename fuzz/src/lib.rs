@@ -1,16 +1,22 @@
 //! Runs a parser of foreign bytes on the corpus that is kept for it, and on mutations of the corpus.
 //!
 //! A parser's own tests call [`run`], so that nothing has to be public for it. `make test` does some thousands of executions of
-//! each, `make fuzz` a million. The mutations follow from a seed: a failure comes again. It has no feedback from the code that was
-//! reached (docs/decisions/0050-fuzzing.md).
+//! each, `make fuzz` a million. The mutations follow from a seed: a failure comes again. `make fuzz` compiles the code with counters
+//! ([`coverage`]): an input that reaches something new is mutated further (docs/decisions/0050-fuzzing.md).
 //!
 //! It knows no parser.
 
+#[cfg(fuzzing)]
+mod coverage;
+#[cfg(not(fuzzing))]
+#[path = "no_coverage.rs"]
+mod coverage;
 mod mutate;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use coverage::Coverage;
 use mutate::Mutator;
 
 /// Executions of one target where `FUZZ_EXECUTIONS` does not say another number.
@@ -40,7 +46,7 @@ impl Drop for Culprit<'_> {
 }
 
 /// Gives a target every file of `fuzz/corpus/NAME`, and then `FUZZ_EXECUTIONS` mutations of them, that `FUZZ_SEED` decides on. A target
-/// fails if it panics, or takes longer than five seconds.
+/// fails if it panics, or takes longer than five seconds. Inputs that reach something new are written to `FUZZ_KEEP/NAME`, if it is set.
 ///
 /// # Panics
 /// As the target does; if it is slow; and if there is no corpus.
@@ -49,13 +55,43 @@ pub fn run(name: &str, target: impl Fn(&[u8])) {
     assert!(!corpus.is_empty(), "there is no corpus of {name}");
     let number = |variable: &str| std::env::var(variable).ok().and_then(|text| text.parse().ok());
     let executions = number("FUZZ_EXECUTIONS").unwrap_or(EXECUTIONS);
+    let keep = std::env::var_os("FUZZ_KEEP").map(|directory| PathBuf::from(directory).join(name));
     let mut mutator = Mutator::new(number("FUZZ_SEED").unwrap_or(1), &corpus, LONGEST);
+    let mut coverage = Coverage::new();
     for (execution, input) in (0..).zip(&corpus) {
+        coverage.begin();
         one(name, execution, input, &target);
+        coverage.is_new();
     }
+    let known = coverage.edges();
     for execution in 0..executions {
         let input = mutator.input();
+        coverage.begin();
         one(name, execution, &input, &target);
+        if coverage.is_new() {
+            if let Some(directory) = &keep {
+                write(directory, &input);
+            }
+            mutator.keep(input);
+        }
+    }
+    if cfg!(fuzzing) {
+        let (edges, inputs) = (coverage.edges(), mutator.kept() - corpus.len());
+        eprintln!("{name}: {edges} edges, {known} of them by the corpus; {inputs} new inputs");
+    }
+}
+
+/// One file for each input, as a corpus has them.
+fn write(directory: &Path, input: &[u8]) {
+    // FNV-1a (draft-eastlake-fnv): a name that the same input always has.
+    let name = input.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
+    });
+    let hex: String = input.iter().map(|byte| format!("{byte:02x}")).collect();
+    let path = directory.join(format!("{name:016x}.hex"));
+    let written = std::fs::create_dir_all(directory).and_then(|()| std::fs::write(&path, hex));
+    if let Err(error) = written {
+        eprintln!("{} cannot be written: {error}", path.display());
     }
 }
 
@@ -121,6 +157,47 @@ mod tests {
         assert_ne!(inputs, all(8));
         let different: BTreeSet<_> = inputs.iter().collect();
         assert!(different.len() > 1500, "{}", different.len());
+    }
+
+    /// Without feedback it would take 2^32 executions for the four bytes.
+    #[cfg(fuzzing)]
+    #[test]
+    fn a_fault_behind_four_comparisons_is_found_by_what_was_reached() {
+        let corpus = [b"magic=0000".to_vec()];
+        let mut mutator = Mutator::new(1, &corpus, LONGEST);
+        let mut coverage = Coverage::new();
+        let found = (0..100_000).any(|_| {
+            let input = mutator.input();
+            coverage.begin();
+            let found = reaches(&input);
+            if coverage.is_new() {
+                mutator.keep(input);
+            }
+            found
+        });
+        assert!(found, "{} inputs were kept", mutator.kept());
+    }
+
+    #[cfg(fuzzing)]
+    #[inline(never)]
+    fn reaches(input: &[u8]) -> bool {
+        if input.first() == Some(&0xd1) {
+            if input.get(1) == Some(&0x5e) {
+                if input.get(2) == Some(&0xa5) {
+                    return input.get(3) == Some(&0x17);
+                }
+            }
+        }
+        false
+    }
+
+    #[test]
+    fn what_is_kept_is_read_as_a_corpus() {
+        let directory = std::env::temp_dir().join(format!("tatami-fuzz-{}", std::process::id()));
+        write(&directory, &[0, 255, 7]);
+        write(&directory, &[0, 255, 7]);
+        assert_eq!(corpus(&directory), [[0, 255, 7]]);
+        std::fs::remove_dir_all(&directory).unwrap();
     }
 
     #[test]

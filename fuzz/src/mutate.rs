@@ -46,19 +46,53 @@ const TEXTS: [&str; 24] = [
     ":",
 ];
 
-/// Makes inputs out of a corpus, decided by a seed.
-pub(crate) struct Mutator<'a> {
+/// Inputs that count as the last.
+const LAST: usize = 8;
+
+/// Makes inputs out of a pool of them, which is the corpus at first, decided by a seed.
+pub(crate) struct Mutator {
     state: u64,
-    corpus: &'a [Vec<u8>],
+    pool: Vec<Vec<u8>>,
+    /// The last one is gone through first.
+    walks: Vec<Walk>,
+    walks_next: bool,
     longest: usize,
 }
 
-impl<'a> Mutator<'a> {
-    pub(crate) fn new(seed: u64, corpus: &'a [Vec<u8>], longest: usize) -> Self {
+/// Bytes of an input that are gone through.
+const WALKED: usize = 64;
+
+/// Goes through the bytes of an input, and gives each every value: what is compared with a byte is met so, which chance does
+/// once in 256 times the input's length.
+struct Walk {
+    input: Vec<u8>,
+    at: usize,
+    value: u8,
+}
+
+impl Walk {
+    fn next(&mut self) -> Option<Vec<u8>> {
+        if self.at >= WALKED {
+            return None;
+        }
+        let mut input = self.input.clone();
+        *input.get_mut(self.at)? = self.value;
+        self.value = self.value.wrapping_add(1);
+        if self.value == 0 {
+            self.at += 1;
+        }
+        Some(input)
+    }
+}
+
+impl Mutator {
+    pub(crate) fn new(seed: u64, corpus: &[Vec<u8>], longest: usize) -> Self {
         Self {
             // Not 0, from which the generator would not come away.
             state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
-            corpus,
+            pool: corpus.to_vec(),
+            walks: Vec::new(),
+            walks_next: false,
             longest,
         }
     }
@@ -77,15 +111,54 @@ impl<'a> Mutator<'a> {
         usize::try_from(self.random() % bound).unwrap_or(0)
     }
 
-    fn pick(&mut self) -> Vec<u8> {
-        let index = self.below(self.corpus.len());
-        self.corpus.get(index).cloned().unwrap_or_default()
+    /// Adds an input to those that others are made of. Every other input goes through its bytes first.
+    pub(crate) fn keep(&mut self, input: Vec<u8>) {
+        self.walks.push(Walk {
+            input: input.clone(),
+            at: 0,
+            value: 0,
+        });
+        self.pool.push(input);
     }
 
-    /// The next input: one of the corpus with one to eight mutations.
+    fn walk(&mut self) -> Option<Vec<u8>> {
+        self.walks_next = !self.walks_next;
+        while self.walks_next && !self.walks.is_empty() {
+            let input = self.walks.last_mut().and_then(Walk::next);
+            if input.is_some() {
+                return input;
+            }
+            self.walks.pop();
+        }
+        None
+    }
+
+    /// Inputs that others are made of.
+    pub(crate) fn kept(&self) -> usize {
+        self.pool.len()
+    }
+
+    /// Every other time one of the last: what has just been found has had few successors.
+    fn pick(&mut self) -> Vec<u8> {
+        let few = match self.below(2) {
+            0 => self.pool.len().min(LAST),
+            _ => self.pool.len(),
+        };
+        let index = self.pool.len() - few + self.below(few);
+        self.pool.get(index).cloned().unwrap_or_default()
+    }
+
+    /// The next input: one of the pool with one mutation, or with up to eight.
     pub(crate) fn input(&mut self) -> Vec<u8> {
+        if let Some(input) = self.walk() {
+            return input;
+        }
         let mut input = self.pick();
-        for _ in 0..=self.below(8) {
+        let more = match self.below(2) {
+            0 => 0,
+            _ => self.below(8),
+        };
+        for _ in 0..=more {
             self.mutate(&mut input);
         }
         input.truncate(self.longest);

@@ -3,73 +3,42 @@
 //! It knows the protocol, but not the states of containers. A call may be dropped at any moment: the connection and the
 //! other calls are not affected ([`write_queue`]).
 
+mod error;
 mod write_queue;
 
 use std::time::{Duration, Instant};
 
+use base::scale::Scale;
 use protocol::agent::{
-    CloseStdinRequest, ContainerId, CreateContainerRequest, DeleteResponse, Empty, ExecRequest, GrowStorageRequest,
-    GuestMetricsResponse, HostChanges, MemlockReport, MemlockRequest, NameServer, Network, ProcessId, ProcessStarted,
-    ResizeRequest, ResizeTerminalRequest, SignalRequest, StatsResponse, StorageName, StorageStatsResponse,
-    UpdateRequest,
+    CloseStdinRequest, ContainerCreated, ContainerId, CreateContainerRequest, DeleteResponse, Empty, ExecRequest,
+    GrowStorageRequest, GuestMetricsResponse, HostChanges, MemlockReport, MemlockRequest, NameServer, Network,
+    ProcessId, ProcessStarted, ResizeRequest, ResizeTerminalRequest, SignalRequest, StatsResponse, StorageName,
+    StorageStatsResponse, UpdateRequest, UpdateStorageRequest,
 };
 use protocol::agent_ttrpc::AgentClient as Generated;
 use scrape::durations::Durations;
-use ttrpc::Code;
 use ttrpc::r#async::Client;
 use ttrpc::r#async::transport::Socket;
 use ttrpc::context;
 
+pub use self::error::{AgentError, Refusal};
 use self::write_queue::{Room, WriteQueue};
 use crate::vm::Connection;
 
-/// For every call that only has to ask the guest's kernel for something.
-const ORDINARY: Duration = Duration::from_secs(30);
+/// Timeout for a call that only has to ask the guest's kernel for something.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// For the guest's own shutdown: what does not answer by then is stopped by force.
-const SHUTDOWN: Duration = Duration::from_secs(3);
+/// Timeout for the guest's own shutdown: what does not answer by then is stopped by force.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// For a file system to grow: the kernel writes to every group of blocks that is new.
-const GROW: Duration = Duration::from_secs(120);
+/// Timeout for a file system to grow: the kernel writes to every group of blocks that is new.
+const GROW_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// For a look at the guest.
-const GLANCE: Duration = Duration::from_secs(2);
+/// Timeout for figures that diagnostics and metrics ask for. It does not depend on the node's factor: who asks has a limit of its own.
+const SAMPLE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Bytes of a message from the guest that are passed on.
 const LONGEST_MESSAGE: usize = 8 << 10;
-
-/// The guest said no, or nothing.
-#[derive(Debug, thiserror::Error)]
-pub enum AgentError {
-    /// The agent's own answer.
-    #[error("{message}")]
-    Refused {
-        /// The status code of the agent's answer.
-        code: Code,
-        /// The agent's message, bounded and without control characters.
-        message: String,
-    },
-    /// No answer in time.
-    #[error("the guest's agent did not answer within {} s", .0.as_secs_f64())]
-    TimedOut(Duration),
-    /// The connection is gone.
-    #[error("the connection to the guest's agent is broken: {0}")]
-    Broken(String),
-}
-
-impl AgentError {
-    /// The status code: the agent's own is passed on.
-    #[must_use]
-    pub fn code(&self) -> Code {
-        match self {
-            // OK is no code of an error: whatever the guest means by it, the call has failed.
-            AgentError::Refused { code: Code::OK, .. } => Code::INTERNAL,
-            AgentError::Refused { code, .. } => *code,
-            AgentError::TimedOut(_) => Code::DEADLINE_EXCEEDED,
-            AgentError::Broken(_) => Code::UNAVAILABLE,
-        }
-    }
-}
 
 /// The agent of one VM.
 #[derive(Clone)]
@@ -77,6 +46,7 @@ pub struct AgentClient {
     client: Generated,
     room: Room,
     create_timeout: Duration,
+    scale: Scale,
     durations: Durations,
 }
 
@@ -87,21 +57,23 @@ macro_rules! call {
         /// # Errors
         /// The agent refuses or does not answer in time.
         pub async fn $name(&self, request: &$request) -> Result<$answer, AgentError> {
-            let call = self.client.$name(context::with_duration(ORDINARY), request);
-            self.bounded(stringify!($name), ORDINARY, call).await
+            let limit = self.scale.of(CALL_TIMEOUT);
+            let call = self.client.$name(context::with_duration(limit), request);
+            self.bounded(stringify!($name), limit, call).await
         }
     };
 }
 
 impl AgentClient {
-    /// Speaks on a connection that opened as AGENT. `create_timeout` bounds the creation and start of a process.
+    /// Speaks on a connection that opened as AGENT. `create_timeout` bounds the creation and start of a process, `scale` is for all other time-outs.
     #[must_use]
-    pub fn new(connection: Connection, create_timeout: Duration) -> Self {
+    pub fn new(connection: Connection, create_timeout: Duration, scale: Scale) -> Self {
         let (connection, room) = WriteQueue::new(connection);
         Self {
             client: Generated::new(Client::new(Socket::new(connection))),
             room,
             create_timeout,
+            scale,
             durations: Durations::default(),
         }
     }
@@ -116,7 +88,7 @@ impl AgentClient {
     ///
     /// # Errors
     /// The agent refuses or does not answer in time.
-    pub async fn create_container(&self, request: &CreateContainerRequest) -> Result<ProcessStarted, AgentError> {
+    pub async fn create_container(&self, request: &CreateContainerRequest) -> Result<ContainerCreated, AgentError> {
         let context = context::with_duration(self.create_timeout);
         self.bounded(
             "create_container",
@@ -201,22 +173,29 @@ impl AgentClient {
     /// The agent refuses or does not answer in time.
     pub async fn guest_metrics(&self) -> Result<GuestMetricsResponse, AgentError> {
         let request = Empty::new();
-        let call = self.client.guest_metrics(context::with_duration(GLANCE), &request);
-        self.bounded("guest_metrics", GLANCE, call).await
+        let call = self
+            .client
+            .guest_metrics(context::with_duration(SAMPLE_TIMEOUT), &request);
+        self.bounded("guest_metrics", SAMPLE_TIMEOUT, call).await
     }
 
-    /// [`AgentClient::stats`] for whoever looks at everything, with as little time as [`AgentClient::guest_metrics`].
+    /// [`AgentClient::stats`] for who asks for the figures of all containers, with as little time as [`AgentClient::guest_metrics`].
     ///
     /// # Errors
     /// The agent refuses or does not answer in time.
-    pub async fn glance(&self, request: &ContainerId) -> Result<StatsResponse, AgentError> {
-        let call = self.client.stats(context::with_duration(GLANCE), request);
-        self.bounded("stats", GLANCE, call).await
+    pub async fn sample(&self, request: &ContainerId) -> Result<StatsResponse, AgentError> {
+        let call = self.client.stats(context::with_duration(SAMPLE_TIMEOUT), request);
+        self.bounded("stats", SAMPLE_TIMEOUT, call).await
     }
 
     call!(
         /// Makes the guest's network what the host's is.
         update_network(Network) -> Empty
+    );
+
+    call!(
+        /// Makes a storage's files what the host's are.
+        update_storage(UpdateStorageRequest) -> Empty
     );
 
     call!(
@@ -234,8 +213,9 @@ impl AgentClient {
     /// # Errors
     /// The agent refuses or does not answer in time.
     pub async fn grow_storage(&self, request: &GrowStorageRequest) -> Result<StorageStatsResponse, AgentError> {
-        let call = self.client.grow_storage(context::with_duration(GROW), request);
-        self.bounded("grow_storage", GROW, call).await
+        let limit = self.scale.of(GROW_TIMEOUT);
+        let call = self.client.grow_storage(context::with_duration(limit), request);
+        self.bounded("grow_storage", limit, call).await
     }
 
     /// Powers the guest off.
@@ -244,8 +224,9 @@ impl AgentClient {
     /// The agent refuses or does not answer in time.
     pub async fn shutdown(&self) -> Result<(), AgentError> {
         let request = Empty::new();
-        let call = self.client.shutdown(context::with_duration(SHUTDOWN), &request);
-        self.bounded("shutdown", SHUTDOWN, call).await.map(drop)
+        let limit = self.scale.of(SHUTDOWN_TIMEOUT);
+        let call = self.client.shutdown(context::with_duration(limit), &request);
+        self.bounded("shutdown", limit, call).await.map(drop)
     }
 
     /// Makes the call once there is room for it.
@@ -267,7 +248,7 @@ impl AgentClient {
             Err(_) => Err(AgentError::TimedOut(bound)),
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(ttrpc::Error::RpcStatus(status))) => Err(AgentError::Refused {
-                code: status.code(),
+                refusal: Refusal::of(status.code()),
                 message: printable(status.message(), LONGEST_MESSAGE),
             }),
             // ttrpc has no variant of its own for its deadline.
@@ -276,7 +257,7 @@ impl AgentClient {
             }
             // Nor for an answer that cannot be decoded. The connection goes on.
             Ok(Err(ttrpc::Error::Others(text))) if text.starts_with("Unpack") => Err(AgentError::Refused {
-                code: Code::INTERNAL,
+                refusal: Refusal::Failed,
                 message: printable(&text, LONGEST_MESSAGE),
             }),
             Ok(Err(error)) => Err(AgentError::Broken(error.to_string())),
@@ -363,7 +344,7 @@ mod tests {
     async fn a_call_that_is_dropped_in_the_middle_of_its_frame_leaves_the_connection_whole() {
         use tokio::io::AsyncReadExt as _;
         let (mut guest, host) = tokio::io::duplex(64);
-        let agent = AgentClient::new(Box::new(host), Duration::from_secs(30));
+        let agent = AgentClient::new(Box::new(host), Duration::from_secs(30), Scale::default());
         let calling = tokio::spawn({
             let agent = agent.clone();
             async move { agent.exec(&large()).await }
@@ -382,18 +363,9 @@ mod tests {
     #[tokio::test]
     async fn a_call_that_times_out_in_the_middle_of_its_frame_leaves_the_connection_whole() {
         let (guest, host) = tokio::io::duplex(64);
-        let agent = AgentClient::new(Box::new(host), Duration::from_millis(20));
+        let agent = AgentClient::new(Box::new(host), Duration::from_millis(20), Scale::default());
         let said = agent.exec(&large()).await;
         assert!(matches!(said, Err(AgentError::TimedOut(_))), "{said:?}");
         is_alive(agent, guest).await;
-    }
-
-    #[test]
-    fn an_ok_that_is_an_error_stays_an_error() {
-        let error = AgentError::Refused {
-            code: Code::OK,
-            message: String::new(),
-        };
-        assert_eq!(error.code(), Code::INTERNAL);
     }
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use config::Mebibytes;
 use hypervisor::{CpuError, Disk, HotplugError, MemoryError, Sample};
-use node::network::NetworkError;
+use node::network::PodNetworkError;
 use node::sizing::HostLimits;
 use protocol::agent::Network;
 
@@ -30,7 +30,7 @@ pub struct Ending {
 
 /// Why a VM could not be launched.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum LaunchError {
+pub enum VmLaunchError {
     /// The configuration, or an annotation that changes it, says what cannot be: file, key, and what is allowed.
     #[error("cannot start the VM: {0}")]
     Configuration(String),
@@ -77,7 +77,7 @@ pub trait RunningVm: Send + Sync {
     ///
     /// # Errors
     /// The host's part of the network cannot be made.
-    async fn refresh_network(&self, _again: bool) -> Result<Option<Network>, NetworkError> {
+    async fn refresh_network(&self, _again: bool) -> Result<Option<Network>, PodNetworkError> {
         Ok(None)
     }
     /// Waits for the network to change on the host, once it was refreshed. One task may wait; nothing is lost if it does not
@@ -142,5 +142,5 @@ pub trait Launcher: Send + Sync {
     ///
     /// # Errors
     /// The VM cannot be started. Nothing of it is left then.
-    async fn launch(&self) -> Result<(Box<dyn RunningVm>, Box<dyn Connections>), LaunchError>;
+    async fn launch(&self) -> Result<(Box<dyn RunningVm>, Box<dyn Connections>), VmLaunchError>;
 }

@@ -19,6 +19,9 @@ pub(crate) fn render(spec: &VmSpec) -> Vec<OsString> {
     argv.flag("-no-user-config");
     argv.flag("-nodefaults");
     argv.flag("-no-reboot");
+    if spec.waits_at_end {
+        argv.option("-action", "shutdown=pause");
+    }
     argv.option("-name", &spec.name.replace(',', ",,"));
     argv.option("-display", "none");
     if let Some(seccomp) = &spec.seccomp {
@@ -224,6 +227,7 @@ mod tests {
             vsock: VsockDevice::VhostUser { socket: 13 },
             reports_free: true,
             iothread: None,
+            waits_at_end: false,
             disk_rates: None,
             cpu_features: String::new(),
             backing: Backing::default(),
@@ -294,6 +298,16 @@ mod tests {
         let memory = "memory-backend-memfd,id=memory,size=256M,share=on,hugetlb=on,hugetlbsize=2M,prealloc=on";
         assert!(told.contains(&format!("\n-object {memory}\n")), "{told}");
         assert!(told.contains("\n-cpu max,-erms,-fsrm,pmu=off,vmx=off\n"), "{told}");
+    }
+
+    #[test]
+    fn a_guest_whose_memory_is_dumped_stays_when_it_has_ended() {
+        let told = lines(&VmSpec {
+            waits_at_end: true,
+            ..spec()
+        });
+        assert!(told.contains("\n-no-reboot\n-action shutdown=pause\n"), "{told}");
+        assert!(!lines(&spec()).contains("-action"));
     }
 
     #[test]

@@ -19,17 +19,19 @@ use crate::boot_error::BootError;
 use crate::child_name::ChildName;
 use crate::children::{Child, Program, spawn};
 use crate::console::Console;
+use crate::descriptor::number;
 use crate::disk_rates::DiskRates;
+use crate::dump::Dump;
 use crate::files::{self, SocketFile};
 use crate::hotplug::DiskOptions;
 use crate::listener::GuestListener;
+use crate::process_limits;
 use crate::qmp::{Qmp, QmpError};
 use crate::request::{NetworkNamespace, VmRequest};
 use crate::rootless::Rootless;
 use crate::size::{self, Size};
 use crate::spec::{Backing, VirtioFs, VmSpec, VsockDevice};
 use crate::sys::child::Network;
-use crate::sys::number;
 use crate::sys::root::Root;
 use crate::virtiofsd::{self, Share};
 use crate::vm::{Parts, Vm};
@@ -146,7 +148,7 @@ async fn start_vsock(config: &Hypervisor, request: &VmRequest) -> Result<GuestCh
         Backend::VhostUser => {
             let program = files::program("vsock_daemon", &config.vsock_daemon)?;
             let port = request.host_port;
-            let daemon = vsock_daemon::start(program, &request.run_dir, port, request.accounting.clone()).await?;
+            let daemon = vsock_daemon::start(program, request, port).await?;
             let pid = daemon.child.handle().pid;
             let listener = GuestListener::vhost_user(daemon.listener, daemon.listener_file, pid);
             let (device, child, files) = (daemon.socket, daemon.child, daemon.files);
@@ -184,6 +186,7 @@ async fn start_qemu(
 
     let rootless = plan.rootless.as_ref();
     let disks = DiskOptions::of(config);
+    let dump = Dump::of(config);
     let spec = VmSpec {
         name: request.id.clone(),
         arch: arch::HOST,
@@ -214,6 +217,7 @@ async fn start_qemu(
         vsock: vsock_device(&guest),
         reports_free: config.reclaim_guest_freed_memory,
         iothread: disks.iothread,
+        waits_at_end: dump.is_some(),
         disk_rates: DiskRates::of(config),
         cpu_features: config.cpu_features.clone(),
         backing: Backing::of(config),
@@ -235,6 +239,7 @@ async fn start_qemu(
         // All else that it works on it is given, open.
         capabilities: Some(CapabilitySet::DAC_READ_SEARCH),
         jail: None,
+        limits: process_limits::of_qemu(config, rootless.is_some()),
         accounting: request.accounting,
         pass: [qemus_monitor, qemus_console, guest.device]
             .into_iter()
@@ -247,7 +252,7 @@ async fn start_qemu(
     let vm = Vm::new(Parts {
         qemu,
         helpers: share_child.into_iter().chain(guest.daemon).collect(),
-        qmp: Qmp::new(monitor),
+        qmp: Qmp::new(monitor, request.scale),
         console: Console::collect(console, request.run_dir.join("console.log")),
         files: guest.files,
         vsock: if guest.cid.is_some() {
@@ -256,6 +261,8 @@ async fn start_qemu(
             Vsock::VhostUser
         },
         disks,
+        dump,
+        name: spec.name,
         backing: spec.backing,
         accel: spec.accel,
         size: spec.size,

@@ -7,13 +7,20 @@ use std::time::Duration;
 
 use crate::accel::AccelError;
 use crate::children::{ChildDeath, SpawnError};
-use crate::command_line::CommandLineError;
 use crate::ended::Ended;
 use crate::files::FileError;
 use crate::qemu_root::QemuRootError;
 use crate::qmp::QmpError;
 use crate::rootless::RootlessError;
 use crate::vsock::VsockError;
+
+/// A command line that the kernel would cut off.
+#[derive(Debug, thiserror::Error)]
+#[error("the kernel's command line has {length} bytes, and {limit} are possible")]
+pub struct CommandLineError {
+    pub(crate) length: usize,
+    pub(crate) limit: usize,
+}
 
 /// Why there is no VM.
 #[derive(Debug, thiserror::Error)]

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, OnceLock, mpsc};
 
+use base::tail::Tail;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, waitid};
 use rustix::thread::CapabilitySet;
 use tokio::io::unix::AsyncFd;
@@ -23,9 +24,8 @@ use crate::jail::Jail;
 use crate::request::Accounting;
 use crate::rootless::User;
 use crate::stderr;
-use crate::sys::child::{BeforeExec, Entry, Network};
+use crate::sys::child::{BeforeExec, Entry, Network, ProcessLimits};
 use crate::sys::root::Root;
-use crate::tail::Tail;
 
 /// How a child ended, and what it said last.
 #[derive(Debug, Clone)]
@@ -112,6 +112,8 @@ pub(crate) struct Program {
     pub(crate) capabilities: Option<CapabilitySet>,
     /// Where it is kept, if anywhere; as the jail's user then.
     pub(crate) jail: Option<Jail>,
+    /// Its private memory and threads.
+    pub(crate) limits: ProcessLimits,
     /// How the host accounts for it.
     pub(crate) accounting: Accounting,
     /// The descriptors that it inherits, under the numbers that they have here.
@@ -278,6 +280,7 @@ fn start(program: Program) -> Result<Started, SpawnError> {
         user,
         capabilities,
         jail,
+        limits,
         accounting,
         pass,
     } = program;
@@ -313,6 +316,7 @@ fn start(program: Program) -> Result<Started, SpawnError> {
         },
         jail: entry,
         cgroups: cgroups?,
+        limits,
         oom_score_adj: accounting.oom_score_adj,
         pass,
     };

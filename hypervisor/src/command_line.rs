@@ -6,6 +6,7 @@ use config::Hypervisor;
 
 use crate::accel::Accel;
 use crate::arch;
+use crate::boot_error::CommandLineError;
 use crate::request::VmRequest;
 use crate::virtiofsd::arguments;
 
@@ -17,14 +18,6 @@ const NO_SPARE_INTERFACES: &str = "dummy.numdummies=0 ifb.numifbs=0 bonding.max_
 /// Plugged memory is for what can be moved (programs, files), as long as there is a quarter of other memory, so that it can be
 /// given back (the kernel's Documentation/admin-guide/mm/memory-hotplug.rst, `online_policy`).
 const PLUGGED_MEMORY: &str = "memory_hotplug.online_policy=auto-movable";
-
-/// A command line that the kernel would cut off.
-#[derive(Debug, thiserror::Error)]
-#[error("the kernel's command line has {length} bytes, and {limit} are possible")]
-pub struct CommandLineError {
-    length: usize,
-    limit: usize,
-}
 
 /// Joins the parameters of the architecture, the port, the caller's and the configuration's.
 pub(crate) fn build(
@@ -62,6 +55,8 @@ pub(crate) fn build(
 
 #[cfg(test)]
 mod tests {
+    use base::scale::Scale;
+
     use super::*;
     use crate::request::{Accounting, NetworkNamespace};
 
@@ -75,6 +70,7 @@ mod tests {
             nics: Vec::new(),
             accounting: Accounting::default(),
             start_timeout: std::time::Duration::from_secs(1),
+            scale: Scale::default(),
             kernel_params: vec![String::from("caller=1")],
             host_port: 1024,
             port_parameter: String::from("x.port"),

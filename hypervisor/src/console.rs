@@ -9,13 +9,12 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use base::tail::Tail;
 use rustix::fs::{Mode, OFlags};
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
-
-use crate::tail::Tail;
 
 /// Bytes of one of the two files.
 const HALF: u64 = 512 << 10;
@@ -200,5 +199,28 @@ mod tests {
         assert_eq!(pace.spend(RATE as usize / 2, start), Some(Duration::from_millis(500)));
         let paid = start + Duration::from_millis(500);
         assert_eq!(pace.spend(RATE as usize, paid), Some(Duration::from_secs(1)));
+    }
+
+    /// What the guest prints, in pieces that come at once or later.
+    #[test]
+    fn fuzz_console() {
+        fuzz::run("console", |bytes| {
+            let (tail, mut now) = (Tail::default(), Instant::now());
+            let mut pace = Pace {
+                budget: RATE,
+                since: now,
+            };
+            for piece in bytes.chunks(61) {
+                tail.push(piece);
+                let count = usize::from(piece[0]) << 14;
+                if let Some(wait) = pace.spend(count, now) {
+                    assert!(wait <= Duration::from_secs(5));
+                    now += wait;
+                }
+            }
+            let text = tail.text();
+            let harmless = |character: char| !character.is_control() || "\n\t".contains(character);
+            assert!(text.chars().all(harmless), "{text:?}");
+        });
     }
 }

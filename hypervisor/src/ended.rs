@@ -164,7 +164,7 @@ impl Watched {
     async fn kill_all(&self) {
         self.all().for_each(Handle::kill);
         for child in self.all() {
-            if timeout(KILL_TIMEOUT, child.wait()).await.is_err() {
+            if timeout(self.qmp.scale().of(KILL_TIMEOUT), child.wait()).await.is_err() {
                 tracing::error!(child = %child.name, pid = child.pid, "a killed process does not go away");
             }
         }

@@ -1,5 +1,5 @@
 //! The confinement of a helper that parses data from the guest: a user of its own, one directory as its root, no network,
-//! no capability, bounded memory and threads, and the system calls that its work needs.
+//! no capability, and the system calls that its work needs.
 //!
 //! This module defines what is allowed; `sys::child` applies it. Of the helper it knows only the system calls.
 
@@ -16,13 +16,6 @@ use seccompiler::{
 use crate::elf;
 use crate::rootless::User;
 
-/// A helper's private memory in bytes: its heap, its stacks, its queues. The guest's memory, which it shares, is not counted
-/// (RLIMIT_DATA, getrlimit(2)).
-const MEMORY: u64 = 256 << 20;
-
-/// Threads of a helper.
-const THREADS: u64 = 16;
-
 /// Where a helper is kept.
 #[derive(Debug)]
 pub(crate) struct Jail {
@@ -32,8 +25,6 @@ pub(crate) struct Jail {
     /// file systems, with the rights of a user who owns nothing.
     pub(crate) is_root: bool,
     pub(crate) user: User,
-    pub(crate) memory: u64,
-    pub(crate) threads: u64,
     /// What it may ask of the kernel.
     pub(crate) filter: BpfProgram,
 }
@@ -55,8 +46,6 @@ impl Jail {
             directory,
             is_root,
             user,
-            memory: MEMORY,
-            threads: THREADS,
             filter: filter().map_err(io::Error::other)?,
         })
     }

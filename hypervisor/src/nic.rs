@@ -4,9 +4,9 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
+use crate::descriptor::number;
 use crate::mac_address::MacAddress;
 use crate::spec::NicDevice;
-use crate::sys::number;
 
 /// One network device of a VM.
 #[derive(Debug, Clone)]

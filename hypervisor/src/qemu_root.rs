@@ -3,11 +3,14 @@
 //! Decides which they are and where each is found in QEMU's root, which is a file system of its own and otherwise empty;
 //! [`crate::sys::root`] makes it. Sockets, disks, taps and devices QEMU inherits or gets by its monitor: they have no path.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use base::spawn::{Program, RunError};
 
 use crate::elf;
 use crate::sys::root::{Root, RootBuilder};
@@ -33,7 +36,10 @@ const FIRMWARE: [&str; 8] = [
     "lib/ipxe/qemu",
 ];
 
-/// Bytes of a loader's complaint that are passed on.
+/// For a loader to list a program's libraries: it reads some hundred files. Generous, as nothing but a dead file server uses it up.
+const LIST_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Characters of a loader's complaint that are passed on.
 const MOST_SAID: usize = 1024;
 
 /// Why QEMU's root cannot be made.
@@ -125,21 +131,20 @@ fn libraries(program: &Path) -> Result<Vec<PathBuf>, QemuRootError> {
         return Ok(Vec::new());
     };
     // What ldd(1) does, for the loaders of glibc and of musl.
-    let output = Command::new(&loader)
-        .arg("--list")
-        .arg(program)
-        .env_clear()
-        .stdin(Stdio::null())
-        .output();
-    let output = output.map_err(foreign)?;
-    if !output.status.success() {
-        return Err(QemuRootError::Libraries {
-            loader,
-            path: program.to_owned(),
-            said: crate::tail::harmless(&output.stderr[..output.stderr.len().min(MOST_SAID)]),
-        });
+    let listing = Program::new(&loader).args([OsStr::new("--list"), program.as_os_str()]);
+    let refused = |said| QemuRootError::Libraries {
+        loader: loader.clone(),
+        path: program.to_owned(),
+        said,
+    };
+    let list = listing.run(LIST_TIMEOUT).map_err(|error| match error {
+        RunError::Start(source) => foreign(source),
+        error @ RunError::TimedOut { .. } => refused(error.to_string()),
+    })?;
+    if !list.status.success() {
+        return Err(refused(list.stderr.chars().take(MOST_SAID).collect()));
     }
-    let mut files = listed(&output.stdout);
+    let mut files = listed(&list.stdout);
     if !files.contains(&loader) {
         files.push(loader);
     }
@@ -149,10 +154,9 @@ fn libraries(program: &Path) -> Result<Vec<PathBuf>, QemuRootError> {
 }
 
 /// The paths in a loader's list: `libz.so.1 => /lib/libz.so.1 (0x7f…)` or `/lib64/ld-linux-x86-64.so.2 (0x7f…)`.
-fn listed(list: &[u8]) -> Vec<PathBuf> {
-    let lines = list.split(|byte| *byte == b'\n');
-    let paths = lines.filter_map(|line| {
-        let text = std::str::from_utf8(line).ok()?.trim();
+fn listed(list: &str) -> Vec<PathBuf> {
+    let paths = list.lines().filter_map(|line| {
+        let text = line.trim();
         let path = text.split_once(" => ").map_or(text, |(_, path)| path);
         let path = path.rsplit_once(" (").map_or(path, |(path, _)| path);
         path.starts_with('/').then(|| PathBuf::from(path))
@@ -202,7 +206,7 @@ mod tests {
 
     #[test]
     fn a_loaders_list_is_read_whoever_wrote_it() {
-        let glibc = b"\tlinux-vdso.so.1 (0x00007ffc)\n\tlibz.so.1 => /lib/x86_64-linux-gnu/libz.so.1 (0x00007f)\n\
+        let glibc = "\tlinux-vdso.so.1 (0x00007ffc)\n\tlibz.so.1 => /lib/x86_64-linux-gnu/libz.so.1 (0x00007f)\n\
                       \tlibown.so => /opt/a b/bin/../lib/libown.so (0x00007f)\n\t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
         assert_eq!(
             listed(glibc),
@@ -213,9 +217,9 @@ mod tests {
             ]
             .map(PathBuf::from)
         );
-        let musl = b"\t/lib/ld-musl-x86_64.so.1 (0x7f)\n\tlibc.musl-x86_64.so.1 => /lib/ld-musl-x86_64.so.1 (0x7f)\n";
+        let musl = "\t/lib/ld-musl-x86_64.so.1 (0x7f)\n\tlibc.musl-x86_64.so.1 => /lib/ld-musl-x86_64.so.1 (0x7f)\n";
         assert_eq!(listed(musl), [PathBuf::from("/lib/ld-musl-x86_64.so.1")]);
-        assert_eq!(listed(b"\tlibgone.so => not found\n"), Vec::<PathBuf>::new());
+        assert_eq!(listed("\tlibgone.so => not found\n"), Vec::<PathBuf>::new());
     }
 
     #[test]

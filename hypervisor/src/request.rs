@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base::scale::Scale;
+
 use crate::nic::Nic;
 
 /// What the caller decides about one VM. The rest is configuration.
@@ -27,6 +29,8 @@ pub struct VmRequest {
     pub accounting: Accounting,
     /// Timeout for QEMU to make its devices and answer, in time that it has had ([`crate::vm_time`]).
     pub start_timeout: Duration,
+    /// The factor for all other time-outs.
+    pub scale: Scale,
     /// Kernel parameters, before those of the configuration.
     pub kernel_params: Vec<String>,
     /// The host's port that the guest dials where the port is not picked by the kernel.

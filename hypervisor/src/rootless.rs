@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use rustix::rand::GetRandomFlags;
 
 use crate::accel::Accel;
-use crate::sys::number;
+use crate::descriptor::number;
 
 /// Numbers that nobody gives to a user: neither distributions nor systemd, whose container users end below
 /// (systemd's UIDS-GIDS.md: "1879048192…2147483647 unused").

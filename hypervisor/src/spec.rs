@@ -46,6 +46,8 @@ pub(crate) struct VmSpec {
     pub(crate) reports_free: bool,
     /// The name of a thread for disks that are plugged in later.
     pub(crate) iothread: Option<&'static str>,
+    /// Whether QEMU waits for the host when the guest has ended.
+    pub(crate) waits_at_end: bool,
     /// What all disks together may do.
     pub(crate) disk_rates: Option<DiskRates>,
     pub(crate) nics: Vec<NicDevice>,

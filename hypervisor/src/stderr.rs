@@ -5,12 +5,12 @@ use std::io::Read as _;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use base::tail::{Tail, harmless};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 
 use crate::child_name::ChildName;
-use crate::tail::{Tail, harmless};
 
 /// How long the end of a dead child's output is waited for.
 pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);

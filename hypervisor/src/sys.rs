@@ -7,7 +7,7 @@ pub(crate) mod root;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -57,9 +57,4 @@ pub(crate) fn tsc_khz() -> Option<u32> {
 pub(crate) fn watch_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: the value owns its descriptor, which is neither replaced nor closed while it is registered.
     unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(Into::into)
-}
-
-/// A descriptor's number, for a program's arguments.
-pub(crate) fn number(fd: BorrowedFd<'_>) -> RawFd {
-    fd.as_raw_fd()
 }

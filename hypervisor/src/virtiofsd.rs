@@ -14,10 +14,17 @@ use config::Hypervisor;
 use crate::boot_error::BootError;
 use crate::child_name::ChildName;
 use crate::children::{Child, Program, spawn};
+use crate::descriptor::number;
 use crate::files::SocketFile;
 use crate::request::Accounting;
-use crate::sys::child::Network;
-use crate::sys::number;
+use crate::sys::child::{Network, ProcessLimits};
+
+/// About 300 bytes for each of at most a million files that the guest knows, its requests, its threads' stacks. It is root, whose
+/// threads the kernel does not count.
+pub(crate) const LIMITS: ProcessLimits = ProcessLimits {
+    data: 1 << 30,
+    threads: None,
+};
 
 /// A daemon that runs, and the socket that QEMU is to have.
 #[derive(Debug)]
@@ -53,6 +60,7 @@ pub(crate) async fn start(
         // It gives up by itself what it does not need, once it has made its sandbox.
         capabilities: None,
         jail: None,
+        limits: LIMITS,
         accounting,
         pass: vec![listener],
     };

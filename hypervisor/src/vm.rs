@@ -16,6 +16,7 @@ use crate::accel::Accel;
 use crate::children::Child;
 use crate::console::Console;
 use crate::cpus::{self, Sample};
+use crate::dump::{Dump, Dumper};
 use crate::ended::{self, Ended, Watched};
 use crate::files::SocketFile;
 use crate::hotplug::cpu::{self, CpuError};
@@ -37,6 +38,7 @@ pub struct Vm {
     children: Vec<Child>,
     qmp: Qmp,
     hotplug: Hotplug,
+    dumper: Option<Dumper>,
     accel: Accel,
     /// Whoever changes the number of vCPUs has it.
     vcpus: Arc<Mutex<()>>,
@@ -59,6 +61,10 @@ pub(crate) struct Parts {
     pub(crate) vsock: Vsock,
     /// How it is to serve disks.
     pub(crate) disks: DiskOptions,
+    /// Where its memory goes when the guest has crashed.
+    pub(crate) dump: Option<Dump>,
+    /// The sandbox's.
+    pub(crate) name: String,
     /// On what the guest's memory is.
     pub(crate) backing: Backing,
     pub(crate) accel: Accel,
@@ -78,6 +84,8 @@ impl Vm {
             files,
             vsock,
             disks,
+            dump,
+            name,
             backing,
             accel,
             size,
@@ -91,6 +99,7 @@ impl Vm {
             console: console.clone(),
             stopping: Arc::clone(&stopping),
         });
+        let dumper = dump.map(|dump| Dumper::start(qmp.clone(), dump, name));
         let pid = qemu.handle().pid;
         let children = std::iter::once(qemu).chain(helpers).collect();
         let hotplug = Hotplug::new(qmp.clone(), disks);
@@ -99,6 +108,7 @@ impl Vm {
             pid,
             children,
             hotplug,
+            dumper,
             accel,
             vcpus: Arc::default(),
             memory: Mutex::new(memory),
@@ -147,16 +157,29 @@ impl Vm {
         }
     }
 
-    /// Ends the VM: asks QEMU, and kills it after two seconds. Returns when no child is left. May be called again, and
+    /// Names the sandbox, of a VM that has booted for nobody.
+    pub fn rename(&self, sandbox: &str) {
+        if let Some(dumper) = &self.dumper {
+            dumper.rename(sandbox);
+        }
+    }
+
+    /// Ends the VM: asks QEMU, and kills it after two seconds. A dump of the guest's memory is waited for. Returns when no child is left. May be called again, and
     /// by several.
     pub async fn stop(&self) {
+        if let Some(dumper) = &self.dumper {
+            dumper.idle().await;
+        }
         self.stopping.store(true, Ordering::Release);
         let asked = async {
             // If QEMU cannot be asked it has ended, or is killed below.
             let _ = self.qmp.execute("quit", Value::Null).await;
             self.ended().await
         };
-        if tokio::time::timeout(QUIT_TIMEOUT, asked).await.is_err() {
+        if tokio::time::timeout(self.qmp.scale().of(QUIT_TIMEOUT), asked)
+            .await
+            .is_err()
+        {
             self.children.iter().for_each(|child| child.handle().kill());
             self.ended().await;
         }

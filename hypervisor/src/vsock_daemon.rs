@@ -23,11 +23,17 @@ use crate::child_name::ChildName;
 use crate::children::{Child, Program, spawn};
 use crate::files::SocketFile;
 use crate::jail::Jail;
-use crate::request::Accounting;
+use crate::request::VmRequest;
 use crate::rootless::User;
-use crate::sys::child::Network;
+use crate::sys::child::{Network, ProcessLimits};
 use crate::vm_time;
 use crate::vsock::Cid;
+
+/// Buffers of its connections.
+pub(crate) const LIMITS: ProcessLimits = ProcessLimits {
+    data: 256 << 20,
+    threads: Some(16),
+};
 
 /// Timeout for the daemon to listen, in time that it has had. It needs some milliseconds.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -48,14 +54,9 @@ pub(crate) struct VsockDaemon {
 /// The directory of the daemon's sockets, below the run directory: all that it sees.
 const DIRECTORY: &str = "vsock";
 
-/// Listens for the guest on `port`, starts the daemon below `run_dir`, and connects to it for QEMU.
-pub(crate) async fn start(
-    program: PathBuf,
-    run_dir: &Path,
-    port: u32,
-    accounting: Accounting,
-) -> Result<VsockDaemon, BootError> {
-    let directory = run_dir.join(DIRECTORY);
+/// Listens for the guest on `port`, starts the daemon below the VM's directory, and connects to it for QEMU.
+pub(crate) async fn start(program: PathBuf, request: &VmRequest, port: u32) -> Result<VsockDaemon, BootError> {
+    let directory = request.run_dir.join(DIRECTORY);
     make(&directory).map_err(|source| BootError::Socket {
         path: directory.clone(),
         source,
@@ -84,7 +85,8 @@ pub(crate) async fn start(
         user: None,
         capabilities: None,
         jail: Some(jail),
-        accounting,
+        limits: LIMITS,
+        accounting: request.accounting.clone(),
         pass: Vec::new(),
     };
     let child = spawn(program).await?;
@@ -95,7 +97,7 @@ pub(crate) async fn start(
         connected = connect(device_side.path(), waiting) => {
             connected.map_err(|source| BootError::Socket { path: path(), source })?
         }
-        () = vm_time::has_passed(START_TIMEOUT, || vec![pid]) => return Err(BootError::NotListening { path: path() }),
+        () = vm_time::has_passed(request.scale.of(START_TIMEOUT), || vec![pid]) => return Err(BootError::NotListening { path: path() }),
     };
     Ok(VsockDaemon {
         child,

@@ -7,8 +7,8 @@ use protocol::phase::Phase;
 
 use crate::id::{ContainerId, ProcessName};
 use crate::machine::{Core, Purpose};
-use crate::message::{Answer, Effect, Event, Refusal, Reply, View, Work};
-use crate::state::{Container, CreateStep, Life, Operation, Vm};
+use crate::message::{Answer, Effect, Event, Fault, Job, Refusal, Reply, View, Work};
+use crate::state::{Container, CreateStep, Life, Operation, OvertakenCreate, Vm};
 use crate::step::Done;
 
 impl<E: Clone> Core<E> {
@@ -144,11 +144,40 @@ impl<E: Clone> Core<E> {
             CreateStep::Attaching(job)
             | CreateStep::Hooks(job)
             | CreateStep::Provisioning(job)
-            | CreateStep::InGuest(job)
             | CreateStep::Connecting(job) => self.abandon(job),
+            CreateStep::InGuest(job) => self.overtake_create(id, job),
             CreateStep::WaitingForVm => {}
         }
         self.undo(now, id, reply, Answer::Refused(refusal));
+    }
+}
+
+impl<E: Clone> Core<E> {
+    /// The guest may get the call to delete the container before this one, which makes it: its answer is waited for.
+    fn overtake_create(&mut self, id: &ContainerId, job: Job) {
+        if !self.has_vm() {
+            return self.abandon(job);
+        }
+        self.jobs.insert(job, Purpose::OvertakenCreate(id.clone()));
+        if let Some(container) = self.containers.get_mut(id) {
+            container.overtaken = Some(OvertakenCreate::Unanswered(job));
+        }
+    }
+
+    /// The guest has answered the call to make a container whose creation was interrupted.
+    pub(crate) fn overtaken_create_finished(&mut self, now: SystemTime, id: &ContainerId, job: Job, done: &Done<E>) {
+        let container = self.containers.get_mut(id);
+        let Some(container) =
+            container.filter(|container| container.overtaken == Some(OvertakenCreate::Unanswered(job)))
+        else {
+            return;
+        };
+        let is_made = match done.as_ref().map_err(|failure| failure.fault) {
+            Ok(()) | Err(Fault::Unanswered | Fault::Stalled | Fault::Gone) => true,
+            Err(Fault::Refused | Fault::Phase | Fault::Missing) => false,
+        };
+        container.overtaken = is_made.then_some(OvertakenCreate::Made);
+        self.removal_is_sure(now, id);
     }
 }
 

@@ -13,6 +13,8 @@ use crate::state::{Container, Exec, Life, Vm};
 pub(crate) enum Purpose {
     /// The container's operation.
     Operation(ContainerId),
+    /// A container's creation in the guest that was interrupted.
+    OvertakenCreate(ContainerId),
     /// An exec's start.
     Exec(ProcessName),
     /// An exec's start in the guest that was ended by SIGKILL.

@@ -11,7 +11,7 @@ use protocol::phase::Verb;
 use crate::id::{ContainerId, ProcessName};
 use crate::machine::{Core, Purpose};
 use crate::message::{Answer, Effect, Event, Exit, Failure, Fault, Output, Reason, Refusal, Reply, Timer, View, Work};
-use crate::state::{Cause, Held, KILLED, Life, Operation, Remove, RemoveStep, Vm};
+use crate::state::{Cause, Held, KILLED, Life, Operation, OvertakenCreate, Remove, RemoveStep, Vm};
 use crate::step::Done;
 
 /// Status of a container whose creation has failed.
@@ -52,15 +52,49 @@ impl<E: Clone> Core<E> {
         };
         let step = RemoveStep::Stopping;
         container.operation = Some(Operation::Remove(Remove { step, cause }));
-        let in_guest = container.held.guest;
-        if in_guest && self.vm == Vm::Ending {
-            self.removal_at(id, RemoveStep::VmsEnd);
-        } else if in_guest && self.vm == Vm::Ready {
-            let name = ProcessName::init(id.clone());
-            let job = self.begin(Purpose::Operation(id.clone()), Work::GuestDelete(name));
-            self.removal_at(id, RemoveStep::InGuest(job));
-        } else {
-            self.gone_from_guest(now, id);
+        match container.held.guest {
+            true => self.remove_in_guest(now, id),
+            false => self.gone_from_guest(now, id),
+        }
+    }
+
+    fn remove_in_guest(&mut self, now: SystemTime, id: &ContainerId) {
+        match self.vm {
+            Vm::Ready => {
+                let name = ProcessName::init(id.clone());
+                let job = self.begin(Purpose::Operation(id.clone()), Work::GuestDelete(name));
+                self.removal_at(id, RemoveStep::InGuest(job));
+            }
+            Vm::Ending => self.removal_at(id, RemoveStep::VmsEnd),
+            Vm::Booting | Vm::Ended => self.gone_from_guest(now, id),
+        }
+    }
+
+    /// The guest does not have the container. It may have it yet if the call to make it was interrupted.
+    fn missing_in_guest(&mut self, now: SystemTime, id: &ContainerId) {
+        self.removal_at(id, RemoveStep::OvertakenCreate);
+        self.removal_is_sure(now, id);
+    }
+
+    /// Goes on with a removal that waits for the answer to an interrupted creation, if that has come.
+    pub(crate) fn removal_is_sure(&mut self, now: SystemTime, id: &ContainerId) {
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
+        let Some(Operation::Remove(Remove {
+            step: RemoveStep::OvertakenCreate,
+            ..
+        })) = container.operation
+        else {
+            return;
+        };
+        match container.overtaken {
+            None => self.gone_from_guest(now, id),
+            Some(OvertakenCreate::Unanswered(_)) => {}
+            Some(OvertakenCreate::Made) => {
+                container.overtaken = None;
+                self.remove_in_guest(now, id);
+            }
         }
     }
 
@@ -73,13 +107,13 @@ impl<E: Clone> Core<E> {
 
     pub(crate) fn remove_finished(&mut self, now: SystemTime, id: &ContainerId, step: RemoveStep, done: Done<E>) {
         match (step, done) {
+            (RemoveStep::InGuest(_), Ok(())) => self.gone_from_guest(now, id),
             (
                 RemoveStep::InGuest(_),
-                Ok(())
-                | Err(Failure {
+                Err(Failure {
                     fault: Fault::Missing, ..
                 }),
-            ) => self.gone_from_guest(now, id),
+            ) => self.missing_in_guest(now, id),
             (RemoveStep::InGuest(_), Err(Failure { fault: Fault::Gone, .. })) => {
                 // The VM is about to end: nothing is unplugged before.
                 self.removal_at(id, RemoveStep::VmsEnd);
@@ -99,7 +133,7 @@ impl<E: Clone> Core<E> {
                 self.abandon(timer);
                 self.removed(now, id);
             }
-            (RemoveStep::VmsEnd | RemoveStep::Stopping, _) => {}
+            (RemoveStep::OvertakenCreate | RemoveStep::VmsEnd | RemoveStep::Stopping, _) => {}
         }
     }
 
@@ -129,17 +163,23 @@ impl<E: Clone> Core<E> {
             return;
         };
         container.held.guest = false;
+        let life = container.life;
+        if let Some(OvertakenCreate::Unanswered(job)) = container.overtaken.take() {
+            self.abandon(job);
+        }
         let exit = Exit {
             status: KILLED,
             at: now,
         };
-        match container.life {
+        match life {
             Life::Stopped(_) => self.release_disks(now, id),
             Life::Creating { .. } => {
-                container.life = Life::Stopped(Exit {
-                    status: NOT_CREATED,
-                    at: now,
-                });
+                if let Some(container) = self.containers.get_mut(id) {
+                    container.life = Life::Stopped(Exit {
+                        status: NOT_CREATED,
+                        at: now,
+                    });
+                }
                 self.release_disks(now, id);
             }
             // Its exit is told before its deletion.

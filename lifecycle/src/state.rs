@@ -161,6 +161,8 @@ pub(crate) enum Cause<E> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RemoveStep {
     InGuest(Job),
+    /// The guest does not have it, and has not answered the call to make it, which was interrupted: it may have it yet.
+    OvertakenCreate,
     /// The VM has been given up: nothing is unplugged before it is gone.
     VmsEnd,
     /// Its exit is about to be told.
@@ -207,6 +209,16 @@ pub(crate) struct Container<E> {
     pub(crate) refused: u32,
     /// Signals that wait for the end of its start.
     pub(crate) signals: Vec<Signal>,
+    /// The call to make it, if its creation was interrupted meanwhile.
+    pub(crate) overtaken: Option<OvertakenCreate>,
+}
+
+/// A call to make a container that its deletion in the guest may overtake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OvertakenCreate {
+    Unanswered(Job),
+    /// It was made, or may have been, perhaps after a deletion that has not found it.
+    Made,
 }
 
 /// A signal that came while its process was being started: before execve(2) it would be lost.
@@ -231,6 +243,7 @@ impl<E> Container<E> {
             start_hooks: None,
             refused: 0,
             signals: Vec::new(),
+            overtaken: None,
         }
     }
 

@@ -105,6 +105,7 @@ impl<E: Clone> Core<E> {
             Purpose::Operation(id) => self.operation_finished(now, &id, done),
             Purpose::Exec(name) => self.exec_finished(now, &name, done),
             Purpose::ExecDelete(name) => self.exec_deleted(now, &name, done),
+            Purpose::OvertakenCreate(id) => self.overtaken_create_finished(now, &id, job, &done),
             Purpose::OvertakenExec(name) => self.overtaken_exec_finished(now, &name, job, &done),
             Purpose::ExecKill(name) => self.exec_killed(now, &name, &done),
             Purpose::Streams(name) => self.streams_finished(now, &name),
@@ -153,6 +154,7 @@ impl<E: Clone> Core<E> {
             Purpose::Operation(id) => self.stop_hooks_overdue(now, &id),
             // No timers.
             Purpose::Exec(_)
+            | Purpose::OvertakenCreate(_)
             | Purpose::OvertakenExec(_)
             | Purpose::ExecKill(_)
             | Purpose::Streams(_)

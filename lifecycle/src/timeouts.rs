@@ -1,13 +1,16 @@
 //! The time-outs of a sandbox, in one table, with one scale factor for slow nodes.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
+
+use base::scale::Scale;
 
 use crate::message::Timer;
 
 /// How long things may take. All are multiplied by one factor.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Timeouts {
-    scale: f64,
+    scale: Scale,
 }
 
 /// For the guest to take a SIGKILL: it only has to ask the guest's kernel.
@@ -28,8 +31,18 @@ const NO_PROGRESS: Duration = Duration::from_secs(120);
 const DELETION: Duration = Duration::from_secs(3600);
 /// For the guest to power itself off.
 const POWER_OFF: Duration = Duration::from_secs(2);
+/// For the guest to connect the streams of a process: it does so before it says that the process is there.
+const STREAMS: Duration = Duration::from_secs(10);
+/// For a connection of the guest to say what it is: its preamble is its first bytes.
+const PREAMBLE: Duration = Duration::from_secs(5);
+/// For the program of a console to die of SIGKILL.
+const CONSOLE_DEATH: Duration = Duration::from_secs(10);
 /// For what the connections of a dead VM still hold.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
+/// Before a network update that has failed is tried again, the first time.
+const NETWORK_RETRY: Duration = Duration::from_secs(1);
+/// The longest such wait: it doubles each time.
+const LONGEST_NETWORK_RETRY: Duration = Duration::from_secs(30);
 
 impl Default for Timeouts {
     fn default() -> Self {
@@ -38,13 +51,18 @@ impl Default for Timeouts {
 }
 
 impl Timeouts {
-    /// All time-outs multiplied by `scale`, which is at least a thousandth and at most a thousand.
+    /// All time-outs multiplied by a factor, within the bounds of [`Scale`].
     #[must_use]
-    pub fn scaled(scale: f64) -> Self {
-        let scale = if scale.is_finite() { scale } else { 1.0 };
+    pub fn scaled(factor: f64) -> Self {
         Self {
-            scale: scale.clamp(0.001, 1000.0),
+            scale: Scale::new(factor),
         }
+    }
+
+    /// The factor, for the time-outs of those who know nothing of this table: the hypervisor, the streams, the agent.
+    #[must_use]
+    pub fn scale(&self) -> Scale {
+        self.scale
     }
 
     /// A time-out that the core asks for.
@@ -88,6 +106,12 @@ impl Timeouts {
         self.times(DELETION)
     }
 
+    /// The shortest and the longest wait before a network update that has failed is tried again.
+    #[must_use]
+    pub fn network_retries(&self) -> RangeInclusive<Duration> {
+        self.times(NETWORK_RETRY)..=self.times(LONGEST_NETWORK_RETRY)
+    }
+
     /// For the guest to power itself off.
     #[must_use]
     pub fn power_off(&self) -> Duration {
@@ -100,8 +124,26 @@ impl Timeouts {
         self.times(LAST_OUTPUT)
     }
 
+    /// For the guest to connect the streams of a process.
+    #[must_use]
+    pub fn streams(&self) -> Duration {
+        self.times(STREAMS)
+    }
+
+    /// For a connection of the guest to say what it is.
+    #[must_use]
+    pub fn preamble(&self) -> Duration {
+        self.times(PREAMBLE)
+    }
+
+    /// For the program of a console to die of SIGKILL.
+    #[must_use]
+    pub fn console_death(&self) -> Duration {
+        self.times(CONSOLE_DEATH)
+    }
+
     fn times(&self, duration: Duration) -> Duration {
-        duration.mul_f64(self.scale)
+        self.scale.of(duration)
     }
 }
 

@@ -37,6 +37,7 @@ impl<E: Clone> Core<E> {
                     | Purpose::CgroupKill
                     | Purpose::Ping { .. }
                     | Purpose::ExecKill(_)
+                    | Purpose::OvertakenCreate(_)
                     | Purpose::OvertakenExec(_)
             )
         };
@@ -112,7 +113,7 @@ impl<E: Clone> Core<E> {
                     self.abandon(job);
                     self.gone_from_guest(now, id);
                 }
-                RemoveStep::VmsEnd => self.gone_from_guest(now, id),
+                RemoveStep::OvertakenCreate | RemoveStep::VmsEnd => self.gone_from_guest(now, id),
                 // They need no guest.
                 RemoveStep::Stopping | RemoveStep::Disks(_) | RemoveStep::Detaching(_) | RemoveStep::Hooks { .. } => {}
             },

@@ -103,11 +103,15 @@ impl Sandbox {
     }
 }
 
-fn unanswered() -> Result<(), Failure<&'static str>> {
+fn fails(fault: Fault) -> Result<(), Failure<&'static str>> {
     Err(Failure {
-        fault: Fault::Unanswered,
+        fault,
         error: "no answer",
     })
+}
+
+fn unanswered() -> Result<(), Failure<&'static str>> {
+    fails(Fault::Unanswered)
 }
 
 #[test]
@@ -157,6 +161,39 @@ fn an_exec_that_is_being_started_is_not_deleted_under_its_start() {
     );
     let begun = sandbox.done(job(&starting, |work| matches!(work, Work::GuestExec(_))));
     assert_eq!(answers(&sandbox.settle(begun, |_| false)), [Answer::Done]);
+}
+
+#[test]
+fn a_creation_that_reaches_the_guest_after_it_was_undone_is_undone_again() {
+    for (is_made, asked_first) in [(true, true), (true, false), (false, true), (false, false)] {
+        let mut sandbox = Sandbox::new();
+        let begun = sandbox.ask(Request::Create(init("c").container));
+        let creating = sandbox.settle(begun, |work| matches!(work, Work::GuestCreate(_)));
+        let create = job(&creating, |work| matches!(work, Work::GuestCreate(_)));
+        let undoing = sandbox.step(Input::ClientGone(Reply(1)));
+        let deletes = |work: &Work| matches!(work, Work::GuestDelete(_));
+        let missing = fails(Fault::Missing);
+        let delete = Input::Finished(job(&undoing, deletes), missing);
+        let create = Input::Finished(create, if is_made { Ok(()) } else { fails(Fault::Refused) });
+        // Either report may come first, whatever came first in the guest.
+        let (first, second) = if asked_first {
+            (delete, create)
+        } else {
+            (create, delete)
+        };
+        assert_eq!(sandbox.step(first), []);
+        let mut effects = sandbox.step(second);
+        if is_made {
+            let again = job(&effects, deletes);
+            assert_eq!(effects.len(), 1, "{effects:?}");
+            effects = sandbox.done(again);
+        }
+        let undone = sandbox.settle(effects, |_| false);
+        assert!(
+            matches!(answers(&undone)[..], [Answer::Refused(Refusal::Interrupted(_))]),
+            "{undone:?}"
+        );
+    }
 }
 
 #[test]

@@ -8,16 +8,20 @@ mod owed;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
-use std::os::unix::process::CommandExt;
+use std::io::{self, Seek, Write};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus};
 use std::thread;
 use std::time::Duration;
 
+use base::spawn::Program;
+use base::tail::Tail;
 use oci_spec::runtime::{Hook, Hooks};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use serde::{Deserialize, Serialize};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
 
 use crate::host_ns::{HostNamespace, HostNamespaceError};
 use crate::sys;
@@ -25,7 +29,10 @@ use crate::sys;
 pub use owed::{Owed, pay_handed_over};
 
 /// How much of a failed hook's output goes into the error, in bytes.
-const OUTPUT_MAX: u64 = 1000;
+const OUTPUT_MAX: usize = 1000;
+
+/// Bytes that a pipe can hold (`pipe-max-size`, proc_sys_fs(5)).
+const LARGEST_PIPE: usize = 1 << 20;
 
 /// When a hook runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,9 +143,8 @@ async fn run_one(host: &HostNamespace, hook: Hook, state: &HookState) -> Result<
     // Its start as well: its program may be on a file server that does not answer.
     let ending = async {
         let started = tokio::task::spawn_blocking(move || start(&host, &hook, &state)).await;
-        let (mut running, output) = started.unwrap_or_else(|error| Err(failed(io::Error::other(error))))?;
-        let status = running.end().await.map_err(failed)?;
-        Ok::<_, HookError>((status, output))
+        let mut running = started.unwrap_or_else(|error| Err(failed(io::Error::other(error))))?;
+        running.end().await.map_err(failed)
     };
     let ended: Result<_, HookError> = match timeout {
         None => ending.await,
@@ -149,29 +155,21 @@ async fn run_one(host: &HostNamespace, hook: Hook, state: &HookState) -> Result<
     };
     match ended? {
         (status, _) if status.success() => Ok(()),
-        (status, output) => Err(HookError::Failed {
-            path,
-            status,
-            output: tail(output),
-        }),
+        (status, output) => Err(HookError::Failed { path, status, output }),
     }
 }
 
-/// Starts it. The file gets what it prints. Blocks.
-fn start(host: &HostNamespace, hook: &Hook, state: &HookState) -> Result<(Running, File), HookError> {
+/// Starts it. Blocks.
+fn start(host: &HostNamespace, hook: &Hook, state: &HookState) -> Result<Running, HookError> {
     let failed = |source| HookError::Start {
         path: hook.path().clone(),
         source,
     };
     let stdin = temporary(&serde_json::to_vec(state).map_err(|error| failed(error.into()))?).map_err(failed)?;
-    let output = temporary(&[]).map_err(failed)?;
-    let (stdout, stderr) = (output.try_clone().map_err(failed)?, output.try_clone().map_err(failed)?);
-    let mut command = command(hook);
-    command
-        .stdin(stdin)
-        .stdout(stdout)
-        .stderr(stderr)
-        .current_dir(state.directory());
+    let (output, stdout) = io::pipe().map_err(failed)?;
+    let stderr = stdout.try_clone().map_err(failed)?;
+    let program = program(hook).stdin(stdin).stdout(stdout).stderr(stderr);
+    let mut command = program.directory(state.directory()).into_command().map_err(failed)?;
     let bundle = state.bundle.clone();
     let start = move || match command.spawn() {
         // containerd removes the bundle while the hooks of a sandbox that is gone are run: maybe since it was looked for.
@@ -179,21 +177,52 @@ fn start(host: &HostNamespace, hook: &Hook, state: &HookState) -> Result<(Runnin
         started => started,
     };
     let child = host.run(start)?.map_err(failed)?;
-    Ok((Running(Some(child)), output))
+    Ok(Running {
+        child: Some(child),
+        output: output.into(),
+    })
 }
 
 /// A hook's process. Dropping it before its end ends it and its group: nobody waits any more, whether its time is over or
 /// the sandbox is shut down.
-struct Running(Option<Child>);
+struct Running {
+    child: Option<Child>,
+    /// What it prints.
+    output: OwnedFd,
+}
 
 impl Running {
-    async fn end(&mut self) -> io::Result<ExitStatus> {
-        let child = self.0.as_mut().ok_or(io::ErrorKind::InvalidInput)?;
+    /// Its status and the end of what it has printed. A daemon that it leaves behind is not waited for.
+    async fn end(&mut self) -> io::Result<(ExitStatus, String)> {
+        let child = self.child.as_mut().ok_or(io::ErrorKind::InvalidInput)?;
         let pid = pid(child).ok_or(io::ErrorKind::InvalidInput)?;
         // A pidfd is readable once the process is dead (pidfd_open(2)).
         let pidfd = sys::watch(pidfd_open(pid, PidfdFlags::empty())?)?;
-        let _dead = pidfd.readable().await?;
-        child.wait()
+        let mut output = pipe::Receiver::from_owned_fd(self.output.try_clone()?)?;
+        let tail = Tail::new(OUTPUT_MAX);
+        let mut buffer = vec![0; 16 << 10];
+        let mut is_open = true;
+        loop {
+            tokio::select! {
+                dead = pidfd.readable() => {
+                    let _ = dead?;
+                    break;
+                }
+                // An error is an end as well.
+                read = output.read(&mut buffer), if is_open => match read {
+                    Ok(count @ 1..) => tail.push(&buffer[..count]),
+                    Ok(_) | Err(_) => is_open = false,
+                }
+            }
+        }
+        // What is left, and no more than a pipe holds: a daemon may write without end.
+        for _ in 0..LARGEST_PIPE / buffer.len() {
+            match output.try_read(&mut buffer) {
+                Ok(count @ 1..) => tail.push(&buffer[..count]),
+                Ok(_) | Err(_) => break,
+            }
+        }
+        Ok((child.wait()?, tail.text()))
     }
 }
 
@@ -203,7 +232,7 @@ fn pid(child: &Child) -> Option<Pid> {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let Some(mut child) = self.0.take() else { return };
+        let Some(mut child) = self.child.take() else { return };
         // Not reaped yet, so the number is still the group's.
         if let (Ok(None), Some(group)) = (child.try_wait(), pid(&child)) {
             let _ = kill_process_group(group, Signal::KILL);
@@ -216,22 +245,18 @@ impl Drop for Running {
     }
 }
 
-/// The hook's environment is the one that it names, and nothing of ours. Its process group is its own, so that all of
-/// it can be ended.
-fn command(hook: &Hook) -> Command {
-    let mut command = Command::new(hook.path());
+/// The hook's environment is the one that it names, be it empty; if it names none it is ours, as with runc. Its score and limits are those that runc
+/// leaves it: its caller's, as containerd has started it. Its process group is its own, so that all of it can be ended.
+fn program(hook: &Hook) -> Program {
     let args = hook.args().clone().unwrap_or_default();
+    let mut program = Program::new(hook.path()).args(args.iter().skip(1));
     if let Some(name) = args.first() {
-        command.arg0(name);
+        program = program.named(name);
     }
-    command.args(args.iter().skip(1)).env_clear().process_group(0);
-    for variable in hook.env().iter().flatten() {
-        if let Some((name, value)) = variable.split_once('=') {
-            command.env(name, value);
-        }
+    match hook.env() {
+        Some(variables) => program.envs(variables.iter().filter_map(|variable| variable.split_once('='))),
+        None => program.envs(std::env::vars_os()),
     }
-    command.stdin(Stdio::null());
-    command
 }
 
 /// A file in memory, read from its start. Unlike a pipe it needs nobody at the other end.
@@ -242,23 +267,10 @@ fn temporary(content: &[u8]) -> io::Result<File> {
     Ok(file)
 }
 
-/// The end of what the hook printed.
-fn tail(mut output: File) -> String {
-    let mut bytes = Vec::new();
-    let length = output.metadata().map(|metadata| metadata.len()).unwrap_or_default();
-    let start = io::SeekFrom::Start(length.saturating_sub(OUTPUT_MAX));
-    let read = output
-        .seek(start)
-        .and_then(|_| output.take(OUTPUT_MAX).read_to_end(&mut bytes));
-    match read {
-        Ok(_) => String::from_utf8_lossy(&bytes).trim().to_owned(),
-        Err(error) => format!("(its output cannot be read: {error})"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
 
     fn hooks(script: &str, timeout: i64) -> Hooks {
         let hook = serde_json::json!({
@@ -293,6 +305,54 @@ mod tests {
             (&"me".into(), &42.into(), &"1.0.2".into())
         );
         assert_eq!(std::fs::read_to_string(bundle.path().join("env")).unwrap(), "hook\n");
+    }
+
+    /// As runc leaves them: it gives back the limit of open files that its language's runtime has raised, and sets no score.
+    #[tokio::test]
+    async fn a_hook_has_the_score_and_the_limits_with_which_the_shim_was_started() {
+        let bundle = tempfile::tempdir().unwrap();
+        let files = rustix::process::getrlimit(rustix::process::Resource::Nofile)
+            .current
+            .unwrap();
+        base::spawn::raise_open_files().unwrap();
+        create("(cat /proc/self/oom_score_adj; ulimit -n) > found", 30, bundle.path())
+            .await
+            .unwrap();
+        let score = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap();
+        let found = std::fs::read_to_string(bundle.path().join("found")).unwrap();
+        assert_eq!(found, format!("{score}{files}\n"));
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_output_is_kept_in_part_and_a_daemon_is_not_waited_for() {
+        let bundle = tempfile::tempdir().unwrap();
+        let script = "head -c 3000000 /dev/zero | tr '\\0' x; echo end; sleep 600 & echo $! > pid; exit 3";
+        let began = std::time::Instant::now();
+        let HookError::Failed { output, .. } = create(script, 60, bundle.path()).await.unwrap_err() else {
+            panic!("it did not fail");
+        };
+        assert!(began.elapsed() < Duration::from_secs(60));
+        assert!(output.ends_with("xend") && output.len() <= OUTPUT_MAX, "{output}");
+        let daemon = std::fs::read_to_string(bundle.path().join("pid")).unwrap();
+        let daemon = daemon.trim().parse().ok().and_then(Pid::from_raw).unwrap();
+        rustix::process::kill_process(daemon, Signal::KILL).unwrap();
+    }
+
+    #[test]
+    fn a_hook_that_names_no_environment_has_ours() {
+        let printed = |env: serde_json::Value| {
+            let hook = serde_json::json!({ "path": "/usr/bin/env", "env": env });
+            let output = program(&serde_json::from_value(hook).unwrap())
+                .stdout(std::process::Stdio::piped())
+                .into_command()
+                .unwrap()
+                .output()
+                .unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        };
+        assert!(printed(serde_json::Value::Null).contains("PATH="));
+        assert_eq!(printed(serde_json::json!([])), "");
+        assert_eq!(printed(serde_json::json!(["A=b"])), "A=b\n");
     }
 
     #[tokio::test]

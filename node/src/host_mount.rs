@@ -4,14 +4,18 @@
 //! mount(2) takes at most one page of options. An image with many layers needs more. Then, as in containerd's own mounts,
 //! the lower directories are written relative to their common directory, and the mount is made from there.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::thread;
+use std::time::Duration;
 
+use base::spawn::{Accounting, Program, RunError, Score};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
+
+/// For a helper to mount: it may have to reach a server first. It is the time that Kata's configuration gives the creation of a container.
+const HELPER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How much of what a helper says an error shows, in characters.
 const SAID: usize = 400;
@@ -46,23 +50,35 @@ pub fn mount(kind: &str, source: &str, options: &[String], target: &Path) -> io:
 }
 
 fn by_helper(program: &str, kind: &str, source: &str, options: &[String], target: &Path) -> io::Result<()> {
-    let mut command = Command::new(program);
-    command.arg(source).arg(target).args(["-t", kind]);
+    let options = options.join(",");
+    let mut arguments = vec![
+        OsStr::new(source),
+        target.as_os_str(),
+        OsStr::new("-t"),
+        OsStr::new(kind),
+    ];
     if !options.is_empty() {
-        command.args(["-o", &options.join(",")]);
+        arguments.extend([OsStr::new("-o"), OsStr::new(&options)]);
     }
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| io::Error::new(error.kind(), format!("cannot run {program}: {error}")))?;
-    if output.status.success() {
+    // It serves one container's root: it is not spared for that. It starts the file system's own program, which it looks for.
+    let helper = Program::new(program)
+        .args(arguments)
+        .inherit_envs(&["PATH"])
+        .accounting(Accounting {
+            score: Score::NotSpared,
+            ..Accounting::default()
+        });
+    let finished = helper.run(HELPER_TIMEOUT).map_err(|error| match error {
+        RunError::Start(error) => io::Error::new(error.kind(), format!("cannot run {program}: {error}")),
+        error @ RunError::TimedOut { .. } => io::Error::new(io::ErrorKind::TimedOut, format!("{program} {error}")),
+    })?;
+    if finished.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let said: String = said.trim().chars().take(SAID).collect();
+    let said: String = finished.stderr.chars().take(SAID).collect();
     Err(io::Error::other(format!(
         "{program} ended with {}: {said}",
-        output.status
+        finished.status
     )))
 }
 
@@ -169,6 +185,29 @@ mod tests {
         assert!(said("btrfs", &["loop".to_owned()]).contains("loop device"));
         // Either it is not there, or it knows no such type.
         assert!(said("fuse.no-such-file-system", &[]).contains("mount.fuse"));
+    }
+
+    #[test]
+    fn a_helper_has_the_path_alone_and_is_not_spared_by_the_oom_killer() {
+        let directory = tempfile::tempdir().unwrap();
+        let helper = directory.path().join("helper");
+        let script =
+            "#!/bin/sh\n(echo $*; tr '\\0' '\\n' </proc/$$/environ; cat /proc/self/oom_score_adj) >&2\nexit 1\n";
+        std::fs::write(&helper, script).unwrap();
+        std::fs::set_permissions(&helper, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let error = by_helper(
+            helper.to_str().unwrap(),
+            "kind",
+            "source",
+            &["a".to_owned()],
+            Path::new("/target"),
+        );
+        let said = error.unwrap_err().to_string();
+        let score = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap();
+        let score: i32 = score.trim().parse().unwrap();
+        let path = std::env::var("PATH").unwrap();
+        let told = format!("source /target -t kind -o a\nPATH={path}\n{}", score.max(0));
+        assert!(said.ends_with(&told) || path.len() > SAID / 2, "{said}");
     }
 
     #[test]

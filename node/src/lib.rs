@@ -5,6 +5,7 @@
 
 pub mod boot_queue;
 pub mod bundle;
+mod guest_path;
 pub mod guest_spec;
 pub mod hooks;
 pub mod host_cgroup;

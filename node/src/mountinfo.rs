@@ -1,4 +1,6 @@
 //! Reads `/proc/thread-self/mountinfo` (proc_pid_mountinfo(5)).
+//!
+//! `procfs-core` reads the file too, but its paths are text: one that is not UTF-8 fails the whole file, and here it is one mount among others.
 
 use std::ffi::OsString;
 use std::fs;

@@ -44,6 +44,11 @@ impl ProcessRef {
         self.open().is_some_and(alive)
     }
 
+    /// Whether it is stopped by a signal or a debugger: it does nothing until it is continued.
+    pub fn is_stopped(&self) -> bool {
+        stat(self.pid).is_some_and(|stat| stat.starttime == self.start_time && matches!(stat.state, 'T' | 't'))
+    }
+
     /// Kills it if it is still the same process. Never this process itself.
     pub fn kill(&self) {
         if let Some(pidfd) = self.open() {

@@ -2,7 +2,7 @@
 //!
 //! It owns the names (docs/architecture.md, "Files of a sandbox"). It must not know the purpose of the files.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -21,6 +21,9 @@ use lifecycle::id::{Namespace, SandboxId};
 
 /// Where all sandboxes have their directories.
 pub const ROOT: &str = protocol::SANDBOXES;
+
+/// End of the name of a lock beside a sandbox's directory.
+const LOCK: &str = ".lock";
 
 /// The form of `sandbox.json` that this build writes and reads.
 const STATE_VERSION: u32 = 1;
@@ -227,10 +230,29 @@ impl RunDir {
     /// # Errors
     /// The file cannot be made or locked.
     pub fn lock(&self) -> Result<Lock, RunDirError> {
+        self.lock_by(File::lock)
+    }
+
+    /// The same without waiting; none if somebody has the lock.
+    ///
+    /// # Errors
+    /// The file cannot be made or locked.
+    pub fn try_lock(&self) -> Result<Option<Lock>, RunDirError> {
+        let mut busy = false;
+        let locked = self.lock_by(|file| {
+            file.try_lock().map_err(|error| {
+                busy = matches!(error, TryLockError::WouldBlock);
+                error.into()
+            })
+        });
+        if busy { Ok(None) } else { locked.map(Some) }
+    }
+
+    fn lock_by(&self, mut wait: impl FnMut(&File) -> io::Result<()>) -> Result<Lock, RunDirError> {
         let mut name = self.path.clone().into_os_string();
-        name.push(".lock");
+        name.push(LOCK);
         let path = PathBuf::from(name);
-        let lock = || -> io::Result<File> {
+        let mut lock = || -> io::Result<File> {
             if let Some(root) = path.parent() {
                 DirBuilder::new().recursive(true).mode(0o700).create(root)?;
             }
@@ -241,7 +263,7 @@ impl RunDir {
                     .truncate(false)
                     .mode(0o600)
                     .open(&path)?;
-                file.lock()?;
+                wait(&file)?;
                 // Whoever had it may have removed the name, and somebody may have made another file by now.
                 let named = fs::metadata(&path).ok().map(|named| (named.dev(), named.ino()));
                 let own = file.metadata()?;
@@ -258,6 +280,21 @@ impl RunDir {
             }),
             Err(source) => Err(failed("lock", &path, source)),
         }
+    }
+
+    /// Those below a root that have been locked and have not been removed, whether or not they have a directory.
+    #[must_use]
+    pub fn known(root: &Path) -> Vec<Self> {
+        let entries = fs::read_dir(root).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        let known = names.filter_map(|name| Some(Self::at(root.join(name.strip_suffix(LOCK)?))));
+        known.collect()
+    }
+
+    /// Whether it has no `sandbox.json`: nobody has written down that he is its server.
+    #[must_use]
+    pub fn is_unrecorded(&self) -> bool {
+        !self.state().exists()
     }
 
     /// Removes the directory and all in it. It may be gone.

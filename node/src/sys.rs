@@ -5,15 +5,13 @@ use std::ffi::{CStr, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::CommandExt;
-use std::process::Command;
 
 use base::mount_attributes;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// The descriptor by which a process of ours gets what it is to have from the start: the server its listening socket.
-pub const INHERITED_FD: i32 = 3;
+const INHERITED_FD: i32 = 3;
 
 /// `unshare(CLONE_NEWNS)` for the calling thread.
 pub fn unshare_mount_namespace() -> io::Result<()> {
@@ -78,45 +76,7 @@ pub fn mount_setattr(mount: BorrowedFd<'_>, change: SetAttr) -> io::Result<()> {
     mount_attributes::mount_setattr(mount, c"", flags, &attributes)
 }
 
-/// Lets the child lead a session of its own.
-pub fn detach(command: &mut Command) {
-    // SAFETY: setsid is async-signal-safe (signal-safety(7)), and the closure does nothing else.
-    unsafe {
-        command.pre_exec(|| match libc::setsid() {
-            -1 => Err(io::Error::last_os_error()),
-            _ => Ok(()),
-        });
-    }
-}
-
-/// Lets the child lead a session of its own and have `passed` as descriptor 3.
-pub fn detach_with(command: &mut Command, passed: OwnedFd) {
-    let prepare = move || {
-        // SAFETY: setsid, dup2 and fcntl are async-signal-safe (signal-safety(7)); the descriptor is open, as this
-        // closure owns it.
-        unsafe {
-            if libc::setsid() < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            let result = match passed.as_raw_fd() {
-                // dup2 onto itself would leave close-on-exec set.
-                INHERITED_FD => libc::fcntl(INHERITED_FD, libc::F_SETFD, 0),
-                fd => libc::dup2(fd, INHERITED_FD),
-            };
-            if result < 0 {
-                Err(io::Error::last_os_error())
-            } else {
-                Ok(())
-            }
-        }
-    };
-    // SAFETY: the closure calls nothing but async-signal-safe functions and does not allocate.
-    unsafe {
-        command.pre_exec(prepare);
-    }
-}
-
-/// Takes over what [`detach_with`] has left. To be called once, before anything else opens a descriptor.
+/// Takes over the first descriptor that a [`base::spawn::Program`] has been given. To be called once, before anything else opens a descriptor.
 pub fn inherited() -> io::Result<OwnedFd> {
     // SAFETY: F_SETFD takes no pointer; it fails if there is no such descriptor.
     if unsafe { libc::fcntl(INHERITED_FD, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
@@ -146,16 +106,8 @@ pub fn replace_environment(variables: Vec<(OsString, OsString)>) {
 /// Shows these words as the process's arguments (proc_pid_cmdline(5)), as far as those that it was started with leave room. Nobody reads the
 /// old ones any more.
 pub fn show_arguments(words: &[String]) -> io::Result<()> {
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
-    // Fields 48 and 49 of proc_pid_stat(5), arg_start and arg_end; the third follows the name's last parenthesis.
-    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
-    let mut places = fields.split_ascii_whitespace().skip(45).map(str::parse::<usize>);
-    let (Some(Ok(start)), Some(Ok(end))) = (places.next(), places.next()) else {
-        return Err(io::ErrorKind::InvalidData.into());
-    };
-    let room = end
-        .checked_sub(start)
-        .filter(|room| *room > 1)
+    let (start, room) = command_line_of_this_process()
+        .filter(|(_, room)| *room > 1)
         .ok_or(io::ErrorKind::InvalidData)?;
     let mut text = words.join("\0").into_bytes();
     // The last byte stays zero: by that the kernel knows where the arguments end.
@@ -165,7 +117,7 @@ pub fn show_arguments(words: &[String]) -> io::Result<()> {
     }
     // SAFETY: the kernel says that these bytes are the process's arguments. They are on the stack of the main thread, below its first frame,
     // writable, and stay there; std has copied nothing but pointers to them, and no thread reads arguments from here on.
-    unsafe { std::ptr::copy_nonoverlapping(text.as_ptr(), start as *mut u8, room) };
+    unsafe { std::ptr::copy_nonoverlapping(text.as_ptr(), start, room) };
     Ok(())
 }
 
@@ -191,50 +143,37 @@ pub struct Idle<'a> {
 /// There can be no more processes.
 pub fn spawn_idle(idle: &Idle<'_>) -> io::Result<i32> {
     let own_command_line = command_line_of_this_process();
-    // SAFETY: the child calls nothing but async-signal-safe functions (signal-safety(7)) and system calls of its own, on memory that
-    // was made ready before, and never returns from here. The descriptors are open in it as they are here. Its command line is memory
-    // of its own, which nobody reads in it but the kernel.
-    unsafe {
-        let child = libc::fork();
-        if child != 0 {
-            return match child {
-                -1 => Err(io::Error::last_os_error()),
-                child => Ok(child),
-            };
+    let prepare = || {
+        // SAFETY: nothing but async-signal-safe functions (signal-safety(7)) and system calls, on memory that was made ready before the fork; the
+        // descriptors are open here as in the parent. The command line is memory of the child's own, which nobody reads in it but the kernel.
+        unsafe {
+            libc::prctl(libc::PR_SET_NAME, idle.name.as_ptr());
+            if let Some((start, length)) = own_command_line {
+                let taken = idle.command_line.len().min(length - 1);
+                std::ptr::write_bytes(start, 0, length);
+                std::ptr::copy_nonoverlapping(idle.command_line.as_ptr(), start, taken);
+            }
+            for cgroup in idle.cgroups {
+                // Who reads its cgroup finds the shim's where this fails.
+                libc::write(cgroup.as_raw_fd(), c"0".as_ptr().cast(), 1);
+            }
+            if let Some(network) = idle.network {
+                // Only who looks for the network by this pid misses it.
+                libc::setns(network.as_raw_fd(), libc::CLONE_NEWNET);
+            }
         }
-        libc::prctl(libc::PR_SET_NAME, idle.name.as_ptr());
-        if let Some((start, length)) = own_command_line {
-            let taken = idle.command_line.len().min(length - 1);
-            std::ptr::write_bytes(start, 0, length);
-            std::ptr::copy_nonoverlapping(idle.command_line.as_ptr(), start, taken);
-        }
-        for cgroup in idle.cgroups {
-            // Who reads its cgroup finds the shim's where this fails.
-            libc::write(cgroup.as_raw_fd(), c"0".as_ptr().cast(), 1);
-        }
-        if let Some(network) = idle.network {
-            // Only who looks for the network by this pid misses it.
-            libc::setns(network.as_raw_fd(), libc::CLONE_NEWNET);
-        }
-        if libc::dup2(idle.until.as_raw_fd(), 0) == 0 && leave_file_systems() {
-            libc::syscall(libc::SYS_close_range, 1_u32, u32::MAX, 0_u32);
-            let mut byte = 0_u8;
-            libc::write(0, (&raw const byte).cast(), 1);
-            // Nothing is ever written: it ends with the other end, or begins anew after a signal.
-            while libc::read(0, (&raw mut byte).cast(), 1) < 0 && *libc::__errno_location() == libc::EINTR {}
-        }
-        libc::_exit(0)
-    }
+        leave_file_systems()
+    };
+    // SAFETY: as above.
+    unsafe { base::idle::spawn(idle.until, prepare) }
 }
 
 /// Where this process's command line is, and its length, which is not 0: fields 48 and 49 of /proc/PID/stat (proc_pid_stat(5)). None where it
 /// cannot be read.
 fn command_line_of_this_process() -> Option<(*mut u8, usize)> {
-    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
-    let (_, fields) = stat.rsplit_once(')')?;
-    let mut fields = fields.split_ascii_whitespace().skip(45);
-    let start: usize = fields.next()?.parse().ok()?;
-    let end: usize = fields.next()?.parse().ok()?;
+    let stat = base::process::own_stat()?;
+    let start = usize::try_from(stat.arg_start?).ok()?;
+    let end = usize::try_from(stat.arg_end?).ok()?;
     let length = end.checked_sub(start).filter(|length| *length > 0 && start > 0)?;
     Some((std::ptr::with_exposed_provenance_mut(start), length))
 }

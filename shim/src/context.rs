@@ -6,9 +6,9 @@ use std::sync::Mutex;
 use node::host_ns::HostNamespace;
 use node::run_dir::RunDir;
 
-use crate::command::logging::LogHandle;
 use crate::id::{Namespace, SandboxId};
-use crate::pool::Parked;
+use crate::logging::LogHandle;
+use crate::qemu::parked::Parked;
 
 /// Everything that identifies one sandbox's server.
 #[derive(Debug)]

@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use base::chain;
-use config::InterNetworking;
+use config::{InterNetworking, SharedFs};
 use guest::host_sockets::HostSockets;
 use guest::relays::Relays;
-use guest::vm::LaunchError;
+use guest::vm::VmLaunchError;
 use hypervisor::{Accounting, NetworkNamespace, VmRequest};
 use lifecycle::Timeouts;
 use node::boot_queue::BootQueue;
@@ -26,23 +26,24 @@ use node::run_dir::{self, RunDirError, SandboxState};
 use node::settings;
 use node::share::{ShareError, SharedTree};
 use node::sizing::Sizing;
+use node::volumes::copies::Copies;
 use node::watch::Watches;
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use protocol::agent::{SandboxSetup, Share};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
 
-use crate::command::announcement::Announcement;
+use crate::announcement::Announcement;
 use crate::context::ServerContext;
-use crate::error::Error;
 use crate::events::Publisher;
 use crate::forward;
 use crate::management::{self, places};
 use crate::pool;
 use crate::qemu::QemuLauncher;
 use crate::sandbox::boot::BootPlan;
+use crate::sandbox::error::Error;
 use crate::sandbox::host::{HostError, RealHost};
 use crate::sandbox::{Parts, Sandbox};
 use crate::service::{Awaited, SandboxCell, Service};
@@ -78,6 +79,9 @@ pub enum ServerError {
     /// The shared directory cannot be made.
     #[error("cannot set up the sandbox's shared directory")]
     Share(#[from] ShareError),
+    /// Changes of files that are copied into the guest cannot be noticed.
+    #[error("cannot watch files of the host (fs.inotify.max_user_instances)")]
+    Copies(#[source] io::Error),
     /// What the sandbox is made of cannot be written down.
     #[error(transparent)]
     State(#[from] RunDirError),
@@ -166,10 +170,17 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         Ok(config) => (config, None),
         Err(error) => (config::Config::default(), Some(error)),
     };
-    if let Err(error) = tree.attach_modules(&config.hypervisor.kernel) {
+    let shared = config.hypervisor.shared_fs != SharedFs::None;
+    if shared && let Err(error) = tree.attach_modules(&config.hypervisor.kernel) {
         tracing::warn!(error = chain(&error), "the guest cannot load modules of its kernel");
     }
+    let problem = problem.or_else(|| {
+        let attached = tree.attach_sandbox_mounts(&config.runtime.sandbox_bind_mounts);
+        let reason = |error| format!("runtime.sandbox_bind_mounts: {}", chain(&error));
+        attached.err().map(reason).map(VmLaunchError::Configuration)
+    });
     let sizing = size(&mut config, &spec, parked.is_some());
+    let timeouts = Timeouts::scaled(config.runtime.timeout_factor.get());
     let linux = spec.linux().as_ref();
     let cgroups_path = linux.and_then(|linux| linux.cgroups_path().clone());
     let cgroup = HostCgroup::create(cgroups_path.as_deref(), &context.id);
@@ -194,11 +205,13 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
             oom_score_adj: Some(oom_score_adj(&spec)),
         },
         start_timeout: config.agent.dial_timeout,
+        scale: timeouts.scale(),
         kernel_params: Vec::new(),
         host_port: protocol::DEFAULT_HOST_PORT,
         port_parameter: protocol::PORT_PARAMETER.to_owned(),
     };
     let warm = parked.is_some();
+    let networked = is_networked(&config);
     let launcher = QemuLauncher {
         plan: problem.map_or(Ok(config.hypervisor.clone()), Err),
         request,
@@ -218,6 +231,7 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         setup: setup(context, &spec, &config, &sizing),
         dial_timeout: config.agent.dial_timeout,
         create_timeout: config.runtime.create_container_timeout,
+        timeouts,
         log: Arc::new(move |line: &[u8]| log.relay(line)),
     };
     let relays = Relays::default();
@@ -228,19 +242,26 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         namespace: context.namespace.clone(),
         host: Arc::new(RealHost {
             sockets: HostSockets::new(context.host.clone(), relays, allowed),
-            watches: watches(&tree),
+            watches: if shared { watches(&tree) } else { None },
+            copies: if shared {
+                None
+            } else {
+                Some(Copies::new(context.host.clone()).map_err(ServerError::Copies)?)
+            },
             tree,
             host: context.host.clone(),
             owed: Owed::below(context.run_dir.path()),
             sandbox: context.id.clone(),
             disable_guest_seccomp: config.runtime.disable_guest_seccomp,
+            emptydir_mode: config.runtime.emptydir_mode,
             memlock: SandboxPolicy::new(Rules::from(&config), spec.annotations().as_ref()),
         }),
         events,
-        timeouts: Timeouts::scaled(config.runtime.timeout_factor.get()),
+        timeouts,
         debug_console: config.agent.debug_console_enabled,
         kernel: config.hypervisor.kernel.clone(),
         sizing,
+        networked,
     };
     let sandbox = Sandbox::start(parts, plan);
     if config.factory.vm_cache_number > 0 {
@@ -251,8 +272,6 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         ));
     }
     let pod = spec.annotations().as_ref().is_some_and(bundle::is_pod_sandbox);
-    // Without the pod's network, its namespace is none of the guest's.
-    let networked = config.runtime.internetworking_model != InterNetworking::None;
     if let (true, Place::At(netns)) = (pod && networked, Place::of(&spec, false)) {
         let sandbox = Arc::clone(&sandbox);
         tokio::spawn(async move {
@@ -265,6 +284,12 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         });
     }
     Ok(sandbox)
+}
+
+/// Whether the guest gets the network of the container's namespace. Without it, nothing of that namespace may be reached from the
+/// guest, nor the guest from it.
+fn is_networked(config: &config::Config) -> bool {
+    config.runtime.internetworking_model != InterNetworking::None
 }
 
 /// Fills the pool of warm VMs again when the sandbox's first process runs, or there will be none: so the start has the CPUs for itself.
@@ -300,8 +325,8 @@ fn watches(tree: &SharedTree) -> Option<Watches> {
     }
 }
 
-fn configuration(context: &ServerContext, spec: &Spec) -> Result<config::Config, LaunchError> {
-    let settings = Settings::load(context.config_path.as_deref(), spec).map_err(LaunchError::Configuration)?;
+fn configuration(context: &ServerContext, spec: &Spec) -> Result<config::Config, VmLaunchError> {
+    let settings = Settings::load(context.config_path.as_deref(), spec).map_err(VmLaunchError::Configuration)?;
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
@@ -326,20 +351,41 @@ fn size(config: &mut config::Config, spec: &Spec, warm: bool) -> Sizing {
     sizing
 }
 
+/// The guest's name: the first container's, or the node's if that container shares the node's UTS namespace.
+fn hostname(spec: &Spec) -> String {
+    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    let own = namespaces
+        .into_iter()
+        .flatten()
+        .any(|one| one.typ() == LinuxNamespaceType::Uts);
+    if own {
+        return spec.hostname().clone().unwrap_or_default();
+    }
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
 fn setup(context: &ServerContext, spec: &Spec, config: &config::Config, sizing: &Sizing) -> SandboxSetup {
     let debug = context.debug || config.agent.enable_debug;
     SandboxSetup {
         sandbox_id: context.id.to_string(),
-        hostname: spec.hostname().clone().unwrap_or_default(),
-        shares: vec![Share {
-            tag: protocol::SHARE_TAG.to_owned(),
-            mountpoint: protocol::SHARE_MOUNTPOINT.to_owned(),
-            ..Default::default()
-        }],
-        sysctls: Rules::from(config).sysctls(),
+        hostname: hostname(spec),
+        shares: match config.hypervisor.shared_fs {
+            SharedFs::None => Vec::new(),
+            SharedFs::VirtioFs => vec![Share {
+                tag: protocol::SHARE_TAG.to_owned(),
+                mountpoint: protocol::SHARE_MOUNTPOINT.to_owned(),
+                ..Default::default()
+            }],
+        },
+        sysctls: settings::exact_sysctls()
+            .into_iter()
+            .chain(Rules::from(config).sysctls())
+            .collect(),
         least_sysctls: settings::least_sysctls(sizing.growth().0 > 0),
         most_extra_memory_bytes: sizing.growth().bytes(),
         kernel_modules: config.agent.kernel_modules.clone(),
+        timeout_factor: config.runtime.timeout_factor.get(),
+        sandbox_mounts: !config.runtime.sandbox_bind_mounts.is_empty(),
         log_level: if debug { "debug" } else { "info" }.to_owned(),
         ..Default::default()
     }
@@ -356,6 +402,19 @@ mod tests {
     #[tokio::test]
     async fn a_server_that_nobody_asks_ends() {
         unclaimed(&SandboxCell::default(), Duration::from_millis(1)).await;
+    }
+
+    #[test]
+    fn only_without_a_model_the_guest_has_no_network() {
+        for (model, networked) in [
+            (InterNetworking::None, false),
+            (InterNetworking::TcFilter, true),
+            (InterNetworking::Macvtap, true),
+        ] {
+            let mut config = config::Config::default();
+            config.runtime.internetworking_model = model;
+            assert_eq!(is_networked(&config), networked, "{model:?}");
+        }
     }
 
     #[test]

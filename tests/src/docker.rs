@@ -54,21 +54,26 @@ pub const REMAPPED: u32 = 1_200_000;
 impl Docker {
     /// Starts one.
     pub fn start() -> Result<Self> {
-        Self::start_with(false)
+        Self::start_with(None, false)
+    }
+
+    /// Starts one whose runtime has a drop-in of its own.
+    pub fn start_configured(dropin: &str) -> Result<Self> {
+        Self::start_with(Some(dropin), false)
     }
 
     /// Starts one with `userns-remap`: its containers' users are others on the host, from [`REMAPPED`] on.
     pub fn start_remapped() -> Result<Self> {
-        Self::start_with(true)
+        Self::start_with(None, true)
     }
 
-    fn start_with(remapped: bool) -> Result<Self> {
+    fn start_with(dropin: Option<&str>, remapped: bool) -> Result<Self> {
         let runtime = Runtime::wanted()?;
         locate::runtime_parts()?;
         let program = locate::built("docker/bin/docker", "deps-containerd")?;
         let tag = node::tag();
         let dir = tempfile::Builder::new().prefix(&tag).rand_bytes(0).tempdir()?;
-        let configuration = node::configuration(dir.path(), None)?.display().to_string();
+        let configuration = node::configuration(dir.path(), dropin)?.display().to_string();
         let environment = vec![("KATA_CONF_FILE".to_owned(), configuration)];
         let containerd = Containerd::start(dir.path(), Version::V1_7, environment)?;
         let namespace = NetNs::new(&tag, "docker")?;
@@ -97,6 +102,11 @@ impl Docker {
 
     fn socket(&self) -> PathBuf {
         self.dir().join("d.sock")
+    }
+
+    /// containerd's log so far; shims write into it too.
+    pub fn log(&self) -> String {
+        self.containerd.log()
     }
 
     /// The runtime under test.

@@ -173,6 +173,17 @@ impl Slice {
     }
 }
 
+/// What the first of these files says that is in the one among `cgroups` that is named after the sandbox `id`.
+pub(crate) fn own_file(cgroups: &[PathBuf], id: &str, files: &[&str]) -> Result<String> {
+    let name = format!("kata_{id}");
+    let own = |path: &&PathBuf| path.file_name().is_some_and(|file| *file == *name);
+    let own: Vec<_> = cgroups.iter().filter(own).collect();
+    let mut paths = own.iter().flat_map(|cgroup| files.iter().map(|file| cgroup.join(file)));
+    let path = paths.find(|path| path.exists());
+    let path = path.ok_or_else(|| Error::unexpected(format!("none of {files:?} in {own:?}")))?;
+    Ok(read(&path)?.trim().to_owned())
+}
+
 /// What the first of these files says that is in a cgroup whose path has `id` in it: v1 and v2 have names of their own.
 pub(crate) fn file(id: &str, files: &[&str]) -> Result<String> {
     let cgroups = leftovers::cgroups(id);

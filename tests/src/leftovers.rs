@@ -99,6 +99,16 @@ pub fn entries(dir: &Path) -> Vec<String> {
     list(dir).into_iter().map(|path| path.display().to_string()).collect()
 }
 
+/// Removes Kata's directories of direct-assigned volumes, if no volume is in them.
+pub fn remove_direct_volumes() {
+    let place = Path::new("/run/kata-containers/shared/direct-volumes");
+    for directory in place.ancestors().take(3) {
+        if fs::remove_dir(directory).is_err() {
+            break;
+        }
+    }
+}
+
 /// The runtimes' directories that name `tag`.
 pub fn runtime_dirs(tag: &str) -> Vec<PathBuf> {
     ["/run/tatami", "/run/containerd/runc", "/run/vc/sbs", "/run/kata"]

@@ -8,8 +8,8 @@ use std::{
 
 use crate::{Ctr, Error, Result, locate};
 
-/// For all VMs of a pool to boot.
-const BOOTS: Duration = Duration::from_secs(120);
+/// For all VMs of a pool to boot: as long as `kata-ctl` waits.
+const BOOTS: Duration = Duration::from_secs(600);
 
 /// Members, unless a test has a number of its own: a test's first container takes one, and its next one another.
 const MEMBERS: u32 = 2;

@@ -152,7 +152,30 @@ mod kata_only {
         Ok(names)
     }
 
+    /// The hard and soft limits are both this.
+    fn is_limited(name: &str, pid: u32, row: &str, most: &str) -> Result<()> {
+        assert_eq!(limit(pid, row)?, (most.to_owned(), most.to_owned()), "{row} of {name}");
+        Ok(())
+    }
+
+    /// QEMU's memory and threads are limited, those of its threads that there may be included; as root it has the threads of everybody.
+    fn qemu_is_limited(pid: u32, own_user: bool) -> Result<()> {
+        let number = |row: &str| Ok::<_, Error>(limit(pid, row)?.1.parse::<u64>().unwrap_or(u64::MAX));
+        let data = number("Max data size")?;
+        assert!(((640 << 20)..(4 << 30)).contains(&data), "QEMU: {data} bytes");
+        let threads = number("Max processes")?;
+        let has = fs::read_dir(format!("/proc/{pid}/task"))?.count() as u64;
+        let cpus = std::thread::available_parallelism()?.get() as u64;
+        let most = 64 + 16 + cpus;
+        assert!(
+            !own_user || (threads <= most && has + 64 <= threads),
+            "QEMU: {has} of {threads} threads"
+        );
+        Ok(())
+    }
+
     fn virtiofsd_is_confined(pid: u32) -> Result<()> {
+        is_limited("virtiofsd", pid, "Max data size", &(1_u64 << 30).to_string())?;
         gets_no_more_and_is_filtered("virtiofsd", pid)?;
         has_its_own("virtiofsd", pid, &["mnt", "net"])
     }
@@ -167,9 +190,8 @@ mod kata_only {
         is_nobody(name, daemon)?;
         gets_no_more_and_is_filtered(name, daemon)?;
         has_its_own(name, daemon, &["mnt", "net", "ipc", "uts"])?;
-        let bytes = (256_u64 << 20).to_string();
-        assert_eq!(limit(daemon, "Max data size")?, (bytes.clone(), bytes));
-        assert_eq!(limit(daemon, "Max processes")?, ("16".to_owned(), "16".to_owned()));
+        is_limited(name, daemon, "Max data size", &(256_u64 << 20).to_string())?;
+        is_limited(name, daemon, "Max processes", "16")?;
         let sees = root(daemon)?;
         assert!(
             !sees.is_empty() && sees.iter().all(|name| name.contains("vsock.sock")),
@@ -185,6 +207,7 @@ mod kata_only {
         let processes = processes(&node, "a");
         let qemu = processes["qemu"];
         is_nobody("QEMU", qemu)?;
+        qemu_is_limited(qemu, true)?;
         gets_no_more_and_is_filtered("QEMU", qemu)?;
         has_its_own("QEMU", qemu, &["mnt", "net", "ipc", "uts"])?;
         // Itself, its libraries and firmware, the guest's kernel and initrd.
@@ -234,6 +257,7 @@ mod kata_only {
         let processes = processes(&node, "a");
         let qemu = processes["qemu"];
         assert_eq!(status(qemu, "Uid")?.split_whitespace().next(), Some("0"));
+        qemu_is_limited(qemu, false)?;
         gets_no_more_and_is_filtered("QEMU", qemu)?;
         has_its_own("QEMU", qemu, &["net"])?;
         // CAP_DAC_READ_SEARCH (capabilities(7)).
@@ -260,6 +284,40 @@ mod kata_only {
             assert_eq!(interfaces(pid)?, ["lo"], "{name}");
         }
         node.remove("a")?;
+        node.nothing_left()
+    }
+
+    #[test]
+    fn the_processes_of_a_vm_are_limited_together_whether_its_container_is_or_not() -> Result<()> {
+        let node = Node::start()?;
+        let spec = |name: &str| node.spec(name, &["sleep", "1000"]);
+        let limited = spec("limited")?.set("/linux/resources/memory/limit", 128 << 20)?;
+        // The VM's memory, in MiB; a pod's is the kubelet's.
+        for (name, spec, memory) in [
+            ("limited", limited, Some(256 + 128 + 2)),
+            ("free", spec("free")?, Some(256)),
+            ("pod", spec("pod")?.of_pod(&node, "sandbox")?, None),
+        ] {
+            node.run_spec(name, &spec)?.arg("-d").ok()?;
+            let allowed = node.host_memory(name)?.limit()?.map(|bytes| bytes >> 20);
+            match (allowed, memory) {
+                (Some(allowed), Some(vm)) => {
+                    let least = vm + vm / 8 + 128;
+                    // What TCG may keep of translated code comes on top.
+                    assert!((least..=least + 1025).contains(&allowed), "{name}: {allowed} MiB");
+                }
+                (None, None) => {}
+                _ => panic!("{name}: {allowed:?} MiB"),
+            }
+            let pids = node.host_limit(name, &["pids.max"])?;
+            let cpus = std::thread::available_parallelism()?.get() as u64;
+            let most = cpus + 64 + 16 + 16 + 16 + 32 + 1;
+            assert!(
+                pids.parse::<u64>().is_ok_and(|pids| pids <= most),
+                "{name}: {pids} of {most}"
+            );
+            node.remove(name)?;
+        }
         node.nothing_left()
     }
 

@@ -8,7 +8,7 @@ use std::{
     process::Command,
 };
 
-use framework::{Error, Node, Result, Spec, disk::RawImage, http, locate};
+use framework::{Error, Node, Result, Spec, disk::RawImage, http, leftovers, locate};
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -70,6 +70,7 @@ impl Drop for Volume<'_> {
     fn drop(&mut self) {
         // What is left of it is of no use to anybody.
         let _ = self.verb("remove", &[]).and_then(framework::Ctr::output);
+        leftovers::remove_direct_volumes();
     }
 }
 

@@ -192,3 +192,24 @@ fn a_network_that_is_connected_later_brings_its_names_and_a_container_may_serve_
     }
     Ok(())
 }
+
+mod kata_only {
+    use super::*;
+
+    #[test]
+    fn without_a_model_a_container_cannot_ask_dockers_server() -> Result<()> {
+        let docker = Docker::start_configured("[runtime]\ninternetworking_model = \"none\"\n")?;
+        docker.docker(&["network", "create", "net"]).ok()?;
+        let run = docker.run("one").args(["-d", "--network", "net"]);
+        let id = run.program(["sleep", "1000"]).ok()?;
+        // Docker names its server all the same.
+        let named = docker.docker(&["exec", "one", "grep", "-c", "nameserver 127.0.0.11", "/etc/resolv.conf"]);
+        assert_eq!(named.ok()?, "1\n");
+        for by in ["tcp", "udp"] {
+            let refused = ask(&docker, "one", &[by, "127.0.0.11", "one", "1"])?;
+            assert_eq!(refused["answers"], 0, "{by}: {refused}");
+        }
+        docker.docker(&["rm", "-f", "one"]).ok()?;
+        docker.nothing_left(id.trim())
+    }
+}

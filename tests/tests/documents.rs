@@ -1,4 +1,5 @@
-//! What docs/kubernetes.md has an operator write is what containerd takes: each of its releases reads it and means it.
+//! What docs/kubernetes.md has an operator write is what containerd takes: each of its releases reads it and means it. And the tests that a decision
+//! names are there.
 
 use std::{fs, process::Command};
 
@@ -107,5 +108,26 @@ fn the_manifest_names_the_runtime_that_the_node_is_configured_with() -> Result<(
     let handler = value("handler:").unwrap_or_default();
     assert!(text.contains(&format!(".containerd.runtimes.{handler}]")), "{handler}");
     assert_eq!(value("runtimeClassName:"), value("name:"));
+    Ok(())
+}
+
+#[test]
+fn the_tests_that_the_decision_on_the_lifecycle_names_are_there() -> Result<()> {
+    let workspace = locate::workspace();
+    let text = fs::read_to_string(workspace.join("docs/decisions/0024-lifecycle-core.md"))?;
+    let rows = text
+        .lines()
+        .filter(|line| line.starts_with("| ") && line.contains(".rs`: `"));
+    let mut count = 0;
+    for row in rows {
+        let words: Vec<_> = row.split('`').collect();
+        let [_, file, _, name, _] = words[..] else {
+            return Err(Error::unexpected(format!("a row of another form: {row}")));
+        };
+        let source = fs::read_to_string(workspace.join(file))?;
+        assert!(source.contains(&format!("fn {name}(")), "{file} has no test {name}");
+        count += 1;
+    }
+    assert_eq!(count, 17);
     Ok(())
 }

@@ -3,7 +3,7 @@
 //!
 //! Not here, as nothing of the kind is there: CVE-2016-3697 (users by name are containerd's matter), CVE-2021-43784 (a length in a
 //! netlink message: none is used to start a process), CVE-2019-16884 and CVE-2025-52881 as far as they are about AppArmor's and SELinux's
-//! labels, which the guest's kernel has not. Not tried yet: CVE-2025-52565 (where a terminal's /dev/console leads).
+//! labels, which the guest's kernel has not.
 
 mod kata_only {
     use std::{fs, os::unix::fs::symlink, path::Path, sync::atomic::AtomicBool, sync::atomic::Ordering, thread};
@@ -156,6 +156,75 @@ mod kata_only {
         let masked = with_dev("null")?.set("/linux/maskedPaths", json!(["/proc/keys", "/proc/timer_list"]))?;
         let said = refused(&node, "null", masked)?;
         assert!(said.contains("null"), "{said}");
+        unharmed(&node)
+    }
+
+    /// CVE-2025-52565: the terminal is shown as /dev/console before paths are masked, and /dev is of the image's choice: console leads to
+    /// what has an effect, and /dev/pts becomes a link to it while the terminal is made.
+    #[test]
+    fn a_terminal_is_the_containers_own_wherever_its_names_lead() -> Result<()> {
+        let node = pod()?;
+        let pattern = "cat /proc/sys/kernel/core_pattern";
+        let look = member(node.spec("look", &["sleep", "1000"])?, &node, "container")?;
+        node.run_spec("look", &look)?.arg("-d").ok()?;
+        let before = node.exec("look", "before").sh(pattern).ok()?;
+        let mut other = node.exec("look", "tty").arg("-t").program(["sh"]).terminal(24, 80)?;
+        let dev = node.dir().join("dev");
+        fs::create_dir_all(dev.join("pts"))?;
+        fs::create_dir(dev.join("shm"))?;
+        fs::create_dir(dev.join("mqueue"))?;
+        symlink("pts/ptmx", dev.join("ptmx"))?;
+        symlink("/proc/sys/kernel", dev.join("link"))?;
+        let (stop, pts, link) = (AtomicBool::new(false), dev.join("pts"), dev.join("link"));
+        thread::scope(|scope| -> Result<()> {
+            let tried = || -> Result<()> {
+                for (number, leads_to) in [
+                    "/proc/sys/kernel/core_pattern",
+                    "/proc/sysrq-trigger",
+                    "/dev/pts/0",
+                    "pts/ptmx",
+                    "/proc/self/fd/0",
+                    "/proc/1/fd/0",
+                ]
+                .into_iter()
+                .enumerate()
+                {
+                    let console = dev.join("console");
+                    let _ = fs::remove_file(&console);
+                    symlink(leads_to, &console)?;
+                    let name = format!("tty{number}");
+                    let script = "for f in /dev/console /proc/sys/kernel/core_pattern /proc/sysrq-trigger /dev/pts/*; do \
+                                  (echo '|/evil' > $f) 2>/dev/null; done; echo over";
+                    let spec = node.spec(&name, &["sh", "-c", script])?.bind(&dev, "/dev", &["rw"])?;
+                    // The volume is below what is mounted on it.
+                    let mut mounts = spec.get("/mounts").as_array().cloned().unwrap_or_default();
+                    mounts.retain(|mount| mount["destination"] != "/dev" || mount["type"] == "bind");
+                    mounts.sort_by_key(|mount| mount["type"] != "bind");
+                    let spec = spec.set("/mounts", mounts)?.set("/process/terminal", true)?;
+                    let spec = spec
+                        .set("/linux/maskedPaths", json!(["/proc/keys", "/proc/timer_list"]))?
+                        .set("/linux/readonlyPaths", json!(["/proc/sys", "/proc/sysrq-trigger"]))?;
+                    // It is refused or runs, by where it leads and by who is the first.
+                    let spec = member(spec, &node, "container")?;
+                    let terminal = node.run_spec(&name, &spec)?.args(["--rm", "-t"]).terminal(24, 80)?;
+                    let _ = terminal.wait();
+                    node.discard(&name)?;
+                    if number == 0 {
+                        scope.spawn(|| exchange(&pts, &link, &stop));
+                    }
+                }
+                Ok(())
+            };
+            let tried = tried();
+            stop.store(true, Ordering::Relaxed);
+            tried
+        })?;
+        assert_eq!(node.exec("look", "after").sh(pattern).ok()?, before);
+        other.types("echo st'ill'-$((40 + 2)); exit 5\n")?;
+        let screen = other.shows("still-42")?;
+        assert!(!screen.contains("evil"), "{screen}");
+        assert_eq!(other.wait()?, Some(5));
+        node.remove("look")?;
         unharmed(&node)
     }
 

@@ -48,6 +48,18 @@ fn pod(objects: &[Value]) -> Result<Value> {
 }
 
 #[test]
+fn names_that_look_like_numbers_or_booleans_stay_names() -> Result<()> {
+    let values = json!({ "imagePullSecrets": ["123", "true"], "runtimeClass": { "name": "1e3" } });
+    let chart = rendered(&values)?;
+    assert_eq!(
+        pod(&chart)?["imagePullSecrets"],
+        json!([{ "name": "123" }, { "name": "true" }])
+    );
+    assert_eq!(of(&chart, "RuntimeClass")?["metadata"]["name"], "1e3");
+    Ok(())
+}
+
+#[test]
 fn with_its_own_values_the_chart_is_the_manifest_that_installs() -> Result<()> {
     let (chart, manifest) = (rendered(&json!({}))?, manifest("install.yaml")?);
     assert_eq!(pod(&chart)?, pod(&manifest)?);

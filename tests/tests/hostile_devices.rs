@@ -1,14 +1,38 @@
 //! A guest whose driver of a virtio device breaks the rules harms nobody but its own VM.
 
 mod kata_only {
-    use std::fs;
+    use std::{
+        fs,
+        path::Path,
+        time::{Duration, Instant},
+    };
 
-    use framework::{NetNs, Node, Result, disk::RawImage, leftovers};
-    use serde_json::json;
+    use framework::{Error, NetNs, Node, Result, disk::RawImage};
+    use serde_json::{Value, json};
 
     const ROUNDS: &str = "1500";
     /// Of the generator, so that a failure can be had again.
     const SEED: &str = "20261130";
+
+    /// Private memory of a process that serves a VM's devices, in kB. virtiofsd's is mostly what it knows of the guest's inodes.
+    const MOST: u64 = 64 << 10;
+
+    /// Private memory of a process in kB, without files and what it shares (`RssAnon`, proc_pid_status(5)). None if it has ended.
+    fn private_memory(pid: u32) -> Option<u64> {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+        line.trim().strip_suffix(" kB")?.parse().ok()
+    }
+
+    /// The pid of a sandbox's vsock daemon.
+    fn vsock_daemon(node: &Node, name: &str) -> Option<u32> {
+        let mut processes = node.processes(name).into_iter();
+        Some(
+            processes
+                .find(|process| process.program().ends_with("vhost-device-vsock"))?
+                .pid,
+        )
+    }
 
     fn alive(node: &Node, at: &str) -> Result<()> {
         let exec = format!("alive-{at}");
@@ -82,20 +106,17 @@ mod kata_only {
             node.run_spec(device, &spec)?.arg("-d").ok()?;
             for look in 0..20 {
                 alive(&node, &format!("{device}{look}"))?;
-                for process in leftovers::processes(&node.id(device)) {
-                    let status = fs::read_to_string(format!("/proc/{}/status", process.pid)).unwrap_or_default();
-                    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-                    let resident = resident.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-                    // QEMU's is the VM's own memory and the translated code.
+                for process in node.processes(device) {
+                    // QEMU's is the translated code, and what the VM's memory is made of.
                     let most = if process.program().contains("qemu") {
                         1 << 20
                     } else {
-                        256 << 10
+                        MOST
                     };
-                    assert!(
-                        resident.unwrap_or(0) < most,
-                        "{device}: {process:?} has {resident:?} kB"
-                    );
+                    // It may end: by itself, or with its VM.
+                    if let Some(memory) = private_memory(process.pid) {
+                        assert!(memory < most, "{device}: {process:?} has {memory} kB");
+                    }
                 }
             }
             // It may have ended: by itself, or with its VM.
@@ -104,6 +125,100 @@ mod kata_only {
             node.await_stopped(device)?;
             node.forget(device)?;
         }
+        node.remove("other")?;
+        node.nothing_left()
+    }
+
+    /// What a flood came to.
+    #[derive(Debug)]
+    struct Flood {
+        /// What the driver said: the packets that it sent, and what a connection was answered afterwards.
+        said: Value,
+        /// The most that the daemon had of its own, in kB. None if it ended.
+        daemon: Option<u64>,
+        /// The slowest exec in another sandbox meanwhile.
+        neighbour: Duration,
+        /// What the log has of the sandbox, without what is only for debugging, in bytes.
+        logged: usize,
+    }
+
+    /// Runs `guest-probe vsock-flood` in a sandbox of its own, and execs in another's container until it is over.
+    fn flood(node: &Node, kind: &str) -> Result<Flood> {
+        const SECONDS: u64 = 8;
+        const LIMIT: Duration = Duration::from_secs(60);
+        let results = node.dir().join(kind);
+        fs::create_dir(&results)?;
+        let port = "$(sed 's/.*tatami.port=\\([0-9]*\\).*/\\1/' /proc/cmdline)";
+        // The agent is to stay as it is: it would turn the guest off without its connection to the host. What the driver says goes to a file,
+        // and it runs from memory, because the container's output is behind the device.
+        let script = format!(
+            "exec > /results/said 2>&1; cp /bin/guest-probe /tmp/probe; echo 1 > /proc/1/root/sys/fs/cgroup/agent/cgroup.freeze && \
+             /tmp/probe vsock-flood {kind} {port} {SECONDS}; echo done > /results/done; exec sleep 1000"
+        );
+        let spec = node.spec(kind, &["sh", "-c", &script])?.of_the_guest()?;
+        let spec = spec.bind(&results, "/results", &["rw"])?;
+        node.run_spec(kind, &spec)?.arg("-d").ok()?;
+        let pid = vsock_daemon(node, kind).ok_or_else(|| Error::unexpected("no vsock daemon"))?;
+        let (mut daemon, mut neighbour) = (Some(0), Duration::ZERO);
+        let begun = Instant::now();
+        for look in 0.. {
+            let exec = Instant::now();
+            alive(node, &format!("{kind}{look}"))?;
+            neighbour = neighbour.max(exec.elapsed());
+            daemon = private_memory(pid).and_then(|memory| Some(memory.max(daemon?)));
+            if results.join("done").exists() || daemon.is_none() || begun.elapsed() > LIMIT {
+                break;
+            }
+        }
+        daemon = daemon.filter(|_| vsock_daemon(node, kind) == Some(pid));
+        let id = node.id(kind);
+        let log = node.log();
+        let logged = log.lines().filter(|line| line.contains(&id) && !line.contains("debug"));
+        let logged = logged.map(str::len).sum();
+        let said = fs::read_to_string(results.join("said")).unwrap_or_default();
+        if daemon.is_some() {
+            node.kill_process(kind, "qemu-system")?;
+        }
+        node.await_stopped(kind)?;
+        node.forget(kind)?;
+        Ok(Flood {
+            said: serde_json::from_str(&said).unwrap_or(Value::String(said)),
+            daemon,
+            neighbour,
+            logged,
+        })
+    }
+
+    /// Packets without end, and no buffers for what the device has to say.
+    #[test]
+    fn a_driver_that_floods_vsock_makes_nothing_grow() -> Result<()> {
+        /// Of the daemon, in kB.
+        const DAEMON: u64 = 32 << 10;
+        /// An exec takes half a second, on a machine that is not busy.
+        const NEIGHBOUR: Duration = Duration::from_secs(10);
+        const LOG: usize = 16 << 10;
+        if Path::new("/dev/vhost-vsock").exists() {
+            // The kernel's: there is no daemon.
+            return Ok(());
+        }
+        let node = Node::start()?;
+        node.run_spec("other", &node.spec("other", &["sleep", "1000"])?)?
+            .arg("-d")
+            .ok()?;
+        let mut failed = Vec::new();
+        for kind in ["own-cid", "credit", "response", "connections", "rings"] {
+            let flood = flood(&node, kind)?;
+            println!("{kind}: {flood:?}");
+            let serves = ["response", "reset"].contains(&flood.said["answer"].as_str().unwrap_or_default());
+            let is_bounded =
+                flood.daemon.is_some_and(|memory| memory < DAEMON) && flood.neighbour < NEIGHBOUR && flood.logged < LOG;
+            // Fewer are no flood.
+            let enough = flood.said["sent"].as_u64() > Some(10_000);
+            if !(serves && is_bounded && enough) {
+                failed.push((kind, flood));
+            }
+        }
+        assert!(failed.is_empty(), "{failed:#?}");
         node.remove("other")?;
         node.nothing_left()
     }

@@ -1,6 +1,7 @@
 //! What a container has of the node: settings that it inherits, and the host's time.
 
 use framework::{Node, Result};
+use serde_json::json;
 
 /// The number in a file of /proc/sys on this machine.
 fn host(name: &str) -> Option<u64> {
@@ -20,6 +21,12 @@ fn a_container_has_not_less_than_the_node() -> Result<()> {
         "kernel.pid_max",
         "kernel.threads-max",
         "vm.max_map_count",
+        "fs.epoll.max_user_watches",
+        "fs.pipe-max-size",
+        "net.ipv4.ip_forward",
+        "user.max_user_namespaces",
+        "user.max_net_namespaces",
+        "user.max_pid_namespaces",
     ];
     let script = names
         .map(|name| format!("cat /proc/sys/{}", name.replace('.', "/")))
@@ -42,14 +49,60 @@ fn a_container_has_not_less_than_the_node() -> Result<()> {
     node.nothing_left()
 }
 
+/// Settings of the machine that a new network namespace has exactly, with one that is not the kernel's default: the interfaces that come
+/// have what is in `default`.
+#[test]
+fn settings_of_ipv4_are_those_of_a_new_network_namespace() -> Result<()> {
+    const LOGGED: &str = "/proc/sys/net/ipv4/conf/default/log_martians";
+    /// Gives the machine its setting back.
+    struct Restored(String);
+    impl Drop for Restored {
+        fn drop(&mut self) {
+            let _ = std::fs::write(LOGGED, &self.0);
+        }
+    }
+    let _restored = Restored(std::fs::read_to_string(LOGGED)?);
+    std::fs::write(LOGGED, "1")?;
+    let script = "cd /proc/sys/net/ipv4/conf; grep . {all,default,lo}/{accept_redirects,send_redirects,secure_redirects,accept_source_route} \
+        {default,lo}/log_martians default/rp_filter lo/rp_filter";
+    let new = std::process::Command::new("unshare")
+        .args(["--net", "bash", "-c", script])
+        .output()?;
+    let wanted = String::from_utf8_lossy(&new.stdout).into_owned();
+    assert!(wanted.contains("lo/log_martians:1"), "{wanted}");
+    let node = Node::start()?;
+    // The shell of the image knows no braces.
+    let files: Vec<_> = wanted.lines().filter_map(|line| line.split(':').next()).collect();
+    let script = format!("cd /proc/sys/net/ipv4/conf; grep . {}", files.join(" "));
+    let said = node.run("conf").arg("--rm").sh(&script).ok()?;
+    assert_eq!(said, wanted);
+    node.nothing_left()
+}
+
+/// The node's name, not one of the guest's.
+#[test]
+fn a_container_without_a_uts_namespace_has_the_nodes_name() -> Result<()> {
+    let node = Node::start()?;
+    let others = ["pid", "ipc", "mount", "network"].map(|kind| json!({ "type": kind }));
+    let spec = node
+        .spec("name", &["cat", "/proc/sys/kernel/hostname"])?
+        .set("/linux/namespaces", json!(others))?;
+    let said = node.run_spec("name", &spec)?.arg("--rm").ok()?;
+    assert_eq!(Some(said.trim().to_owned()), own_name());
+    node.nothing_left()
+}
+
+fn own_name() -> Option<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    Some(name.trim().to_owned())
+}
+
 mod kata_only {
     use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+    use super::*;
     use framework::Error;
     use nix::sys::signal::Signal;
-    use serde_json::json;
-
-    use super::*;
 
     fn now() -> Duration {
         SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()

@@ -117,3 +117,45 @@ fn an_exec_may_name_a_capability_that_nobody_knows() -> Result<()> {
     node.remove("idle")?;
     node.nothing_left()
 }
+
+mod kata_only {
+    use super::*;
+
+    /// On runc they are the node's, where it has them mounted: here the guest's, of which no container has used any yet.
+    #[test]
+    fn file_systems_of_the_guests_kernel_are_mounted_when_a_bind_asks_for_them() -> Result<()> {
+        let node = Node::start()?;
+        let script = "grep -E ' /(bpf|debug|tracing|mqueue|config|fuse|below)( |/)' /proc/self/mountinfo | sed 's/.* - //; s/ .*//'; \
+            ls -d /sys/fs/bpf/no-such 2>&1 | grep -c 'No such'";
+        let mut spec = node.spec("kernel", &["sh", "-c", script])?;
+        for (source, destination) in [
+            ("/sys/fs/bpf", "/bpf"),
+            ("/sys/kernel/debug", "/debug"),
+            ("/sys/kernel/tracing", "/tracing"),
+            ("/dev/mqueue", "/mqueue"),
+            ("/sys/kernel/config", "/config"),
+            ("/sys/fs/fuse/connections", "/fuse"),
+        ] {
+            spec = spec.bind(source.as_ref(), destination, &["ro"])?;
+        }
+        let said = node.run_spec("kernel", &spec)?.arg("--rm").ok()?;
+        let kinds: Vec<_> = said.lines().collect();
+        assert_eq!(
+            kinds[..6],
+            ["bpf", "debugfs", "tracefs", "mqueue", "configfs", "fusectl"]
+        );
+        node.nothing_left()
+    }
+
+    /// What CRI-O and Docker ask for and the guest's kernel does not have is refused by its name.
+    #[test]
+    fn a_file_system_that_the_guests_kernel_lacks_is_refused() -> Result<()> {
+        let node = Node::start()?;
+        let pstore = json!({ "destination": "/x", "type": "pstore", "source": "pstore" });
+        let spec = node.spec("lacks", &["true"])?.push("/mounts", pstore)?;
+        let said = node.run_spec("lacks", &spec)?.arg("--rm").fails()?;
+        assert!(said.contains("cannot mount pstore on /x"), "{said}");
+        node.discard("lacks")?;
+        node.nothing_left()
+    }
+}

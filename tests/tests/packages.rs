@@ -136,6 +136,29 @@ fn a_debian_package_says_what_it_needs_and_is_gone_when_it_is_purged() -> Result
 }
 
 #[test]
+fn a_debian_package_is_as_debian_has_them_and_says_under_which_licences_its_parts_are() -> Result<()> {
+    let packages = Packages::make()?;
+    let deb = packages.with_end(".deb")?;
+    run(Command::new("lintian")
+        .args(["--allow-root", "--fail-on", "error,warning"])
+        .arg(&deb))?;
+    let root = tempfile::tempdir()?;
+    run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(root.path()))?;
+    let doc = root.path().join("usr/share/doc/tatami");
+    let copyright = fs::read_to_string(doc.join("copyright"))?;
+    for part in ["debug-console.img", "LGPL-2.1", "vmlinuz", "busybox-static", "libexec"] {
+        assert!(copyright.contains(part), "{part}: {copyright}");
+    }
+    let texts = run(Command::new("zcat").arg(doc.join("licences.txt.gz")))?;
+    // Of the shim, of the agent, and of a daemon.
+    for crate_ in ["tokio 1.", "libseccomp 0.", "virtiofsd 1."] {
+        assert!(texts.contains(crate_), "{crate_}");
+    }
+    assert!(texts.contains("Permission is hereby granted") && texts.contains("Apache License"));
+    Ok(())
+}
+
+#[test]
 fn an_rpm_says_what_it_needs_and_its_programs_run() -> Result<()> {
     let packages = Packages::make()?;
     let rpm = packages.with_end(".rpm")?;

@@ -252,6 +252,13 @@ fn a_part_that_a_later_container_writes_to_meets_in_a_read_only_mount_that_is_th
     let sleep = ["sleep", "1000"];
     start(&node, "reader", &sleep, &[(&whole, "/reader", "ro")])?;
     node.exec("reader", "before").sh("ls /reader/a/part").ok()?;
+    // One that was to write there and cannot be created changes nothing for the next one.
+    let failing = node.spec("failing", &sleep)?.of_pod(&node, "container")?;
+    let failing = failing
+        .bind(&part, "/part", &["rw"])?
+        .set("/hooks", json!({ "createRuntime": [{ "path": "/bin/false" }] }))?;
+    node.run_spec("failing", &failing)?.arg("-d").fails()?;
+    node.discard("failing")?;
     start(&node, "writer", &sleep, &[(&part, "/part", "rw")])?;
     // What a reader can meet: a socket, and a lock on what it may open.
     let serving = serve(&node, "writer", &["/part"])?;

@@ -54,6 +54,29 @@ mod kata_only {
     }
 
     #[test]
+    fn an_update_that_is_refused_half_way_changes_nothing() -> Result<()> {
+        let node = Node::start()?;
+        let spec = node.spec("limited", &["sleep", "1000"])?.own_cgroup()?;
+        node.run_spec("limited", &spec)?.arg("-d").ok()?;
+        node.update("limited", &json!({ "cpu": { "idle": 1 } }))?;
+        let files = "cpu.idle memory.low";
+        assert_eq!(says(&node, "limited", "before", files)?, "1\n0\n");
+        let half = json!({
+            "cpu": { "idle": 0 },
+            "memory": { "reservation": 32 * MIB },
+            "unified": { "memory.oom.group": "7" },
+        });
+        let refused = format!("{:?}", node.update("limited", &half).unwrap_err());
+        assert!(refused.contains("memory.oom.group"), "{refused}");
+        assert_eq!(says(&node, "limited", "refused", files)?, "1\n0\n");
+        // One that is idle has no weight: it stops being idle first.
+        node.update("limited", &json!({ "cpu": { "shares": 1024, "idle": 0 } }))?;
+        assert_eq!(says(&node, "limited", "after", "cpu.idle cpu.weight")?, "0\n100\n");
+        node.remove("limited")?;
+        node.nothing_left()
+    }
+
+    #[test]
     fn huge_pages_beyond_the_limit_cannot_be_mapped_until_an_update_allows_them() -> Result<()> {
         // The guest has more of them than the container may have.
         let node = Node::start_configured("[hypervisor.qemu]\nkernel_params = \"hugepages=8\"\n")?;

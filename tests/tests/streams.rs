@@ -1,8 +1,8 @@
 //! No byte of a container's standard streams is lost, and each stream ends when it should.
 
-use std::{fs, fs::File, io::Read, time::Duration};
+use std::{fs, fs::File, io::Read, thread, time::Duration};
 
-use framework::{Node, Result, image::sha256, locate, wait};
+use framework::{Error, Node, Result, image::sha256, locate, wait};
 use nix::sys::signal::Signal;
 
 const MIB: usize = 1 << 20;
@@ -227,6 +227,55 @@ fn an_exec_ends_although_a_child_of_it_keeps_its_pipes() -> Result<()> {
 /// of its own open until that call, hangs for ever.
 mod kata_only {
     use super::*;
+
+    /// The guest says once that it has no room for more, and then when it has some.
+    #[test]
+    fn input_that_its_program_does_not_read_keeps_no_cpu_busy() -> Result<()> {
+        const LOOK: Duration = Duration::from_secs(3);
+        let node = Node::start()?;
+        node.run("idle").arg("-d").program(["sleep", "1000"]).ok()?;
+        // More than all buffers on the way take.
+        fs::write(node.dir().join("in"), vec![b'x'; 4 * MIB])?;
+        let input = File::open(node.dir().join("in"))?;
+        let output = File::create(node.dir().join("out"))?;
+        let exec = node.exec("idle", "full").sh("echo up; sleep 12; wc -c");
+        let exec = thread::spawn(move || exec.through(input, output)?.success());
+        wait::changed(node.dir(), Duration::from_secs(20), || {
+            (fs::read(node.dir().join("out")).ok()? == b"up\n").then_some(())
+        })?;
+        thread::sleep(LOOK);
+        let daemons = || -> Vec<_> {
+            let processes = node.processes("idle").into_iter();
+            processes
+                .filter(|process| process.program().ends_with("vhost-device-vsock"))
+                .collect()
+        };
+        for daemon in daemons() {
+            let before = cpu_time(daemon.pid)?;
+            thread::sleep(LOOK);
+            let busy = cpu_time(daemon.pid)?.saturating_sub(before);
+            assert!(busy < LOOK / 100, "the vsock daemon was busy for {busy:?} of {LOOK:?}");
+        }
+        exec.join()
+            .map_err(|_| Error::unexpected("the exec's thread ended"))??;
+        assert_eq!(
+            fs::read_to_string(node.dir().join("out"))?,
+            format!("up\n{}\n", 4 * MIB)
+        );
+        node.remove("idle")?;
+        node.nothing_left()
+    }
+
+    /// The time of a process's threads on CPUs (`/proc/PID/task/TID/schedstat`, its first number, in ns).
+    fn cpu_time(pid: u32) -> Result<Duration> {
+        let mut time = Duration::ZERO;
+        for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let text = fs::read_to_string(thread?.path().join("schedstat"))?;
+            let number = text.split(' ').next().and_then(|number| number.parse().ok());
+            time += Duration::from_nanos(number.unwrap_or_default());
+        }
+        Ok(time)
+    }
 
     #[test]
     fn an_end_of_input_that_comes_before_the_container_is_not_lost() -> Result<()> {

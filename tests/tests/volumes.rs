@@ -9,6 +9,7 @@ use framework::{
     Node, Result, Spec,
     cri::{PodNode, messages},
     disk::RawImage,
+    leftovers,
 };
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
@@ -84,6 +85,30 @@ fn a_block_device_that_is_only_to_be_read_cannot_be_written() -> Result<()> {
 mod kata_only {
     use super::*;
 
+    /// Nodes cannot be made in a user namespace: the guest's own is bound, whatever the container calls the disk.
+    #[test]
+    fn a_block_device_of_a_container_with_a_user_namespace_is_found_by_its_number() -> Result<()> {
+        let node = Node::start()?;
+        let image = RawImage::with(&node.dir().join("disk"), "from the host", 8 << 20)?;
+        let host = image.loop_device()?;
+        let map = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
+        let script = "test -b /dev/disk && cat /sys/dev/block/$((0x$(stat -c %t /dev/disk))):$((0x$(stat -c %T /dev/disk)))/size";
+        let spec = host.given_to(node.spec("mapped", &["sh", "-c", script])?, "/dev/disk", "rwm")?;
+        let owner = Some(100_000);
+        std::os::unix::fs::chown(spec.root(), owner, owner)?;
+        // The directory that leads to the root has to let others through.
+        fs::set_permissions(node.dir(), std::os::unix::fs::PermissionsExt::from_mode(0o711))?;
+        let spec = spec
+            .push("/linux/namespaces", json!({ "type": "user" }))?
+            .set("/linux/uidMappings", map.clone())?
+            .set("/linux/gidMappings", map)?;
+        // Sectors of 512 bytes.
+        let said = node.run_spec("mapped", &spec)?.arg("--rm").ok()?;
+        assert_eq!(said, format!("{}\n", (8 << 20) / 512));
+        host.detach()?;
+        node.nothing_left()
+    }
+
     /// A direct-assigned volume, as a CSI driver tells Kata of it; forgotten when dropped.
     struct DirectVolume {
         path: PathBuf,
@@ -107,8 +132,9 @@ mod kata_only {
 
     impl Drop for DirectVolume {
         fn drop(&mut self) {
-            // What is left of it is of no use to anybody.
+            // What is left of it is of no use to anybody. The directories above go with the last volume.
             let _ = fs::remove_dir_all(&self.place);
+            leftovers::remove_direct_volumes();
         }
     }
 

@@ -16,7 +16,7 @@ loopback
 case $1 in
 commit)
     chown postgres /data
-    as initdb -D /data/base -A trust --locale C >&2
+    as initdb -N -D /data/base -A trust --locale C >&2
     start
     as psql -qc 'CREATE TABLE kept(n integer)'
     for ((n = 1; n <= 1000000; n++)); do

@@ -10,15 +10,21 @@ mod weight;
 pub use weight::cpu_weight;
 
 /// The options of mounts that the agent carries out itself; others are parameters of the file system. Sorted.
-pub const MOUNT_OPTIONS: [&str; 55] = [
+pub const MOUNT_OPTIONS: [&str; 62] = [
+    "acl",
     "async",
     "atime",
     "bind",
     "defaults",
     "dev",
     "diratime",
+    "dirsync",
     "exec",
+    "iversion",
+    "lazytime",
     "loud",
+    "mand",
+    "noacl",
     "noatime",
     "nodev",
     "nodiratime",
@@ -64,6 +70,7 @@ pub const MOUNT_OPTIONS: [&str; 55] = [
     "strictatime",
     "suid",
     "symfollow",
+    "sync",
     "tmpcopyup",
     "unbindable",
 ];
@@ -107,6 +114,13 @@ pub const VOLUMES: &str = ".volumes";
 /// The file of the kernel's modules in the shared directory (guest-kernel/modules); not there where the kernel has none. No
 /// container can have that name.
 pub const MODULES: &str = ".modules";
+
+/// The directory in the shared one of what the guest itself is to have of the host, and no container; there only if something is
+/// configured (`sandbox_bind_mounts`). No container can have that name.
+pub const SANDBOX_MOUNTS: &str = ".sandbox-mounts";
+
+/// Where the guest shows [`SANDBOX_MOUNTS`]: Kata's place.
+pub const GUEST_SANDBOX_MOUNTS: &str = "/run/kata-containers/shared/containers/sandbox-mounts";
 
 /// Where every sandbox of this host has a directory of its own, for root alone.
 pub const SANDBOXES: &str = "/run/tatami";

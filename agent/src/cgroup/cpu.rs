@@ -14,6 +14,15 @@ const BURST: &str = "cpu.max.burst";
 /// `current` is what cpu.max says now: a quota or a period that is not given stays as it is, as with `runc update`.
 pub(super) fn settings(cpu: &LinuxCpu, current: &str) -> Vec<Setting> {
     let mut settings = Vec::new();
+    // The kernel refuses a weight for an idle cgroup (`sched_group_set_shares`). So one that ends being idle does so first, as in runc, and
+    // one that becomes idle gets its weight before.
+    let idle = cpu.idle().map(|idle| Setting::new("cpu.idle", idle.to_string()));
+    let (first, last) = if cpu.idle() == Some(0) {
+        (idle, None)
+    } else {
+        (None, idle)
+    };
+    settings.extend(first);
     if let Some(shares) = cpu.shares().filter(|shares| *shares > 0) {
         settings.push(Setting::new("cpu.weight", cpu_weight(shares).to_string()));
     }
@@ -31,9 +40,7 @@ pub(super) fn settings(cpu: &LinuxCpu, current: &str) -> Vec<Setting> {
         settings.push(Setting::new("cpu.max", format!("{quota} {period}")));
     }
     settings.extend(burst.map(|burst| Setting::new(BURST, burst)));
-    if let Some(idle) = cpu.idle() {
-        settings.push(Setting::new("cpu.idle", idle.to_string()));
-    }
+    settings.extend(last);
     settings
 }
 
@@ -63,6 +70,14 @@ mod tests {
             .collect();
         let expected = [(BURST, true), ("cpu.max", false), (BURST, false)];
         assert_eq!(files, expected.map(|(file, again)| (file.to_owned(), again)));
+    }
+
+    #[test]
+    fn a_weight_is_written_while_the_cgroup_is_not_idle() {
+        let (weight, idle) = (Setting::new("cpu.weight", "100"), |idle| Setting::new("cpu.idle", idle));
+        let woken = of(r#"{"shares":1024,"idle":0}"#, UNLIMITED);
+        assert_eq!(woken, [idle("0"), Setting::new("cpu.weight", "100")]);
+        assert_eq!(of(r#"{"shares":1024,"idle":1}"#, UNLIMITED), [weight, idle("1")]);
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::timeouts::scaled;
+
 /// How long the kernel may take to freeze, thaw or kill a cgroup: a process in an uninterruptible wait holds it up.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -30,7 +32,7 @@ pub(crate) enum Error {
         source: std::io::Error,
     },
     /// The kernel did not get there in time.
-    #[error("the processes of {path} were not {what} within {} s", PATIENCE.as_secs())]
+    #[error("the processes of {path} were not {what} within {} s", scaled(PATIENCE).as_secs_f64())]
     Slow {
         /// The state that was awaited.
         what: &'static str,

@@ -20,7 +20,6 @@ mod unified;
 mod watch;
 
 use std::fs::File;
-use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -31,6 +30,7 @@ use tokio::time::timeout;
 
 use crate::blocking;
 use crate::ids::ContainerId;
+use crate::timeouts::scaled;
 pub(crate) use error::Error;
 use error::{PATIENCE, failed};
 pub(crate) use flat::flat;
@@ -173,29 +173,18 @@ impl Cgroup {
     /// Sets what is given and leaves the rest. May block while the kernel reclaims memory.
     ///
     /// # Errors
-    /// The first value that is refused; those before it stay.
+    /// The first value that is refused; those before it are as they were again.
     pub(crate) fn apply(&self, resources: &LinuxResources) -> Result<(), Error> {
         reserve::keep()?;
         if let Some(memory) = resources.memory() {
             memory::check(memory, &self.file("memory.current"))?;
         }
-        for setting in settings(resources, &Current::of(self))? {
-            let Setting {
-                file,
-                value,
-                optional,
-                again,
-            } = setting;
-            match std::fs::write(self.path.join(&file), &value) {
-                Ok(()) => {}
-                Err(_) if again => {}
-                Err(error) if optional && error.kind() == ErrorKind::NotFound => {}
-                Err(source) => return Err(Error::Refused { file, value, source }),
-            }
-        }
+        let settings = settings(resources, &Current::of(self))?;
+        let written = setting::write_all(&self.path, settings);
+        // Also where one was refused: those who look at the limits may have seen what was written meanwhile.
         read_ahead::adapt();
         reserve::changed();
-        Ok(())
+        written
     }
 
     /// Allows the devices that the rules and every container's defaults allow, and no others, from now on.
@@ -267,7 +256,7 @@ impl Cgroup {
                 watch.changed().await.map_err(failed("watch", &path))?;
             }
         };
-        timeout(PATIENCE, wait).await.unwrap_or_else(|_| {
+        timeout(scaled(PATIENCE), wait).await.unwrap_or_else(|_| {
             Err(Error::Slow {
                 what,
                 path: self.path.clone(),

@@ -12,7 +12,10 @@ use std::io;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+use rustix::io::Errno;
+
 use super::paths::CONTAINERS;
+use super::setting;
 
 /// Every file system and disk that reads ahead (sysfs-class-bdi of the kernel).
 const DEVICES: &str = "/sys/class/bdi";
@@ -38,7 +41,9 @@ pub(super) fn adapt() {
     }
 }
 
+/// The first error is the answer, when all others have been set.
 fn adapt_all(devices: &Path, limit: u64, normal: &mut BTreeMap<String, u64>) -> io::Result<()> {
+    let mut adapted = Ok(());
     for device in fs::read_dir(devices)? {
         let device = device?;
         let file = device.path().join("read_ahead_kb");
@@ -48,11 +53,19 @@ fn adapt_all(devices: &Path, limit: u64, normal: &mut BTreeMap<String, u64>) -> 
         };
         let name = device.file_name().to_string_lossy().into_owned();
         let wanted = size(limit, *normal.entry(name).or_insert(now));
-        if wanted != now {
-            fs::write(&file, wanted.to_string())?;
+        if wanted != now
+            && let Err(error) = setting::write(&file, &wanted.to_string())
+            && !has_gone(&error)
+        {
+            adapted = adapted.and(Err(error));
         }
     }
-    Ok(())
+    adapted
+}
+
+/// Whether it was unplugged between two calls: its file is not there, or belongs to nothing.
+fn has_gone(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::NOENT | Errno::NODEV))
 }
 
 /// What is read ahead, in KiB, under a limit in bytes; whole pages.
@@ -112,5 +125,31 @@ mod tests {
         assert_eq!(adapted(), 8);
         fs::remove_dir_all(containers.path().join("b")).unwrap();
         assert_eq!(adapted(), 128);
+    }
+
+    #[test]
+    fn a_disk_that_cannot_be_set_leaves_none_of_the_others_out() {
+        let devices = tempfile::tempdir().unwrap();
+        let file = |name: &str| devices.path().join(name).join("read_ahead_kb");
+        // The order in which they are listed is the file system's: some come before the others in any order.
+        for number in 0..8 {
+            let (good, bad) = (format!("254:{number}"), format!("253:{number}"));
+            for name in [&good, &bad] {
+                fs::create_dir(devices.path().join(name)).unwrap();
+            }
+            fs::write(file(&good), "128\n").unwrap();
+            // Can be read and not be written to, also by root.
+            std::os::unix::fs::symlink("/proc/sys/kernel/ngroups_max", file(&bad)).unwrap();
+        }
+        adapt_all(devices.path(), 1 << 20, &mut BTreeMap::new()).unwrap_err();
+        for number in 0..8 {
+            assert_eq!(fs::read_to_string(file(&format!("254:{number}"))).unwrap(), "8");
+        }
+    }
+
+    #[test]
+    fn a_disk_that_has_gone_between_is_no_error() {
+        assert!(has_gone(&Errno::NOENT.into()) && has_gone(&Errno::NODEV.into()));
+        assert!(!has_gone(&Errno::INVAL.into()));
     }
 }

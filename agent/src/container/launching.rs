@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,9 +20,10 @@ use crate::ids::ExecId;
 use crate::process::Process;
 use crate::reaper::{Exit, Launching};
 use crate::streams::{Prepared, StreamError, Streams};
+use crate::timeouts::scaled;
 
-/// For a process whose program cannot be executed to end.
-const LAST_BREATH: Duration = Duration::from_secs(5);
+/// Timeout for a process to end whose program cannot be executed.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A namespace that a new container joins.
 pub(crate) type Joined = (LinuxNamespaceType, OwnedFd);
@@ -46,20 +48,28 @@ impl Drop for Reserved<'_> {
 }
 
 impl Container {
-    /// Starts the first process up to the gate.
+    /// Starts the first process up to the gate. `bundle` is the host's.
     ///
     /// # Errors
     /// The specification cannot be carried out.
-    pub(crate) async fn create(self: &Arc<Self>, stdio: &Stdio, join: Vec<Joined>) -> Result<u32, Error> {
+    pub(crate) async fn create(
+        self: &Arc<Self>,
+        stdio: &Stdio,
+        join: Vec<Joined>,
+        bundle: PathBuf,
+    ) -> Result<u32, Error> {
         let target = Target::Container {
             spec: self.spec.clone(),
             join,
         };
         let (prepared, stdio) = self.prepare(&ExecId::Init, stdio).await?;
         let launching = self.services.reaper.launching();
-        let launched = launch(self.request(target, stdio)?)
-            .await
-            .map_err(|source| self.launch_error(source))?;
+        let launched = launch(LaunchRequest {
+            bundle,
+            ..self.request(target, stdio)?
+        })
+        .await
+        .map_err(|source| self.launch_error(source))?;
         let newborn = self.register(&launching, launched.pid)?;
         let streams = self.start_streams(&ExecId::Init, prepared, launched.terminal)?;
         let pid = newborn.pid;
@@ -97,7 +107,7 @@ impl Container {
         if let Err(source) = gate.open().await {
             // It is ending. Whoever is told, and deletes it then, must find it stopped.
             let mut stopped = self.stopped.subscribe();
-            let _ = timeout(LAST_BREATH, stopped.wait_for(|stopped| *stopped)).await;
+            let _ = timeout(scaled(EXIT_TIMEOUT), stopped.wait_for(|stopped| *stopped)).await;
             return Err(self.launch_error(source));
         }
         let mut state = self.lock();
@@ -183,6 +193,7 @@ impl Container {
             id: self.id.as_str().to_owned(),
             target,
             stdio,
+            bundle: PathBuf::new(),
             cgroup: self.cgroup.procs().map_err(|error| self.in_cgroup(error))?,
             agent_cgroup: cgroup::agent_procs().map_err(|error| self.in_cgroup(error))?,
         })

@@ -5,6 +5,7 @@ use rustix::process::Pid;
 use tatami_agent::memlock::{self, ProbeError};
 
 use super::Container;
+use crate::blocking;
 use crate::error::Error;
 use crate::ids::ExecId;
 
@@ -23,14 +24,12 @@ impl Container {
             id: self.id.clone(),
             source,
         };
-        let probe = tokio::task::spawn_blocking(move || {
+        let probe = blocking::run(move || {
             // Held to the probe's end, also where nobody waits for its result any more.
             let _probing = probing;
             memlock::report(pid, pages)
         });
-        let report = probe
-            .await
-            .map_err(|error| self.system("probe")(std::io::Error::other(error)))?;
+        let report = probe.await.map_err(self.system("probe"))?;
         let mut report = report.map_err(failed)?;
         // The number may have come to mean another process meanwhile.
         if self.member(seen)?.0 != pid {

@@ -28,7 +28,7 @@ const MAX_DESCRIPTORS: usize = 253;
 /// What the agent says.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Order {
-    /// The descriptors beside it are a [`super::instructions::Parcel`].
+    /// The descriptors beside it are a [`super::instructions::Transfer`].
     Prepare,
     /// The gate is open: execute the program.
     Go,
@@ -36,7 +36,7 @@ pub(super) enum Order {
 
 /// What the child says.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Word {
+pub(super) enum Report {
     /// The process is made; its number in the guest's root PID namespace. Beside it goes a pidfd of it.
     Made(i32),
     /// Everything before the gate is done. Beside it goes the terminal's master, if there is a terminal.
@@ -65,8 +65,8 @@ impl AgentEnd {
             .await
     }
 
-    /// The next word, or nothing when the child has closed its end.
-    pub(super) async fn receive(&self) -> io::Result<Option<(Word, Vec<OwnedFd>)>> {
+    /// The next report, or nothing when the child has closed its end.
+    pub(super) async fn receive(&self) -> io::Result<Option<(Report, Vec<OwnedFd>)>> {
         self.0
             .async_io(Interest::READABLE, |socket| receive(socket.as_fd()))
             .await
@@ -82,13 +82,13 @@ impl ChildEnd {
         Self(socket)
     }
 
-    pub(super) fn send(&self, word: &Word, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        send(self.0.as_fd(), &serde_json::to_vec(word)?, fds)
+    pub(super) fn send(&self, report: &Report, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        send(self.0.as_fd(), &serde_json::to_vec(report)?, fds)
     }
 
     /// Sends by `write`, for when a seccomp filter may be in force.
-    pub(super) fn say(&self, word: &Word) -> io::Result<()> {
-        rustix::io::write(&self.0, &serde_json::to_vec(word)?)?;
+    pub(super) fn say(&self, report: &Report) -> io::Result<()> {
+        rustix::io::write(&self.0, &serde_json::to_vec(report)?)?;
         Ok(())
     }
 
@@ -147,15 +147,15 @@ mod tests {
         assert!(matches!(order, Order::Prepare));
         assert_eq!(fds.len(), 2);
         child
-            .send(&Word::Failed(Fault::Refused("\u{1}".repeat(9000)).bounded()), &[])
+            .send(&Report::Failed(Fault::Refused("\u{1}".repeat(9000)).bounded()), &[])
             .unwrap();
-        child.say(&Word::Ready).unwrap();
+        child.say(&Report::Ready).unwrap();
         drop(child);
         assert!(matches!(
             agent.receive().await.unwrap(),
-            Some((Word::Failed(Fault::Refused(_)), _))
+            Some((Report::Failed(Fault::Refused(_)), _))
         ));
-        assert!(matches!(agent.receive().await.unwrap(), Some((Word::Ready, _))));
+        assert!(matches!(agent.receive().await.unwrap(), Some((Report::Ready, _))));
         assert!(agent.receive().await.unwrap().is_none());
     }
 
@@ -169,7 +169,7 @@ mod tests {
                 return;
             }
             send(child.as_fd(), bytes, &[]).unwrap();
-            let _ = receive::<Word>(reader.as_fd());
+            let _ = receive::<Report>(reader.as_fd());
             let _ = serde_json::from_slice::<Order>(bytes);
         });
     }

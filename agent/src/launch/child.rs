@@ -19,15 +19,15 @@ use oci_spec::runtime::{Hook, Hooks, LinuxNamespaceType, Spec};
 use rustix::process::{DumpableBehavior, PidfdFlags, pidfd_open, set_dumpable_behavior};
 
 use super::{
-    attributes, capabilities,
-    channel::{ChildEnd, Order, Word},
+    affinity, attributes, capabilities,
+    channel::{ChildEnd, Order, Report},
     devices,
     fault::{Context, Fault, Result},
     filter::Filter,
     hooks::{self, Confinement},
     identity,
-    instructions::{Instructions, Parcel, Place},
-    masked,
+    instructions::{Instructions, Place, Transfer},
+    masked, memory_policy,
     mounts::{self, Prepared},
     namespaces::{self, Fresh},
     program::Program,
@@ -46,13 +46,13 @@ pub(super) fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     };
     // Nobody may be listening any more, and then nobody needs to know.
-    let _ = channel.say(&Word::Failed(fault.bounded()));
+    let _ = channel.say(&Report::Failed(fault.bounded()));
     ExitCode::FAILURE
 }
 
 fn instructed(channel: &ChildEnd) -> Result<Instructions> {
     match channel.receive().or_fail(|| "cannot receive the instructions")? {
-        Some((Order::Prepare, fds)) => Parcel::received(fds).unpack(),
+        Some((Order::Prepare, fds)) => Transfer::received(fds).unpack(),
         _ => Err(Fault::Internal("the child was started without instructions".to_owned())),
     }
 }
@@ -61,7 +61,6 @@ fn instructed(channel: &ChildEnd) -> Result<Instructions> {
 struct Taken<'a> {
     root: OwnedFd,
     mounts: Vec<Prepared<'a>>,
-    bundle: PathBuf,
     fresh: Fresh,
 }
 
@@ -85,6 +84,7 @@ fn carry_out(channel: &ChildEnd, told: &Instructions) -> Result<()> {
     let (taken, of_init) = match &told.place {
         Place::New(join) => (Some(take(told, join)?), None),
         Place::Of(init) => {
+            affinity::set_initial(told.process.exec_cpu_affinity().as_ref())?;
             let of_init = namespaces::cgroup_of_init(init, &cgroup_directory(&told.cgroup)?)?;
             namespaces::join(init)?;
             (None, of_init)
@@ -103,7 +103,7 @@ fn carry_out(channel: &ChildEnd, told: &Instructions) -> Result<()> {
                 .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()))
                 .or_fail(|| "cannot hold the process")?;
             channel
-                .send(&Word::Made(child.as_raw()), &[pidfd.as_fd()])
+                .send(&Report::Made(child.as_raw()), &[pidfd.as_fd()])
                 .or_fail(|| "cannot announce the process")?;
             File::from(announce).write_all(b"!").or_fail(|| "the process has ended")
         }
@@ -132,12 +132,7 @@ fn take<'a>(told: &'a Instructions, join: &[(LinuxNamespaceType, OwnedFd)]) -> R
     let mounts = mounts::prepare(spec, surroundings)?;
     sysctl::set(spec, sysctl::Where::Guest, namespaces::makes_network(spec, join))?;
     let fresh = namespaces::make(spec, join, &told.cgroup, &told.agent_cgroup)?;
-    Ok(Taken {
-        root,
-        mounts,
-        bundle,
-        fresh,
-    })
+    Ok(Taken { root, mounts, fresh })
 }
 
 fn has_namespace(spec: &Spec, kind: LinuxNamespaceType) -> bool {
@@ -177,23 +172,33 @@ fn prepare_and_execute(
     if let Some(to_seal) = to_seal {
         finish_tree(told, &to_seal)?;
     }
-    let (program, filter) = assume_identity(told, &streams)?;
+    let environment = identity::environment(&told.process);
+    let (program, filter) = assume_identity(told, &streams, &environment)?;
     wait_at_the_gate(channel, master.as_ref().map(AsFd::as_fd))?;
     drop(master);
 
-    if let Some(taken) = taken {
+    if taken.is_some() {
         let hooks = hooks_of(&told.spec, Hooks::start_container);
+        let state = hooks::Told {
+            spec: &told.spec,
+            id: &told.id,
+            bundle: &told.bundle,
+            environment: &environment,
+        };
         let confinement = Confinement {
             cgroup: &told.cgroup,
             filter: filter.as_ref(),
         };
-        hooks::run(hooks, &told.spec, &told.id, &taken.bundle, confinement)?;
+        hooks::run(hooks, state, confinement)?;
     }
     attributes::place_streams(&streams)?;
     sys::close_on_exec_from(3).or_fail(|| "cannot close what is ours")?;
     reset_signals()?;
     // From here on the container pays, and its limits hold.
     namespaces::enter_cgroup_or(&told.cgroup, of_init)?;
+    if taken.is_none() {
+        affinity::set_final(told.process.exec_cpu_affinity().as_ref())?;
+    }
     if let Some(filter) = &filter {
         filter.load()?;
     }
@@ -255,12 +260,17 @@ fn finish_tree(told: &Instructions, to_seal: &[OwnedFd]) -> Result<()> {
 }
 
 /// Limits, user and capabilities; the program is looked up by who will execute it.
-fn assume_identity(told: &Instructions, streams: &[OwnedFd; 3]) -> Result<(Program, Option<Filter>)> {
+fn assume_identity(
+    told: &Instructions,
+    streams: &[OwnedFd; 3],
+    environment: &[String],
+) -> Result<(Program, Option<Filter>)> {
     let process = &told.process;
     let linux = told.spec.linux().as_ref();
     attributes::set_personality(linux.and_then(|linux| linux.personality().as_ref()))?;
     attributes::set_scheduler(process.scheduler().as_ref())?;
     attributes::set_io_priority(process.io_priority().as_ref())?;
+    memory_policy::set(linux.and_then(|linux| linux.memory_policy().as_ref()))?;
     rlimits::set(process.rlimits().as_deref().unwrap_or_default())?;
     attributes::give_streams(streams, process.user().uid());
     let filter = linux
@@ -268,7 +278,6 @@ fn assume_identity(told: &Instructions, streams: &[OwnedFd; 3]) -> Result<(Progr
         .map(seccomp::build)
         .transpose()?;
     let no_new_privileges = process.no_new_privileges().unwrap_or(false);
-    let environment = identity::environment(process);
 
     capabilities::bound(process.capabilities().as_ref())?;
     identity::assume(process)?;
@@ -278,14 +287,14 @@ fn assume_identity(told: &Instructions, streams: &[OwnedFd; 3]) -> Result<(Progr
     if no_new_privileges {
         rustix::thread::set_no_new_privs(true).or_fail(|| "cannot set no_new_privs")?;
     }
-    let program = Program::find(process.args().as_deref().unwrap_or_default(), &environment)?;
+    let program = Program::find(process.args().as_deref().unwrap_or_default(), environment)?;
     Ok((program, filter))
 }
 
 /// Says that everything is ready and waits to be let go on.
 fn wait_at_the_gate(channel: &ChildEnd, master: Option<BorrowedFd<'_>>) -> Result<()> {
     channel
-        .send(&Word::Ready, master.as_slice())
+        .send(&Report::Ready, master.as_slice())
         .or_fail(|| "cannot report")?;
     match channel.receive().or_fail(|| "cannot wait at the gate")? {
         Some((Order::Go, _)) => Ok(()),

@@ -188,7 +188,7 @@ fn node(device: &LinuxDevice) -> Result<Node<'_>> {
 
 fn make_node(root: Root<'_>, node: &Node<'_>, in_user_namespace: bool) -> Result<()> {
     let what = || format!("cannot make the device {}", node.path.display());
-    if in_user_namespace {
+    if in_user_namespace && node.kind != FileType::Fifo {
         return bind_node(root, node).or_refuse(what);
     }
     let (parent, name) = root.parent(node.path).or_refuse(what)?;
@@ -205,8 +205,32 @@ fn make_node(root: Root<'_>, node: &Node<'_>, in_user_namespace: bool) -> Result
 }
 
 fn bind_node(root: Root<'_>, node: &Node<'_>) -> std::io::Result<()> {
+    let own = guests_node(node)?;
     let target = root.file(node.path)?;
-    tree::attach(&tree::clone_path(node.path, false)?, &target)
+    tree::attach(&tree::clone_path(&own, false)?, &target)
+}
+
+/// Where the guest has a device: by its number, since a container may call it otherwise, and call another one so.
+fn guests_node(node: &Node<'_>) -> std::io::Result<PathBuf> {
+    let kind = if node.kind == FileType::BlockDevice {
+        "block"
+    } else {
+        "char"
+    };
+    let (major, minor) = (rustix::fs::major(node.number), rustix::fs::minor(node.number));
+    let none = |_| std::io::Error::other(format!("the guest has no {kind} device {major}:{minor}"));
+    let uevent = std::fs::read_to_string(format!("/sys/dev/{kind}/{major}:{minor}/uevent")).map_err(none)?;
+    let name = uevent.lines().find_map(|line| line.strip_prefix("DEVNAME="));
+    let path = Path::new("/dev").join(name.unwrap_or_default());
+    let stat = rustix::fs::stat(&path)?;
+    if FileType::from_raw_mode(stat.st_mode) == node.kind && stat.st_rdev == node.number {
+        Ok(path)
+    } else {
+        Err(std::io::Error::other(format!(
+            "{} is not {major}:{minor}",
+            path.display()
+        )))
+    }
 }
 
 fn link(root: Root<'_>) -> Result<()> {

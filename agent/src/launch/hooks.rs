@@ -24,6 +24,17 @@ use super::{
     sys,
 };
 
+/// What hooks are told.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Told<'a> {
+    pub(super) spec: &'a Spec,
+    pub(super) id: &'a str,
+    /// On the host.
+    pub(super) bundle: &'a Path,
+    /// The process's, for hooks that name none.
+    pub(super) environment: &'a [String],
+}
+
 /// What a hook takes on that the calling process has not taken on yet: it goes on until the hooks have ended.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Confinement<'a> {
@@ -36,10 +47,16 @@ pub(super) struct Confinement<'a> {
 const MAX_COMPLAINT: u64 = 1024;
 
 /// Runs startContainer hooks in order with the container's state on their standard input; the first that fails ends the launch.
-pub(super) fn run(hooks: &[Hook], spec: &Spec, id: &str, bundle: &Path, confinement: Confinement<'_>) -> Result<()> {
+pub(super) fn run(hooks: &[Hook], told: Told<'_>, confinement: Confinement<'_>) -> Result<()> {
     if hooks.is_empty() {
         return Ok(());
     }
+    let Told {
+        spec,
+        id,
+        bundle,
+        environment,
+    } = told;
     let state = StateBuilder::default()
         .version(spec.version().clone())
         .id(id)
@@ -52,7 +69,7 @@ pub(super) fn run(hooks: &[Hook], spec: &Spec, id: &str, bundle: &Path, confinem
     let state = serde_json::to_vec(&state).map_err(|why| Fault::internal("cannot write the container's state", why))?;
     hooks
         .iter()
-        .try_for_each(|hook| run_one(hook, &file(&state)?, confinement))
+        .try_for_each(|hook| run_one(hook, &file(&state)?, environment, confinement))
 }
 
 /// A file in memory, from its beginning. A hook need not read its state, and nobody reads what it says before it ends: a
@@ -67,7 +84,7 @@ fn file(content: &[u8]) -> Result<File> {
     write().or_fail(|| "cannot make a file for a hook")
 }
 
-fn run_one(hook: &Hook, told: &File, confinement: Confinement<'_>) -> Result<()> {
+fn run_one(hook: &Hook, state: &File, environment: &[String], confinement: Confinement<'_>) -> Result<()> {
     let what = || format!("startContainer hook {}", hook.path().display());
     let said = file(&[])?;
     let mut command = Command::new(hook.path());
@@ -77,13 +94,13 @@ fn run_one(hook: &Hook, told: &File, confinement: Confinement<'_>) -> Result<()>
     let environment = hook
         .env()
         .as_deref()
-        .unwrap_or_default()
+        .unwrap_or(environment)
         .iter()
         .filter_map(|variable| variable.split_once('='));
     command
         .env_clear()
         .envs(environment)
-        .stdin(Stdio::from(told.try_clone().or_fail(what)?))
+        .stdin(Stdio::from(state.try_clone().or_fail(what)?))
         .stdout(Stdio::null())
         .stderr(Stdio::from(said.try_clone().or_fail(what)?));
     sys::die_with_parent(&mut command);

@@ -7,6 +7,7 @@ use std::{
     fs::File,
     io::{self, Read, Seek, Write},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::PathBuf,
 };
 
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
@@ -30,6 +31,8 @@ struct Text {
     process: Option<Process>,
     /// The namespaces whose descriptors are sent, in their order.
     join: Vec<LinuxNamespaceType>,
+    /// The host's.
+    bundle: PathBuf,
     terminal: bool,
     /// Which of stdin, stdout and stderr are sent.
     streams: [bool; 3],
@@ -54,6 +57,8 @@ pub(super) struct Instructions {
     pub(super) process: Process,
     pub(super) place: Place,
     pub(super) stdio: Stdio,
+    /// The container's bundle on the host.
+    pub(super) bundle: PathBuf,
     /// `cgroup.procs` of the container.
     pub(super) cgroup: OwnedFd,
     /// `cgroup.procs` of the agent.
@@ -62,11 +67,11 @@ pub(super) struct Instructions {
 
 /// Instructions on their way: the memfd comes first among the descriptors.
 #[derive(Debug)]
-pub(super) struct Parcel {
+pub(super) struct Transfer {
     fds: Vec<OwnedFd>,
 }
 
-impl Parcel {
+impl Transfer {
     /// Packs a request.
     ///
     /// # Errors
@@ -76,6 +81,7 @@ impl Parcel {
             id,
             target,
             stdio,
+            bundle,
             cgroup,
             agent_cgroup,
         } = request;
@@ -102,6 +108,7 @@ impl Parcel {
             spec: *spec,
             process: process.map(|process| *process),
             join,
+            bundle,
             terminal,
             streams: sent,
         };
@@ -119,7 +126,7 @@ impl Parcel {
         Self { fds }
     }
 
-    /// Unpacks what [`Parcel::pack`] packed.
+    /// Unpacks what [`Transfer::pack`] packed.
     pub(super) fn unpack(self) -> Result<Instructions> {
         let mut fds = self.fds.into_iter();
         let mut next = || {
@@ -169,6 +176,7 @@ impl Parcel {
             process,
             place,
             stdio,
+            bundle: text.bundle,
             cgroup,
             agent_cgroup,
         })
@@ -208,11 +216,12 @@ mod tests {
                 stdout: Some(null()),
                 stderr: None,
             },
+            bundle: "/run/bundle".into(),
             cgroup: null(),
             agent_cgroup: null(),
         };
-        let told = Parcel::pack(request).unwrap().unpack().unwrap();
-        assert_eq!(told.id, "box");
+        let told = Transfer::pack(request).unwrap().unpack().unwrap();
+        assert_eq!((told.id.as_str(), told.bundle.to_str()), ("box", Some("/run/bundle")));
         assert!(matches!(told.place, Place::New(join) if join[0].0 == LinuxNamespaceType::Ipc));
         assert!(matches!(
             told.stdio,
@@ -234,11 +243,12 @@ mod tests {
                 join: Vec::new(),
             },
             stdio: Stdio::Terminal,
+            bundle: PathBuf::new(),
             cgroup: null(),
             agent_cgroup: null(),
         };
-        let mut parcel = Parcel::pack(request).unwrap();
-        parcel.fds.truncate(2);
-        assert!(matches!(parcel.unpack(), Err(Fault::Internal(_))));
+        let mut transfer = Transfer::pack(request).unwrap();
+        transfer.fds.truncate(2);
+        assert!(matches!(transfer.unpack(), Err(Fault::Internal(_))));
     }
 }

@@ -12,6 +12,7 @@
 //! It owns the sequence from a specification to a running program. It knows nothing about the container's later life, the
 //! cgroup's limits, or the shim. It never waits for a process: the caller reaps every child.
 
+mod affinity;
 mod attributes;
 mod capabilities;
 mod channel;
@@ -23,10 +24,13 @@ mod guard;
 mod hooks;
 mod identity;
 mod instructions;
+mod kernel_mounts;
 mod masked;
+mod memory_policy;
 mod mounts;
 mod namespaces;
 mod newer_calls;
+mod number_list;
 mod options;
 mod owners;
 mod program;
@@ -48,10 +52,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use channel::{AgentEnd, Order, Word};
+use channel::{AgentEnd, Order, Report};
 use fault::Fault;
 use guard::Guard;
-use instructions::Parcel;
+use instructions::Transfer;
 use nix::unistd::Pid;
 pub use request::{LaunchRequest, Stdio, Target};
 
@@ -126,25 +130,25 @@ pub async fn launch(request: LaunchRequest) -> Result<Launched, LaunchError> {
 pub async fn launch_by(program: &Path, request: LaunchRequest) -> Result<Launched, LaunchError> {
     let began = Instant::now();
     let expected = verify::Expected::of(&request);
-    let parcel = Parcel::pack(request).map_err(LaunchError::child("instruct"))?;
+    let transfer = Transfer::pack(request).map_err(LaunchError::child("instruct"))?;
     let (channel, mut guard) = spawn(program).map_err(LaunchError::child("start"))?;
     channel
-        .send(&Order::Prepare, &parcel.descriptors())
+        .send(&Order::Prepare, &transfer.descriptors())
         .await
         .map_err(LaunchError::child("instruct"))?;
     let started = began.elapsed();
     // The child has its own copies: held here, the ends of pipes would keep them open.
-    drop(parcel);
+    drop(transfer);
     let (mut made, mut made_after) = (None, Duration::ZERO);
     loop {
         match channel.receive().await.map_err(LaunchError::child("hear"))? {
-            Some((Word::Made(pid), fds)) => {
+            Some((Report::Made(pid), fds)) => {
                 made = Some(Pid::from_raw(pid));
                 made_after = began.elapsed();
                 guard.hold(fds);
             }
-            Some((Word::Failed(fault), _)) => return Err(fault.into()),
-            Some((Word::Ready, fds)) => {
+            Some((Report::Failed(fault), _)) => return Err(fault.into()),
+            Some((Report::Ready, fds)) => {
                 let pid = made.ok_or(LaunchError::Vanished)?;
                 expected.check(pid).map_err(LaunchError::Internal)?;
                 tracing::debug!(%pid, ?started, made = ?made_after, ready = ?began.elapsed(), "waits at the gate");
@@ -202,7 +206,7 @@ impl Gate {
                 self.guard.release();
                 Ok(())
             }
-            Ok(Some((Word::Failed(fault), _))) => Err(fault.into()),
+            Ok(Some((Report::Failed(fault), _))) => Err(fault.into()),
             Ok(Some(_)) => Err(LaunchError::Internal("the child spoke out of turn".to_owned())),
             Err(source) => Err(LaunchError::Child { what: "hear", source }),
         }

@@ -19,6 +19,7 @@ use rustix::{
 
 use super::{
     fault::{Context, Fault, Result},
+    kernel_mounts,
     options::{Attributes, Options},
     owners,
     tree::{self, Root},
@@ -27,7 +28,7 @@ use super::{
 const PROC_SUPER_MAGIC: i64 = 0x9fa0;
 
 /// What may be mounted below /proc: what lxcfs provides, as runc has it. All else there could deceive a program.
-const BELOW_PROC: [&str; 9] = [
+const BELOW_PROC: [&str; 10] = [
     "/proc/cpuinfo",
     "/proc/diskstats",
     "/proc/meminfo",
@@ -37,6 +38,7 @@ const BELOW_PROC: [&str; 9] = [
     "/proc/loadavg",
     "/proc/slabinfo",
     "/proc/sys/kernel/ns_last_pid",
+    "/proc/sys/crypto/fips_enabled",
 ];
 
 /// One mount whose source is at hand.
@@ -89,6 +91,8 @@ fn prepare_one<'a>(mount: &'a Mount, around: Surroundings<'_>) -> Result<Prepare
         _ => None,
     };
     let source = source.map(|(path, recursive)| {
+        kernel_mounts::make(&path, recursive)
+            .or_refuse(|| format!("cannot mount {} on {}", path.display(), mount.destination().display()))?;
         let clone = clone_source(&path, recursive)
             .or_refuse(|| format!("cannot mount {} on {}", path.display(), mount.destination().display()))?;
         if options.propagation.is_empty() {
@@ -214,7 +218,7 @@ fn bind(root: Root<'_>, prepared: &Prepared<'_>, source: &OwnedFd) -> Result<()>
         root.file(destination)
     };
     let target = target.or_refuse(|| format!("cannot make the mount point {}", destination.display()))?;
-    guard_proc(&target, prepared.mount)?;
+    guard_proc(&target, prepared.mount, Some(source))?;
     tree::attach(source, &target).or_refuse(what)
 }
 
@@ -223,12 +227,15 @@ fn bind(root: Root<'_>, prepared: &Prepared<'_>, source: &OwnedFd) -> Result<()>
 fn remount(root: Root<'_>, prepared: &Prepared<'_>) -> std::io::Result<()> {
     let options = &prepared.options;
     let target = root.find(prepared.mount.destination())?;
-    if options.bind.is_none() && !options.data.is_empty() {
+    if options.bind.is_none() && !(options.data.is_empty() && options.superblock.is_empty()) {
         let context = fspick(
             &target,
             "",
             FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH,
         )?;
+        for flag in &options.superblock {
+            fsconfig_set_flag(&context, *flag)?;
+        }
         for parameter in &options.data {
             match parameter.split_once('=') {
                 Some((key, value)) => fsconfig_set_string(&context, key, value),
@@ -261,19 +268,27 @@ fn target_directory(root: Root<'_>, mount: &Mount) -> Result<Target> {
         .directory(destination)
         .or_refuse(|| format!("cannot make the mount point {}", destination.display()))?;
     if kind(mount) != "proc" {
-        guard_proc(&directory, mount)?;
+        guard_proc(&directory, mount, None)?;
     }
     Ok(Target { directory, made })
 }
 
-/// Refuses to cover a part of a mounted /proc.
-fn guard_proc(target: &OwnedFd, mount: &Mount) -> Result<()> {
-    let inside = tree::magic(target).or_fail(|| "cannot examine a mount point")? == PROC_SUPER_MAGIC;
-    if inside
-        && !BELOW_PROC
-            .iter()
-            .any(|allowed| mount.destination() == Path::new(allowed))
-    {
+/// Refuses to cover /proc, unless by another proc, or a part of it.
+fn guard_proc(target: &OwnedFd, mount: &Mount, source: Option<&OwnedFd>) -> Result<()> {
+    let is_proc = |fd: &OwnedFd| {
+        let magic = tree::magic(fd).or_fail(|| "cannot examine a mount")?;
+        Ok::<_, Fault>(magic == PROC_SUPER_MAGIC)
+    };
+    let names = tree::components(mount.destination());
+    if names == ["proc"] {
+        let by_proc = source.map(is_proc).transpose()?.unwrap_or(false);
+        return by_proc
+            .then_some(())
+            .ok_or_else(|| refusal(mount, "it is not of type proc"));
+    }
+    let inside = names.first().is_some_and(|first| first == "proc") || is_proc(target)?;
+    let destination: PathBuf = Path::new("/").join(names.iter().collect::<PathBuf>());
+    if inside && !BELOW_PROC.iter().any(|allowed| destination == Path::new(allowed)) {
         return Err(refusal(mount, "it is inside /proc"));
     }
     Ok(())
@@ -294,6 +309,9 @@ fn file_system(mount: &Mount, options: &Options, target: Option<&Target>) -> Res
     };
     if let Some(source) = mount.source() {
         fsconfig_set_string(&context, "source", source.as_path()).map_err(explain)?;
+    }
+    for flag in &options.superblock {
+        fsconfig_set_flag(&context, *flag).map_err(|why| refusal(mount, format_args!("{flag}: {}", explain(why))))?;
     }
     // Options of the hierarchies of cgroup v1 ("memory", "xattr", …) mean nothing to v2.
     let data = if name == "cgroup2" { &[][..] } else { &options.data[..] };

@@ -45,6 +45,8 @@ pub(super) struct Options {
     pub(super) copy_up: bool,
     /// A mapping of owners is of what is mounted below as well.
     pub(super) maps_below: bool,
+    /// Flags that every file system has (mount(2), `MS_SYNCHRONOUS` and the like), in their order; a bind has its source's.
+    pub(super) superblock: Vec<&'static str>,
     /// Parameters of the file system: `key` or `key=value`.
     pub(super) data: Vec<String>,
 }
@@ -53,7 +55,7 @@ impl Options {
     /// Reads the options in their order.
     pub(super) fn parse<S: AsRef<str>>(options: &[S]) -> Self {
         let mut parsed = Self::default();
-        for option in options.iter().flat_map(|option| option.as_ref().split(',')) {
+        for option in options.iter().flat_map(|option| words(option.as_ref())) {
             parsed.add(option);
         }
         parsed
@@ -69,7 +71,9 @@ impl Options {
 
     fn add(&mut self, option: &str) {
         match option {
-            "" | "defaults" | "async" | "loud" | "silent" | "nomand" | "nolazytime" | "noiversion" => {}
+            // The last ones are the file system's own affair: whether it has them is not for mount(2) to say, whose flags the kernel
+            // passes over.
+            "" | "defaults" | "loud" | "silent" | "acl" | "noacl" | "iversion" | "noiversion" => {}
             "bind" => self.bind = Some(self.bind.unwrap_or(false)),
             "rbind" => self.bind = Some(true),
             "tmpcopyup" => self.copy_up = true,
@@ -78,7 +82,9 @@ impl Options {
             "idmap" => {}
             "ridmap" => self.maps_below = true,
             _ => {
-                if let Some(change) = attribute(option) {
+                if let Some(flag) = SUPERBLOCK.iter().find(|flag| **flag == option) {
+                    self.superblock.push(flag);
+                } else if let Some(change) = attribute(option) {
                     self.here.change(change);
                 } else if let Some(change) = option.strip_prefix('r').and_then(attribute) {
                     self.below.change(change);
@@ -90,6 +96,21 @@ impl Options {
             }
         }
     }
+}
+
+/// Flags of a superblock that fsconfig(2) sets and clears for any file system (the kernel's fs/fs_context.c).
+const SUPERBLOCK: [&str; 7] = ["sync", "async", "dirsync", "lazytime", "nolazytime", "mand", "nomand"];
+
+/// The options in one word, as tmpfs reads them: a comma before a digit is part of a list of memory nodes (`mpol=bind:0,2`).
+fn words(option: &str) -> impl Iterator<Item = &str> {
+    let mut rest = Some(option);
+    std::iter::from_fn(move || {
+        let text = rest?;
+        let is_end = |(at, _): &(usize, &str)| !text[at + 1..].starts_with(|next: char| next.is_ascii_digit());
+        let end = text.match_indices(',').find(is_end).map(|(at, _)| at);
+        rest = end.map(|end| &text[end + 1..]);
+        Some(&text[..end.unwrap_or(text.len())])
+    })
 }
 
 /// What to set and what to clear for an option that concerns the mount and not the file system.
@@ -183,6 +204,20 @@ mod tests {
             Options::parse(&["noatime", "strictatime"]).here.set,
             MOUNT_ATTR_STRICTATIME
         );
+    }
+
+    #[test]
+    fn a_comma_before_a_digit_belongs_to_the_option() {
+        let options = Options::parse(&["ro,mpol=bind:0,2,nosuid,size=1g", "", ",", "mpol=interleave:0-1,3"]);
+        assert_eq!(options.data, ["mpol=bind:0,2", "size=1g", "mpol=interleave:0-1,3"]);
+        assert_eq!(options.here.set, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID);
+    }
+
+    #[test]
+    fn flags_of_the_superblock_keep_their_order() {
+        let options = Options::parse(&["sync", "lazytime", "acl", "async"]);
+        assert_eq!(options.superblock, ["sync", "lazytime", "async"]);
+        assert!(options.data.is_empty() && options.here.is_empty());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What a launch is asked for.
 
-use std::os::fd::OwnedFd;
+use std::{os::fd::OwnedFd, path::PathBuf};
 
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 
@@ -50,6 +50,8 @@ pub struct LaunchRequest {
     pub target: Target,
     /// Where the standard streams go.
     pub stdio: Stdio,
+    /// The bundle of a new container on the host, which its hooks are told.
+    pub bundle: PathBuf,
     /// `cgroup.procs` of the container, open for writing.
     pub cgroup: OwnedFd,
     /// `cgroup.procs` of the agent, open for writing: set-up work is not charged to the container.

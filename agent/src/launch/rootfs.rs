@@ -62,6 +62,7 @@ pub(super) fn finish(spec: &Spec) -> Result<()> {
         .linux()
         .as_ref()
         .and_then(|linux: &Linux| linux.rootfs_propagation().as_deref())
+        .filter(|wanted| !wanted.is_empty())
     {
         let (propagation, recursive) = options::propagation(wanted)
             .ok_or_else(|| Fault::Refused(format!("rootfsPropagation {wanted:?} is not known")))?;

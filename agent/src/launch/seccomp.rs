@@ -47,7 +47,11 @@ pub(super) fn build(wanted: &LinuxSeccomp) -> Result<Filter> {
         architectures.push(arch);
     }
     architectures.dedup();
-    let mut flags = 0;
+    // Not even an empty list: the default of runc.
+    let mut flags = match wanted.flags() {
+        None => libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+        Some(_) => 0,
+    };
     for flag in wanted.flags().as_deref().unwrap_or_default() {
         match flag {
             LinuxSeccompFilterFlag::SeccompFilterFlagLog => flags |= libc::SECCOMP_FILTER_FLAG_LOG,
@@ -199,6 +203,14 @@ mod tests {
         let arg = arg.build().unwrap();
         build(&filter("personality", vec![arg, arg])).unwrap();
         build(&filter("mkdir", Vec::new())).unwrap();
+    }
+
+    #[test]
+    fn without_a_list_of_flags_speculation_is_allowed() {
+        let mut wanted = filter("mkdir", Vec::new());
+        assert_eq!(build(&wanted).unwrap().flags, libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW);
+        wanted.set_flags(Some(Vec::new()));
+        assert_eq!(build(&wanted).unwrap().flags, 0);
     }
 
     #[test]

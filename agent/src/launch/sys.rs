@@ -200,6 +200,16 @@ pub(super) fn set_scheduler(attributes: &libc::sched_attr) -> io::Result<()> {
     nix::errno::Errno::result(done).map(drop).map_err(io::Error::from)
 }
 
+/// set_mempolicy(2) for the calling process.
+pub(super) fn set_memory_policy(mode: libc::c_int, nodes: u64) -> io::Result<()> {
+    /// Bits of the mask, and one more: the kernel reads one less than it is told.
+    const MASK_BITS: libc::c_ulong = u64::BITS as libc::c_ulong + 1;
+    let mask = [nodes];
+    // SAFETY: the kernel reads as many bits of the mask as it is told, less one, and writes nothing.
+    let done = unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, mask.as_ptr(), MASK_BITS) };
+    nix::errno::Errno::result(done).map(drop).map_err(io::Error::from)
+}
+
 /// Puts a seccomp filter in force for the calling process (seccomp(2)).
 pub(super) fn set_seccomp_filter(filter: &Filter) -> io::Result<()> {
     let program = libc::sock_fprog {

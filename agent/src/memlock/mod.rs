@@ -286,12 +286,8 @@ fn number(path: &str) -> Result<i32, ProbeError> {
 
 /// MemAvailable (proc_meminfo(5)), in bytes.
 fn available() -> Result<u64, ProbeError> {
-    let path = "/proc/meminfo";
-    let text = read(path)?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    kib.map(|kib| kib * 1024)
-        .ok_or_else(|| system(format!("read {path}"))(io::ErrorKind::InvalidData.into()))
+    let available = base::meminfo::read().and_then(|meminfo| meminfo.mem_available);
+    available.ok_or_else(|| system("read /proc/meminfo")(io::ErrorKind::InvalidData.into()))
 }
 
 fn in_another_user_namespace(pid: i32) -> Result<bool, ProbeError> {

@@ -111,6 +111,11 @@ impl<'a> Index<'a> {
         order[place..].rotate_left(1);
     }
 
+    /// The names of file systems for which the kernel asks (`fs-NAME`, get_fs_type in the kernel's fs/filesystems.c), with underscores.
+    pub(super) fn file_systems(&self) -> impl Iterator<Item = &'a str> {
+        self.aliases.iter().filter_map(|(alias, _)| alias.strip_prefix("fs_"))
+    }
+
     /// The device nodes.
     pub(super) fn devices(&self) -> &[Device<'a>] {
         &self.devices
@@ -169,6 +174,11 @@ mod tests {
     }
 
     #[test]
+    fn file_systems_are_known_by_their_aliases() {
+        assert_eq!(Index::parse(TEXT).file_systems().collect::<Vec<_>>(), ["nfs4"]);
+    }
+
+    #[test]
     fn a_device_has_the_numbers_of_its_node() {
         let index = Index::parse(TEXT);
         let ppp = Device {
@@ -177,5 +187,19 @@ mod tests {
             number: (108, 0),
         };
         assert_eq!(index.devices(), [ppp]);
+    }
+
+    #[test]
+    fn fuzz_module_index() {
+        fuzz::run("module-index", |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            let index = Index::parse(&text);
+            for word in text.split_ascii_whitespace().take(64) {
+                let found = index.find(word).unwrap_or_default();
+                let names: std::collections::BTreeSet<_> = found.iter().map(|module| module.name).collect();
+                assert_eq!(names.len(), found.len(), "a module is loaded twice");
+            }
+            let _ = index.devices();
+        });
     }
 }

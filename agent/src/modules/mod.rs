@@ -230,6 +230,15 @@ fn make_nodes(index: &Index<'_>) {
     }
 }
 
+/// The file systems that the kernel has as modules; none if they cannot be read.
+pub(crate) fn file_systems() -> Vec<String> {
+    let Ok(archive) = Archive::open() else {
+        return Vec::new();
+    };
+    let index = Index::parse(&archive.text);
+    index.file_systems().map(str::to_owned).collect()
+}
+
 /// Whether the kernel has started this program to have a module loaded.
 pub(crate) fn is_helper(name: Option<&OsStr>) -> bool {
     name == Some(OsStr::new(HELPER))

@@ -9,8 +9,9 @@ use rtnetlink::sys::SocketAddr;
 use rtnetlink::{Handle, LinkUnspec, MulticastGroup};
 use tokio::task::JoinHandle;
 
-use super::attic::Attic;
 use super::error::{APPEARS, NetworkError, cause, step};
+use super::parked_interfaces::ParkedInterfaces;
+use crate::timeouts::scaled;
 
 /// A netlink connection that is told of new devices.
 pub(super) struct Devices {
@@ -45,32 +46,36 @@ impl Devices {
     }
 
     /// The indexes of the devices that were made with these MAC addresses, which may still be on their way; all others go to
-    /// the attic.
+    /// [`ParkedInterfaces`].
     ///
     /// # Errors
     /// One does not come, or cannot be moved.
-    pub(super) async fn take(&mut self, macs: &[&[u8]], attic: &mut Option<Attic>) -> Result<Vec<u32>, NetworkError> {
+    pub(super) async fn take(
+        &mut self,
+        macs: &[&[u8]],
+        parked: &mut Option<ParkedInterfaces>,
+    ) -> Result<Vec<u32>, NetworkError> {
         let listed = listed(&self.handle).await?;
-        if attic.is_none()
+        if parked.is_none()
             && listed
                 .iter()
                 .any(|link| made_with(link).is_some_and(|mac| !macs.contains(&mac)))
         {
-            *attic = Some(Attic::new().map_err(NetworkError::Attic)?);
+            *parked = Some(ParkedInterfaces::new().map_err(NetworkError::Parking)?);
         }
-        if let Some(attic) = attic {
+        if let Some(parked) = parked {
             let unused = listed
                 .iter()
                 .filter(|link| made_with(link).is_some_and(|mac| !macs.contains(&mac)));
             for link in unused {
-                stow(&self.handle, link.header.index, attic.descriptor()).await?;
+                stow(&self.handle, link.header.index, parked.descriptor()).await?;
             }
-            let used = self::listed(attic.handle()).await?;
+            let used = self::listed(parked.handle()).await?;
             let used = used
                 .iter()
                 .filter(|link| made_with(link).is_some_and(|mac| macs.contains(&mac)));
             for link in used {
-                stow(attic.handle(), link.header.index, attic.root()).await?;
+                stow(parked.handle(), link.header.index, parked.root()).await?;
             }
         }
         let mut indexes = Vec::with_capacity(macs.len());
@@ -96,7 +101,7 @@ impl Devices {
             }
             None
         };
-        let found = tokio::time::timeout(APPEARS, announced).await;
+        let found = tokio::time::timeout(scaled(APPEARS), announced).await;
         found
             .ok()
             .flatten()

@@ -3,6 +3,8 @@
 use std::io;
 use std::time::Duration;
 
+use crate::timeouts::scaled;
+
 /// For a device that has been plugged in to be found by its driver.
 pub(super) const APPEARS: Duration = Duration::from_secs(20);
 
@@ -12,9 +14,12 @@ pub(crate) enum NetworkError {
     /// There is no netlink socket.
     #[error("network: open a netlink socket")]
     Socket(#[source] io::Error),
+    /// There can be no thread for it, or its work has panicked.
+    #[error("network: have a thread of its own")]
+    Thread(#[source] io::Error),
     /// There is no place for devices that are not used.
     #[error("network: make a namespace for devices that are not used")]
-    Attic(#[source] io::Error),
+    Parking(#[source] io::Error),
     /// A message of the host that cannot be understood.
     #[error("network: the host's message about {what} cannot be understood: {reason}")]
     Message {
@@ -23,7 +28,7 @@ pub(crate) enum NetworkError {
         reason: String,
     },
     /// A device did not come up.
-    #[error("network: no device with address {mac} appeared within {} s", APPEARS.as_secs())]
+    #[error("network: no device with address {mac} appeared within {} s", scaled(APPEARS).as_secs_f64())]
     NoDevice {
         /// Its address.
         mac: String,

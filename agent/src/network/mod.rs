@@ -3,30 +3,40 @@
 //! It owns everything that the host has sent: names, addresses, routes, rules, neighbours of the devices. What a
 //! container adds is the container's and stays. It knows no container.
 
-mod attic;
 mod devices;
 mod error;
 mod message;
+mod parked_interfaces;
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
+use std::thread;
 
 use protocol::agent::{Interface, Network};
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::{Handle, LinkUnspec};
-use tokio::sync::Mutex;
+use tokio::runtime;
+use tokio::sync::{Mutex, OnceCell, oneshot};
 
-use self::attic::Attic;
 use self::devices::{Devices, passing_name};
 pub(crate) use self::error::NetworkError;
 use self::error::step;
 use self::message::Given;
+use self::parked_interfaces::ParkedInterfaces;
 
 /// The guest's network as far as the host decides it.
+///
+/// It is worked on by a thread of its own: the kernel carries out a message of netlink while it is sent, which waits for whoever else
+/// changes a network of the guest. The agent's one thread answers signals meanwhile.
 #[derive(Debug, Default)]
-pub(crate) struct GuestNetwork(Mutex<State>);
+pub(crate) struct GuestNetwork {
+    state: Arc<Mutex<State>>,
+    /// Of the thread, once there is one.
+    runtime: OnceCell<runtime::Handle>,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -34,22 +44,50 @@ struct State {
     /// Not all of it may be there: the last call has failed.
     incomplete: bool,
     /// Made when the first device has no interface.
-    attic: Option<Attic>,
+    parked: Option<ParkedInterfaces>,
 }
 
 impl GuestNetwork {
     /// Makes the network what the host wants: adds what is new, and removes what an earlier call gave and this one does
-    /// not. May be called again after an error.
+    /// not. May be called again after an error. Dropped, it goes on.
     ///
     /// # Errors
     /// The first step that failed.
     pub(crate) async fn apply(&self, network: &Network) -> Result<(), NetworkError> {
-        let mut state = self.0.lock().await;
-        let State {
+        let (state, network) = (Arc::clone(&self.state), network.clone());
+        let work = async move { Box::pin(state.lock().await.apply(&network)).await };
+        let applied = self.runtime().await.map_err(NetworkError::Thread)?.spawn(work).await;
+        applied.unwrap_or_else(|error| Err(NetworkError::Thread(io::Error::other(error))))
+    }
+
+    async fn runtime(&self) -> io::Result<&runtime::Handle> {
+        let start = async || {
+            let (tell, told) = oneshot::channel();
+            let drive = move || {
+                let runtime = runtime::Builder::new_current_thread().enable_all().build();
+                // Whoever asked may have gone.
+                let _ = match &runtime {
+                    Ok(runtime) => tell.send(Ok(runtime.handle().clone())),
+                    Err(error) => tell.send(Err(error.kind().into())),
+                };
+                if let Ok(runtime) = runtime {
+                    runtime.block_on(std::future::pending::<()>());
+                }
+            };
+            thread::Builder::new().name("network".to_owned()).spawn(drive)?;
+            told.await.map_err(io::Error::other)?
+        };
+        self.runtime.get_or_try_init(start).await
+    }
+}
+
+impl State {
+    async fn apply(&mut self, network: &Network) -> Result<(), NetworkError> {
+        let Self {
             given,
             incomplete,
-            attic,
-        } = &mut *state;
+            parked,
+        } = self;
         let was_incomplete = std::mem::replace(incomplete, true);
         let mut devices = Devices::open()?;
         let macs: Vec<&[u8]> = network
@@ -57,7 +95,7 @@ impl GuestNetwork {
             .iter()
             .map(|interface| interface.device.as_slice())
             .collect();
-        let links = devices.take(&macs, attic).await?;
+        let links = devices.take(&macs, parked).await?;
         let wanted = message::resolve(network, links)?;
         let netlink = devices.handle();
         remove(netlink, given, &wanted).await?;

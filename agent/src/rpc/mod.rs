@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use protocol::agent::{
-    CloseStdinRequest, ContainerId as ContainerRequest, CreateContainerRequest, DeleteResponse, Empty, ExecRequest,
-    GrowStorageRequest, GuestMetricsResponse, HostChanges, MemlockReport, MemlockRequest, NameServer, Network,
-    ProcessId, ProcessStarted, ResizeRequest, ResizeTerminalRequest, SignalRequest, StatsResponse, StorageName,
-    StorageStatsResponse, UpdateRequest,
+    CloseStdinRequest, ContainerCreated, ContainerId as ContainerRequest, CreateContainerRequest, DeleteResponse,
+    Empty, ExecRequest, GrowStorageRequest, GuestMetricsResponse, HostChanges, MemlockReport, MemlockRequest,
+    NameServer, Network, ProcessId, ProcessStarted, ResizeRequest, ResizeTerminalRequest, SignalRequest, StatsResponse,
+    StorageName, StorageStatsResponse, UpdateRequest, UpdateStorageRequest,
 };
 use protocol::agent_ttrpc::Agent;
 use serde::de::DeserializeOwned;
@@ -41,7 +41,7 @@ impl Service {
         Ok((self.container(&process.container_id)?, exec))
     }
 
-    async fn try_create(&self, request: &CreateContainerRequest) -> Result<u32, Error> {
+    async fn try_create(&self, request: &CreateContainerRequest) -> Result<ContainerCreated, Error> {
         let id = ContainerId::new(&request.container_id)?;
         let spec = json(&id, "the specification", &request.spec)?;
         let stdio = request.stdio.clone().unwrap_or_default();
@@ -54,8 +54,15 @@ impl Service {
             devices: request.devices.clone(),
             covers: request.covers.clone(),
             sockets: request.sockets.clone(),
+            bundle: request.bundle.clone().into(),
+            device_names: request.device_names.clone(),
         };
-        self.0.create(wanted, &request.join_namespaces).await
+        let created = self.0.create(wanted, &request.join_namespaces).await?;
+        Ok(ContainerCreated {
+            pid: created.pid,
+            covered: created.covered,
+            ..ContainerCreated::default()
+        })
     }
 
     async fn try_exec(&self, request: &ExecRequest) -> Result<u32, Error> {
@@ -131,8 +138,8 @@ impl Agent for Service {
         &self,
         _: &TtrpcContext,
         request: CreateContainerRequest,
-    ) -> ttrpc::Result<ProcessStarted> {
-        answer("create", Box::pin(self.try_create(&request)).await.map(started))
+    ) -> ttrpc::Result<ContainerCreated> {
+        answer("create", Box::pin(self.try_create(&request)).await)
     }
 
     async fn start_container(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
@@ -255,6 +262,11 @@ impl Agent for Service {
     async fn storage_stats(&self, _: &TtrpcContext, request: StorageName) -> ttrpc::Result<StorageStatsResponse> {
         let stats = self.0.storages().stats(&request.name).await;
         answer("ask for the use of a storage", stats.map_err(Error::Volume))
+    }
+
+    async fn update_storage(&self, _: &TtrpcContext, request: UpdateStorageRequest) -> ttrpc::Result<Empty> {
+        let updated = self.0.storages().update(&request.name, request.entries).await;
+        done("update a storage", updated.map_err(Error::Volume))
     }
 
     async fn grow_storage(&self, _: &TtrpcContext, request: GrowStorageRequest) -> ttrpc::Result<StorageStatsResponse> {

@@ -39,7 +39,8 @@ fn network(error: &NetworkError) -> Code {
     match error {
         NetworkError::Message { .. } => Code::INVALID_ARGUMENT,
         NetworkError::Socket(_)
-        | NetworkError::Attic(_)
+        | NetworkError::Thread(_)
+        | NetworkError::Parking(_)
         | NetworkError::NoDevice { .. }
         | NetworkError::Step { .. }
         | NetworkError::Sysctl { .. } => Code::INTERNAL,

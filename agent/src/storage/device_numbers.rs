@@ -2,11 +2,13 @@
 //!
 //! In the guest a number of the host means nothing, or another container's disk. A block device that the host plugged in
 //! gets its number of the guest, in the list of devices and in the rules. A rule for any other block device is left out.
-//! A character device is the guest's own with the same number, if it exists.
+//! A character device is the guest's own of the same name, if it exists: the numbers of some drivers are given out as they come, and
+//! mean another device in the guest.
 
+use std::collections::HashMap;
 use std::path::Path;
 
-use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, Spec};
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, Spec};
 use protocol::agent::{BlockDevice, Storage};
 
 use super::disk::DiskNode;
@@ -47,26 +49,74 @@ impl Plugged {
     }
 }
 
-/// Rewrites devices and rules.
+/// Rewrites devices and rules. `names` is what the host calls its character devices, by their numbers (`MAJOR:MINOR`).
 ///
 /// # Errors
 /// The specification lists a character device that the guest does not have. Where everything is allowed (a privileged
 /// container, which is given the list of all devices of the host) it is left out instead.
-pub(crate) fn rewrite(spec: &mut Spec, plugged: &[Plugged]) -> Result<(), StorageError> {
-    let in_guest =
-        |device: &LinuxDevice| Path::new(&format!("/sys/dev/char/{}:{}", device.major(), device.minor())).exists();
-    rewrite_with(spec, plugged, in_guest)
+pub(crate) fn rewrite(
+    spec: &mut Spec,
+    plugged: &[Plugged],
+    names: &HashMap<String, String>,
+) -> Result<(), StorageError> {
+    rewrite_with(spec, plugged, names, &Sysfs)
+}
+
+/// Major and minor number.
+type Number = (i64, i64);
+
+/// What is asked of the guest's kernel about its character devices.
+trait CharacterDevices {
+    /// The name of the one with this number, below /dev; empty if it has none there.
+    fn name(&self, number: Number) -> Option<String>;
+    /// The number of the one with this name.
+    fn number(&self, name: &str) -> Option<Number>;
+}
+
+/// The running kernel.
+struct Sysfs;
+
+impl CharacterDevices for Sysfs {
+    fn name(&self, (major, minor): Number) -> Option<String> {
+        let uevent = std::fs::read_to_string(format!("/sys/dev/char/{major}:{minor}/uevent")).ok()?;
+        let name = uevent.lines().find_map(|line| line.strip_prefix("DEVNAME="));
+        Some(name.unwrap_or_default().to_owned())
+    }
+
+    fn number(&self, name: &str) -> Option<Number> {
+        let stat = rustix::fs::stat(Path::new("/dev").join(name)).ok()?;
+        let is_device = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::CharacterDevice;
+        let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+        is_device.then_some((major.into(), minor.into()))
+    }
+}
+
+/// The guest's number of a character device of the host; none if it does not have that device.
+fn in_guest(host: Number, names: &HashMap<String, String>, guest: &impl CharacterDevices) -> Option<Number> {
+    let own = guest.name(host);
+    match names.get(&format!("{}:{}", host.0, host.1)) {
+        Some(name) if own.as_ref() != Some(name) => guest.number(name),
+        // One that the host does not have either means what its number means.
+        _ => own.map(|_| host),
+    }
 }
 
 fn rewrite_with(
     spec: &mut Spec,
     plugged: &[Plugged],
-    in_guest: impl Fn(&LinuxDevice) -> bool,
+    names: &HashMap<String, String>,
+    guest: &impl CharacterDevices,
 ) -> Result<(), StorageError> {
     let Some(linux) = spec.linux_mut().as_mut() else {
         return Ok(());
     };
     let mut everything = false;
+    let listed = linux.devices().iter().flatten();
+    let characters: Vec<_> = listed
+        .filter(|device| matches!(device.typ(), LinuxDeviceType::C | LinuxDeviceType::U))
+        .map(|device| (device.major(), device.minor()))
+        .filter_map(|host| Some((host, in_guest(host, names, guest)?)))
+        .collect();
     if let Some(rules) = linux
         .resources_mut()
         .as_mut()
@@ -74,7 +124,8 @@ fn rewrite_with(
     {
         everything = rules.iter().any(|rule| rule.allow() && is_everything(rule));
         let mapped = std::mem::take(rules);
-        *rules = mapped.into_iter().filter_map(|rule| map_rule(rule, plugged)).collect();
+        let mapped = mapped.into_iter().filter_map(|rule| map_rule(rule, plugged));
+        *rules = mapped.map(|rule| map_character_rule(rule, &characters)).collect();
     }
     let Some(devices) = linux.devices_mut().as_mut() else {
         return Ok(());
@@ -92,18 +143,30 @@ fn rewrite_with(
                 device.set_major(disk.guest.0).set_minor(disk.guest.1);
                 kept.push(device);
             }
-            LinuxDeviceType::C | LinuxDeviceType::U if !in_guest(&device) => {
-                if !everything {
-                    return Err(StorageError::Invalid(format!(
-                        "device {}: the guest has no character device {}:{}, and those of the host cannot be passed in",
-                        device.path().display(),
-                        device.major(),
-                        device.minor()
-                    )));
+            LinuxDeviceType::C | LinuxDeviceType::U => {
+                let host = (device.major(), device.minor());
+                let own = characters.iter().find(|(listed, _)| *listed == host);
+                match own {
+                    Some((_, (major, minor))) => {
+                        device.set_major(*major).set_minor(*minor);
+                        kept.push(device);
+                    }
+                    None if everything => {
+                        tracing::debug!(device = %device.path().display(), "left out: the guest does not have it");
+                    }
+                    None => {
+                        let name = names.get(&format!("{}:{}", host.0, host.1));
+                        let name = name.map(|name| format!(" ({name} of the host)")).unwrap_or_default();
+                        return Err(StorageError::Invalid(format!(
+                            "device {}: the guest has no character device {}:{}{name}, and those of the host cannot be passed in",
+                            device.path().display(),
+                            host.0,
+                            host.1
+                        )));
+                    }
                 }
-                tracing::debug!(device = %device.path().display(), "left out: the guest does not have it");
             }
-            LinuxDeviceType::C | LinuxDeviceType::U | LinuxDeviceType::P | LinuxDeviceType::A => kept.push(device),
+            LinuxDeviceType::P | LinuxDeviceType::A => kept.push(device),
         }
     }
     *devices = kept;
@@ -133,10 +196,36 @@ fn map_rule(mut rule: LinuxDeviceCgroup, plugged: &[Plugged]) -> Option<LinuxDev
     }
 }
 
+/// A rule for one character device that is listed, in the guest's numbers.
+fn map_character_rule(mut rule: LinuxDeviceCgroup, characters: &[(Number, Number)]) -> LinuxDeviceCgroup {
+    if rule.typ() == Some(LinuxDeviceType::C)
+        && let (Some(major), Some(minor)) = (rule.major(), rule.minor())
+        && let Some((_, own)) = characters.iter().find(|(host, _)| *host == (major, minor))
+    {
+        rule.set_major(Some(own.0)).set_minor(Some(own.1));
+    }
+    rule
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use oci_spec::runtime::LinuxDevice;
     use serde_json::json;
+
+    /// A guest with these character devices.
+    struct Has(&'static [(Number, &'static str)]);
+
+    impl CharacterDevices for Has {
+        fn name(&self, number: Number) -> Option<String> {
+            let found = self.0.iter().find(|(own, _)| *own == number);
+            found.map(|(_, name)| (*name).to_owned())
+        }
+
+        fn number(&self, name: &str) -> Option<Number> {
+            self.0.iter().find(|(_, own)| *own == name).map(|(number, _)| *number)
+        }
+    }
 
     fn plugged(path: &str, host: (i64, i64), guest: (i64, i64)) -> Plugged {
         Plugged {
@@ -167,7 +256,7 @@ mod tests {
             plugged("/dev/a", (254, 0), (254, 16)),
             plugged("/dev/b", (254, 16), (254, 0)),
         ];
-        rewrite_with(&mut spec, &disks, |_| true).unwrap();
+        rewrite_with(&mut spec, &disks, &HashMap::new(), &Has(&[])).unwrap();
         let linux = spec.linux().clone().unwrap();
         let minors: Vec<i64> = linux
             .devices()
@@ -193,7 +282,7 @@ mod tests {
                 { "allow": true, "type": "b", "access": "m" },
             ]),
         );
-        rewrite_with(&mut spec, &[], |_| true).unwrap();
+        rewrite_with(&mut spec, &[], &HashMap::new(), &Has(&[])).unwrap();
         let rules = spec
             .linux()
             .clone()
@@ -213,19 +302,59 @@ mod tests {
     fn a_character_device_that_the_guest_lacks_is_refused_or_left_out_where_all_are_listed() {
         let listed = json!([{ "path": "/dev/nvidia0", "type": "c", "major": 195, "minor": 0 }]);
         let mut few = spec(listed.clone(), json!([{ "allow": false, "access": "rwm" }]));
-        let error = rewrite_with(&mut few, &[], |_| false).unwrap_err();
+        let error = rewrite_with(&mut few, &[], &HashMap::new(), &Has(&[])).unwrap_err();
         assert!(error.to_string().contains("/dev/nvidia0"), "{error}");
         let mut all = spec(listed.clone(), json!([{ "allow": true, "access": "rwm" }]));
-        rewrite_with(&mut all, &[], |_| false).unwrap();
+        rewrite_with(&mut all, &[], &HashMap::new(), &Has(&[])).unwrap();
         assert!(all.linux().clone().unwrap().devices().as_ref().unwrap().is_empty());
         let mut own = spec(listed, json!([]));
-        rewrite_with(&mut own, &[], |_| true).unwrap();
+        rewrite_with(&mut own, &[], &HashMap::new(), &Has(&[((195, 0), "nvidia0")])).unwrap();
         assert_eq!(own.linux().clone().unwrap().devices().as_ref().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_character_device_is_the_guests_of_the_same_name_and_not_of_the_same_number() {
+        let guest = Has(&[((248, 0), "hmm0"), ((249, 0), "rtc0"), ((10, 229), "fuse")]);
+        let names = [("248:0", "rtc0"), ("10:223", "uinput"), ("10:229", "fuse")];
+        let names = names.map(|(number, name)| (number.to_owned(), name.to_owned())).into();
+        let device =
+            |path: &str, major: i64, minor: i64| json!({ "path": path, "type": "c", "major": major, "minor": minor });
+        let allow = |major: i64, minor: i64| json!({ "allow": true, "type": "c", "major": major, "minor": minor, "access": "rw" });
+        let listed = json!([
+            device("/dev/clock", 248, 0),
+            device("/dev/fuse", 10, 229),
+            device("/dev/x", 249, 0)
+        ]);
+        let mut found = spec(
+            listed,
+            json!([{ "allow": false, "access": "rwm" }, allow(248, 0), allow(10, 229)]),
+        );
+        rewrite_with(&mut found, &[], &names, &guest).unwrap();
+        let linux = found.linux().clone().unwrap();
+        let numbers = linux
+            .devices()
+            .as_ref()
+            .unwrap()
+            .iter()
+            .map(|device| (device.major(), device.minor()));
+        assert_eq!(numbers.collect::<Vec<_>>(), [(249, 0), (10, 229), (249, 0)]);
+        let rules = linux.resources().clone().unwrap().devices().clone().unwrap();
+        let allowed: Vec<_> = rules[1..].iter().map(|rule| (rule.major(), rule.minor())).collect();
+        assert_eq!(allowed, [(Some(249), Some(0)), (Some(10), Some(229))]);
+
+        // Its number is another device's in the guest.
+        let other = Has(&[((10, 223), "hmm1")]);
+        let mut refused = spec(json!([device("/dev/uinput", 10, 223)]), json!([]));
+        let error = rewrite_with(&mut refused, &[], &names, &other).unwrap_err().to_string();
+        assert!(
+            error.contains("/dev/uinput") && error.contains("uinput of the host"),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_block_device_without_a_disk_is_an_error() {
         let mut spec = spec(json!([block("/dev/x", 8, 0)]), json!([]));
-        assert!(rewrite_with(&mut spec, &[], |_| true).is_err());
+        assert!(rewrite_with(&mut spec, &[], &HashMap::new(), &Has(&[])).is_err());
     }
 }

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::error::StorageError;
+use crate::timeouts::scaled;
 use crate::uevents::Uevents;
 
 /// How long a disk may take to appear. The guest's kernel only has to enumerate a bus; under emulation on a busy host that
@@ -44,10 +45,10 @@ pub(super) async fn find(serial: &str) -> Result<DiskNode, StorageError> {
             events.next().await.map_err(StorageError::Events)?;
         }
     };
-    tokio::time::timeout(APPEARS, found).await.unwrap_or_else(|_| {
+    tokio::time::timeout(scaled(APPEARS), found).await.unwrap_or_else(|_| {
         Err(StorageError::NoDisk {
             serial: serial.to_owned(),
-            seconds: APPEARS.as_secs(),
+            seconds: scaled(APPEARS).as_secs(),
         })
     })
 }
@@ -115,13 +116,13 @@ impl DiskNode {
                 Ok(disk) => {
                     return disk.sync_all().map_err(StorageError::io("write back", &self.path));
                 }
-                Err(error) if error.raw_os_error() == Some(libc::EBUSY) && began.elapsed() < SETTLES => {
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) && began.elapsed() < scaled(SETTLES) => {
                     thread::sleep(Duration::from_millis(2));
                 }
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
                     return Err(StorageError::Busy {
                         path: self.path.clone(),
-                        seconds: SETTLES.as_secs(),
+                        seconds: scaled(SETTLES).as_secs(),
                     });
                 }
                 Err(error) => return Err(StorageError::io("open", &self.path)(error)),

@@ -35,6 +35,50 @@ pub(super) fn make(root: &Path, entries: &[StorageEntry], new: bool) -> io::Resu
     Ok(())
 }
 
+/// The link that the kubelet exchanges when the files of a volume change (its pkg/volume/util/atomic_writer.go), and the name by which it
+/// does so.
+const CURRENT: &[u8] = b"..data";
+const NEXT: &str = "..data_tmp";
+
+/// Makes what is below `root` what the host has: new files first, then the link to them, by which programs find them, and then what is
+/// no longer there goes. What a container has made itself stays.
+pub(super) fn update(root: &Path, entries: &[StorageEntry]) -> io::Result<()> {
+    let (current, others): (Vec<_>, Vec<_>) = entries.iter().cloned().partition(|entry| entry.path == CURRENT);
+    make(root, &others, true)?;
+    let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(root, directory, Mode::empty())?;
+    for entry in &current {
+        // Of an update that was interrupted.
+        match rustix::fs::unlinkat(&opened, NEXT, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+        make_one(&opened, OsStr::new(NEXT), entry)?;
+        rustix::fs::renameat(&opened, NEXT, &opened, OsStr::from_bytes(CURRENT))?;
+    }
+    let listed = |name: &OsStr| entries.iter().any(|entry| entry.path == name.as_bytes());
+    for entry in std::fs::read_dir(root)? {
+        let entry = entry?;
+        let (name, path) = (entry.file_name(), entry.path());
+        let old = name.as_bytes().starts_with(b"..");
+        let stale =
+            || std::fs::read_link(&path).is_ok_and(|target| target.as_os_str().as_bytes().starts_with(b"..data/"));
+        if listed(&name) || !(old || stale()) {
+            continue;
+        }
+        // It follows no link (std::fs::remove_dir_all).
+        let removed = match entry.file_type()?.is_dir() {
+            true => std::fs::remove_dir_all(&path),
+            false => std::fs::remove_file(&path),
+        };
+        match removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 fn make_one(parent: &OwnedFd, name: &OsStr, entry: &StorageEntry) -> io::Result<()> {
     let mode = Mode::from_raw_mode(RawMode::from(entry.mode) & 0o7777);
     let kind = FileType::from_raw_mode(entry.mode);
@@ -81,6 +125,41 @@ mod tests {
             required,
             ..StorageEntry::default()
         }
+    }
+
+    #[test]
+    fn an_update_exchanges_the_link_and_removes_what_the_host_has_no_more() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        let version = |number: u32, key: &str| {
+            let name = format!("..{number}");
+            [
+                entry(&name, 0o040_755, "", false),
+                entry(&format!("{name}/{key}"), 0o100_644, &number.to_string(), false),
+                entry("..data", 0o120_777, &name, false),
+                entry(key, 0o120_777, &format!("..data/{key}"), false),
+            ]
+        };
+        make(root, &version(1, "old"), true).unwrap();
+        std::fs::write(root.join("own"), "a container's").unwrap();
+        // An update that was interrupted has left this.
+        std::os::unix::fs::symlink("..9", root.join(NEXT)).unwrap();
+        let open = File::open(root.join("old")).unwrap();
+        update(root, &version(2, "new")).unwrap();
+        assert_eq!(std::fs::read_to_string(root.join("new")).unwrap(), "2");
+        assert_eq!(io::read_to_string(open).unwrap(), "1");
+        let mut left: Vec<_> = std::fs::read_dir(root)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["..2", "..data", "new", "own"]);
+        // A container's link in place of the old directory is a link that goes.
+        let outside = tempfile::tempdir().unwrap();
+        std::fs::write(outside.path().join("file"), "").unwrap();
+        std::os::unix::fs::symlink(outside.path(), root.join("..3")).unwrap();
+        update(root, &version(2, "new")).unwrap();
+        assert!(outside.path().join("file").exists() && !root.join("..3").exists());
     }
 
     #[test]

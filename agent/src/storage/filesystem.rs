@@ -16,6 +16,7 @@ use rustix::mount::{
 use super::disk::DiskNode;
 use super::error::StorageError;
 use super::group;
+use crate::modules;
 
 /// Mounts it at `place`, which is made. On several disks are file systems that take further ones as `device` (erofs).
 pub(super) fn mount(storage: &Storage, disks: &[DiskNode], place: &Path) -> Result<(), StorageError> {
@@ -113,17 +114,34 @@ fn reason(errno: Errno) -> String {
     }
 }
 
-/// The file systems that this kernel can mount from a disk.
+/// The file systems that this kernel can mount from a disk, and those that it has as modules.
 fn available() -> String {
     let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    listed(&known, &modules::file_systems())
+}
+
+fn listed(known: &str, modules: &[String]) -> String {
     let on_disks = known.lines().filter_map(|line| line.strip_prefix('\t'));
-    let names: Vec<&str> = on_disks.filter(|name| !name.starts_with("fuse")).collect();
+    let mut names: Vec<&str> = on_disks.filter(|name| !name.starts_with("fuse")).collect();
+    let loaded: Vec<&str> = known
+        .lines()
+        .filter_map(|line| line.split_whitespace().last())
+        .collect();
+    let more = modules.iter().map(String::as_str);
+    names.extend(more.filter(|name| !loaded.contains(name)));
     names.join(", ")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_kernel_has_as_a_module_is_listed_whether_or_not_it_is_loaded() {
+        let known = "nodev\tproc\n\text4\n\tfuseblk\n\txfs\nnodev\tnfs\n";
+        let modules = ["xfs", "vfat", "nfs"].map(str::to_owned);
+        assert_eq!(listed(known, &modules), "ext4, xfs, vfat");
+    }
 
     #[test]
     fn options_of_the_mount_and_of_the_file_system_are_told_apart() {

@@ -11,6 +11,7 @@ use protocol::agent::StorageStatsResponse;
 
 use super::disk::DiskNode;
 use super::{Slot, StorageError, Storages, blocking, place, sys};
+use crate::timeouts::scaled;
 use crate::uevents::Uevents;
 
 /// How long the guest's kernel may take to see that a disk has grown.
@@ -56,7 +57,7 @@ impl Storages {
         usage(name).await
     }
 
-    fn slot(&self, name: &str) -> Result<Arc<tokio::sync::Mutex<Slot>>, StorageError> {
+    pub(super) fn slot(&self, name: &str) -> Result<Arc<tokio::sync::Mutex<Slot>>, StorageError> {
         let slot = self.table().storages.get(name).map(Arc::clone);
         slot.ok_or_else(|| StorageError::NotMounted(name.to_owned()))
     }
@@ -99,11 +100,14 @@ async fn grown(disk: &DiskNode, bytes: u64) -> Result<u64, StorageError> {
             events.next().await.map_err(StorageError::Events)?;
         }
     };
-    let waited = tokio::time::timeout(GROWS, grown).await;
+    let waited = tokio::time::timeout(scaled(GROWS), grown).await;
     waited.unwrap_or_else(|_| {
         Err(StorageError::Grow {
             name: disk.path.display().to_string(),
-            reason: format!("the disk has not grown to {bytes} bytes within {} s", GROWS.as_secs()),
+            reason: format!(
+                "the disk has not grown to {bytes} bytes within {} s",
+                scaled(GROWS).as_secs_f64()
+            ),
         })
     })
 }

@@ -22,7 +22,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use protocol::agent::{BlockDevice, Storage};
+use protocol::agent::{BlockDevice, Storage, StorageEntry};
 use tokio::sync::Mutex as AsyncMutex;
 
 pub(crate) use device_numbers::{Plugged, rewrite};
@@ -207,6 +207,24 @@ impl Storages {
             held.mounted_on.insert(storage.name.clone(), disks.clone());
         });
         Ok(disks.into_iter().next())
+    }
+
+    /// Makes what is in a copy of the host's files what the host has now.
+    ///
+    /// # Errors
+    /// None of this name is mounted, or it cannot be written to.
+    pub(crate) async fn update(&self, name: &str, files: Vec<StorageEntry>) -> Result<(), StorageError> {
+        let slot = self.slot(name)?;
+        // Nobody mounts or unmounts it meanwhile.
+        let slot = slot.lock().await;
+        if slot.mounted.is_none() {
+            return Err(StorageError::NotMounted(name.to_owned()));
+        }
+        let name = name.to_owned();
+        blocking(move || {
+            entries::update(&place(&name), &files).map_err(|source| StorageError::Entries { name, source })
+        })
+        .await
     }
 
     /// Lets go of everything that a container holds: what nobody else uses is written back and unmounted. May be called

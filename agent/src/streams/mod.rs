@@ -22,8 +22,8 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::dial::Dialer;
-use crate::launch;
 use channel::Channel;
+use tatami_agent::launch;
 
 /// A byte stream to the host.
 pub(crate) trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}

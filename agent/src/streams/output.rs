@@ -9,13 +9,14 @@ use tokio::time::{Instant, timeout};
 
 use super::buffer::BUFFER;
 use super::channel::Channel;
+use crate::timeouts::scaled;
 
 /// How long a dead process's pipe must have been empty while others still hold it. What the process itself wrote is
-/// in the pipe when it is reaped; this is for the last words of the children it leaves behind.
+/// in the pipe when it is reaped; this is for what is still written by the children it leaves behind.
 pub(super) const GRACE: Duration = Duration::from_millis(100);
 
 /// How long such a pipe is waited for in all: a child may write on for ever.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+const HELD_PIPE_LIMIT: Duration = Duration::from_secs(1);
 
 /// How long a dead process's exit waits for a host that takes nothing at all: a reader that has stopped must not keep a
 /// killed container alive.
@@ -97,7 +98,7 @@ async fn deliver(
         };
         let written = match in_life {
             Some(written) => written,
-            None => match timeout(STALL, write).await {
+            None => match timeout(scaled(STALL), write).await {
                 Ok(written) => written,
                 Err(_) => return Delivery::Stalled,
             },
@@ -124,7 +125,7 @@ impl Rest {
         let there = rustix::io::ioctl_fionread(source).unwrap_or(0);
         Self {
             bytes: usize::try_from(there).unwrap_or(usize::MAX).saturating_add(BUFFER),
-            time: LAST_WORDS,
+            time: HELD_PIPE_LIMIT,
         }
     }
 

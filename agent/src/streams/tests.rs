@@ -1,5 +1,6 @@
 use super::output::GRACE;
 use super::*;
+use crate::blocking;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::time::timeout;
@@ -29,10 +30,10 @@ fn stdin(window: usize) -> (OwnedFd, DuplexStream, Streams) {
 async fn fifty_megabytes_reach_a_slow_host_and_are_counted() {
     const SIZE: usize = 50 << 20;
     let (pipe, mut host, mut streams) = stdout(4096);
-    let writer = tokio::task::spawn_blocking(move || {
+    let writer = tokio::spawn(blocking::run(move || {
         use std::io::Write;
         std::fs::File::from(pipe).write_all(&vec![7; SIZE]).unwrap();
-    });
+    }));
     let mut first = vec![0; 1000];
     host.read_exact(&mut first).await.unwrap();
     let reader = tokio::spawn(async move {
@@ -43,7 +44,7 @@ async fn fifty_megabytes_reach_a_slow_host_and_are_counted() {
         }
         (count, host)
     });
-    writer.await.unwrap();
+    writer.await.unwrap().unwrap();
     let lengths = timeout(LONG, streams.process_ended().lengths()).await.unwrap();
     assert_eq!(lengths, (SIZE as u64, 0));
     let (count, _host) = reader.await.unwrap();
@@ -60,7 +61,7 @@ async fn a_child_that_holds_the_pipe_does_not_hold_the_exit_and_gets_no_sigpipe(
     host.read_exact(&mut bytes).await.unwrap();
     assert_eq!(&bytes, b"before");
 
-    let written = tokio::task::spawn_blocking(move || {
+    let written = blocking::run(move || {
         use std::io::Write;
         std::fs::File::from(pipe).write_all(&vec![0; 1 << 20])
     });
@@ -92,7 +93,7 @@ async fn a_child_that_writes_on_and_on_does_not_hold_the_exit() {
         drop(streams);
         drain.abort();
         // The tasks, and with them the pipe's end, go while this one waits.
-        let joined = tokio::task::spawn_blocking(move || child.join());
+        let joined = blocking::run(move || child.join());
         timeout(LONG, joined).await.unwrap().unwrap().unwrap();
     }
 }
@@ -160,7 +161,7 @@ async fn stdin_ends_after_the_announced_bytes_wherever_the_announcement_falls() 
             tokio::task::yield_now().await;
             streams.close_stdin(5);
         }
-        let text = tokio::task::spawn_blocking(move || io::read_to_string(std::fs::File::from(pipe)));
+        let text = blocking::run(move || io::read_to_string(std::fs::File::from(pipe)));
         assert_eq!(timeout(LONG, text).await.unwrap().unwrap().unwrap(), "hello");
     }
 }

@@ -18,11 +18,12 @@ use super::sys;
 /// A file as this kernel knows it.
 type Identity = (u32, u32, u64);
 
-/// Mounts `source` over `place` in the namespace, for reading alone, if `shown` is what is there: false if it is not. The paths of
-/// `source` and `shown` are the guest's own.
+/// Mounts `source` over `place` in the namespace, for reading alone, if `shown` is what is there. Whether `source` is there then: it may
+/// have been before. The paths of `source` and `shown` are the guest's own.
 pub(super) fn cover(namespace: &OwnedFd, place: &Path, shown: &Path, source: &Path) -> io::Result<bool> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
     let tree = open_tree(CWD, source, flags)?;
+    let source = identity(&tree)?;
     let shown = identity(&rustix::fs::open(shown, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)?;
     // A thread of its own: it is lost to the namespace.
     thread::scope(|scope| {
@@ -32,8 +33,10 @@ pub(super) fn cover(namespace: &OwnedFd, place: &Path, shown: &Path, source: &Pa
             let root = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
             let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
             let there = openat2(&root, place, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?;
-            if identity(&there)? != shown {
-                return Ok(false);
+            match identity(&there)? {
+                covered if covered == source => return Ok(true),
+                other if other != shown => return Ok(false),
+                _ => {}
             }
             sys::restrict(&tree, restrictions(&there)?)?;
             let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
@@ -66,4 +69,41 @@ fn restrictions(there: &OwnedFd) -> io::Result<u64> {
     ];
     let there = words.iter().filter(|(flag, _)| flags.contains(*flag));
     Ok(there.fold(libc::MOUNT_ATTR_RDONLY, |all, (_, attribute)| all | attribute))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+    use std::{fs, fs::File};
+
+    #[test]
+    fn a_part_is_covered_once_and_what_else_is_there_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let test = || {
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+            for name in ["part", "volume", "other"] {
+                fs::create_dir(at(name)).unwrap();
+                mount("tmpfs", at(name), "tmpfs", MountFlags::empty(), None).unwrap();
+                fs::write(at(name).join("name"), name).unwrap();
+            }
+            let namespace: OwnedFd = File::open("/proc/thread-self/ns/mnt").unwrap().into();
+            let mounts = || fs::read_to_string("/proc/thread-self/mounts").unwrap().lines().count();
+            let before = mounts();
+            assert!(!cover(&namespace, &at("part"), &at("other"), &at("volume")).unwrap());
+            assert_eq!(mounts(), before);
+            let part: OwnedFd = File::open(at("part")).unwrap().into();
+            let shown = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&part));
+            // The second time it is there already.
+            for _ in 0..2 {
+                assert!(cover(&namespace, &at("part"), Path::new(&shown), &at("volume")).unwrap());
+                assert_eq!(mounts(), before + 1);
+            }
+            assert_eq!(fs::read_to_string(at("part/name")).unwrap(), "volume");
+            assert!(fs::write(at("part/name"), "").is_err());
+        };
+        thread::scope(|scope| scope.spawn(test).join().unwrap());
+    }
 }

@@ -39,7 +39,7 @@ impl Bench {
         std::fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
         for applet in [
             "sh", "cat", "id", "ls", "true", "mkdir", "readlink", "sleep", "test", "grep", "tty", "stat", "ipcs", "wc",
-            "chmod",
+            "chmod", "cut", "env", "head",
         ] {
             std::os::unix::fs::symlink("busybox", bin.join(applet)).unwrap();
         }
@@ -102,6 +102,7 @@ impl Bench {
                 id: "box".into(),
                 target,
                 stdio,
+                bundle: "/run/bundle".into(),
                 cgroup,
                 agent_cgroup,
             },

@@ -1,4 +1,8 @@
 //! Hooks, and what becomes of a launch that hangs in one.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a test's process ends with it, whatever hangs, and the agent's own function is not in its library"
+)]
 
 use std::{os::unix::fs::PermissionsExt, time::Duration};
 
@@ -53,6 +57,19 @@ async fn hooks_run_in_order_in_the_container_and_are_told_the_state() {
     assert!(lines[2].ends_with("argument word"), "{text}");
     let started: Value = serde_json::from_str(lines[1]).unwrap();
     assert_eq!((&started["id"], &started["status"]), (&json!("box"), &json!("created")));
+    assert_eq!(started["bundle"], "/run/bundle", "the host's");
+}
+
+#[tokio::test]
+async fn a_hook_that_names_no_environment_has_the_programs() {
+    let bench = Bench::new();
+    hook(&bench, "start", "env | grep -c -E '^(HOME|WORD)=' >>/log; true");
+    let spec = bench.spec("cat /log", |spec| {
+        spec["process"]["env"] = json!(["PATH=/bin", "WORD=word"]);
+        spec["hooks"] = json!({ "startContainer": [{ "path": "/start" }, { "path": "/start", "env": [] }] });
+    });
+    let (text, _) = bench.run(Target::Container { spec, join: Vec::new() }).await.unwrap();
+    assert_eq!(text, "2\n0\n");
 }
 
 #[tokio::test]

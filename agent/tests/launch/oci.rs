@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 use tatami_agent::launch::{LaunchError, Target};
 
-use crate::bench::Bench;
+use crate::bench::{Bench, piped, process, wait_for_init};
 
 fn mount(spec: &mut Value, destination: &str, kind: &str, source: &str, options: &[&str]) {
     let mount = json!({ "destination": destination, "type": kind, "source": source, "options": options });
@@ -208,4 +208,113 @@ async fn who_may_use_every_device_has_those_of_the_guest() {
         .run_script(script, |spec| spec["linux"]["resources"] = rules(false))
         .await;
     assert_ne!(code, 0);
+}
+
+#[tokio::test]
+async fn memory_is_where_the_policy_says_as_far_as_there_are_nodes() {
+    let bench = Bench::new();
+    let (text, code) = bench
+        .run_script("head -n 1 /proc/self/numa_maps | cut -d ' ' -f 2", |spec| {
+            spec["linux"]["memoryPolicy"] = json!({ "mode": "MPOL_BIND", "nodes": "0,5-7" });
+        })
+        .await;
+    assert_eq!((text.as_str(), code), ("bind:0\n", 0));
+    let refused = refusal(&bench, |spec| {
+        spec["linux"]["memoryPolicy"] = json!({ "mode": "MPOL_BIND", "nodes": "one" });
+    });
+    assert!(refused.await.contains("memoryPolicy"));
+}
+
+/// The first process of a container has all CPUs, an exec those that it is to have, as far as there are such.
+#[tokio::test]
+async fn an_exec_runs_on_the_cpus_that_it_is_to_have() {
+    let bench = Bench::new();
+    let spec = bench.spec("exec sleep 1000", |_| ());
+    let container = Target::Container {
+        spec: spec.clone(),
+        join: Vec::new(),
+    };
+    let first = bench.launch(container, piped().1).await.unwrap();
+    first.gate.open().await.unwrap();
+    let pid = rustix::process::Pid::from_raw(first.pid.as_raw()).unwrap();
+    let on = async |affinity: Value| {
+        let mut process = process("grep Cpus_allowed_list /proc/self/status | cut -f 2");
+        process["execCPUAffinity"] = affinity;
+        let exec = Target::Exec {
+            spec: spec.clone(),
+            process: Box::new(serde_json::from_value(process).unwrap()),
+            init: rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap(),
+        };
+        bench.run(exec).await.unwrap().0
+    };
+    let all = on(json!({})).await;
+    assert_eq!(on(json!({ "final": "0" })).await, "0\n");
+    assert_eq!(on(json!({ "initial": "0", "final": "0,900" })).await, "0\n");
+    assert_eq!(
+        on(json!({ "initial": "0" })).await,
+        all,
+        "its own again in the container's cgroup"
+    );
+    assert_eq!(on(json!({ "final": "900-901" })).await, all, "there are none of these");
+    nix::sys::signal::kill(first.pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    assert_eq!(wait_for_init(first.pid), 137);
+}
+
+#[tokio::test]
+async fn proc_is_covered_by_nothing_but_a_proc() {
+    let bench = Bench::new();
+    let (text, code) = bench
+        .run_script("test -e /proc/self/status && echo there", |spec| {
+            mount(spec, "/proc", "bind", "/proc", &["rbind"]);
+        })
+        .await;
+    assert_eq!((text.as_str(), code), ("there\n", 0));
+    for (kind, source) in [("bind", "/usr"), ("tmpfs", "tmpfs")] {
+        let said = refusal(&bench, |spec| {
+            mount(
+                spec,
+                "/proc/../proc",
+                kind,
+                source,
+                &["rbind"][..usize::from(kind == "bind")],
+            )
+        });
+        let said = said.await;
+        assert!(said.contains("it is not of type proc"), "{said}");
+    }
+    // Before there is a proc at all.
+    let said = refusal(&bench, |spec| {
+        spec["mounts"].as_array_mut().unwrap().clear();
+        mount(spec, "/proc/x", "tmpfs", "tmpfs", &[]);
+    });
+    assert!(said.await.contains("it is inside /proc"));
+}
+
+/// In a user namespace, where the guest's own nodes are bound: by number.
+#[tokio::test]
+async fn a_device_is_bound_by_its_number_whatever_it_is_called() {
+    let bench = Bench::new();
+    for path in [bench.image.path().join("rootfs"), bench.image.path().to_owned()] {
+        std::os::unix::fs::chown(path, Some(100_000), Some(100_000)).unwrap();
+    }
+    let (text, code) = bench
+        .run_script(
+            "stat -c %t:%T /dev/random /dev/mine; test -p /dev/queue && echo queue",
+            |spec| {
+                let map = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
+                spec["linux"]["namespaces"]
+                    .as_array_mut()
+                    .unwrap()
+                    .push(json!({ "type": "user" }));
+                spec["linux"]["uidMappings"] = map.clone();
+                spec["linux"]["gidMappings"] = map;
+                spec["linux"]["devices"] = json!([
+                    { "path": "/dev/random", "type": "c", "major": 1, "minor": 9 },
+                    { "path": "/dev/mine", "type": "c", "major": 1, "minor": 5 },
+                    { "path": "/dev/queue", "type": "p" },
+                ]);
+            },
+        )
+        .await;
+    assert_eq!((text.as_str(), code), ("1:9\n1:5\nqueue\n", 0));
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
-use crate::Report;
+use crate::report::Report;
 
 /// One thing that is needed.
 #[derive(Debug, PartialEq, Eq)]

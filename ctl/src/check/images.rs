@@ -59,6 +59,42 @@ pub(super) fn initrd(path: &Path) -> Finding {
     }
 }
 
+/// The file of the modules of a kernel with this release. None: the kernel is not ours, and need not have one.
+pub(super) fn modules(path: &Path, release: &str) -> Option<Finding> {
+    /// Longer than any release.
+    const LINE: u64 = 100;
+    const WHAT: &str = "kernel modules";
+    let read = || -> io::Result<String> {
+        let mut head = Vec::new();
+        File::open(path)?.take(LINE).read_to_end(&mut head)?;
+        Ok(String::from_utf8_lossy(&head).into_owned())
+    };
+    let warn = |found: String| {
+        let risk = "what the kernel has as a module cannot be used in a container: NFS, SCTP, xfs and others";
+        Some(Finding::warn(
+            WHAT,
+            found,
+            risk,
+            "install the file that comes with the kernel beside it",
+        ))
+    };
+    match read() {
+        Ok(head) => match head.lines().next().and_then(|line| line.strip_prefix("release ")) {
+            Some(of) if of == release => Some(Finding::ok(WHAT, path.display().to_string())),
+            Some(of) => warn(format!(
+                "{} is of the kernel {of}, and the kernel is {release}",
+                path.display()
+            )),
+            None => warn(format!("{} has no modules in it", path.display())),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !release.contains(OURS) => None,
+        Err(error) => warn(format!("{} cannot be read: {error}", path.display())),
+    }
+}
+
+/// In the release of a kernel that was built with modules (guest-kernel/build).
+const OURS: &str = "-tatami.";
+
 /// Why not, as a sentence with the path in it.
 fn kind_of(path: &Path) -> Result<Kind, String> {
     let read = || -> io::Result<Option<Vec<u8>>> {
@@ -119,6 +155,24 @@ mod tests {
         ] {
             assert_eq!(kind(bytes), expected, "{bytes:?}");
         }
+    }
+
+    #[test]
+    fn the_modules_have_to_be_those_of_the_kernel_and_only_ours_has_to_have_some() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("modules.img");
+        let said = |release: &str| modules(&path, release).map(|finding| finding.to_string());
+        assert_eq!(said("6.12.1"), None);
+        assert!(said("6.12.1-tatami.9").unwrap().contains("cannot be read"));
+        std::fs::write(&path, "release 6.12.1-tatami.9\nmodule a 0 1 -\n\n").unwrap();
+        assert!(!said("6.12.1-tatami.9").unwrap().contains("6.12.1"));
+        assert!(
+            said("6.12.2-tatami.9")
+                .unwrap()
+                .contains("is of the kernel 6.12.1-tatami.9")
+        );
+        std::fs::write(&path, "text").unwrap();
+        assert!(said("6.12.1").unwrap().contains("has no modules"));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
 use config::kernel::{self, Fix, Standing};
 
 use super::finding::{Finding, render};
-use crate::Report;
+use crate::report::Report;
 
 const WHAT: &str = "kernel fixes";
 /// "HdrS" and its place in an x86 image (Documentation/arch/x86/boot.rst, "header").

@@ -16,7 +16,7 @@ use base::chain;
 
 use finding::{Finding, Verdict, render};
 
-use crate::Report;
+use crate::report::Report;
 
 /// Checks everything and says it, in colour or not. If it is strict a warning is no less than a failure.
 pub(crate) async fn report(named: Option<&Path>, colours: bool, strict: bool) -> Report {

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use base::chain;
+use base::meminfo::Meminfo;
 use config::{Config, SharedFs, Vsock};
 use hypervisor::{Accel, AccelError};
 
@@ -35,6 +36,9 @@ pub(super) async fn parts(config: &Config, search: Option<&OsStr>) -> Vec<Findin
         images::kernel(&config.guest_kernel()),
         images::initrd(&hypervisor.initrd),
     ];
+    let guest_kernel = config.guest_kernel();
+    let release = super::kernel::release_of(&guest_kernel);
+    findings.extend(release.and_then(|release| images::modules(&config::modules_beside(&guest_kernel), &release)));
     if hypervisor.shared_fs == SharedFs::VirtioFs {
         let remedy = "install it, or set hypervisor.qemu.virtio_fs_daemon";
         let virtiofsd = program("virtiofsd", &hypervisor.virtio_fs_daemon, search, remedy).await;
@@ -44,13 +48,13 @@ pub(super) async fn parts(config: &Config, search: Option<&OsStr>) -> Vec<Findin
         Some(finding) => finding,
         None => {
             let remedy = "load the module vhost_vsock, or install the daemon, or set hypervisor.qemu.vsock_daemon";
-            program("vsock", &hypervisor.vsock_daemon, search, remedy).await
+            patched(program("vsock", &hypervisor.vsock_daemon, search, remedy).await)
         }
     };
     findings.push(channel);
     findings.push(memory(
         u64::from(config.hypervisor.default_memory.0),
-        &std::fs::read_to_string("/proc/meminfo").unwrap_or_default(),
+        base::meminfo::read().as_ref().map(Free::of),
     ));
     if config.agent.debug_console_enabled {
         let programs = hypervisor.initrd.with_file_name("debug-console.img");
@@ -59,15 +63,26 @@ pub(super) async fn parts(config: &Config, search: Option<&OsStr>) -> Vec<Findin
     findings
 }
 
+/// The host's memory, in MiB.
+#[derive(Clone, Copy)]
+struct Free {
+    /// With swap.
+    all: u64,
+    available: Option<u64>,
+}
+
+impl Free {
+    fn of(meminfo: &Meminfo) -> Self {
+        Self {
+            all: (meminfo.mem_total + meminfo.swap_total) >> 20,
+            available: meminfo.mem_available.map(|bytes| bytes >> 20),
+        }
+    }
+}
+
 /// A guest that is larger than what is free is killed, or kills others, once it uses it: its memory is promised, not taken.
-fn memory(wanted: u64, meminfo: &str) -> Finding {
-    let figure = |name: &str| {
-        let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
-        let kibibytes: u64 = line.split_ascii_whitespace().next()?.parse().ok()?;
-        Some(kibibytes / 1024)
-    };
-    let all = figure("MemTotal:").map(|total| total + figure("SwapTotal:").unwrap_or(0));
-    if let Some(all) = all
+fn memory(wanted: u64, host: Option<Free>) -> Finding {
+    if let Some(Free { all, .. }) = host
         && all < wanted
     {
         return Finding::warn(
@@ -77,7 +92,7 @@ fn memory(wanted: u64, meminfo: &str) -> Finding {
             "lower hypervisor.qemu.default_memory",
         );
     }
-    match figure("MemAvailable:") {
+    match host.and_then(|host| host.available) {
         Some(free) if free < wanted => Finding::warn(
             "memory",
             format!("{free} MiB are available, a VM has {wanted} MiB"),
@@ -125,6 +140,22 @@ fn recent(finding: Finding, oldest: (u32, u32)) -> Finding {
         finding.found,
         "it is older than any that the runtime was tried with",
         format!("install {}.{} or newer", oldest.0, oldest.1),
+    )
+}
+
+/// In the version of a vsock daemon with the patches of `hypervisor/patches`.
+const PATCHED: &str = "+tatami";
+
+/// Warns of a vsock daemon that was built without them.
+fn patched(finding: Finding) -> Finding {
+    if finding.failed() || finding.found.contains(PATCHED) {
+        return finding;
+    }
+    Finding::warn(
+        finding.what,
+        finding.found,
+        "it is not the runtime's own: a guest can make it grow until it ends, and its VM with it",
+        "install the one that comes with the runtime",
     )
 }
 
@@ -316,6 +347,14 @@ mod tests {
     }
 
     #[test]
+    fn a_vsock_daemon_that_is_not_ours_is_a_warning() {
+        let found = |text: &str| patched(Finding::ok("vsock", text));
+        assert_eq!(found("/opt/v: vhost-device-vsock 0.3.0+tatami.1").verdict, Verdict::Ok);
+        let foreign = found("/opt/v: vhost-device-vsock 0.3.0");
+        assert!(matches!(foreign.verdict, Verdict::Warn(_)), "{foreign:?}");
+    }
+
+    #[test]
     fn an_old_version_is_a_warning_and_digits_of_the_path_are_none() {
         let found = |text: &str| recent(Finding::ok("QEMU", text), (8, 0));
         assert_eq!(
@@ -331,15 +370,18 @@ mod tests {
 
     #[test]
     fn a_vm_that_is_larger_than_what_is_free_is_a_warning() {
-        let host = "MemTotal: 4194304 kB\nMemAvailable:  1048576 kB\nSwapTotal: 1048576 kB\n";
-        assert_eq!(memory(256, host).verdict, Verdict::Ok);
+        let host = Free {
+            all: 5120,
+            available: Some(1024),
+        };
+        assert_eq!(memory(256, Some(host)).verdict, Verdict::Ok);
         for (wanted, said) in [(2048, "1024 MiB are available"), (5121, "has 5120 MiB in all")] {
-            let found = memory(wanted, host);
+            let found = memory(wanted, Some(host));
             assert!(
                 matches!(found.verdict, Verdict::Warn(_)) && found.found.contains(said),
                 "{found}"
             );
         }
-        assert!(matches!(memory(1, "").verdict, Verdict::Warn(_)));
+        assert!(matches!(memory(1, None).verdict, Verdict::Warn(_)));
     }
 }

@@ -26,7 +26,8 @@ use tokio::sync::oneshot;
 use crate::arguments::CollectOptions;
 use crate::check::finding::Verdict;
 use crate::redact::Redactor;
-use crate::{Report, check, progress, sandboxes as found, time};
+use crate::report::Report;
+use crate::{check, progress, sandboxes as found, time};
 
 /// For one section.
 const SECTION: Duration = Duration::from_secs(60);
@@ -78,7 +79,7 @@ pub(crate) async fn report(options: &CollectOptions) -> Result<Report, CollectEr
         .map_err(failed)?;
     let text = collect(&host).await;
     file.write_all(text.as_bytes()).map_err(failed)?;
-    crate::complain(&format!("the report is in {}", path.display()));
+    crate::report::complain(&format!("the report is in {}", path.display()));
     Ok(Report {
         text: String::new(),
         good: true,
@@ -167,7 +168,7 @@ async fn fill((_, fill): Section, page: Page, host: Arc<Host>) -> bool {
         let _ = tell.send(filled);
     };
     if let Err(error) = std::thread::Builder::new().spawn(work) {
-        crate::complain(&format!("no thread: {error}"));
+        crate::report::complain(&format!("no thread: {error}"));
         return false;
     }
     matches!(tokio::time::timeout(limit + GRACE, told).await, Ok(Ok(true)))

@@ -194,7 +194,7 @@ async fn health(page: &Page, shim: &Shim) {
         }
         Err(error) => page.missing(&format!("its health: {}", chain(&error))),
     }
-    match place::glance(shim).await {
+    match place::sample(shim).await {
         Ok(text) => page.code("", &text),
         Err(error) => page.missing(&format!("where its vCPUs are: {}", chain(&error))),
     }

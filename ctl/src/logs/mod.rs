@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
-use crate::Report;
 use crate::command::harmless;
+use crate::report::Report;
 use crate::time;
 pub(crate) use entry::Entry;
 

@@ -16,7 +16,7 @@ use ttrpc::r#async::Client;
 use ttrpc::context;
 
 pub(crate) use self::question::Question;
-use crate::Report;
+use crate::report::Report;
 
 /// For a shim to say which containers it has.
 const LOOK_UP: Duration = Duration::from_secs(5);

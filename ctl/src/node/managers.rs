@@ -43,6 +43,7 @@ impl Handler {
         let table = format!("plugins.{}.containerd.runtimes.{}", quoted(plugin), quoted(&self.name));
         let mut text = format!(
             "[{table}]\nruntime_type = \"{RUNTIME}\"\nruntime_path = {}\nprivileged_without_host_devices = true\n\
+             privileged_without_host_devices_all_devices_allowed = true\n\
              pod_annotations = [\"io.katacontainers.*\"]\ncontainer_annotations = [\"io.katacontainers.*\"]\n",
             path(&self.shim)
         );

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use crate::Report;
+use crate::report::Report;
 use change::Change;
 use error::NodeError;
 use parts::Part;

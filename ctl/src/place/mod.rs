@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use protocol::diagnostics::VcpusResponse;
 
-use crate::Report;
+use crate::report::Report;
 use crate::sandboxes::{self, FindError, Shim, ShimError};
 use system_map::SystemMap;
 
@@ -62,7 +62,7 @@ pub(crate) async fn report(wanted: &str, time: Duration, json: bool) -> Result<R
         return Err(WhereError::NoVcpu(found.id().to_owned()));
     }
     if let Some(why) = &names.missing {
-        crate::complain(why);
+        crate::report::complain(why);
     }
     let text = if json {
         as_json(found.id(), &seen)
@@ -73,7 +73,7 @@ pub(crate) async fn report(wanted: &str, time: Duration, json: bool) -> Result<R
 }
 
 /// A line for each vCPU and a few samples: what a report has room for.
-pub(crate) async fn glance(shim: &Shim) -> Result<String, ShimError> {
+pub(crate) async fn sample(shim: &Shim) -> Result<String, ShimError> {
     let mut names = Names::default();
     let mut seen = BTreeMap::new();
     for _ in 0..10 {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs;
 use std::time::Duration;
 
-use base::process::{TICKS, stat};
+use base::process::{TICKS, proportional, resident, stat};
 use serde::Deserialize;
 
 /// A pid and when that process started, in clock ticks since the host's boot (proc_pid_stat(5), field 22).
@@ -32,17 +32,14 @@ impl Process {
 
     /// What it uses now.
     pub(crate) fn usage(&self) -> Use {
-        let read = |file: &str| fs::read_to_string(format!("/proc/{}/{file}", self.pid)).unwrap_or_default();
-        let bytes = |text: &str, name: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-            let number: u64 = line.split_ascii_whitespace().next()?.parse().ok()?;
-            number.checked_mul(1024)
-        };
+        let (command, state) = stat(self.pid)
+            .map(|stat| (stat.comm, stat.state.to_string()))
+            .unwrap_or_default();
         Use {
-            command: read("comm").trim().to_owned(),
-            state: stat(self.pid).map(|stat| stat.state.to_string()).unwrap_or_default(),
-            resident: bytes(&read("status"), "VmRSS:"),
-            proportional: bytes(&read("smaps_rollup"), "Pss:"),
+            command,
+            state,
+            resident: resident(self.pid),
+            proportional: proportional(self.pid),
         }
     }
 

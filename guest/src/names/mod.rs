@@ -21,7 +21,7 @@ use relay::frame::{self, Kind};
 use relay::{Side, Socket, Traffic};
 use rustix::net::SocketType;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use tokio::io::{AsyncWrite, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
@@ -182,17 +182,13 @@ async fn serve_datagrams(connection: Connection, room: Arc<Semaphore>) -> io::Re
     let (answers, queue) = mpsc::channel(1);
     let questions = async {
         let mut reader = BufReader::new(reader);
-        let mut question = Vec::new();
         loop {
-            let kind = frame::read(&mut reader, &mut question, ADDRESS + LARGEST).await?;
-            if kind != Kind::Data || question.len() < ADDRESS {
-                return Err(io::ErrorKind::InvalidData.into());
-            }
+            let question = question(&mut reader).await?;
             let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
                 warn_rate_limited!("the guest asks Docker's name server too much at once: a question is dropped");
                 continue;
             };
-            let (question, answers) = (std::mem::take(&mut question), answers.clone());
+            let answers = answers.clone();
             tokio::spawn(async move {
                 let _place = place;
                 match timeout(ANSWERS, ask(question)).await {
@@ -210,15 +206,40 @@ async fn serve_datagrams(connection: Connection, room: Arc<Semaphore>) -> io::Re
     }
 }
 
+/// The next question of the guest, with the address of who asks before it.
+async fn question(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
+    let mut question = Vec::new();
+    let kind = frame::read(from, &mut question, ADDRESS + LARGEST).await?;
+    match kind == Kind::Data && question.len() >= ADDRESS {
+        true => Ok(question),
+        false => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
 /// The answer to a question, with the address that came before it.
-async fn ask(mut message: Vec<u8>) -> io::Result<Vec<u8>> {
+async fn ask(message: Vec<u8>) -> io::Result<Vec<u8>> {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     socket.connect(SERVER).await?;
-    socket.send(message.get(ADDRESS..).unwrap_or_default()).await?;
-    message.resize(ADDRESS + LARGEST, 0);
-    let length = socket.recv(message.get_mut(ADDRESS..).unwrap_or_default()).await?;
-    message.truncate(ADDRESS + length);
-    Ok(message)
+    answer(&socket, message).await
+}
+
+/// Room for an answer is there only once it has come: of all that wait, only the addresses are kept.
+async fn answer(server: &UdpSocket, mut message: Vec<u8>) -> io::Result<Vec<u8>> {
+    server.send(message.get(ADDRESS..).unwrap_or_default()).await?;
+    loop {
+        message.truncate(ADDRESS);
+        message.shrink_to_fit();
+        server.readable().await?;
+        message.resize(ADDRESS + LARGEST, 0);
+        match server.try_recv(message.get_mut(ADDRESS..).unwrap_or_default()) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            received => {
+                message.truncate(ADDRESS + received?);
+                message.shrink_to_fit();
+                return Ok(message);
+            }
+        }
+    }
 }
 
 async fn write(mut answers: mpsc::Receiver<Vec<u8>>, mut guest: impl AsyncWrite + Unpin) -> io::Result<()> {
@@ -226,4 +247,36 @@ async fn write(mut answers: mpsc::Receiver<Vec<u8>>, mut guest: impl AsyncWrite 
         guest.write_all(&frame::encode(Kind::Data, &answer)).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fuzz_name_questions() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        fuzz::run("name-questions", |mut bytes| {
+            while let Ok(question) = runtime.block_on(question(&mut bytes)) {
+                assert!((ADDRESS..=ADDRESS + LARGEST).contains(&question.len()));
+            }
+        });
+    }
+
+    #[tokio::test]
+    async fn an_answer_comes_with_the_address_of_who_asked_and_takes_no_more_room_than_it_has() {
+        let server = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        client.connect(server.local_addr().unwrap()).await.unwrap();
+        server.connect(client.local_addr().unwrap()).await.unwrap();
+        let echoes = async {
+            let mut buffer = [0; 64];
+            let length = server.recv(&mut buffer).await.unwrap();
+            server.send(&buffer[..length].repeat(3)).await.unwrap();
+        };
+        let (answer, ()) = tokio::join!(answer(&client, b"from: what? ".to_vec()), echoes);
+        let answer = answer.unwrap();
+        assert_eq!(answer, b"from: what? what? what? ");
+        assert!(answer.capacity() < 64, "{}", answer.capacity());
+    }
 }

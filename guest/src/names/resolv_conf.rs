@@ -77,4 +77,12 @@ mod tests {
         .unwrap();
         assert_eq!(of_container(&spec), Some("/b".into()));
     }
+
+    #[test]
+    fn fuzz_resolv_conf() {
+        fuzz::run("resolv-conf", |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            assert!(!names_docker(&text) || text.contains("127.0.0.11"));
+        });
+    }
 }

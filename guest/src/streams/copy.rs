@@ -254,4 +254,29 @@ mod tests {
         finish.send_replace(announce(1 << 18));
         task.await.unwrap();
     }
+
+    /// A length that the guest has announced, and what comes.
+    #[test]
+    fn fuzz_stream_lengths() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        fuzz::run("stream-lengths", |bytes| {
+            let Some((length, sent)) = bytes.split_first_chunk::<8>() else {
+                return;
+            };
+            let length = u64::from_le_bytes(*length);
+            let read = runtime.block_on(async {
+                let (sender, mut reader) = pipe::pipe().unwrap();
+                let (_finish, ended) = watch::channel(announce(length));
+                output(sent, Target::pipe(sender), ended).await;
+                let mut read = Vec::new();
+                reader.read_to_end(&mut read).await.unwrap();
+                read
+            });
+            let most = usize::try_from(length).unwrap_or(usize::MAX).min(sent.len());
+            assert_eq!(read, sent[..most]);
+        });
+    }
 }

@@ -5,11 +5,11 @@
 //! the URI as its arguments.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
+use base::spawn::{Accounting, Program, Score};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::AsyncReadExt;
@@ -20,7 +20,6 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::endpoint::Target;
 use super::error::StreamError;
-use super::sys;
 
 /// For the program to say that it is ready.
 const READY: Duration = Duration::from_secs(10);
@@ -105,20 +104,20 @@ impl Logger {
         let (stdout, child_stdout) = pipe_for_child().map_err(failed)?;
         let (stderr, child_stderr) = pipe_for_child().map_err(failed)?;
         let (child_ready, mut ready) = pipe::pipe().map_err(failed)?;
-        let child_ready = high(&child_ready.into_blocking_fd().map_err(failed)?).map_err(failed)?;
+        let child_ready = child_ready.into_blocking_fd().map_err(failed)?;
 
-        let mut program = Command::new(&command.path);
-        program
+        // It serves one container, and is not spared for that.
+        let accounting = Accounting {
+            score: Score::NotSpared,
+            ..Accounting::default()
+        };
+        let program = Program::new(&command.path)
             .args(&command.arguments)
-            .env_clear()
-            .env("CONTAINER_ID", container)
-            .env("CONTAINER_NAMESPACE", namespace)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .kill_on_drop(true);
-        sys::pass_descriptors(&mut program, vec![child_stdout, child_stderr, child_ready]);
-        let child = program.spawn().map_err(failed)?;
+            .envs([("CONTAINER_ID", container), ("CONTAINER_NAMESPACE", namespace)])
+            .accounting(accounting)
+            .descriptors(vec![child_stdout, child_stderr, child_ready]);
+        let mut program = Command::from(program.into_command().map_err(failed)?);
+        let child = program.kill_on_drop(true).spawn().map_err(failed)?;
         // It owns our copies of the child's ends: with them neither the child nor we would see an end of file.
         drop(program);
 
@@ -193,12 +192,7 @@ impl LoggerEnd {
 
 fn pipe_for_child() -> io::Result<(Target, OwnedFd)> {
     let (sender, receiver) = pipe::pipe()?;
-    Ok((Target::pipe(sender), high(&receiver.into_blocking_fd()?)?))
-}
-
-/// A copy with a number that is none of those the child expects.
-fn high(descriptor: &impl AsFd) -> io::Result<OwnedFd> {
-    Ok(rustix::io::fcntl_dupfd_cloexec(descriptor, 16)?)
+    Ok((Target::pipe(sender), receiver.into_blocking_fd()?))
 }
 
 #[cfg(test)]
@@ -214,6 +208,31 @@ mod tests {
                 prop_assert!(command.arguments.iter().all(|argument| !argument.contains('\0')));
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_program_has_what_the_interface_says_and_is_not_spared_by_the_oom_killer() {
+        let directory = tempfile::tempdir().unwrap();
+        let (program, found) = (directory.path().join("log"), directory.path().join("found"));
+        let script = "#!/bin/sh\n(tr '\\0' '\\n' </proc/$$/environ | sort; cat /proc/self/oom_score_adj; ulimit -n) >$1\n\
+                      exec 5>&-\ncat <&3 >>$1\ncat <&4 >>$1\n";
+        std::fs::write(&program, script).unwrap();
+        std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let files = rustix::process::getrlimit(rustix::process::Resource::Nofile)
+            .current
+            .unwrap();
+        base::spawn::raise_open_files().unwrap();
+        let command = LogCommand {
+            path: program,
+            arguments: vec![found.to_str().unwrap().to_owned()],
+        };
+        let (logger, stdout, stderr) = Logger::spawn(command, "c", "n").await.unwrap();
+        drop((stdout, stderr));
+        logger.finish().wait().await;
+        let score = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap();
+        let score: i32 = score.trim().parse().unwrap();
+        let wanted = format!("CONTAINER_ID=c\nCONTAINER_NAMESPACE=n\n{}\n{files}\n", score.max(0));
+        assert_eq!(std::fs::read_to_string(found).unwrap(), wanted);
     }
 
     #[test]

@@ -10,7 +10,6 @@ mod endpoint;
 mod error;
 mod logger;
 mod registry;
-mod sys;
 mod wait;
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -28,9 +27,6 @@ pub use self::logger::LoggerEnd;
 use self::registry::RegisteredStream;
 pub use self::registry::StreamRegistry;
 pub use self::wait::Wait;
-
-/// For the guest to dial a stream that it has been told of. It does so before the process starts.
-const DIAL: Duration = Duration::from_secs(10);
 
 /// What containerd named, as it named it. Empty where there is no such stream.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -129,9 +125,9 @@ impl Prepared {
     /// Takes the connections and begins to copy. The guest dials them before it says that the process is there.
     ///
     /// # Errors
-    /// They have not come in time.
-    pub async fn connect(self) -> Result<Streams, StreamError> {
-        tokio::time::timeout(DIAL, self.connect_all())
+    /// They have not come within `limit`.
+    pub async fn connect(self, limit: Duration) -> Result<Streams, StreamError> {
+        tokio::time::timeout(limit, self.connect_all())
             .await
             .map_err(|_| StreamError::NotDialled)?
     }

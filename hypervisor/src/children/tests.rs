@@ -4,6 +4,7 @@ use super::*;
 use crate::accel::Accel;
 use crate::rootless::Rootless;
 use crate::rootless::User;
+use crate::{virtiofsd, vsock_daemon};
 
 fn shell(script: &str) -> Program {
     Program {
@@ -15,6 +16,7 @@ fn shell(script: &str) -> Program {
         user: None,
         capabilities: None,
         jail: None,
+        limits: virtiofsd::LIMITS,
         accounting: Accounting::default(),
         pass: Vec::new(),
     }
@@ -59,7 +61,10 @@ async fn a_child_that_is_not_waited_for_any_more_is_killed() {
 async fn only_the_passed_descriptors_are_inherited() {
     let (ours, theirs) = rustix::pipe::pipe().unwrap();
     let (leaked, _other) = rustix::pipe::pipe().unwrap();
-    let (passed, not_passed) = (crate::sys::number(theirs.as_fd()), crate::sys::number(leaked.as_fd()));
+    let (passed, not_passed) = (
+        crate::descriptor::number(theirs.as_fd()),
+        crate::descriptor::number(leaked.as_fd()),
+    );
     let script = format!("test ! -e /proc/self/fd/{not_passed} && echo here > /proc/self/fd/{passed}");
     let child = spawn(Program {
         pass: vec![theirs],
@@ -148,6 +153,23 @@ async fn a_child_has_the_score_that_it_is_given_no_core_dumps_and_room_for_many_
 }
 
 #[tokio::test]
+async fn a_child_has_the_memory_and_the_threads_that_it_is_given() {
+    let script = "ulimit -d >&2; ulimit -Hd >&2; grep -E '^Max processes' /proc/self/limits | tr -s ' ' >&2";
+    let limits = ProcessLimits {
+        data: 64 << 20,
+        threads: Some(7),
+    };
+    let told = says(Program {
+        limits,
+        ..shell(script)
+    })
+    .await;
+    assert_eq!(told, ["65536", "65536", "Max processes 7 7 processes"]);
+    let told = says(shell("ulimit -d >&2")).await;
+    assert_eq!(told, ["1048576"]);
+}
+
+#[tokio::test]
 async fn a_child_inherits_nothing_of_the_environment() {
     assert_ne!(std::env::vars_os().count(), 0);
     let told = says(shell("tr '\\0' '\\n' < /proc/$$/environ >&2")).await;
@@ -219,6 +241,7 @@ async fn a_jailed_child_is_another_user_without_network_capabilities_or_much_mem
     std::fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let told = says(Program {
         jail: Some(jail),
+        limits: vsock_daemon::LIMITS,
         ..shell(script)
     })
     .await;

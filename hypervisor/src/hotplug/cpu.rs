@@ -143,7 +143,7 @@ async fn set(qmp: &Qmp, accel: Accel, wanted: NonZeroU32) -> Result<(), CpuError
     }
     let plugged = places.iter().rev().filter_map(Place::plugged);
     for id in plugged.take(present.saturating_sub(count)) {
-        let released = release(qmp, id, RELEASE_TIMEOUT).await;
+        let released = release(qmp, id, qmp.scale().of(RELEASE_TIMEOUT)).await;
         released.map_err(|error| match error {
             ReleaseError::Held(reason) => CpuError::Held {
                 id: id.to_owned(),

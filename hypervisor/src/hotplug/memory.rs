@@ -108,10 +108,10 @@ impl Memory {
             state: DeviceState::Absent,
         };
         Self {
-            qmp,
             boot: boot.memory,
             most: largest.memory,
-            patience: PATIENCE,
+            patience: qmp.scale().of(PATIENCE),
+            qmp,
             device: Arc::new(Mutex::new(device)),
         }
     }

@@ -110,9 +110,9 @@ struct State {
 impl Hotplug {
     pub(crate) fn new(qmp: Qmp, disks: DiskOptions) -> Self {
         Self {
-            qmp,
             disks,
-            patience: RELEASE_TIMEOUT,
+            patience: qmp.scale().of(RELEASE_TIMEOUT),
+            qmp,
             state: Arc::default(),
         }
     }

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use base::scale::Scale;
 use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -49,10 +50,12 @@ pub enum QmpError {
     #[error("the connection to QEMU's monitor is closed")]
     Closed,
     /// QEMU does not answer.
-    #[error("QEMU has not answered {command} for {} s", ANSWER_TIMEOUT.as_secs())]
+    #[error("QEMU has not answered {command} for {} s", limit.as_secs_f64())]
     Timeout {
         /// The command's name.
         command: String,
+        /// How long it has had.
+        limit: Duration,
     },
 }
 
@@ -66,6 +69,7 @@ pub struct Qmp {
     next_id: Arc<AtomicU64>,
     events: broadcast::Sender<Event>,
     state: watch::Receiver<State>,
+    scale: Scale,
 }
 
 /// What the reader has learned so far.
@@ -73,13 +77,13 @@ pub struct Qmp {
 struct State {
     greeted: bool,
     closed: bool,
-    /// The reason in the SHUTDOWN event.
+    /// The reason in the first SHUTDOWN event.
     shutdown: Option<String>,
 }
 
 impl Qmp {
-    /// Serves a connection. Must be called in a runtime.
-    pub(crate) fn new(stream: UnixStream) -> Self {
+    /// Serves a connection. Must be called in a runtime. `scale` is for the time-outs of all that is done by it.
+    pub(crate) fn new(stream: UnixStream, scale: Scale) -> Self {
         let (reader, writer) = stream.into_split();
         let (lines, queue) = mpsc::channel(16);
         let (events, _) = broadcast::channel(EVENT_BACKLOG);
@@ -98,7 +102,13 @@ impl Qmp {
             next_id: Arc::default(),
             events,
             state: receiver,
+            scale,
         }
+    }
+
+    /// The factor for time-outs of this VM.
+    pub(crate) fn scale(&self) -> Scale {
+        self.scale
     }
 
     /// Waits until QEMU greets, which it does when it has made all devices, and leaves negotiation mode.
@@ -120,7 +130,7 @@ impl Qmp {
     /// Runs a command; `arguments` is an object, or null for none.
     ///
     /// # Errors
-    /// QEMU refuses it, has ended, or does not answer within 30 s.
+    /// QEMU refuses it, has ended, or does not answer in time.
     pub async fn execute(&self, command: &str, arguments: Value) -> Result<Value, QmpError> {
         self.run(command, arguments, None).await
     }
@@ -155,9 +165,11 @@ impl Qmp {
                 .map_err(|_| QmpError::Closed)?;
             answer.await.map_err(|_| QmpError::Closed)
         };
-        match tokio::time::timeout(ANSWER_TIMEOUT, answered).await {
+        let limit = self.scale.of(ANSWER_TIMEOUT);
+        match tokio::time::timeout(limit, answered).await {
             Err(_) => Err(QmpError::Timeout {
                 command: command.to_owned(),
+                limit,
             }),
             Ok(Err(error)) => Err(error),
             Ok(Ok(Ok(value))) => Ok(value),
@@ -243,7 +255,10 @@ impl Reader {
                 tracing::debug!(name = event.name, data = %event.data, "QEMU event");
                 if event.name == "SHUTDOWN" {
                     let reason = event.data["reason"].as_str().unwrap_or("unknown").to_owned();
-                    self.state.send_modify(|state| state.shutdown = Some(reason));
+                    // A guest that has ended is told to quit, which is another reason.
+                    self.state.send_modify(|state| {
+                        state.shutdown.get_or_insert(reason);
+                    });
                 }
                 // Nobody need listen.
                 let _ = self.events.send(event);

@@ -1,5 +1,6 @@
 //! A QEMU for tests that answers its monitor by a rule.
 
+use base::scale::Scale;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
@@ -42,5 +43,5 @@ pub(crate) fn talkative(
             }
         }
     });
-    Qmp::new(ours)
+    Qmp::new(ours, Scale::default())
 }

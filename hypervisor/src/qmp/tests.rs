@@ -10,7 +10,7 @@ struct Qemu(BufReader<UnixStream>);
 impl Qemu {
     fn pair() -> (Qmp, Qemu) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        (Qmp::new(ours), Qemu(BufReader::new(theirs)))
+        (Qmp::new(ours, Scale::default()), Qemu(BufReader::new(theirs)))
     }
 
     async fn say(&mut self, message: &Value) {
@@ -113,7 +113,7 @@ async fn a_descriptor_travels_with_its_command() {
     use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let qmp = Qmp::new(ours);
+    let qmp = Qmp::new(ours, Scale::default());
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(b"the disk").unwrap();
     let script = async {

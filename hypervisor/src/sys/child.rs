@@ -27,6 +27,16 @@ use crate::sys::root::Root;
 
 use super::namespaces::{Failed, change_root, errno, leave_namespaces, unshare};
 
+/// What a process may have of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ProcessLimits {
+    /// Private memory in bytes: heap, stacks, translated code. The guest's memory is shared, and not counted (RLIMIT_DATA,
+    /// getrlimit(2)).
+    pub(crate) data: u64,
+    /// Threads of its user (RLIMIT_NPROC), for a process whose user is nobody else's: of others the kernel would count strangers.
+    pub(crate) threads: Option<u64>,
+}
+
 /// Files that a child may have open: the soft limit is raised to so many, if the hard one allows it. A service manager's
 /// usual soft limit, 1024, is less than the vsock daemon needs for some hundred processes with streams.
 const OPEN_FILES: u64 = 1 << 16;
@@ -62,6 +72,8 @@ pub(crate) struct BeforeExec {
     pub(crate) root: Option<Root>,
     /// Where it is kept, and the program that it becomes there.
     pub(crate) jail: Option<Entry>,
+    /// Its private memory and threads.
+    pub(crate) limits: ProcessLimits,
     /// Its score for the host's OOM killer; its parent's, if none.
     pub(crate) oom_score_adj: Option<i32>,
     /// The only descriptors, but for the standard ones, that the program inherits; their numbers stay.
@@ -72,7 +84,7 @@ impl BeforeExec {
     /// Arranges that `command` does all this, and that its process is killed when the thread that spawns it ends.
     pub(crate) fn attach(self, command: &mut Command) {
         let parent = rustix::process::getpid();
-        let limits = limits();
+        let limits = limits(self.limits);
         let score = self.oom_score_adj.map(|score| score.to_string());
         // SAFETY: the closure only makes system calls on descriptors that were opened before the fork. It allocates
         // nothing and takes no lock, as signal-safety(7) demands of the child of a process with threads.
@@ -141,7 +153,6 @@ impl BeforeExec {
 pub(crate) struct Entry {
     directory: CString,
     is_root: bool,
-    limits: [(Resource, Rlimit); 2],
     filter: BpfProgram,
     program: OwnedFd,
     arguments: Vec<CString>,
@@ -159,24 +170,16 @@ impl Entry {
         if arguments.len() > MOST_ARGUMENTS {
             return Err(io::Error::from_raw_os_error(libc::E2BIG));
         }
-        let limit = |most| Rlimit {
-            current: Some(most),
-            maximum: Some(most),
-        };
         Ok(Self {
             directory: text(jail.directory.as_os_str())?,
             is_root: jail.is_root,
-            limits: [
-                (Resource::Data, limit(jail.memory)),
-                (Resource::Nproc, limit(jail.threads)),
-            ],
             filter: jail.filter,
             program: File::open(path)?.into(),
             arguments,
         })
     }
 
-    /// New namespaces, the directory as root, the limits.
+    /// New namespaces, the directory as root.
     fn enter(&self) -> Result<(), Failed> {
         leave_namespaces(libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS)?;
         if self.is_root {
@@ -187,10 +190,6 @@ impl Entry {
                 .map_err(|errno| (&b"cannot change the root directory"[..], errno))?;
         } else {
             chdir(self.directory.as_c_str()).map_err(|errno| (&b"cannot change the directory"[..], errno))?;
-        }
-        for (resource, limit) in &self.limits {
-            rustix::process::setrlimit(*resource, *limit)
-                .map_err(|errno| (&b"cannot set a resource limit"[..], errno))?;
         }
         Ok(())
     }
@@ -259,19 +258,27 @@ fn die_with(parent: Pid) -> Result<(), Failed> {
     }
 }
 
-/// What every child is limited to.
-fn limits() -> [(Resource, Rlimit); 2] {
+/// What a child is limited to: the same files and core dumps as every other, its own memory and threads.
+fn limits(own: ProcessLimits) -> Vec<(Resource, Rlimit)> {
     let files = rustix::process::getrlimit(Resource::Nofile);
     let most = files.maximum.map_or(OPEN_FILES, |hard| hard.min(OPEN_FILES));
     let open_files = Rlimit {
         current: files.current.map(|soft| soft.max(most)),
         maximum: files.maximum,
     };
-    let core = Rlimit {
-        current: Some(NO_CORE),
-        maximum: Some(NO_CORE),
+    let limit = |most| Rlimit {
+        current: Some(most),
+        maximum: Some(most),
     };
-    [(Resource::Nofile, open_files), (Resource::Core, core)]
+    let threads = own.threads.map(|threads| (Resource::Nproc, limit(threads)));
+    [
+        (Resource::Nofile, open_files),
+        (Resource::Core, limit(NO_CORE)),
+        (Resource::Data, limit(own.data)),
+    ]
+    .into_iter()
+    .chain(threads)
+    .collect()
 }
 
 /// Writes this process's score. Without CAP_SYS_RESOURCE the kernel lets nobody go below what was inherited

@@ -49,6 +49,11 @@ pub(crate) fn files_to_remember(config: &Hypervisor) -> Option<u64> {
     (remembered < REMEMBERED).then_some(remembered)
 }
 
+/// Threads of the daemon's pool for each of its queues; it has none unless it is told.
+pub(crate) fn thread_pool(config: &Hypervisor) -> u64 {
+    option_value(&config.virtio_fs_extra_args, "--thread-pool-size").unwrap_or(0)
+}
+
 /// The number that the operator gives for an option, in either of its forms.
 fn option_value(args: &[String], option: &str) -> Option<u64> {
     let at = args.iter().position(|arg| names(std::slice::from_ref(arg), option))?;

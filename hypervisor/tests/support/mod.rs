@@ -57,6 +57,7 @@ impl Sandbox {
             nics: Vec::new(),
             accounting: hypervisor::Accounting::default(),
             start_timeout: std::time::Duration::from_secs(30),
+            scale: base::scale::Scale::default(),
             kernel_params: Vec::new(),
             host_port: 1024,
             port_parameter: String::from("test.port"),

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lifecycle::id::{ContainerId, ProcessName};
-use lifecycle::{Answer, Event, Reply, Request, SIGKILL, View};
+use lifecycle::{Answer, Event, Reply, Request, SIGKILL, Timeouts, Timer, View};
 use protocol::phase::Phase;
 
 /// What has been told of one process since it was recorded.
 #[derive(Debug, Default)]
-pub(crate) struct Told {
+pub(crate) struct Notifications {
     pub(crate) created: bool,
     pub(crate) started: bool,
     pub(crate) exits: u32,
@@ -23,11 +23,11 @@ pub(crate) struct Asked {
     pub(crate) answered: Option<u64>,
 }
 
-/// What the client, the host and containerd have seen.
+/// What the client, the host and containerd have observed.
 #[derive(Debug, Default)]
-pub(crate) struct Seen {
+pub(crate) struct Observed {
     pub(crate) asked: BTreeMap<Reply, Asked>,
-    pub(crate) told: BTreeMap<ProcessName, Told>,
+    pub(crate) told: BTreeMap<ProcessName, Notifications>,
     pub(crate) attached: BTreeSet<ContainerId>,
     pub(crate) disks: BTreeSet<ContainerId>,
     pub(crate) counted: BTreeSet<ContainerId>,
@@ -37,44 +37,100 @@ pub(crate) struct Seen {
 
 pub(crate) type Checked = Result<(), String>;
 
-/// How long a kill may take to be answered, in milliseconds: the agent's call, and a little.
-const KILL: u64 = 31_000;
+/// For a piece of work on the host, in milliseconds: what [`crate::world`] gives one at most.
+const WORK: u64 = 5_000;
 
-/// How long a start may take, which a signal waits for unless it is SIGKILL to a first process: the work before the agent's call, that call,
-/// and the work after it.
-const START: u64 = 41_000;
+/// For a call to the guest: its time-out, and a little for the way.
+const CALL: u64 = 36_000;
 
-/// How long others may take: those before them in the queue come first.
-const OTHERS: u64 = 3_000_000;
+/// For a deletion in the guest, which may go on as long as it makes progress: what [`crate::world`] gives one at most, the
+/// time without progress, and the VM's end.
+const GUEST_DELETE: u64 = 727_000;
 
-impl Seen {
+/// For hooks that follow a start, which have no limit of their own here.
+const START_HOOKS: u64 = 300_000;
+
+/// For the boot of the VM, or for it not to come up.
+const BOOT: u64 = 3_000;
+
+fn milliseconds(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn timer(timer: Timer) -> u64 {
+    milliseconds(Timeouts::default().of(timer))
+}
+
+/// From a SIGKILL to the end of what does not die of it: the call, the death, the cgroup's death, the VM's end.
+fn kill_escalation() -> u64 {
+    timer(Timer::KillAnswer) + CALL + 2 * timer(Timer::Death) + milliseconds(Timeouts::default().heartbeat()) + WORK
+}
+
+/// How long a request may take by itself.
+fn own(request: &Request) -> u64 {
+    let delete = timer(Timer::StopHooks) + GUEST_DELETE + milliseconds(Timeouts::default().patience()) + 2 * WORK;
+    match request {
+        Request::Kill { name, signal, .. } if name.exec.is_none() && *signal == SIGKILL => CALL,
+        // It waits for the start of the process.
+        Request::Kill { .. } => 2 * CALL + WORK,
+        // What has been made of it when it fails is killed and deleted.
+        Request::Create(_) => BOOT + 4 * WORK + CALL + kill_escalation() + delete,
+        Request::AddExec(_) => WORK,
+        Request::Start(name) if name.exec.is_some() => CALL + 2 * WORK + kill_escalation(),
+        Request::Start(_) => CALL + 2 * WORK + START_HOOKS + kill_escalation(),
+        // What the guest has not answered is undone.
+        Request::Pause(_) | Request::Resume(_) | Request::Update(_) => 2 * CALL + WORK,
+        Request::Delete(_) => kill_escalation() + delete,
+    }
+}
+
+/// The container that a request is about, in whose queue it waits. A kill waits in none.
+fn queue(request: &Request) -> Option<&ContainerId> {
+    match request {
+        Request::Kill { .. } => None,
+        Request::Create(id) | Request::Pause(id) | Request::Resume(id) | Request::Update(id) => Some(id),
+        Request::AddExec(name) | Request::Start(name) | Request::Delete(name) => Some(&name.container),
+    }
+}
+
+impl Observed {
     pub(crate) fn answer(&mut self, now: u64, reply: Reply, answer: &Answer<u32>, vm_gone: bool) -> Checked {
-        let asked = self.asked.get_mut(&reply).ok_or("an answer to nobody")?;
-        if asked.answered.replace(now).is_some() {
+        let asked = self.asked.get(&reply).ok_or("an answer to nobody")?;
+        if asked.answered.is_some() {
             return Err(format!("{:?} is answered twice", asked.request));
         }
-        let bound = match asked.request {
-            Request::Kill { ref name, signal, .. } if name.exec.is_some() || signal != SIGKILL => START + KILL,
-            Request::Kill { .. } => KILL,
-            _ => OTHERS,
-        };
+        // Those before it in its container's queue come first.
+        let waits = |other: &Asked| other.answered.is_none_or(|answered| answered > asked.at);
+        let before = self.asked.range(..reply).filter(|(_, other)| waits(other));
+        let before = before.filter(|(_, other)| {
+            let queue = queue(&asked.request);
+            queue.is_some() && self::queue(&other.request) == queue
+        });
+        let bound = own(&asked.request) + before.map(|(_, other)| own(&other.request)).sum::<u64>();
         if now - asked.at > bound {
-            return Err(format!("{:?} is answered after {} ms", asked.request, now - asked.at));
+            return Err(format!(
+                "{:?} is answered after {} ms, more than {bound}",
+                asked.request,
+                now - asked.at
+            ));
         }
         if vm_gone && matches!((&asked.request, answer), (Request::Create(_), Answer::Done)) {
             return Err("a creation succeeds after the VM's end".to_owned());
+        }
+        if let Some(asked) = self.asked.get_mut(&reply) {
+            asked.answered = Some(now);
         }
         Ok(())
     }
 
     pub(crate) fn record(&mut self, name: &ProcessName) -> Checked {
-        match self.told.insert(name.clone(), Told::default()) {
+        match self.told.insert(name.clone(), Notifications::default()) {
             None => Ok(()),
             Some(_) => Err(format!("{name} is recorded twice")),
         }
     }
 
-    fn of(&mut self, name: &ProcessName) -> Result<&mut Told, String> {
+    fn of(&mut self, name: &ProcessName) -> Result<&mut Notifications, String> {
         self.told.get_mut(name).ok_or_else(|| format!("{name} has no record"))
     }
 
@@ -171,6 +227,11 @@ impl Seen {
             Some(name) => Err(format!("{name} cannot be deleted")),
             None => Ok(()),
         }
+    }
+
+    /// Whether a container has a record.
+    pub(crate) fn is_known(&self, id: &ContainerId) -> bool {
+        self.told.contains_key(&ProcessName::init(id.clone()))
     }
 
     /// Whether a process's end has been told, or it is not known any longer.

@@ -10,7 +10,7 @@ use lifecycle::{
     Work,
 };
 
-use crate::check::{Asked, Checked, Seen};
+use crate::check::{Asked, Checked, Observed};
 use crate::dice::Dice;
 use crate::guest::{Exec, Guest, Phase, Says};
 use crate::script::{Action, CONTAINERS, Script, container};
@@ -39,6 +39,8 @@ enum Later {
 
 /// What happens in the guest by itself.
 enum Happening {
+    /// The call to make it has reached the agent, which needs so long.
+    CreateArrives(ContainerId, Job, u64, Says),
     Made(ContainerId, u64, Job, Says),
     Started(ContainerId, u64, Job, Says),
     /// The call to start it has reached the agent, which needs so long.
@@ -72,13 +74,15 @@ pub(crate) struct World<'a> {
     /// What the guest had when the connection to it was lost.
     lost: BTreeSet<ContainerId>,
     agent_hangs: bool,
+    /// Containers whose calls have not reached the agent.
+    creates_on_their_way: BTreeSet<(ContainerId, Job)>,
     /// Execs whose calls have not reached the agent, with their containers' serial numbers.
     on_their_way: BTreeSet<(ProcessName, u64)>,
     /// Execs that came to run after their start was ended, with their containers' serial numbers.
     late: BTreeSet<(ProcessName, u64)>,
     /// Nothing fails any more.
     calm: bool,
-    seen: Seen,
+    observed: Observed,
     replies: u64,
     creations: Vec<Reply>,
     /// None: nobody reads it.
@@ -99,10 +103,11 @@ impl<'a> World<'a> {
             vm: Vm::Booting,
             lost: BTreeSet::new(),
             agent_hangs: false,
+            creates_on_their_way: BTreeSet::new(),
             on_their_way: BTreeSet::new(),
             late: BTreeSet::new(),
             calm: false,
-            seen: Seen::default(),
+            observed: Observed::default(),
             replies: 0,
             creations: Vec::new(),
             log: logs.then(Vec::new),
@@ -127,6 +132,7 @@ impl<'a> World<'a> {
         // What does not die is pinged for ever, as long as others need the VM.
         self.drain(REST)?;
         self.check_frozen()?;
+        self.check_strangers()?;
         self.calm = true;
         if self.vm != Vm::Gone {
             self.after(0, Later::ConnectionLost { out_of_memory: false });
@@ -142,7 +148,7 @@ impl<'a> World<'a> {
         if let Some((job, work)) = self.jobs.iter().next() {
             return Err(format!("{work:?} ({job:?}) is never reported"));
         }
-        self.seen.at_the_end()
+        self.observed.at_the_end()
     }
 
     fn after(&mut self, delay: u64, later: Later) {
@@ -200,6 +206,7 @@ impl<'a> World<'a> {
         self.vm = Vm::Lost;
         let guest = std::mem::take(&mut self.guest);
         self.lost = guest.containers.into_keys().collect();
+        self.creates_on_their_way.clear();
         let calls: Vec<_> = self
             .jobs
             .iter()
@@ -245,7 +252,7 @@ impl<'a> World<'a> {
             at: self.now,
             answered: None,
         };
-        self.seen.asked.insert(reply, asked);
+        self.observed.asked.insert(reply, asked);
         self.step(Input::Request(reply, request))
     }
 
@@ -276,24 +283,30 @@ impl<'a> World<'a> {
                 self.jobs.remove(&job);
                 Ok(())
             }
-            Effect::Record(name, _) => self.seen.record(&name),
-            Effect::Enter(name, view, event) => self.seen.enter(&name, view, event),
-            Effect::Tell(name, event) => self.seen.tell(&name, event),
+            Effect::Record(name, _) => self.observed.record(&name),
+            Effect::Enter(name, view, event) => self.observed.enter(&name, view, event),
+            Effect::Tell(name, event) => self.observed.tell(&name, event),
             Effect::Forget(name, event) => {
                 let in_guest = match &name.exec {
-                    None => self.guest.containers.contains_key(&name.container),
+                    None => self.has_container(&name.container),
                     Some(_) => self.has_exec(&name),
                 };
-                self.seen.forget(&name, event, in_guest)
+                self.observed.forget(&name, event, in_guest)
             }
             Effect::Uncount(id) => {
-                self.seen.counted.remove(&id);
+                self.observed.counted.remove(&id);
                 Ok(())
             }
             Effect::Answer(reply, answer) => self.answer(reply, &answer),
             Effect::EndVm(reason) => self.end_vm(&reason),
             Effect::CloseStreams(_) | Effect::Lingers(_) | Effect::Unknown(_) => Ok(()),
         }
+    }
+
+    /// Whether the guest has a container, or may make it.
+    fn has_container(&self, id: &ContainerId) -> bool {
+        let mut coming = self.creates_on_their_way.iter();
+        self.guest.containers.contains_key(id) || coming.any(|(other, _)| other == id)
     }
 
     /// Whether the guest has an exec that runs, or may start one.
@@ -305,7 +318,7 @@ impl<'a> World<'a> {
     }
 
     fn answer(&mut self, reply: Reply, answer: &Answer<u32>) -> Checked {
-        self.seen.answer(self.now, reply, answer, self.vm == Vm::Gone)
+        self.observed.answer(self.now, reply, answer, self.vm == Vm::Gone)
     }
 
     fn end_vm(&mut self, reason: &Reason) -> Checked {
@@ -315,7 +328,7 @@ impl<'a> World<'a> {
             }
             Reason::Undying(name) => {
                 let lives = |name: &ProcessName| self.guest.lives(name);
-                self.seen.may_end_for(name, &container(CONTAINERS[0]), lives)?;
+                self.observed.may_end_for(name, &container(CONTAINERS[0]), lives)?;
             }
             Reason::NoHeartbeat | Reason::Undeletable(_) => {}
         }
@@ -331,8 +344,8 @@ impl<'a> World<'a> {
             return Ok(());
         }
         match (&work, &done) {
-            (Some(Work::Detach(id)), Ok(())) => drop(self.seen.attached.remove(id)),
-            (Some(Work::ReleaseDisks(id)), _) => drop(self.seen.disks.remove(id)),
+            (Some(Work::Detach(id)), Ok(())) => drop(self.observed.attached.remove(id)),
+            (Some(Work::ReleaseDisks(id)), _) => drop(self.observed.disks.remove(id)),
             _ => {}
         }
         let done = done.map_err(|fault| Failure { fault, error: 7 });
@@ -354,14 +367,14 @@ impl<'a> World<'a> {
         let mut fails = !self.calm && self.dice.happens(question, 40);
         let mut longest = 5000;
         match &work {
-            Work::Attach(id) => drop(self.seen.attached.insert(id.clone())),
+            Work::Attach(id) => drop(self.observed.attached.insert(id.clone())),
             Work::Provision(id) => {
-                self.seen.disks.insert(id.clone());
-                self.seen.counted.insert(id.clone());
+                self.observed.disks.insert(id.clone());
+                self.observed.counted.insert(id.clone());
             }
             Work::ReleaseDisks(id) => {
                 fails = false;
-                if self.guest.containers.contains_key(id) || self.vm == Vm::Lost && self.lost.contains(id) {
+                if self.has_container(id) || self.vm == Vm::Lost && self.lost.contains(id) {
                     return Err(format!(
                         "the disks of {id} are unplugged and the guest may write to them"
                     ));
@@ -387,7 +400,7 @@ impl<'a> World<'a> {
         } = &work
             && name.exec.is_none()
         {
-            self.seen.killed.insert(name.container.clone());
+            self.observed.killed.insert(name.container.clone());
         }
         if self.vm != Vm::Up {
             let delay = self.dice.takes(95, 1000);
@@ -410,13 +423,7 @@ impl<'a> World<'a> {
         };
         let delay = self.dice.takes(question, 25_000);
         match work {
-            Work::GuestCreate(id) => {
-                let undying = self.dice.happens(question, 50);
-                match self.guest.make(&id, undying) {
-                    Some(serial) => self.after(delay, Later::InGuest(Happening::Made(id, serial, job, says))),
-                    None => self.say(job, delay, Says::Refuses),
-                }
-            }
+            Work::GuestCreate(id) => self.send_create(job, id, delay, says),
             Work::GuestStart(id) => match self.guest.containers.get(&id) {
                 Some(made) if made.phase == Phase::Created => {
                     let serial = made.serial;
@@ -448,6 +455,26 @@ impl<'a> World<'a> {
 
     fn missing(&mut self, job: Job, delay: u64) {
         self.after(delay, Later::Report(job, Err(Fault::Missing)));
+    }
+
+    /// Calls may overtake one another: on their way to the agent's threads, and before they are sent.
+    fn send_create(&mut self, job: Job, id: ContainerId, delay: u64, says: Says) {
+        match self.dice.happens(77, 500) {
+            true => {
+                let way = self.dice.throw(77) % 5000;
+                self.creates_on_their_way.insert((id.clone(), job));
+                self.after(way, Later::InGuest(Happening::CreateArrives(id, job, delay, says)));
+            }
+            false => self.make(job, id, delay, says),
+        }
+    }
+
+    fn make(&mut self, job: Job, id: ContainerId, delay: u64, says: Says) {
+        let undying = self.dice.happens(78, 50);
+        match self.guest.make(&id, undying) {
+            Some(serial) => self.after(delay, Later::InGuest(Happening::Made(id, serial, job, says))),
+            None => self.say(job, delay, Says::Refuses),
+        }
     }
 
     /// Calls may overtake one another on their way to the agent's threads.
@@ -567,6 +594,10 @@ impl<'a> World<'a> {
 
     fn in_guest(&mut self, happening: Happening) -> Checked {
         match happening {
+            Happening::CreateArrives(id, job, delay, says) => {
+                self.creates_on_their_way.remove(&(id.clone(), job));
+                self.make(job, id, delay, says);
+            }
             Happening::Made(id, serial, job, says) => {
                 let Some(container) = self.guest.of(&id, serial) else {
                     self.say(job, 0, Says::Refuses);
@@ -589,7 +620,7 @@ impl<'a> World<'a> {
             }
             Happening::ExecRuns(name, serial, job, says) => {
                 // Its start was ended: it has to be killed.
-                let is_late = self.seen.is_stopped(&name);
+                let is_late = self.observed.is_stopped(&name);
                 let container = self.guest.of(&name.container, serial);
                 let exec = container.and_then(|container| container.execs.get_mut(name.exec.as_ref()?));
                 match exec {
@@ -678,11 +709,22 @@ impl<'a> World<'a> {
         }
     }
 
+    /// Nothing is under way: the guest has no container that the shim does not know.
+    fn check_strangers(&self) -> Checked {
+        let mut containers = self.guest.containers.keys();
+        match containers.find(|id| !self.observed.is_known(id)) {
+            Some(id) if !self.agent_hangs => {
+                Err(format!("the guest has container {id}, and the shim does not know it"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Nothing is under way: no container is frozen that is seen to run.
     fn check_frozen(&self) -> Checked {
         for (id, container) in &self.guest.containers {
             let frozen = container.frozen && container.phase == Phase::Running && !self.agent_hangs;
-            if frozen && self.seen.is_seen_running(id) {
+            if frozen && self.observed.is_seen_running(id) {
                 return Err(format!("container {id} is frozen, and seen to run"));
             }
         }

@@ -5,7 +5,10 @@
 
 use std::path::{Component, Path};
 
-use oci_spec::runtime::{Linux, LinuxNamespaceType, Mount, Process, Spec};
+use oci_spec::runtime::{
+    Linux, LinuxIOPriority, LinuxNamespaceType, LinuxSchedulerPolicy, LinuxSeccompAction, Mount, Process, Scheduler,
+    Spec,
+};
 
 use super::error::GuestSpecError;
 
@@ -25,6 +28,7 @@ pub(super) fn check(spec: &Spec) -> Result<(), GuestSpecError> {
         }
     }
     check_sysctls(linux)?;
+    check_propagation(linux)?;
     spec.mounts().iter().flatten().try_for_each(check_mount)
 }
 
@@ -49,7 +53,75 @@ fn check_process(process: &Process) -> Result<(), GuestSpecError> {
     if process.args().iter().flatten().next().is_none() {
         return Err(refused("process.args", "it must not be empty"));
     }
+    process.scheduler().as_ref().map_or(Ok(()), check_scheduler)?;
+    process.io_priority().as_ref().map_or(Ok(()), check_io_priority)
+}
+
+fn check_scheduler(scheduler: &Scheduler) -> Result<(), GuestSpecError> {
+    use LinuxSchedulerPolicy as Policy;
+    let refuse = |reason: String| Err(refused("process.scheduler", reason));
+    let nice = scheduler.nice().unwrap_or(0);
+    if !(-20..=19).contains(&nice) {
+        return refuse(format!("nice {nice} is not between -20 and 19"));
+    }
+    let priority = scheduler.priority().unwrap_or(0);
+    if priority < 0 {
+        return refuse(format!("priority {priority} is less than 0"));
+    }
+    if priority != 0 && !matches!(scheduler.policy(), Policy::SchedFifo | Policy::SchedRr) {
+        return refuse("priority is only for SCHED_FIFO and SCHED_RR".to_owned());
+    }
+    let times = [scheduler.runtime(), scheduler.deadline(), scheduler.period()];
+    let timed = times.iter().any(|time| time.is_some_and(|time| time != 0));
+    if timed && *scheduler.policy() != Policy::SchedDeadline {
+        return refuse("runtime, deadline and period are only for SCHED_DEADLINE".to_owned());
+    }
     Ok(())
+}
+
+fn check_io_priority(wanted: &LinuxIOPriority) -> Result<(), GuestSpecError> {
+    let priority = wanted.priority();
+    if !(0..8).contains(&priority) {
+        let reason = format!("priority {priority} is not between 0 and 7");
+        return Err(refused("process.ioPriority", reason));
+    }
+    Ok(())
+}
+
+/// Nobody would answer: the listener is a socket of the host, the process is in the guest.
+pub(super) fn check_seccomp(linux: &Linux) -> Result<(), GuestSpecError> {
+    let Some(seccomp) = linux.seccomp() else {
+        return Ok(());
+    };
+    let rules = seccomp.syscalls().iter().flatten().map(|rule| rule.action());
+    let mut actions = rules.chain([seccomp.default_action()]);
+    if actions.any(|action| action == LinuxSeccompAction::ScmpActNotify) {
+        let reason = "SCMP_ACT_NOTIFY needs a listener, which is not supported: its socket is on the host, the process in the guest";
+        return Err(refused("linux.seccomp", reason));
+    }
+    Ok(())
+}
+
+/// The types of propagation (mount_namespaces(7)); none is asked for by an empty text.
+const PROPAGATIONS: [&str; 9] = [
+    "",
+    "private",
+    "rprivate",
+    "shared",
+    "rshared",
+    "slave",
+    "rslave",
+    "unbindable",
+    "runbindable",
+];
+
+fn check_propagation(linux: &Linux) -> Result<(), GuestSpecError> {
+    match linux.rootfs_propagation() {
+        Some(wanted) if !PROPAGATIONS.contains(&wanted.as_str()) => {
+            Err(refused("linux.rootfsPropagation", format!("{wanted:?} is not known")))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn has(linux: &Linux, kind: LinuxNamespaceType) -> bool {
@@ -127,6 +199,11 @@ mod tests {
         let linux = |linux: Value| json!({ "linux": linux });
         let process =
             |cwd: &str, args: Value| json!({ "process": { "cwd": cwd, "args": args, "user": {"uid": 0, "gid": 0} } });
+        let with = |mut fields: Value| {
+            let mut process = json!({ "cwd": "/", "args": ["a"], "user": {"uid": 0, "gid": 0} });
+            process.as_object_mut().unwrap().append(fields.as_object_mut().unwrap());
+            json!({ "process": process })
+        };
         for (change, named) in [
             (
                 linux(json!({"namespaces": namespaces(json!({"type": "pid"}))})),
@@ -150,6 +227,36 @@ mod tests {
             (process("tmp", json!(["a"])), "process.cwd"),
             (process("", json!(["a"])), "process.cwd"),
             (process("/", json!([])), "process.args"),
+            (
+                with(json!({"scheduler": {"policy": "SCHED_OTHER", "nice": 20}})),
+                "process.scheduler: nice 20",
+            ),
+            (
+                with(json!({"scheduler": {"policy": "SCHED_BATCH", "priority": 1}})),
+                "process.scheduler: priority",
+            ),
+            (
+                with(json!({"scheduler": {"policy": "SCHED_FIFO", "priority": -1}})),
+                "process.scheduler: priority -1",
+            ),
+            (
+                with(json!({"scheduler": {"policy": "SCHED_OTHER", "runtime": 1}})),
+                "process.scheduler: runtime",
+            ),
+            (
+                with(json!({"ioPriority": {"class": "IOPRIO_CLASS_BE", "priority": 8}})),
+                "process.ioPriority: priority 8",
+            ),
+            (linux(json!({"rootfsPropagation": "lone"})), "linux.rootfsPropagation"),
+            (
+                linux(json!({"seccomp": {"defaultAction": "SCMP_ACT_NOTIFY"}})),
+                "linux.seccomp: SCMP_ACT_NOTIFY",
+            ),
+            (
+                linux(json!({"seccomp": {"defaultAction": "SCMP_ACT_ALLOW",
+                    "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]}})),
+                "linux.seccomp: SCMP_ACT_NOTIFY",
+            ),
             (json!({"mounts": [{"destination": "/", "type": "tmpfs"}]}), "/"),
             (
                 json!({"mounts": [{"destination": "/x/../.", "type": "bind", "source": "/tmp"}]}),
@@ -166,7 +273,8 @@ mod tests {
         let namespaces = json!([{"type": "uts"}, {"type": "user"}, {"type": "time"}]);
         let maps = json!([{"containerID": 0, "hostID": 1, "size": 1}]);
         let linux = json!({
-            "namespaces": namespaces, "uidMappings": maps, "gidMappings": maps, "timeOffsets": {"monotonic": {"secs": 1}}
+            "namespaces": namespaces, "uidMappings": maps, "gidMappings": maps, "timeOffsets": {"monotonic": {"secs": 1}},
+            "rootfsPropagation": "", "seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/nobody"}
         });
         translate(json!({ "hostname": "a", "domainname": "b", "linux": linux }), "me").unwrap();
     }

@@ -38,15 +38,10 @@ pub(super) fn of_linux(linux: &mut Linux) -> Result<Vec<String>, GuestSpecError>
             "linux.intelRdt",
             "Intel RDT is not available in the guest",
         ),
-        (
-            linux.memory_policy().is_some(),
-            "linux.memoryPolicy",
-            "its nodes are the host's, and the guest has one",
-        ),
         (label, "linux.mountLabel", "the guest has no SELinux"),
         (flags, "linux.personality.flags", "the specification defines none"),
     ];
-    linux.set_intel_rdt(None).set_memory_policy(None).set_mount_label(None);
+    linux.set_intel_rdt(None).set_mount_label(None);
     linux.set_net_devices(None);
     Ok(asked
         .into_iter()
@@ -90,7 +85,15 @@ pub(super) fn of_resources(resources: &mut LinuxResources) -> Vec<String> {
         cpu.set_realtime_runtime(None).set_realtime_period(None);
     }
     if let Some(block) = resources.block_io() {
-        let leaf = block.leaf_weight().is_some_and(|weight| weight != 0);
+        let of_devices = block
+            .weight_device()
+            .iter()
+            .flatten()
+            .map(|device| device.leaf_weight());
+        let leaf = of_devices
+            .chain([block.leaf_weight()])
+            .flatten()
+            .any(|weight| weight != 0);
         asked.push((leaf, "linux.resources.blockIO.leafWeight", NOT_IN_V2));
     }
     let rdma = resources.rdma().as_ref().is_some_and(|rdma| !rdma.is_empty());
@@ -145,7 +148,6 @@ mod tests {
         });
         let linux = json!({
             "resources": resources,
-            "memoryPolicy": {"mode": "MPOL_BIND", "nodes": "0"},
             "mountLabel": "system_u:object_r:x",
             "personality": {"domain": "LINUX32", "flags": ["X"]},
             "intelRdt": {"closID": "a"},
@@ -162,7 +164,6 @@ mod tests {
             "linux.resources.blockIO.leafWeight",
             "linux.resources.network",
             "linux.resources.rdma",
-            "linux.memoryPolicy",
             "linux.mountLabel",
             "linux.personality.flags",
             "linux.intelRdt",
@@ -186,7 +187,7 @@ mod tests {
         let linux = json!({
             "resources": {"memory": {"disableOOMKiller": false}, "network": {}, "rdma": {}, "cpu": {"realtimeRuntime": 0}},
             "mountLabel": "",
-            "namespaces": [{"type": "network"}],
+            "namespaces": [{"type": "network"}, {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}],
         });
         let process = json!({"cwd": "/", "args": ["a"], "user": {"uid": 0, "gid": 0}, "apparmorProfile": "unconfined"});
         let guest = translate(json!({ "linux": linux, "process": process }), "me").unwrap();

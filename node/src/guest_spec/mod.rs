@@ -7,6 +7,7 @@ mod cgroup;
 mod contradictions;
 mod error;
 mod id_map;
+mod inherited;
 mod left_out;
 mod mounts;
 mod namespaces;
@@ -20,11 +21,12 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{LinuxResources, Spec};
 
 pub use error::GuestSpecError;
+pub use inherited::Inherited;
 pub use mounts::{BindSource, HostOptions, Over, PlacedBind};
 pub use read::{ReadError, read, read_exec};
 
 use crate::bundle::is_pod_sandbox;
-use crate::share;
+use crate::guest_path::guest_rootfs;
 use lifecycle::id::{ContainerId, SandboxId};
 
 /// What to know besides the specification.
@@ -97,7 +99,7 @@ fn is_pods_sandbox(spec: &Spec, input: Input<'_>) -> bool {
 impl GuestSpec {
     fn root(&mut self, input: Input<'_>) -> Result<(), GuestSpecError> {
         let mut root = self.spec.root().clone().ok_or(GuestSpecError::Missing("root"))?;
-        root.set_path(share::guest_rootfs(input.container));
+        root.set_path(guest_rootfs(input.container));
         self.spec.set_root(Some(root));
         Ok(())
     }
@@ -114,6 +116,7 @@ impl GuestSpec {
         if input.disable_guest_seccomp {
             linux.set_seccomp(None);
         }
+        contradictions::check_seccomp(&linux)?;
         self.spec.set_linux(Some(linux));
         Ok(())
     }
@@ -217,7 +220,8 @@ mod tests {
             .collect();
         assert_eq!(kinds, ["pid", "cgroup"]);
         assert_eq!(guest.spec.process().as_ref().unwrap().apparmor_profile(), &None);
-        assert_eq!(guest.warnings.len(), 1);
+        let of_apparmor = guest.warnings.iter().filter(|warning| warning.contains("AppArmor"));
+        assert_eq!(of_apparmor.count(), 1);
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub struct BindSource {
     pub apart: bool,
     /// Its files belong to others in the container.
     pub id_map: Option<IdMap>,
+    /// It is no path, but an overlay of directories of the host with these options.
+    pub overlay: Option<Vec<String>>,
 }
 
 /// Where a source is in the guest.
@@ -70,8 +72,8 @@ pub struct HostOptions {
     pub noexec: bool,
 }
 
-/// The file systems that the guest's kernel makes by itself: no file of the host is needed for them.
-const GUEST_FILE_SYSTEMS: [&str; 11] = [
+/// The file systems that the guest's kernel makes by itself, as far as it has them: no file of the host is needed for them.
+const GUEST_FILE_SYSTEMS: [&str; 18] = [
     "proc",
     "sysfs",
     "tmpfs",
@@ -83,10 +85,23 @@ const GUEST_FILE_SYSTEMS: [&str; 11] = [
     "hugetlbfs",
     "bpf",
     "tracefs",
+    "debugfs",
+    "securityfs",
+    "configfs",
+    "fusectl",
+    "binfmt_misc",
+    "devtmpfs",
+    "pstore",
 ];
+
+/// A file system of directories of the host.
+const OVERLAY: &str = "overlay";
 
 /// Where the kernel's own files are: the guest's kernel has its own.
 const KERNEL_DIRECTORIES: [&str; 3] = ["/proc", "/sys", "/dev"];
+
+/// Where the host has its shared memory.
+const HOST_SHM: &str = "/dev/shm";
 
 /// What `/dev/shm` is mounted with.
 const SHM_OPTIONS: [&str; 4] = ["nosuid", "noexec", "nodev", "mode=1777"];
@@ -127,7 +142,13 @@ impl GuestSpec {
         let kind = mount.typ().clone().unwrap_or_default();
         if kind != "bind" && !options.has(&["bind", "rbind"]) {
             id_map::refuse(mount, "only a bind mount can have them")?;
-            return check_kind(mount, &kind);
+            if kind == OVERLAY {
+                self.overlay(mount, position, &options);
+                return Ok(());
+            }
+            check_kind(mount, &kind)?;
+            mount.set_options(Some(options.0.into_iter().map(on_the_guests_node).collect()));
+            return Ok(());
         }
         check_propagation(mount, &options)?;
         let source = bind_source(mount)?;
@@ -137,7 +158,7 @@ impl GuestSpec {
         }
         let id_map = id_map::take(mount, self.spec.linux().as_ref())?;
         let bound = self.binds.len();
-        if mount.destination() == Path::new("/dev/shm") || source == Path::new("/dev/shm") {
+        if source == Path::new(HOST_SHM) {
             self.own_shm(mount, &options);
         } else if KERNEL_DIRECTORIES.iter().any(|directory| source.starts_with(directory))
             && !input.host_files.contains(&source)
@@ -193,7 +214,7 @@ impl GuestSpec {
         self.spec.set_mounts(Some(placed));
     }
 
-    /// The host's memory cannot be shared: the mount becomes one of the guest's own.
+    /// The host's memory cannot be shared: the mount becomes one of the guest's own, with the attributes that it is to have.
     fn own_shm(&mut self, mount: &mut Mount, options: &Options) {
         self.warnings.push(format!(
             "{} is a tmpfs of the guest's own",
@@ -204,7 +225,36 @@ impl GuestSpec {
         let size = options.0.iter().find(|option| option.starts_with("size="));
         let mut shm = SHM_OPTIONS.map(str::to_owned).to_vec();
         shm.push(size.map_or_else(|| SHM_SIZE.to_owned(), Clone::clone));
+        let attributes = options.0.iter().filter(|option| {
+            let option = option.as_str();
+            let plain = option.strip_prefix('r').unwrap_or(option);
+            [option, plain]
+                .iter()
+                .any(|word| RESTRICTIONS.contains(word) || LIFTS.contains(word))
+        });
+        shm.extend(attributes.cloned());
         mount.set_options(Some(shm));
+    }
+
+    /// An overlay of directories of the host, which the host mounts: it is shared like a directory.
+    fn overlay(&mut self, mount: &mut Mount, position: usize, options: &Options) {
+        let of_mount = |option: &&String| protocol::MOUNT_OPTIONS.contains(&option.as_str());
+        let (attributes, layers): (Vec<_>, Vec<_>) = options.0.iter().partition(of_mount);
+        self.binds.push(BindSource {
+            position,
+            source: PathBuf::from(OVERLAY),
+            destination: mount.destination().clone(),
+            read_only: options.last("ro", "rw") == Some(true),
+            read_only_below: false,
+            recursive: false,
+            receives: false,
+            apart: false,
+            id_map: None,
+            overlay: Some(layers.into_iter().cloned().collect()),
+        });
+        let bind = attributes.into_iter().cloned().chain(["bind".to_owned()]);
+        let bind = bind.collect();
+        mount.set_typ(Some("bind".to_owned())).set_options(Some(bind));
     }
 
     /// A file of the host: it comes by the shared directory.
@@ -221,6 +271,7 @@ impl GuestSpec {
             recursive,
             apart: recursive && options.has(&RESTRICTIONS),
             id_map,
+            overlay: None,
             // Where nothing is said it is a slave, as with runc, whose root is one (its `rootfsPropagation`).
             receives: !options.has(&["private", "rprivate", "unbindable", "runbindable"]),
         });
@@ -258,6 +309,14 @@ fn check_propagation(mount: &Mount, options: &Options) -> Result<(), GuestSpecEr
         return Err(GuestSpecError::mount(mount, reason));
     }
     Ok(())
+}
+
+/// A tmpfs's option with the guest's memory nodes in place of the host's (tmpfs(5), `mpol=MODE:NODES`): the guest has one, which is 0.
+fn on_the_guests_node(option: String) -> String {
+    match option.strip_prefix("mpol=").and_then(|policy| policy.split_once(':')) {
+        Some((mode, _)) => format!("mpol={mode}:0"),
+        None => option,
+    }
 }
 
 fn check_kind(mount: &Mount, kind: &str) -> Result<(), GuestSpecError> {
@@ -411,26 +470,59 @@ mod tests {
         let files = std::collections::BTreeSet::from([PathBuf::from("/dev/log")]);
         let guest = translate_with(log, "me", &files).unwrap();
         assert_eq!(guest.binds.len(), 1, "a socket of the host");
-        let guest = mount(json!({
-            "destination": "/dev/shm", "type": "bind", "source": "/run/pod/shm", "options": ["rbind"]
-        }))
-        .unwrap();
-        assert!(guest.binds.is_empty());
-        let shm = guest.spec.mounts().clone().unwrap().remove(0);
-        assert_eq!(shm.typ().as_deref(), Some("tmpfs"));
+    }
+
+    #[test]
+    fn only_the_hosts_own_shared_memory_becomes_a_tmpfs_with_the_attributes_asked_for() {
+        let shm = |options: &[&str]| {
+            let guest = mount(json!({
+                "destination": "/dev/shm", "type": "bind", "source": "/dev/shm", "options": options
+            }));
+            let guest = guest.unwrap();
+            assert!(guest.binds.is_empty());
+            let shm = guest.spec.mounts().clone().unwrap().remove(0);
+            assert_eq!(shm.typ().as_deref(), Some("tmpfs"));
+            shm.options().clone().unwrap().join(" ")
+        };
+        let fixed = "nosuid noexec nodev mode=1777";
+        assert_eq!(shm(&["rbind"]), format!("{fixed} size=65536k"));
         assert_eq!(
-            shm.options().as_ref().unwrap().last().map(String::as_str),
-            Some("size=65536k")
+            shm(&["bind", "size=1g", "ro", "rprivate"]),
+            format!("{fixed} size=1g ro")
         );
-        let guest = mount(json!({
-            "destination": "/dev/shm", "type": "bind", "source": "/run/pod/shm", "options": ["bind", "size=1g"]
-        }))
-        .unwrap();
-        let shm = guest.spec.mounts().clone().unwrap().remove(0);
-        assert_eq!(
-            shm.options().as_ref().unwrap().last().map(String::as_str),
-            Some("size=1g")
-        );
+        assert_eq!(shm(&["rbind", "rro"]), format!("{fixed} size=65536k rro"));
+        // A directory of the host, or an emptyDir on a disk: `crate::volumes` takes what is in memory.
+        let data =
+            json!({ "destination": "/dev/shm", "type": "bind", "source": "/srv/data", "options": ["rbind", "ro"] });
+        let guest = mount(data).unwrap();
+        assert!(guest.binds[0].read_only && guest.warnings.iter().all(|warning| !warning.contains("shm")));
+    }
+
+    #[test]
+    fn a_tmpfs_has_its_memory_on_the_node_that_the_guest_has() {
+        for (asked, given) in [
+            ("mpol=bind:0,2", "mpol=bind:0"),
+            ("mpol=interleave=static:1-3", "mpol=interleave=static:0"),
+            ("mpol=local", "mpol=local"),
+            ("size=1g", "size=1g"),
+        ] {
+            let guest = mount(json!({ "destination": "/x", "type": "tmpfs", "options": [asked] })).unwrap();
+            let mounts = guest.spec.mounts().clone().unwrap();
+            assert_eq!(mounts[0].options().clone().unwrap(), [given]);
+        }
+    }
+
+    #[test]
+    fn an_overlay_is_mounted_by_the_host_and_bound() {
+        let options = ["lowerdir=/a:/b", "ro", "nosuid", "index=off"];
+        let guest = mount(json!({ "destination": "/d", "type": "overlay", "source": "overlay", "options": options }));
+        let guest = guest.unwrap();
+        let layers = ["lowerdir=/a:/b", "index=off"].map(str::to_owned);
+        assert_eq!(guest.binds[0].overlay.as_deref(), Some(&layers[..]));
+        assert!(guest.binds[0].read_only);
+        let mounts = guest.spec.mounts().clone().unwrap();
+        assert_eq!(mounts[0].typ().as_deref(), Some("bind"));
+        assert_eq!(mounts[0].options().clone().unwrap(), ["ro", "nosuid", "bind"]);
     }
 
     #[test]

@@ -4,6 +4,14 @@ use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceTyp
 
 use super::{GuestSpec, GuestSpecError, Input};
 
+/// The namespaces that a container shares with the host if it has none of its own, and what it would see there.
+const SHARED: [(LinuxNamespaceType, &str); 4] = [
+    (LinuxNamespaceType::Network, "network is"),
+    (LinuxNamespaceType::Pid, "processes are"),
+    (LinuxNamespaceType::Ipc, "IPC is"),
+    (LinuxNamespaceType::Uts, "UTS namespace is"),
+];
+
 impl GuestSpec {
     /// The namespaces that the container gets for itself.
     pub(super) fn own_namespaces(
@@ -23,9 +31,12 @@ impl GuestSpec {
         if !has(LinuxNamespaceType::Cgroup) {
             own.push(new(LinuxNamespaceType::Cgroup));
         }
-        if !has(LinuxNamespaceType::Network) {
-            self.warnings
-                .push("the host's network is not available: the container has the VM's own".to_owned());
+        for (kind, of_host) in SHARED {
+            if !has(kind) {
+                self.warnings.push(format!(
+                    "the host's {of_host} not available: the container has the VM's own"
+                ));
+            }
         }
         Ok(own)
     }
@@ -91,5 +102,18 @@ mod tests {
         assert_eq!(guest.join_namespaces.keys().collect::<Vec<_>>(), ["ipc", "uts"]);
         assert!(guest.join_namespaces.values().all(|container| container == "pod"));
         assert!(matches!(translate(linux, "me"), Err(GuestSpecError::Namespace { .. })));
+    }
+
+    #[test]
+    fn each_namespace_of_the_host_that_is_not_to_be_had_is_named_once() {
+        let guest = translate(json!({"linux": {"namespaces": [{"type": "mount"}]}}), "me").unwrap();
+        for of_host in ["network is", "processes are", "IPC is", "UTS namespace is"] {
+            let told = format!("the host's {of_host} not available: the container has the VM's own");
+            assert_eq!(
+                guest.warnings.iter().filter(|warning| **warning == told).count(),
+                1,
+                "{of_host}"
+            );
+        }
     }
 }

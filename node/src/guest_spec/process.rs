@@ -5,10 +5,9 @@ use serde_json::Value;
 use super::{GuestSpec, GuestSpecError};
 
 /// The fields that are left out, with the reason.
-const LEFT_OUT: [(&str, &str); 3] = [
+const LEFT_OUT: [(&str, &str); 2] = [
     ("apparmorProfile", "the guest has no AppArmor"),
     ("selinuxLabel", "the guest has no SELinux"),
-    ("execCPUAffinity", "it names the host's CPUs"),
 ];
 
 /// What stands for no label at all.
@@ -37,18 +36,11 @@ impl GuestSpec {
     pub(super) fn process(&mut self) -> Result<(), GuestSpecError> {
         let mut process = self.spec.process().clone().ok_or(GuestSpecError::Missing("process"))?;
         let label = |label: &Option<String>| label.as_deref().is_some_and(|label| !NO_LABEL.contains(&label));
-        let asked = [
-            label(process.apparmor_profile()),
-            label(process.selinux_label()),
-            process.exec_cpu_affinity().is_some(),
-        ];
+        let asked = [label(process.apparmor_profile()), label(process.selinux_label())];
         let asked = LEFT_OUT.into_iter().zip(asked).filter(|(_, asked)| *asked);
         self.warnings
             .extend(asked.map(|((name, reason), _)| left_out(name, reason)));
-        process
-            .set_apparmor_profile(None)
-            .set_selinux_label(None)
-            .set_exec_cpu_affinity(None);
+        process.set_apparmor_profile(None).set_selinux_label(None);
         self.spec.set_process(Some(process));
         Ok(())
     }

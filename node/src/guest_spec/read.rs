@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{Capability, Spec};
 use serde_json::{Value, json};
 
+use super::Inherited;
 use crate::settings;
 
 /// Largest config.json that is read, in bytes. containerd's own are a few ten thousand.
@@ -64,17 +65,18 @@ fn parse(text: &[u8], what: &str) -> Result<(Spec, Vec<String>), ReadError> {
     Ok((spec, warnings))
 }
 
-/// The `process` of an exec as the guest takes it, and what of it was left out.
+/// The `process` of an exec as the guest takes it, with what it has of its container's, and what of it was left out.
 ///
 /// # Errors
 /// It is no JSON.
-pub fn read_exec(text: &[u8]) -> Result<(Vec<u8>, Vec<String>), ReadError> {
+pub fn read_exec(text: &[u8], container: &Inherited) -> Result<(Vec<u8>, Vec<String>), ReadError> {
     let failed = |source| ReadError::Json {
         what: "the process of the exec".to_owned(),
         source,
     };
     let mut value: Value = serde_json::from_slice(text).map_err(failed)?;
     drop_nulls(&mut value);
+    container.add_to(&mut value);
     let mut warnings = process(&mut value);
     warnings.extend(super::process::leave_out(&mut value));
     Ok((serde_json::to_vec(&value).map_err(failed)?, warnings))
@@ -107,6 +109,10 @@ fn process(process: &mut Value) -> Vec<String> {
     }
     if let Some(flags) = process.pointer_mut("/scheduler/flags").and_then(Value::as_array_mut) {
         flags.iter_mut().for_each(scheduler_flag);
+    }
+    if let Some(cpus) = process.get_mut("execCPUAffinity").and_then(Value::as_object_mut) {
+        // The types take no empty list, which asks for nothing.
+        cpus.retain(|_, list| list != "");
     }
     let unknown = process.get_mut("capabilities").map(unknown_capabilities);
     let unknown = unknown.filter(|names| !names.is_empty());
@@ -228,7 +234,7 @@ mod tests {
     fn an_exec_keeps_what_the_guest_uses() {
         let process =
             json!({ "args": ["a"], "cwd": "/", "capabilities": { "bounding": ["CAP_NEW"] }, "selinuxLabel": "a:b" });
-        let (bytes, warnings) = read_exec(process.to_string().as_bytes()).unwrap();
+        let (bytes, warnings) = read_exec(process.to_string().as_bytes(), &Inherited::default()).unwrap();
         let process: Value = serde_json::from_slice(&bytes).unwrap();
         assert_eq!(process["args"], json!(["a"]));
         assert!(process["selinuxLabel"].is_null());
@@ -238,7 +244,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_read_or_refused(bytes: Vec<u8>) {
-            let _ = (parse(&bytes, "x"), read_exec(&bytes));
+            let _ = (parse(&bytes, "x"), read_exec(&bytes, &Inherited::default()));
         }
     }
 
@@ -246,7 +252,7 @@ mod tests {
     #[test]
     fn fuzz_specification() {
         fuzz::run("specification", |bytes| {
-            let _ = read_exec(bytes);
+            let _ = read_exec(bytes, &Inherited::default());
             let Ok((spec, _)) = parse(bytes, "config.json") else {
                 return;
             };

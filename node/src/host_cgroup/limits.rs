@@ -1,5 +1,5 @@
 //! Writes limits into a sandbox's cgroup directories, of either version: the kernel's cgroup-v2.rst, and memory.rst,
-//! sched-design and cpusets.rst of cgroup-v1. It does not decide the limits.
+//! sched-design, cpusets.rst and pids.rst of cgroup-v1. It does not decide the limits.
 
 use std::fs;
 use std::io;
@@ -65,6 +65,9 @@ pub(super) fn apply(directories: &[PathBuf], limits: &HostLimits, in_force: &mut
     if limits.shares != in_force.shares && keep(shares(directories, limits.shares)) {
         in_force.shares = limits.shares;
     }
+    if limits.pids != in_force.pids && keep(pids(directories, limits.pids)) {
+        in_force.pids = limits.pids;
+    }
     for (file, set, in_force) in [
         ("cpuset.cpus", limits.cpus, &mut in_force.cpus),
         ("cpuset.mems", limits.mems, &mut in_force.mems),
@@ -124,6 +127,17 @@ fn shares(directories: &[PathBuf], shares: Option<u64>) -> Result<(), LimitError
         controller: "cpu",
         v1: ("cpu.shares", shares.to_string()),
         v2: ("cpu.weight", protocol::cpu_weight(shares).to_string()),
+    };
+    write(directories, &limit)
+}
+
+/// Of both versions (the kernel's pids.rst of cgroup-v1).
+fn pids(directories: &[PathBuf], most: Option<u64>) -> Result<(), LimitError> {
+    let value = most.map_or_else(|| "max".to_owned(), |most| most.to_string());
+    let limit = Limit {
+        controller: "pids",
+        v1: ("pids.max", value.clone()),
+        v2: ("pids.max", value),
     };
     write(directories, &limit)
 }
@@ -222,13 +236,15 @@ mod tests {
             shares: Some(512),
             cpus: NumberSet::parse("0-1"),
             mems: NumberSet::parse("0"),
+            pids: Some(150),
         }
     }
 
-    const V1: [&[(&str, &str)]; 3] = [
+    const V1: [&[(&str, &str)]; 4] = [
         &[("memory.limit_in_bytes", "")],
         &[("cpu.shares", "")],
         &[("cpuset.cpus", ""), ("cpuset.mems", "")],
+        &[("pids.max", "")],
     ];
     const V2: &[(&str, &str)] = &[
         ("cgroup.controllers", "cpuset cpu io memory pids"),
@@ -241,6 +257,7 @@ mod tests {
         ("cpu.weight", ""),
         ("cpuset.cpus", ""),
         ("cpuset.mems", ""),
+        ("pids.max", ""),
     ];
 
     #[test]
@@ -252,6 +269,7 @@ mod tests {
         assert_eq!(read(&directories[1], "cpu.shares"), "512");
         assert_eq!(read(&directories[2], "cpuset.cpus"), "0-1");
         assert_eq!(read(&directories[2], "cpuset.mems"), "0");
+        assert_eq!(read(&directories[3], "pids.max"), "150");
         // All hierarchies of this test have one parent.
         fs::write(root.path().join("cpuset.cpus"), "0-7\n").unwrap();
         fs::write(root.path().join("cpuset.mems"), "0-1\n").unwrap();
@@ -260,6 +278,7 @@ mod tests {
         assert_eq!(read(&directories[1], "cpu.shares"), "1024");
         assert_eq!(read(&directories[2], "cpuset.cpus"), "0-7\n");
         assert_eq!(read(&directories[2], "cpuset.mems"), "0-1\n");
+        assert_eq!(read(&directories[3], "pids.max"), "max");
     }
 
     #[test]
@@ -272,6 +291,7 @@ mod tests {
             ("cpu.weight", "59"),
             ("cpuset.cpus", "0-1"),
             ("cpuset.mems", "0"),
+            ("pids.max", "150"),
         ] {
             assert_eq!(read(&directories[0], file), text);
         }
@@ -287,7 +307,7 @@ mod tests {
     fn a_hybrid_host_has_them_where_the_controllers_are() {
         let root = tempfile::tempdir().unwrap();
         let unified: &[(&str, &str)] = &[("cgroup.procs", "")];
-        let directories = tree(root.path(), &[unified, V1[0], V1[1], V1[2]]);
+        let directories = tree(root.path(), &[unified, V1[0], V1[1], V1[2], V1[3]]);
         assert!(apply(&directories, &all(), &mut HostLimits::default()).is_empty());
         assert_eq!(read(&directories[1], "memory.limit_in_bytes"), "524288000");
         assert_eq!(fs::read_dir(&directories[0]).unwrap().count(), 1);
@@ -300,7 +320,7 @@ mod tests {
         let mut in_force = HostLimits::default();
         let failed = apply(&directories, &all(), &mut in_force);
         let told: Vec<_> = failed.iter().map(ToString::to_string).collect();
-        assert_eq!(told.len(), 3, "{told:?}");
+        assert_eq!(told.len(), 4, "{told:?}");
         assert!(
             told.iter().any(|error| error.ends_with("the controller cpuset")),
             "{told:?}"

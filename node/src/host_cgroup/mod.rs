@@ -119,6 +119,13 @@ impl HostCgroup {
         }
     }
 
+    /// Its directories that are still there.
+    #[must_use]
+    pub fn left(&self) -> Vec<PathBuf> {
+        let left = self.directories.iter().filter(|directory| directory.exists());
+        left.cloned().collect()
+    }
+
     /// Removes it. It may be gone already. Blocks for at most about two seconds, for all hierarchies together.
     pub fn remove(&self) {
         let deadline = Instant::now() + REMOVE_LIMIT;
@@ -244,7 +251,10 @@ fn hand_down(parent: &Path) {
 fn relative_path(cgroups_path: Option<&Path>, sandbox: &SandboxId) -> PathBuf {
     let text = cgroups_path.and_then(Path::to_str).unwrap_or_default();
     let parent = match text.split(':').collect::<Vec<_>>()[..] {
-        [slice, _prefix, _name] => slice_path(slice),
+        // The slice that runc takes where none is named.
+        ["", _prefix, _name] => PathBuf::from("system.slice"),
+        [slice, _prefix, _name] if slice.ends_with(".slice") => slice_path(slice),
+        // A name with colons, as for runc with cgroupfs.
         _ => Path::new(text).parent().unwrap_or(Path::new("")).to_owned(),
     };
     // Nothing but plain names: config.json may not lead us out of the hierarchy.
@@ -256,9 +266,7 @@ fn relative_path(cgroups_path: Option<&Path>, sandbox: &SandboxId) -> PathBuf {
 
 /// systemd.slice(5): `a-b.slice` is in `a.slice`. `-.slice` is the root.
 fn slice_path(slice: &str) -> PathBuf {
-    let Some(name) = slice.strip_suffix(".slice") else {
-        return PathBuf::from(slice);
-    };
+    let name = slice.trim_end_matches(".slice");
     let mut path = PathBuf::new();
     for (end, _) in name
         .match_indices('-')
@@ -283,6 +291,17 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_removed_is_left() {
+        let root = tempfile::tempdir().unwrap();
+        let [empty, used] = ["empty", "used"].map(|name| root.path().join(name));
+        fs::create_dir(&empty).unwrap();
+        fs::create_dir_all(used.join("child")).unwrap();
+        let cgroup = HostCgroup::recorded(vec![empty, used.clone(), root.path().join("gone")]);
+        cgroup.remove();
+        assert_eq!(cgroup.left(), [used]);
+    }
+
+    #[test]
     fn the_cgroup_is_beside_where_the_containers_would_be() {
         assert_eq!(relative("/default/id"), "default/kata_id");
         assert_eq!(
@@ -301,6 +320,14 @@ mod tests {
         );
         assert_eq!(relative("system.slice:docker:id"), "system.slice/kata_id");
         assert_eq!(relative("-.slice:docker:id"), "kata_id");
+        assert_eq!(relative(":docker:id"), "system.slice/kata_id");
+    }
+
+    #[test]
+    fn a_name_with_colons_is_a_name_and_a_relative_path_begins_at_the_root() {
+        assert_eq!(relative("a:b:c"), "kata_id");
+        assert_eq!(relative("/x/a:b:c"), "x/kata_id");
+        assert_eq!(relative("rel/a"), "rel/kata_id");
     }
 
     proptest! {

@@ -73,7 +73,7 @@ pub struct Decision {
 }
 
 impl Decision {
-    /// Puts the limit into a list of limits, in the place of the one that is there.
+    /// Puts the limit into a list of limits, in the place of those that are there.
     pub fn limit(&self, rlimits: &mut Vec<PosixRlimit>) {
         // The builder fails for a missing field, and none is missing.
         let limit = PosixRlimitBuilder::default()
@@ -82,10 +82,8 @@ impl Decision {
             .hard(self.hard.as_rlimit())
             .build()
             .unwrap_or_default();
-        match rlimits.iter_mut().find(|other| is_memlock(other)) {
-            Some(there) => *there = limit,
-            None => rlimits.push(limit),
-        }
+        rlimits.retain(|other| !is_memlock(other));
+        rlimits.push(limit);
     }
 }
 
@@ -142,17 +140,14 @@ fn limit(
     notes: &mut Vec<String>,
 ) -> Result<(LimitFrom, Limits), MemlockError> {
     let mut candidates = Vec::new();
-    let mut given = rlimits.iter().filter(|limit| is_memlock(limit));
-    if let Some(limit) = given.next() {
+    // The same limit twice is taken, as by runc: the last one counts.
+    if let Some(limit) = rlimits.iter().rfind(|limit| is_memlock(limit)) {
         let limits = Limits {
             soft: LockLimit::from_rlimit(limit.soft()),
             hard: LockLimit::from_rlimit(limit.hard()),
         };
         let asked = "process.rlimits RLIMIT_MEMLOCK".to_owned();
         candidates.push((LimitFrom::Specification, asked, limits));
-    }
-    if given.next().is_some() {
-        return Err(MemlockError::Twice);
     }
     for (whose, limits) in annotations {
         candidates.extend(limits.map(|limits| (whose.into(), asked(whose, MEMLOCK), limits)));

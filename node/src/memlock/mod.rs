@@ -65,9 +65,6 @@ pub enum MemlockError {
         /// The ceiling, as configured.
         max: String,
     },
-    /// Two entries of one type (OCI runtime specification, config.md, "POSIX process": an error).
-    #[error("process.rlimits has more than one RLIMIT_MEMLOCK")]
-    Twice,
     /// An exec that cannot be read.
     #[error("{field} of the process cannot be read")]
     Json {

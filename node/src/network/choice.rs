@@ -7,7 +7,7 @@ use hypervisor::MacAddress;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
 
-use super::error::NetworkError;
+use super::error::PodNetworkError;
 use super::snapshot::{Snapshot, name};
 use super::tap;
 
@@ -44,7 +44,7 @@ impl Choice<'_> {
     ///
     /// # Errors
     /// It is in use and cannot be had in a VM, or another sandbox has it.
-    pub(super) fn of(&self, link: &LinkMessage) -> Result<Option<PodInterface>, NetworkError> {
+    pub(super) fn of(&self, link: &LinkMessage) -> Result<Option<PodInterface>, PodNetworkError> {
         let index = link.header.index;
         let Some(name) = name(link).filter(|name| !self.own.taps.contains(name)) else {
             return Ok(None);
@@ -84,15 +84,15 @@ impl Choice<'_> {
         }
     }
 
-    fn taken(&self, name: String) -> NetworkError {
-        NetworkError::Taken {
+    fn taken(&self, name: String) -> PodNetworkError {
+        PodNetworkError::Taken {
             name,
             namespace: self.namespace.to_owned(),
         }
     }
 
-    fn unsupported(&self, name: String, kind: String) -> NetworkError {
-        NetworkError::Unsupported {
+    fn unsupported(&self, name: String, kind: String) -> PodNetworkError {
+        PodNetworkError::Unsupported {
             name,
             namespace: self.namespace.to_owned(),
             kind,
@@ -111,7 +111,7 @@ impl Choice<'_> {
     }
 
     /// A port of a bridge or a bond has its frames by that. One of a VRF has them for itself, by a table that the guest has not.
-    fn is_port(&self, link: &LinkMessage, name: &str) -> Result<bool, NetworkError> {
+    fn is_port(&self, link: &LinkMessage, name: &str) -> Result<bool, PodNetworkError> {
         let controller = link.attributes.iter().find_map(|attribute| match attribute {
             LinkAttribute::Controller(index) => Some(*index),
             _ => None,
@@ -125,7 +125,7 @@ impl Choice<'_> {
     }
 
     /// Frames that are redirected never come to what stands on the interface: one of the two has them.
-    fn carries_another(&self, index: u32, name: &str) -> Result<bool, NetworkError> {
+    fn carries_another(&self, index: u32, name: &str) -> Result<bool, PodNetworkError> {
         let stands_on_it = |upper: &&LinkMessage| {
             let ours = self::name(upper).is_some_and(|name| tap::is_name(&name));
             lower(upper) == Some(index) && self.in_use(upper) && !ours
@@ -141,7 +141,7 @@ impl Choice<'_> {
         if own.all(is_link_local) {
             return Ok(true);
         }
-        Err(NetworkError::Stacked {
+        Err(PodNetworkError::Stacked {
             name: name.to_owned(),
             namespace: self.namespace.to_owned(),
             upper: self::name(upper).unwrap_or_default(),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 /// Why a sandbox has no network.
 #[derive(Debug, thiserror::Error)]
-pub enum NetworkError {
+pub enum PodNetworkError {
     /// The namespace has gone, or never was.
     #[error("cannot open network namespace {}", path.display())]
     Namespace {

@@ -20,7 +20,7 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
 
 use super::choice::{Choice, Own, PodInterface};
-use super::error::NetworkError;
+use super::error::PodNetworkError;
 use super::snapshot::Snapshot;
 
 /// The table that the kernel alone fills (`RT_TABLE_LOCAL`, rtnetlink(7)).
@@ -47,7 +47,7 @@ pub(super) fn wanted(
     namespace: &str,
     own: &Own,
     device: &mut dyn FnMut(u32, &PodInterface) -> Option<MacAddress>,
-) -> Result<Wanted, NetworkError> {
+) -> Result<Wanted, PodNetworkError> {
     let mut wanted = Wanted::default();
     let mut places = BTreeMap::new();
     let choice = Choice {

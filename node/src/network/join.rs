@@ -13,7 +13,7 @@ use rtnetlink::{Handle, MulticastGroup};
 use tokio::sync::mpsc;
 
 use super::choice::{Own, PodInterface};
-use super::error::NetworkError;
+use super::error::PodNetworkError;
 use super::guest::{self, Wanted};
 use super::plan::{NetworkPlan, Rates};
 use super::wire::Wiring;
@@ -44,14 +44,14 @@ pub(super) struct Devices {
 /// What came of a look at the namespace.
 pub(super) struct Rejoined {
     /// Or why it cannot be had: the devices are as they were left.
-    pub(super) wanted: Result<Wanted, NetworkError>,
+    pub(super) wanted: Result<Wanted, PodNetworkError>,
     pub(super) devices: Devices,
     /// Names of the interfaces for which there was no device.
     pub(super) without: Vec<String>,
 }
 
 /// Looks what is there before anything is made.
-pub(super) async fn look(netlink: Handle, namespace: String) -> Result<Wanted, NetworkError> {
+pub(super) async fn look(netlink: Handle, namespace: String) -> Result<Wanted, PodNetworkError> {
     let snapshot = snapshot::take(&netlink, &namespace).await?;
     let mut taken = BTreeSet::new();
     guest::wanted(&snapshot, &namespace, &Own::default(), &mut |place, interface| {
@@ -65,7 +65,7 @@ pub(super) async fn join_all(
     namespace: String,
     plan: NetworkPlan,
     interfaces: Vec<PodInterface>,
-) -> Result<Vec<Nic>, NetworkError> {
+) -> Result<Vec<Nic>, PodNetworkError> {
     let wiring = Wiring {
         netlink: &netlink,
         namespace: &namespace,
@@ -92,7 +92,7 @@ fn nic(
     name: &str,
     taps: Arc<[OwnedFd]>,
     plan: &NetworkPlan,
-) -> Result<Nic, NetworkError> {
+) -> Result<Nic, PodNetworkError> {
     let vhost = if plan.vhost {
         wiring.vhost(name, plan.queues)?
     } else {
@@ -107,7 +107,7 @@ pub(super) async fn make_spare(
     namespace: String,
     plan: NetworkPlan,
     place: usize,
-) -> Result<(Nic, Device), NetworkError> {
+) -> Result<(Nic, Device), PodNetworkError> {
     let wiring = Wiring {
         netlink: &netlink,
         namespace: &namespace,
@@ -129,7 +129,7 @@ pub(super) async fn rejoin(
     namespace: String,
     rates: Rates,
     mut devices: Devices,
-) -> Result<Rejoined, NetworkError> {
+) -> Result<Rejoined, PodNetworkError> {
     let wiring = Wiring {
         netlink: &netlink,
         namespace: &namespace,

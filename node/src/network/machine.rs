@@ -4,7 +4,7 @@ use hypervisor::NicHotplug;
 use protocol::agent::Network;
 use tokio::sync::{Mutex, mpsc, watch};
 
-use super::{NetworkError, PodNetwork};
+use super::{PodNetwork, PodNetworkError};
 
 /// The network of a VM that runs.
 pub struct MachineNetwork {
@@ -32,7 +32,7 @@ impl MachineNetwork {
     ///
     /// # Errors
     /// The host's part cannot be made.
-    pub async fn refresh(&self, again: bool) -> Result<Option<Network>, NetworkError> {
+    pub async fn refresh(&self, again: bool) -> Result<Option<Network>, PodNetworkError> {
         let mut pod = self.pod.lock().await;
         if !pod.comes_later() {
             return Ok(None);

@@ -29,7 +29,7 @@ use hypervisor::{NetworkNamespace, Nic, NicHotplug};
 use protocol::agent::Network;
 use tokio::sync::mpsc;
 
-pub use self::error::NetworkError;
+pub use self::error::PodNetworkError;
 use self::guest::Wanted;
 use self::join::{Device, Devices};
 pub use self::machine::MachineNetwork;
@@ -58,7 +58,7 @@ impl PodNetwork {
     ///
     /// # Errors
     /// The namespace is gone, or holds what a VM cannot have.
-    pub async fn open(plan: NetworkPlan) -> Result<Self, NetworkError> {
+    pub async fn open(plan: NetworkPlan) -> Result<Self, PodNetworkError> {
         let namespace = match &plan.place {
             Place::Host => None,
             Place::At(path) => not_own(Namespace::open(path)?)?,
@@ -66,7 +66,7 @@ impl PodNetwork {
         };
         if namespace.is_none() {
             if plan.host_network == HostNetwork::Deny {
-                return Err(NetworkError::HostNetwork);
+                return Err(PodNetworkError::HostNetwork);
             }
             tracing::warn!(
                 "the container asks for the host's network, which a VM cannot have: it runs without a network \
@@ -86,7 +86,7 @@ impl PodNetwork {
             let wanted = namespace.run(move |netlink| join::look(netlink, name)).await?;
             let count = wanted.interfaces.len();
             if count > MOST_AT_BOOT {
-                return Err(NetworkError::TooMany {
+                return Err(PodNetworkError::TooMany {
                     namespace: namespace.name().to_owned(),
                     count,
                     most: MOST_AT_BOOT,
@@ -140,7 +140,7 @@ impl PodNetwork {
     ///
     /// # Errors
     /// The kernel refuses. What was done until then is for [`remove`].
-    pub async fn wire(&mut self) -> Result<Vec<Nic>, NetworkError> {
+    pub async fn wire(&mut self) -> Result<Vec<Nic>, PodNetworkError> {
         let Some(namespace) = &self.namespace else {
             return Ok(Vec::new());
         };
@@ -164,7 +164,7 @@ impl PodNetwork {
         Ok(nics)
     }
 
-    async fn make_spare(&self, namespace: &Namespace) -> Result<(Nic, Device), NetworkError> {
+    async fn make_spare(&self, namespace: &Namespace) -> Result<(Nic, Device), PodNetworkError> {
         let (plan, name, place) = (self.plan.clone(), namespace.name().to_owned(), self.devices.made);
         namespace
             .run(move |netlink| join::make_spare(netlink, name, plan, place))
@@ -176,7 +176,7 @@ impl PodNetwork {
     ///
     /// # Errors
     /// As [`PodNetwork::open`] and [`PodNetwork::wire`].
-    pub async fn refresh(&mut self, nics: &NicHotplug, again: bool) -> Result<Option<Network>, NetworkError> {
+    pub async fn refresh(&mut self, nics: &NicHotplug, again: bool) -> Result<Option<Network>, PodNetworkError> {
         let Some(namespace) = self.namespace.clone().filter(|_| self.comes_later()) else {
             return Ok(None);
         };
@@ -191,7 +191,7 @@ impl PodNetwork {
         Ok((changed || again).then(|| self.wanted.network.clone()))
     }
 
-    async fn rejoin(&mut self, namespace: &Namespace) -> Result<(Wanted, Vec<String>), NetworkError> {
+    async fn rejoin(&mut self, namespace: &Namespace) -> Result<(Wanted, Vec<String>), PodNetworkError> {
         let (name, devices) = (namespace.name().to_owned(), self.devices.clone());
         let rates = self.plan.rates;
         let joined = namespace
@@ -263,6 +263,6 @@ impl PodNetwork {
 }
 
 /// None if it is the one that we are in, which is the host's.
-fn not_own(namespace: Namespace) -> Result<Option<Namespace>, NetworkError> {
+fn not_own(namespace: Namespace) -> Result<Option<Namespace>, PodNetworkError> {
     Ok((!namespace.is_own()?).then_some(namespace))
 }

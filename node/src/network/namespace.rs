@@ -16,7 +16,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use super::error::NetworkError;
+use super::error::PodNetworkError;
 
 /// The calling thread's namespace (network_namespaces(7)).
 const OWN: &str = "/proc/thread-self/ns/net";
@@ -45,8 +45,8 @@ impl Namespace {
     ///
     /// # Errors
     /// There is no such file.
-    pub(super) fn open(path: &Path) -> Result<Self, NetworkError> {
-        Self::opened(path, path.display().to_string()).map_err(|source| NetworkError::Namespace {
+    pub(super) fn open(path: &Path) -> Result<Self, PodNetworkError> {
+        Self::opened(path, path.display().to_string()).map_err(|source| PodNetworkError::Namespace {
             path: path.to_owned(),
             source,
         })
@@ -69,8 +69,8 @@ impl Namespace {
     ///
     /// # Errors
     /// It cannot be made, which needs `CAP_SYS_ADMIN`.
-    pub(super) fn create() -> Result<Self, NetworkError> {
-        let failed = |source| NetworkError::Enter {
+    pub(super) fn create() -> Result<Self, PodNetworkError> {
+        let failed = |source| PodNetworkError::Enter {
             operation: "make",
             namespace: String::from("of the sandbox"),
             source,
@@ -86,18 +86,18 @@ impl Namespace {
     ///
     /// # Errors
     /// Another one does so.
-    pub(super) fn claim(&self, path: &Path) -> Result<Claim, NetworkError> {
+    pub(super) fn claim(&self, path: &Path) -> Result<Claim, PodNetworkError> {
         // A file of its own: a lock is the open file's (flock(2)), and others have the descriptor too.
-        let file = File::open(path).map_err(|source| NetworkError::Namespace {
+        let file = File::open(path).map_err(|source| PodNetworkError::Namespace {
             path: path.to_owned(),
             source,
         })?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Claim(file)),
-            Err(Errno::WOULDBLOCK) => Err(NetworkError::Claimed {
+            Err(Errno::WOULDBLOCK) => Err(PodNetworkError::Claimed {
                 namespace: self.name.clone(),
             }),
-            Err(errno) => Err(NetworkError::Enter {
+            Err(errno) => Err(PodNetworkError::Enter {
                 operation: "lock",
                 namespace: self.name.clone(),
                 source: errno.into(),
@@ -124,7 +124,7 @@ impl Namespace {
     ///
     /// # Errors
     /// It cannot be found out.
-    pub(super) fn is_own(&self) -> Result<bool, NetworkError> {
+    pub(super) fn is_own(&self) -> Result<bool, PodNetworkError> {
         Self::open(&PathBuf::from(OWN)).map(|own| own.identity == self.identity)
     }
 
@@ -133,10 +133,10 @@ impl Namespace {
     ///
     /// # Errors
     /// What the work gives, or the namespace cannot be entered.
-    pub(super) async fn run<T, F>(&self, work: impl FnOnce(Handle) -> F + Send + 'static) -> Result<T, NetworkError>
+    pub(super) async fn run<T, F>(&self, work: impl FnOnce(Handle) -> F + Send + 'static) -> Result<T, PodNetworkError>
     where
         T: Send + 'static,
-        F: Future<Output = Result<T, NetworkError>>,
+        F: Future<Output = Result<T, PodNetworkError>>,
     {
         let (done, result) = oneshot::channel();
         let namespace = self.clone();
@@ -153,10 +153,13 @@ impl Namespace {
     ///
     /// # Errors
     /// As [`Namespace::run`].
-    pub(super) fn run_blocking<T, F>(&self, work: impl FnOnce(Handle) -> F + Send + 'static) -> Result<T, NetworkError>
+    pub(super) fn run_blocking<T, F>(
+        &self,
+        work: impl FnOnce(Handle) -> F + Send + 'static,
+    ) -> Result<T, PodNetworkError>
     where
         T: Send + 'static,
-        F: Future<Output = Result<T, NetworkError>>,
+        F: Future<Output = Result<T, PodNetworkError>>,
     {
         let namespace = self.clone();
         let thread = thread::Builder::new()
@@ -167,9 +170,9 @@ impl Namespace {
     }
 
     /// On a thread of its own, which ends after it.
-    pub(super) fn enter_and_run<T, F>(&self, work: impl FnOnce(Handle) -> F) -> Result<T, NetworkError>
+    pub(super) fn enter_and_run<T, F>(&self, work: impl FnOnce(Handle) -> F) -> Result<T, PodNetworkError>
     where
-        F: Future<Output = Result<T, NetworkError>>,
+        F: Future<Output = Result<T, PodNetworkError>>,
     {
         move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))
             .map_err(|errno| self.cannot_enter(errno.into()))?;
@@ -186,8 +189,8 @@ impl Namespace {
         })
     }
 
-    pub(super) fn cannot_enter(&self, source: io::Error) -> NetworkError {
-        NetworkError::Enter {
+    pub(super) fn cannot_enter(&self, source: io::Error) -> PodNetworkError {
+        PodNetworkError::Enter {
             operation: "enter",
             namespace: self.name.clone(),
             source,

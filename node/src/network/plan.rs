@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use config::{HostNetwork, InterNetworking};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
-/// Most queues of a device: more than this many CPUs do not send at once, and each costs descriptors and memory.
+/// Most pairs of queues of a device, unless the configuration says how many: more than this many CPUs do not send at once, and each costs descriptors and memory.
 const MAX_QUEUES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(7);
 
 /// Which network namespace the specification asks for (OCI runtime spec, config-linux.md, "Namespaces").
@@ -72,7 +72,7 @@ pub struct NetworkPlan {
     pub model: InterNetworking,
     /// What becomes of a container that asks for the host's network.
     pub host_network: HostNetwork,
-    /// Queues of each device: one for each vCPU, within bounds.
+    /// Pairs of queues of each device: what is configured, or one for each vCPU, within bounds.
     pub queues: NonZeroUsize,
     /// Whether the host's kernel may move the frames.
     pub vhost: bool,
@@ -84,13 +84,16 @@ impl NetworkPlan {
     /// A plan with the settings of the configuration.
     #[must_use]
     pub fn new(place: Place, config: &config::Config) -> Self {
-        let vcpus = hypervisor::vcpus(&config.hypervisor).get();
-        let queues = usize::try_from(vcpus).ok().and_then(NonZeroUsize::new);
+        let pairs = |number: u32| usize::try_from(number).ok().and_then(NonZeroUsize::new);
+        let per_vcpu = || {
+            let vcpus = pairs(hypervisor::vcpus(&config.hypervisor).get());
+            vcpus.unwrap_or(NonZeroUsize::MIN).min(MAX_QUEUES)
+        };
         Self {
             place,
             model: config.runtime.internetworking_model,
             host_network: config.runtime.host_network,
-            queues: queues.unwrap_or(NonZeroUsize::MIN).min(MAX_QUEUES),
+            queues: pairs(config.hypervisor.network_queues).unwrap_or_else(per_vcpu),
             vhost: !config.hypervisor.disable_vhost_net,
             rates: Rates {
                 received: config.hypervisor.rx_rate_limiter_max_rate,
@@ -141,6 +144,15 @@ mod tests {
                 "{name}"
             );
         }
+    }
+
+    #[test]
+    fn a_device_has_as_many_pairs_of_queues_as_is_configured_or_one_for_each_vcpu() {
+        let mut config = config::Config::default();
+        let queues = |config: &config::Config| NetworkPlan::new(Place::Host, config).queues.get();
+        assert_eq!(queues(&config), 1);
+        config.hypervisor.network_queues = 12;
+        assert_eq!(queues(&config), 12);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use rtnetlink::packet_route::rule::RuleMessage;
 use rtnetlink::packet_route::tc::{TcAttribute, TcMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::error::{NetworkError, cause};
+use super::error::{PodNetworkError, cause};
 
 /// How often a list is asked for that changes while it is told.
 const ATTEMPTS: u32 = 10;
@@ -36,10 +36,10 @@ pub(super) struct Snapshot {
 }
 
 /// Asks for everything. To be called in the namespace, named for messages.
-pub(super) async fn take(netlink: &Handle, namespace: &str) -> Result<Snapshot, NetworkError> {
+pub(super) async fn take(netlink: &Handle, namespace: &str) -> Result<Snapshot, PodNetworkError> {
     use RouteNetlinkMessage as Message;
 
-    let failed = |on: &str, source| NetworkError::Step {
+    let failed = |on: &str, source| PodNetworkError::Step {
         namespace: namespace.to_owned(),
         step: "list the",
         on: on.to_owned(),

@@ -14,7 +14,7 @@ use rtnetlink::packet_route::tc::TcHandle;
 use rtnetlink::{Handle, LinkMacVtap, LinkUnspec};
 
 use super::choice::PodInterface;
-use super::error::{NetworkError, cause};
+use super::error::{PodNetworkError, cause};
 use super::plan::Rates;
 use super::{answers, rate, tap};
 
@@ -37,9 +37,9 @@ pub(super) struct Wiring<'a> {
 }
 
 impl Wiring<'_> {
-    fn failed(&self, step: &'static str, on: &str) -> impl FnOnce(rtnetlink::Error) -> NetworkError {
+    fn failed(&self, step: &'static str, on: &str) -> impl FnOnce(rtnetlink::Error) -> PodNetworkError {
         let (namespace, on) = (self.namespace.to_owned(), on.to_owned());
-        move |source| NetworkError::Step {
+        move |source| PodNetworkError::Step {
             namespace,
             step,
             on,
@@ -47,9 +47,9 @@ impl Wiring<'_> {
         }
     }
 
-    fn no_device(&self, on: &str) -> impl FnOnce(tap::Failed) -> NetworkError {
+    fn no_device(&self, on: &str) -> impl FnOnce(tap::Failed) -> PodNetworkError {
         let (namespace, on) = (self.namespace.to_owned(), on.to_owned());
-        move |(device, source)| NetworkError::Tap {
+        move |(device, source)| PodNetworkError::Tap {
             namespace,
             device,
             on,
@@ -58,17 +58,17 @@ impl Wiring<'_> {
     }
 
     /// A tap that nothing is joined to yet. It ends with its files.
-    pub(super) fn make_tap(&self, name: &str, queues: NonZeroUsize) -> Result<Arc<[OwnedFd]>, NetworkError> {
+    pub(super) fn make_tap(&self, name: &str, queues: NonZeroUsize) -> Result<Arc<[OwnedFd]>, PodNetworkError> {
         tap::make(name, queues).map_err(self.no_device(name))
     }
 
     /// The kernel's half of the device.
-    pub(super) fn vhost(&self, name: &str, queues: NonZeroUsize) -> Result<Arc<[OwnedFd]>, NetworkError> {
+    pub(super) fn vhost(&self, name: &str, queues: NonZeroUsize) -> Result<Arc<[OwnedFd]>, PodNetworkError> {
         tap::vhost(queues).map_err(self.no_device(name))
     }
 
     /// Joins a tap to an interface. What was done until an error is undone.
-    pub(super) async fn redirect_or_undo(&self, interface: &PodInterface, name: &str) -> Result<(), NetworkError> {
+    pub(super) async fn redirect_or_undo(&self, interface: &PodInterface, name: &str) -> Result<(), PodNetworkError> {
         let redirected = self.redirect(interface, name).await;
         if redirected.is_err() {
             self.remove_ingress(interface.index).await;
@@ -79,7 +79,7 @@ impl Wiring<'_> {
     }
 
     /// Joins a tap to an interface.
-    pub(super) async fn redirect(&self, interface: &PodInterface, name: &str) -> Result<(), NetworkError> {
+    pub(super) async fn redirect(&self, interface: &PodInterface, name: &str) -> Result<(), PodNetworkError> {
         let tap = self.index(name).await?;
         // The host's kernel has nothing to say on it: no router solicitation, no multicast report.
         let quiet = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
@@ -110,7 +110,7 @@ impl Wiring<'_> {
     }
 
     /// Limits what leaves by a device. What the guest receives leaves by its tap, what it sends by the interface.
-    async fn limit(&self, index: u32, name: &str, bits: u64) -> Result<(), NetworkError> {
+    async fn limit(&self, index: u32, name: &str, bits: u64) -> Result<(), PodNetworkError> {
         if bits == 0 {
             return Ok(());
         }
@@ -127,9 +127,9 @@ impl Wiring<'_> {
 
     /// Lets what the namespace's own sockets ask name servers be answered, beside an interface that is redirected. In a thread that
     /// is in the namespace.
-    pub(super) async fn let_answers_in(&self, interface: &PodInterface, tap: &str) -> Result<(), NetworkError> {
+    pub(super) async fn let_answers_in(&self, interface: &PodInterface, tap: &str) -> Result<(), PodNetworkError> {
         let name = &interface.name;
-        std::fs::write(answers::RANGE, answers::PORTS).map_err(|source| NetworkError::Step {
+        std::fs::write(answers::RANGE, answers::PORTS).map_err(|source| PodNetworkError::Step {
             namespace: self.namespace.to_owned(),
             step: "set the range of ports for",
             on: name.clone(),
@@ -154,7 +154,7 @@ impl Wiring<'_> {
         interface: &PodInterface,
         name: &str,
         queues: NonZeroUsize,
-    ) -> Result<Arc<[OwnedFd]>, NetworkError> {
+    ) -> Result<Arc<[OwnedFd]>, PodNetworkError> {
         let link = LinkMacVtap::new(name, interface.index, MacVtapMode::Passthrough)
             .mtu(interface.mtu)
             .up();
@@ -171,7 +171,7 @@ impl Wiring<'_> {
         tap::open_macvtap(index, name, queues).map_err(self.no_device(name))
     }
 
-    async fn index(&self, name: &str) -> Result<u32, NetworkError> {
+    async fn index(&self, name: &str) -> Result<u32, PodNetworkError> {
         let mut found = self.netlink.link().get().match_name(name.to_owned()).execute();
         let link = found.try_next().await.map_err(self.failed("find", name))?;
         let link = link.ok_or(rtnetlink::Error::RequestFailed);

@@ -95,6 +95,7 @@ mod tests {
             receives: true,
             apart: true,
             id_map: None,
+            overlay: None,
         };
         let lines = [
             line("/proc", "proc", false),

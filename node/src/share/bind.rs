@@ -12,7 +12,7 @@ use super::attach::io_error;
 use super::error::ShareError;
 use super::registry::{Choice, Inside, Late, Overlap, Piece, Place, Registry, Shown, View, VolumeId, join};
 use super::volume::{Identity, Source};
-use super::{Attachment, SharedTree, apart, id_map};
+use super::{Attachment, SharedTree, apart, id_map, overlay};
 use crate::guest_spec::{BindSource, HostOptions, Over, PlacedBind};
 use crate::host_ns::HostTree;
 use crate::mountinfo::{self, MountLine};
@@ -207,7 +207,10 @@ impl SharedTree {
     }
 
     fn find<'a>(&self, bind: &'a BindSource) -> Result<Found<'a>, ShareError> {
-        let opened = self.host.find_tree(&bind.source, bind.recursive);
+        let opened = match &bind.overlay {
+            Some(options) => overlay::mount(&self.host, options, &self.root),
+            None => self.host.find_tree(&bind.source, bind.recursive),
+        };
         let host = opened.map_err(|error| ShareError::Bind {
             bind: bind.source.clone(),
             destination: bind.destination.clone(),
@@ -369,33 +372,31 @@ impl Attaching<'_> {
         Ok(volume)
     }
 
-    /// What is new and a part of what other containers have for reading: they are to have it as well, or it would be other
-    /// inodes to them.
+    /// What the container writes to and is a part of what other containers have for reading: they are to have it as well, or it would be
+    /// other inodes to them.
     fn covers(&mut self) -> Result<Vec<Cover>, ShareError> {
-        if self.exported.is_empty() {
+        let container = &self.attachment.container;
+        let volumes = self.registry.to_cover(container);
+        if volumes.is_empty() {
             return Ok(Vec::new());
         }
         let pieces = self.tree.pieces()?;
         let same = |one: &View, other: &View| self.tree.are_the_same(one, other);
-        let late = self
-            .registry
-            .late(&pieces, &self.attachment.container, &self.exported, same);
-        let cover = |Late {
-                         container,
-                         place,
-                         shown,
-                         source,
-                     }| {
+        let late = self.registry.late(&pieces, container, &volumes, same);
+        let cover = |late: Late| {
             // The agent is told of paths as text.
-            Some(Cover {
-                container_id: container.to_string(),
-                place: place.to_str()?.to_owned(),
-                shown: SharedTree::guest_path(&shown).to_str()?.to_owned(),
-                source: SharedTree::guest_path(&source).to_str()?.to_owned(),
+            let cover = Cover {
+                container_id: late.container.to_string(),
+                place: late.place().to_str()?.to_owned(),
+                shown: SharedTree::guest_path(&late.shown).to_str()?.to_owned(),
+                source: SharedTree::guest_path(&late.source).to_str()?.to_owned(),
                 ..Cover::default()
-            })
+            };
+            Some((cover, late))
         };
-        Ok(late.into_iter().filter_map(cover).collect())
+        let (covers, planned) = late.into_iter().filter_map(cover).unzip();
+        self.registry.plan(container, planned);
+        Ok(covers)
     }
 
     /// Where a source is in the guest, and what is mounted over parts of it.

@@ -1,6 +1,6 @@
 //! The directory that virtiofsd serves, and the mounts below it.
 //!
-//! It contains `<container>/rootfs`, the file of the kernel's modules, and the sandbox's volumes, which are the sources of bind mounts, each
+//! It contains `<container>/rootfs`, the file of the kernel's modules, what the guest itself is to have (`sandbox_bind_mounts`), and the sandbox's volumes, which are the sources of bind mounts, each
 //! once. It is a separate mount in the shim's mount namespace, with shared propagation, so that virtiofsd sees later mounts. That mount
 //! is read-only, so that the guest cannot put a symbolic link at the path of the next mount. The directories are created
 //! through a descriptor of the directory below that mount. All functions block.
@@ -14,8 +14,10 @@ mod error;
 mod id_map;
 mod mirror;
 mod modules;
+mod overlay;
 mod registry;
 mod rootfs;
+mod sandbox_mounts;
 mod volume;
 
 use std::fs;
@@ -44,7 +46,6 @@ pub use attach::unmount_below;
 pub use attachment::Attachment;
 pub use bind::AttachedBinds;
 pub use error::ShareError;
-pub use modules::{FILE as MODULES, beside as modules_beside};
 pub use registry::VolumeId;
 
 /// The shared directory of one sandbox.
@@ -155,6 +156,16 @@ impl SharedTree {
         }
     }
 
+    /// The covers that were attached with a container are about to be sent to the guest: from now on it may have made them.
+    pub fn covers_sent(&self, container: &ContainerId) {
+        self.registry().covers_sent(container);
+    }
+
+    /// Which covers of those that were sent with a container the guest has made, in their order. To be called only if it has answered.
+    pub fn covers_made(&self, container: &ContainerId, made: &[bool]) {
+        self.registry().covers_made(container, made);
+    }
+
     /// Unmounts and removes everything of a container, and the volumes that nobody uses any longer: the answer, with those of
     /// calls that have failed. May be called again, and for a container that never was.
     ///
@@ -183,14 +194,6 @@ impl SharedTree {
             Err(errno) => Err(io_error("remove", &self.root.join(name), errno)),
         }
     }
-}
-
-/// A container's rootfs in the guest.
-#[must_use]
-pub fn guest_rootfs(container: &ContainerId) -> PathBuf {
-    Path::new(protocol::SHARE_MOUNTPOINT)
-        .join(container.as_str())
-        .join("rootfs")
 }
 
 #[cfg(test)]
@@ -251,6 +254,7 @@ mod tests {
             receives: true,
             apart: false,
             id_map: None,
+            overlay: None,
         }
     }
 

@@ -1,23 +1,13 @@
 //! The file of the guest kernel's modules in the shared directory.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 
 use super::attach::{attach, io_error};
 use super::{ShareError, SharedTree};
 use crate::host_ns::HostNamespaceError;
-
-/// Its name beside the kernel that it belongs to (guest-kernel/build).
-pub const FILE: &str = "modules.img";
-
-/// Where the modules of this kernel are: beside the file itself, if it is a link.
-#[must_use]
-pub fn beside(kernel: &Path) -> PathBuf {
-    let file = kernel.canonicalize().unwrap_or_else(|_| kernel.to_owned());
-    file.with_file_name(FILE)
-}
 
 impl SharedTree {
     /// Gives the guest the modules of its kernel, read-only. The file stays the same one if another takes its name on the host, as
@@ -26,7 +16,7 @@ impl SharedTree {
     /// # Errors
     /// There is such a file, and it cannot be mounted.
     pub fn attach_modules(&self, kernel: &Path) -> Result<(), ShareError> {
-        let source = beside(kernel);
+        let source = config::modules_beside(kernel);
         let tree = match self.host.open_tree(&source, false) {
             Ok(tree) => tree,
             Err(HostNamespaceError::Open { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -57,31 +47,16 @@ mod tests {
     fn the_guest_has_the_file_beside_its_kernel_and_cannot_write_to_it() {
         in_namespace(|tree, directory| {
             let kernel = directory.join("vmlinuz");
-            fs::write(directory.join(FILE), "modules").unwrap();
+            fs::write(directory.join(config::MODULES), "modules").unwrap();
             tree.attach_modules(&kernel).unwrap();
             // An upgrade is another file of that name.
             fs::write(directory.join("new"), "others").unwrap();
-            fs::rename(directory.join("new"), directory.join(FILE)).unwrap();
+            fs::rename(directory.join("new"), directory.join(config::MODULES)).unwrap();
             let shared = tree.root().join(protocol::MODULES);
             assert_eq!(fs::read_to_string(&shared).unwrap(), "modules");
             let refused = fs::write(&shared, "mine").unwrap_err();
             assert_eq!(refused.kind(), io::ErrorKind::ReadOnlyFilesystem);
         });
-    }
-
-    #[test]
-    fn the_modules_of_a_linked_kernel_are_beside_the_file() {
-        let directory = tempfile::tempdir().unwrap();
-        let [real, link] = ["share/vmlinuz", "etc/vmlinuz"].map(|path| directory.path().join(path));
-        for path in [&real, &link] {
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-        }
-        fs::write(&real, "").unwrap();
-        std::os::unix::fs::symlink(&real, &link).unwrap();
-        let modules = directory.path().canonicalize().unwrap().join("share/modules.img");
-        assert_eq!(beside(&link), modules);
-        assert_eq!(beside(&real), modules);
-        assert_eq!(beside(Path::new("/nowhere/vmlinuz")), Path::new("/nowhere/modules.img"));
     }
 
     #[test]

@@ -100,12 +100,29 @@ pub(super) struct Shown {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Late {
     pub(super) container: ContainerId,
-    /// The path in the container.
-    pub(super) place: PathBuf,
+    /// The mount of the container: its destination, and what it shows.
+    pub(super) mount: (PathBuf, View),
+    /// The part of the mount.
+    pub(super) at: PathBuf,
     /// What is there.
     pub(super) shown: View,
     /// What is to be there.
     pub(super) source: View,
+}
+
+impl Late {
+    /// The path in the container.
+    pub(super) fn place(&self) -> PathBuf {
+        join(&self.mount.0, &self.at)
+    }
+}
+
+/// Covers that go to the guest with a container that is being created. One is nothing once its own container is gone.
+#[derive(Debug, Default)]
+struct Planned {
+    covers: Vec<Option<Late>>,
+    /// The guest may have made them.
+    sent: bool,
 }
 
 /// Whether a volume can be written to.
@@ -135,7 +152,25 @@ pub(super) struct Exported {
 struct Volume {
     /// Whether each of them may write to the whole volume or to a part of it.
     users: BTreeMap<ContainerId, bool>,
+    /// In how many places it covers a part of what a container has, or may do so.
+    covering: BTreeMap<ContainerId, usize>,
     exported: Exported,
+}
+
+impl Volume {
+    fn is_used(&self) -> bool {
+        !self.users.is_empty() || !self.covering.is_empty()
+    }
+
+    /// It covers one place less.
+    fn uncover(&mut self, container: &ContainerId) {
+        if let Some(places) = self.covering.get_mut(container) {
+            *places -= 1;
+            if *places == 0 {
+                self.covering.remove(container);
+            }
+        }
+    }
 }
 
 /// What becomes of a source.
@@ -156,6 +191,8 @@ pub(super) struct Registry {
     volumes: BTreeMap<VolumeId, Volume>,
     /// Read-only mounts of directories, of containers that are there.
     shown: BTreeMap<ContainerId, Vec<Shown>>,
+    /// What is to be covered in others, by the container with which the guest is told.
+    planned: BTreeMap<ContainerId, Planned>,
     /// No longer used, and not yet removed.
     unused: BTreeSet<VolumeId>,
     /// Removed, and nobody has been told.
@@ -168,6 +205,7 @@ impl Registry {
         self.last += 1;
         let volume = Volume {
             users: BTreeMap::from([(container.clone(), exported.access == Access::Writable)]),
+            covering: BTreeMap::new(),
             exported,
         };
         self.volumes.insert(self.last, volume);
@@ -186,50 +224,103 @@ impl Registry {
         self.shown.entry(container.clone()).or_default().push(shown);
     }
 
-    /// Where other containers than `container` have a part of theirs read-only that is one of `volumes` from now on: they are to
-    /// see the volume there, and use it. `same` says whether two paths are the same file.
+    /// Volumes that other containers than `container` may have to see from now on: those to which it writes, and those that are planned to
+    /// cover something already, as it is not known yet what comes of that. None if no other container has anything to be covered.
+    pub(super) fn to_cover(&self, container: &ContainerId) -> BTreeSet<VolumeId> {
+        if self.shown.keys().all(|other| other == container) {
+            return BTreeSet::new();
+        }
+        let written = self
+            .volumes
+            .iter()
+            .filter(|(_, volume)| volume.users.get(container) == Some(&true));
+        let written: BTreeSet<VolumeId> = written.map(|(id, _)| *id).collect();
+        if written.is_empty() {
+            return written;
+        }
+        let planned = self
+            .planned
+            .values()
+            .flat_map(|planned| planned.covers.iter().flatten());
+        let planned = planned.map(|late| late.source.volume);
+        written.iter().copied().chain(planned).collect()
+    }
+
+    /// Where other containers than `container` have a part of theirs read-only that is one of `volumes`, and have other inodes there: they are
+    /// to see the volume. `same` says whether two paths are the same file.
     ///
     /// A mount that can be written to is left alone: what is in it becomes a volume of its own only where it differs in what the
     /// host mounts later, which is to stay so. The same holds for a read-only one.
     pub(super) fn late(
-        &mut self,
+        &self,
         pieces: &[Piece],
         container: &ContainerId,
-        volumes: &[VolumeId],
+        volumes: &BTreeSet<VolumeId>,
         same: impl Fn(&View, &View) -> bool,
     ) -> Vec<Late> {
         let mut late = Vec::new();
         for (other, mounts) in self.shown.iter().filter(|(other, _)| *other != container) {
-            for (index, mount) in mounts.iter().enumerate() {
+            for mount in mounts {
                 let overlaps = self.overlaps(pieces, &mount.view, &mount.source, &BTreeSet::new(), &same);
-                late.extend(
-                    self.late_in(mount, overlaps, volumes)
-                        .into_iter()
-                        .map(|(at, shown, source)| {
-                            let late = Late {
-                                container: other.clone(),
-                                place: mount.destination.join(&at),
-                                shown,
-                                source,
-                            };
-                            (index, at, late)
-                        }),
-                );
+                let found = self.late_in(mount, overlaps, volumes).into_iter();
+                late.extend(found.map(|(at, shown, source)| Late {
+                    container: other.clone(),
+                    mount: (mount.destination.clone(), mount.view.clone()),
+                    at,
+                    shown,
+                    source,
+                }));
             }
         }
-        for (index, at, found) in &late {
-            self.enter(found.source.volume, &found.container, false);
-            let mounts = self.shown.get_mut(&found.container);
-            if let Some(mount) = mounts.and_then(|mounts| mounts.get_mut(*index)) {
-                mount.covered.insert(at.clone(), found.source.clone());
+        late
+    }
+
+    /// The guest is to be told of these covers with `container`, in this order. Their volumes stay until it is known what came of it.
+    pub(super) fn plan(&mut self, container: &ContainerId, covers: Vec<Late>) {
+        for late in &covers {
+            if let Some(volume) = self.volumes.get_mut(&late.source.volume) {
+                *volume.covering.entry(late.container.clone()).or_default() += 1;
             }
         }
-        late.into_iter().map(|(_, _, late)| late).collect()
+        let planned = self.planned.entry(container.clone()).or_default();
+        planned.covers.extend(covers.into_iter().map(Some));
+    }
+
+    /// The guest is told of the covers that were planned with `container`.
+    pub(super) fn covers_sent(&mut self, container: &ContainerId) {
+        if let Some(planned) = self.planned.get_mut(container) {
+            planned.sent = true;
+        }
+    }
+
+    /// What the guest has made of the covers that were planned with `container`, in their order. What it does not say it has not made.
+    pub(super) fn covers_made(&mut self, container: &ContainerId, made: &[bool]) {
+        let Some(planned) = self.planned.remove(container) else {
+            return;
+        };
+        for (index, late) in planned.covers.into_iter().enumerate() {
+            let Some(late) = late else { continue };
+            let mounts = self.shown.get_mut(&late.container).into_iter().flatten();
+            let mut mounts = mounts.filter(|mount| (&mount.destination, &mount.view) == (&late.mount.0, &late.mount.1));
+            let is_new = made.get(index) == Some(&true)
+                && mounts.next().is_some_and(|mount| {
+                    let before = mount.covered.insert(late.at.clone(), late.source.clone());
+                    before.as_ref() != Some(&late.source)
+                });
+            if !is_new && let Some(volume) = self.volumes.get_mut(&late.source.volume) {
+                volume.uncover(&late.container);
+            }
+        }
     }
 
     /// The parts of one mount that are to be covered: the part, what is there, and what is to be there. What covered something below a new
     /// cover is hidden by it, and mounted once more.
-    fn late_in(&self, mount: &Shown, overlaps: Vec<Overlap>, volumes: &[VolumeId]) -> Vec<(PathBuf, View, View)> {
+    fn late_in(
+        &self,
+        mount: &Shown,
+        overlaps: Vec<Overlap>,
+        volumes: &BTreeSet<VolumeId>,
+    ) -> Vec<(PathBuf, View, View)> {
         let receives = self.receives(mount.view.volume);
         // Upper parts come first: each with whether it is mounted now.
         let mut covers: Vec<(PathBuf, View, bool)> = Vec::new();
@@ -265,15 +356,26 @@ impl Registry {
 
     /// A container is gone. The answer is the volumes that nobody uses any longer, those of earlier calls that
     /// [`Registry::removed`] was not called for included.
+    ///
+    /// Covers that were planned with it and not sent are not made. Of those that were sent and not answered nobody knows: their volumes stay as
+    /// long as the containers in which they may be, and whoever writes to them next plans the covers again.
     pub(super) fn leave(&mut self, container: &ContainerId) -> Vec<VolumeId> {
+        if self.planned.get(container).is_some_and(|planned| !planned.sent) {
+            self.covers_made(container, &[]);
+        }
+        self.planned.remove(container);
+        for late in self.planned.values_mut().flat_map(|planned| &mut planned.covers) {
+            late.take_if(|late| late.container == *container);
+        }
         self.shown.remove(container);
         for (id, volume) in &mut self.volumes {
             volume.users.remove(container);
-            if volume.users.is_empty() {
+            volume.covering.remove(container);
+            if !volume.is_used() {
                 self.unused.insert(*id);
             }
         }
-        self.volumes.retain(|_, volume| !volume.users.is_empty());
+        self.volumes.retain(|_, volume| volume.is_used());
         self.unused.iter().copied().collect()
     }
 

@@ -11,7 +11,8 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use super::attach::{attach, unmount_below};
 use super::error::ShareError;
-use super::{Attachment, SharedTree, guest_rootfs, id_map};
+use super::{Attachment, SharedTree, id_map};
+use crate::guest_path::guest_rootfs;
 use crate::host_mount;
 use crate::owners::IdMap;
 use crate::path_error::PathError;
@@ -19,6 +20,10 @@ use crate::sys::{self, SetAttr};
 
 /// The option of an overlay that has its lower directories.
 const LOWER: &str = "lowerdir=";
+
+/// Those that have the directories in which it writes.
+const UPPER: &str = "upperdir=";
+const WORK: &str = "workdir=";
 
 impl SharedTree {
     /// Mounts the rootfs; `bundle_rootfs` (root.path, made absolute) is taken where there are no mounts. The answer is
@@ -78,8 +83,14 @@ impl SharedTree {
                 self.bind_rootfs(attachment, Path::new(&mount.source), target, &how)
             }
             kind => {
-                let layers = self.own_layers(attachment, kind, map.as_ref(), &mut options);
-                let _layers = layers.map_err(refused)?;
+                let mut layers = Layers::new(
+                    self.mirrors
+                        .directory()
+                        .join(format!("layers-{}", attachment.container)),
+                );
+                self.own_lower(&mut layers, kind, map.as_ref(), &mut options)
+                    .and_then(|()| self.own_upper(&mut layers, kind, &mut options))
+                    .map_err(refused)?;
                 let _held = self.attachments.hold(attachment)?;
                 host_mount::mount(kind, &mount.source, &options, target).map_err(refused)
             }
@@ -90,37 +101,26 @@ impl SharedTree {
     /// containerd has it for an image that a user namespace runs from; or they are something else in the host's mount namespace, as
     /// containerd's erofs snapshotter has mounted a layer there since this server started, and `/` passes no mounts on. They can go once it is
     /// mounted: it has clones of its own.
-    fn own_layers(
+    fn own_lower(
         &self,
-        attachment: &Attachment,
+        layers: &mut Layers,
         kind: &str,
         map: Option<&IdMap>,
         options: &mut [String],
-    ) -> io::Result<Option<Layers>> {
+    ) -> io::Result<()> {
         let is_lower = |option: &&mut String| option.starts_with(LOWER) && !option.contains('\\');
         let Some(option) = options.iter_mut().find(is_lower).filter(|_| kind == "overlay") else {
             if map.is_none() {
-                return Ok(None);
+                return Ok(());
             }
             let why = "only an overlay or a bind can have its files given to other owners (uidmap, gidmap)";
             return Err(io::Error::new(io::ErrorKind::Unsupported, why));
         };
         let lower: Vec<PathBuf> = option[LOWER.len()..].split(':').map(PathBuf::from).collect();
-        let looked_at = lower.clone();
-        let hosts = self
-            .host
-            .run(move || looked_at.iter().map(|path| identity(path)).collect::<Vec<_>>());
-        let hosts = hosts.map_err(io::Error::other)?;
-        let is_unseen = |(path, hosts): (&PathBuf, &Option<_>)| hosts.is_some() && *hosts != identity(path);
-        let unseen: Vec<bool> = lower.iter().zip(&hosts).map(is_unseen).collect();
+        let unseen = self.unseen(&lower)?;
         if map.is_none() && !unseen.contains(&true) {
-            return Ok(None);
+            return Ok(());
         }
-        let mut layers = Layers(
-            self.mirrors
-                .directory()
-                .join(format!("layers-{}", attachment.container)),
-        );
         let mut places = Vec::new();
         for (number, (path, unseen)) in lower.iter().zip(unseen).enumerate() {
             let tree = match unseen {
@@ -136,10 +136,46 @@ impl SharedTree {
             if let Some(map) = map {
                 id_map::apply(&tree, map)?;
             }
-            places.push(layers.add(number, &tree)?.display().to_string());
+            places.push(layers.add(&number.to_string(), &tree)?.display().to_string());
         }
         *option = format!("{LOWER}{}", places.join(":"));
-        Ok(Some(layers))
+        Ok(())
+    }
+
+    /// The same for where an overlay writes: containerd's erofs snapshotter mounts a disk of its own there. Both directories have to be on
+    /// one mount, so it is the directory above both that is cloned.
+    fn own_upper(&self, layers: &mut Layers, kind: &str, options: &mut [String]) -> io::Result<()> {
+        let find = |name: &str| {
+            let found = options.iter().position(|option| option.starts_with(name))?;
+            Some((found, PathBuf::from(&options[found][name.len()..])))
+        };
+        let (Some((upper_at, upper)), Some((work_at, work))) = (find(UPPER), find(WORK)) else {
+            return Ok(());
+        };
+        if kind != "overlay" || !self.unseen(&[upper.clone(), work.clone()])?.contains(&true) {
+            return Ok(());
+        }
+        let above = upper.ancestors().find(|above| work.starts_with(above));
+        let above = above.unwrap_or(Path::new("/"));
+        let tree = self.host.open_tree(above, false).map_err(io::Error::other)?;
+        sys::mount_setattr(tree.as_fd(), SetAttr::PrivateRecursive)?;
+        let place = layers.add("upper", &tree)?;
+        for (at, name, path) in [(upper_at, UPPER, &upper), (work_at, WORK, &work)] {
+            let below = path.strip_prefix(above).unwrap_or(path);
+            options[at] = format!("{name}{}", place.join(below).display());
+        }
+        Ok(())
+    }
+
+    /// Which of these are something else in the host's mount namespace than in the server's.
+    fn unseen(&self, paths: &[PathBuf]) -> io::Result<Vec<bool>> {
+        let looked_at = paths.to_vec();
+        let hosts = self
+            .host
+            .run(move || looked_at.iter().map(|path| identity(path)).collect::<Vec<_>>());
+        let hosts = hosts.map_err(io::Error::other)?;
+        let is_unseen = |(path, hosts): (&PathBuf, &Option<_>)| hosts.is_some() && *hosts != identity(path);
+        Ok(paths.iter().zip(&hosts).map(is_unseen).collect())
     }
 
     fn bind_rootfs(&self, attachment: &Attachment, source: &Path, target: &Path, how: &How) -> Result<(), ShareError> {
@@ -169,12 +205,20 @@ struct How {
     map: Option<IdMap>,
 }
 
-/// Lower directories of an overlay that is being mounted, in a directory of the server's mount namespace. They go with this.
-struct Layers(PathBuf);
+/// Directories of an overlay that is being mounted, in a directory of the server's mount namespace. They go with this.
+struct Layers {
+    directory: PathBuf,
+    used: bool,
+}
 
 impl Layers {
-    fn add(&mut self, number: usize, tree: &OwnedFd) -> io::Result<PathBuf> {
-        let place = self.0.join(number.to_string());
+    fn new(directory: PathBuf) -> Self {
+        Self { directory, used: false }
+    }
+
+    fn add(&mut self, name: &str, tree: &OwnedFd) -> io::Result<PathBuf> {
+        self.used = true;
+        let place = self.directory.join(name);
         fs::create_dir_all(&place)?;
         move_mount(tree, "", CWD, &place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
         Ok(place)
@@ -183,15 +227,19 @@ impl Layers {
 
 impl Drop for Layers {
     fn drop(&mut self) {
-        let removed = unmount_below(&self.0).map_err(io::Error::other).and_then(|()| {
+        if !self.used {
+            return;
+        }
+        let directory = &self.directory;
+        let removed = unmount_below(directory).map_err(io::Error::other).and_then(|()| {
             // Empty directories alone: if something were mounted there still, files of the host would go.
-            for entry in fs::read_dir(&self.0)? {
+            for entry in fs::read_dir(directory)? {
                 fs::remove_dir(entry?.path())?;
             }
-            fs::remove_dir(&self.0)
+            fs::remove_dir(directory)
         });
         if let Err(error) = removed {
-            tracing::warn!(%error, path = %self.0.display(), "layers of an overlay stay mounted until the sandbox's end");
+            tracing::warn!(%error, path = %directory.display(), "layers of an overlay stay mounted until the sandbox's end");
         }
     }
 }
@@ -271,6 +319,43 @@ mod tests {
             assert_eq!(fs::read_dir(tree.root().join("c/rootfs")).unwrap().count(), 100);
             tree.detach(&id).unwrap();
             unmount_below(&layers).unwrap();
+        });
+    }
+
+    #[test]
+    fn an_overlay_writes_to_a_disk_that_the_host_has_mounted_since() {
+        in_namespace(|tree, directory| {
+            let disk = directory.join("disk");
+            fs::create_dir(&disk).unwrap();
+            let made = disk.clone();
+            let mounted = move || {
+                rustix::mount::mount("tmpfs", &made, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+                for name in ["lower", "rw/upper", "rw/work"] {
+                    fs::create_dir_all(made.join(name)).unwrap();
+                }
+                fs::write(made.join("lower/below"), "").unwrap();
+            };
+            tree.host.run(mounted).unwrap();
+            assert!(!disk.join("rw").exists(), "the server does not see it");
+            let mut mount = Mount::new();
+            mount.type_ = "overlay".to_owned();
+            let at = |option: &str, name: &str| format!("{option}={}", disk.join(name).display());
+            mount.options = vec![
+                at("workdir", "rw/work"),
+                at("upperdir", "rw/upper"),
+                at("lowerdir", "lower"),
+            ];
+            let id = ContainerId::new("c").unwrap();
+            tree.attach_rootfs(&tree.begin(&id), &[mount], Path::new("/nowhere"))
+                .unwrap();
+            let root = tree.root().join("c/rootfs");
+            assert!(root.join("below").exists());
+            fs::write(root.join("written"), "").unwrap();
+            let written = disk.join("rw/upper/written");
+            assert!(tree.host.run(move || written.exists()).unwrap());
+            assert!(!tree.mirrors.directory().join("layers-c").exists());
+            tree.detach(&id).unwrap();
+            tree.host.run(move || unmount_below(&disk).unwrap()).unwrap();
         });
     }
 

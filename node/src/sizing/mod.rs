@@ -98,6 +98,7 @@ impl Sizing {
         let host = HostRule {
             kubelet: spec.annotations().as_ref().is_some_and(bundle::is_pod_sandbox),
             overhead: hypervisor::overhead(&config.hypervisor),
+            threads: hypervisor::most_threads(&config.hypervisor),
         };
         let free = Self::before_the_boot(base, most, pod, first, host);
         let free = Self {
@@ -149,7 +150,10 @@ impl Sizing {
     pub fn host_at_boot(&self) -> HostLimits {
         // A pod's first is no container of its author's: whose CPUs it may have is not known yet.
         let known = if self.host.kubelet { None } else { Some(self.first) };
-        self.host_limits(self.boot.size, known).unwrap_or_default()
+        self.host_limits(self.boot.size, known).unwrap_or_else(|| HostLimits {
+            pids: Some(self.host.pids(1)),
+            ..HostLimits::default()
+        })
     }
 
     /// What it gets for a VM of this size and these containers; none if there are no containers.

@@ -22,6 +22,7 @@ const MIB: u64 = 1 << 20;
 const HOST: HostRule = HostRule {
     kubelet: false,
     overhead: Mebibytes(128),
+    threads: 100,
 };
 
 fn sizing(fixed: bool, pod: Limits, first: Limits) -> Sizing {

@@ -1,4 +1,5 @@
-//! Block devices of a specification (`--device`, CRI's volumeDevices): each becomes a disk of the guest.
+//! Devices of a specification (`--device`, CRI's volumeDevices): each block device becomes a disk of the guest, of a character
+//! device the guest is told the name.
 //!
 //! A specification identifies a device by the host's number. The node in the container may have any name.
 
@@ -13,7 +14,7 @@ use super::{Places, VolumeError, Volumes, allows_everything};
 use crate::host_ns::HostNamespace;
 
 impl Volumes {
-    /// Takes the block devices. A privileged container may be given the list of all devices of the host: of those, what is
+    /// Takes the block devices, and the names of the others. A privileged container may be given the list of all devices of the host: of those, what is
     /// in use on the host, empty or not there is left out.
     pub(super) fn devices(
         &mut self,
@@ -37,6 +38,10 @@ impl Volumes {
         let mut held = Vec::new();
         for device in std::mem::take(listed) {
             if device.typ() != LinuxDeviceType::B {
+                if let Some(name) = name(&places.character, device.major(), device.minor()) {
+                    let number = format!("{}:{}", device.major(), device.minor());
+                    self.device_names.insert(number, name);
+                }
                 kept.push(device);
                 continue;
             }
@@ -89,8 +94,7 @@ fn locate(
             device.minor()
         )));
     };
-    let node =
-        node(places, major, minor).ok_or_else(|| wrong(format!("the host has no block device {major}:{minor}")))?;
+    let node = node(places, device).ok_or_else(|| wrong(format!("the host has no block device {major}:{minor}")))?;
     let disk = HostDisk::locate(host, &node, !writable(rules, device))?;
     if disk.key != DiskKey::BlockDevice(rustix::fs::makedev(major, minor)) {
         return Err(wrong(format!(
@@ -107,15 +111,20 @@ fn locate(
     Ok((node, disk))
 }
 
-/// The node of a number: the kernel has a directory for each device, which names it (sysfs-devices-*, `uevent`).
-fn node(places: &Places, major: u32, minor: u32) -> Option<PathBuf> {
-    let uevent = fs::read_to_string(places.block.join(format!("{major}:{minor}/uevent"))).ok()?;
+/// The node of a block device.
+fn node(places: &Places, device: &LinuxDevice) -> Option<PathBuf> {
+    name(&places.block, device.major(), device.minor()).map(|name| places.dev.join(name))
+}
+
+/// The name of a number, below /dev: the kernel has a directory for each device, which names it (sysfs-devices-*, `uevent`).
+fn name(numbers: &Path, major: i64, minor: i64) -> Option<String> {
+    let uevent = fs::read_to_string(numbers.join(format!("{major}:{minor}/uevent"))).ok()?;
     let name = uevent.lines().find_map(|line| line.strip_prefix("DEVNAME="))?;
     // `mapper/x` is one; what leads elsewhere is not.
     let plain = Path::new(name)
         .components()
         .all(|part| matches!(part, std::path::Component::Normal(_)));
-    plain.then(|| places.dev.join(name))
+    plain.then(|| name.to_owned())
 }
 
 /// Whether any rule lets the container write to a device.
@@ -164,19 +173,16 @@ mod tests {
     }
 
     #[test]
-    fn a_number_leads_to_a_node_below_dev() {
+    fn a_number_leads_to_a_name_below_dev() {
         let directory = tempfile::tempdir().unwrap();
-        let places = Places {
-            block: directory.path().to_owned(),
-            ..Places::default()
-        };
         for (number, name) in [("253:1", "mapper/x"), ("8:0", "../etc/passwd"), ("8:1", "")] {
             let place = directory.path().join(number);
             fs::create_dir(&place).unwrap();
             fs::write(place.join("uevent"), format!("MAJOR=1\nDEVNAME={name}\nDEVTYPE=disk\n")).unwrap();
         }
-        assert_eq!(node(&places, 253, 1).as_deref(), Some(Path::new("/dev/mapper/x")));
-        assert_eq!(node(&places, 8, 0), None);
-        assert_eq!(node(&places, 9, 9), None);
+        let name = |major, minor| name(directory.path(), major, minor);
+        assert_eq!(name(253, 1).as_deref(), Some("mapper/x"));
+        assert_eq!(name(8, 0), None);
+        assert_eq!(name(9, 9), None);
     }
 }

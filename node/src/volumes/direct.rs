@@ -19,7 +19,7 @@ use super::error::VolumeError;
 const MAX: u64 = 1 << 20;
 
 /// Kinds of volumes that are disks: the names that Kata's two runtimes and its tools use.
-const KINDS: [&str; 4] = ["", "block", "directvol", "file"];
+const KINDS: [&str; 5] = ["", "block", "blk", "directvol", "file"];
 
 /// The content of mountInfo.json.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -72,7 +72,7 @@ fn parse(text: &[u8]) -> Result<MountInfo, String> {
     let mut info: MountInfo = serde_json::from_slice(text).map_err(|error| format!("is not valid: {error}"))?;
     if !KINDS.contains(&info.kind.as_str()) {
         return Err(format!(
-            "asks for volume-type {:?}, which is not supported: it may be block, directvol or file",
+            "asks for volume-type {:?}, which is not supported: it may be block, blk, directvol or file",
             info.kind
         ));
     }
@@ -184,6 +184,8 @@ mod tests {
         let image = image.unwrap();
         assert!(image.read_only());
         assert_eq!(image.options, ["ro"]);
+        // As runtime-rs 4.1 names it.
+        parse(br#"{"device":"/dev/sdf","fstype":"ext4","volume-type":"blk"}"#).unwrap();
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! The files that the host has put into an emptyDir in memory before a container uses it, for example the directory of a
-//! subPath. The guest's tmpfs starts with a copy of them.
+//! The files that the host has in a volume which is a tmpfs of the guest: what the kubelet has put into an emptyDir in memory, for
+//! example the directory of a subPath, or whatever is not shared with the guest. The tmpfs starts with a copy of them.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -16,6 +16,9 @@ use crate::openat_beneath;
 /// Most entries, and bytes of all files, that are copied: it is for what a kubelet prepares, not for data.
 const MOST_ENTRIES: usize = 512;
 const MOST_BYTES: u64 = 1 << 20;
+
+/// These bounds, for errors.
+pub(super) const BOUNDS: &str = "512 files and directories, 1 MiB";
 
 /// Everything in it, parents first; none if it is too much. Blocks.
 pub(super) fn read(host: &HostNamespace, of: &EmptyDir) -> Result<Option<Vec<StorageEntry>>, HostNamespaceError> {
@@ -32,6 +35,33 @@ pub(super) fn read(host: &HostNamespace, of: &EmptyDir) -> Result<Option<Vec<Sto
         path: of.root.clone(),
         source,
     })
+}
+
+/// A file alone, under another name; none if it is too much. Blocks.
+pub(super) fn file(host: &HostNamespace, path: &Path, name: &str) -> Result<Option<StorageEntry>, HostNamespaceError> {
+    let file = path.to_owned();
+    let read = host.run(move || -> io::Result<_> {
+        let metadata = file.metadata()?;
+        if metadata.len() > MOST_BYTES {
+            return Ok(None);
+        }
+        let mut content = Vec::new();
+        fs::File::open(&file)?.take(MOST_BYTES + 1).read_to_end(&mut content)?;
+        Ok((content.len() as u64 <= MOST_BYTES).then_some((metadata, content)))
+    })?;
+    let read = read.map_err(|source| HostNamespaceError::Open {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(read.map(|(metadata, content)| StorageEntry {
+        path: name.as_bytes().to_owned(),
+        mode: metadata.mode(),
+        uid: metadata.uid(),
+        gid: metadata.gid(),
+        content,
+        required: true,
+        ..StorageEntry::default()
+    }))
 }
 
 struct Copy {

@@ -34,6 +34,18 @@ pub enum VolumeError {
         /// Why it cannot be had.
         reason: String,
     },
+    /// What would have to be copied into the guest together.
+    #[error(
+        "{key}, and the files of all mounts are {bytes} bytes, of which {most} are copied into the guest: put some on a disk"
+    )]
+    Copies {
+        /// The key for which they are copied.
+        key: &'static str,
+        /// How much they are.
+        bytes: usize,
+        /// The most that is copied.
+        most: usize,
+    },
     /// The rootfs.
     #[error("cannot use {from:?} as the rootfs: {reason}")]
     Rootfs {

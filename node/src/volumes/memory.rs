@@ -13,6 +13,9 @@ use super::source::{FileSystem, Source};
 /// Bytes of huge pages that a container may use, by the size of a page.
 pub(super) type HugePageLimits = HashMap<u64, u64>;
 
+/// Where programs look for shared memory (shm_open(3)).
+pub(super) const SHM: &str = "/dev/shm";
+
 /// "No limit" is a number that no memory has.
 const NO_LIMIT: u64 = 1 << 50;
 
@@ -60,7 +63,7 @@ pub(super) fn storage(
     };
     match source.file_system {
         FileSystem::Tmpfs { size } => {
-            let shm = destination == Path::new("/dev/shm");
+            let shm = destination == Path::new(SHM);
             if !shm && !empty_dir {
                 return None;
             }

@@ -8,46 +8,58 @@
 //! | a mount for which there is a `mountInfo.json` (direct-assigned volume) | a disk, mounted there |
 //! | a block device in `linux.devices` | a disk |
 //! | a tmpfs that is `/dev/shm`, or an emptyDir or a part of one | a tmpfs, the same for all containers of the pod |
+//! | an emptyDir, with `emptydir_mode = "block-plain"` | a disk in an image in it, mounted there |
 //! | a hugetlbfs | a hugetlbfs with reserved pages |
+//! | any other file or directory, with `shared_fs = "none"` | a tmpfs with a copy |
 //!
 //! It decides and looks things up; it neither plugs in nor mounts. The mounts that it handles become binds from
 //! [`protocol::STORAGE_DIRECTORY`], which [`crate::guest_spec`] does not change.
 
+mod copied;
+pub mod copies;
 mod dev;
 mod devices;
 mod direct;
 pub mod disk;
+mod empty_disk;
 mod entries;
 mod error;
 mod layers;
+mod located;
 mod memory;
 mod name;
 pub mod record;
 mod rootfs;
 mod source;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Component, Path, PathBuf};
 
+use config::EmptyDirMode;
 use containerd_shim_protos::types::mount::Mount as RootfsMount;
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, Mount, Spec};
 use protocol::agent::{BlockDevice, Storage};
 
 use self::disk::HostDisk;
 pub use self::error::VolumeError;
+use self::located::EmptyDirPlace;
 pub use self::record::DirectVolume;
 use self::source::{EmptyDir, FileSystem, Source};
 use crate::host_ns::{HostNamespace, HostNamespaceError};
 
-/// Where things are found on the host.
+/// Where things are found on the host, and where emptyDirs are.
 #[derive(Debug, Clone)]
 struct Places {
     /// Kata's directory of direct-assigned volumes.
     direct: PathBuf,
     /// The kernel's list of block devices by number.
     block: PathBuf,
+    /// The same of character devices.
+    character: PathBuf,
     /// Device nodes.
     dev: PathBuf,
+    /// Whether emptyDirs are on disks.
+    empty_dirs: EmptyDirMode,
 }
 
 impl Default for Places {
@@ -55,7 +67,9 @@ impl Default for Places {
         Self {
             direct: PathBuf::from(record::ROOT),
             block: PathBuf::from("/sys/dev/block"),
+            character: PathBuf::from("/sys/dev/char"),
             dev: PathBuf::from("/dev"),
+            empty_dirs: EmptyDirMode::SharedFs,
         }
     }
 }
@@ -71,6 +85,8 @@ pub struct Volumes {
     pub devices: Vec<(BlockDevice, usize)>,
     /// The root in the guest, if it is on a disk.
     pub rootfs: Option<PathBuf>,
+    /// What the host calls its character devices that are listed, by their numbers (`MAJOR:MINOR`).
+    pub device_names: HashMap<String, String>,
     /// Its direct-assigned volumes.
     pub direct: Vec<DirectVolume>,
     /// Sources below `/dev` that are files of the host.
@@ -84,8 +100,17 @@ impl Volumes {
     ///
     /// # Errors
     /// Something cannot be had; it is named.
-    pub fn plan(spec: &mut Spec, rootfs: &[RootfsMount], host: &HostNamespace) -> Result<Self, VolumeError> {
-        Self::plan_at(&Places::default(), spec, rootfs, host)
+    pub fn plan(
+        spec: &mut Spec,
+        rootfs: &[RootfsMount],
+        empty_dirs: EmptyDirMode,
+        host: &HostNamespace,
+    ) -> Result<Self, VolumeError> {
+        let places = Places {
+            empty_dirs,
+            ..Places::default()
+        };
+        Self::plan_at(&places, spec, rootfs, host)
     }
 
     fn plan_at(
@@ -107,6 +132,29 @@ impl Volumes {
         volumes.reserve_huge_pages(&huge_pages);
         volumes.devices(places, spec, host)?;
         Ok(volumes)
+    }
+
+    /// Refuses a root that is not on disks: for a guest with which nothing is shared.
+    ///
+    /// # Errors
+    /// It is a directory of the host.
+    pub fn refuse_shared_root(&self, root: &Path, mounts: &[RootfsMount]) -> Result<(), VolumeError> {
+        if self.rootfs.is_some() {
+            return Ok(());
+        }
+        let kinds: Vec<&str> = mounts.iter().map(|mount| mount.type_.as_str()).collect();
+        let kind = if kinds.is_empty() {
+            "a directory".to_owned()
+        } else {
+            kinds.join(" and ")
+        };
+        Err(VolumeError::Rootfs {
+            from: root.display().to_string(),
+            reason: format!(
+                "hypervisor.qemu.shared_fs = \"none\", and it is {kind} of the host: use a snapshotter that has it on a block device or in an \
+                 image (blockfile, devmapper, erofs), or set shared_fs = \"virtio-fs\""
+            ),
+        })
     }
 
     fn mount(
@@ -146,10 +194,29 @@ impl Volumes {
         let Ok(source) = Source::examine(host, &path) else {
             return Ok(());
         };
-        self.in_memory(mount, &path, source, huge_pages, host)
+        if self.in_memory(mount, &path, source, huge_pages, host)? || places.empty_dirs == EmptyDirMode::SharedFs {
+            return Ok(());
+        }
+        self.on_image(mount, &path, host)
     }
 
-    /// Takes a mount of the host's memory.
+    /// Takes a mount of an emptyDir.
+    fn on_image(&mut self, mount: &mut Mount, path: &Path, host: &HostNamespace) -> Result<(), VolumeError> {
+        let missing = |error| VolumeError::Missing {
+            path: path.to_owned(),
+            source: Box::new(error),
+        };
+        let found = host.find_tree(path, false).map_err(missing)?;
+        let Some(place) = EmptyDirPlace::find(host, &found).map_err(missing)? else {
+            return Ok(());
+        };
+        let (storage, disk) = empty_disk::find(host, &place)?;
+        take(mount, &storage, &place.part);
+        self.store_on(storage, disk);
+        Ok(())
+    }
+
+    /// Takes a mount of the host's memory. False if it is none.
     fn in_memory(
         &mut self,
         mount: &mut Mount,
@@ -157,7 +224,7 @@ impl Volumes {
         source: Source,
         huge_pages: &memory::HugePageLimits,
         host: &HostNamespace,
-    ) -> Result<(), VolumeError> {
+    ) -> Result<bool, VolumeError> {
         let failed = |error: HostNamespaceError| VolumeError::Missing {
             path: path.to_owned(),
             source: Box::new(error),
@@ -167,15 +234,21 @@ impl Volumes {
             FileSystem::HugePages { .. } | FileSystem::Other => None,
         };
         let Some(found) = found else {
-            if let Some(storage) = memory::storage(path, mount.destination(), &source, false, huge_pages) {
-                take(mount, &storage, Path::new(""));
-                self.storages.push((storage, Vec::new()));
+            // A directory of a tmpfs that has other files as well (/run, /tmp) is not shared memory.
+            let shared_memory = mount.destination() == Path::new(memory::SHM);
+            if shared_memory && !source::is_mount(host, path).map_err(failed)? {
+                return Ok(false);
             }
-            return Ok(());
+            let Some(storage) = memory::storage(path, mount.destination(), &source, false, huge_pages) else {
+                return Ok(false);
+            };
+            take(mount, &storage, Path::new(""));
+            self.storages.push((storage, Vec::new()));
+            return Ok(true);
         };
         let source = Source::examine(host, &found.root).map_err(failed)?;
         let Some(mut storage) = memory::storage(&found.root, mount.destination(), &source, true, huge_pages) else {
-            return Ok(());
+            return Ok(false);
         };
         match entries::read(host, &found).map_err(failed)? {
             Some(entries) => storage.entries = entries,
@@ -186,7 +259,7 @@ impl Volumes {
         }
         take(mount, &storage, &found.part);
         self.storages.push((storage, Vec::new()));
-        Ok(())
+        Ok(true)
     }
 
     /// Each limit of huge pages is a reservation in the guest, made once: with the first volume of that size, or without one

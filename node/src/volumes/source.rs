@@ -25,7 +25,7 @@ pub(super) enum FileSystem {
 }
 
 /// The directory in the path of every emptyDir (kubelet's plug-in name with its slash escaped).
-const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
+pub(super) const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
 
 /// A part of an emptyDir in memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,18 +70,29 @@ impl Source {
     }
 }
 
+/// Whether something is mounted on a path, of which it shows all.
+pub(super) fn is_mount(host: &HostNamespace, path: &Path) -> Result<bool, HostNamespaceError> {
+    let source = host.find_tree(path, false)?;
+    let mounts = mounts(host)?;
+    let own = mounts.iter().find(|line| line.id == source.mount);
+    Ok(own.is_some_and(|own| own.mountpoint == source.path && own.root == Path::new("/")))
+}
+
+fn mounts(host: &HostNamespace) -> Result<Vec<mountinfo::MountLine>, HostNamespaceError> {
+    host.run(mountinfo::read).and_then(|mounts| {
+        mounts.map_err(|source: io::Error| HostNamespaceError::Open {
+            path: "/proc/self/mountinfo".into(),
+            source,
+        })
+    })
+}
+
 impl EmptyDir {
     /// The emptyDir that a path of the host's is in, by whatever mount: for a subPath the kubelet makes one elsewhere. None if it
     /// is in none.
     pub(super) fn find(host: &HostNamespace, path: &Path) -> Result<Option<Self>, HostNamespaceError> {
         let source = host.find_tree(path, false)?;
-        let listed = host.run(mountinfo::read).and_then(|mounts| {
-            mounts.map_err(|source: io::Error| HostNamespaceError::Open {
-                path: "/proc/self/mountinfo".into(),
-                source,
-            })
-        });
-        let mounts = listed?;
+        let mounts = mounts(host)?;
         let own = mounts.iter().find(|line| line.id == source.mount);
         Ok(own.and_then(|own| {
             let part = own.root.join(source.path.strip_prefix(&own.mountpoint).ok()?);

@@ -3,6 +3,7 @@
 
 use std::fs;
 
+use config::EmptyDirMode;
 use rustix::mount::{MountFlags, mount, unmount};
 use serde_json::json;
 
@@ -36,7 +37,13 @@ fn a_rootfs_in_an_image_becomes_a_disk() {
         options: ["loop", "rw", "discard"].map(str::to_owned).to_vec(),
         ..RootfsMount::default()
     };
-    let volumes = Volumes::plan(&mut spec(json!({})), std::slice::from_ref(&rootfs), &host()).unwrap();
+    let volumes = Volumes::plan(
+        &mut spec(json!({})),
+        std::slice::from_ref(&rootfs),
+        EmptyDirMode::SharedFs,
+        &host(),
+    )
+    .unwrap();
     let (storage, disk) = &volumes.storages[0];
     assert_eq!((storage.fstype.as_str(), disk.clone()), ("ext4", vec![0]));
     assert_eq!(storage.options, ["rw", "discard"]);
@@ -45,19 +52,19 @@ fn a_rootfs_in_an_image_becomes_a_disk() {
     assert_eq!((opened.kind, opened.read_only), (hypervisor::DiskKind::File, false));
 
     let layers = [rootfs.clone(), rootfs.clone()];
-    let error = Volumes::plan(&mut spec(json!({})), &layers, &host()).unwrap_err();
+    let error = Volumes::plan(&mut spec(json!({})), &layers, EmptyDirMode::SharedFs, &host()).unwrap_err();
     assert!(error.to_string().contains("several layers"), "{error}");
     let missing = RootfsMount {
         source: "/not/there".to_owned(),
         ..rootfs.clone()
     };
-    let error = Volumes::plan(&mut spec(json!({})), &[missing], &host()).unwrap_err();
+    let error = Volumes::plan(&mut spec(json!({})), &[missing], EmptyDirMode::SharedFs, &host()).unwrap_err();
     assert!(error.to_string().contains("/not/there"), "{error}");
     let no_disk = RootfsMount {
         source: "/dev/null".to_owned(),
         ..rootfs
     };
-    let error = Volumes::plan(&mut spec(json!({})), &[no_disk], &host()).unwrap_err();
+    let error = Volumes::plan(&mut spec(json!({})), &[no_disk], EmptyDirMode::SharedFs, &host()).unwrap_err();
     assert!(matches!(error, VolumeError::NoDisk { .. }), "{error}");
 }
 
@@ -113,7 +120,7 @@ fn a_tmpfs_of_the_pods_memory_is_the_guests() {
     let mut spec = spec(json!({ "mounts": [
         bind(&cache, "/cache"), bind(&disk, "/disk"), bind(&cache, "/dev/shm"), bind(&part, "/part")
     ] }));
-    let planned = Volumes::plan(&mut spec, &[], &host());
+    let planned = Volumes::plan(&mut spec, &[], EmptyDirMode::SharedFs, &host());
     for path in [&part, &cache] {
         unmount(path, rustix::mount::UnmountFlags::empty()).unwrap();
     }
@@ -138,7 +145,7 @@ fn a_tmpfs_of_the_pods_memory_is_the_guests() {
 fn a_name_of_the_guests_own_cannot_be_a_source() {
     let inside = Path::new(protocol::STORAGE_DIRECTORY).join("disk-of-another");
     let mut spec = spec(json!({ "mounts": [bind(&inside, "/x")] }));
-    let error = Volumes::plan(&mut spec, &[], &host()).unwrap_err();
+    let error = Volumes::plan(&mut spec, &[], EmptyDirMode::SharedFs, &host()).unwrap_err();
     assert!(error.to_string().contains("/x"), "{error}");
 }
 
@@ -149,7 +156,7 @@ fn an_empty_image_and_a_device_that_is_not_there_are_named() {
     assert!(matches!(disk.open(), Err(VolumeError::Empty { .. })));
     let device = json!({ "path": "/dev/gone", "type": "b", "major": 4000, "minor": 9 });
     let mut few = spec(json!({ "linux": { "devices": [device] } }));
-    let error = Volumes::plan(&mut few, &[], &host()).unwrap_err();
+    let error = Volumes::plan(&mut few, &[], EmptyDirMode::SharedFs, &host()).unwrap_err();
     assert!(
         error.to_string().contains("/dev/gone") && error.to_string().contains("4000:9"),
         "{error}"
@@ -157,7 +164,24 @@ fn an_empty_image_and_a_device_that_is_not_there_are_named() {
     let mut all = spec(json!({ "linux": {
         "devices": [device], "resources": { "devices": [{ "allow": true, "access": "rwm" }] }
     } }));
-    let volumes = Volumes::plan(&mut all, &[], &host()).unwrap();
+    let volumes = Volumes::plan(&mut all, &[], EmptyDirMode::SharedFs, &host()).unwrap();
     assert_eq!(volumes.warnings.len(), 1);
     assert!(all.linux().clone().unwrap().devices().as_ref().unwrap().is_empty());
+}
+
+#[test]
+fn only_a_whole_tmpfs_is_shared_memory() {
+    let plan = |source: &Path| {
+        let bind = json!({ "destination": "/dev/shm", "type": "bind", "source": source, "options": ["rbind", "ro"] });
+        let mut spec = spec(json!({ "mounts": [bind] }));
+        let volumes = Volumes::plan(&mut spec, &[], EmptyDirMode::SharedFs, &host()).unwrap();
+        let mount = spec.mounts().clone().unwrap().remove(0);
+        (volumes.storages.len(), mount)
+    };
+    let (storages, mount) = plan(Path::new("/dev/shm"));
+    assert_eq!(storages, 1);
+    assert!(mount.options().clone().unwrap().contains(&"ro".to_owned()));
+    let part = tempfile::tempdir_in("/dev/shm").unwrap();
+    let (storages, mount) = plan(part.path());
+    assert_eq!((storages, mount.source().as_deref()), (0, Some(part.path())));
 }

@@ -30,7 +30,7 @@ use crate::openat_beneath;
 use crate::share::VolumeId;
 use event::Event;
 use helpers::Helpers;
-use table::{Place, Table};
+use table::{Marked, Place, Table};
 
 /// Directories that are watched for one sandbox: a mark keeps about 1 KiB of the host's kernel memory.
 const MOST_DIRECTORIES: usize = 1024;
@@ -173,17 +173,27 @@ impl Watches {
             let mut all = self.roots();
             volumes.iter().filter_map(|volume| all.remove_entry(volume)).collect()
         };
+        self.take_back(&unwatched, &roots);
+        self.gone.notify_one();
+    }
+
+    /// Takes back marks. `roots`: of the volumes that they were in.
+    fn take_back(&self, marks: &[Marked], roots: &HashMap<VolumeId, OwnedFd>) {
         let group = self.group.get_ref().as_fd();
-        for (handle, volume, directory) in unwatched {
-            let Some(root) = roots.get(&volume) else { continue };
-            // What is gone has no mark any more.
-            if let Ok(file) = sys::open_by_handle(root.as_fd(), &handle)
-                && let Err(error) = sys::unmark(group, file.as_fd(), directory)
+        for Marked {
+            handle,
+            volume,
+            directory,
+        } in marks
+        {
+            let Some(root) = roots.get(volume) else { continue };
+            // By what it is: its path may be anybody's by now. What is gone has no mark any more.
+            if let Ok(file) = sys::open_by_handle(root.as_fd(), handle)
+                && let Err(error) = sys::unmark(group, file.as_fd(), *directory)
             {
                 tracing::debug!(volume, %error, "a mark of fanotify stays until the sandbox ends");
             }
         }
-        self.gone.notify_one();
     }
 
     /// Waits for changes, and tells them in the order in which they were made.
@@ -229,6 +239,9 @@ impl Watches {
                 found.unwrap_or(false)
             };
             let told = self.table().translate(event, exists);
+            if !told.left.is_empty() {
+                self.take_back(&told.left, &self.roots());
+            }
             for place in told.appeared {
                 if let Ok(file) = self.open(&place)
                     && let Ok((FileType::Directory, device)) = kind_and_device(&file)
@@ -329,6 +342,34 @@ mod tests {
         watches.forget(&[2, 3]);
         assert_eq!(marks(&watches), 0);
         assert!(watches.roots().is_empty());
+    }
+
+    #[tokio::test]
+    async fn the_marks_of_a_directory_that_is_moved_away_are_taken_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let volumes = directory.path().join(protocol::VOLUMES);
+        fs::create_dir_all(volumes.join("1/sub/deep")).unwrap();
+        fs::create_dir_all(volumes.join("2")).unwrap();
+        let watches = Watches::new(directory.path()).unwrap();
+        for volume in [1, 2] {
+            watches.add(volume);
+        }
+        assert_eq!(marks(&watches), 4);
+        let told = async |script: &str, last: &[u8]| {
+            host(script, &volumes);
+            fs::remove_file(volumes.join("../gate")).unwrap();
+            let mut names = Vec::new();
+            while names.last().is_none_or(|name| name != last) {
+                names.extend(watches.next().await.unwrap().into_iter().map(|change| change.name));
+            }
+        };
+        // Into another volume: it is watched there.
+        told("mv 1/sub 2/sub; echo x > 2/first", b"first").await;
+        assert_eq!((marks(&watches), watches.table().len()), (4, 4));
+        told("mv 2/sub ../outside; echo x > 2/second", b"second").await;
+        assert_eq!((marks(&watches), watches.table().len()), (2, 2));
+        told("mv ../outside 1/back; echo x > 1/back/deep/third", b"third").await;
+        assert_eq!((marks(&watches), watches.table().len()), (4, 4));
     }
 
     #[tokio::test]

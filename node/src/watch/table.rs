@@ -55,8 +55,20 @@ impl Place {
 pub(super) struct Told {
     /// For the guest, in order.
     pub(super) changes: Vec<HostChange>,
+    /// Directories that are not in any volume any longer, although they are there: their marks are to be taken back, before what has appeared
+    /// is marked.
+    pub(super) left: Vec<Marked>,
     /// Directories that are new in a watched one.
     pub(super) appeared: Vec<Place>,
+}
+
+/// What has a mark.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Marked {
+    pub(super) handle: Handle,
+    /// A volume that it was in.
+    pub(super) volume: VolumeId,
+    pub(super) directory: bool,
 }
 
 /// Bits of fanotify and of inotify that mean the same, in the order in which they happen to a file. Those for one name
@@ -88,24 +100,27 @@ impl Table {
         }
     }
 
-    /// Nothing of these volumes is of interest any longer. The answer is what need not be watched any more, each with the volume
-    /// that it was in and whether it is a directory.
-    pub(super) fn forget(&mut self, volumes: &[VolumeId]) -> Vec<(Handle, VolumeId, bool)> {
-        let gone = self.places.iter().filter_map(|(handle, places)| {
-            let all = places.iter().all(|place| volumes.contains(&place.volume));
-            let place = places.first().filter(|_| all)?;
-            Some((handle.clone(), place.volume, !place.file))
-        });
-        let gone = gone.collect();
-        self.retain(|place| !volumes.contains(&place.volume));
-        gone
+    /// Nothing of these volumes is of interest any longer. The answer is what need not be watched any more.
+    pub(super) fn forget(&mut self, volumes: &[VolumeId]) -> Vec<Marked> {
+        self.retain(|place| !volumes.contains(&place.volume))
     }
 
-    fn retain(&mut self, keep: impl Fn(&Place) -> bool) {
-        self.places.retain(|_, places| {
+    /// Forgets the other places. The answer is what has none any more.
+    fn retain(&mut self, keep: impl Fn(&Place) -> bool) -> Vec<Marked> {
+        let mut gone = Vec::new();
+        self.places.retain(|handle, places| {
+            let first = places.first().map(|place| (place.volume, !place.file));
             places.retain(&keep);
+            if let (Some((volume, directory)), true) = (first, places.is_empty()) {
+                gone.push(Marked {
+                    handle: handle.clone(),
+                    volume,
+                    directory,
+                });
+            }
             !places.is_empty()
         });
+        gone
     }
 
     /// What the guest is to be told. `exists` says whether there is such a name now.
@@ -136,6 +151,7 @@ impl Table {
             }
             let child = place.child(&entry.name);
             if event.mask & libc::FAN_DELETE != 0 {
+                // Their marks have gone with them.
                 self.retain(|other| other.moved(&child, &child).is_none());
             }
             if event.mask & libc::FAN_CREATE != 0 {
@@ -182,7 +198,10 @@ impl Table {
                         }
                     }
                 }
-                None => self.retain(|place| place.moved(&from_path, &from_path).is_none()),
+                None => {
+                    let left = self.retain(|place| place.moved(&from_path, &from_path).is_none());
+                    told.left.extend(left);
+                }
             }
         }
         let from_elsewhere = new
@@ -318,8 +337,11 @@ mod tests {
             new: entry(9, "elsewhere"),
             ..Event::default()
         };
-        moved.translate(&away, |_, _| true);
+        let told = moved.translate(&away, |_, _| true);
         assert_eq!(moved.len(), 1);
+        let mut left: Vec<_> = told.left.into_iter().map(|marked| marked.handle).collect();
+        left.sort_by_key(|handle| handle.bytes.clone());
+        assert_eq!(left, [handle(2), handle(3)]);
     }
 
     #[test]
@@ -350,7 +372,12 @@ mod tests {
             said(&table.translate(&event, |_, _| true)),
             [(String::new(), String::new(), libc::IN_MODIFY)]
         );
-        assert_eq!(table.forget(&[1]), [(handle(7), 1, false)]);
+        let marked = Marked {
+            handle: handle(7),
+            volume: 1,
+            directory: false,
+        };
+        assert_eq!(table.forget(&[1]), [marked]);
         assert_eq!(table.len(), 0);
     }
 
@@ -358,9 +385,14 @@ mod tests {
     fn what_is_in_two_volumes_is_watched_until_both_are_gone() {
         let mut table = table();
         table.insert(handle(3), Place { volume: 2, ..place("") });
-        let mut gone: Vec<_> = table.forget(&[1]).into_iter().map(|(handle, ..)| handle).collect();
+        let mut gone: Vec<_> = table.forget(&[1]).into_iter().map(|marked| marked.handle).collect();
         gone.sort_by_key(|handle| handle.bytes.clone());
         assert_eq!(gone, [handle(1), handle(2)]);
-        assert_eq!(table.forget(&[2]), [(handle(3), 2, true)]);
+        let marked = Marked {
+            handle: handle(3),
+            volume: 2,
+            directory: true,
+        };
+        assert_eq!(table.forget(&[2]), [marked]);
     }
 }

@@ -7,6 +7,7 @@
 
 use std::path::PathBuf;
 
+use crate::arguments::Arguments;
 use crate::id::{ContainerId, IdError, Namespace};
 
 /// The action of a command line.
@@ -46,21 +47,6 @@ pub enum PoolAction {
     Status,
     /// Print how many there are to be.
     Number,
-}
-
-/// The flags' values.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Arguments {
-    /// containerd's namespace of the sandbox.
-    pub namespace: Namespace,
-    /// The container, or for the server the sandbox. Checked as both are.
-    pub id: ContainerId,
-    /// The bundle; empty: the working directory.
-    pub bundle: PathBuf,
-    /// Log at level debug.
-    pub debug: bool,
-    /// Ours, for the server: the configuration that the runtime options named.
-    pub config_path: Option<PathBuf>,
 }
 
 /// Why the command line cannot be used.

@@ -11,9 +11,9 @@ use protobuf::MessageField;
 use protobuf::well_known_types::timestamp::Timestamp;
 use ttrpc::context;
 
-use crate::command::alive::is_alive;
-use crate::command::cleanup;
-use crate::command::cli::Arguments;
+use crate::alive::is_alive;
+use crate::arguments::Arguments;
+use crate::cleanup;
 use crate::id::{ContainerId, SandboxId};
 
 /// 128 + SIGKILL: what containerd's own shims answer.

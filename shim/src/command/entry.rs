@@ -8,22 +8,25 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use base::spawn::raise_open_files;
 use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
 use node::hooks::{self, Owed};
 use node::host_ns::HostNamespace;
 use node::process::ProcessRef;
-use node::run_dir::{RunDir, SandboxState};
+use node::run_dir::{self, RunDir, SandboxState};
 use node::sys;
 use protobuf::{Message, MessageField};
-use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
-use crate::command::announcement::Announcement;
-use crate::command::cli::{self, Arguments, Command, PoolAction};
-use crate::command::{cleanup, delete, features, logging, options, start};
+use crate::announcement::Announcement;
+use crate::arguments::Arguments;
+use crate::command::cli::{self, Command, PoolAction};
+use crate::command::{delete, features, options, start};
 use crate::context::ServerContext;
 use crate::id::SandboxId;
-use crate::pool::{self, Parked};
-use crate::server;
+use crate::pool;
+use crate::qemu::parked::Parked;
+use crate::{cleanup, logging, server};
 
 /// The runtime's name, as containerd calls it.
 const RUNTIME: &str = "io.containerd.kata.v2";
@@ -33,10 +36,6 @@ const OPTIONS_MAX: u64 = 1 << 20;
 
 /// Threads of the server that run tasks. What blocks has threads of its own.
 const WORKERS: usize = 2;
-
-/// Files that the server may have open: each stream takes three. The usual soft limit of a service, 1024, is enough for some
-/// 150 processes. Not more than this: hooks and logging programs inherit it, and some walk through all descriptors.
-const OPEN_FILES: u64 = 1 << 16;
 
 /// Runs the command line. Nothing but the answer goes to stdout.
 ///
@@ -53,6 +52,7 @@ pub fn run(words: impl IntoIterator<Item = String>) -> Result<(), Box<dyn Error>
         Command::Start(arguments) => {
             let config_path = options::config_path_on_stdin(&stdin()?)?;
             let bundle = bundle(&arguments)?;
+            cleanup::sweep(Path::new(run_dir::ROOT));
             let started = start::start(&arguments, &bundle, config_path.as_deref())?;
             print(started.address.as_bytes())?;
             started.announced();
@@ -69,11 +69,23 @@ pub fn run(words: impl IntoIterator<Item = String>) -> Result<(), Box<dyn Error>
             Ok(())
         }
         Command::Serve(arguments) => {
+            no_core_dumps()?;
             let listener = UnixListener::from(sys::inherited()?);
             let announcement = Announcement::from(io::stdin().as_fd().try_clone_to_owned()?);
             serve_on(listener, announcement, arguments, None)
         }
-        Command::Member { slot, config_path } => pool::run(&slot, config_path),
+        Command::Member { slot, config_path } => {
+            no_core_dumps()?;
+            match pool::run(&slot, config_path)? {
+                Some(pool::Adoption {
+                    listener,
+                    announcement,
+                    arguments,
+                    parked,
+                }) => serve_on(listener, announcement, arguments, Some(parked)),
+                None => Ok(()),
+            }
+        }
         Command::Pool(action, config_path) => print(manage_pool(action, config_path.as_deref())?.as_bytes()),
     }
 }
@@ -82,7 +94,7 @@ fn manage_pool(action: PoolAction, config_path: Option<&Path>) -> Result<String,
     Ok(match action {
         PoolAction::Fill => pool::fill(config_path)?.to_string(),
         PoolAction::Drain => pool::drain(config_path)?.to_string(),
-        PoolAction::Status => pool::status(config_path)?,
+        PoolAction::Status => pool::status()?,
         PoolAction::Number => pool::wanted(config_path)?.to_string(),
     })
 }
@@ -129,7 +141,7 @@ fn info() -> Result<RuntimeInfo, serde_json::Error> {
 
 /// The server, with the VM that it has adopted if there is one. The order matters: an inherited descriptor is taken before another gets its
 /// number; the thread that stays behind is started before this one leaves the host's mount namespace; all others are started after.
-pub(crate) fn serve_on(
+fn serve_on(
     listener: UnixListener,
     announcement: Announcement,
     arguments: Arguments,
@@ -150,12 +162,11 @@ pub(crate) fn serve_on(
     result
 }
 
-/// Raises the soft limit of open files as far as the hard one allows.
-fn raise_open_files() -> rustix::io::Result<()> {
-    let mut limit = getrlimit(Resource::Nofile);
-    let most = limit.maximum.map_or(OPEN_FILES, |hard| hard.min(OPEN_FILES));
-    limit.current = limit.current.map(|soft| soft.max(most));
-    setrlimit(Resource::Nofile, limit)
+/// Has the kernel dump no core of this process and of its copies, wherever `core_pattern` leads: what containers read and write passes
+/// through its memory. What it executes is not affected (prctl(2), PR_SET_DUMPABLE): hooks and logging programs dump as containerd's
+/// limits have it.
+fn no_core_dumps() -> rustix::io::Result<()> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
 }
 
 fn serve_logged(
@@ -196,4 +207,24 @@ fn serve_logged(
     runtime.shutdown_background();
     tracing::info!(reason = ?served?, "the server has ended");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_server_dumps_no_core_and_what_it_executes_does_as_before() {
+        use rustix::process::{Resource, dumpable_behavior, getrlimit};
+        no_core_dumps().unwrap();
+        assert_eq!(dumpable_behavior().unwrap(), DumpableBehavior::NotDumpable);
+        let limit = std::process::Command::new("sh")
+            .args(["-c", "ulimit -c"])
+            .output()
+            .unwrap();
+        let own = getrlimit(Resource::Core)
+            .current
+            .map_or("unlimited".to_owned(), |bytes| (bytes / 512).to_string());
+        assert_eq!(String::from_utf8_lossy(&limit.stdout).trim(), own);
+    }
 }

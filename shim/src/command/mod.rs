@@ -2,13 +2,9 @@
 //!
 //! They know files, sockets and processes. What the server does between its start and its end is in [`crate::server`].
 
-mod alive;
-pub(crate) mod announcement;
-pub mod cleanup;
 pub mod cli;
 pub mod delete;
 pub mod entry;
 pub mod features;
-pub mod logging;
 pub mod options;
 pub mod start;

@@ -3,23 +3,23 @@
 //! The listening socket is bound here and inherited by the server. So containerd can connect as soon as the address is
 //! printed, and nothing has to wait or poll.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
+use base::spawn::{Accounting, Program, Score};
 use node::bundle::{self, BundleError};
 use node::process::ProcessRef;
 use node::run_dir::{RunDir, RunDirError};
-use node::sys;
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
 
-use crate::command::alive::is_alive;
-use crate::command::announcement::Launched;
-use crate::command::cleanup;
-use crate::command::cli::Arguments;
+use crate::alive::is_alive;
+use crate::announcement::Launched;
+use crate::arguments::Arguments;
+use crate::cleanup;
 use crate::id::SandboxId;
 use crate::pool;
 
@@ -148,46 +148,41 @@ fn launch(
         source,
     })?;
     let program = std::env::current_exe().map_err(StartError::Spawn)?;
-    let mut command = Command::new(program);
-    command
-        .args(["-namespace", arguments.namespace.as_str(), "-id", sandbox.as_str()])
-        .arg("-bundle")
-        .arg(bundle)
-        .arg("-socket")
-        .arg(&path);
+    let mut words = [
+        "-namespace",
+        arguments.namespace.as_str(),
+        "-id",
+        sandbox.as_str(),
+        "-bundle",
+    ]
+    .map(OsStr::new)
+    .to_vec();
+    words.extend([bundle.as_os_str(), OsStr::new("-socket"), path.as_os_str()]);
     if let Some(config_path) = config_path {
-        command.arg("-config-path").arg(config_path);
+        words.extend([OsStr::new("-config-path"), config_path.as_os_str()]);
     }
     if arguments.debug {
-        command.arg("-debug");
+        words.push(OsStr::new("-debug"));
     }
     let (theirs, announcement) = io::pipe().map_err(StartError::Spawn)?;
-    // The bundle must not be kept busy by the server's working directory.
-    command
-        .current_dir("/")
+    // The host's OOM killer takes a shim before its containerd, as with containerd's own shims. containerd has put into the environment what the
+    // server needs of it.
+    let server = Program::new(program)
+        .args(words)
+        .envs(std::env::vars_os())
         .stdin(theirs)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    sys::detach_with(&mut command, OwnedFd::from(listener));
-    // It writes down itself what it is made of: two writers would take each other's words away.
-    let server = command.spawn().map_err(StartError::Spawn)?;
-    raise_oom_score(server.id());
+        .session()
+        .descriptors(vec![OwnedFd::from(listener)])
+        .accounting(Accounting {
+            score: Score::BeforeCaller,
+            ..Accounting::default()
+        });
+    // It writes down itself what it is made of: two writers would overwrite each other's entries.
+    let server = server.spawn().map_err(StartError::Spawn)?;
     Ok(Launched {
         process: i32::try_from(server.id()).ok().and_then(ProcessRef::of),
         announcement: announcement.into(),
     })
-}
-
-/// One more than containerd's own, which the server has inherited: the host's OOM killer takes a shim before its containerd, as
-/// with containerd's own shims. Without it the server works as well.
-fn raise_oom_score(server: u32) {
-    let path = format!("/proc/{server}/oom_score_adj");
-    let score = fs::read_to_string(&path)
-        .ok()
-        .and_then(|text| text.trim().parse::<i32>().ok());
-    if let Some(score @ ..1000) = score {
-        let _ = fs::write(path, (score + 1).to_string());
-    }
 }
 
 /// containerd 1.6 and 1.7 read the address from here when they come back after a restart.

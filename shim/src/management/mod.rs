@@ -18,9 +18,9 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::net::UnixListener;
 
-use crate::error::Error;
 use crate::metrics::{self, Scraper};
 use crate::sandbox::Sandbox;
+use crate::sandbox::error::Error;
 use crate::service::SandboxCell;
 
 /// What there is, for whoever asks for something else.

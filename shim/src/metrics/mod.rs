@@ -36,7 +36,7 @@ pub(crate) enum Scraper {
 
 /// Everything that can be had within a few seconds.
 pub(crate) async fn render(sandbox: &Sandbox, scraper: Scraper) -> String {
-    let (guest, containers) = tokio::join!(sandbox.guest_metrics(), sandbox.glance());
+    let (guest, containers) = tokio::join!(sandbox.guest_metrics(), sandbox.figures());
     let guest = guest.ok();
     let mut pids = sandbox.vm_pids();
     pids.push(std::process::id());

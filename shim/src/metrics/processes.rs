@@ -4,7 +4,7 @@
 use std::fs;
 
 use base::net_dev::{self, Traffic};
-use base::process::{TICKS, stat};
+use base::process::{TICKS, proportional, resident, stat};
 
 /// Processes that are looked at: children of children included.
 const MOST: usize = 64;
@@ -87,14 +87,13 @@ impl Usage {
 
     fn add(&mut self, pid: u32) {
         let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
-        if let Some(stat) = i32::try_from(pid).ok().and_then(stat) {
+        if let Some(stat) = stat(pid.cast_signed()) {
             self.user += stat.utime as f64;
             self.system += stat.stime as f64;
+            self.threads += u64::try_from(stat.num_threads).unwrap_or(0);
         }
-        let status = read("status");
-        self.resident += kibibytes(&status, "VmRSS:");
-        self.threads += figure(&status, "Threads:");
-        self.proportional += kibibytes(&read("smaps_rollup"), "Pss:");
+        self.resident += resident(pid.cast_signed()).unwrap_or(0);
+        self.proportional += proportional(pid.cast_signed()).unwrap_or(0);
         let io = read("io");
         self.read += figure(&io, "rchar:");
         self.written += figure(&io, "wchar:");
@@ -107,10 +106,6 @@ fn figure(text: &str, name: &str) -> u64 {
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     let number = line.and_then(|line| line.split_ascii_whitespace().next());
     number.and_then(|number| number.parse().ok()).unwrap_or(0)
-}
-
-fn kibibytes(text: &str, name: &str) -> u64 {
-    figure(text, name).saturating_mul(1024)
 }
 
 #[cfg(test)]
@@ -129,6 +124,5 @@ mod tests {
     #[test]
     fn figures_are_found_by_their_names() {
         assert_eq!(figure("Threads:\t12\n", "Threads:"), 12);
-        assert_eq!(kibibytes("Pss:  3 kB\n", "Pss:"), 3072);
     }
 }

@@ -1,14 +1,13 @@
 //! Fills the pool with a member for every free slot, as long as the host has memory, and empties it.
 
-use std::fs;
+use std::ffi::OsStr;
+use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use base::spawn::{Program, RunError};
 use node::host_ns::HostNamespace;
-use node::process::{self, ProcessRef};
-use node::sys;
 use oci_spec::runtime::Spec;
 
 use super::place::{self, PoolError, Slot};
@@ -16,8 +15,8 @@ use super::wire::{self, Hello, Request};
 use super::{Caller, Key, report};
 use crate::settings::Settings;
 
-/// What a member finds in its environment would be another sandbox's (containerd's runtime v2 README).
-const OF_ONE_SANDBOX: [&str; 4] = ["TTRPC_ADDRESS", "GRPC_ADDRESS", "NAMESPACE", "MAX_SHIM_VERSION"];
+/// What a member and who fills the pool have of the environment. What else there is may be another sandbox's, as containerd's TTRPC_ADDRESS is.
+const OF_EVERY_SANDBOX: [&str; 2] = ["KATA_CONF_FILE", "PATH"];
 
 /// Bytes of arguments: two ids and three paths.
 const ROOM: usize = 640;
@@ -28,8 +27,25 @@ const KEPT_FREE: u64 = 10;
 /// For a member to say hello and to end.
 const END_LIMIT: Duration = Duration::from_secs(10);
 
+/// For the pool to be filled: members are started, and nobody waits until they have booted.
+const FILL_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// Between two looks whether one has ended: there is no event for a lock that is given back.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
+
+/// What came of a fill.
+#[derive(Debug)]
+pub(crate) struct Filled {
+    started: u32,
+    key: Key,
+}
+
+/// For `kata-ctl factory init`, which waits for members of this key alone.
+impl fmt::Display for Filled {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} {}", self.started, self.key.as_str())
+    }
+}
 
 /// How many members the configuration asks for.
 ///
@@ -40,71 +56,67 @@ pub(crate) fn wanted(config_path: Option<&Path>) -> Result<u32, PoolError> {
     Ok(settings.config.factory.vm_cache_number)
 }
 
-/// Starts a member in every free slot, and returns at once; they boot by themselves. The calling thread is in the host's mount namespace. The
-/// answer is how many were started.
+/// Starts a member in every free slot, and returns at once; they boot by themselves. The calling thread is in the host's mount namespace.
 ///
 /// # Errors
 /// The configuration or the pool's files cannot be used, or a member cannot be started.
-pub(crate) fn fill(config_path: Option<&Path>) -> Result<u32, PoolError> {
+pub(crate) fn fill(config_path: Option<&Path>) -> Result<Filled, PoolError> {
     let settings = Settings::load(config_path, &Spec::default()).map_err(PoolError::Configuration)?;
     let root = place::root();
+    let key = Key::of(&settings.file, &settings.config, &Caller::own());
     if settings.config.factory.vm_cache_number == 0 && !root.exists() {
-        return Ok(0);
+        return Ok(Filled { started: 0, key });
     }
     place::create(&root)?;
     place::sweep(&root);
-    report::note(&root, "");
-    let key = Key::of(&settings.file, &settings.config, &Caller::own());
+    report::forget_notices(&root, key.as_str());
     let size = hypervisor::boot_size(&settings.config.hypervisor).memory.bytes();
     let mut started = 0;
+    // Each that boots, for whatever configuration, may still take what its VM may have and has not taken.
+    let _reckoning = place::reckon(&root)?;
+    let mut promised: u64 = place::slots(&root).iter().map(report::outstanding).sum();
     for number in 0..settings.config.factory.vm_cache_number {
         let slot = Slot::new(&root, &key, number);
         let Some(lock) = slot.take()? else { continue };
-        // Each that was started may still take all that its VM may have.
-        if !has_room(size.saturating_mul(u64::from(started) + 1)) {
+        promised = promised.saturating_add(size);
+        if !has_room(promised) {
             tracing::warn!(started, "the host has too little free memory for more warm VMs");
-            report::note(&root, "the host has too little free memory for more warm VMs");
+            report::note(
+                &root,
+                key.as_str(),
+                "the host has too little free memory for more warm VMs",
+            );
             break;
         }
+        slot.promise(&lock, size)?;
         spawn(&slot, lock, config_path)?;
         started += 1;
     }
-    Ok(started)
+    Ok(Filled { started, key })
 }
 
 /// Whether the host has memory for so much more, and [`KEPT_FREE`] beside it.
 pub(super) fn has_room(bytes: u64) -> bool {
-    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let (Some(total), Some(available)) = (kibibytes(&text, "MemTotal:"), kibibytes(&text, "MemAvailable:")) else {
-        return true;
-    };
-    available.saturating_mul(1024).saturating_sub(bytes) >= total.saturating_mul(1024) / KEPT_FREE
-}
-
-fn kibibytes(text: &str, name: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    line.split_whitespace().next()?.parse().ok()
+    let memory = base::meminfo::read();
+    let figures = memory.and_then(|memory| Some((memory.mem_total, memory.mem_available?)));
+    figures.is_none_or(|(total, available)| available.saturating_sub(bytes) >= total / KEPT_FREE)
 }
 
 fn spawn(slot: &Slot, lock: OwnedFd, config_path: Option<&Path>) -> Result<(), PoolError> {
     let failed = |source| PoolError::Start("member of the pool", source);
-    let mut command = Command::new(std::env::current_exe().map_err(failed)?);
-    command.args(["-pool", "member", "-slot", slot.name()]);
+    let room = " ".repeat(ROOM);
+    let mut words = ["-pool", "member", "-slot", slot.name()].map(OsStr::new).to_vec();
     if let Some(path) = config_path {
-        command.arg("-config-path").arg(path);
+        words.extend([OsStr::new("-config-path"), path.as_os_str()]);
     }
     // For the arguments that it shows when it is a sandbox's.
-    command.arg("-room").arg(" ".repeat(ROOM));
-    for name in OF_ONE_SANDBOX {
-        command.env_remove(name);
-    }
-    command
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    sys::detach_with(&mut command, lock);
-    command.spawn().map(drop).map_err(failed)
+    words.extend([OsStr::new("-room"), OsStr::new(&room)]);
+    let member = Program::new(std::env::current_exe().map_err(failed)?)
+        .args(words)
+        .inherit_envs(&OF_EVERY_SANDBOX)
+        .session()
+        .descriptors(vec![lock]);
+    member.spawn().map(drop).map_err(failed)
 }
 
 /// Ends the members that wait: those of one configuration, or all. Members that are being claimed become what they were claimed for. The answer is
@@ -122,31 +134,39 @@ pub(crate) fn drain(config_path: Option<&Path>) -> Result<usize, PoolError> {
     };
     let slots: Vec<Slot> = place::slots(&root).into_iter().filter(of_it).collect();
     let taken: Vec<Slot> = slots.into_iter().filter(Slot::is_taken).collect();
-    let mut left = taken.clone();
-    let deadline = Instant::now() + END_LIMIT;
+    let stay = end_all(taken.clone(), END_LIMIT);
+    place::sweep(&root);
+    place::remove_empty(&root);
+    match stay {
+        0 => Ok(taken.len()),
+        stay => Err(PoolError::Stays(stay)),
+    }
+}
+
+/// Ends members: asks them, and kills those that have not ended within the limit. The answer is how many are still there within as much time again.
+fn end_all(mut left: Vec<Slot>, limit: Duration) -> usize {
+    let asking = Instant::now() + limit;
+    let deadline = asking + limit;
     let mut asked = Vec::new();
     while !left.is_empty() && Instant::now() < deadline {
         for slot in &left {
-            if !asked.contains(slot) && retire(slot).is_ok() {
-                asked.push(slot.clone());
+            // What is being claimed is no member any more when that is done; and nobody claims what is about to be killed.
+            let Some(_held) = slot.hold() else { continue };
+            let process = report::read(slot).and_then(|notes| notes.process);
+            match process {
+                Some(process) if process.is_stopped() || Instant::now() >= asking => process.kill(),
+                _ if asked.contains(slot) => {}
+                _ => {
+                    if retire(slot).is_ok() {
+                        asked.push(slot.clone());
+                    }
+                }
             }
         }
         std::thread::sleep(BETWEEN_LOOKS);
         left.retain(Slot::is_taken);
     }
-    // One that is stopped neither ends nor can be claimed: a claim needs its hello. Its directory is still the pool's.
-    for slot in &left {
-        let notes = report::read(slot).and_then(|notes| notes.process);
-        let process: Vec<ProcessRef> = notes.into_iter().collect();
-        process::kill_all(&process, Instant::now() + END_LIMIT);
-    }
-    left.retain(Slot::is_taken);
-    place::sweep(&root);
-    place::remove_empty(&root);
-    match left.len() {
-        0 => Ok(taken.len()),
-        stay => Err(PoolError::Stays(stay)),
-    }
+    left.len()
 }
 
 fn retire(slot: &Slot) -> std::io::Result<()> {
@@ -160,19 +180,21 @@ pub(crate) fn refill(host: &HostNamespace, config_path: Option<PathBuf>) {
     // In the host's mount namespace: a member of the server's own would fit nobody. And by a process that ends: members are no children of a
     // sandbox's shim, which counts its children's mounts and file accesses as its own.
     let filled = host.run(move || {
-        let mut command = Command::new(std::env::current_exe()?);
-        command.args(["-pool", "fill"]);
-        if let Some(path) = config_path {
-            command.arg("-config-path").arg(path);
+        let mut words = ["-pool", "fill"].map(OsStr::new).to_vec();
+        if let Some(path) = &config_path {
+            words.extend([OsStr::new("-config-path"), path.as_os_str()]);
         }
-        command.current_dir("/").stdin(Stdio::null()).output()
+        let program = std::env::current_exe().map_err(RunError::Start)?;
+        Program::new(program)
+            .args(words)
+            .inherit_envs(&OF_EVERY_SANDBOX)
+            .run(FILL_TIMEOUT)
     });
     let why = match filled {
-        Ok(Ok(output)) if output.status.success() => {
-            let started = String::from_utf8_lossy(&output.stdout);
-            return tracing::debug!(started = &*started, "the pool of warm VMs is filled again");
+        Ok(Ok(finished)) if finished.status.success() => {
+            return tracing::debug!(started = finished.stdout, "the pool of warm VMs is filled again");
         }
-        Ok(Ok(output)) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        Ok(Ok(finished)) => finished.stderr,
         Ok(Err(error)) => error.to_string(),
         Err(error) => base::chain(&error),
     };
@@ -181,15 +203,50 @@ pub(crate) fn refill(host: &HostNamespace, config_path: Option<PathBuf>) {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
+    use node::process::ProcessRef;
+    use rustix::process::{Pid, Signal, kill_process};
+
     use super::*;
+
+    #[test]
+    fn a_member_that_is_claimed_at_the_same_time_is_not_killed() {
+        let root = tempfile::tempdir().unwrap();
+        let members = [0, 1].map(|number| {
+            let slot = Slot::new(root.path(), &Key::test("k"), number);
+            let taken = slot.take().unwrap().unwrap();
+            slot.directory().create().unwrap();
+            let process = Command::new("sleep").arg("600").spawn().unwrap();
+            let pid = i32::try_from(process.id()).unwrap();
+            kill_process(Pid::from_raw(pid).unwrap(), Signal::STOP).unwrap();
+            report::Notes {
+                process: ProcessRef::of(pid),
+                ..report::Notes::default()
+            }
+            .write(&slot);
+            (slot, taken, process)
+        });
+        let [(claimed, its_lock, mut server), (waits, lock, mut member)] = members;
+        let held = claimed.hold();
+        std::thread::scope(|scope| {
+            let slots = vec![claimed.clone(), waits];
+            let ended = scope.spawn(|| end_all(slots, Duration::from_secs(5)));
+            assert!(!member.wait().unwrap().success());
+            drop(lock);
+            // It is adopted.
+            std::fs::rename(claimed.directory().path(), root.path().join("sandbox")).unwrap();
+            drop((its_lock, held));
+            assert_eq!(ended.join().unwrap(), 0);
+        });
+        assert_eq!(server.try_wait().unwrap(), None);
+        server.kill().unwrap();
+        server.wait().unwrap();
+    }
 
     #[test]
     fn a_host_has_room_for_little_and_not_for_all_that_it_has() {
         assert!(has_room(0));
         assert!(!has_room(u64::MAX / 2));
-        assert_eq!(
-            kibibytes("MemTotal:  24 kB\nMemAvailable: 7 kB\n", "MemAvailable:"),
-            Some(7)
-        );
     }
 }

@@ -9,7 +9,6 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use node::share;
 use rustix::process::{Resource, getrlimit};
 use sha2::{Digest, Sha256};
 
@@ -82,7 +81,7 @@ impl Key {
             std::env::current_exe().unwrap_or_default(),
             hypervisor.path.clone(),
             hypervisor.kernel.clone(),
-            share::modules_beside(&hypervisor.kernel),
+            config::modules_beside(&hypervisor.kernel),
             hypervisor.initrd.clone(),
             hypervisor.virtio_fs_daemon.clone(),
             hypervisor.vsock_daemon.clone(),
@@ -165,7 +164,7 @@ mod tests {
         fs::rename(&new, &config.hypervisor.kernel).unwrap();
         let third = Key::of(file, &config, &Caller::own());
         assert_ne!(second, third);
-        fs::write(directory.path().join(share::MODULES), "modules").unwrap();
+        fs::write(directory.path().join(config::MODULES), "modules").unwrap();
         let with_modules = Key::of(file, &config, &Caller::own());
         assert_ne!(third, with_modules);
         let third = with_modules;

@@ -21,13 +21,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::place::{self, PoolError, Slot};
 use super::report::{self, Notes};
-use super::warm::{self, Booting, FIRST_TO_GO, Parked};
+use super::warm::{self, Booting, FIRST_TO_GO};
 use super::wire::{self, Adopted, Claim, Hello, Request};
 use super::{Caller, Key, fill};
-use crate::command::cleanup;
-use crate::command::cli::Arguments;
-use crate::command::entry;
+use crate::announcement::Announcement;
+use crate::arguments::Arguments;
+use crate::cleanup;
 use crate::id::{ContainerId, Namespace, SandboxId};
+use crate::qemu::parked::Parked;
 use crate::settings::Settings;
 
 /// The namespace in the records of members: containerd's own have no such name.
@@ -46,17 +47,25 @@ struct Asked {
     connection: OwnedFd,
 }
 
+/// What a sandbox's server begins with that a member has become.
+pub(crate) struct Adoption {
+    pub(crate) listener: UnixListener,
+    pub(crate) announcement: Announcement,
+    pub(crate) arguments: Arguments,
+    pub(crate) parked: Parked,
+}
+
 /// What a member waits for came.
 enum Next {
     Claimed(Asked),
     End(&'static str),
 }
 
-/// A member's life. Returns when the member has ended, or the sandbox that it has adopted.
+/// A member's life. Returns when the member has ended, without anything, or has adopted a sandbox, which its caller is to serve.
 ///
 /// # Errors
-/// The VM did not come up, or what the sandbox's server fails on.
-pub(crate) fn run(slot: &str, config_path: Option<PathBuf>) -> Result<(), Box<dyn std::error::Error>> {
+/// The VM did not come up, or the sandbox cannot be adopted.
+pub(crate) fn run(slot: &str, config_path: Option<PathBuf>) -> Result<Option<Adoption>, Box<dyn std::error::Error>> {
     let lock = sys::inherited()?;
     let root = place::root();
     let slot = Slot::named(&root, slot.to_owned());
@@ -64,7 +73,7 @@ pub(crate) fn run(slot: &str, config_path: Option<PathBuf>) -> Result<(), Box<dy
     match Member::begin(&slot, config_path) {
         Ok(member) => member.live(lock, &home),
         Err(error) => {
-            report::note(&root, &base::chain(&error));
+            report::note(&root, slot.key(), &base::chain(&error));
             end(&home, &slot.directory());
             Err(error.into())
         }
@@ -140,10 +149,11 @@ impl Member {
         })
     }
 
-    fn live(mut self, lock: OwnedFd, home: &str) -> Result<(), Box<dyn std::error::Error>> {
+    fn live(mut self, lock: OwnedFd, home: &str) -> Result<Option<Adoption>, Box<dyn std::error::Error>> {
         let next = self.wait();
         // Who connected and was not asked finds the next member.
         let Self {
+            slot,
             directory,
             parked,
             listener,
@@ -151,7 +161,7 @@ impl Member {
         } = self;
         drop(listener);
         match (next, parked) {
-            (Ok(Next::Claimed(asked)), Some(parked)) => adopt(asked, &directory, parked, lock, home),
+            (Ok(Next::Claimed(asked)), Some(parked)) => adopt(asked, &directory, parked, lock, home).map(Some),
             (next, parked) => {
                 // QEMU and its helpers go with it.
                 drop(parked);
@@ -160,11 +170,11 @@ impl Member {
                 match next {
                     Ok(Next::End(why)) => {
                         tracing::debug!(why, "the member of the pool ends");
-                        Ok(())
+                        Ok(None)
                     }
-                    Ok(Next::Claimed(..)) => Ok(()),
+                    Ok(Next::Claimed(..)) => Ok(None),
                     Err(error) => {
-                        report::note(&place::root(), &base::chain(&error));
+                        report::note(&place::root(), slot.key(), &base::chain(&error));
                         Err(error.into())
                     }
                 }
@@ -279,8 +289,9 @@ fn adopt(
     parked: Parked,
     slot: OwnedFd,
     home: &str,
-) -> Result<(), Box<dyn std::error::Error>> {
-    let (arguments, listener) = match take_name(&asked, directory, &parked) {
+) -> Result<Adoption, Box<dyn std::error::Error>> {
+    let (cgroups, vm) = (parked.cgroup.directories().to_vec(), parked.processes());
+    let (arguments, listener) = match take_name(&asked, directory, cgroups, vm) {
         Ok(taken) => taken,
         Err(error) => {
             // Nobody knows of it.
@@ -299,15 +310,21 @@ fn adopt(
     set_oom_score_adj(claim.oom_score_adj.saturating_add(1).min(FIRST_TO_GO));
     sys::replace_environment(claim.environment);
     show(&arguments);
-    entry::serve_on(listener, connection.into(), arguments, Some(parked))
+    Ok(Adoption {
+        listener,
+        announcement: connection.into(),
+        arguments,
+        parked,
+    })
 }
 
-/// Gives the member's directory the sandbox's name, listens in it, and answers. From the answer on the sandbox is one like any other. If it
-/// fails the directory has its old name.
+/// Gives the member's directory the sandbox's name and state, listens in it, and answers. From the answer on the sandbox is one like any other. If it
+/// fails the directory is the member's as before: whoever removes it must find nothing of a sandbox in it, which may be somebody else's.
 fn take_name(
     asked: &Asked,
     directory: &RunDir,
-    parked: &Parked,
+    cgroups: Vec<PathBuf>,
+    vm: Vec<ProcessRef>,
 ) -> Result<(Arguments, UnixListener), Box<dyn std::error::Error>> {
     let claim = &asked.claim;
     let arguments = Arguments {
@@ -320,24 +337,43 @@ fn take_name(
     let id = SandboxId::from(&arguments.id);
     let run_dir = RunDir::of(&arguments.namespace, &id);
     let mut state = SandboxState::new(&arguments.namespace, &id);
-    state.cgroups = parked.cgroup.directories().to_vec();
-    state.vm = parked.processes();
-    directory.write_state(&state)?;
-    for name in ["claim", "member.json"] {
-        // Nobody looks for them in a sandbox's directory.
-        let _ = fs::remove_file(directory.path().join(name));
-    }
-    directory.rename_to(&run_dir)?;
-    let listening = UnixListener::bind(run_dir.socket());
-    let answered = listening.and_then(|listener| {
-        wire::send(asked.connection.as_fd(), &Adopted, None)?;
+    (state.cgroups, state.vm) = (cgroups, vm);
+    let listener = rename(directory, &run_dir, &state, || {
+        wire::send(asked.connection.as_fd(), &Adopted, None)
+    })?;
+    Ok((arguments, listener))
+}
+
+/// Renames a member's directory to a sandbox's, with the sandbox's state, and listens in it. Then `answer` is called. After an error it has its name and its
+/// state of before.
+fn rename(
+    directory: &RunDir,
+    run_dir: &RunDir,
+    state: &SandboxState,
+    answer: impl FnOnce() -> io::Result<()>,
+) -> Result<UnixListener, Box<dyn std::error::Error>> {
+    let before = directory.read_state()?;
+    directory.rename_to(run_dir)?;
+    let named = || -> Result<UnixListener, Box<dyn std::error::Error>> {
+        run_dir.write_state(state)?;
+        let listener = UnixListener::bind(run_dir.socket())?;
+        answer()?;
         Ok(listener)
-    });
-    match answered {
-        Ok(listener) => Ok((arguments, listener)),
+    };
+    match named() {
+        Ok(listener) => {
+            for name in ["claim", "member.json"] {
+                // Nobody looks for them in a sandbox's directory.
+                let _ = fs::remove_file(run_dir.path().join(name));
+            }
+            Ok(listener)
+        }
         Err(error) => {
+            if let Some(before) = before {
+                run_dir.write_state(&before)?;
+            }
             run_dir.rename_to(directory)?;
-            Err(error.into())
+            Err(error)
         }
     }
 }
@@ -363,4 +399,41 @@ fn show(arguments: &Arguments) {
 /// Without CAP_SYS_RESOURCE nobody goes below what was inherited: then that is what it keeps.
 fn set_oom_score_adj(score: i32) {
     let _ = fs::write(Path::new("/proc/self/oom_score_adj"), score.to_string());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_cannot_have_the_sandboxs_name_has_nothing_of_the_sandbox() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = RunDir::at(root.path().join("k.0"));
+        directory.create().unwrap();
+        fs::write(directory.path().join("claim"), "").unwrap();
+        let state = |namespace: &str, id: &str| {
+            let (namespace, id) = (Namespace::new(namespace).unwrap(), SandboxId::new(id).unwrap());
+            (
+                RunDir::below(root.path(), &namespace, &id),
+                SandboxState::new(&namespace, &id),
+            )
+        };
+        let (_, of_member) = state(NAMESPACE, "pool-k.0-1");
+        directory.write_state(&of_member).unwrap();
+        let (run_dir, of_sandbox) = state("default", "box");
+        // Somebody else has the name.
+        fs::create_dir_all(run_dir.path().join("something")).unwrap();
+        rename(&directory, &run_dir, &of_sandbox, || Ok(())).unwrap_err();
+        assert_eq!(directory.read_state().unwrap(), Some(of_member.clone()));
+        fs::remove_dir_all(run_dir.path()).unwrap();
+        // Who asked is gone.
+        let gone = || Err(io::ErrorKind::BrokenPipe.into());
+        rename(&directory, &run_dir, &of_sandbox, gone).unwrap_err();
+        assert_eq!(directory.read_state().unwrap(), Some(of_member));
+        assert!(!run_dir.path().exists());
+        fs::remove_file(directory.path().join(protocol::SHIM_SOCKET)).unwrap();
+        rename(&directory, &run_dir, &of_sandbox, || Ok(())).unwrap();
+        assert_eq!(run_dir.read_state().unwrap(), Some(of_sandbox));
+        assert!(!directory.path().exists() && !run_dir.path().join("claim").exists());
+    }
 }

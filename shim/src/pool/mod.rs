@@ -28,6 +28,5 @@ mod wire;
 pub(crate) use self::claim::claim;
 pub(crate) use self::fill::{drain, fill, refill, wanted};
 pub(crate) use self::key::{Caller, Key};
-pub(crate) use self::member::run;
+pub(crate) use self::member::{Adoption, run};
 pub(crate) use self::report::status;
-pub use self::warm::Parked;

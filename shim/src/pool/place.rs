@@ -1,7 +1,7 @@
 //! The pool's directory and its slots, and the removal of what a dead member has left in one.
 
 use std::fs::{self, DirBuilder, File};
-use std::io;
+use std::io::{self, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -11,15 +11,16 @@ use node::run_dir::{self, RunDir, RunDirError};
 use rustix::fs::{FlockOperation, flock};
 
 use super::Key;
-use crate::command::cleanup;
+use crate::cleanup;
 
 /// End of a lock's name.
 const LOCK: &str = ".lock";
 
-/// Files of the pool as a whole: how many starts it has served, and why it is not full.
+/// How many starts the pool has served.
 pub(super) const STARTS: &str = "starts.json";
-pub(super) const NOTICE: &str = "notice";
-const FILES: [&str; 2] = [STARTS, NOTICE];
+
+/// End of the name of a key's notice: why the pool has not all VMs of the key that it should have.
+pub(super) const NOTICE: &str = ".notice";
 
 /// Why the pool cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -81,9 +82,14 @@ impl Slot {
             .unwrap_or(u32::MAX)
     }
 
-    /// The key of the VM in it.
+    /// The key of the VM in it, as it is in names.
+    pub(super) fn key(&self) -> &str {
+        self.name.split_once('.').map_or(&*self.name, |(key, _)| key)
+    }
+
+    /// Whether the VM in it has this key.
     pub(super) fn has_key(&self, key: &Key) -> bool {
-        self.name.split_once('.').is_some_and(|(own, _)| own == key.as_str())
+        self.key() == key.as_str()
     }
 
     pub(super) fn directory(&self) -> RunDir {
@@ -111,8 +117,12 @@ impl Slot {
         let Some(lock) = self.try_lock()? else {
             return Ok(None);
         };
+        let lock = File::from(lock);
+        // What was promised to the dead one.
+        lock.set_len(0)
+            .map_err(|source| PathError::new("empty", self.lock_path(), source))?;
         cleanup::remove_contents(&self.directory());
-        Ok(Some(lock))
+        Ok(Some(lock.into()))
     }
 
     fn try_lock(&self) -> Result<Option<OwnedFd>, PoolError> {
@@ -143,12 +153,53 @@ impl Slot {
         }
     }
 
+    /// Writes down how many bytes of the host's memory the VM may take that is about to boot here. `lock` is the slot's.
+    pub(super) fn promise(&self, lock: &OwnedFd, bytes: u64) -> Result<(), PoolError> {
+        let write = || -> io::Result<()> {
+            let mut file = File::from(lock.try_clone()?);
+            file.set_len(0)?;
+            file.rewind()?;
+            file.write_all(bytes.to_string().as_bytes())
+        };
+        write().map_err(|source| PathError::new("write", self.lock_path(), source).into())
+    }
+
+    /// What was promised; 0 if nothing was.
+    pub(super) fn promised(&self) -> u64 {
+        let text = fs::read_to_string(self.lock_path()).unwrap_or_default();
+        text.trim().parse().unwrap_or(0)
+    }
+
+    /// Holds off everybody else who would claim the member or end it, until the answer is dropped. None if somebody does that, or there is no
+    /// member. The lock is on the member's directory, which is renamed when the member is adopted.
+    pub(super) fn hold(&self) -> Option<OwnedFd> {
+        let directory = self.directory();
+        let held = File::open(directory.path()).ok()?;
+        flock(&held, FlockOperation::NonBlockingLockExclusive).ok()?;
+        // Whoever had the lock before may have had it adopted.
+        let named = fs::metadata(directory.path()).ok()?;
+        let own = held.metadata().ok()?;
+        ((named.dev(), named.ino()) == (own.dev(), own.ino())).then(|| held.into())
+    }
+
     /// Whether a member has it.
     pub(super) fn is_taken(&self) -> bool {
         // Shared: those who look do not take it from one another.
         File::open(self.lock_path())
             .is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK))
     }
+}
+
+/// Holds off everybody else who would have a VM boot, until the answer is dropped: what one finds free of the host's memory the next one does not. Blocks.
+pub(super) fn reckon(root: &Path) -> Result<OwnedFd, PoolError> {
+    let lock = || -> io::Result<OwnedFd> {
+        let directory = File::open(root)?;
+        flock(&directory, FlockOperation::LockExclusive)?;
+        Ok(directory.into())
+    };
+    // Whoever has emptied the pool may have removed its directory.
+    create(root)?;
+    lock().map_err(|source| PathError::new("lock", root, source).into())
 }
 
 /// Makes the pool's directory.
@@ -164,6 +215,16 @@ pub(super) fn slots(root: &Path) -> Vec<Slot> {
         name.strip_suffix(LOCK).map(str::to_owned)
     });
     names.map(|name| Slot::named(root, name)).collect()
+}
+
+/// The notices, by their keys.
+pub(super) fn notices(root: &Path) -> Vec<(String, PathBuf)> {
+    let entries = fs::read_dir(root).into_iter().flatten().flatten();
+    let notices = entries.filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        Some((name.strip_suffix(NOTICE)?.to_owned(), entry.path()))
+    });
+    notices.collect()
 }
 
 /// Removes what dead members have left, in all slots.
@@ -192,8 +253,9 @@ pub(super) fn remove_empty(root: &Path) {
         return;
     }
     // By their names: another file may be the lock of a member that somebody has just started.
-    for name in FILES {
-        let _ = fs::remove_file(root.join(name));
+    let _ = fs::remove_file(root.join(STARTS));
+    for (_, path) in notices(root) {
+        let _ = fs::remove_file(path);
     }
     // One that somebody fills at the same time stays.
     let _ = fs::remove_dir(root);
@@ -208,7 +270,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let pool = root.path().join("pool");
         create(&pool).unwrap();
-        for name in FILES {
+        for name in [STARTS, "k.notice"] {
             fs::write(pool.join(name), "").unwrap();
         }
         // What is no slot's, as a lock is that was made after the look.
@@ -256,7 +318,7 @@ mod tests {
         let root = directory.path().join("pool");
         let slot = Slot::new(&root, &Key::test("k"), 0);
         let lock = slot.take().unwrap();
-        fs::write(root.join("notice"), "a problem").unwrap();
+        fs::write(root.join("k.notice"), "a problem").unwrap();
         sweep(&root);
         remove_empty(&root);
         assert_eq!(fs::read_dir(&root).unwrap().count(), 2);
@@ -266,6 +328,23 @@ mod tests {
         assert!(!root.exists());
         // Who looks makes nothing.
         assert!(!slot.is_taken() && !root.exists());
+    }
+
+    #[test]
+    fn a_member_is_held_by_one_and_not_when_it_is_adopted() {
+        let root = tempfile::tempdir().unwrap();
+        let slot = Slot::new(root.path(), &Key::test("k"), 0);
+        assert!(slot.hold().is_none());
+        slot.directory().create().unwrap();
+        let held = slot.hold();
+        assert!(held.is_some() && slot.hold().is_none());
+        drop(held);
+        let held = slot.hold();
+        assert!(held.is_some());
+        fs::rename(slot.directory().path(), root.path().join("sandbox")).unwrap();
+        assert!(slot.hold().is_none());
+        slot.directory().create().unwrap();
+        assert!(slot.hold().is_some(), "the next one is another");
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! The pool's records for the operator: a note of each member, how many starts were served, and why the pool is not full.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use base::process::proportional;
 use node::process::ProcessRef;
 use serde::{Deserialize, Serialize};
 
@@ -100,14 +102,44 @@ pub(super) fn count(root: &Path, outcome: Outcome) {
     }
 }
 
-fn notice_file(root: &Path) -> PathBuf {
-    root.join(place::NOTICE)
+/// For how long the last problem of a key is shown that the pool has no slots of any more: another configuration has taken its place.
+const STALE: Duration = Duration::from_secs(3600);
+
+fn notice_file(root: &Path, key: &str) -> PathBuf {
+    root.join(format!("{key}{}", place::NOTICE))
 }
 
-/// Remembers why the pool is not what the configuration asks for; the last one counts.
-pub(super) fn note(root: &Path, why: &str) {
+/// Remembers why the pool has not all VMs of a key that it should have; the last reason counts.
+pub(super) fn note(root: &Path, key: &str, why: &str) {
     // Who asks for the status misses it otherwise, and nobody else.
-    let _ = fs::write(notice_file(root), why);
+    let _ = fs::write(notice_file(root, key), why);
+}
+
+/// The pool is filled with VMs of this key once more: what was wrong with them so far does not count, and what was wrong long ago with those of a key that
+/// nobody has any more does not either.
+pub(super) fn forget_notices(root: &Path, key: &str) {
+    let slots = place::slots(root);
+    for (other, path) in place::notices(root) {
+        let age = fs::metadata(&path).and_then(|data| data.modified()).ok();
+        let is_stale = age.and_then(|time| time.elapsed().ok()).is_some_and(|age| age > STALE);
+        if other == key || is_stale && slots.iter().all(|slot| slot.key() != other) {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// The notices by their keys, and the latest of all.
+fn notices(root: &Path) -> (BTreeMap<String, String>, String) {
+    let mut found: Vec<_> = place::notices(root)
+        .into_iter()
+        .filter_map(|(key, path)| {
+            let time = fs::metadata(&path).and_then(|data| data.modified()).ok()?;
+            Some((time, key, fs::read_to_string(path).ok()?))
+        })
+        .collect();
+    found.sort();
+    let latest = found.last().map(|(_, _, why)| why.clone()).unwrap_or_default();
+    (found.into_iter().map(|(_, key, why)| (key, why)).collect(), latest)
 }
 
 /// The pool as it is.
@@ -119,6 +151,8 @@ struct Status {
     misses: u64,
     /// The last reason why a member did not come up or was not made; empty if there was none.
     notice: String,
+    /// The same for each key.
+    notices: BTreeMap<String, String>,
     members: Vec<Member>,
 }
 
@@ -133,35 +167,34 @@ struct Member {
     age: u64,
     /// Bytes of the host's memory that are its processes' alone, and its part of what they share with others (PSS).
     memory: u64,
+    /// Bytes that its VM may still take while it boots: no other VM is made of them.
+    promised: u64,
 }
 
-/// The status as JSON: of the members of one configuration, or of all. One that has only begun may be of any.
+/// The status as JSON.
 ///
 /// # Errors
 /// It cannot be encoded.
-pub(crate) fn status(config_path: Option<&Path>) -> Result<String, serde_json::Error> {
+pub(crate) fn status() -> Result<String, serde_json::Error> {
     let root = place::root();
     let text = fs::read_to_string(counts_file(&root)).unwrap_or_default();
     let counts: Counts = serde_json::from_str(&text).unwrap_or_default();
     let mut slots = place::slots(&root);
     slots.retain(Slot::is_taken);
     slots.sort_by(|one, other| one.name().cmp(other.name()));
-    let only = config_path.map(|path| config::locate(Some(path), None));
-    let of_it = |notes: &Notes| notes.process.is_none() || only.as_ref().is_none_or(|only| notes.config == *only);
-    let all = slots.iter().map(|slot| (slot, read(slot).unwrap_or_default()));
-    let members = all
-        .filter(|(_, notes)| of_it(notes))
-        .map(|(slot, notes)| member(slot, &notes));
+    let members = slots.iter().map(|slot| member(slot, &read(slot).unwrap_or_default()));
+    let (notices, notice) = notices(&root);
     serde_json::to_string_pretty(&Status {
         hits: counts.hits,
         misses: counts.misses,
-        notice: fs::read_to_string(notice_file(&root)).unwrap_or_default(),
+        notice,
+        notices,
         members: members.collect(),
     })
 }
 
 fn member(slot: &Slot, notes: &Notes) -> Member {
-    let processes = notes.process.iter().chain(&notes.vm);
+    let memory = memory(notes);
     Member {
         slot: slot.name().to_owned(),
         state: if notes.ready { "ready" } else { "booting" },
@@ -173,16 +206,43 @@ fn member(slot: &Slot, notes: &Notes) -> Member {
         } else {
             now().saturating_sub(notes.since)
         },
-        memory: processes.map(|process| proportional_bytes(process.pid)).sum(),
+        memory,
+        promised: if notes.ready {
+            0
+        } else {
+            slot.promised().saturating_sub(memory)
+        },
     }
 }
 
-/// proc_pid_smaps(5), `Pss`; 0 of a process that has gone.
-fn proportional_bytes(pid: i32) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
-    let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    kibibytes.unwrap_or(0) * 1024
+/// Bytes of the host's memory that a slot's VM was promised and has not taken yet: 0 if it has booted, or nobody has the slot.
+pub(super) fn outstanding(slot: &Slot) -> u64 {
+    if slot.is_taken() {
+        member(slot, &read(slot).unwrap_or_default()).promised
+    } else {
+        0
+    }
+}
+
+fn memory(notes: &Notes) -> u64 {
+    let Some(process) = notes.process else { return 0 };
+    // While it boots it has not written down its children.
+    let children = if notes.ready { Vec::new() } else { children(process.pid) };
+    let processes = std::iter::once(process.pid).chain(notes.vm.iter().map(|process| process.pid));
+    processes.chain(children).filter_map(proportional).sum()
+}
+
+/// The children of a process (proc_pid_task(5)), with theirs: virtiofsd has one.
+fn children(pid: i32) -> Vec<i32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    let list = lists.collect::<String>();
+    let own: Vec<i32> = list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
+    let theirs = own.iter().flat_map(|pid| children(*pid));
+    own.iter().copied().chain(theirs).collect()
 }
 
 #[cfg(test)]
@@ -205,7 +265,61 @@ mod tests {
     }
 
     #[test]
+    fn what_a_vm_was_promised_counts_until_it_has_booted_less_what_it_has_taken() {
+        let root = tempfile::tempdir().unwrap();
+        let slot = Slot::new(root.path(), &super::super::Key::test("k"), 0);
+        let lock = slot.take().unwrap().unwrap();
+        assert_eq!(outstanding(&slot), 0);
+        slot.promise(&lock, 1 << 40).unwrap();
+        assert_eq!(outstanding(&slot), 1 << 40);
+        slot.directory().create().unwrap();
+        let mut notes = Notes {
+            process: ProcessRef::own(),
+            ..Notes::default()
+        };
+        notes.write(&slot);
+        let left = outstanding(&slot);
+        assert!(left < 1 << 40 && left > 1 << 39, "{left}");
+        notes.ready = true;
+        notes.write(&slot);
+        assert_eq!(outstanding(&slot), 0);
+        notes.ready = false;
+        notes.write(&slot);
+        drop(lock);
+        assert_eq!(outstanding(&slot), 0, "its member is dead");
+        // The next one of the slot has a promise of its own.
+        let _lock = slot.take().unwrap().unwrap();
+        assert_eq!(outstanding(&slot), 0);
+    }
+
+    #[test]
+    fn what_was_wrong_with_one_key_is_forgotten_when_it_is_filled_and_not_before() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        note(root, "a", "no memory");
+        note(root, "b", "no kernel");
+        forget_notices(root, "a");
+        let (by_key, latest) = notices(root);
+        assert_eq!(
+            by_key.into_iter().collect::<Vec<_>>(),
+            [("b".to_owned(), "no kernel".to_owned())]
+        );
+        assert_eq!(latest, "no kernel");
+        let old = SystemTime::now() - STALE * 2;
+        let file = File::options().write(true).open(notice_file(root, "b")).unwrap();
+        file.set_modified(old).unwrap();
+        let slot = Slot::named(root, "b.0".to_owned());
+        let lock = slot.take().unwrap();
+        forget_notices(root, "a");
+        assert_eq!(notices(root).1, "no kernel");
+        drop(lock);
+        place::sweep(root);
+        forget_notices(root, "a");
+        assert_eq!(notices(root).1, "");
+    }
+
+    #[test]
     fn a_process_has_memory_of_its_own() {
-        assert!(proportional_bytes(std::process::id().try_into().unwrap()) > 0);
+        assert!(proportional(std::process::id().cast_signed()).is_some_and(|bytes| bytes > 0));
     }
 }

@@ -4,20 +4,17 @@
 //! sandbox that adopts it has another mount namespace, which is made at that moment and contains what the host has mounted meanwhile. The shared
 //! directory is a mount in both, and the two are peers (mount_namespaces(7)): what the sandbox mounts below it reaches virtiofsd.
 
-use std::collections::BTreeSet;
-use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::mpsc;
 use std::thread;
 
 use base::chain;
+use base::scale::Scale;
 use config::Config;
-use hypervisor::{Accounting, GuestListener, GuestStream, NetworkNamespace, Vm, VmRequest, vm_time};
+use hypervisor::{Accounting, GuestListener, GuestStream, NetworkNamespace, VmRequest, vm_time};
 use node::boot_queue::BootQueue;
 use node::host_cgroup::{Allowance, HostCgroup};
 use node::host_ns;
-use node::process::ProcessRef;
 use node::run_dir::{self, RunDir};
 use node::share;
 use node::sizing::HostLimits;
@@ -25,6 +22,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use super::place::PoolError;
 use crate::qemu::debug_image::DebugImage;
+use crate::qemu::parked::Parked;
 
 /// Of the 1024 that a cgroup has without a limit (cgroup-v1/sched-design, `cpu.shares`): a VM that nobody waits for gets half of what one has
 /// that somebody waits for. With much less it would never boot on a node that is always busy.
@@ -32,58 +30,6 @@ const SHARES: u64 = 512;
 
 /// The first whom the host's kernel kills for want of memory (proc_pid_oom_score_adj(5)).
 pub(super) const FIRST_TO_GO: i32 = 1000;
-
-/// A booted VM.
-#[derive(Debug)]
-pub struct Parked {
-    /// The VM, whose network namespace has nothing in it.
-    pub(crate) vm: Vm,
-    /// Where the guest's further connections arrive.
-    pub(crate) listener: GuestListener,
-    /// The agent's first connection. It waits for the answer to its hello.
-    pub(crate) first: GuestStream,
-    /// The shared directory, mounted nowhere yet.
-    pub(crate) shared: OwnedFd,
-    /// Where its processes were until now.
-    pub(crate) cgroup: HostCgroup,
-}
-
-impl Parked {
-    /// Its processes; QEMU first, whose pid stands for the sandbox.
-    pub(crate) fn processes(&self) -> Vec<ProcessRef> {
-        let helpers = self.vm.pids().filter(|pid| *pid != self.vm.pid());
-        let pids = std::iter::once(self.vm.pid()).chain(helpers);
-        pids.filter_map(|pid| ProcessRef::of(i32::try_from(pid).ok()?))
-            .collect()
-    }
-
-    /// All processes in its cgroup: those that it was started with, and their children (virtiofsd has one in its namespaces).
-    fn members(&self) -> BTreeSet<i32> {
-        let files = self.cgroup.procs_files();
-        let texts = files.iter().filter_map(|file| fs::read_to_string(file).ok());
-        let in_cgroup = texts.flat_map(|text| text.lines().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>());
-        let started = self.processes().into_iter().map(|process| process.pid);
-        started.chain(in_cgroup).collect()
-    }
-
-    /// Moves its processes into these cgroups (`cgroup.procs`), gives them their score for the OOM killer, and removes the cgroup where they were.
-    /// What cannot be moved is logged: it is accounted for elsewhere, and works.
-    pub(crate) fn join(&self, procs: &[PathBuf], oom_score_adj: i32) {
-        for pid in self.members() {
-            for file in procs {
-                if let Err(error) = fs::write(file, pid.to_string()) {
-                    tracing::warn!(%error, file = %file.display(), pid, "a process of the VM stays where it is");
-                }
-            }
-            let score = fs::write(format!("/proc/{pid}/oom_score_adj"), oom_score_adj.to_string());
-            if let Err(error) = score {
-                // Without CAP_SYS_RESOURCE nobody goes below what was inherited: then that is what it gets.
-                tracing::debug!(%error, pid, "a process of the VM keeps its score for the OOM killer");
-            }
-        }
-        self.cgroup.remove();
-    }
-}
 
 /// What the thread tells: the VM, or why there is none. `alive` has a byte when there is a VM, and ends when there is none any more.
 pub(super) struct Booting {
@@ -167,6 +113,7 @@ async fn park(config: &Config, run_dir: &RunDir, cgroup: HostCgroup) -> Result<P
             oom_score_adj: Some(FIRST_TO_GO),
         },
         start_timeout: config.agent.dial_timeout,
+        scale: Scale::new(config.runtime.timeout_factor.get()),
         kernel_params: Vec::new(),
         host_port: protocol::DEFAULT_HOST_PORT,
         port_parameter: protocol::PORT_PARAMETER.to_owned(),

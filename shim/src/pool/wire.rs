@@ -215,4 +215,21 @@ mod tests {
         let error = receive::<Hello>(ours.as_fd(), SHORT).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
+
+    /// Messages of whoever connects to a member, or is one.
+    #[test]
+    fn fuzz_pool_messages() {
+        let (ours, theirs) = pair();
+        fuzz::run("pool-messages", |bytes| {
+            if bytes.is_empty() {
+                return;
+            }
+            for _ in 0..3 {
+                rustix::net::send(&ours, bytes, SendFlags::NOSIGNAL).unwrap();
+            }
+            let _ = receive::<Request>(theirs.as_fd(), SHORT);
+            let _ = receive::<Hello>(theirs.as_fd(), SHORT);
+            let _ = receive::<Adopted>(theirs.as_fd(), SHORT);
+        });
+    }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod debug_image;
 pub(crate) mod guest_kernel;
+pub mod parked;
 
 use std::io;
 use std::num::NonZeroU32;
@@ -14,25 +15,25 @@ use async_trait::async_trait;
 use base::chain;
 use config::Mebibytes;
 use guest::accept;
-use guest::vm::{Connection, Connections, Ending, LaunchError, Launcher, RunningVm};
+use guest::vm::{Connection, Connections, Ending, Launcher, RunningVm, VmLaunchError};
 use hypervisor::{
     Cause, CpuError, Disk, GuestListener, GuestStream, HotplugError, MemoryError, NetworkNamespace, Sample, Vm,
     VmRequest,
 };
 use node::host_cgroup::{Allowance, HostCgroup};
-use node::network::{MachineNetwork, NetworkError, NetworkPlan, PodNetwork};
+use node::network::{MachineNetwork, NetworkPlan, PodNetwork, PodNetworkError};
 use node::process::ProcessRef;
 use node::run_dir::{RunDir, SandboxState};
 use node::sizing::{HostLimits, NumberSet};
 use protocol::agent::Network;
 
-use crate::pool::Parked;
 use crate::qemu::debug_image::DebugImage;
+use crate::qemu::parked::Parked;
 
 /// Launches the VM of one sandbox, once.
 pub struct QemuLauncher {
     /// How; or why it cannot be done, which the Create that waits for it reports.
-    pub plan: Result<config::Hypervisor, LaunchError>,
+    pub plan: Result<config::Hypervisor, VmLaunchError>,
     /// Where and with what.
     pub request: VmRequest,
     /// The network that the VM gets.
@@ -70,15 +71,16 @@ impl QemuLauncher {
         parked: Parked,
         network: &mut PodNetwork,
         state: &mut SandboxState,
-    ) -> Result<(Vm, GuestListener, Option<GuestStream>), LaunchError> {
-        let failed = |error: &dyn std::error::Error| LaunchError::Failed(chain(error));
+    ) -> Result<(Vm, GuestListener, Option<GuestStream>), VmLaunchError> {
+        let failed = |error: &dyn std::error::Error| VmLaunchError::Failed(chain(error));
         let accounting = self.request.accounting.clone();
         let moved = tokio::task::spawn_blocking(move || {
-            parked.join(&accounting.cgroup_procs, accounting.oom_score_adj.unwrap_or(0));
-            parked
+            let left = parked.join(&accounting.cgroup_procs, accounting.oom_score_adj.unwrap_or(0));
+            (parked, left)
         });
-        let parked = moved.await.map_err(|error| failed(&error))?;
-        state.cgroups = self.cgroup.directories().to_vec();
+        let (parked, left) = moved.await.map_err(|error| failed(&error))?;
+        state.cgroups = self.cgroup.directories().iter().cloned().chain(left).collect();
+        parked.vm.rename(&self.request.id);
         let nics = network.wire().await.map_err(|error| failed(&error))?;
         for nic in nics {
             parked.vm.nics().attach(nic).await.map_err(|error| failed(&error))?;
@@ -89,11 +91,11 @@ impl QemuLauncher {
 
 #[async_trait]
 impl Launcher for QemuLauncher {
-    async fn launch(&self) -> Result<(Box<dyn RunningVm>, Box<dyn Connections>), LaunchError> {
+    async fn launch(&self) -> Result<(Box<dyn RunningVm>, Box<dyn Connections>), VmLaunchError> {
         let config = self.plan.as_ref().map_err(Clone::clone)?;
         let image = self.image(config);
         let config = image.as_ref().map_or(config, |image| &image.config);
-        let failed = |error: &dyn std::error::Error| LaunchError::Failed(chain(error));
+        let failed = |error: &dyn std::error::Error| VmLaunchError::Failed(chain(error));
         let allowance = Allowance::new(self.cgroup.clone());
         allowance.limit(self.limits).await;
         let network = PodNetwork::open(self.network.clone()).await;
@@ -235,7 +237,7 @@ impl RunningVm for QemuMachine {
         }
     }
 
-    async fn refresh_network(&self, again: bool) -> Result<Option<Network>, NetworkError> {
+    async fn refresh_network(&self, again: bool) -> Result<Option<Network>, PodNetworkError> {
         self.network.refresh(again).await
     }
 

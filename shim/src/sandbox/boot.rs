@@ -8,9 +8,10 @@ use futures::StreamExt;
 use guest::agent_client::{AgentClient, printable};
 use guest::relays::Relays;
 use guest::streams::StreamRegistry;
-use guest::vm::{LaunchError, Launcher, RunningVm};
+use guest::vm::{Launcher, RunningVm, VmLaunchError};
 use guest::warn_rate_limited;
 use hypervisor::vm_time;
+use lifecycle::Timeouts;
 use node::boot_queue::{BootPlace, BootQueue};
 use protocol::agent::{HelloRequest, Network, SandboxSetup, event::What};
 use protocol::agent_ttrpc::create_host;
@@ -31,10 +32,10 @@ const EVENTS: usize = 16;
 
 /// Why the VM did not come up.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum BootError {
+pub enum GuestBootError {
     /// It could not be started.
     #[error(transparent)]
-    Launch(LaunchError),
+    Launch(VmLaunchError),
     /// The guest took too long.
     #[error("{waited_for} within {} s of the VM's own time (dial_timeout){console}", limit.as_secs())]
     TimedOut {
@@ -70,6 +71,8 @@ pub struct BootPlan {
     pub dial_timeout: Duration,
     /// For a process to be created.
     pub create_timeout: Duration,
+    /// All other time-outs.
+    pub timeouts: Timeouts,
     /// Takes the agent's log.
     pub log: LogSink,
 }
@@ -114,13 +117,20 @@ pub(super) async fn boot(
     streams: StreamRegistry,
     relays: Relays,
     started: impl FnOnce(&Arc<dyn RunningVm>),
-) -> Result<(Booted, Signals), BootError> {
+) -> Result<(Booted, Signals), GuestBootError> {
     let place = turn(plan.queue.as_ref()).await;
-    let (machine, connections) = plan.launcher.launch().await.map_err(BootError::Launch)?;
+    let (machine, connections) = plan.launcher.launch().await.map_err(GuestBootError::Launch)?;
     let machine: Arc<dyn RunningVm> = machine.into();
     started(&machine);
     let (sender, arrived) = mpsc::channel(2);
-    tokio::spawn(accept(connections, streams, relays, sender, Arc::clone(&plan.log)));
+    tokio::spawn(accept(
+        connections,
+        streams,
+        relays,
+        sender,
+        Arc::clone(&plan.log),
+        plan.timeouts,
+    ));
     let waited_for = Mutex::new("the guest's agent did not call");
     let failure = tokio::select! {
         biased;
@@ -139,8 +149,8 @@ pub(super) async fn boot(
     };
     machine.stop(Duration::ZERO).await;
     Err(match failure {
-        Ok(reason) => BootError::Guest { reason, console },
-        Err(()) => BootError::TimedOut {
+        Ok(reason) => GuestBootError::Guest { reason, console },
+        Err(()) => GuestBootError::TimedOut {
             waited_for: waited_for
                 .lock()
                 .map_or("the guest's agent did not call", |waited_for| *waited_for),
@@ -232,7 +242,7 @@ async fn greet(
     };
     let (tell, lost) = oneshot::channel();
     let (agent, agent_line) = BackpressuredConnection::of_answers(agent, tell);
-    let agent = AgentClient::new(Box::new(agent), plan.create_timeout);
+    let agent = AgentClient::new(Box::new(agent), plan.create_timeout, plan.timeouts.scale());
     let signals = Signals {
         events: received,
         demands: Some(demanded),

@@ -1,10 +1,11 @@
 //! Forwards the host's changes of files to the guest, one batch after the other, as long as the VM lives.
 
-use guest::agent_client::AgentClient;
+use base::chain;
+use guest::agent_client::{AgentClient, AgentError, Refusal};
+use node::volumes::copies::Copies;
 use node::watch::Watches;
 use protocol::agent::HostChanges;
 use tokio::sync::watch;
-use ttrpc::Code;
 
 use super::Vm;
 
@@ -25,7 +26,12 @@ pub(super) async fn tell(watches: Watches, agent: AgentClient, mut vm: watch::Re
             };
             match agent.report_changes(&request).await {
                 Ok(_) => {}
-                Err(error) if error.code() == Code::UNIMPLEMENTED => {
+                Err(
+                    error @ AgentError::Refused {
+                        refusal: Refusal::Unsupported,
+                        ..
+                    },
+                ) => {
                     tracing::info!(%error, "programs in containers are not told what the host changes");
                     return;
                 }
@@ -35,6 +41,34 @@ pub(super) async fn tell(watches: Watches, agent: AgentClient, mut vm: watch::Re
     };
     tokio::select! {
         () = telling => {}
+        _ = vm.wait_for(|vm| matches!(vm, Vm::Failed(_) | Vm::Ended { .. })) => {}
+    }
+}
+
+/// Makes the guest's copies of files what the host's are, as long as the VM lives.
+pub(super) async fn copy(copies: Copies, agent: AgentClient, mut vm: watch::Receiver<Vm>) {
+    let copying = async {
+        loop {
+            let changed = match copies.next().await {
+                Ok(changed) => changed,
+                Err(error) => {
+                    tracing::warn!(%error, "changes of what is copied into the guest cannot be read any longer");
+                    return;
+                }
+            };
+            for request in changed {
+                if let Err(error) = agent.update_storage(&request).await {
+                    tracing::warn!(
+                        storage = request.name,
+                        error = chain(&error),
+                        "containers keep old files"
+                    );
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = copying => {}
         _ = vm.wait_for(|vm| matches!(vm, Vm::Failed(_) | Vm::Ended { .. })) => {}
     }
 }

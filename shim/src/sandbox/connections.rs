@@ -15,15 +15,13 @@ use guest::relays::Relays;
 use guest::streams::StreamRegistry;
 use guest::vm::{Connection, Connections};
 use guest::warn_rate_limited;
+use lifecycle::Timeouts;
 use protocol::preamble::{LENGTH, Preamble};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use self::pending::{Pending, Place};
-
-/// Timeout for reading a connection's preamble.
-const PREAMBLE: Duration = Duration::from_secs(5);
 
 /// Most connections that may be silent at a time, besides one for each registered stream.
 const SILENT: usize = 256;
@@ -62,6 +60,7 @@ pub(super) async fn accept(
     relays: Relays,
     arrived: mpsc::Sender<Arrived>,
     log: LogSink,
+    timeouts: Timeouts,
 ) {
     let pending = Pending::default();
     let dispatcher = Arc::new(Dispatcher {
@@ -85,12 +84,17 @@ pub(super) async fn accept(
         if evicted > 0 {
             warn_rate_limited!("the guest opened too many connections that say nothing: the oldest is dropped");
         }
-        tokio::spawn(identify(connection, place, Arc::clone(&dispatcher)));
+        tokio::spawn(identify(
+            connection,
+            place,
+            Arc::clone(&dispatcher),
+            timeouts.preamble(),
+        ));
     }
 }
 
-/// Reads the preamble, for as long as the connection has a place, and hands the connection over.
-async fn identify(mut connection: Connection, mut place: Place, dispatcher: Arc<Dispatcher>) {
+/// Reads the preamble, for as long as the connection has a place and `limit` at most, and hands the connection over.
+async fn identify(mut connection: Connection, mut place: Place, dispatcher: Arc<Dispatcher>, limit: Duration) {
     let mut bytes = [0; LENGTH];
     tokio::select! {
         // What has been sent is read before an eviction is looked at.
@@ -99,7 +103,7 @@ async fn identify(mut connection: Connection, mut place: Place, dispatcher: Arc<
             return tracing::debug!(%error, "a connection ended before its preamble");
         },
         () = place.evicted() => return,
-        () = tokio::time::sleep(PREAMBLE) => {
+        () = tokio::time::sleep(limit) => {
             warn_rate_limited!("a connection of the guest sent no preamble");
             return;
         }
@@ -205,7 +209,14 @@ mod tests {
         let (arrived, _) = mpsc::channel(1);
         let log: LogSink = Arc::new(|_: &[u8]| {});
         let dials = Box::new(Dials(dials));
-        tokio::spawn(accept(dials, streams.clone(), Relays::default(), arrived, log));
+        tokio::spawn(accept(
+            dials,
+            streams.clone(),
+            Relays::default(),
+            arrived,
+            log,
+            Timeouts::default(),
+        ));
         (dial, streams)
     }
 
@@ -225,7 +236,7 @@ mod tests {
         let (token, dialled) = registry.register();
         let mut stream = connect(&dial).await;
         stream.write_all(&Preamble::Stream(token).encode()).await.unwrap();
-        let got = tokio::time::timeout(PREAMBLE / 2, dialled.connection()).await;
+        let got = tokio::time::timeout(Timeouts::default().preamble() / 2, dialled.connection()).await;
         assert!(matches!(got, Ok(Ok(_))), "the stream was dropped");
         assert_eq!(silent[0].read(&mut [0]).await.unwrap(), 0, "the oldest is dropped");
     }

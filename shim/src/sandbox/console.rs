@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use guest::agent_client::AgentClient;
 use guest::streams::StdioPaths;
@@ -18,14 +18,11 @@ use tokio::sync::oneshot;
 use super::Sandbox;
 use super::process::{Exit, Process, ProcessName, View, is_created};
 use super::verbs::{agent_container, failed, signal_request};
-use crate::error::Error;
 use crate::id::ContainerId;
+use crate::sandbox::error::Error;
 
 /// Consoles of one sandbox at once.
 const MOST: usize = 16;
-
-/// For a program to die of SIGKILL.
-const DEATH: Duration = Duration::from_secs(10);
 
 /// The key that allows it.
 const KEY: &str = "debug_console_enabled = true in [agent.kata] of the runtime's configuration";
@@ -173,7 +170,7 @@ impl Sandbox {
             let signal = signal_request(&process.name, SIGKILL, true);
             if agent.signal(&signal).await.is_ok() {
                 // If it does not die, the deletion says why.
-                let _ = tokio::time::timeout(DEATH, process.stopped()).await;
+                let _ = tokio::time::timeout(self.timeouts.console_death(), process.stopped()).await;
             }
             process.drop_streams();
             let exit = Exit {
@@ -193,7 +190,7 @@ impl Sandbox {
             tracing::debug!(%error, "the console's program cannot be killed");
         }
         // If it does not die, the deletion in the guest says why.
-        let _ = tokio::time::timeout(DEATH, process.stopped()).await;
+        let _ = tokio::time::timeout(self.timeouts.console_death(), process.stopped()).await;
         Ok(128 + SIGKILL)
     }
 

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use containerd_shim_protos::types::mount::Mount;
 use guest::streams::StdioPaths;
+use node::guest_spec::Inherited;
 use node::memlock::ContainerPolicy;
 use protocol::agent::CreateContainerRequest;
 
@@ -47,6 +48,8 @@ pub struct Container {
     pub(super) making: Mutex<Making>,
     pub(super) hooks: OnceLock<Option<ContainerHooks>>,
     pub(super) memlock: OnceLock<ContainerPolicy>,
+    /// What its execs have of its process.
+    pub(super) inherited: OnceLock<Inherited>,
     /// The host's file that it has for its resolv.conf.
     pub(super) resolv_conf: OnceLock<Option<PathBuf>>,
     /// The pid of a container that is not the sandbox's first.
@@ -65,6 +68,7 @@ impl Container {
             making: Mutex::default(),
             hooks: OnceLock::new(),
             memlock: OnceLock::new(),
+            inherited: OnceLock::new(),
             resolv_conf: OnceLock::new(),
             stand_in: OnceLock::new(),
         }

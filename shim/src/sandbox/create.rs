@@ -18,8 +18,9 @@ use super::disks::DiskError;
 use super::host::{GuestContainer, HostError};
 use super::message::Payload;
 use super::stand_in::{StandIn, pid_in};
-use crate::error::{Error, Shared};
+use super::work::is_answer;
 use crate::id::ContainerId;
+use crate::sandbox::error::{Error, Shared};
 
 impl Sandbox {
     /// Creates a container. Dropping the future interrupts it: what was done is undone all the same. The answer is
@@ -55,6 +56,7 @@ impl Sandbox {
         // Once: a container is attached once.
         let _ = container.hooks.set(guest.hooks.clone());
         let _ = container.memlock.set(guest.memlock.clone());
+        let _ = container.inherited.set(guest.inherited.clone());
         let _ = container.resolv_conf.set(guest.resolv_conf.clone());
         container.making().guest = Some(guest);
         Ok(())
@@ -73,7 +75,7 @@ impl Sandbox {
         self.update_network(&agent, &container.subject()).await
     }
 
-    /// Opens the streams, plugs the disks in, and gives the VM what it lacks of memory and vCPUs.
+    /// Opens the streams, plugs the disks in, gives the VM what it lacks of memory and vCPUs, and serves Docker's names if it asks for them.
     pub(super) async fn provision(self: &Arc<Self>, container: &Container) -> Result<(), Error> {
         let subject = container.subject();
         let agent = self.agent("create", &subject)?;
@@ -86,7 +88,7 @@ impl Sandbox {
             spec,
             mut join_namespaces,
             pid_namespace,
-            volumes,
+            mut volumes,
             limits,
             covers,
             sockets,
@@ -95,6 +97,7 @@ impl Sandbox {
         if let Some(owner) = pid_namespace.map(|path| self.owner_of(&path, &subject)).transpose()? {
             join_namespaces.insert("pid".to_owned(), owner.to_string());
         }
+        let device_names = std::mem::take(&mut volumes.device_names);
         let (disks, size) = (
             self.plug_in(&container.id, volumes),
             self.grow(&agent, &container.id, limits),
@@ -109,20 +112,30 @@ impl Sandbox {
             devices,
             covers,
             sockets,
+            bundle: container.bundle.display().to_string(),
+            device_names,
             ..Default::default()
         };
         container.making().call = Some(Box::new(call));
+        // Here, and not before the call to make it: a creation that is given up meanwhile is not sent to the guest.
+        self.update_names(&agent).await;
         Ok(())
     }
 
     /// Has the guest make it.
     pub(super) async fn create_in_guest(&self, container: &Container) -> Result<(), Error> {
         let agent = self.agent("create", &container.subject())?;
-        self.update_names(&agent).await;
         let mut call = container.making().call.take().unwrap_or_default();
         // Now: another container may have been counted since this one was prepared.
         call.memory_grows_to_bytes = self.sizes.tell_growth();
+        self.host.covers_sent(&container.id);
         let made = agent.create_container(&call).await;
+        match &made {
+            Ok(created) => self.host.covers_made(&container.id, &created.covered),
+            Err(error) if is_answer(error) => self.host.covers_made(&container.id, &[]),
+            // It may have made them.
+            Err(_) => {}
+        }
         made.map(drop).map_err(|source| Error::Agent {
             operation: "create",
             subject: container.subject(),

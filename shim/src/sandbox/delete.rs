@@ -13,7 +13,7 @@ use super::message::Payload;
 use super::process::{Process, ProcessName};
 use super::verbs::failed;
 use super::work::{Done, failure};
-use crate::error::{Error, Shared};
+use crate::sandbox::error::{Error, Shared};
 
 impl Sandbox {
     /// Forgets a process that does not run. The answer is its pid and its exit. Whoever asks while it is being done gets the same answer.

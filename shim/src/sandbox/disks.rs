@@ -3,17 +3,19 @@
 //! ```text
 //!  (absent) ── first user ──► plugged ── last user goes ──► (absent)
 //!                                │ the guest does not release it
-//!                                └──────────────────────────► held, until the VM's end or the next release
+//!                                └──► leaving ── asked again, by the next user or the next release ──► (absent)
 //! ```
-//! The table's lock is held only for a lookup. A disk has its own lock while it is plugged in or unplugged. A user is
-//! recorded before the work begins, and the work is a separate task. So the undoing of a cancelled creation knows what it
-//! has to release.
+//! A disk that is leaving is given to nobody: the guest may let go of it at any moment.
+//!
+//! The table's lock is held only for a lookup. A disk has its own lock while it is plugged in or unplugged, and another one while it is opened
+//! or measured on the host, which may hang and must hold up no release. A user is recorded before the work begins, and the work is a separate
+//! task. So the undoing of a cancelled creation knows what it has to release.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use guest::vm::RunningVm;
-use hypervisor::HotplugError;
+use hypervisor::{Disk, HotplugError};
 use node::volumes::VolumeError;
 use node::volumes::disk::{DiskKey, HostDisk};
 
@@ -42,6 +44,15 @@ pub enum DiskError {
         /// The path on the host.
         path: String,
     },
+    /// It was to be unplugged, and the guest has not let go of it yet.
+    #[error("the guest has yet to give {path} back, which another container had: try again later")]
+    Leaving {
+        /// On the host.
+        path: String,
+        /// What was seen.
+        #[source]
+        source: HotplugError,
+    },
     /// It does not become larger.
     #[error("cannot make {path} larger: {reason}")]
     Grow {
@@ -64,13 +75,32 @@ pub(super) struct Disks {
 #[derive(Debug, Default)]
 struct Entry {
     users: BTreeSet<ContainerId>,
-    disk: Arc<tokio::sync::Mutex<Option<Plugged>>>,
+    slot: Arc<Slot>,
+}
+
+/// The place of one disk. Whoever needs both locks takes `host` first.
+#[derive(Debug, Default)]
+struct Slot {
+    /// Held while the disk is opened or measured on the host.
+    host: tokio::sync::Mutex<()>,
+    plugged: tokio::sync::Mutex<Option<Plugged>>,
 }
 
 #[derive(Debug, Clone)]
 struct Plugged {
     serial: String,
     read_only: bool,
+    /// The VMM was asked to unplug it, and the guest has not let go of it yet.
+    leaving: bool,
+}
+
+/// A container's wish for a disk.
+struct Attachment {
+    disks: Arc<Disks>,
+    machine: Arc<dyn RunningVm>,
+    container: ContainerId,
+    disk: HostDisk,
+    slot: Arc<Slot>,
 }
 
 impl Disks {
@@ -89,28 +119,19 @@ impl Disks {
             let mut table = self.table();
             let entry = table.entry(disk.key).or_default();
             entry.users.insert(container.clone());
-            Arc::clone(&entry.disk)
+            Arc::clone(&entry.slot)
         };
-        let (this, container) = (Arc::clone(self), container.clone());
+        let attachment = Attachment {
+            disks: Arc::clone(self),
+            machine,
+            container: container.clone(),
+            disk,
+            slot,
+        };
         let work = tokio::spawn(async move {
-            let mut slot = slot.lock().await;
-            let wanted = this
-                .table()
-                .get(&disk.key)
-                .is_some_and(|entry| entry.users.contains(&container));
-            if !wanted {
-                return Err(DiskError::Interrupted);
-            }
-            if let Some(plugged) = &*slot {
-                return match plugged.read_only && !disk.read_only {
-                    true => Err(DiskError::ReadOnly {
-                        path: disk.path.display().to_string(),
-                    }),
-                    false => Ok(plugged.serial.clone()),
-                };
-            }
-            let plugged = plug(machine.as_ref(), disk).await?;
-            Ok(slot.insert(plugged).serial.clone())
+            let attached = attachment.attach().await;
+            attachment.forget_unused().await;
+            attached
         });
         work.await.unwrap_or(Err(DiskError::Interrupted))
     }
@@ -122,23 +143,30 @@ impl Disks {
         disk: &HostDisk,
         bytes: u64,
     ) -> Result<Option<u64>, DiskError> {
-        let slot = self.table().get(&disk.key).map(|entry| Arc::clone(&entry.disk));
+        let slot = self.table().get(&disk.key).map(|entry| Arc::clone(&entry.slot));
         let Some(slot) = slot else { return Ok(None) };
-        // Held meanwhile: it is neither unplugged nor made larger twice at a time.
-        let slot = slot.lock().await;
-        let Some(plugged) = &*slot else { return Ok(None) };
         let path = disk.path.display().to_string();
         let fails = |reason: String| DiskError::Grow {
             path: path.clone(),
             reason,
         };
-        if plugged.read_only {
-            return Err(fails("it is given to the guest read-only".to_owned()));
+        // It is not made larger twice at a time.
+        let _host = slot.host.lock().await;
+        let in_use = |plugged: &Option<Plugged>| plugged.as_ref().is_some_and(|plugged| !plugged.leaving);
+        match &*slot.plugged.lock().await {
+            Some(plugged) if plugged.read_only => return Err(fails("it is given to the guest read-only".to_owned())),
+            plugged if !in_use(plugged) => return Ok(None),
+            _ => {}
         }
         // On a thread of its own: a network block device may hang.
         let measured = disk.clone();
         let bytes = tokio::task::spawn_blocking(move || target(&measured, bytes)).await;
         let bytes = bytes.map_err(|_| DiskError::Interrupted)?.map_err(fails)?;
+        // Held meanwhile: it is not unplugged.
+        let plugged = slot.plugged.lock().await;
+        let Some(plugged) = plugged.as_ref().filter(|plugged| !plugged.leaving) else {
+            return Ok(None);
+        };
         let resized = machine.resize_disk(&plugged.serial, bytes).await;
         resized.map_err(|error| fails(base::chain(&error)))?;
         Ok(Some(bytes))
@@ -146,7 +174,7 @@ impl Disks {
 
     /// Takes all disks from a container, whose file systems the guest has unmounted; what nobody else uses is unplugged.
     /// Without a machine there is nothing to unplug. The answer is the disks that the guest has not let go of: they stay
-    /// plugged in until somebody lets go of them again or the VM ends.
+    /// plugged in until somebody lets go of them or asks for them again, or the VM ends.
     pub(super) async fn release(
         &self,
         machine: Option<Arc<dyn RunningVm>>,
@@ -156,30 +184,122 @@ impl Disks {
             let mut table = self.table();
             let used = table.iter_mut().filter_map(|(key, entry)| {
                 // Those that were not let go of are tried again.
-                (entry.users.remove(container) || entry.users.is_empty()).then(|| (*key, Arc::clone(&entry.disk)))
+                (entry.users.remove(container) || entry.users.is_empty()).then(|| (*key, Arc::clone(&entry.slot)))
             });
             used.collect()
         };
         let mut kept = Vec::new();
         for (key, slot) in held {
-            let mut slot = slot.lock().await;
-            let unused = |disks: &Self| disks.table().get(&key).is_some_and(|entry| entry.users.is_empty());
-            if !unused(self) {
+            let mut place = slot.plugged.lock().await;
+            if !self.is_unused(key, &slot) {
                 continue;
             }
-            if let (Some(machine), Some(plugged)) = (&machine, &*slot)
+            if let (Some(machine), Some(plugged)) = (&machine, &mut *place)
                 && let Err(error) = machine.detach_disk(&plugged.serial).await
             {
+                plugged.leaving = true;
                 kept.push((plugged.serial.clone(), error));
                 continue;
             }
-            *slot = None;
-            // Somebody may have come meanwhile, who waits for the lock and plugs it in again.
-            if unused(self) {
-                self.table().remove(&key);
-            }
+            *place = None;
+            self.forget(key, &slot);
         }
         kept
+    }
+
+    fn is_unused(&self, key: DiskKey, slot: &Arc<Slot>) -> bool {
+        let table = self.table();
+        let entry = table.get(&key).filter(|entry| Arc::ptr_eq(&entry.slot, slot));
+        entry.is_some_and(|entry| entry.users.is_empty())
+    }
+
+    /// Removes the place of a disk that is not plugged in, unless somebody has come meanwhile, who plugs it in there, or it is still being
+    /// opened: whoever comes next waits for that.
+    fn forget(&self, key: DiskKey, slot: &Arc<Slot>) {
+        let mut table = self.table();
+        let entry = table.get(&key).filter(|entry| Arc::ptr_eq(&entry.slot, slot));
+        if entry.is_some_and(|entry| entry.users.is_empty()) && slot.host.try_lock().is_ok() {
+            table.remove(&key);
+        }
+    }
+}
+
+impl Attachment {
+    async fn attach(&self) -> Result<String, DiskError> {
+        if let Some(serial) = self.find(&mut *self.slot.plugged.lock().await).await? {
+            return Ok(serial);
+        }
+        let _host = self.slot.host.lock().await;
+        // Others may have opened it meanwhile.
+        if let Some(serial) = self.find(&mut *self.slot.plugged.lock().await).await? {
+            return Ok(serial);
+        }
+        let disk = self.disk.clone();
+        // On a thread of its own: a network block device may hang.
+        let opened = tokio::task::spawn_blocking(move || disk.open()).await;
+        let opened = opened.map_err(|_| DiskError::Interrupted)??;
+        // Held meanwhile: whoever releases it waits, and unplugs it then.
+        let mut place = self.slot.plugged.lock().await;
+        if let Some(serial) = self.find(&mut place).await? {
+            return Ok(serial);
+        }
+        let plugged = self.plug(opened).await?;
+        Ok(place.insert(plugged).serial.clone())
+    }
+
+    /// The disk that is plugged in, if the container is still wanted and can have it. One that is leaving has to be gone first.
+    async fn find(&self, place: &mut Option<Plugged>) -> Result<Option<String>, DiskError> {
+        let is_wanted = {
+            let table = self.disks.table();
+            let entry = table
+                .get(&self.disk.key)
+                .filter(|entry| Arc::ptr_eq(&entry.slot, &self.slot));
+            entry.is_some_and(|entry| entry.users.contains(&self.container))
+        };
+        if !is_wanted {
+            return Err(DiskError::Interrupted);
+        }
+        let Some(plugged) = &*place else { return Ok(None) };
+        let path = || self.disk.path.display().to_string();
+        if plugged.leaving {
+            let detached = self.machine.detach_disk(&plugged.serial).await;
+            detached.map_err(|source| DiskError::Leaving { path: path(), source })?;
+            *place = None;
+            return Ok(None);
+        }
+        if plugged.read_only && !self.disk.read_only {
+            return Err(DiskError::ReadOnly { path: path() });
+        }
+        Ok(Some(plugged.serial.clone()))
+    }
+
+    async fn plug(&self, opened: Disk) -> Result<Plugged, DiskError> {
+        let read_only = opened.read_only;
+        let attached = self.machine.attach_disk(opened).await;
+        let serial = attached.map_err(|source| DiskError::Plug {
+            path: self.disk.path.display().to_string(),
+            advice: match &source {
+                HotplugError::Full => {
+                    " (a privileged container is given all devices of the host unless containerd's \
+                     privileged_without_host_devices is set)"
+                }
+                _ => "",
+            },
+            source,
+        })?;
+        Ok(Plugged {
+            serial,
+            read_only,
+            leaving: false,
+        })
+    }
+
+    /// Its release left the place to whoever opened the disk.
+    async fn forget_unused(&self) {
+        let place = self.slot.plugged.lock().await;
+        if place.is_none() {
+            self.disks.forget(self.disk.key, &self.slot);
+        }
     }
 }
 
@@ -201,26 +321,6 @@ fn target(disk: &HostDisk, wanted: u64) -> Result<u64, String> {
         )),
         DiskKey::File(..) => Ok(wanted),
     }
-}
-
-async fn plug(machine: &dyn RunningVm, disk: HostDisk) -> Result<Plugged, DiskError> {
-    let path = disk.path.display().to_string();
-    // On a thread of its own: a network block device may hang.
-    let opened = tokio::task::spawn_blocking(move || disk.open()).await;
-    let opened = opened.map_err(|_| DiskError::Interrupted)??;
-    let read_only = opened.read_only;
-    let serial = machine.attach_disk(opened).await.map_err(|source| DiskError::Plug {
-        path,
-        advice: match &source {
-            HotplugError::Full => {
-                " (a privileged container is given all devices of the host unless containerd's \
-                 privileged_without_host_devices is set)"
-            }
-            _ => "",
-        },
-        source,
-    })?;
-    Ok(Plugged { serial, read_only })
 }
 
 #[cfg(test)]

@@ -19,8 +19,8 @@ use super::container::Container;
 use super::message::{Message, Payload};
 use super::process::{Process, ProcessName};
 use super::work::{Order, interrupted};
-use crate::error::Shared;
 use crate::id::ContainerId;
+use crate::sandbox::error::Shared;
 
 /// Says that whoever asked is gone, unless there was an answer.
 struct Asking<'a> {

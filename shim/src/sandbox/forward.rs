@@ -14,12 +14,10 @@ use tokio::sync::oneshot;
 use super::Sandbox;
 use super::forwards::Length;
 use super::process::ProcessName;
-use crate::error::Error;
 use crate::id::ContainerId;
+use crate::sandbox::error::Error;
 use lifecycle::SIGKILL;
 
-/// For the guest to connect the streams of a process that runs.
-const DIAL: Duration = Duration::from_secs(10);
 /// Bytes that are copied at once.
 const BUFFER: usize = 64 << 10;
 
@@ -56,7 +54,7 @@ impl Sandbox {
             source,
         })?;
         let dialled = async { tokio::try_join!(dialled_input.connection(), dialled_output.connection()) };
-        let dialled = tokio::time::timeout(DIAL, dialled).await;
+        let dialled = tokio::time::timeout(self.timeouts.streams(), dialled).await;
         let dialled = dialled.unwrap_or(Err(StreamError::NotDialled));
         let ended = match dialled {
             Ok((to_guest, from_guest)) => {

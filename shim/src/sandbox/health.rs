@@ -12,8 +12,8 @@ use scrape::durations::Durations;
 
 use super::verbs::agent_container;
 use super::{Sandbox, Vm};
-use crate::error::Error;
 use crate::id::ContainerId;
+use crate::sandbox::error::Error;
 
 /// For the VMM to answer: it does so at once unless its main loop is stuck.
 const ANSWER: Duration = Duration::from_secs(3);
@@ -104,11 +104,11 @@ impl Sandbox {
 
     /// The figures of each container that runs, in the order of their ids; none where the guest does not tell them in time.
     /// All are asked for at once: one that hangs costs its own time, and nobody else's.
-    pub async fn glance(&self) -> Vec<(ContainerId, Option<StatsResponse>)> {
+    pub async fn figures(&self) -> Vec<(ContainerId, Option<StatsResponse>)> {
         let ids = self.container_ids().into_iter();
         let asked = ids.map(|id| async move {
             let (agent, _) = self.living(&id, "read the figures of").ok()?;
-            let figures = agent.glance(&agent_container(&id)).await.ok();
+            let figures = agent.sample(&agent_container(&id)).await.ok();
             Some((id, figures))
         });
         join_all(asked).await.into_iter().flatten().collect()

@@ -7,15 +7,17 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
+use config::EmptyDirMode;
 use containerd_shim_protos::types::mount::Mount;
 use guest::host_sockets::{Chosen as ChosenSockets, HostSockets};
 use guest::names;
-use node::guest_spec::{self, HostOptions, Input, PlacedBind, guest_spec};
+use node::guest_spec::{self, HostOptions, Inherited, Input, PlacedBind, guest_spec};
 use node::hooks::{self, HookPoint, HookState, Owed};
 use node::host_ns::HostNamespace;
 use node::memlock::{ContainerPolicy, SandboxPolicy};
 use node::share::SharedTree;
 use node::sizing::Limits;
+use node::volumes::copies::Copies;
 use node::volumes::{Volumes, resolve_sources};
 use node::watch::Watches;
 use oci_spec::runtime::Hooks;
@@ -54,6 +56,8 @@ pub struct GuestContainer {
     pub hooks: Option<ContainerHooks>,
     /// How much memory its processes may lock.
     pub memlock: ContainerPolicy,
+    /// What its execs have of its process.
+    pub inherited: Inherited,
     /// What it needs of disks and of the guest's memory.
     pub volumes: Volumes,
     /// What it may use of the VM.
@@ -92,6 +96,10 @@ pub trait HostSide: Send + Sync {
     async fn run_poststop_hooks(&self, _container: &ContainerId) -> Result<(), HostError> {
         Ok(())
     }
+    /// The covers of a container are about to be sent to the guest.
+    fn covers_sent(&self, _container: &ContainerId) {}
+    /// Which covers of those that were sent with a container the guest has made; not called if it has not answered.
+    fn covers_made(&self, _container: &ContainerId, _made: &[bool]) {}
     /// Unmounts everything of a container. May be called again.
     ///
     /// # Errors
@@ -105,12 +113,18 @@ pub trait HostSide: Send + Sync {
     fn watches(&self) -> Option<Watches> {
         None
     }
+    /// What the guest has copies of; None: files are shared.
+    fn copies(&self) -> Option<Copies> {
+        None
+    }
 }
 
 /// The host itself, and not a simulated one.
 pub struct RealHost {
     /// Where containers are attached.
     pub tree: SharedTree,
+    /// If nothing is shared with the guest: what it has copies of.
+    pub copies: Option<Copies>,
     /// The thread in the host's mount namespace.
     pub host: HostNamespace,
     /// The sandbox's id.
@@ -123,6 +137,8 @@ pub struct RealHost {
     pub sockets: HostSockets,
     /// Kata's `disable_guest_seccomp`.
     pub disable_guest_seccomp: bool,
+    /// Where its emptyDirs are.
+    pub emptydir_mode: EmptyDirMode,
     /// How much memory the processes of its containers may lock.
     pub memlock: SandboxPolicy,
 }
@@ -149,17 +165,19 @@ impl HostSide for RealHost {
         let tree = self.tree.clone();
         let (sandbox, container) = (self.sandbox.clone(), container.clone());
         let (bundle, rootfs) = (bundle.to_owned(), rootfs.to_vec());
-        let disable_guest_seccomp = self.disable_guest_seccomp;
+        let (disable_guest_seccomp, emptydir_mode) = (self.disable_guest_seccomp, self.emptydir_mode);
         let policy = self.memlock.clone();
-        let watches = self.watches.clone();
+        let (watches, copies) = (self.watches.clone(), self.copies.clone());
         let (host, owed, sockets) = (self.host.clone(), self.owed.clone(), self.sockets.clone());
         // Whoever gives up does not end the thread, but what it attaches.
         let attachment = tree.begin(&container);
         blocking(move || {
             let read = guest_spec::read(&bundle.join("config.json"));
             let (mut spec, unread) = read.map_err(|error| HostError::Spec(Box::new(error)))?;
+            let inherited = Inherited::of(&spec);
             resolve_sources(&mut spec, &bundle, &host);
-            let volumes = Volumes::plan(&mut spec, &rootfs, &host).map_err(|error| HostError::Spec(Box::new(error)))?;
+            let mut volumes = Volumes::plan(&mut spec, &rootfs, emptydir_mode, &host)
+                .map_err(|error| HostError::Spec(Box::new(error)))?;
             let input = Input {
                 container: &container,
                 sandbox: &sandbox,
@@ -211,11 +229,16 @@ impl HostSide for RealHost {
                 }
                 // The guest has the root of a pod's sandbox itself.
                 _ if guest.pause => {}
+                _ if copies.is_some() => volumes
+                    .refuse_shared_root(&bundle.join(root), &rootfs)
+                    .map_err(|error| HostError::Spec(Box::new(error)))?,
                 _ => {
                     tree.attach_rootfs(&attachment, &rootfs, &bundle.join(root))
                         .map_err(other)?;
                 }
             }
+            let copied = copies.map(|copies| copies.add(&container, &std::mem::take(&mut guest.binds), &mut volumes));
+            let copied = copied.transpose().map_err(|error| HostError::Spec(Box::new(error)))?;
             let binds = tree.attach_binds(&attachment, &guest.binds).map_err(other)?;
             let shown = {
                 let _held = tree.still_wanted(&attachment).map_err(other)?;
@@ -227,7 +250,15 @@ impl HostSide for RealHost {
                 options: HostOptions::default(),
                 over: Vec::new(),
             });
-            guest.place(&binds.placed.into_iter().chain(sockets).collect::<Vec<_>>());
+            let copied = copied.unwrap_or_default();
+            guest.place(
+                &binds
+                    .placed
+                    .into_iter()
+                    .chain(sockets)
+                    .chain(copied)
+                    .collect::<Vec<_>>(),
+            );
             if let Some(watches) = &watches {
                 binds.exported.iter().for_each(|volume| watches.add(*volume));
             }
@@ -239,6 +270,7 @@ impl HostSide for RealHost {
                 pid_namespace: guest.pid_namespace,
                 hooks,
                 memlock,
+                inherited,
                 volumes,
                 limits,
                 covers: binds.covers,
@@ -263,13 +295,24 @@ impl HostSide for RealHost {
         self.owed.pay(&self.host, container).await.map_err(other)
     }
 
+    fn covers_sent(&self, container: &ContainerId) {
+        self.tree.covers_sent(container);
+    }
+
+    fn covers_made(&self, container: &ContainerId, made: &[bool]) {
+        self.tree.covers_made(container, made);
+    }
+
     async fn detach(&self, container: &ContainerId) -> Result<(), HostError> {
         let (tree, watches, container) = (self.tree.clone(), self.watches.clone(), container.clone());
-        let sockets = self.sockets.clone();
+        let (sockets, copies) = (self.sockets.clone(), self.copies.clone());
         blocking(move || {
             let gone = tree.detach(&container);
             // Nobody attaches any by now.
             sockets.detach(&container);
+            if let Some(copies) = copies {
+                copies.forget(&container);
+            }
             let gone = gone.map_err(other)?;
             if let Some(watches) = &watches {
                 watches.forget(&gone);
@@ -287,5 +330,9 @@ impl HostSide for RealHost {
 
     fn watches(&self) -> Option<Watches> {
         self.watches.clone()
+    }
+
+    fn copies(&self) -> Option<Copies> {
+        self.copies.clone()
     }
 }

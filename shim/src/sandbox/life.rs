@@ -13,7 +13,7 @@ use node::sizing::Sizing;
 use scrape::durations::Durations;
 use tokio::sync::{mpsc, watch};
 
-use super::boot::{self, BootError, BootPlan};
+use super::boot::{self, BootPlan, GuestBootError};
 use super::driver::Driver;
 use super::forwards::Forwards;
 use super::host::HostSide;
@@ -44,6 +44,8 @@ pub struct Parts {
     pub kernel: PathBuf,
     /// How big the VM has to be.
     pub sizing: Sizing,
+    /// Whether the guest gets the network of the container's namespace.
+    pub networked: bool,
 }
 
 impl Sandbox {
@@ -61,6 +63,7 @@ impl Sandbox {
             events: parts.events,
             streams: StreamRegistry::default(),
             relays: parts.relays,
+            networked: parts.networked,
             names: tokio::sync::Mutex::default(),
             records: Mutex::default(),
             inputs,
@@ -98,7 +101,7 @@ impl Sandbox {
         });
         let booted = tokio::select! {
             booted = booting => booted,
-            () = told_to_stop(&mut stopping) => Err(BootError::Stopped),
+            () = told_to_stop(&mut stopping) => Err(GuestBootError::Stopped),
         };
         let (booted, mut signals) = match booted {
             Ok((booted, signals)) => (Arc::new(booted), signals),
@@ -117,6 +120,9 @@ impl Sandbox {
         self.report(Input::VmReady);
         if let Some(watches) = self.host.watches() {
             tokio::spawn(changes::tell(watches, booted.agent.clone(), self.vm.subscribe()));
+        }
+        if let Some(copies) = self.host.copies() {
+            tokio::spawn(changes::copy(copies, booted.agent.clone(), self.vm.subscribe()));
         }
         let following = tokio::spawn(Arc::clone(&self).follow_network(Arc::clone(&booted)));
         let demands = signals.demands.take();

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use super::container::CreateRequest;
 use super::process::Process;
-use crate::error::Shared;
+use crate::sandbox::error::Shared;
 
 /// What comes with a request, and is none of the state machine's business.
 pub(super) enum Payload {

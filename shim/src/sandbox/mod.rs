@@ -21,6 +21,7 @@ mod create;
 mod delete;
 pub(crate) mod disks;
 mod driver;
+pub mod error;
 mod forward;
 mod forwards;
 mod growth;
@@ -57,7 +58,7 @@ use node::volumes::DirectVolume;
 use scrape::durations::Durations;
 use tokio::sync::{mpsc, watch};
 
-use self::boot::{BootError, Booted};
+use self::boot::{Booted, GuestBootError};
 use self::disks::Disks;
 use self::forwards::Forwards;
 use self::host::HostSide;
@@ -65,9 +66,9 @@ use self::message::Message;
 use self::process::{Exit, Process, ProcessName, is_created};
 use self::sizes::Sizes;
 use self::stand_in::StandIn;
-use crate::error::Error;
 use crate::events::Publisher;
 use crate::id::{ContainerId, Namespace, SandboxId};
+use crate::sandbox::error::Error;
 
 pub use self::container::{Container, CreateRequest};
 pub use self::disks::DiskError;
@@ -77,7 +78,7 @@ pub use self::life::Parts;
 #[derive(Clone)]
 enum Vm {
     Booting,
-    Failed(BootError),
+    Failed(GuestBootError),
     Ready(Arc<Booted>),
     Ended { ending: Ending, exit: Exit },
 }
@@ -93,6 +94,8 @@ pub struct Sandbox {
     events: Publisher,
     streams: StreamRegistry,
     relays: Relays,
+    /// Whether the guest has the network of the container's namespace.
+    networked: bool,
     /// Docker's name server, as long as a container asks it.
     names: tokio::sync::Mutex<Option<NameRelay>>,
     /// Written by the driver alone.
@@ -174,12 +177,12 @@ impl Sandbox {
     pub async fn ready(&self) -> Result<AgentClient, Error> {
         let mut vm = self.vm.subscribe();
         if vm.wait_for(|vm| !matches!(vm, Vm::Booting)).await.is_err() {
-            return Err(self.boot_error(BootError::Stopped));
+            return Err(self.boot_error(GuestBootError::Stopped));
         }
         self.agent("create a container in", &format!("sandbox {}", self.id))
     }
 
-    fn boot_error(&self, source: BootError) -> Error {
+    fn boot_error(&self, source: GuestBootError) -> Error {
         Error::Boot {
             sandbox: self.id.to_string(),
             source,

@@ -1,4 +1,4 @@
-//! Docker's name server is relayed to the guest as long as a container asks it.
+//! Docker's name server is relayed to the guest as long as a container asks it, and if the guest has the container's network at all.
 
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -20,6 +20,9 @@ impl Sandbox {
     /// Makes the relay what the containers need now, those that are being made included: the network changes while Docker makes one.
     /// Without it containers run all the same.
     pub(super) async fn update_names(&self, agent: &AgentClient) {
+        if !self.networked {
+            return;
+        }
         if let Err(error) = self.try_update_names(agent).await {
             tracing::warn!(sandbox = %self.id, error, "containers cannot ask Docker's name server (127.0.0.11)");
         }
@@ -35,9 +38,11 @@ impl Sandbox {
             return Ok(());
         }
         if !wanted {
-            *relay = None;
             let none = agent.serve_names(&NameServer::default()).await;
-            return none.map(drop).map_err(|error| chain(&error));
+            none.map_err(|error| chain(&error))?;
+            // Last: an update that is dropped or fails meanwhile is made again.
+            *relay = None;
+            return Ok(());
         }
         let netns = format!("/proc/{}/ns/net", self.pid());
         if is_own(Path::new(&netns)).map_err(|error| chain(&error))? {

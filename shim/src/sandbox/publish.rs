@@ -177,3 +177,44 @@ fn named(id: &ProcessId) -> Option<ProcessName> {
         exec,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use guest::agent_client::printable;
+    use protobuf::Message as _;
+    use protocol::agent::{Event as Report, HelloRequest, MemoryDemand, ProcessStarted};
+
+    use super::super::host_service::Demand;
+    use super::*;
+
+    fn is_clean(text: &str, longest: usize) {
+        let control = |character: char| character.is_control() && character != '\n';
+        assert!(text.len() <= longest && !text.contains(control), "{text:?}");
+    }
+
+    /// What the agent says by itself, and what is made of it.
+    #[test]
+    fn fuzz_agent_events() {
+        fuzz::run("agent-events", |bytes| {
+            match Report::parse_from_bytes(bytes).ok().and_then(|report| report.what) {
+                Some(What::Exit(exit)) => {
+                    if let Some(name) = exit.process.as_ref().and_then(named) {
+                        is_clean(&name.to_string(), 1024);
+                    }
+                }
+                Some(What::Oom(oom)) => drop(ContainerId::new(&oom.container_id)),
+                Some(What::Fatal(reason)) => is_clean(&gave_up(&reason), 2100),
+                _ => {}
+            }
+            if let Ok(hello) = HelloRequest::parse_from_bytes(bytes) {
+                is_clean(&printable(&hello.kernel_release, 64), 64 + '…'.len_utf8());
+            }
+            if let Ok(demand) = MemoryDemand::parse_from_bytes(bytes) {
+                let (answer, _) = tokio::sync::oneshot::channel();
+                let extra = Demand::new(demand.extra_bytes, answer).extra;
+                assert!(extra.0 == u32::MAX || extra.bytes() >= demand.extra_bytes);
+            }
+            let _ = ProcessStarted::parse_from_bytes(bytes);
+        });
+    }
+}

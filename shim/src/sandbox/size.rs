@@ -24,8 +24,8 @@ use node::sizing::Limits;
 
 use super::Sandbox;
 use super::sizes::ResizeTarget;
-use crate::error::Error;
 use crate::id::ContainerId;
+use crate::sandbox::error::Error;
 
 /// When it is worth a line in the log that the guest gives nothing back.
 const SLOW: Duration = Duration::from_secs(15);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use guest::agent_client::AgentClient;
 use guest::streams::{Prepared, StdioPaths, StreamError, Streams};
 use lifecycle::{Answer, Request};
-use node::guest_spec;
+use node::guest_spec::{self, Inherited};
 use node::hooks::HookPoint;
 use protocol::agent::{CloseStdinRequest, ExecRequest, Stdio};
 
@@ -15,7 +15,7 @@ use super::host::HostError;
 use super::message::Payload;
 use super::process::{Process, ProcessName};
 use super::verbs::{agent_container, failed};
-use crate::error::{Error, Shared};
+use crate::sandbox::error::{Error, Shared};
 
 impl Sandbox {
     /// Starts a container's first process or an exec. The answer is the pid that stands for it.
@@ -121,7 +121,7 @@ impl Sandbox {
             source,
         };
         let prepared = process.take_prepared().ok_or_else(|| failed(StreamError::NotDialled))?;
-        let connected = prepared.connect().await.map_err(failed)?;
+        let connected = prepared.connect(self.timeouts.streams()).await.map_err(failed)?;
         let streams = Arc::new(connected);
         self.watch_stdin(process, &streams, agent);
         process.set_streams(streams);
@@ -171,7 +171,8 @@ impl Sandbox {
             subject: name.to_string(),
             source: HostError::Spec(source),
         };
-        let (spec, left_out) = guest_spec::read_exec(spec).map_err(|error| failed(Box::new(error)))?;
+        let spec = guest_spec::read_exec(spec, container.inherited.get_or_init(Inherited::default));
+        let (spec, left_out) = spec.map_err(|error| failed(Box::new(error)))?;
         let applied = policy.apply_to_exec(&spec);
         let (spec, notes) = applied.map_err(|error| failed(Box::new(error)))?;
         for note in left_out.iter().chain(&notes) {

@@ -19,8 +19,8 @@ use super::Sandbox;
 use super::container::Container;
 use super::message::Payload;
 use super::process::{Process, ProcessName};
-use crate::error::{Error, Shared};
 use crate::id::ContainerId;
+use crate::sandbox::error::{Error, Shared};
 
 /// Bytes of a process's name that are passed on: the kernel's have 15, and some are escaped (proc_pid_comm(5)).
 const LONGEST_NAME: usize = 64;

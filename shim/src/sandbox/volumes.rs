@@ -9,7 +9,7 @@ use node::volumes::{DirectVolume, record};
 use protocol::agent::{GrowStorageRequest, StorageName, StorageStatsResponse};
 
 use super::Sandbox;
-use crate::error::Error;
+use crate::sandbox::error::Error;
 
 impl Sandbox {
     fn direct_volumes(&self) -> MutexGuard<'_, HashMap<PathBuf, DirectVolume>> {

@@ -2,15 +2,14 @@
 
 use std::sync::Arc;
 
-use guest::agent_client::AgentError;
+use guest::agent_client::{AgentError, Refusal};
 use lifecycle::{Failure, Fault, Work};
 use oci_spec::runtime::LinuxResources;
-use ttrpc::Code;
 
 use super::Sandbox;
 use super::container::Container;
 use super::process::Process;
-use crate::error::{Error, Shared};
+use crate::sandbox::error::{Error, Shared};
 
 /// What becomes of work.
 pub(super) type Done = Result<(), Failure<Shared>>;
@@ -82,21 +81,25 @@ pub(super) fn failure(error: Error) -> Failure<Shared> {
     }
 }
 
+/// Whether the agent has refused. Otherwise it may have done what it was asked for.
+pub(super) fn is_answer(error: &AgentError) -> bool {
+    !matches!(fault(error), Fault::Unanswered | Fault::Gone)
+}
+
 fn fault(error: &AgentError) -> Fault {
     match error {
-        AgentError::Refused {
-            code: Code::NOT_FOUND, ..
-        } => Fault::Missing,
-        AgentError::Refused {
-            code: Code::FAILED_PRECONDITION,
-            ..
-        } => Fault::Phase,
-        // The guest has the same time-out for a call as the shim, and either may be the first to notice.
-        AgentError::Refused {
-            code: Code::DEADLINE_EXCEEDED,
-            ..
-        } => Fault::Unanswered,
-        AgentError::Refused { .. } => Fault::Refused,
+        AgentError::Refused { refusal, .. } => match refusal {
+            Refusal::Missing => Fault::Missing,
+            Refusal::Phase => Fault::Phase,
+            // The guest has the same time-out for a call as the shim, and either may be the first to notice.
+            Refusal::Unanswered => Fault::Unanswered,
+            Refusal::Exists
+            | Refusal::Invalid
+            | Refusal::Unsupported
+            | Refusal::Exhausted
+            | Refusal::GivenUp
+            | Refusal::Failed => Fault::Refused,
+        },
         AgentError::TimedOut(_) => Fault::Unanswered,
         AgentError::Broken(_) => Fault::Gone,
     }

@@ -14,9 +14,9 @@ use protocol::diagnostics_ttrpc::Diagnostics;
 use ttrpc::r#async::TtrpcContext;
 
 use super::{Service, inspect};
-use crate::error::Error;
 use crate::id::ContainerId;
 use crate::metrics::{self, Scraper};
+use crate::sandbox::error::Error;
 
 #[async_trait]
 impl Diagnostics for Service {

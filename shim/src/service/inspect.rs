@@ -7,7 +7,7 @@ use std::sync::Arc;
 use guest::agent_client::printable;
 use protocol::diagnostics::{ConsoleRequest, ConsoleResponse, ContainerHealth, HealthResponse, Vcpu, VcpusResponse};
 
-use crate::error::Error;
+use crate::sandbox::error::Error;
 use crate::sandbox::{Sandbox, console};
 
 /// Longest reason that is passed on, in bytes: a console's tail is in some.

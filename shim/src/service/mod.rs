@@ -5,6 +5,7 @@ mod inspect;
 pub mod pod_config;
 mod sandbox_api;
 pub mod stats;
+mod status;
 mod task;
 mod timed;
 
@@ -19,9 +20,9 @@ use protocol::diagnostics_ttrpc::create_diagnostics;
 use tokio::sync::Notify;
 use ttrpc::r#async::Service as Methods;
 
-use crate::error::Error;
 use crate::id::{ContainerId, SandboxId};
 use crate::sandbox::Sandbox;
+use crate::sandbox::error::Error;
 use crate::service::stats::{CgroupMode, metrics};
 
 const TASK_V2: &str = "containerd.task.v2.Task";

@@ -17,10 +17,10 @@ use guest::streams::StdioPaths;
 use ttrpc::r#async::TtrpcContext;
 
 use super::{Awaited, Service};
-use crate::error::Error;
 use crate::events::timestamp;
 use crate::id::ContainerId;
 use crate::sandbox::CreateRequest;
+use crate::sandbox::error::Error;
 use crate::sandbox::host::HostError;
 use crate::sandbox::process::ProcessName;
 use crate::service::pod_config;

@@ -6,7 +6,7 @@ use containerd_shim_protos::cgroups::metrics as v1;
 use containerd_shim_protos::cgroups_v2::metrics as v2;
 use protobuf::well_known_types::any::Any;
 use protobuf::{Message, MessageField};
-use protocol::agent::StatsResponse;
+use protocol::agent::{IoStats, StatsResponse};
 
 /// How the host's cgroups are mounted; the client takes the container's metrics to be of that kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +45,14 @@ pub fn metrics(stats: &StatsResponse, mode: CgroupMode) -> Result<Any, protobuf:
     })
 }
 
+/// Disks of which figures are passed on: more than a VM has. An answer of 64 KiB can name 32,000, and each would be a hundred times as
+/// long here.
+const DEVICES: usize = 256;
+
+fn devices(stats: &StatsResponse) -> impl Iterator<Item = &IoStats> {
+    stats.io.iter().take(DEVICES)
+}
+
 fn line(lines: &HashMap<String, u64>, name: &str) -> u64 {
     lines.get(name).copied().unwrap_or_default()
 }
@@ -70,7 +78,7 @@ fn unified(stats: &StatsResponse) -> v2::Metrics {
     events.oom = event("oom");
     events.oom_kill = event("oom_kill");
     let io = metrics.io.mut_or_insert_default();
-    for entry in &stats.io {
+    for entry in devices(stats) {
         io.usage.push(v2::IOEntry {
             major: entry.major.into(),
             minor: entry.minor.into(),
@@ -139,7 +147,7 @@ fn legacy(stats: &StatsResponse) -> v1::Metrics {
     metrics.memory = MessageField::some(legacy_memory(stats));
     metrics.memory_oom_control.mut_or_insert_default().oom_kill = line(&stats.memory.events, "oom_kill");
     let blkio = metrics.blkio.mut_or_insert_default();
-    for io in &stats.io {
+    for io in devices(stats) {
         let entry = |op: &str, value| v1::BlkIOEntry {
             op: op.to_owned(),
             major: io.major.into(),
@@ -248,6 +256,16 @@ mod tests {
     }
 
     /// A guest's answer: decoded, and converted for containerd.
+    #[test]
+    fn a_guest_that_tells_of_more_disks_than_there_can_be_is_cut_off() {
+        let stats = StatsResponse {
+            io: vec![IoStats::new(); 32_000],
+            ..StatsResponse::default()
+        };
+        assert_eq!(unified(&stats).io.usage.len(), DEVICES);
+        assert_eq!(legacy(&stats).blkio.io_serviced_recursive.len(), 2 * DEVICES);
+    }
+
     #[test]
     fn fuzz_agent_stats() {
         use protobuf::Message as _;

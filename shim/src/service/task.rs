@@ -18,10 +18,10 @@ use serde::de::DeserializeOwned;
 use ttrpc::r#async::TtrpcContext;
 
 use super::Service;
-use crate::error::Error;
 use crate::events::timestamp;
 use crate::id::{ContainerId, ExecId};
 use crate::sandbox::CreateRequest;
+use crate::sandbox::error::Error;
 use crate::sandbox::process::{ProcessName, View};
 
 fn name(container: &str, exec: &str) -> Result<ProcessName, Error> {

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use ttrpc::Code;
 
+use crate::support::hung_file::HungFile;
 use crate::support::{Boot, Shim, refusal};
 
 #[tokio::test]
@@ -97,10 +98,59 @@ async fn a_guest_that_clings_to_a_disk_holds_up_no_deletion_and_is_asked_again()
     shim.guest.disks.clings.store(true, Ordering::SeqCst);
     shim.delete("a", "").await.unwrap();
     assert_eq!(shim.guest.disks.plugged(), ["tatami-1"]);
-    // The next one gets the disk that is there.
+    // For the next one it is unplugged first.
     shim.guest.disks.clings.store(false, Ordering::SeqCst);
     shim.create_on("b", &["exit", "0"], &[(&image, false)]).await.unwrap();
-    assert_eq!(shim.guest.serials("b"), ["tatami-1"]);
+    assert_eq!(shim.guest.serials("b"), ["tatami-2"]);
+    shim.delete("b", "").await.unwrap();
+    assert!(shim.guest.disks.plugged().is_empty());
+}
+
+#[tokio::test]
+async fn a_disk_that_the_guest_may_let_go_of_at_any_moment_is_given_to_nobody() {
+    let shim = Shim::new(Boot::Works).await;
+    let image = shim.image("image");
+    shim.create_on("a", &["exit", "0"], &[(&image, false)]).await.unwrap();
+    shim.guest.disks.clings.store(true, Ordering::SeqCst);
+    shim.delete("a", "").await.unwrap();
+    for _ in 0..2 {
+        let (code, message) = refusal(shim.create_on("b", &["exit", "0"], &[(&image, false)]).await);
+        assert_eq!(code, Code::FAILED_PRECONDITION);
+        assert!(message.contains("the guest has yet to give"), "{message}");
+    }
+    // It does, late.
+    shim.guest.disks.let_go();
+    shim.guest.disks.clings.store(false, Ordering::SeqCst);
+    shim.create_on("b", &["exit", "0"], &[(&image, false)]).await.unwrap();
+    assert_eq!(shim.guest.serials("b"), ["tatami-2"]);
+    assert_eq!(shim.guest.disks.plugged(), ["tatami-2"]);
+    shim.delete("b", "").await.unwrap();
+    assert!(shim.guest.disks.plugged().is_empty());
+}
+
+#[tokio::test]
+async fn a_disk_that_hangs_on_the_host_holds_up_neither_the_undoing_nor_another_deletion() {
+    let shim = Shim::new(Boot::Works).await;
+    let (image, other) = (shim.image("image"), shim.image("other"));
+    shim.create_on("other", &["exit", "0"], &[(&other, false)])
+        .await
+        .unwrap();
+    let hung = HungFile::new(&image);
+    {
+        let creating = shim.create_given_up("a", &["exit", "0"], &image);
+        tokio::select! {
+            () = creating => panic!("it cannot have finished"),
+            () = hung.is_opened() => {}
+        }
+    }
+    shim.delete("other", "").await.unwrap();
+    shim.host.detached().await;
+    assert!(hung.is_waited_for(), "nothing was undone before it was opened");
+    // When it goes on, nobody wants it, and the next one gets it.
+    drop(hung);
+    shim.create_on("b", &["exit", "0"], &[(&image, false)]).await.unwrap();
+    assert_eq!(shim.guest.serials("b"), shim.guest.disks.plugged());
+    assert_eq!(*shim.guest.disks.begun.borrow(), 2);
     shim.delete("b", "").await.unwrap();
     assert!(shim.guest.disks.plugged().is_empty());
 }

@@ -12,7 +12,13 @@ mod halfway;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
+mod hostile_agent;
+#[cfg(test)]
 mod life;
+#[cfg(test)]
+mod names;
+#[cfg(test)]
+mod network;
 #[cfg(test)]
 mod order;
 #[cfg(test)]

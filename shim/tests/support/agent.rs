@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use protocol::agent::{
-    CloseStdinRequest, ContainerId, CreateContainerRequest, DeleteResponse, Empty, ExecRequest, GuestMetricsResponse,
-    MemlockReport, MemlockRequest, ProcessId, ProcessStarted, ResizeRequest, ResizeTerminalRequest, SignalRequest,
-    StatsResponse, UpdateRequest,
+    CloseStdinRequest, ContainerCreated, ContainerId, CreateContainerRequest, DeleteResponse, Empty, ExecRequest,
+    GuestMetricsResponse, MemlockReport, MemlockRequest, Network, ProcessId, ProcessStarted, ResizeRequest,
+    ResizeTerminalRequest, SignalRequest, StatsResponse, UpdateRequest,
 };
 use protocol::agent_ttrpc::Agent;
 use serde_json::Value;
@@ -56,7 +56,7 @@ impl Agent for FakeAgent {
         &self,
         _: &TtrpcContext,
         request: CreateContainerRequest,
-    ) -> ttrpc::Result<ProcessStarted> {
+    ) -> ttrpc::Result<ContainerCreated> {
         self.called("create", &request.container_id);
         let serials = request.devices.iter().map(|device| device.serial.clone()).collect();
         self.0
@@ -67,7 +67,18 @@ impl Agent for FakeAgent {
         let spec: Value = serde_json::from_slice(&request.spec).unwrap();
         let args = args(&spec["process"]);
         match args[0].as_str() {
-            "slow" => self.0.until_released().await,
+            "slow" => {
+                let id = &request.container_id;
+                let mut making = self.0.making.subscribe();
+                self.0.making.send_if_modified(|making| making.insert(id.clone()));
+                tokio::select! {
+                    () = self.0.until_released() => {}
+                    _ = making.wait_for(|making| !making.contains(id)) => {
+                        return Err(refused(Code::CANCELLED, "it was given up"));
+                    }
+                }
+                self.0.making.send_if_modified(|making| making.remove(id));
+            }
             "refused" => return Err(refused(Code::INVALID_ARGUMENT, "the device does not exist")),
             _ => {}
         }
@@ -76,7 +87,7 @@ impl Agent for FakeAgent {
             .add((request.container_id, String::new()), args, &request.stdio)
             .await;
         added.map_err(|error| refused(Code::INTERNAL, &error.to_string()))?;
-        Ok(ProcessStarted::new())
+        Ok(ContainerCreated::new())
     }
 
     async fn start_container(&self, _: &TtrpcContext, request: ContainerId) -> ttrpc::Result<Empty> {
@@ -156,8 +167,26 @@ impl Agent for FakeAgent {
         Ok(Empty::new())
     }
 
+    async fn update_network(&self, _: &TtrpcContext, _: Network) -> ttrpc::Result<Empty> {
+        match self.0.network.update() {
+            true => Ok(Empty::new()),
+            false => Err(refused(Code::INTERNAL, "no place for an interface")),
+        }
+    }
+
     async fn delete(&self, _: &TtrpcContext, request: ProcessId) -> ttrpc::Result<DeleteResponse> {
         self.called("delete", &request.container_id);
+        // As the real one: what is being made is given up.
+        if self
+            .0
+            .making
+            .send_if_modified(|making| making.remove(&request.container_id))
+        {
+            return Ok(DeleteResponse {
+                finished: true,
+                ..Default::default()
+            });
+        }
         let process = self.of(Some(&request))?;
         match process.args[0].as_str() {
             "clinging" => return Err(refused(Code::INTERNAL, "it does not go away")),

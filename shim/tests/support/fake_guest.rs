@@ -7,7 +7,7 @@
 //! `hung`, to which no signal is passed on until then; `tough`, which is not frozen until then; `undialled`, whose streams are never
 //! connected.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,18 +15,21 @@ use std::sync::{Arc, Mutex};
 use guest::vm::Ending;
 use protocol::agent::event::What;
 use protocol::agent::{Event, HelloRequest, MemoryDemand, ProcessExit, ProcessId, SandboxSetup, Stdio};
-use protocol::agent_ttrpc::{HostClient, create_agent};
+use protocol::agent_ttrpc::HostClient;
 use protocol::preamble::{Preamble, Token};
 use shim::sandbox::connections::LogSink;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{OnceCell, mpsc, watch};
-use ttrpc::r#async::transport::{Listener, Socket};
-use ttrpc::r#async::{Client, Server};
+use ttrpc::r#async::Client;
+use ttrpc::r#async::transport::Socket;
 
-use super::agent::FakeAgent;
-use super::machine::{Cables, FakeDisks, FakeSize};
-use super::soon;
+use super::cables::Cables;
+use super::calls::soon;
+use super::disks::FakeDisks;
+use super::liar::Liar;
+use super::network::FakeNetwork;
+use super::size::FakeSize;
 
 /// Container and exec.
 pub(super) type Key = (String, String);
@@ -35,15 +38,20 @@ pub(crate) struct Guest {
     cables: Cables,
     pub(crate) disks: FakeDisks,
     pub(crate) size: FakeSize,
+    pub(crate) network: FakeNetwork,
     dial: mpsc::UnboundedSender<UnixStream>,
     dialled: Mutex<Option<mpsc::UnboundedReceiver<UnixStream>>>,
     host: OnceCell<HostClient>,
     /// The number of the last event.
     published: tokio::sync::Mutex<u64>,
     pub(super) processes: Mutex<HashMap<Key, Arc<GuestProcess>>>,
+    /// Containers whose creation waits.
+    pub(super) making: watch::Sender<BTreeSet<String>>,
     released: watch::Sender<bool>,
     /// Of deletions that take long.
     pub(super) progress: AtomicU64,
+    /// Rewrites what the agent answers.
+    pub(crate) liar: Arc<Liar>,
     /// The calls that came, as "verb container".
     pub(crate) calls: watch::Sender<Vec<String>>,
     /// The serial numbers that each container was told.
@@ -84,13 +92,16 @@ impl Guest {
             cables: Cables::default(),
             disks: FakeDisks::default(),
             size: FakeSize::default(),
+            network: FakeNetwork::default(),
             dial,
             dialled: Mutex::new(Some(dialled)),
             host: OnceCell::new(),
             published: tokio::sync::Mutex::default(),
             processes: Mutex::default(),
+            making: watch::Sender::default(),
             released: watch::Sender::new(false),
             progress: AtomicU64::new(0),
+            liar: Arc::default(),
             calls: watch::Sender::default(),
             serials: Mutex::default(),
             log: watch::Sender::default(),
@@ -200,28 +211,6 @@ impl Guest {
         let setup = host.hello(soon(), &request).await.unwrap();
         assert!(self.host.set(host).is_ok(), "hello is said once");
         setup
-    }
-
-    /// Says hello, tells what it cannot do, and powers off when the host has taken that.
-    pub(super) async fn give_up(self: Arc<Self>) {
-        Arc::clone(&self).hello().await;
-        let reason = "the kernel has no module \"e1000e\"".to_owned();
-        self.publish(What::Fatal(reason)).await.unwrap();
-        self.die("QEMU exited with status 0", false);
-    }
-
-    pub(super) async fn boot(self: Arc<Self>) {
-        let setup = Arc::clone(&self).hello().await;
-        assert!(setup.clock_ns > 0, "the guest is told the time");
-        let connection = self.dial(Preamble::Agent).await.unwrap();
-        let only = futures::stream::once(std::future::ready(Ok(connection)));
-        let only = futures::StreamExt::chain(only, futures::stream::pending());
-        let mut server = Server::new()
-            .add_listener(Listener::new(only))
-            .register_service(create_agent(Arc::new(FakeAgent(Arc::clone(&self)))));
-        server.start().await.unwrap();
-        let mut ended = self.ended();
-        ended.wait_for(Option::is_some).await.unwrap();
     }
 
     /// Reports what a test made up.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use containerd_shim_protos::types::mount::Mount;
@@ -17,6 +18,8 @@ use tokio::sync::watch;
 #[derive(Default)]
 pub(crate) struct FakeHost {
     attached: watch::Sender<BTreeSet<ContainerId>>,
+    /// How often somebody wanted to know whether a container asks Docker's name server.
+    pub(crate) names_asked: AtomicUsize,
 }
 
 impl FakeHost {
@@ -52,6 +55,9 @@ impl HostSide for FakeHost {
             return std::future::pending().await;
         }
         let limits = limits(&spec)?;
+        let resolv_conf = String::from_utf8_lossy(&spec)
+            .contains("resolver")
+            .then(|| bundle.join("resolv.conf"));
         Ok(GuestContainer {
             volumes: volumes(&spec)?,
             spec,
@@ -59,11 +65,17 @@ impl HostSide for FakeHost {
             pid_namespace: None,
             hooks: None,
             memlock: Default::default(),
+            inherited: Default::default(),
             sockets: Vec::new(),
-            resolv_conf: None,
+            resolv_conf,
             limits,
             covers: Vec::new(),
         })
+    }
+
+    async fn asks_docker(&self, _: &Path) -> bool {
+        self.names_asked.fetch_add(1, Ordering::SeqCst);
+        false
     }
 
     async fn run_hooks(&self, _: &ContainerHooks, _: HookPoint, _: u32) -> Result<(), HostError> {

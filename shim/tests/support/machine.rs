@@ -1,17 +1,17 @@
 //! A VM without a VM: it is launched, may end, and hands over the connections that the fake guest dials.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use config::Mebibytes;
-use guest::vm::{Connection, Connections, Ending, LaunchError, Launcher, RunningVm};
+use guest::vm::{Connection, Connections, Ending, Launcher, RunningVm, VmLaunchError};
 use hypervisor::{CpuError, Disk, HotplugError, MemoryError};
+use node::network::PodNetworkError;
 use node::sizing::HostLimits;
+use protocol::agent::Network;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 
@@ -22,9 +22,6 @@ pub(crate) const PID: u32 = 4242;
 
 /// What is on the console.
 pub(crate) const CONSOLE: &str = "Kernel panic - not syncing: No working init found";
-
-/// The memory that it boots with, in MiB.
-const BOOT: u32 = 256;
 
 /// What becomes of the VM when it is started.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -65,10 +62,10 @@ impl FakeLauncher {
 
 #[async_trait]
 impl Launcher for FakeLauncher {
-    async fn launch(&self) -> Result<(Box<dyn RunningVm>, Box<dyn Connections>), LaunchError> {
+    async fn launch(&self) -> Result<(Box<dyn RunningVm>, Box<dyn Connections>), VmLaunchError> {
         if self.boot == Boot::NoLaunch {
             let why = "QEMU did not start: /dev/kvm: Permission denied";
-            return Err(LaunchError::Failed(why.to_owned()));
+            return Err(VmLaunchError::Failed(why.to_owned()));
         }
         let connections = FakeConnections {
             dialled: self.guest.take_dialled(),
@@ -108,6 +105,15 @@ impl RunningVm for FakeMachine {
         self.0.die("it was stopped", false);
     }
 
+    async fn refresh_network(&self, again: bool) -> Result<Option<Network>, PodNetworkError> {
+        let changed = self.0.network.has_changed();
+        Ok((changed || again).then(Network::default))
+    }
+
+    async fn network_changed(&self) {
+        self.0.network.next_change().await;
+    }
+
     async fn attach_disk(&self, disk: Disk) -> Result<String, HotplugError> {
         self.0.disks.attach(&disk).await
     }
@@ -140,173 +146,6 @@ impl RunningVm for FakeMachine {
     }
 }
 
-/// The size of the fake VM, as it was set, change by change.
-#[derive(Default)]
-pub(crate) struct FakeSize {
-    /// "2 vCPUs", "512 MiB".
-    pub(crate) changes: watch::Sender<Vec<String>>,
-    /// Changes of the VM's memory, and of what the host allows it.
-    steps: watch::Sender<Vec<String>>,
-    /// The guest takes no memory any more.
-    pub(crate) stuck: AtomicBool,
-    /// The guest gives nothing back by itself.
-    pub(crate) clings: AtomicBool,
-    host: Mutex<HostLimits>,
-    asked: AtomicU32,
-    /// MiB.
-    has: watch::Sender<u32>,
-    /// How many wait for the guest to give memory back.
-    pub(crate) waited_for: watch::Sender<usize>,
-}
-
-impl FakeSize {
-    fn set_vcpus(&self, count: NonZeroU32) -> Result<(), CpuError> {
-        self.changes
-            .send_modify(|changes| changes.push(format!("{count} vCPUs")));
-        Ok(())
-    }
-
-    fn set_memory(&self, memory: Mebibytes) -> Result<Mebibytes, MemoryError> {
-        // Asking once more for the same has the guest try again, and is no change.
-        if self.asked.swap(memory.0, Ordering::SeqCst) != memory.0 {
-            self.changes.send_modify(|changes| changes.push(memory.to_string()));
-            self.step(memory.to_string());
-        }
-        if memory.0 > self.has.borrow().max(BOOT) {
-            if self.stuck.load(Ordering::SeqCst) {
-                return Err(MemoryError::Stuck {
-                    has: Mebibytes(0),
-                    asked: memory,
-                });
-            }
-            self.has.send_replace(memory.0);
-        } else if !self.clings.load(Ordering::SeqCst) {
-            self.has.send_replace(memory.0);
-        }
-        Ok(self.beyond(*self.has.borrow()))
-    }
-
-    fn beyond(&self, has: u32) -> Mebibytes {
-        Mebibytes(has.saturating_sub(self.asked.load(Ordering::SeqCst)))
-    }
-
-    async fn surplus_other_than(&self, before: Mebibytes) -> Mebibytes {
-        let _waits = Waits::new(&self.waited_for);
-        let mut has = self.has.subscribe();
-        let has = has.wait_for(|has| self.beyond(*has) != before).await;
-        self.beyond(*has.unwrap())
-    }
-
-    /// The guest has given back what it had beyond this, by itself.
-    pub(crate) fn gives_back_to(&self, memory: u32) {
-        self.has.send_replace(memory);
-    }
-
-    fn limit_host(&self, limits: impl FnOnce(HostLimits) -> HostLimits) {
-        let mut host = self.host.lock().unwrap();
-        let limits = limits(*host);
-        if limits != *host {
-            *host = limits;
-            let memory = limits.memory;
-            let memory = memory.map_or("none".to_owned(), |bytes| format!("{} MiB", bytes >> 20));
-            self.step(format!("host: {memory}"));
-        }
-    }
-
-    fn step(&self, step: String) {
-        self.steps.send_modify(|steps| steps.push(step));
-    }
-
-    /// Waits until so many steps have been made, and gives them.
-    pub(crate) async fn steps(&self, count: usize) -> Vec<String> {
-        let mut steps = self.steps.subscribe();
-        let made = steps.wait_for(|steps| steps.len() >= count).await;
-        made.unwrap().clone()
-    }
-
-    /// Waits until so many changes have been made, and gives them.
-    pub(crate) async fn after(&self, count: usize) -> Vec<String> {
-        let mut changes = self.changes.subscribe();
-        changes
-            .wait_for(|changes| changes.len() >= count)
-            .await
-            .unwrap()
-            .clone()
-    }
-}
-
-/// One who waits.
-struct Waits<'a>(&'a watch::Sender<usize>);
-
-impl<'a> Waits<'a> {
-    fn new(count: &'a watch::Sender<usize>) -> Self {
-        count.send_modify(|count| *count += 1);
-        Self(count)
-    }
-}
-
-impl Drop for Waits<'_> {
-    fn drop(&mut self) {
-        self.0.send_modify(|count| *count -= 1);
-    }
-}
-
-/// The disks of the fake VM.
-#[derive(Default)]
-pub(crate) struct FakeDisks {
-    plugged: Mutex<BTreeSet<String>>,
-    last: AtomicUsize,
-    /// How many can be plugged in; 0 is 31, as in QEMU.
-    pub(crate) places: AtomicUsize,
-    /// The guest does not let go of a disk.
-    pub(crate) clings: AtomicBool,
-    /// Plugging in waits until this is false.
-    pub(crate) slow: watch::Sender<bool>,
-    /// How often plugging in was begun.
-    pub(crate) begun: watch::Sender<usize>,
-}
-
-impl FakeDisks {
-    async fn attach(&self, disk: &Disk) -> Result<String, HotplugError> {
-        // The shim hands over a file that is open for what it says.
-        let flags = rustix::fs::fcntl_getfl(&disk.file).unwrap();
-        let writes = flags.contains(rustix::fs::OFlags::RDWR);
-        assert_eq!(writes, !disk.read_only);
-        self.begun.send_modify(|begun| *begun += 1);
-        let mut slow = self.slow.subscribe();
-        slow.wait_for(|slow| !*slow).await.unwrap();
-        let places = match self.places.load(Ordering::SeqCst) {
-            0 => 31,
-            places => places,
-        };
-        if self.plugged().len() >= places {
-            return Err(HotplugError::Full);
-        }
-        let serial = format!("tatami-{}", self.last.fetch_add(1, Ordering::SeqCst) + 1);
-        self.plugged.lock().unwrap().insert(serial.clone());
-        Ok(serial)
-    }
-
-    fn detach(&self, serial: &str) -> Result<(), HotplugError> {
-        if self.clings.load(Ordering::SeqCst) {
-            return Err(HotplugError::Held {
-                device: format!("disk {serial}"),
-                reason: "it clings".to_owned(),
-            });
-        }
-        assert!(
-            self.plugged.lock().unwrap().remove(serial),
-            "{serial} is unplugged twice"
-        );
-        Ok(())
-    }
-
-    /// The serial numbers of what is plugged in.
-    pub(crate) fn plugged(&self) -> Vec<String> {
-        self.plugged.lock().unwrap().iter().cloned().collect()
-    }
-}
-
 struct FakeConnections {
     dialled: mpsc::UnboundedReceiver<UnixStream>,
     ended: watch::Receiver<Option<Ending>>,
@@ -321,41 +160,6 @@ impl Connections for FakeConnections {
                 None => Err(io::ErrorKind::BrokenPipe.into()),
             },
             _ = self.ended.wait_for(Option::is_some) => Err(io::ErrorKind::BrokenPipe.into()),
-        }
-    }
-}
-
-/// The guest's ends of its connections: they break when the VM ends.
-#[derive(Default)]
-pub(super) struct Cables(Mutex<Vec<std::os::unix::net::UnixStream>>);
-
-impl Cables {
-    /// A new connection: the guest's end, the host's end.
-    pub(super) fn lay(&self) -> io::Result<(UnixStream, UnixStream)> {
-        let (guest, host) = std::os::unix::net::UnixStream::pair()?;
-        guest.set_nonblocking(true)?;
-        host.set_nonblocking(true)?;
-        self.0.lock().unwrap().push(guest.try_clone()?);
-        Ok((UnixStream::from_std(guest)?, UnixStream::from_std(host)?))
-    }
-
-    /// Waits until the host has hung up the first few; false if it has not after 5 s. Blocks.
-    pub(super) fn hung_up(&self, count: usize) -> bool {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let cables: Vec<_> = {
-            let cables = self.0.lock().unwrap();
-            cables[..count].iter().map(|cable| cable.try_clone().unwrap()).collect()
-        };
-        let limit = Timespec { tv_sec: 5, tv_nsec: 0 };
-        cables
-            .iter()
-            .all(|cable| poll(&mut [PollFd::new(cable, PollFlags::RDHUP)], Some(&limit)).unwrap() > 0)
-    }
-
-    pub(super) fn cut(&self) {
-        for cable in self.0.lock().unwrap().drain(..) {
-            // One that has been closed already is as good as cut.
-            let _ = cable.shutdown(std::net::Shutdown::Both);
         }
     }
 }

@@ -1,10 +1,18 @@
 //! A shim without QEMU: the real sandbox and the real services, between a fake containerd and a fake guest.
 
 mod agent;
+mod boot;
+mod cables;
+mod calls;
 mod containerd;
+mod disks;
 pub(crate) mod fake_guest;
 mod host;
+pub(crate) mod hung_file;
+pub(crate) mod liar;
 mod machine;
+mod network;
+mod size;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,12 +38,15 @@ use shim::service::Service;
 use tempfile::TempDir;
 use tokio::sync::Notify;
 use ttrpc::r#async::Server;
-use ttrpc::context::{self, Context};
 
+pub(crate) use self::calls::{refusal, soon};
 use self::containerd::Containerd;
 use self::fake_guest::Guest;
 use self::host::FakeHost;
 pub(crate) use self::machine::{Boot, CONSOLE, PID};
+
+/// For the creation and the start of a process.
+const CREATION: Duration = Duration::from_secs(20);
 
 /// The sandbox's id.
 pub(crate) const POD: &str = "pod";
@@ -66,10 +77,25 @@ pub(crate) struct Shim {
 impl Shim {
     /// A sandbox that begins to boot.
     pub(crate) async fn new(boot: Boot) -> Self {
+        Self::with(boot, true, CREATION).await
+    }
+
+    /// The same, without the network of the container's namespace.
+    pub(crate) async fn without_network() -> Self {
+        Self::with(Boot::Works, false, CREATION).await
+    }
+
+    /// The same, with a limit for the creation and the start of a process.
+    pub(crate) async fn with_creations_of(create_timeout: Duration) -> Self {
+        Self::with(Boot::Works, true, create_timeout).await
+    }
+
+    async fn with(boot: Boot, networked: bool, create_timeout: Duration) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let containerd = Containerd::listen(&directory.path().join("containerd.sock")).await;
         let host = Arc::new(FakeHost::default());
         let guest = Guest::new();
+        let timeouts = Timeouts::scaled(0.05);
         let core = Sandbox::start(
             Parts {
                 id: SandboxId::new(POD).unwrap(),
@@ -77,10 +103,11 @@ impl Shim {
                 host: Arc::clone(&host) as _,
                 events: Publisher::start(containerd.address(), "default"),
                 relays: Default::default(),
-                timeouts: Timeouts::scaled(0.05),
+                timeouts,
                 debug_console: true,
                 kernel: "/share/vmlinuz".into(),
                 sizing: sizing(),
+                networked,
             },
             BootPlan {
                 queue: None,
@@ -90,7 +117,8 @@ impl Shim {
                     sandbox_id: POD.to_owned(),
                     ..Default::default()
                 },
-                create_timeout: Duration::from_secs(20),
+                create_timeout,
+                timeouts,
                 log: guest.log_sink(),
             },
         );
@@ -376,19 +404,6 @@ impl Shim {
     /// Ends the sandbox as the server does when containerd wants it gone.
     pub(crate) async fn stop(&self) {
         self.core.stop().await;
-    }
-}
-
-/// No call of a test may hang.
-pub(crate) fn soon() -> Context {
-    context::with_duration(Duration::from_secs(30))
-}
-
-/// The code and the message of a call that must have failed.
-pub(crate) fn refusal<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> (ttrpc::Code, String) {
-    match result {
-        Err(ttrpc::Error::RpcStatus(status)) => (status.code(), status.message().to_owned()),
-        other => panic!("a refusal was expected, and this came: {other:?}"),
     }
 }
 

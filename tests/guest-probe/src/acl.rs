@@ -14,7 +14,7 @@ use rustix::{
 };
 use serde_json::{Value, json};
 
-use crate::files::child;
+use crate::child::child;
 
 /// Users who own nothing.
 const USERS: [u32; 2] = [1000, 1001];
@@ -35,7 +35,7 @@ const ONE_READS: [(u16, u16, u32); 5] = [
 ];
 
 /// Tries lists in a directory that may be written to, in which the host has put a file `hosted` with a list of its own.
-pub(crate) fn report(directory: &str) -> crate::Result<()> {
+pub(crate) fn report(directory: &str) -> crate::error::Result<()> {
     let directory = Path::new(directory);
     let read = on_a_file(directory)?;
     let listed = directory.join("listed");
@@ -72,7 +72,7 @@ pub(crate) fn report(directory: &str) -> crate::Result<()> {
 }
 
 /// A list that lets one user read a file, and what two users get; or the errno where there are no lists.
-pub(crate) fn on_a_file(directory: &Path) -> crate::Result<Value> {
+pub(crate) fn on_a_file(directory: &Path) -> crate::error::Result<Value> {
     let path = directory.join("listed");
     let mut file = File::create(&path)?;
     file.write_all(b"listed")?;
@@ -83,7 +83,7 @@ pub(crate) fn on_a_file(directory: &Path) -> crate::Result<Value> {
     }
 }
 
-fn both(path: &Path) -> crate::Result<Value> {
+fn both(path: &Path) -> crate::error::Result<Value> {
     Ok(json!([
         child(Some(USERS[0]), "read", path)?,
         child(Some(USERS[1]), "read", path)?

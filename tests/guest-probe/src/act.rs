@@ -11,7 +11,7 @@ use std::{
 use crate::mapping::Shared;
 
 /// `guest-probe act DIR`: until its standard input ends. Each result ends with its operation's number.
-pub(crate) fn act(directory: &str) -> crate::Result<()> {
+pub(crate) fn act(directory: &str) -> crate::error::Result<()> {
     println!("acting");
     for (number, line) in io::stdin().lock().lines().enumerate() {
         let line = line?;

@@ -16,7 +16,7 @@ use rustix::{
 };
 use serde_json::{Map, Value, json};
 
-use crate::{Result, sys};
+use crate::{error::Result, sys};
 
 /// Protocols of sockets (linux/in.h).
 const SCTP: u32 = 132;

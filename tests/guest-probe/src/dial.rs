@@ -13,7 +13,10 @@ use nix::{
 };
 use serde_json::json;
 
-use crate::Result;
+use crate::error::Result;
+
+/// The host's address (`VMADDR_CID_HOST`, vsock(7)).
+const HOST: u32 = 2;
 
 /// Prints the errno of connect(2), 0 for success, and how many bytes came before the end.
 pub(crate) fn dial(cid: &str, port: &str) -> Result<()> {
@@ -45,6 +48,23 @@ fn converse(mut socket: File, words: &[u8]) -> io::Result<usize> {
         }
         heard => heard,
     }
+}
+
+/// Bytes of a write: as the agent's (`agent/src/dial.rs`).
+const BLOCK: usize = 28 << 10;
+
+/// Sends so many MiB to a port of the host, and ends the connection when the host has.
+pub(crate) fn pour(port: &str, mebibytes: &str) -> Result<()> {
+    let mut socket = File::from(connected(&VsockAddr::new(HOST, port.parse()?))?);
+    let block = vec![0x5a; BLOCK];
+    let mut left = mebibytes.parse::<usize>()? << 20;
+    while left > 0 {
+        let length = left.min(BLOCK);
+        socket.write_all(&block[..length])?;
+        left -= length;
+    }
+    socket.read_to_end(&mut Vec::new())?;
+    Ok(())
 }
 
 /// Keeps so many connections open on which nothing is said: one that the other side ends is replaced by another.

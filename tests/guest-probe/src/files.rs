@@ -3,9 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read, Seek},
-    os::unix::process::CommandExt,
     path::Path,
-    process::Command,
 };
 
 use nix::{
@@ -18,12 +16,13 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     acl,
+    child::child,
     mapping::{PAGE, Shared},
 };
 
 /// Tries everything in a directory that may be written to, and prints an object from each try to its errno, 0 for success,
 /// or to what was found.
-pub(crate) fn report(directory: &str) -> crate::Result<()> {
+pub(crate) fn report(directory: &str) -> crate::error::Result<()> {
     let directory = Path::new(directory);
     let mut said = Map::new();
     let mut say = |what: &str, value: Value| drop(said.insert(what.to_owned(), value));
@@ -54,7 +53,7 @@ pub(crate) fn report(directory: &str) -> crate::Result<()> {
 }
 
 /// Tries what few file systems have, and prints an object from each to its errno, 0 for success.
-pub(crate) fn rare(directory: &str) -> crate::Result<()> {
+pub(crate) fn rare(directory: &str) -> crate::error::Result<()> {
     let path = Path::new(directory).join("rare");
     fs::write(&path, vec![b'a'; 4 * PAGE])?;
     let file = File::options().read(true).write(true).open(&path)?;
@@ -104,7 +103,7 @@ fn drop_later<T: 'static>(held: T) -> Held {
 }
 
 /// The errno of another process that asks for a lock which we have.
-fn second(path: &Path, verb: &str, first: impl FnOnce() -> io::Result<Held>) -> crate::Result<Value> {
+fn second(path: &Path, verb: &str, first: impl FnOnce() -> io::Result<Held>) -> crate::error::Result<Value> {
     let _held = first()?;
     child(None, verb, path)
 }
@@ -132,18 +131,6 @@ pub(crate) fn lock(path: &Path) -> io::Result<File> {
     };
     fcntl(&file, FcntlArg::F_SETLK(&all)).map_err(|errno: Errno| io::Error::from(errno))?;
     Ok(file)
-}
-
-/// What a process of its own gets of `try VERB PATH`.
-pub(crate) fn child(user: Option<u32>, verb: &str, path: &Path) -> crate::Result<Value> {
-    let mut command = Command::new("/proc/self/exe");
-    command.args(["try", verb]).arg(path);
-    if let Some(user) = user {
-        command.uid(user).gid(user);
-    }
-    let output = command.output()?;
-    let said: Map<String, Value> = serde_json::from_slice(&output.stdout)?;
-    Ok(said.values().next().cloned().unwrap_or_default())
 }
 
 /// Sets an attribute and reads it back: the errno of what failed first.

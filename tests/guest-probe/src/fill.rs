@@ -9,7 +9,7 @@ use std::{
 use nix::libc;
 
 use crate::{
-    Result,
+    error::Result,
     sys::{self, Mapping},
 };
 

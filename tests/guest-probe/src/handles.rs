@@ -17,7 +17,7 @@ const GUESSES: u64 = 2048;
 const KIND: i32 = 0x81;
 
 /// Prints how many files were opened, and whether any of them is `secret`, a path of the host, or leads to it.
-pub(crate) fn report(directory: &str, secret: &str) -> crate::Result<()> {
+pub(crate) fn report(directory: &str, secret: &str) -> crate::error::Result<()> {
     let mount = File::open(directory)?;
     let (mut opened, mut found) = (0, 0);
     for node in (1..GUESSES).chain([1 << 32, 1 << 63, u64::MAX]) {

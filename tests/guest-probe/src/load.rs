@@ -16,7 +16,7 @@ use nix::{
 };
 use serde_json::{Map, Value, json};
 
-use crate::{Result, sys};
+use crate::{dial, error::Result, sys};
 
 const BLOCK: usize = 1 << 20;
 const SMALL: usize = 4 << 10;
@@ -34,12 +34,16 @@ pub(crate) fn load(dir: &str, files: &str, mebibytes: &str) -> Result<()> {
 pub(crate) fn first_program(arguments: &[&str]) -> Result<()> {
     let cycles = sys::cycles();
     println!("first program runs\ncycles until then: {cycles}");
-    if let [tag, files, mebibytes] = arguments {
-        fs::create_dir_all("/share")?;
-        mount(Some(*tag), "/share", Some("virtiofs"), MsFlags::empty(), None::<&str>)?;
-        if let Err(error) = load("/share", files, mebibytes) {
-            println!("load: failed: {error}");
+    match arguments {
+        ["pour", port, mebibytes] => dial::pour(port, mebibytes)?,
+        [tag, files, mebibytes] => {
+            fs::create_dir_all("/share")?;
+            mount(Some(*tag), "/share", Some("virtiofs"), MsFlags::empty(), None::<&str>)?;
+            if let Err(error) = load("/share", files, mebibytes) {
+                println!("load: failed: {error}");
+            }
         }
+        _ => {}
     }
     loop {
         pause();

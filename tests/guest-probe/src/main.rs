@@ -15,6 +15,7 @@
 //! guest-probe escape PATH          drives the virtio-fs device by itself and tries to reach a path of the host
 //! guest-probe lengths              the same with lengths that are not true; `fatal` with one that ends the conversation
 //! guest-probe hostile ID ROUNDS SEED  drives the virtio device with that PCI id (0x1005) against its rules, by chance
+//! guest-probe vsock-flood KIND PORT SECONDS  drives the vsock device by itself and sends to the host's port without end
 //! guest-probe handles DIR PATH      opens files of a mount by guessed handles, and looks for a path of the host in them
 //! guest-probe unix echo PATH BYTES  sends bytes on a Unix socket and reads as many back; prints what came of it, as one JSON object
 //! guest-probe unix many PATH COUNT  has that many connections at once, and a word echoed on each; prints how many were right
@@ -42,7 +43,9 @@
 mod acl;
 mod act;
 mod asks;
+mod child;
 mod dial;
+mod error;
 mod escape;
 mod facts;
 mod files;
@@ -61,7 +64,6 @@ mod watch;
 
 use std::{
     env,
-    error::Error,
     fs::{self, File},
     io::{self, Read, Write},
     os::unix::net::UnixStream,
@@ -72,7 +74,7 @@ use std::{
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use serde_json::{Map, json};
 
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
+use self::error::Result;
 
 fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
@@ -92,6 +94,7 @@ fn main() -> ExitCode {
         ["lengths"] => escape::lengths(),
         ["fatal"] => escape::fatal(),
         ["hostile", device, rounds, seed] => escape::hostile(device, rounds, seed),
+        ["vsock-flood", kind, port, seconds] => escape::flood(kind, port, seconds),
         ["handles", directory, secret] => handles::report(directory, secret),
         ["unix", verb, path, args @ ..] => unix::run(verb, path, args),
         ["names", transport, server, name, count] => names::ask(transport, server, name, count),

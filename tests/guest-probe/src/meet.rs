@@ -36,7 +36,7 @@ const TIMES: usize = 100;
 const EVENT: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
 
 /// Serves in all directories, and says so once it does; whoever calls does so in the same order.
-pub(crate) fn serve(directories: &[&str]) -> crate::Result<()> {
+pub(crate) fn serve(directories: &[&str]) -> crate::error::Result<()> {
     let mut served = Vec::new();
     for directory in directories {
         served.push(Server::new(Path::new(directory))?);
@@ -128,7 +128,7 @@ impl Server {
 
 /// Prints an object from each directory to what came of calling the one who serves there: errnos, 0 for success; and how many
 /// of [`TIMES`] changes were not seen at once.
-pub(crate) fn call(directories: &[&str]) -> crate::Result<()> {
+pub(crate) fn call(directories: &[&str]) -> crate::error::Result<()> {
     let mut said = Map::new();
     for directory in directories {
         said.insert((*directory).to_owned(), Value::Object(call_in(Path::new(directory))?));
@@ -137,7 +137,7 @@ pub(crate) fn call(directories: &[&str]) -> crate::Result<()> {
     Ok(())
 }
 
-fn call_in(directory: &Path) -> crate::Result<Map<String, Value>> {
+fn call_in(directory: &Path) -> crate::error::Result<Map<String, Value>> {
     let path = |name: &str| directory.join(name);
     let mut said = Map::new();
     let locks: [(&str, io::Result<()>); 3] = [
@@ -180,7 +180,7 @@ fn call_in(directory: &Path) -> crate::Result<Map<String, Value>> {
 }
 
 /// How often what was changed was not seen at once.
-fn wrong(directory: &Path, ask: &mut dyn FnMut(&str) -> io::Result<String>) -> crate::Result<Value> {
+fn wrong(directory: &Path, ask: &mut dyn FnMut(&str) -> io::Result<String>) -> crate::error::Result<Value> {
     let path = |name: &str| directory.join(name);
     let (mut size, mut content, mut renamed, mut removed) = (0, 0, 0, 0);
     for number in 0..TIMES {

@@ -10,7 +10,7 @@ use std::{
 
 use serde_json::json;
 
-use crate::Result;
+use crate::error::Result;
 
 /// How long an answer may take, as with resolv.conf(5)'s `timeout`, twice.
 const ANSWERS: Duration = Duration::from_secs(20);

@@ -15,7 +15,7 @@ use std::{
 
 use serde_json::{Map, Value, json};
 
-use crate::Result;
+use crate::error::Result;
 
 /// `guest-probe times root|in ROUNDS COUNT DIR,DIR… PROGRAM…`: prints an object from each directory to the seconds that one run of
 /// the program takes there, the best of the rounds, in which the directories take turns. `root`: the directory is the

@@ -6,7 +6,7 @@ use std::{fs, os::fd::AsRawFd, path::Path};
 use rustix::mount::{MountFlags, mount};
 use serde_json::json;
 
-use crate::{Result, sys};
+use crate::{error::Result, sys};
 
 /// A function that is called whenever a file is read.
 const FUNCTION: &str = "vfs_read";

@@ -14,7 +14,7 @@ use std::{
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, socket};
 use serde_json::json;
 
-use crate::Result;
+use crate::error::Result;
 
 /// Sizes of messages.
 const SIZES: [usize; 6] = [1, 100, 4096, 65_536, 150_000, 7];

@@ -4,7 +4,7 @@ use std::{collections::HashMap, fs, path::Path};
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
-use crate::Result;
+use crate::error::Result;
 
 const EVENTS: [(&str, AddWatchFlags); 9] = [
     ("create", AddWatchFlags::IN_CREATE),

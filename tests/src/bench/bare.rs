@@ -3,12 +3,13 @@
 use std::{
     fs,
     io::Read,
-    os::unix::net::UnixListener,
+    os::unix::net::{UnixListener, UnixStream},
     path::Path,
     process::{Child, ChildStdout, Command, Stdio},
     time::{Duration, Instant},
 };
 
+use super::pss::pss;
 use crate::{Error, Result, sys, wait};
 
 /// How long a bare guest may take.
@@ -68,6 +69,32 @@ impl Bare {
 
     /// Waits for the first byte of the guest's first connection.
     pub(crate) fn calls(&self) -> Result<Cost> {
+        self.first_call()?;
+        self.cost()
+    }
+
+    /// Reads so many bytes from the guest's first connection; the seconds from the first to the last.
+    pub(crate) fn pours(&self, bytes: usize) -> Result<f64> {
+        let mut stream = self.first_call()?;
+        let begun = Instant::now();
+        let mut buffer = vec![0; 256 << 10];
+        // One has been read.
+        let mut left = bytes - 1;
+        while left > 0 {
+            match stream.read(&mut buffer)? {
+                0 => {
+                    return Err(Error::unexpected(format!(
+                        "the guest's connection ends {left} bytes early"
+                    )));
+                }
+                count => left = left.saturating_sub(count),
+            }
+        }
+        Ok(begun.elapsed().as_secs_f64())
+    }
+
+    /// The guest's first connection, after its first byte.
+    fn first_call(&self) -> Result<UnixStream> {
         let listener = self
             .agent
             .as_ref()
@@ -82,12 +109,12 @@ impl Bare {
         let (mut stream, _) = listener.accept()?;
         stream.set_read_timeout(Some(LIMIT))?;
         stream.read_exact(&mut [0])?;
-        self.cost()
+        Ok(stream)
     }
 
     /// QEMU's memory, in MiB.
     pub(crate) fn memory(&self) -> Result<f64> {
-        super::memory::pss(self.qemu.0.id())
+        pss(self.qemu.0.id())
     }
 
     fn cost(&self) -> Result<Cost> {

@@ -164,16 +164,20 @@ impl Host {
         Helper::listening(Command::new(&self.virtiofsd[0]).args(args), socket)
     }
 
-    /// The daemon, QEMU's socket, and where the guest's connections to the agent protocol's port arrive.
-    fn vsock_daemon(&self) -> Result<(Helper, PathBuf, UnixListener)> {
-        let (socket, connections) = (self.dir().join("vsock.sock"), self.dir().join("v"));
-        let port = machine::command_line(&self.qemu)
+    /// The port of the agent protocol.
+    pub(crate) fn port(&self) -> u32 {
+        machine::command_line(&self.qemu)
             .and_then(|line| {
                 line.split(' ')
                     .find_map(|word| word.strip_prefix("tatami.port=")?.parse().ok())
             })
-            .unwrap_or(1024_u32);
-        let listen = self.dir().join(format!("v_{port}"));
+            .unwrap_or(1024)
+    }
+
+    /// The daemon, QEMU's socket, and where the guest's connections to the agent protocol's port arrive.
+    fn vsock_daemon(&self) -> Result<(Helper, PathBuf, UnixListener)> {
+        let (socket, connections) = (self.dir().join("vsock.sock"), self.dir().join("v"));
+        let listen = self.dir().join(format!("v_{}", self.port()));
         for file in [&socket, &connections, &listen] {
             // Of the guest before.
             let _ = fs::remove_file(file);

@@ -1,14 +1,13 @@
 //! What an idle container's sandbox takes of the host's memory: the proportional set size of each process, so that
 //! what they share is counted once (proc(5), `/proc/PID/smaps_rollup`).
 
-use std::fs;
-
 use super::{
-    Host, Row, Unit,
-    host::{IDLE, running},
+    host::{Host, IDLE, running},
     machine::Plan,
+    pss::pss,
+    table::{Row, Unit},
 };
-use crate::{Error, Result, locate};
+use crate::{Result, locate};
 
 /// Rows by the name of the program.
 const PROGRAMS: [&str; 4] = ["qemu-system", "virtiofsd", "vhost-device-vsock", "containerd-shim-kata"];
@@ -54,22 +53,4 @@ fn row(what: &str, value: f64, floor: Option<f64>) -> Row {
         unit: Unit::Mebibytes,
         count: 1,
     }
-}
-
-/// A process's proportional set size, in MiB.
-pub(super) fn pss(pid: u32) -> Result<f64> {
-    let path = format!("/proc/{pid}/smaps_rollup");
-    let text = fs::read_to_string(&path).map_err(Error::io(path.clone()))?;
-    let kibibytes = text
-        .lines()
-        .find_map(|line| {
-            line.strip_prefix("Pss:")?
-                .trim()
-                .strip_suffix(" kB")?
-                .trim()
-                .parse::<f64>()
-                .ok()
-        })
-        .ok_or_else(|| Error::unexpected(format!("no Pss in {path}")))?;
-    Ok(kibibytes / 1024.0)
 }

@@ -10,9 +10,10 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    Host, Row, Unit,
     bare::{Helper, LIMIT},
-    best_in_turns,
+    host::Host,
+    table::{Row, Unit},
+    turns::best_in_turns,
 };
 use crate::{Error, NetNs, Node, Result, Running, Runtime, bundle::Bundle};
 

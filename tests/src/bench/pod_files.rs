@@ -4,7 +4,11 @@ use std::{fs, path::Path};
 
 use rustix::mount::MountFlags;
 
-use super::{Host, Row, Unit, bare::LIMIT};
+use super::{
+    bare::LIMIT,
+    host::Host,
+    table::{Row, Unit},
+};
 use crate::{Error, HostMount, Node, Result};
 
 const TURNS: &str = "300";

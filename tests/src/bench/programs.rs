@@ -5,7 +5,11 @@ use std::{fs, path::Path, process::Command};
 
 use serde_json::json;
 
-use super::{Host, Row, Unit, bare::LIMIT};
+use super::{
+    bare::LIMIT,
+    host::Host,
+    table::{Row, Unit},
+};
 use crate::{
     Error, Node, Result,
     programs::{self, GCC, GIT, PYTHON, TRUE},

@@ -3,9 +3,10 @@
 use std::{collections::BTreeMap, fs};
 
 use super::{
-    Host, Row, Unit,
     bare::LIMIT,
+    host::Host,
     machine::{Plan, Share},
+    table::{Row, Unit},
 };
 use crate::{Error, Result};
 

@@ -2,7 +2,13 @@
 
 use std::{env, path::PathBuf, time::Instant};
 
-use super::{Host, Row, Unit, bare::LIMIT, best_in_turns, machine::Plan};
+use super::{
+    bare::LIMIT,
+    host::Host,
+    machine::Plan,
+    table::{Row, Unit},
+    turns::best_in_turns,
+};
 use crate::{Error, Node, Pool, Result, Runtime, locate};
 
 const COUNT: usize = 5;

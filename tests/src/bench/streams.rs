@@ -1,12 +1,22 @@
-//! How fast a container's standard output and input go through, against runc's FIFOs.
+//! How fast a container's standard output and input go through, against runc's FIFOs, and its output against what the guest's kernel
+//! and the vsock device can do.
 
 use std::time::Instant;
 
-use super::{Host, Row, Unit, bare::LIMIT, best_in_turns, host::IDLE};
+use super::{
+    bare::LIMIT,
+    host::{Host, IDLE},
+    machine::Plan,
+    table::{Row, Unit},
+    turns::best_in_turns,
+};
 use crate::{Error, Node, Result, Runtime};
 
 const COUNT: usize = 3;
 const MEBIBYTES: usize = 32;
+/// The kind that is a bare guest.
+const BARE: usize = 6;
+const BLOCKS: usize = (MEBIBYTES << 20) / (64 << 10);
 
 /// See the module.
 pub(super) fn measure(host: &Host) -> Result<Vec<Row>> {
@@ -37,12 +47,28 @@ pub(super) fn measure(host: &Host) -> Result<Vec<Row>> {
         Ok(begun.elapsed().as_secs_f64())
     };
     let bytes = MEBIBYTES << 20;
-    // Kinds: for each runtime an exec that streams nothing, one that writes, one that reads.
-    let best = best_in_turns::<6>(COUNT, |kind| {
+    let plan = Plan {
+        kernel: host.kernel()?,
+        initrd: host.probe_initrd()?,
+        parameters: format!("-- first-program pour {} {MEBIBYTES}", host.port()),
+        vsock: true,
+        ..Plan::default()
+    };
+    // Kinds: for each runtime an exec that streams nothing, one that writes, one that reads; and a bare guest that writes.
+    let best = best_in_turns::<7>(COUNT, |kind| {
+        if kind == BARE {
+            return host.boot(&plan)?.pours(bytes);
+        }
         let node = nodes[kind % 2];
         match kind / 2 {
             0 => exec(node, "true", 0, 0),
-            1 => exec(node, &format!("head -c {bytes} /dev/zero"), 0, bytes),
+            // Large writes, so that the writer is not what is measured.
+            1 => exec(
+                node,
+                &format!("dd if=/dev/zero bs=64k count={BLOCKS} 2>/dev/null"),
+                0,
+                bytes,
+            ),
             _ => exec(node, "cat > /dev/null", bytes, 0),
         }
     })?;
@@ -68,5 +94,11 @@ pub(super) fn measure(host: &Host) -> Result<Vec<Row>> {
         unit: Unit::Seconds,
         count: COUNT,
     };
-    Ok(vec![exec, row("stdout", 2), row("stdin", 4)])
+    let rate_of_bare = f64::from(u32::try_from(MEBIBYTES).unwrap_or(u32::MAX)) / best[BARE].max(1e-3);
+    let bare = Row {
+        floor_is: "a bare guest's writes to the same vsock daemon",
+        floor: Some(rate_of_bare),
+        ..row("stdout", 2)
+    };
+    Ok(vec![exec, row("stdout", 2), bare, row("stdin", 4)])
 }

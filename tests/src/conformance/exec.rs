@@ -40,6 +40,11 @@ pub(super) const GROUPS: &[Group] = &[
             case("exec-in-a-stopped-container", "runc exec.bats"),
             case("exec-oom-score-adj", "runc exec.bats"),
             case("exec-umask", "runc umask.bats"),
+            case(
+                "exec-has-the-containers-capabilities-where-it-has-none",
+                "runc capabilities.bats",
+            ),
+            case("exec-has-the-containers-oom-score-adj", "runc exec.bats"),
         ],
         run: execs,
     },
@@ -58,6 +63,8 @@ pub(super) const GROUPS: &[Group] = &[
 
 fn execs(bench: &Bench, seen: &mut Seen) -> Result<()> {
     let node = bench.node();
+    let out = node.dir().join("execs");
+    std::fs::create_dir_all(&out)?;
     let name = bench.idle(|spec| {
         spec.set("/process/env", json!(["PATH=/bin", "OF=container"]))?
             .set(
@@ -69,6 +76,10 @@ fn execs(bench: &Bench, seen: &mut Seen) -> Result<()> {
             .push(
                 "/mounts",
                 json!({ "destination": "/mnt", "type": "tmpfs", "source": "tmpfs", "options": ["size=64k"] }),
+            )?
+            .push(
+                "/mounts",
+                json!({ "destination": "/out", "type": "bind", "source": out, "options": ["rbind", "rw"] }),
             )
     })?;
     let exec = || node.exec(&name, &bench.name());
@@ -130,6 +141,25 @@ fn execs(bench: &Bench, seen: &mut Seen) -> Result<()> {
     seen.same("exec-rlimits", report.fact("/rlimits/NOFILE"), &json!([321, 654]));
     seen.same("exec-oom-score-adj", report.fact("/oom_score_adj"), "333");
     seen.same("exec-umask", report.status("Umask")?, "0027");
+    // What `ctr` gives an exec it copies from the container: one that has nothing but its program is asked for by itself.
+    let (tasks, id, exec_id) = (node.tasks()?, node.id(&name), bench.name());
+    let bare = json!({ "args": ["sh", "-c", "cat /proc/self/oom_score_adj /proc/self/status > /out/facts"], "cwd": "/", "env": ["PATH=/bin"],
+        "user": { "uid": 0, "gid": 0 }, "oomScoreAdj": 5 });
+    tasks.exec(&id, &exec_id, &bare)?;
+    tasks.start(&id, &exec_id)?;
+    tasks.wait(&id, &exec_id)?;
+    tasks.delete_exec(&id, &exec_id)?;
+    let bare = std::fs::read_to_string(out.join("facts"))?;
+    seen.has(
+        "exec-has-the-containers-capabilities-where-it-has-none",
+        &bare,
+        &format!("CapEff:\t{given:016x}\n"),
+    );
+    seen.holds(
+        "exec-has-the-containers-oom-score-adj",
+        bare.starts_with("333\n"),
+        &bare,
+    );
     let fds: Vec<_> = report
         .fact("/fds")
         .as_object()

@@ -69,6 +69,11 @@ pub(super) const GROUPS: &[Group] = &[
             case("tmpfs-copies-up", "ours alone"),
             case("tmpfs-noatime", "youki mounts_recursive; runc mounts.bats"),
             case("tmpfs-unknown-parameter", "runc mounts.bats"),
+            case("tmpfs-sync", "runc mounts.bats"),
+            case("tmpfs-dirsync", "runc mounts.bats"),
+            case("tmpfs-lazytime", "runc mounts.bats"),
+            case("tmpfs-acl-and-iversion", "runc mounts.bats"),
+            case("tmpfs-memory-policy-with-commas", "runc mounts.bats"),
         ],
         run: tmpfs,
     },
@@ -173,7 +178,7 @@ fn defaults(bench: &Bench, seen: &mut Seen) -> Result<()> {
 
 fn tmpfs(bench: &Bench, seen: &mut Seen) -> Result<()> {
     let name = bench.name();
-    let script = "stat -c '%n %a %u:%g' /mode /scratch /covered /owned; df -k /sized | tail -n 1; grep -E ' /(plain|ro|late) ' /proc/self/mountinfo; \
+    let script = "stat -c '%n %a %u:%g' /mode /scratch /covered /owned; df -k /sized | tail -n 1; grep -E ' /(plain|ro|late|sync|dirsync|lazy|acl|policy) ' /proc/self/mountinfo; \
         touch /ro/new; ls /copied; echo end";
     let spec = bench.spec(&name, &["sh", "-c", script])?;
     for dir in ["covered", "copied"] {
@@ -195,6 +200,11 @@ fn tmpfs(bench: &Bench, seen: &mut Seen) -> Result<()> {
         ("/ro", &["ro"]),
         ("/late", &["noatime"]),
         ("/copied", &["tmpcopyup"]),
+        ("/sync", &["sync"]),
+        ("/dirsync", &["async", "dirsync"]),
+        ("/lazy", &["lazytime"]),
+        ("/acl", &["acl", "noacl", "iversion"]),
+        ("/policy", &["mpol=bind:0,0"]),
     ] {
         spec = spec.push("/mounts", mount(destination, options))?;
     }
@@ -209,6 +219,15 @@ fn tmpfs(bench: &Bench, seen: &mut Seen) -> Result<()> {
     seen.has("tmpfs-read-only", &said, "Read-only file system");
     seen.has("tmpfs-noatime", &said, " /late rw,noatime");
     seen.has("tmpfs-copies-up", &said, "of-the-image\n");
+    let line = |point: &str| {
+        let found = said.lines().find(|line| line.contains(&format!(" {point} ")));
+        found.unwrap_or_default().to_owned()
+    };
+    seen.has("tmpfs-sync", &line("/sync"), " - tmpfs tmpfs rw,sync");
+    seen.has("tmpfs-dirsync", &line("/dirsync"), " - tmpfs tmpfs rw,dirsync");
+    seen.has("tmpfs-lazytime", &line("/lazy"), " - tmpfs tmpfs rw,lazytime");
+    seen.has("tmpfs-acl-and-iversion", &line("/acl"), " - tmpfs tmpfs rw");
+    seen.has("tmpfs-memory-policy-with-commas", &line("/policy"), "mpol=bind:0");
     let refused = bench.refusal(|spec| spec.push("/mounts", mount("/x", &["no-such-parameter=1"])))?;
     seen.has("tmpfs-unknown-parameter", &refused, "/x");
     Ok(())

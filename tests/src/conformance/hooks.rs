@@ -34,6 +34,11 @@ pub(super) const GROUPS: &[Group] = &[
                 "youki hooks start_container_env; runc hooks.bats",
             ),
             case("hook-arguments", "runtime-tools hooks"),
+            case("start-container-is-told-the-bundle", "runtime-tools hooks_stdin"),
+            case(
+                "start-container-has-the-programs-environment",
+                "youki hooks start_container_env",
+            ),
         ],
         run: told,
     },
@@ -88,12 +93,12 @@ fn told(bench: &Bench, seen: &mut Seen) -> Result<()> {
     fs::create_dir(&dir)?;
     let name = bench.name();
     let shared = json!({ "destination": "/told", "type": "bind", "source": dir, "options": ["rbind", "rw"] });
-    let inside =
-        json!({ "path": "/bin/sh", "args": ["sh", "-c", "echo startContainer >> /told/order"], "env": ["PATH=/bin"] });
+    let inside = json!({ "path": "/bin/sh", "args": ["sh", "-c", "echo startContainer >> /told/order; cat > /told/startContainer; env > /told/inside"] });
     let spec = bench
         .spec(&name, &["sh", "-c", "echo program >> /told/order; sleep 1"])?
         .push("/mounts", shared)?
         .annotation("org.tatami.case", "a value")?
+        .set("/process/env", json!(["PATH=/bin", "OF=program"]))?
         .push("/hooks/prestart", note(&dir, "prestart"))?
         .push("/hooks/createRuntime", note(&dir, "createRuntime"))?
         .push("/hooks/startContainer", inside)?
@@ -117,6 +122,18 @@ fn told(bench: &Bench, seen: &mut Seen) -> Result<()> {
     ] {
         seen.holds(case, lines.iter().filter(|line| **line == hook).count() == 1, &order);
     }
+    let state = |hook: &str| serde_json::from_str::<Value>(&read(&dir, hook)).unwrap_or_default();
+    seen.same(
+        "start-container-is-told-the-bundle",
+        &state("startContainer")["bundle"],
+        &state("prestart")["bundle"],
+    );
+    // It names none: what the program has is its own.
+    seen.has(
+        "start-container-has-the-programs-environment",
+        &read(&dir, "inside"),
+        "OF=program\n",
+    );
     for hook in ["prestart", "createRuntime", "poststart", "poststop"] {
         let text = read(&dir, hook);
         let state: Value = serde_json::from_str(&text).unwrap_or_default();

@@ -11,6 +11,7 @@ mod confinement;
 mod exec;
 mod files;
 mod hooks;
+mod kernel_binds;
 mod lifecycle;
 mod mounts;
 mod namespaces;

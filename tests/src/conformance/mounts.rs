@@ -38,6 +38,7 @@ pub(super) const GROUPS: &[Group] = &[
             case("bind-of-nothing", "runc mounts.bats"),
             case("bind-over-proc", "runc mounts.bats"),
             case("bind-remount-of-a-mount", "runc mounts.bats"),
+            case("mount-of-an-overlay", "runc mounts.bats"),
         ],
         run: binds,
     },
@@ -167,6 +168,24 @@ fn binds(bench: &Bench, seen: &mut Seen) -> Result<()> {
         "bind-nosuid-holds",
         (effective(&["rbind", "nosuid"])?, effective(&["rbind"])?),
         ("1000".to_owned(), "0".to_owned()),
+    );
+    let layer = |name: &str| -> Result<std::path::PathBuf> {
+        let path = bench.node().dir().join("layers").join(name);
+        fs::create_dir_all(&path)?;
+        Ok(path)
+    };
+    let (lower, upper, work) = (layer("lower")?, layer("upper")?, layer("work")?);
+    fs::write(lower.join("file"), "of below\n")?;
+    let options = [("lowerdir", &lower), ("upperdir", &upper), ("workdir", &work)];
+    let options = options.map(|(name, path)| format!("{name}={}", path.display()));
+    let said = bench.script("cat /over/file; echo x > /over/new && echo made", |spec| {
+        let overlay = json!({ "destination": "/over", "type": "overlay", "source": "overlay", "options": options });
+        spec.push("/mounts", overlay)
+    })?;
+    seen.holds(
+        "mount-of-an-overlay",
+        said == "of below\nmade\n" && upper.join("new").exists() && !lower.join("new").exists(),
+        &said,
     );
     let none = bench.refusal(|spec| spec.push("/mounts", bind(Path::new("/no/such/source"), "/x", &["rbind"])))?;
     seen.has("bind-of-nothing", &none, "no such file");

@@ -52,6 +52,7 @@ pub(super) const GROUPS: &[Group] = &[
                 "process-rlimit-as",
                 "runtime-tools process_rlimits; youki process_rlimits",
             ),
+            case("process-rlimit-memlock-twice", "runc rlimits.bats"),
             case(
                 "process-rlimit-nproc",
                 "runtime-tools process_rlimits; youki process_rlimits",
@@ -180,6 +181,15 @@ fn fields(bench: &Bench, seen: &mut Seen) -> Result<()> {
         let name = format!("process-rlimit-{}", kind.to_lowercase());
         seen.same(&name, report.fact(&format!("/rlimits/{kind}")), &json!([soft, hard]));
     }
+    let twice = json!([
+        { "type": "RLIMIT_MEMLOCK", "soft": 4096, "hard": 65536 }, { "type": "RLIMIT_MEMLOCK", "soft": 8192, "hard": 65536 },
+    ]);
+    let locked = bench.report(|spec| spec.set("/process/rlimits", twice))?;
+    seen.same(
+        "process-rlimit-memlock-twice",
+        locked.fact("/rlimits/MEMLOCK"),
+        &json!([8192, 65536]),
+    );
     seen.same("process-is-the-first-of-its-pid-namespace", report.fact("/pid"), 1);
     seen.same("process-no-new-privileges", report.status("NoNewPrivs")?, "1");
     let fds: Vec<_> = report

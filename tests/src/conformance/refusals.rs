@@ -40,6 +40,13 @@ pub(super) const GROUPS: &[Group] = &[Group {
         case("a-mount-of-an-unknown-file-system", "runc mounts.bats"),
         case("an-unknown-seccomp-action", "runc seccomp.bats"),
         case("an-unknown-scheduler", "runc scheduler.bats; youki scheduler"),
+        case("a-scheduler-that-is-too-nice", "runc scheduler.bats"),
+        case("an-io-priority-that-is-none", "runc ioprio.bats"),
+        case("an-unknown-root-propagation", "runc create.bats"),
+        case(
+            "seccomp-that-notifies-nobody",
+            "runc seccomp-notify.bats; youki seccomp_notify",
+        ),
         case(
             "the-same-limit-twice-is-taken",
             "runc rlimits.bats; runtime-tools process_rlimits",
@@ -74,7 +81,9 @@ fn refusals(bench: &Bench, seen: &mut Seen) -> Result<()> {
     let one = json!([{ "containerID": 0, "hostID": 100_000, "size": 10 }]);
     let sets = json!({ "bounding": ["CAP_KILL"], "permitted": ["CAP_KILL"], "effective": ["CAP_KILL", "CAP_CHOWN"] });
     let filter = json!({ "defaultAction": "SCMP_ACT_NO_SUCH" });
-    let cases: [Wrong<'_>; 15] = [
+    let notify = json!({ "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{ "names": ["mkdir"], "action": "SCMP_ACT_NOTIFY" }] });
+    let cases: [Wrong<'_>; 19] = [
         (
             "a-namespace-twice",
             &[("/linux/namespaces", namespaces("", &[json!({ "type": "pid" })]))],
@@ -139,6 +148,29 @@ fn refusals(bench: &Bench, seen: &mut Seen) -> Result<()> {
             "an-unknown-seccomp-action",
             &[("/linux/seccomp", filter)],
             "scmp_act_no_such",
+        ),
+        (
+            "an-unknown-root-propagation",
+            &[("/linux/rootfsPropagation", json!("lone"))],
+            "rootfspropagation",
+        ),
+        (
+            "a-scheduler-that-is-too-nice",
+            &[("/process/scheduler", json!({ "policy": "SCHED_OTHER", "nice": 20 }))],
+            "nice",
+        ),
+        (
+            "an-io-priority-that-is-none",
+            &[(
+                "/process/ioPriority",
+                json!({ "class": "IOPRIO_CLASS_BE", "priority": 8 }),
+            )],
+            "iopriority",
+        ),
+        (
+            "seccomp-that-notifies-nobody",
+            &[("/linux/seccomp", notify)],
+            "listener",
         ),
         (
             "an-unknown-scheduler",

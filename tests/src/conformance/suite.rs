@@ -1,6 +1,9 @@
 //! All that is asked.
 
-use super::{case::Group, cgroups, confinement, exec, files, hooks, lifecycle, mounts, namespaces, process, refusals};
+use super::{
+    case::Group, cgroups, confinement, exec, files, hooks, kernel_binds, lifecycle, mounts, namespaces, process,
+    refusals,
+};
 
 /// All groups.
 pub fn groups() -> impl Iterator<Item = &'static Group> {
@@ -10,6 +13,7 @@ pub fn groups() -> impl Iterator<Item = &'static Group> {
         namespaces::GROUPS,
         files::GROUPS,
         mounts::GROUPS,
+        kernel_binds::GROUPS,
         cgroups::GROUPS,
         hooks::GROUPS,
         exec::GROUPS,

@@ -78,6 +78,7 @@ pub(super) fn runtime(version: Version, sandboxer: Sandboxer, config_path: &Path
     let table = format!("plugins.\"{plugin}\".containerd.runtimes.kata");
     let mut text = format!(
         "[{table}]\nruntime_type = \"io.containerd.kata.v2\"\nprivileged_without_host_devices = true\n\
+         privileged_without_host_devices_all_devices_allowed = true\n\
          pod_annotations = [\"io.katacontainers.*\"]\ncontainer_annotations = [\"io.katacontainers.*\"]\n"
     );
     if version == Version::V2_1 {

@@ -31,7 +31,7 @@ impl Node {
 
     /// What the first of these files says that is in the cgroup of a container's sandbox on the host.
     pub fn host_limit(&self, name: &str, files: &[&str]) -> Result<String> {
-        host_cgroup::file(&format!("kata_{}", self.id(name)), files)
+        host_cgroup::own_file(&leftovers::cgroups(&self.tag), &self.id(name), files)
     }
 
     /// Where the snapshotter `blockfile` keeps its files.

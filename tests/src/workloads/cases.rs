@@ -3,23 +3,12 @@
 use std::time::Duration;
 
 use super::{
-    bed::{Bed, steps},
+    case::Case,
+    container::{Container, steps},
     driven,
     table::Step,
 };
 use crate::Result;
-
-/// A program, or some that belong together.
-pub struct Case {
-    /// Its name; that of its script, if it has one.
-    pub name: &'static str,
-    /// The container's limit of memory, MiB.
-    pub(super) memory: u64,
-    /// How long one run may take.
-    pub(super) limit: Duration,
-    /// Runs it: gives the measured steps, or why it is not right.
-    pub(super) run: fn(&Bed<'_>, &Case) -> Result<Vec<Step>>,
-}
 
 /// All, in the order in which they run.
 pub const CASES: &[Case] = &[
@@ -62,8 +51,8 @@ const fn case(name: &'static str, memory: u64) -> Case {
 }
 
 /// Runs the script of the case's name to its end.
-fn script(bed: &Bed<'_>, case: &Case) -> Result<Vec<Step>> {
+fn script(container: &Container<'_>, case: &Case) -> Result<Vec<Step>> {
     let script = format!("/workloads/{}.sh", case.name);
-    let spec = bed.spec(case, &["bash", &script])?;
-    steps(bed.run(case, &spec)?)
+    let spec = container.spec(case.memory, &["bash", &script])?;
+    steps(container.run(case.limit, &spec)?)
 }

@@ -3,17 +3,18 @@
 //! A case is a script in `tests/workloads/` that checks what it does and measures its steps (`lib.sh` there), or a function that
 //! drives a container from outside. The container's root is the Debian root that `tests/workloads/root` made, below an overlay of its own.
 
-mod bed;
+mod case;
 mod cases;
+mod container;
 mod driven;
 mod root;
 mod table;
 
 use std::path::Path;
 
-pub use self::cases::{CASES, Case};
+pub use self::{case::Case, cases::CASES};
 use self::{
-    bed::Bed,
+    container::Container,
     table::{Outcome, Step},
 };
 use crate::{Error, Node, Result, Runtime};
@@ -51,9 +52,9 @@ pub fn run(debian: &Path, cases: &[&Case]) -> Result<(String, usize)> {
 
 /// Runs one case on the node's runtime and removes what it made.
 fn one(node: &Node, debian: &Path, case: &Case) -> Result<Vec<Step>> {
-    let bed = Bed::new(node, debian, case.name)?;
-    let done = (case.run)(&bed, case);
-    let cleared = bed.clear();
+    let container = Container::new(node, debian, case.name)?;
+    let done = (case.run)(&container, case);
+    let cleared = container.clear();
     let steps = done?;
     cleared?;
     if steps.is_empty() {

@@ -9,6 +9,7 @@ mod resources;
 mod security;
 mod sizing;
 mod stats;
+mod stock;
 mod streams;
 mod users;
 mod versions;

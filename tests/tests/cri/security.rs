@@ -5,12 +5,13 @@ use std::fs;
 use framework::{
     Node, Report, Result,
     cri::{
-        Pod, PodNode,
+        Pod, PodNode, Sandboxer,
         messages::{
             Capability, ContainerConfig, Int64Value, LinuxSandboxSecurityContext, ProfileType, SecurityProfile,
         },
         pod::security,
     },
+    locate::Version,
 };
 use serde_json::json;
 
@@ -136,6 +137,29 @@ mod kata_only {
         // /dev/kvm is there on the host, and the host's disks; in the guest there is neither.
         let devices = report.fact("/dev").to_string();
         assert!(!devices.contains("kvm") && !devices.contains("vhost"), "{devices}");
+        pod.remove()?;
+        node.nothing_left()
+    }
+
+    /// containerd 1.6 gives it the default devices alone.
+    #[test]
+    fn a_privileged_container_opens_the_guests_devices() -> Result<()> {
+        let node = PodNode::start_with(Version::V2_1, Sandboxer::Podsandbox, None)?;
+        let mut config = node.pod("devices");
+        config.linux.get_or_insert_default().security_context = Some(LinuxSandboxSecurityContext {
+            privileged: true,
+            ..LinuxSandboxSecurityContext::default()
+        });
+        let pod = node.run(&config)?;
+        let open =
+            "for name in fuse net/tun kmsg loop-control; do (: <>/dev/$name) && echo opened $name; done; echo end";
+        let mut config = pod.script("opens", open);
+        security(&mut config).privileged = true;
+        let opens = pod.start(&config)?;
+        opens.await_line("end")?;
+        let lines: Vec<_> = opens.log()?.into_iter().map(|line| line.text).collect();
+        let wanted = ["fuse", "net/tun", "kmsg", "loop-control"].map(|name| format!("opened {name}"));
+        assert_eq!(lines[..4], wanted, "{lines:?}");
         pod.remove()?;
         node.nothing_left()
     }

@@ -220,7 +220,19 @@ mod kata_only {
 
     #[test]
     fn two_cpus_have_two_queues() -> Result<()> {
-        let node = Node::start_configured("[hypervisor.qemu]\ndefault_vcpus = 2\n")?;
+        two_cpus("", "rx-0\nrx-1\ntx-0\ntx-1\n")
+    }
+
+    #[test]
+    fn a_device_has_as_many_queues_as_is_configured() -> Result<()> {
+        two_cpus("network_queues = 1\n", "rx-0\ntx-0\n")?;
+        // More than the guest has CPUs: the rest of them is not used.
+        two_cpus("network_queues = 4\n", "rx-0\nrx-1\ntx-0\ntx-1\n")
+    }
+
+    /// A VM with two CPUs, and the queues that its device uses.
+    fn two_cpus(more: &str, queues: &str) -> Result<()> {
+        let node = Node::start_configured(&format!("[hypervisor.qemu]\ndefault_vcpus = 2\n{more}"))?;
         let Pod { pod, outside } = Pod::new(&node)?;
         let server = serve(
             &outside,
@@ -230,7 +242,7 @@ mod kata_only {
         let script = "nc 10.77.0.1 80 < /dev/null; nproc; ls /sys/class/net/eth0/queues";
         let output = node.run("c").arg("--rm").arg(pod.flag()).sh(script).ok()?;
         joined(server)?;
-        assert_eq!(output, "by two\n2\nrx-0\nrx-1\ntx-0\ntx-1\n");
+        assert_eq!(output, format!("by two\n2\n{queues}"));
         node.nothing_left()?;
         assert_eq!(pod.leftovers()?, Vec::<String>::new());
         Ok(())
@@ -250,6 +262,56 @@ mod kata_only {
         node.remove("c")?;
         drop(outside);
         node.nothing_left()
+    }
+
+    /// What a connection from a namespace to an address reads; empty where it is refused, or ended without a byte.
+    fn dialled(namespace: &NetNs, address: &'static str) -> Result<String> {
+        namespace.inside(move || {
+            let Ok(mut stream) = TcpStream::connect(address) else {
+                return Ok(String::new());
+            };
+            stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+            stream.write_all(b"GET /file HTTP/1.0\r\n\r\n")?;
+            let mut said = String::new();
+            // An end by force is no answer either.
+            let _ = stream.read_to_string(&mut said);
+            Ok(said)
+        })
+    }
+
+    #[test]
+    fn without_a_model_nothing_of_the_guest_can_be_dialled() -> Result<()> {
+        for (model, forwards) in [("none", false), ("tcfilter", true)] {
+            let node = Node::start_configured(&format!("[runtime]\ninternetworking_model = {model:?}\n"))?;
+            let Pod { pod, outside } = Pod::new(&node)?;
+            let member = |name: &str, args: &[&str], kind| -> Result<()> {
+                let namespaces = ["pid", "ipc", "uts", "mount"].map(|kind| json!({ "type": kind }));
+                let network = json!({ "type": "network", "path": pod.path() });
+                let namespaces: Vec<_> = namespaces.into_iter().chain([network]).collect();
+                let spec = node.spec(name, args)?.set("/linux/namespaces", namespaces)?;
+                node.run_spec(name, &spec.of_pod(&node, kind)?)?
+                    .arg("-d")
+                    .ok()
+                    .map(drop)
+            };
+            member("pod", &["/no/such/pause"], "sandbox")?;
+            member("app", &["sleep", "1000"], "container")?;
+            let serve = "mkdir /tmp/www && echo of the guest > /tmp/www/file && httpd -p 8080 -h /tmp/www && \
+                         wget -q -O - http://127.0.0.1:8080/file";
+            assert_eq!(node.exec("app", "httpd").sh(serve).ok()?, "of the guest\n");
+            let said = dialled(&pod, "127.0.0.1:8080")?;
+            assert_eq!(said.ends_with("of the guest\n"), forwards, "{model}: {said:?}");
+            assert!(forwards || said.is_empty(), "{model}: {said:?}");
+            // The pod's own address is the namespace's for whoever is in it, with every model.
+            assert_eq!(dialled(&pod, "10.77.0.2:8080")?, "", "{model}");
+            if !forwards {
+                assert_eq!(dialled(&outside, "10.77.0.2:8080")?, "");
+            }
+            node.remove("app")?;
+            node.remove("pod")?;
+            node.nothing_left()?;
+        }
+        Ok(())
     }
 
     #[test]

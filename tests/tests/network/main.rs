@@ -2,11 +2,13 @@
 
 use std::{
     io::{Read, Write},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     thread::JoinHandle,
+    time::Duration,
 };
 
 use framework::{NetNs, Node, Result, bundle::Bundle, image::sha256, locate, netns::joined};
+use serde_json::json;
 
 mod configuration;
 mod kinds;
@@ -45,7 +47,7 @@ impl Pod {
 fn serve<T: Send + 'static>(
     namespace: &NetNs,
     address: &'static str,
-    work: impl FnOnce(std::net::TcpStream) -> Result<T> + Send + 'static,
+    work: impl FnOnce(TcpStream) -> Result<T> + Send + 'static,
 ) -> Result<JoinHandle<Result<T>>> {
     let listener = namespace.inside(move || Ok(TcpListener::bind(address)?))?;
     Ok(std::thread::spawn(move || work(listener.accept()?.0)))

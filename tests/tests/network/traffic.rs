@@ -1,6 +1,6 @@
 //! What goes through.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::*;
 

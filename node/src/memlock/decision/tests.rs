@@ -137,10 +137,24 @@ fn what_means_nothing_is_refused_also_where_another_place_counts() {
         limit_of(&[rlimit(2, 1)], &shipped, "", ""),
         Err("process.rlimits RLIMIT_MEMLOCK = 2:1: the soft limit must be at most the hard one".to_owned())
     );
-    assert_eq!(
-        limit_of(&[rlimit(1, 1), rlimit(1, 1)], &shipped, "", ""),
-        Err("process.rlimits has more than one RLIMIT_MEMLOCK".to_owned())
-    );
+}
+
+#[test]
+fn of_the_same_limit_twice_the_last_one_counts_and_one_is_left() {
+    let decision = decide(
+        Described {
+            rlimits: &[rlimit(4, 4), rlimit(1, 2)],
+            capabilities: None,
+        },
+        &Rules::default(),
+        &Annotations::default(),
+        &Annotations::default(),
+    )
+    .unwrap();
+    assert_eq!((decision.soft.as_rlimit(), decision.hard.as_rlimit()), (1, 2));
+    let mut rlimits = vec![rlimit(4, 4), rlimit(1, 2)];
+    decision.limit(&mut rlimits);
+    assert_eq!(rlimits, [rlimit(1, 2)]);
 }
 
 #[test]

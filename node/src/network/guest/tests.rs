@@ -228,7 +228,7 @@ fn what_another_sandbox_has_is_refused_and_what_is_ours_is_not() {
     let mut snapshot = snapshot();
     snapshot.ingress.insert(7);
     let error = wanted(&snapshot, "test", &Own::default(), &mut admit).unwrap_err();
-    assert!(matches!(error, NetworkError::Taken { name, .. } if name == "eth0"));
+    assert!(matches!(error, PodNetworkError::Taken { name, .. } if name == "eth0"));
     snapshot.links.push(link(8, "tap0_kata", [2; 6]));
     let own = Own {
         taps: ["tap0_kata".to_owned()].into(),
@@ -237,7 +237,7 @@ fn what_another_sandbox_has_is_refused_and_what_is_ours_is_not() {
     assert_eq!(wanted(&snapshot, "test", &own, &mut admit).unwrap().interfaces.len(), 1);
     snapshot.ingress.clear();
     let error = wanted(&snapshot, "test", &Own::default(), &mut admit).unwrap_err();
-    assert!(matches!(error, NetworkError::Taken { name, .. } if name == "tap0_kata"));
+    assert!(matches!(error, PodNetworkError::Taken { name, .. } if name == "tap0_kata"));
 }
 
 #[test]

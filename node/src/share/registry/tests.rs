@@ -53,6 +53,14 @@ impl Sandbox {
         self.exported.iter().map(piece).collect()
     }
 
+    fn is_empty(&self) -> bool {
+        let registry = &self.registry;
+        self.exported.is_empty()
+            && registry.volumes.is_empty()
+            && registry.shown.is_empty()
+            && registry.planned.is_empty()
+    }
+
     /// The path on the host that a view shows.
     fn shows(&self, view: &View) -> PathBuf {
         join(&self.exported[&view.volume], &view.at)
@@ -118,17 +126,30 @@ impl Sandbox {
         mounted
     }
 
-    /// What other containers are to see because of these volumes, which are new: place, volume there, volume to be there.
-    fn late(&mut self, container: u8, volumes: &[VolumeId]) -> Vec<(String, VolumeId, VolumeId)> {
-        let (pieces, exported) = (self.pieces(), self.exported.clone());
-        let shows = |view: &View| join(&exported[&view.volume], &view.at);
-        let same = |one: &View, other: &View| shows(one) == shows(other);
-        let late = self.registry.late(&pieces, &id(container), volumes, same);
-        let late = late.into_iter().map(|late| {
-            assert_eq!(shows(&late.shown), shows(&late.source));
-            (late.place.display().to_string(), late.shown.volume, late.source.volume)
+    /// What other containers are to see because of what a container writes to: place, volume there, volume to be there.
+    fn plan(&mut self, container: u8) -> Vec<(String, VolumeId, VolumeId)> {
+        let volumes = self.registry.to_cover(&id(container));
+        let same = |one: &View, other: &View| self.shows(one) == self.shows(other);
+        let late = self.registry.late(&self.pieces(), &id(container), &volumes, same);
+        let told = late.iter().map(|late| {
+            assert_eq!(self.shows(&late.shown), self.shows(&late.source));
+            (
+                late.place().display().to_string(),
+                late.shown.volume,
+                late.source.volume,
+            )
         });
-        late.collect()
+        let told = told.collect();
+        self.registry.plan(&id(container), late);
+        told
+    }
+
+    /// The same, and the guest makes all of it.
+    fn cover(&mut self, container: u8) -> Vec<(String, VolumeId, VolumeId)> {
+        let planned = self.plan(container);
+        self.registry.covers_sent(&id(container));
+        self.registry.covers_made(&id(container), &vec![true; planned.len()]);
+        planned
     }
 
     fn unmount(&mut self, container: u8) {
@@ -209,22 +230,81 @@ fn who_reads_a_whole_is_to_see_the_volume_that_a_part_of_it_becomes() {
     let mut sandbox = Sandbox::default();
     sandbox.mount(1, &[("/v", false)]);
     sandbox.mount(2, &[("/v/a/b", true)]);
-    assert_eq!(sandbox.late(2, &[2]), [("/in/v/a/b".to_owned(), 1, 2)]);
+    assert_eq!(sandbox.cover(2), [("/in/v/a/b".to_owned(), 1, 2)]);
     // It is covered by now, and keeps the volume in use.
-    assert!(sandbox.late(2, &[2]).is_empty());
+    assert!(sandbox.cover(2).is_empty());
     sandbox.unmount(2);
     assert!(sandbox.exported.contains_key(&2) && !sandbox.registry.writable(2));
     // What covers more hides what covered a part of that.
     sandbox.mount(3, &[("/v/a", true)]);
     let late = [("/in/v/a".to_owned(), 1, 3), ("/in/v/a/b".to_owned(), 3, 2)];
-    assert_eq!(sandbox.late(3, &[3]), late);
+    assert_eq!(sandbox.cover(3), late);
     sandbox.unmount(3);
     sandbox.mount(4, &[("/v/a/x", true)]);
-    assert_eq!(sandbox.late(4, &[4]), [("/in/v/a/x".to_owned(), 3, 4)]);
+    assert_eq!(sandbox.cover(4), [("/in/v/a/x".to_owned(), 3, 4)]);
     for container in [4, 1] {
         sandbox.unmount(container);
     }
-    assert!(sandbox.exported.is_empty() && sandbox.registry.shown.is_empty());
+    assert!(sandbox.is_empty());
+}
+
+#[test]
+fn a_cover_that_is_not_made_is_planned_again_with_the_next_who_writes() {
+    let part = || ("/in/v/a".to_owned(), 1, 2);
+    // The creation fails before the guest is told.
+    let mut sandbox = Sandbox::default();
+    sandbox.mount(1, &[("/v", false)]);
+    sandbox.mount(2, &[("/v/a", true)]);
+    assert_eq!(sandbox.plan(2), [part()]);
+    sandbox.unmount(2);
+    assert!(!sandbox.exported.contains_key(&2), "nobody sees it");
+    sandbox.mount(3, &[("/v/a", true)]);
+    assert_eq!(sandbox.plan(3), [("/in/v/a".to_owned(), 1, 3)]);
+    // The guest has refused.
+    sandbox.registry.covers_sent(&id(3));
+    sandbox.registry.covers_made(&id(3), &[]);
+    sandbox.unmount(3);
+    assert!(!sandbox.exported.contains_key(&3));
+    // The guest has not answered: the cover may be there.
+    sandbox.mount(4, &[("/v/a", true)]);
+    assert_eq!(sandbox.plan(4), [("/in/v/a".to_owned(), 1, 4)]);
+    sandbox.registry.covers_sent(&id(4));
+    sandbox.unmount(4);
+    assert!(sandbox.exported.contains_key(&4) && !sandbox.registry.writable(4));
+    // Another one writes to it, which is no new volume.
+    sandbox.mount(5, &[("/v/a", true)]);
+    assert_eq!(sandbox.cover(5), [("/in/v/a".to_owned(), 1, 4)]);
+    for container in [5, 1] {
+        sandbox.unmount(container);
+    }
+    assert!(sandbox.is_empty());
+}
+
+#[test]
+fn two_who_write_at_the_same_time_plan_the_same_cover_and_one_of_them_may_fail() {
+    let mut sandbox = Sandbox::default();
+    sandbox.mount(1, &[("/v", false)]);
+    sandbox.mount(2, &[("/v/a", true)]);
+    assert_eq!(sandbox.plan(2), [("/in/v/a".to_owned(), 1, 2)]);
+    sandbox.mount(3, &[("/v/a", true)]);
+    assert_eq!(sandbox.plan(3), [("/in/v/a".to_owned(), 1, 2)]);
+    // What is below is below what is planned.
+    sandbox.mount(4, &[("/v/a/b", true)]);
+    assert!(sandbox.plan(4).contains(&("/in/v/a".to_owned(), 1, 2)));
+    sandbox.unmount(2);
+    sandbox.registry.covers_sent(&id(3));
+    sandbox.registry.covers_made(&id(3), &[true]);
+    for container in [3, 4] {
+        sandbox.unmount(container);
+    }
+    assert!(sandbox.exported.contains_key(&2), "container 1 sees it");
+    // The one in which it is goes while it is planned.
+    sandbox.mount(5, &[("/v/c", true)]);
+    assert_eq!(sandbox.plan(5).len(), 1);
+    sandbox.unmount(1);
+    sandbox.registry.covers_made(&id(5), &[true]);
+    sandbox.unmount(5);
+    assert!(sandbox.is_empty());
 }
 
 #[test]
@@ -232,10 +312,10 @@ fn who_writes_to_the_whole_and_who_comes_read_only_change_nothing_for_others() {
     let mut sandbox = Sandbox::default();
     sandbox.mount(1, &[("/v", true)]);
     sandbox.mount(2, &[("/v/a", true)]);
-    assert!(sandbox.late(2, &[1]).is_empty());
+    assert!(sandbox.plan(2).is_empty());
     sandbox.mount(3, &[("/w", false)]);
     sandbox.mount(4, &[("/w/a", false)]);
-    assert!(sandbox.late(4, &[2]).is_empty());
+    assert!(sandbox.plan(4).is_empty());
 }
 
 #[test]

@@ -29,7 +29,7 @@ const INDIRECT: u16 = 4;
 const LOOKS: u32 = 20;
 
 /// `guest-probe hostile ID ROUNDS SEED`: prints the rounds, and in how many the device said that it needs a reset.
-pub(crate) fn hostile(device: &str, rounds: &str, seed: &str) -> crate::Result<()> {
+pub(crate) fn hostile(device: &str, rounds: &str, seed: &str) -> crate::error::Result<()> {
     let rounds: u32 = rounds.parse()?;
     let mut driver = Hostile {
         chance: Chance(seed.parse::<u64>()? | 1),
@@ -77,7 +77,7 @@ struct Hostile {
 
 impl Hostile {
     /// From a reset to a few notifications; whether the device has given up.
-    fn round(&mut self) -> crate::Result<bool> {
+    fn round(&mut self) -> crate::error::Result<bool> {
         self.registers.reset()?;
         self.registers.set_status(ACKNOWLEDGE | DRIVER);
         let offered = self.registers.features();

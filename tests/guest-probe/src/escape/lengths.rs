@@ -14,7 +14,7 @@ const UNKNOWN: u32 = 4095;
 
 /// Prints an object from what was claimed to the errno that came of it. For the volumes of [`super::run`]; `data` is written to
 /// the file `written` of its directory that may be written to.
-pub(crate) fn lengths() -> crate::Result<()> {
+pub(crate) fn lengths() -> crate::error::Result<()> {
     let mut attempts = Attempts::begin()?;
     let file = attempts.walk(&[VOLUMES, "2", "file"])?.id;
     let directory = attempts.walk(&[VOLUMES, "1"])?.id;
@@ -75,7 +75,7 @@ pub(crate) fn lengths() -> crate::Result<()> {
 }
 
 /// A name without its end, which virtiofsd takes for the end of the conversation.
-pub(crate) fn fatal() -> crate::Result<()> {
+pub(crate) fn fatal() -> crate::error::Result<()> {
     let mut attempts = Attempts::begin()?;
     let answer = attempts.client.claim(43, Op::Getxattr as u32, ROOT, b"abc")?;
     println!("{answer:?}");

@@ -7,9 +7,11 @@ mod fuse;
 mod hostile;
 mod lengths;
 mod pci;
+mod vsock;
 
 pub(crate) use hostile::hostile;
 pub(crate) use lengths::{fatal, lengths};
+pub(crate) use vsock::flood;
 
 use std::io;
 
@@ -31,7 +33,7 @@ const GUESSES: u64 = 512;
 ///
 /// The sandbox has two volumes: `1` may be written to, and has links `absolute` (to `secret`) and `up` (to
 /// `..` many times), and `2` is read-only, with a `file`. `secret` is a path of the host.
-pub(crate) fn run(secret: &str) -> crate::Result<()> {
+pub(crate) fn run(secret: &str) -> crate::error::Result<()> {
     let mut attempts = Attempts::begin()?;
     attempts.guess()?;
     attempts.names(secret)?;
@@ -52,7 +54,7 @@ fn errno<T>(answer: &Result<T, i32>) -> Value {
 }
 
 impl Attempts {
-    fn begin() -> crate::Result<Self> {
+    fn begin() -> crate::error::Result<Self> {
         if !device::present() {
             return Err("there is no virtio-fs here".into());
         }

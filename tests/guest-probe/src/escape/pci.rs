@@ -178,6 +178,15 @@ impl Registers {
         }
     }
 
+    /// A number of the device's own configuration; 0 if it has not so much.
+    pub(super) fn config(&self, at: usize) -> u64 {
+        let config = self.config.as_ref().filter(|config| at + 8 <= config.length);
+        config.map_or(0, |config| {
+            let half = |at: usize| u64::from(config.memory.read::<u32>(config.offset + at));
+            half(at) | half(at + 4) << 32
+        })
+    }
+
     /// Writes a byte of the device's own configuration, if it has so much.
     pub(super) fn set_config(&self, at: usize, value: u8) {
         if let Some(config) = self.config.as_ref().filter(|config| at < config.length) {

@@ -13,8 +13,8 @@ use nix::{
     mount::{MsFlags, mount},
 };
 
-use super::{Verdict, sys};
-use crate::Result;
+use super::{sys, verdict::Verdict};
+use crate::error::Result;
 
 /// A file that was written a moment ago is not kept at once: twice the time after which it is.
 const SETTLES: Duration = Duration::from_millis(300);

@@ -22,8 +22,8 @@ use nix::{
 };
 use rustix::io::Errno as Fault;
 
-use super::{Verdict, peer::Peer};
-use crate::Result;
+use super::{peer::Peer, verdict::Verdict};
+use crate::error::Result;
 
 /// How often entries are dropped and the directory is read: FORGET reaches virtiofsd on a queue of its own, some time.
 const ROUNDS: u32 = 100;

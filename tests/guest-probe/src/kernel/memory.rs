@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use super::Verdict;
-use crate::Result;
+use super::verdict::Verdict;
+use crate::error::Result;
 
 /// Whether a VM that grows when its programs need memory says so: in /proc/meminfo, and by sysinfo(2), beyond what it has now.
 pub(super) fn to_come() -> Result<Verdict> {

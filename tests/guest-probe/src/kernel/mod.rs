@@ -9,44 +9,12 @@ mod memory;
 mod peer;
 mod perf;
 mod sys;
+mod verdict;
 
 use serde_json::json;
 
-use crate::Result;
-
-/// What a test found.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// The kernel does what it should; the figures.
-    Right(String),
-    /// The kernel has the fault; how it shows.
-    Wrong(String),
-}
-
-impl Verdict {
-    /// Right if the figure is what it should be. `what` names it.
-    fn figure(what: &str, found: i64, right: i64) -> Self {
-        let says = format!("{what} {found} kB ({right} is right)");
-        if found == right {
-            Self::Right(says)
-        } else {
-            Self::Wrong(says)
-        }
-    }
-
-    /// The first that is wrong, or the last.
-    fn all(verdicts: impl IntoIterator<Item = Self>) -> Self {
-        let mut last = Self::Right(String::new());
-        for verdict in verdicts {
-            let wrong = matches!(verdict, Self::Wrong(_));
-            last = verdict;
-            if wrong {
-                break;
-            }
-        }
-        last
-    }
-}
+use self::verdict::Verdict;
+use crate::error::Result;
 
 /// Runs one test and prints its verdict as JSON. `args` are what the test needs, a path for example.
 pub(crate) fn run(test: &str, args: &[&str]) -> Result<()> {

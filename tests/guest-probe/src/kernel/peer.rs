@@ -10,7 +10,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{Result, sys};
+use crate::{error::Result, sys};
 
 /// One end of the connection between the two.
 #[derive(Debug)]

@@ -16,11 +16,11 @@ use nix::{
 };
 
 use super::{
-    Verdict,
     peer::{Link, Peer},
+    verdict::Verdict,
 };
 use crate::{
-    Result,
+    error::Result,
     fill::Filled,
     sys::{self, Mapping, PAGE},
 };

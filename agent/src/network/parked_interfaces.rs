@@ -14,20 +14,20 @@ const ROOT: &str = "/proc/1/ns/net";
 
 /// A network namespace of its own.
 #[derive(Debug)]
-pub(super) struct Attic {
+pub(super) struct ParkedInterfaces {
     root: OwnedFd,
     namespace: OwnedFd,
     handle: Handle,
     connection: JoinHandle<()>,
 }
 
-impl Drop for Attic {
+impl Drop for ParkedInterfaces {
     fn drop(&mut self) {
         self.connection.abort();
     }
 }
 
-impl Attic {
+impl ParkedInterfaces {
     /// Makes it. Needs a tokio runtime.
     ///
     /// # Errors

@@ -1,19 +1,15 @@
-//! The errors of the service, and the status code that containerd gets for each.
+//! The errors of the sandbox. [`crate::service`] maps each to a status code.
 //!
-//! containerd and its clients decide by the code and print the message. So a message names the operation, its object and
-//! the reason of the failure.
+//! containerd and its clients print the message. So it names the operation, its object and the reason of the failure.
 
 use std::sync::Arc;
 
 use guest::agent_client::AgentError;
 use guest::streams::StreamError;
-use guest::vm::LaunchError;
-use hypervisor::{HotplugError, MemoryError};
-use node::volumes::VolumeError;
-use ttrpc::Code;
+use hypervisor::MemoryError;
 
 use crate::id::IdError;
-use crate::sandbox::boot::BootError;
+use crate::sandbox::boot::GuestBootError;
 use crate::sandbox::disks::DiskError;
 use crate::sandbox::host::HostError;
 
@@ -81,7 +77,7 @@ pub enum Error {
         sandbox: String,
         /// The error that caused it.
         #[source]
-        source: BootError,
+        source: GuestBootError,
     },
     /// The VM is gone.
     #[error("cannot {operation} {subject}: the sandbox's VM has ended: {reason}")]
@@ -153,51 +149,6 @@ pub enum Error {
 }
 
 impl Error {
-    /// The status code that containerd gets for the error.
-    #[must_use]
-    pub fn code(&self) -> Code {
-        match self {
-            Error::Id(_) | Error::Invalid { .. } => Code::INVALID_ARGUMENT,
-            Error::NotFound { .. } | Error::Finished { .. } => Code::NOT_FOUND,
-            Error::Exists { .. } => Code::ALREADY_EXISTS,
-            Error::State { .. } | Error::NotEnabled { .. } => Code::FAILED_PRECONDITION,
-            Error::Unsupported(_) => Code::UNIMPLEMENTED,
-            Error::Boot { source, .. } => match source {
-                BootError::TimedOut { .. } => Code::DEADLINE_EXCEEDED,
-                BootError::Launch(LaunchError::Configuration(_)) => Code::INVALID_ARGUMENT,
-                BootError::Launch(_) | BootError::Guest { .. } | BootError::Stopped => Code::UNAVAILABLE,
-            },
-            Error::VmEnded { .. } => Code::UNAVAILABLE,
-            Error::Interrupted { .. } => Code::CANCELLED,
-            Error::Host { source, .. } => match source {
-                HostError::Spec(_) => Code::INVALID_ARGUMENT,
-                HostError::Other(_) => Code::INTERNAL,
-            },
-            Error::Disk { source, .. } => match &**source {
-                DiskError::Open(VolumeError::InUse { .. }) | DiskError::ReadOnly { .. } | DiskError::Grow { .. } => {
-                    Code::FAILED_PRECONDITION
-                }
-                DiskError::Open(_) => Code::INVALID_ARGUMENT,
-                DiskError::Plug {
-                    source: HotplugError::Full,
-                    ..
-                } => Code::RESOURCE_EXHAUSTED,
-                DiskError::Plug { .. } => Code::INTERNAL,
-                DiskError::Interrupted => Code::CANCELLED,
-            },
-            Error::Memory { source, .. } => match source {
-                MemoryError::TooMuch { .. } | MemoryError::Full | MemoryError::Stuck { .. } => Code::RESOURCE_EXHAUSTED,
-                MemoryError::Step { .. } | MemoryError::Interrupted => Code::INTERNAL,
-            },
-            Error::Stream { source, .. } => match source {
-                StreamError::Uri { .. } => Code::INVALID_ARGUMENT,
-                StreamError::Open { .. } | StreamError::Logger { .. } => Code::INTERNAL,
-                StreamError::NotDialled => Code::DEADLINE_EXCEEDED,
-            },
-            Error::Agent { source, .. } => source.code(),
-        }
-    }
-
     /// The message with all its causes.
     #[must_use]
     pub fn message(&self) -> String {
@@ -220,17 +171,5 @@ impl std::ops::Deref for Shared {
 
     fn deref(&self) -> &Error {
         &self.0
-    }
-}
-
-impl From<Shared> for ttrpc::Error {
-    fn from(error: Shared) -> Self {
-        ttrpc::Error::RpcStatus(ttrpc::get_status(error.code(), error.message()))
-    }
-}
-
-impl From<Error> for ttrpc::Error {
-    fn from(error: Error) -> Self {
-        ttrpc::Error::RpcStatus(ttrpc::get_status(error.code(), error.message()))
     }
 }

@@ -1,19 +1,21 @@
 //! Removes everything that a sandbox has left on the host. The server's end and `delete` use it. It may run twice, or
 //! twice at the same time.
 
+use std::ffi::OsStr;
 use std::path::Path;
-use std::process::{ChildStdin, Command, Stdio};
+use std::process::{ChildStdin, Stdio};
 use std::time::{Duration, Instant};
 
+use base::spawn::Program;
 use node::hooks::Owed;
 use node::host_cgroup::HostCgroup;
 use node::network;
 use node::process::{self, ProcessRef};
 use node::run_dir::{Lock, RunDir};
 use node::share;
-use node::sys;
 use node::volumes::record;
 
+use crate::alive::is_alive;
 use crate::id::SandboxId;
 use crate::management::places;
 
@@ -43,6 +45,19 @@ pub fn recorded_server(run_dir: &RunDir) -> Option<ProcessRef> {
 /// The same for a caller that has the lock.
 pub(crate) fn remove_locked(run_dir: &RunDir, _lock: &Lock) {
     remove_contents(run_dir);
+}
+
+/// Removes what each `start` has left that was killed before it had launched a server: nobody may ever start or delete a sandbox of that id again. A
+/// sandbox that is recorded is left to whoever deletes it.
+pub fn sweep(root: &Path) {
+    for run_dir in RunDir::known(root).into_iter().filter(RunDir::is_unrecorded) {
+        // A start, or a removal, that is under way has the lock.
+        let Ok(Some(lock)) = run_dir.try_lock() else { continue };
+        // A server that has just been launched writes itself down after its start has ended.
+        if run_dir.is_unrecorded() && !is_alive(&run_dir.socket()) {
+            remove_locked(&run_dir, &lock);
+        }
+    }
 }
 
 /// The same for a directory that nobody else knows, or that another lock protects.
@@ -94,15 +109,12 @@ fn pay(run_dir: &RunDir) -> Option<ChildStdin> {
     let payer = match Owed::below(run_dir.path()).hand_over(&directory) {
         Ok(false) => return None,
         Ok(true) => std::env::current_exe().and_then(|program| {
-            let mut command = Command::new(program);
-            command.arg("-poststop").arg(&directory).current_dir("/");
-            // containerd waits for the end of `delete`'s streams as well.
-            command
+            // containerd waits for the end of `delete`'s streams as well: it has none of them.
+            Program::new(program)
+                .args([OsStr::new("-poststop"), directory.as_os_str()])
                 .stdin(Stdio::piped())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null());
-            sys::detach(&mut command);
-            command.spawn()
+                .session()
+                .spawn()
         }),
         Err(error) => Err(error),
     };
@@ -120,12 +132,52 @@ mod tests {
     use super::*;
     use crate::id::Namespace;
     use node::run_dir::SandboxState;
+    use std::process::Command;
 
     fn sandbox(root: &Path) -> (RunDir, SandboxState) {
         let (namespace, id) = (Namespace::new("n").unwrap(), SandboxId::new("pod").unwrap());
         let run_dir = RunDir::below(root, &namespace, &id);
         run_dir.create().unwrap();
         (run_dir, SandboxState::new(&namespace, &id))
+    }
+
+    #[test]
+    fn what_a_start_leaves_that_is_killed_before_there_is_a_server_is_swept() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| {
+            let run_dir = RunDir::at(root.path().join(name));
+            drop(run_dir.lock().unwrap());
+            run_dir.create().unwrap();
+            drop(run_dir.lock().unwrap());
+            run_dir
+        };
+        let [killed, started, recorded, starting] = ["killed", "started", "recorded", "starting"].map(at);
+        std::fs::create_dir(root.path().join("pool")).unwrap();
+        std::fs::write(root.path().join("stray.lock"), "").unwrap();
+        drop(std::os::unix::net::UnixListener::bind(killed.socket()).unwrap());
+        let _listener = std::os::unix::net::UnixListener::bind(started.socket()).unwrap();
+        let state = SandboxState::new(&Namespace::new("n").unwrap(), &SandboxId::new("s").unwrap());
+        recorded.write_state(&state).unwrap();
+        let held = starting.lock().unwrap();
+        sweep(root.path());
+        let mut left: Vec<_> = std::fs::read_dir(root.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        let wanted = [
+            "pool",
+            "recorded",
+            "recorded.lock",
+            "started",
+            "started.lock",
+            "starting",
+            "starting.lock",
+        ];
+        assert_eq!(left, wanted);
+        drop(held);
+        sweep(root.path());
+        assert!(!starting.path().exists());
     }
 
     #[test]

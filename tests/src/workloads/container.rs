@@ -3,11 +3,12 @@
 use std::{
     cell::Cell,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde_json::json;
 
-use super::{Case, root::Root, table::Step};
+use super::{root::Root, table::Step};
 use crate::{Ctr, Error, Node, Output, Result, Runtime, Spec, locate};
 
 /// What Docker gives a container that asks for nothing, and CAP_NET_ADMIN: without CNI somebody has to set `lo` up.
@@ -29,8 +30,8 @@ const CAPABILITIES: [&str; 15] = [
     "CAP_SYS_CHROOT",
 ];
 
-/// Where a case runs.
-pub(super) struct Bed<'a> {
+/// The container of one case, on one of the runtimes.
+pub(super) struct Container<'a> {
     node: &'a Node,
     root: Root,
     dir: PathBuf,
@@ -38,7 +39,7 @@ pub(super) struct Bed<'a> {
     execs: Cell<u32>,
 }
 
-impl<'a> Bed<'a> {
+impl<'a> Container<'a> {
     /// Makes the root and the directory for data.
     pub(super) fn new(node: &'a Node, debian: &Path, case: &str) -> Result<Self> {
         let kind = match node.runtime() {
@@ -67,8 +68,8 @@ impl<'a> Bed<'a> {
         self.root.path()
     }
 
-    /// A container that runs `program` with the case's memory and one CPU; the scripts are at `/workloads`, the data at `/data`.
-    pub(super) fn spec(&self, case: &Case, program: &[&str]) -> Result<Spec> {
+    /// A container that runs `program` with `memory` MiB and one CPU; the scripts are at `/workloads`, the data at `/data`.
+    pub(super) fn spec(&self, memory: u64, program: &[&str]) -> Result<Spec> {
         let node = self.node;
         let cgroup = format!("/{}/{}", node.namespace(), node.id(&self.name));
         let scripts = locate::workspace().join("tests/workloads");
@@ -84,16 +85,16 @@ impl<'a> Bed<'a> {
                 "/process/capabilities",
                 json!({ "bounding": CAPABILITIES, "effective": CAPABILITIES, "permitted": CAPABILITIES }),
             )?
-            .set("/linux/resources/memory", json!({ "limit": case.memory << 20 }))?
+            .set("/linux/resources/memory", json!({ "limit": memory << 20 }))?
             .set("/linux/resources/cpu", json!({ "quota": 100_000, "period": 100_000 }))?
             .own_cgroup()?
             .bind(&scripts, "/workloads", &["ro"])?
             .bind(&self.data(), "/data", &["rw"])
     }
 
-    /// Runs a container to its end, in the foreground.
-    pub(super) fn run(&self, case: &Case, spec: &Spec) -> Result<Output> {
-        let run = self.node.run_spec(&self.name, spec)?.arg("--rm").limit(case.limit);
+    /// Runs a container to its end, in the foreground, for at most `limit`.
+    pub(super) fn run(&self, limit: Duration, spec: &Spec) -> Result<Output> {
+        let run = self.node.run_spec(&self.name, spec)?.arg("--rm").limit(limit);
         run.output()
     }
 

@@ -1,33 +1,52 @@
 //! The last bytes of a text of unlimited length, and their safe display.
 //!
-//! Does not know the source of the text. The guest and the helpers write the console and their output, so nothing in the
-//! text may control the terminal of a person who reads an error message.
+//! Does not know the source of the text. The guest and other programs write it, so nothing in it may control the terminal of a person who
+//! reads an error message.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Bytes kept of each text.
-pub(crate) const LIMIT: usize = 16 << 10;
+/// Bytes that [`Tail::default`] keeps.
+pub const LIMIT: usize = 16 << 10;
 
 /// A shared, bounded tail. Clones are the same tail.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Tail(Arc<Mutex<VecDeque<u8>>>);
+#[derive(Debug, Clone)]
+pub struct Tail {
+    kept: Arc<Mutex<VecDeque<u8>>>,
+    limit: usize,
+}
+
+impl Default for Tail {
+    fn default() -> Self {
+        Self::new(LIMIT)
+    }
+}
 
 impl Tail {
-    /// Appends, and forgets what is older than [`LIMIT`] bytes.
-    pub(crate) fn push(&self, bytes: &[u8]) {
-        let bytes = &bytes[bytes.len().saturating_sub(LIMIT)..];
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let excess = (kept.len() + bytes.len()).saturating_sub(LIMIT);
+    /// Keeps that many bytes.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self {
+            kept: Arc::default(),
+            limit,
+        }
+    }
+
+    /// Appends, and forgets what is older than the limit's bytes.
+    pub fn push(&self, bytes: &[u8]) {
+        let bytes = &bytes[bytes.len().saturating_sub(self.limit)..];
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let excess = (kept.len() + bytes.len()).saturating_sub(self.limit);
         kept.drain(..excess);
         kept.extend(bytes);
     }
 
     /// What is kept, without what could drive a terminal, and without blank space around it.
-    pub(crate) fn text(&self) -> String {
+    #[must_use]
+    pub fn text(&self) -> String {
         let bytes: Vec<u8> = self
-            .0
+            .kept
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .iter()
@@ -38,7 +57,8 @@ impl Tail {
 }
 
 /// The text with control characters written out, apart from newline and tab; carriage returns are dropped.
-pub(crate) fn harmless(bytes: &[u8]) -> String {
+#[must_use]
+pub fn harmless(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for character in String::from_utf8_lossy(bytes).chars() {
         match character {

@@ -1,0 +1,17 @@
+//! What a command prints: a report to standard output, messages to standard error.
+
+use std::io::{self, Write};
+
+/// A command's result.
+#[derive(Debug)]
+pub(crate) struct Report {
+    /// For standard output.
+    pub(crate) text: String,
+    /// False ends the program with status 1.
+    pub(crate) good: bool,
+}
+
+/// Writes a line to standard error. If that fails, there is nowhere left to report it.
+pub(crate) fn complain(line: &str) {
+    let _ = writeln!(io::stderr().lock(), "kata-ctl: {line}");
+}

@@ -1,0 +1,310 @@
+//! A driver of the vsock device that sends without end and takes nothing: what the host keeps for a guest has to be bounded.
+//!
+//! Unlike [`super::hostile`] it keeps the rules of its rings, but for `rings`. Virtio 1.2: "Socket Device" (5.10).
+
+use std::{
+    sync::atomic::{Ordering, fence},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+
+use super::pci::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, Registers};
+use crate::mapping::{PAGE, Shared};
+
+/// The PCI id of a vsock device.
+const VSOCK: &str = "0x1053";
+const VERSION_1: u64 = 1 << 32;
+const EVENT_IDX: u64 = 1 << 29;
+
+/// The queues (5.10.2).
+const RX: u16 = 0;
+const TX: u16 = 1;
+/// Descriptors in a queue. A packet has two: its header, and its data.
+const PLACES: u16 = 128;
+const PACKETS: u16 = PLACES / 2;
+/// Bytes between two headers.
+const HEADER_STRIDE: usize = PAGE / PACKETS as usize;
+/// Bytes of data, and where they are in the guest's memory. What they are does not matter: they are only read.
+const DATA: u32 = 64 << 10;
+const DATA_ADDRESS: u64 = 1 << 20;
+/// `VIRTQ_DESC_F_NEXT` and `VIRTQ_DESC_F_WRITE`.
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+
+const HOST: u64 = 2;
+/// `VIRTIO_VSOCK_TYPE_STREAM`, and a type that there is not.
+const STREAM: u16 = 1;
+const UNKNOWN: u16 = 77;
+/// Operations (5.10.6).
+const REQUEST: u16 = 1;
+const RESPONSE: u16 = 2;
+const RST: u16 = 3;
+const RW: u16 = 5;
+const CREDIT_REQUEST: u16 = 7;
+
+/// The first of the ports that connections come from.
+const PORT: u32 = 5000;
+/// Timeout for the device to use a packet, and for the answer at the end.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// `guest-probe vsock-flood KIND PORT SECONDS`: prints how many packets were sent to the host's port, and what a connection to it
+/// was answered afterwards.
+pub(crate) fn flood(kind: &str, port: &str, seconds: &str) -> crate::Result<()> {
+    let port: u32 = port.parse()?;
+    let end = Instant::now() + Duration::from_secs(seconds.parse()?);
+    let mut driver = Driver::take(if kind == "rings" { EVENT_IDX } else { 0 })?;
+    let host = Packet {
+        to: HOST,
+        kind: STREAM,
+        op: REQUEST,
+        from_port: PORT,
+        to_port: port,
+        data: 0,
+    };
+    driver.send(host)?;
+    let mut next = PORT + 1;
+    while Instant::now() < end {
+        match kind {
+            "own-cid" => driver.send(Packet {
+                to: driver.cid,
+                op: RW,
+                data: DATA,
+                ..host
+            })?,
+            "credit" => driver.send(Packet {
+                op: CREDIT_REQUEST,
+                ..host
+            })?,
+            "response" => driver.send(Packet { op: RESPONSE, ..host })?,
+            "connections" => {
+                driver.send(Packet {
+                    from_port: next,
+                    ..host
+                })?;
+                // Every second one ends at once.
+                if next.is_multiple_of(2) {
+                    driver.send(Packet {
+                        from_port: next,
+                        op: RST,
+                        ..host
+                    })?;
+                }
+                next += 1;
+            }
+            "rings" => driver.send_again(Packet { kind: UNKNOWN, ..host })?,
+            other => return Err(format!("unknown: {other}").into()),
+        }
+    }
+    let sent = driver.sent;
+    let answer = driver.answer(Packet {
+        from_port: u32::MAX - 1,
+        ..host
+    });
+    println!(
+        "{}",
+        json!({ "sent": sent, "answer": answer.unwrap_or_else(|error| error.to_string()) })
+    );
+    // Our pages are somebody else's soon.
+    Ok(driver.registers.reset()?)
+}
+
+#[derive(Clone, Copy)]
+struct Packet {
+    to: u64,
+    kind: u16,
+    op: u16,
+    from_port: u32,
+    to_port: u32,
+    /// Bytes of [`DATA_ADDRESS`].
+    data: u32,
+}
+
+/// Descriptors, available and used, a page each, and their addresses.
+struct Ring([(Shared, u64); 3]);
+
+impl Ring {
+    fn new() -> crate::Result<Self> {
+        let ring = Self([Shared::page()?, Shared::page()?, Shared::page()?]);
+        for (page, _) in &ring.0 {
+            page.write_bytes(0, &[0; PAGE]);
+        }
+        // No interrupts: nobody would take them.
+        ring.0[1].0.write(0, 1_u16);
+        Ok(ring)
+    }
+
+    fn addresses(&self) -> [u64; 3] {
+        [self.0[0].1, self.0[1].1, self.0[2].1]
+    }
+
+    fn descriptor(&self, index: u16, address: u64, length: u32, flags: u16) {
+        let (table, at) = (&self.0[0].0, usize::from(index) * 16);
+        table.write(at, address);
+        table.write(at + 8, length);
+        table.write(at + 12, flags);
+        table.write(at + 14, index.wrapping_add(1));
+    }
+
+    /// Gives the device a chain as the `number`th.
+    fn offer(&self, number: u16, head: u16) {
+        let available = &self.0[1].0;
+        available.write(4 + usize::from(number % PLACES) * 2, head);
+        fence(Ordering::SeqCst);
+        available.write(2, number.wrapping_add(1));
+        fence(Ordering::SeqCst);
+    }
+
+    fn used(&self) -> u16 {
+        fence(Ordering::SeqCst);
+        self.0[2].0.read(2)
+    }
+
+    /// `avail_event` (2.7.10): how far the device has come, with EVENT_IDX.
+    fn taken(&self) -> u16 {
+        fence(Ordering::SeqCst);
+        self.0[2].0.read(4 + usize::from(PLACES) * 8)
+    }
+}
+
+struct Driver {
+    registers: Registers,
+    tx: Ring,
+    rx: Ring,
+    headers: (Shared, u64),
+    cid: u64,
+    next: u16,
+    sent: u64,
+}
+
+impl Driver {
+    /// Takes the device away from the guest's kernel and brings it up (3.1.1). There are no buffers for what it has to say.
+    fn take(features: u64) -> crate::Result<Self> {
+        let (tx, rx, headers) = (Ring::new()?, Ring::new()?, Shared::page()?);
+        let events = Ring::new()?;
+        let registers = Registers::take(VSOCK)?;
+        registers.reset()?;
+        registers.set_status(ACKNOWLEDGE | DRIVER);
+        registers.set_features(VERSION_1 | features);
+        registers.set_status(ACKNOWLEDGE | DRIVER | FEATURES_OK);
+        if registers.status() & FEATURES_OK == 0 {
+            return Err("the device does not take the features".into());
+        }
+        for (queue, ring) in [&rx, &tx, &events].into_iter().enumerate() {
+            registers.set_queue(queue as u16, PLACES, ring.addresses());
+        }
+        registers.set_status(ACKNOWLEDGE | DRIVER | DRIVER_OK | FEATURES_OK);
+        Ok(Self {
+            cid: registers.config(0),
+            registers,
+            tx,
+            rx,
+            headers,
+            next: 0,
+            sent: 0,
+        })
+    }
+
+    /// Puts a packet into the place of the `next` one.
+    fn fill(&self, packet: Packet) -> u16 {
+        let slot = self.next % PACKETS;
+        let (page, at) = (&self.headers.0, usize::from(slot) * HEADER_STRIDE);
+        page.write(at, self.cid);
+        page.write(at + 8, packet.to);
+        page.write(at + 16, packet.from_port);
+        page.write(at + 20, packet.to_port);
+        page.write(at + 24, packet.data);
+        page.write(at + 28, packet.kind);
+        page.write(at + 30, packet.op);
+        page.write(at + 32, 0_u32);
+        // What there is room for, and what was taken.
+        page.write(at + 36, 1_u32 << 18);
+        page.write(at + 40, 0_u32);
+        let flags = if packet.data > 0 { NEXT } else { 0 };
+        self.tx.descriptor(slot * 2, self.headers.1 + at as u64, 44, flags);
+        self.tx.descriptor(slot * 2 + 1, DATA_ADDRESS, packet.data, 0);
+        slot * 2
+    }
+
+    /// Sends a packet as soon as its place is free.
+    fn send(&mut self, packet: Packet) -> crate::Result<()> {
+        self.wait("used", |driver| driver.next.wrapping_sub(driver.tx.used()) < PACKETS)?;
+        self.offer(packet);
+        // Half of the places are left for what is sent while the device works.
+        if self.sent.is_multiple_of(u64::from(PACKETS) / 2) || self.sent == 1 {
+            self.registers.notify(TX);
+        }
+        Ok(())
+    }
+
+    /// Sends a packet as often as there are places, as soon as the device has taken those before: it has yet to give them back.
+    fn send_again(&mut self, packet: Packet) -> crate::Result<()> {
+        self.wait("taken", |driver| driver.tx.taken() == driver.next)?;
+        for _ in 0..PACKETS {
+            self.offer(packet);
+        }
+        self.registers.notify(TX);
+        Ok(())
+    }
+
+    fn offer(&mut self, packet: Packet) {
+        let head = self.fill(packet);
+        self.tx.offer(self.next, head);
+        self.next = self.next.wrapping_add(1);
+        self.sent += 1;
+    }
+
+    fn wait(&self, what: &str, done: impl Fn(&Self) -> bool) -> crate::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while !done(self) {
+            self.registers.notify(TX);
+            if Instant::now() > deadline {
+                return Err(format!("after {} packets no more were {what}", self.sent).into());
+            }
+            thread::yield_now();
+        }
+        Ok(())
+    }
+
+    /// What a request is answered, once the device gets buffers.
+    fn answer(&mut self, request: Packet) -> crate::Result<String> {
+        const BUFFERS: u16 = 16;
+        let buffers = (0..BUFFERS).map(|_| Shared::page()).collect::<Result<Vec<_>, _>>()?;
+        let mut offered = 0;
+        for (index, (_, address)) in buffers.iter().enumerate() {
+            self.rx.descriptor(index as u16, *address, PAGE as u32, WRITE);
+            self.rx.offer(offered, index as u16);
+            offered += 1;
+        }
+        self.send(request)?;
+        self.registers.notify(TX);
+        self.registers.notify(RX);
+        let mut seen = 0_u16;
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if self.rx.used() == seen {
+                thread::yield_now();
+                continue;
+            }
+            let used = &self.rx.0[2].0;
+            let head = used.read::<u32>(4 + usize::from(seen % PLACES) * 8) as u16;
+            seen = seen.wrapping_add(1);
+            let Some((buffer, _)) = buffers.get(usize::from(head)) else {
+                return Err("a buffer that it was not given".into());
+            };
+            let (to_port, op) = (buffer.read::<u32>(20), buffer.read::<u16>(30));
+            if to_port == request.from_port {
+                return Ok(match op {
+                    RESPONSE => String::from("response"),
+                    RST => String::from("reset"),
+                    other => format!("operation {other}"),
+                });
+            }
+            self.rx.offer(offered, head);
+            offered = offered.wrapping_add(1);
+            self.registers.notify(RX);
+        }
+        Err("no answer".into())
+    }
+}
