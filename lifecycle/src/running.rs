@@ -161,7 +161,16 @@ impl<E: Clone> Core<E> {
             return;
         };
         if let Some(error) = undo {
-            // It may be frozen, and then the next pause is refused by the guest; it was told to go on.
+            // Unless it goes on, or was never frozen, it is one that is paused, and can be resumed.
+            let goes_on = match &done {
+                Ok(()) => true,
+                Err(failure) => failure.fault == Fault::Phase,
+            };
+            if !goes_on && !container.life.has_ended() {
+                container.life = Life::Paused;
+                let view = View::In(Phase::Paused);
+                self.effects.push(Effect::Enter(name, view, Some(Event::Paused)));
+            }
             self.end_operation(id);
             return self.answer(reply, Answer::Failed(error));
         }

@@ -9,6 +9,7 @@ use lifecycle::{
     Answer, Core, Effect, Event, Exit, Failure, Fault, Input, Job, KILLED, Output, Refusal, Reply, Request, SIGKILL,
     Timer, View, Work,
 };
+use protocol::phase::Phase;
 
 /// A sandbox whose VM is up.
 struct Sandbox {
@@ -231,6 +232,27 @@ fn a_pause_that_is_not_answered_is_undone() {
     assert!(answers(&undoing).is_empty());
     let undone = sandbox.done(job(&undoing, |work| matches!(work, Work::GuestResume(_))));
     assert_eq!(answers(&undone), [Answer::Failed("no answer")]);
+}
+
+#[test]
+fn a_container_that_cannot_be_told_to_go_on_is_paused_and_can_be_resumed() {
+    for (fault, paused) in [(Fault::Refused, true), (Fault::Unanswered, true), (Fault::Phase, false)] {
+        let mut sandbox = Sandbox::new();
+        sandbox.run("c");
+        let pausing = sandbox.ask(Request::Pause(init("c").container));
+        let pause = job(&pausing, |work| matches!(work, Work::GuestPause(_)));
+        let undoing = sandbox.step(Input::Finished(pause, unanswered()));
+        let undo = job(&undoing, |work| matches!(work, Work::GuestResume(_)));
+        let told = sandbox.step(Input::Finished(undo, fails(fault)));
+        let enters = |effect: &Effect<_>| matches!(effect, Effect::Enter(_, View::In(Phase::Paused), _));
+        assert_eq!(told.iter().any(enters), paused, "{fault:?}: {told:?}");
+        assert_eq!(answers(&told), [Answer::Failed("no answer")]);
+        if paused {
+            let resuming = sandbox.ask(Request::Resume(init("c").container));
+            let resumed = sandbox.done(job(&resuming, |work| matches!(work, Work::GuestResume(_))));
+            assert_eq!(answers(&resumed), [Answer::Done]);
+        }
+    }
 }
 
 #[test]
