@@ -67,6 +67,11 @@ pub(super) fn copy(host: &HostNamespace, bind: &BindSource) -> Result<Copied, Vo
         let reason = "its files cannot be given to other owners (uidMappings, gidMappings)";
         return Err(refused(reason.to_owned()));
     }
+    if bind.overlay.is_some() {
+        return Err(refused(
+            "an overlay of the host's directories has to be shared".to_owned(),
+        ));
+    }
     let missing = |source: HostNamespaceError| VolumeError::Missing {
         path: bind.source.clone(),
         source: Box::new(source),

@@ -33,8 +33,15 @@ const BUFFER: usize = 8 << 10;
 pub struct Copies {
     host: HostNamespace,
     group: Arc<AsyncFd<OwnedFd>>,
+    followed: Arc<Mutex<Followed>>,
+}
+
+#[derive(Debug, Default)]
+struct Followed {
     /// By the number of its watch.
-    watched: Arc<Mutex<HashMap<i32, Watched>>>,
+    watched: HashMap<i32, Watched>,
+    /// How many watches are being added. inotify gives the same number for the same directory, so none is removed meanwhile.
+    adding: usize,
 }
 
 /// A directory that is followed.
@@ -55,12 +62,12 @@ impl Copies {
         Ok(Self {
             host,
             group: Arc::new(crate::sys::watch(group)?),
-            watched: Arc::default(),
+            followed: Arc::default(),
         })
     }
 
-    fn watched(&self) -> MutexGuard<'_, HashMap<i32, Watched>> {
-        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    fn followed(&self) -> MutexGuard<'_, Followed> {
+        self.followed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Copies the sources of a container's binds into storages of the guest, and follows those that the kubelet updates. Blocks.
@@ -99,11 +106,13 @@ impl Copies {
     fn follow(&self, container: &ContainerId, copied: &Copied) -> bool {
         let (group, root) = (Arc::clone(&self.group), copied.root.clone());
         let flags = WatchFlags::MOVED_TO | WatchFlags::DELETE | WatchFlags::ONLYDIR;
+        self.followed().adding += 1;
         let watch = self.host.run(move || inotify::add_watch(group.get_ref(), &root, flags));
-        match watch.map_err(io::Error::other).and_then(|watch| Ok(watch?)) {
+        let mut followed = self.followed();
+        followed.adding -= 1;
+        let is_followed = match watch.map_err(io::Error::other).and_then(|watch| Ok(watch?)) {
             Ok(watch) => {
-                let mut watched = self.watched();
-                let one = watched.entry(watch).or_insert_with(|| Watched {
+                let one = followed.watched.entry(watch).or_insert_with(|| Watched {
                     storage: copied.storage.name.clone(),
                     root: copied.root.clone(),
                     users: BTreeSet::new(),
@@ -115,13 +124,25 @@ impl Copies {
                 tracing::warn!(%container, directory = %copied.root.display(), %error, "changes of this directory are not copied");
                 false
             }
-        }
+        };
+        self.remove_unused(&mut followed);
+        is_followed
     }
 
     /// The container is gone: what no other one has is not followed any longer.
     pub fn forget(&self, container: &ContainerId) {
-        self.watched().retain(|watch, one| {
+        let mut followed = self.followed();
+        for one in followed.watched.values_mut() {
             one.users.remove(container);
+        }
+        self.remove_unused(&mut followed);
+    }
+
+    fn remove_unused(&self, followed: &mut Followed) {
+        if followed.adding > 0 {
+            return;
+        }
+        followed.watched.retain(|watch, one| {
             if one.users.is_empty() {
                 // The directory may be gone, and the watch with it.
                 let _ = inotify::remove_watch(self.group.get_ref(), *watch);
@@ -130,7 +151,34 @@ impl Copies {
         });
     }
 
-    /// Waits for changes of the kubelet's, and reads what there is then.
+    /// Whether a container has this storage.
+    #[must_use]
+    pub fn has(&self, storage: &str) -> bool {
+        let followed = self.followed();
+        followed
+            .watched
+            .values()
+            .any(|one| one.storage == storage && !one.users.is_empty())
+    }
+
+    /// Reads what there is now for storages that containers have.
+    ///
+    /// # Errors
+    /// There can be no thread for it.
+    pub async fn read(&self, storages: &BTreeSet<String>) -> io::Result<Vec<UpdateStorageRequest>> {
+        let all: Vec<Watched> = self.followed().watched.values().cloned().collect();
+        self.requests(all.into_iter().filter(|one| storages.contains(&one.storage)).collect())
+            .await
+    }
+
+    async fn requests(&self, found: Vec<Watched>) -> io::Result<Vec<UpdateStorageRequest>> {
+        let host = self.host.clone();
+        let read =
+            tokio::task::spawn_blocking(move || found.into_iter().filter_map(|one| request(&host, one)).collect());
+        read.await.map_err(io::Error::other)
+    }
+
+    /// Waits for changes of the kubelet's, and reads what there is then. Not to be dropped while more is to be waited for.
     ///
     /// # Errors
     /// They cannot be waited for any more.
@@ -146,13 +194,10 @@ impl Copies {
             read?;
         }
         let found: Vec<Watched> = {
-            let watched = self.watched();
+            let watched = &self.followed().watched;
             changed.iter().filter_map(|watch| watched.get(watch).cloned()).collect()
         };
-        let host = self.host.clone();
-        let read =
-            tokio::task::spawn_blocking(move || found.into_iter().filter_map(|one| request(&host, one)).collect());
-        read.await.map_err(io::Error::other)
+        self.requests(found).await
     }
 
     async fn read_events(&self, changed: &mut BTreeSet<i32>) -> io::Result<()> {
@@ -162,7 +207,7 @@ impl Copies {
         loop {
             match reader.next() {
                 Ok(event) if event.events().contains(ReadFlags::QUEUE_OVERFLOW) => {
-                    changed.extend(self.watched().keys());
+                    changed.extend(self.followed().watched.keys());
                 }
                 Ok(event) => {
                     let name = event.file_name().map(std::ffi::CStr::to_bytes).unwrap_or_default();
@@ -274,7 +319,7 @@ mod tests {
         assert_eq!(entry("..2/key").unwrap().content, b"new");
         assert!(entry("..1").is_none());
         copies.forget(&two);
-        assert!(copies.watched().is_empty());
+        assert!(copies.followed().watched.is_empty());
     }
 
     #[tokio::test]

@@ -4,14 +4,15 @@
 //! It makes the image and its file system by mke2fs(8) and debugfs(8), and plugs nothing in.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Seek as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
+use base::spawn::{Accounting, Finished, Program, RunError, Score};
 use protocol::agent::{Storage, StorageEntry};
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, MemfdFlags, RenameFlags, memfd_create, renameat_with};
 
 use super::disk::HostDisk;
 use super::error::VolumeError;
@@ -25,6 +26,9 @@ const IMAGE: &str = "disk.img";
 
 /// Where the programs are if PATH does not say so.
 const PROGRAMS: &str = "/usr/sbin:/sbin:/usr/bin:/bin";
+
+/// For a program to make the file system on the host's disk.
+const PROGRAM_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The image of an emptyDir, made if there is none, and its file system for the guest. Blocks.
 ///
@@ -132,37 +136,38 @@ fn write(image: &Path, bytes: u64, directory: &fs::Metadata) -> io::Result<()> {
     let commands = format!("set_inode_field <2> mode 0{:o}\nrmdir lost+found\n", directory.mode());
     let output = run("debugfs", &["-w", "-f", "-"], image, &commands)?;
     // It ends well, whatever becomes of a command; its first line is its version.
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    match said.lines().nth(1) {
+    match output.stderr.lines().nth(1) {
         None => Ok(()),
         Some(line) => Err(io::Error::other(format!("debugfs: {line}"))),
     }
 }
 
 /// Runs a program of e2fsprogs on an image.
-fn run(program: &str, words: &[&str], image: &Path, input: &str) -> io::Result<Output> {
+fn run(program: &str, words: &[&str], image: &Path, input: &str) -> io::Result<Finished> {
+    let mut commands = File::from(memfd_create("commands", MemfdFlags::CLOEXEC)?);
+    commands.write_all(input.as_bytes())?;
+    commands.rewind()?;
     let search = std::env::var("PATH").unwrap_or_default();
-    let started = Command::new(program)
+    // It serves one pod: it is not spared for that.
+    let started = Program::new(program)
         .args(words)
-        .arg(image)
-        .env("PATH", format!("{search}:{PROGRAMS}"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn();
-    let named = |error: io::Error| io::Error::new(error.kind(), format!("{program} (of e2fsprogs): {error}"));
-    let mut child = started.map_err(named)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A program that has ended says why.
-        let _ = stdin.write_all(input.as_bytes());
-    }
-    let output = child.wait_with_output().map_err(named)?;
-    match output.status.success() {
-        true => Ok(output),
-        false => {
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            Err(io::Error::other(format!("{program}: {}", said.trim())))
-        }
+        .args([image])
+        .envs([("PATH", format!("{search}:{PROGRAMS}"))])
+        .stdin(commands)
+        .accounting(Accounting {
+            score: Score::NotSpared,
+            ..Accounting::default()
+        });
+    let finished = started.run(PROGRAM_TIMEOUT).map_err(|error| {
+        let kind = match &error {
+            RunError::Start(error) => error.kind(),
+            RunError::TimedOut { .. } => io::ErrorKind::TimedOut,
+        };
+        io::Error::new(kind, format!("{program} (of e2fsprogs) {error}"))
+    })?;
+    match finished.status.success() {
+        true => Ok(finished),
+        false => Err(io::Error::other(format!("{program}: {}", finished.stderr))),
     }
 }
 
@@ -203,7 +208,7 @@ mod tests {
             "{image:?}"
         );
         let shown = run("debugfs", &["-f", "-"], &root.join(IMAGE), "stat <2>\nls\n").unwrap();
-        let shown = String::from_utf8(shown.stdout).unwrap();
+        let shown = shown.stdout;
         assert!(shown.contains("Type: directory    Mode:  02777"), "{shown}");
         assert!(!shown.contains("lost+found"), "{shown}");
         let left: Vec<_> = fs::read_dir(root)

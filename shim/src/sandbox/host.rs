@@ -237,12 +237,20 @@ impl HostSide for RealHost {
                         .map_err(other)?;
                 }
             }
-            let copied = copies.map(|copies| copies.add(&container, &std::mem::take(&mut guest.binds), &mut volumes));
+            let copied = copies
+                .as_ref()
+                .map(|copies| copies.add(&container, &std::mem::take(&mut guest.binds), &mut volumes));
             let copied = copied.transpose().map_err(|error| HostError::Spec(Box::new(error)))?;
             let binds = tree.attach_binds(&attachment, &guest.binds).map_err(other)?;
-            let shown = {
-                let _held = tree.still_wanted(&attachment).map_err(other)?;
-                sockets.attach(&container, chosen)
+            let shown = match tree.still_wanted(&attachment) {
+                Ok(_held) => sockets.attach(&container, chosen),
+                Err(error) => {
+                    // Whoever has undone it may have come before its files were followed.
+                    if let Some(copies) = &copies {
+                        copies.forget(&container);
+                    }
+                    return Err(other(error));
+                }
             };
             let sockets = shown.placed.into_iter().map(|(position, source)| PlacedBind {
                 position,
