@@ -49,8 +49,8 @@ enum DumpError {
     },
     #[error("QEMU could not write it: {0}")]
     Failed(String),
-    #[error("QEMU has written nothing for {} s", NO_PROGRESS.as_secs())]
-    Stuck,
+    #[error("QEMU has written nothing for {} s", .0.as_secs())]
+    Stuck(Duration),
     #[error("the work was interrupted")]
     Interrupted,
 }
@@ -244,6 +244,7 @@ async fn have_written(
         .await?;
     let arguments = json!({ "paging": paging, "protocol": format!("fd:{FILE}"), "detach": true });
     qmp.execute("dump-guest-memory", arguments).await?;
+    let limit = qmp.scale().of(NO_PROGRESS);
     let (mut completed, mut since) = (0, Instant::now());
     loop {
         match tokio::time::timeout(ASKED, events.recv()).await {
@@ -265,8 +266,8 @@ async fn have_written(
                 let bytes = now["completed"].as_u64().unwrap_or_default();
                 if bytes > completed {
                     (completed, since) = (bytes, Instant::now());
-                } else if since.elapsed() >= NO_PROGRESS {
-                    return Err(DumpError::Stuck);
+                } else if since.elapsed() >= limit {
+                    return Err(DumpError::Stuck(limit));
                 }
             }
         }

@@ -22,6 +22,12 @@ const RING: u64 = 1024;
 /// QEMU's threads beside vCPUs and pools: the main loop, RCU, the disks' own, preallocation.
 const OTHERS: u64 = 16;
 
+/// The most NICs that a VM has: 16 at its boot, and as many later.
+const NICS: u64 = 32;
+
+/// Pairs of queues of a NIC, if the configuration names no number (docs/network.md).
+const QUEUES: u64 = 8;
+
 /// A thread's stack in bytes: the usual RLIMIT_STACK.
 const STACK: u64 = 8 * MIB;
 
@@ -33,7 +39,7 @@ const SPARE: u64 = 32;
 
 /// QEMU's. `own_user`: whether its user is nobody else's.
 pub(crate) fn of_qemu(config: &Hypervisor, own_user: bool) -> ProcessLimits {
-    let (threads, workers) = (qemu_threads(config), io_workers(config));
+    let (threads, workers) = (qemu_threads(config), io_workers(config) + vhost_workers(config));
     ProcessLimits {
         data: size::overhead(config).bytes() + STACK * threads + ROOM,
         threads: own_user.then_some(threads + workers),
@@ -46,7 +52,7 @@ pub(crate) fn of_qemu(config: &Hypervisor, own_user: bool) -> ProcessLimits {
 pub fn most_threads(config: &Hypervisor) -> u64 {
     let pools = 2 * arguments::thread_pool(config);
     let helpers = VIRTIOFSD_THREADS + pools + vsock_daemon::LIMITS.threads.unwrap_or_default();
-    qemu_threads(config) + io_workers(config) + helpers + SPARE
+    qemu_threads(config) + io_workers(config) + vhost_workers(config) + helpers + SPARE
 }
 
 /// Loops of events that have a pool, and a ring, each.
@@ -66,6 +72,16 @@ fn io_workers(config: &Hypervisor) -> u64 {
     }
 }
 
+/// The kernel's workers for NICs and vsock, which since Linux 6.4 count as threads of the process: one for each pair of queues.
+fn vhost_workers(config: &Hypervisor) -> u64 {
+    let queues = match u64::from(config.network_queues) {
+        0 => QUEUES,
+        queues => queues,
+    };
+    let nics = if config.disable_vhost_net { 0 } else { NICS * queues };
+    nics + 1
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -79,6 +95,7 @@ mod tests {
             // Nothing is added for translated code then, which would depend on the machine.
             accelerator: Accelerator::Kvm,
             virtio_fs_extra_args: Vec::new(),
+            disable_vhost_net: true,
             ..Hypervisor::default()
         }
     }
@@ -86,7 +103,7 @@ mod tests {
     #[test]
     fn qemu_has_a_stack_for_each_thread_that_it_can_come_to_have() {
         let limits = of_qemu(&config(), true);
-        assert_eq!(limits.threads, Some(1 + 64 + 16));
+        assert_eq!(limits.threads, Some(1 + 64 + 16 + 1));
         assert_eq!(limits.data, (128 + 8 * 81 + 512) * MIB);
         // Root's are everybody's.
         assert_eq!(of_qemu(&config(), false).threads, None);
@@ -100,17 +117,33 @@ mod tests {
             ..config()
         };
         let limits = of_qemu(&config, true);
-        assert_eq!(limits.threads, Some(1 + 128 + 16 + 2048));
+        assert_eq!(limits.threads, Some(1 + 128 + 16 + 2048 + 1));
         assert_eq!(limits.data, (128 + 8 * 145 + 512) * MIB);
     }
 
     #[test]
     fn a_vms_threads_are_those_of_all_its_processes() {
-        assert_eq!(most_threads(&config()), 81 + 16 + 16 + 32);
+        assert_eq!(most_threads(&config()), 82 + 16 + 16 + 32);
         let pool = Hypervisor {
             virtio_fs_extra_args: vec!["--thread-pool-size=8".to_owned()],
             ..config()
         };
-        assert_eq!(most_threads(&pool), 81 + 16 + 16 + 16 + 32);
+        assert_eq!(most_threads(&pool), 82 + 16 + 16 + 16 + 32);
+    }
+
+    #[test]
+    fn each_pair_of_queues_may_have_a_worker_of_the_kernel() {
+        let many = Hypervisor {
+            disable_vhost_net: false,
+            network_queues: 64,
+            ..config()
+        };
+        let limits = of_qemu(&many, true);
+        assert_eq!(limits.threads, Some(81 + 32 * 64 + 1));
+        assert_eq!(
+            limits.data,
+            of_qemu(&config(), true).data,
+            "they have no stack of its own"
+        );
     }
 }

@@ -158,6 +158,9 @@ mod kata_only {
         Ok(())
     }
 
+    /// Workers of the host's kernel for NICs and vsock.
+    const VHOST: u64 = 32 * 8 + 1;
+
     /// QEMU's memory and threads are limited, those of its threads that there may be included; as root it has the threads of everybody.
     fn qemu_is_limited(pid: u32, own_user: bool) -> Result<()> {
         let number = |row: &str| Ok::<_, Error>(limit(pid, row)?.1.parse::<u64>().unwrap_or(u64::MAX));
@@ -166,7 +169,7 @@ mod kata_only {
         let threads = number("Max processes")?;
         let has = fs::read_dir(format!("/proc/{pid}/task"))?.count() as u64;
         let cpus = std::thread::available_parallelism()?.get() as u64;
-        let most = 64 + 16 + cpus;
+        let most = 64 + 16 + VHOST + cpus;
         assert!(
             !own_user || (threads <= most && has + 64 <= threads),
             "QEMU: {has} of {threads} threads"
@@ -311,7 +314,7 @@ mod kata_only {
             }
             let pids = node.host_limit(name, &["pids.max"])?;
             let cpus = std::thread::available_parallelism()?.get() as u64;
-            let most = cpus + 64 + 16 + 16 + 16 + 32 + 1;
+            let most = cpus + 64 + 16 + VHOST + 16 + 16 + 32 + 1;
             assert!(
                 pids.parse::<u64>().is_ok_and(|pids| pids <= most),
                 "{name}: {pids} of {most}"

@@ -5,6 +5,7 @@
 
 use std::{io, path::Path};
 
+use rustix::fs::{FlockOperation, flock};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 use super::tree;
@@ -48,9 +49,15 @@ pub(super) fn make(source: &Path, recursive: bool) -> io::Result<()> {
 
 fn mount(place: &Path, kind: &str, magic: i64) -> io::Result<()> {
     // Those below /sys and /proc have a directory if the kernel has the file system.
-    if place.starts_with("/dev") && !place.exists() {
-        std::fs::create_dir(place)?;
+    if place.starts_with("/dev")
+        && let Err(error) = std::fs::create_dir(place)
+        && error.kind() != io::ErrorKind::AlreadyExists
+    {
+        return Err(error);
     }
+    // Of two containers that are made at once one mounts it, and the other one finds it.
+    let parent = std::fs::File::open(place.parent().unwrap_or(place))?;
+    flock(&parent, FlockOperation::LockExclusive)?;
     if tree::magic(std::fs::File::open(place)?)? == magic {
         return Ok(());
     }

@@ -21,16 +21,17 @@ pub(super) fn set(wanted: Option<&LinuxMemoryPolicy>) -> Result<()> {
 
 /// One bit for each node: Linux on these machines has at most 64 in a guest.
 fn mask(wanted: &str, has: &str) -> Result<u64> {
-    let bits = |list: &str| {
-        let numbers = number_list::parse(list)?.into_iter().filter(|node| *node < 64);
-        Some(numbers.fold(0_u64, |bits, node| bits | 1 << node))
+    let bits = |list: &[usize]| {
+        let numbers = list.iter().filter(|node| **node < 64);
+        numbers.fold(0_u64, |bits, node| bits | 1 << node)
     };
     let refused = || Fault::Refused(format!("memoryPolicy: {wanted:?} is no list of memory nodes"));
-    let (wanted, has) = (bits(wanted).ok_or_else(refused)?, bits(has).unwrap_or(1));
-    Ok(match (wanted, wanted & has) {
-        (0, _) => 0,
-        (_, 0) => has,
-        (_, common) => common,
+    let wanted = number_list::parse(wanted).ok_or_else(refused)?;
+    let has = number_list::parse(has).map_or(1, |has| bits(&has));
+    Ok(match bits(&wanted) & has {
+        _ if wanted.is_empty() => 0,
+        0 => has,
+        common => common,
     })
 }
 
@@ -61,7 +62,13 @@ mod tests {
 
     #[test]
     fn nodes_are_reduced_to_those_that_there_are() {
-        for (wanted, has, bits) in [("0-3", "0", 1), ("2,3", "0", 1), ("1-2", "0-1", 2), ("", "0", 0)] {
+        for (wanted, has, bits) in [
+            ("0-3", "0", 1),
+            ("2,3", "0", 1),
+            ("1-2", "0-1", 2),
+            ("64-71", "0", 1),
+            ("", "0", 0),
+        ] {
             assert_eq!(mask(wanted, has).unwrap(), bits, "{wanted} of {has}");
         }
         assert!(mask("one", "0").unwrap_err().to_string().contains("memoryPolicy"));
