@@ -109,8 +109,10 @@ fn pay(run_dir: &RunDir) -> Option<ChildStdin> {
     let payer = match Owed::below(run_dir.path()).hand_over(&directory) {
         Ok(false) => return None,
         Ok(true) => std::env::current_exe().and_then(|program| {
-            // containerd waits for the end of `delete`'s streams as well: it has none of them.
+            // containerd waits for the end of `delete`'s streams as well: it has none of them. A hook that names no environment has this
+            // process's, as one that the sandbox's server runs.
             Program::new(program)
+                .envs(std::env::vars_os())
                 .args([OsStr::new("-poststop"), directory.as_os_str()])
                 .stdin(Stdio::piped())
                 .session()

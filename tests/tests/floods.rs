@@ -8,6 +8,10 @@ mod kata_only {
         net::TcpStream,
         os::unix::net::UnixListener,
         path::PathBuf,
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+        },
         time::{Duration, Instant},
     };
 
@@ -166,9 +170,13 @@ mod kata_only {
             json!({ "type": "RLIMIT_NOFILE", "soft": 4096, "hard": 4096 }),
         )?;
         let shim = two(&node, &spec)?;
+        let count = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&count);
         std::thread::spawn(move || {
-            let taken: Vec<_> = listener.incoming().map_while(std::result::Result::ok).collect();
-            drop(taken);
+            let counting = listener.incoming().map_while(std::result::Result::ok).inspect(|_| {
+                counted.fetch_add(1, Ordering::SeqCst);
+            });
+            drop(counting.collect::<Vec<_>>());
         });
         let flood = node
             .exec("flood", "many")
@@ -177,6 +185,9 @@ mod kata_only {
             .spawn()?;
         flood.shows("begun")?;
         std::thread::sleep(Duration::from_secs(10));
+        // The guest carries 128 for each socket.
+        let taken = count.load(Ordering::SeqCst);
+        assert!(taken >= 64, "only {taken} connections came");
         others_go_on(&node, "sockets")?;
         shim.is_well("connections to a service", node.log().len())?;
         node.remove("flood")?;

@@ -35,9 +35,9 @@ mod kata_only {
     }
 
     fn alive(node: &Node, at: &str) -> Result<()> {
+        // By its exit code: on a busy host ctr now and then loses what a short exec says, with runc as well.
         let exec = format!("alive-{at}");
-        assert_eq!(node.exec("other", &exec).program(["echo", "alive"]).ok()?, "alive\n");
-        Ok(())
+        node.exec("other", &exec).sh("exit 7").output()?.code(7).map(drop)
     }
 
     /// The devices that are QEMU's own, by their PCI ids (Virtio 1.2, 4.1.2): those below 0x1040 know the older protocol as well.

@@ -77,6 +77,8 @@ impl Key {
         add("constant", &config.runtime.static_sandbox_resource_mgmt);
         add("console", &console);
         add("dial", &config.agent.dial_timeout);
+        // Of QEMU's monitor and of hot-plugging.
+        add("timeouts", &config.runtime.timeout_factor);
         let mut files = vec![
             std::env::current_exe().unwrap_or_default(),
             hypervisor.path.clone(),
