@@ -28,7 +28,7 @@ use node::share::{ShareError, SharedTree};
 use node::sizing::Sizing;
 use node::volumes::copies::Copies;
 use node::watch::Watches;
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use oci_spec::runtime::Spec;
 use protocol::agent::{SandboxSetup, Share};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
@@ -351,17 +351,11 @@ fn size(config: &mut config::Config, spec: &Spec, warm: bool) -> Sizing {
     sizing
 }
 
-/// The guest's name: the first container's, or the node's if that container shares the node's UTS namespace.
+/// The guest's name: the first container's, or the node's if it names none. A UTS namespace begins as a copy of its parent
+/// (uts_namespaces(7)), so that a container without a `hostname` has the node's with runc, too.
 fn hostname(spec: &Spec) -> String {
-    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
-    let own = namespaces
-        .into_iter()
-        .flatten()
-        .any(|one| one.typ() == LinuxNamespaceType::Uts);
-    if own {
-        return spec.hostname().clone().unwrap_or_default();
-    }
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
+    let named = spec.hostname().clone().filter(|name| !name.is_empty());
+    named.unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned())
 }
 
 fn setup(context: &ServerContext, spec: &Spec, config: &config::Config, sizing: &Sizing) -> SandboxSetup {

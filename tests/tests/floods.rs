@@ -146,7 +146,9 @@ mod kata_only {
         others_go_on(&node, "console")?;
         flood.wait()?.success()?;
         let directory = leftovers::runtime_dirs(node.namespace());
-        let ours = directory.iter().find(|path| path.to_string_lossy().contains("flood"));
+        // Beside it is its lock.
+        let mut ours = directory.iter().filter(|path| path.is_dir());
+        let ours = ours.find(|path| path.to_string_lossy().contains("flood"));
         let ours = ours.ok_or_else(|| Error::unexpected(format!("no directory of the sandbox in {directory:?}")))?;
         let size = |name: &str| fs::metadata(ours.join(name)).map_or(0, |file| file.len());
         let kept = size("console.log") + size("console.log.1");

@@ -31,6 +31,10 @@ fn a_container_has_the_name_and_the_domain_that_its_specification_gives() -> Res
         node.runtime() == Runtime::Runc || domain.as_deref() == Some("the.domain"),
         "{told}"
     );
+    let unnamed = node.spec("unnamed", &["hostname"])?;
+    let told = node.run_spec("unnamed", &unnamed)?.arg("--rm").ok()?;
+    let own = std::fs::read_to_string("/proc/sys/kernel/hostname")?;
+    assert_eq!(told, own, "without a name it has the node's");
     node.nothing_left()
 }
 
