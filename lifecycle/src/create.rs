@@ -1,4 +1,4 @@
-//! Create: mounts while the VM boots, hooks, disks and memory, the guest, the streams. If it cannot be completed, the
+//! Create: mounts while the guest boots, hooks, disks and memory, the guest, the streams. If it cannot be completed, the
 //! finished steps are undone.
 
 use std::time::SystemTime;

@@ -262,6 +262,7 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         kernel: config.hypervisor.kernel.clone(),
         sizing,
         networked,
+        serves_mounts: warm,
     };
     let sandbox = Sandbox::start(parts, plan);
     if config.factory.vm_cache_number > 0 {

@@ -1,4 +1,4 @@
-//! The steps of Create: mounts while the VM boots, hooks, disks and memory, the guest, the streams. The state machine
+//! The steps of Create: mounts while the guest boots, hooks, disks and memory, the guest, the streams. The state machine
 //! decides the next step, and what is undone if one fails.
 
 use std::io;
@@ -44,6 +44,7 @@ impl Sandbox {
 
     /// Reads the bundle, and mounts the rootfs and the binds.
     pub(super) async fn attach(&self, container: &Container) -> Result<(), Error> {
+        self.mounts_are_served().await?;
         let attached = self
             .host
             .attach(&container.id, &container.bundle, &container.rootfs)

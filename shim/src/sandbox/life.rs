@@ -46,6 +46,8 @@ pub struct Parts {
     pub sizing: Sizing,
     /// Whether the guest gets the network of the container's namespace.
     pub networked: bool,
+    /// Whether a file server has made its mount namespace already, as that of a pool's VM has.
+    pub serves_mounts: bool,
 }
 
 impl Sandbox {
@@ -77,6 +79,7 @@ impl Sandbox {
             network: tokio::sync::Mutex::default(),
             vm: watch::Sender::new(Vm::Booting),
             machine: Mutex::default(),
+            serves_mounts: watch::Sender::new(parts.serves_mounts),
             stand_in: OnceLock::new(),
             stopping: watch::Sender::new(false),
             given_up: watch::Sender::new(None),
@@ -98,6 +101,7 @@ impl Sandbox {
         let booting = boot::boot(&plan, self.streams.clone(), self.relays.clone(), |machine| {
             *self.machine.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(machine));
             self.stand_for_the_sandbox(machine);
+            self.serves_mounts.send_replace(true);
         });
         let booted = tokio::select! {
             booted = booting => booted,

@@ -115,6 +115,8 @@ pub struct Sandbox {
     network: tokio::sync::Mutex<bool>,
     vm: watch::Sender<Vm>,
     machine: Mutex<Option<Arc<dyn RunningVm>>>,
+    /// Whether the file server sees from now on what is mounted in the shared directory.
+    serves_mounts: watch::Sender<bool>,
     /// The sandbox's pid on the host, from the VMM's start on.
     stand_in: OnceLock<StandIn>,
     stopping: watch::Sender<bool>,
@@ -180,6 +182,28 @@ impl Sandbox {
             return Err(self.boot_error(GuestBootError::Stopped));
         }
         self.agent("create a container in", &format!("sandbox {}", self.id))
+    }
+
+    /// Waits until what is mounted in the shared directory reaches the guest.
+    ///
+    /// virtiofsd makes a mount namespace of its own when it starts: it clones the shared directory, and attaches the clone
+    /// afterwards. A mount that is made between these two steps is not in the clone, and the kernel does not pass it on to one
+    /// that is attached to nothing (fs/pnode.c, propagate_one). The guest would see an empty directory for ever. QEMU's
+    /// monitor answers once all of its devices are there, and that of the share is only after virtiofsd has answered.
+    ///
+    /// # Errors
+    /// There will be no VM.
+    async fn mounts_are_served(&self) -> Result<(), Error> {
+        let (mut serves, mut vm) = (self.serves_mounts.subscribe(), self.vm.subscribe());
+        tokio::select! {
+            biased;
+            _ = serves.wait_for(|serves| *serves) => {}
+            _ = vm.wait_for(|vm| !matches!(vm, Vm::Booting)) => {}
+        }
+        match &*self.vm.borrow() {
+            Vm::Failed(error) => Err(self.boot_error(error.clone())),
+            _ => Ok(()),
+        }
     }
 
     fn boot_error(&self, source: GuestBootError) -> Error {

@@ -1,8 +1,40 @@
 //! A sandbox that does not come up says why, to the Create that waits for it.
 
+use std::time::Duration;
+
 use ttrpc::Code;
 
 use crate::support::{Boot, CONSOLE, Shim, refusal};
+
+/// virtiofsd would not see what is mounted while it makes its mount namespace.
+#[tokio::test]
+async fn nothing_is_mounted_before_the_file_server_sees_it() {
+    let shim = Shim::new(Boot::Late).await;
+    let creation = shim.create("c", &["sleep"]);
+    tokio::pin!(creation);
+    let early = tokio::time::timeout(Duration::from_millis(200), &mut creation).await;
+    assert!(early.is_err(), "it waits for the VM");
+    assert!(
+        shim.host.attached().is_empty(),
+        "something was mounted before the VMM ran"
+    );
+    shim.guest.release();
+    creation.await.unwrap();
+    assert_eq!(shim.host.attached(), ["c"]);
+    shim.stop().await;
+}
+
+#[tokio::test]
+async fn a_creation_does_not_wait_for_a_vm_that_is_never_started() {
+    let shim = Shim::new(Boot::Late).await;
+    let creation = shim.create("c", &["sleep"]);
+    tokio::pin!(creation);
+    let early = tokio::time::timeout(Duration::from_millis(200), &mut creation).await;
+    assert!(early.is_err(), "it waits for the VM");
+    let ((), created) = tokio::join!(shim.stop(), creation);
+    assert!(refusal(created).1.contains("the sandbox was stopped"));
+    assert!(shim.host.attached().is_empty());
+}
 
 async fn why(boot: Boot) -> (Code, String) {
     let shim = Shim::new(boot).await;

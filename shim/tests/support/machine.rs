@@ -28,6 +28,8 @@ pub(crate) const CONSOLE: &str = "Kernel panic - not syncing: No working init fo
 pub(crate) enum Boot {
     /// The agent calls, says hello, and serves.
     Works,
+    /// The same, but the VMM starts only when the guest is released.
+    Late,
     /// The VMM cannot be started.
     NoLaunch,
     /// Nothing is ever heard of the guest.
@@ -44,7 +46,7 @@ impl Boot {
     pub(super) fn dial_timeout(self) -> Duration {
         match self {
             Boot::Silent | Boot::OnlyHello => Duration::from_millis(300),
-            Boot::Works | Boot::NoLaunch | Boot::GivesUp | Boot::Dies => Duration::from_secs(20),
+            Boot::Works | Boot::Late | Boot::NoLaunch | Boot::GivesUp | Boot::Dies => Duration::from_secs(20),
         }
     }
 }
@@ -67,12 +69,15 @@ impl Launcher for FakeLauncher {
             let why = "QEMU did not start: /dev/kvm: Permission denied";
             return Err(VmLaunchError::Failed(why.to_owned()));
         }
+        if self.boot == Boot::Late {
+            self.guest.until_released().await;
+        }
         let connections = FakeConnections {
             dialled: self.guest.take_dialled(),
             ended: self.guest.ended(),
         };
         match self.boot {
-            Boot::Works => drop(tokio::spawn(Arc::clone(&self.guest).boot())),
+            Boot::Works | Boot::Late => drop(tokio::spawn(Arc::clone(&self.guest).boot())),
             Boot::OnlyHello => drop(tokio::spawn(Arc::clone(&self.guest).hello())),
             Boot::GivesUp => drop(tokio::spawn(Arc::clone(&self.guest).give_up())),
             Boot::Dies => self.guest.die("QEMU exited with status 1", false),

@@ -108,6 +108,7 @@ impl Shim {
                 kernel: "/share/vmlinuz".into(),
                 sizing: sizing(),
                 networked,
+                serves_mounts: false,
             },
             BootPlan {
                 queue: None,
