@@ -1,13 +1,13 @@
 //! The errors of the host's requests. `rpc::status` maps each of them to a status code.
 
 use crate::cgroup;
-use crate::cpus::CpuError;
-use crate::host_sockets::SocketError;
-use crate::ids::{ContainerId, ExecId, IdError};
-use crate::names::NamesError;
+use crate::common::ids::{ContainerId, ExecId, IdError};
+use crate::connections::host_sockets::SocketError;
+use crate::connections::names::NamesError;
+use crate::connections::streams::StreamError;
+use crate::files::storage::StorageError;
+use crate::guest::cpus::CpuError;
 use crate::network::NetworkError;
-use crate::storage::StorageError;
-use crate::streams::StreamError;
 use protocol::phase::{Phase, Verb};
 use tatami_agent::launch::LaunchError;
 use tatami_agent::memlock::ProbeError;

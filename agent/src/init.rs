@@ -15,16 +15,18 @@ use ttrpc::r#async::transport::{Listener, Socket};
 use ttrpc::r#async::{Client, Server};
 use ttrpc::context::Context;
 
+use crate::cgroup;
+use crate::common::log::Log;
+use crate::common::{log, timeouts};
+use crate::connections::dial::{Dialer, Watched};
 use crate::container::Services;
-use crate::dial::{Dialer, Watched};
-use crate::events::{self, Events};
-use crate::log::Log;
+use crate::container::events::{self, Events};
+use crate::container::reaper::Reaper;
+use crate::guest::setup::{SetupError, set_up};
+use crate::guest::{boot, clock, growth};
 use crate::network::{GuestNetwork, NetworkError};
-use crate::reaper::Reaper;
-use crate::rpc::Service;
-use crate::sandbox::Sandbox;
-use crate::setup::{SetupError, set_up};
-use crate::{boot, cgroup, clock, growth, log, timeouts};
+use crate::server::rpc::Service;
+use crate::server::sandbox::Sandbox;
 
 /// How long the host may take to hang up after the answer to Shutdown, or to acknowledge a fatal event.
 const HANG_UP_TIMEOUT: Duration = Duration::from_secs(1);

@@ -2,38 +2,16 @@
 //! `memlock-probe`, a child that maps perf buffers as a process would; as `/pause`, the process of a pod's sandbox; and as
 //! `/sbin/modprobe`, the kernel's helper that loads modules.
 
-mod blocking;
-mod boot;
 mod cgroup;
-mod clock;
+mod common;
+mod connections;
 mod container;
-mod cpus;
-mod dial;
 mod error;
-mod events;
-mod growth;
-mod host_sockets;
-mod ids;
+mod files;
+mod guest;
 mod init;
-mod log;
-mod metrics;
-mod modules;
-mod names;
 mod network;
-mod oom;
-mod pause;
-mod process;
-mod reaper;
-mod relays;
-mod rpc;
-mod sandbox;
-mod setup;
-mod storage;
-mod streams;
-mod sys;
-mod timeouts;
-mod uevents;
-mod volumes;
+mod server;
 
 use std::process::ExitCode;
 
@@ -46,11 +24,11 @@ fn main() -> ExitCode {
         Some(verb) if verb == memlock::VERB => return memlock::child_main(),
         Some(_) | None => {}
     }
-    if pause::is_pause(std::env::args_os().next().as_deref()) {
-        return pause::main(std::env::args().skip(1));
+    if guest::pause::is_pause(std::env::args_os().next().as_deref()) {
+        return guest::pause::main(std::env::args().skip(1));
     }
-    if modules::is_helper(std::env::args_os().next().as_deref()) {
-        return modules::main(std::env::args().skip(1));
+    if guest::modules::is_helper(std::env::args_os().next().as_deref()) {
+        return guest::modules::main(std::env::args().skip(1));
     }
     if std::process::id() == 1 {
         init::run();

@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::accel::AccelError;
-use crate::children::{ChildDeath, SpawnError};
-use crate::ended::Ended;
-use crate::files::FileError;
-use crate::qemu_root::QemuRootError;
+use crate::machine::accel::AccelError;
+use crate::machine::vsock::VsockError;
+use crate::observe::ended::Ended;
+use crate::process::children::{ChildDeath, SpawnError};
+use crate::process::files::FileError;
+use crate::process::qemu_root::QemuRootError;
+use crate::process::rootless::RootlessError;
 use crate::qmp::QmpError;
-use crate::rootless::RootlessError;
-use crate::vsock::VsockError;
 
 /// A command line that the kernel would cut off.
 #[derive(Debug, thiserror::Error)]

@@ -11,8 +11,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_vsock::{VsockListener, VsockStream};
 
-use crate::files::SocketFile;
-use crate::vsock::Cid;
+use crate::machine::vsock::Cid;
+use crate::process::files::SocketFile;
 
 /// Connections that may wait to be accepted where anybody can dial: the vsock crate's 128 are soon taken by a stranger who dials in a
 /// loop. The kernel bounds it by `net.core.somaxconn`.

@@ -12,20 +12,20 @@ use config::{Mebibytes, Vsock};
 use serde_json::Value;
 use tokio::sync::{Mutex, watch};
 
-use crate::accel::Accel;
-use crate::children::Child;
-use crate::console::Console;
-use crate::cpus::{self, Sample};
-use crate::dump::{Dump, Dumper};
-use crate::ended::{self, Ended, Watched};
-use crate::files::SocketFile;
 use crate::hotplug::cpu::{self, CpuError};
 use crate::hotplug::memory::{Memory, MemoryError};
 use crate::hotplug::{Disk, DiskOptions, Hotplug, HotplugError, NicHotplug};
-use crate::pinning::{self, PinError};
+use crate::machine::accel::Accel;
+use crate::machine::size::Size;
+use crate::machine::spec::Backing;
+use crate::observe::console::Console;
+use crate::observe::cpus::{self, Sample};
+use crate::observe::dump::{Dump, Dumper};
+use crate::observe::ended::{self, Ended, Watched};
+use crate::process::children::Child;
+use crate::process::files::SocketFile;
+use crate::process::pinning::{self, PinError};
 use crate::qmp::{Qmp, QmpError};
-use crate::size::Size;
-use crate::spec::Backing;
 
 /// How long QEMU may take to end when it is told to.
 const QUIT_TIMEOUT: Duration = Duration::from_secs(2);

@@ -23,8 +23,8 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
-use crate::host_ns::{HostNamespace, HostNamespaceError};
-use crate::sys;
+use crate::host::host_ns::{HostNamespace, HostNamespaceError};
+use crate::host::sys;
 
 pub use owed::{Owed, pay_handed_over};
 

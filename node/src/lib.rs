@@ -4,25 +4,15 @@
 //! It knows neither containerd's services nor the guest's agent, and of QEMU only its devices.
 
 pub mod boot_queue;
-pub mod bundle;
-mod guest_path;
-pub mod guest_spec;
+mod files;
 pub mod hooks;
-pub mod host_cgroup;
-pub mod host_mount;
-pub mod host_ns;
-pub mod memlock;
-pub mod mountinfo;
+mod host;
+mod limits;
 pub mod network;
-pub mod openat_beneath;
-pub mod owners;
-pub mod path_error;
-pub mod process;
-pub mod remove;
 pub mod run_dir;
-pub mod settings;
-pub mod share;
-pub mod sizing;
-pub mod sys;
-pub mod volumes;
-pub mod watch;
+mod spec;
+
+pub use files::{share, volumes, watch};
+pub use host::{host_ns, openat_beneath, path_error, process, settings, sys};
+pub use limits::{host_cgroup, memlock, sizing};
+pub use spec::{bundle, guest_spec};

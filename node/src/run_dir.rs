@@ -13,10 +13,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::host::path_error::PathError;
+use crate::host::process::ProcessRef;
+use crate::host::remove;
 use crate::network::NetworkRecord;
-use crate::path_error::PathError;
-use crate::process::ProcessRef;
-use crate::remove;
 use lifecycle::id::{Namespace, SandboxId};
 
 /// Where all sandboxes have their directories.

@@ -15,9 +15,9 @@ use node::run_dir::{Lock, RunDir};
 use node::share;
 use node::volumes::record;
 
-use crate::alive::is_alive;
 use crate::id::SandboxId;
 use crate::management::places;
+use crate::program::alive::is_alive;
 
 /// How long the killed may take to die: `delete` has 5 s in all.
 const KILL_LIMIT: Duration = Duration::from_secs(2);

@@ -4,23 +4,18 @@
 //! answers Kata's tools, and [`sandbox`] does the work. None of them knows QEMU's arguments. What is done on the host for a sandbox is in
 //! the crate `node`, and the guest's connections are in the crate `guest`.
 
-mod alive;
-mod announcement;
-mod arguments;
 pub mod cleanup;
 pub mod command;
-pub mod context;
 pub mod events;
 pub mod forward;
-pub mod logging;
 mod management;
 mod metrics;
 pub mod pool;
+pub mod program;
 pub mod qemu;
 pub mod sandbox;
 pub mod server;
 pub mod service;
-mod settings;
 
 pub use lifecycle::id;
 pub use sandbox::error::Error;

@@ -35,19 +35,19 @@ use tokio::sync::Notify;
 use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
 
-use crate::announcement::Announcement;
-use crate::context::ServerContext;
 use crate::events::Publisher;
 use crate::forward;
 use crate::management::{self, places};
 use crate::pool;
+use crate::program::announcement::Announcement;
+use crate::program::context::ServerContext;
+use crate::program::settings::Settings;
 use crate::qemu::QemuLauncher;
 use crate::sandbox::boot::BootPlan;
 use crate::sandbox::error::Error;
 use crate::sandbox::host::{HostError, RealHost};
 use crate::sandbox::{Parts, Sandbox};
 use crate::service::{Awaited, SandboxCell, Service};
-use crate::settings::Settings;
 
 /// For containerd to ask for the first container. It does at once; a sandbox of its sandbox service first waits for the VM, and
 /// that for its turn among the node's boots.

@@ -29,25 +29,29 @@ const TABLE: &str = "lifecycle/src/timeouts.rs";
 /// Longer ones than a second that no factor multiplies: the file, the name, and why.
 const ALLOWED: [(&str, &str, &str); 40] = [
     (
-        "agent/src/clock.rs",
+        "agent/src/guest/clock.rs",
         "ANSWER",
         "an answer that takes longer says nothing about the time",
     ),
-    ("agent/src/clock.rs", "INTERVAL", "an interval"),
-    ("agent/src/growth/plan.rs", "LOOK", "an interval"),
-    ("agent/src/growth/plan.rs", "REFUSED", "a pause between two questions"),
+    ("agent/src/guest/clock.rs", "INTERVAL", "an interval"),
+    ("agent/src/guest/growth/plan.rs", "LOOK", "an interval"),
     (
-        "agent/src/growth/plan.rs",
+        "agent/src/guest/growth/plan.rs",
+        "REFUSED",
+        "a pause between two questions",
+    ),
+    (
+        "agent/src/guest/growth/plan.rs",
         "SOON",
         "a measure of the containers' use of memory",
     ),
     (
-        "agent/src/growth/plan.rs",
+        "agent/src/guest/growth/plan.rs",
         "THRASHING",
         "a measure of the containers' use of memory",
     ),
     (
-        "agent/src/sandbox.rs",
+        "agent/src/server/sandbox.rs",
         "SLICE",
         "a caller is told how the deletion goes, and asks again",
     ),
@@ -70,9 +74,9 @@ const ALLOWED: [(&str, &str, &str); 40] = [
     ),
     ("guest/src/streams/logger.rs", "READY", "containerd's interface"),
     ("guest/src/streams/logger.rs", "TERMINATION", "containerd's interface"),
-    ("hypervisor/src/dump.rs", "ASKED", "an interval"),
+    ("hypervisor/src/observe/dump.rs", "ASKED", "an interval"),
     (
-        "hypervisor/src/qemu_root.rs",
+        "hypervisor/src/process/qemu_root.rs",
         "LIST_TIMEOUT",
         "generous: only a dead file server uses it up",
     ),
@@ -87,17 +91,17 @@ const ALLOWED: [(&str, &str, &str); 40] = [
         "a place in the queue, which is the node's and no sandbox's",
     ),
     (
-        "node/src/host_cgroup/mod.rs",
+        "node/src/limits/host_cgroup/mod.rs",
         "REMOVE_LIMIT",
         "containerd gives `delete` 5 s",
     ),
     (
-        "node/src/host_mount.rs",
+        "node/src/host/host_mount.rs",
         "HELPER_TIMEOUT",
         "a program of the host; containerd waits for the creation as long",
     ),
     (
-        "node/src/volumes/empty_disk.rs",
+        "node/src/files/volumes/empty_disk.rs",
         "PROGRAM_TIMEOUT",
         "a program of the host; containerd waits for the creation as long",
     ),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::timeouts::scaled;
+use crate::common::timeouts::scaled;
 
 /// How long the kernel may take to freeze, thaw or kill a cgroup: a process in an uninterruptible wait holds it up.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);

@@ -28,9 +28,9 @@ use rustix::fs::{Mode, OFlags, openat};
 use rustix::process::Pid;
 use tokio::time::timeout;
 
-use crate::blocking;
-use crate::ids::ContainerId;
-use crate::timeouts::scaled;
+use crate::common::blocking;
+use crate::common::ids::ContainerId;
+use crate::common::timeouts::scaled;
 pub(crate) use error::Error;
 use error::{PATIENCE, failed};
 pub(crate) use flat::flat;

@@ -6,7 +6,7 @@
 //! of memory: its `oom_score_adj` is -1000.
 //!
 //! While the VM may still get more memory there is a mark below the limit (memory.high): who allocates beyond it is slowed down, and so
-//! waits for the memory that [`crate::growth`] asks for.
+//! waits for the memory that [`crate::guest::growth`] asks for.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::sys;
+use crate::common::sys;
 
 /// Bytes for a handful of events; they are not looked at.
 const BUFFER: usize = 512;

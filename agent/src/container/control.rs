@@ -9,11 +9,11 @@ use protocol::agent::StatsResponse;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{Container, Life, Slot, Verb, limit_own_disks};
-use crate::blocking;
 use crate::cgroup::Cgroup;
+use crate::common::blocking;
+use crate::common::ids::ExecId;
+use crate::common::sys;
 use crate::error::Error;
-use crate::ids::ExecId;
-use crate::sys;
 
 /// The last signal of Linux (SIGRTMAX, signal(7)).
 const LAST_SIGNAL: u32 = 64;

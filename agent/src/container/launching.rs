@@ -15,12 +15,12 @@ use tokio::time::timeout;
 
 use super::{Container, Life, Slot, Verb};
 use crate::cgroup;
+use crate::common::ids::ExecId;
+use crate::common::timeouts::scaled;
+use crate::connections::streams::{Prepared, StreamError, Streams};
+use crate::container::process::Process;
+use crate::container::reaper::{Exit, Launching};
 use crate::error::Error;
-use crate::ids::ExecId;
-use crate::process::Process;
-use crate::reaper::{Exit, Launching};
-use crate::streams::{Prepared, StreamError, Streams};
-use crate::timeouts::scaled;
 
 /// Timeout for a process to end whose program cannot be executed.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -242,7 +242,11 @@ impl Container {
     ///
     /// # Errors
     /// There is no such type, or the container has ended.
-    pub(crate) fn namespace(&self, for_container: &crate::ids::ContainerId, kind: &str) -> Result<Joined, Error> {
+    pub(crate) fn namespace(
+        &self,
+        for_container: &crate::common::ids::ContainerId,
+        kind: &str,
+    ) -> Result<Joined, Error> {
         let refuse = |reason: String| Error::Namespace {
             id: for_container.clone(),
             kind: kind.to_owned(),

@@ -5,9 +5,9 @@ use rustix::process::Pid;
 use tatami_agent::memlock::{self, ProbeError};
 
 use super::Container;
-use crate::blocking;
+use crate::common::blocking;
+use crate::common::ids::ExecId;
 use crate::error::Error;
-use crate::ids::ExecId;
 
 /// One probe at a time: it changes a sysctl for a moment.
 static PROBING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());

@@ -11,9 +11,13 @@
 //! The lock is never held across an await, so a slow launch blocks no other request.
 
 mod control;
+pub(crate) mod events;
 mod launching;
 mod memlock;
+pub(crate) mod oom;
 mod phase;
+pub(crate) mod process;
+pub(crate) mod reaper;
 mod supervise;
 
 use std::collections::HashMap;
@@ -23,16 +27,16 @@ use oci_spec::runtime::{LinuxResources, Spec};
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
-use crate::blocking;
+use self::events::Events;
+use self::oom::OomReporter;
+use self::process::Process;
+use self::reaper::Reaper;
 use crate::cgroup::{self, Cgroup};
-use crate::dial::Dialer;
+use crate::common::blocking;
+use crate::common::ids::{ContainerId, ExecId};
+use crate::connections::dial::Dialer;
 use crate::error::Error;
-use crate::events::Events;
-use crate::ids::{ContainerId, ExecId};
-use crate::oom::OomReporter;
-use crate::process::Process;
-use crate::reaper::Reaper;
-use crate::storage::{Plugged, rewrite_limits};
+use crate::files::storage::{Plugged, rewrite_limits};
 pub(crate) use launching::Joined;
 use phase::Life;
 pub(crate) use protocol::phase::Verb;

@@ -7,9 +7,9 @@ use protocol::agent::{ProcessExit, ProcessId};
 use tokio::sync::{oneshot, watch};
 
 use super::{Container, Life, Slot};
-use crate::ids::ExecId;
-use crate::reaper::Exit;
-use crate::streams::Drained;
+use crate::common::ids::ExecId;
+use crate::connections::streams::Drained;
+use crate::container::reaper::Exit;
 
 /// A process that is dead.
 struct Ended {

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 
 use super::error::{APPEARS, NetworkError, cause, step};
 use super::parked_interfaces::ParkedInterfaces;
-use crate::timeouts::scaled;
+use crate::common::timeouts::scaled;
 
 /// A netlink connection that is told of new devices.
 pub(super) struct Devices {

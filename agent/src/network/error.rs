@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use crate::timeouts::scaled;
+use crate::common::timeouts::scaled;
 
 /// For a device that has been plugged in to be found by its driver.
 pub(super) const APPEARS: Duration = Duration::from_secs(20);

@@ -36,7 +36,7 @@ impl ParkedInterfaces {
         let runtime = tokio::runtime::Handle::current();
         // A thread's namespace is where its sockets are (network_namespaces(7)).
         let made = thread::spawn(move || {
-            crate::sys::unshare_network_namespace()?;
+            crate::common::sys::unshare_network_namespace()?;
             let namespace = OwnedFd::from(File::open("/proc/thread-self/ns/net")?);
             let _runtime = runtime.enter();
             let (connection, handle, _) = rtnetlink::new_connection()?;

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::Mutex;
 
 use super::release::{ReleaseError, release};
-use crate::accel::Accel;
+use crate::machine::accel::Accel;
 use crate::qmp::{Qmp, QmpError};
 
 /// How long the guest may take to let go of one. Its kernel moves tasks and timers away, and nothing else.

@@ -6,7 +6,7 @@ use config::{BlockAio, Hypervisor};
 use serde_json::{Value, json};
 
 use super::slots::{BUS, Slot};
-use crate::disk_rates::DiskRates;
+use crate::machine::disk_rates::DiskRates;
 
 /// What a disk's bytes are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,9 +15,9 @@ use tokio::sync::broadcast::error::RecvError;
 use super::Hotplug;
 use super::release::exists;
 use super::slots::{BUS, Slot};
+use crate::machine::size::Size;
+use crate::machine::spec::Backing;
 use crate::qmp::{Event, Qmp, QmpError};
-use crate::size::Size;
-use crate::spec::Backing;
 
 /// QEMU's names of the memory and of the device.
 const BACKEND: &str = "plugged-memory";

@@ -14,7 +14,7 @@ use serde_json::json;
 use super::nic_names::Names;
 use super::slots::Slot;
 use super::{Hotplug, HotplugError, failed};
-use crate::nic::Nic;
+use crate::machine::nic::Nic;
 
 /// Plugs network devices into one VM. Clones share it.
 #[derive(Debug, Clone)]
@@ -127,7 +127,7 @@ impl Hotplug {
 mod tests {
     use super::*;
     use crate::hotplug::slots::Slots;
-    use crate::mac_address::MacAddress;
+    use crate::machine::mac_address::MacAddress;
 
     fn nic(queues: usize) -> Nic {
         let file = || std::fs::File::open("/dev/null").unwrap().into();

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::slots::{BUS, Slot};
-use crate::nic::Nic;
+use crate::machine::nic::Nic;
 
 /// One device's names in QEMU. The number is never used again in a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -62,9 +62,9 @@ fn disk() -> Disk {
     }
 }
 
-fn nic() -> crate::nic::Nic {
-    crate::nic::Nic {
-        mac: crate::mac_address::MacAddress([2, 0, 0, 0, 0, 7]),
+fn nic() -> crate::machine::nic::Nic {
+    crate::machine::nic::Nic {
+        mac: crate::machine::mac_address::MacAddress([2, 0, 0, 0, 0, 7]),
         taps: (0..2)
             .map(|_| std::fs::File::open("/dev/null").unwrap().into())
             .collect(),

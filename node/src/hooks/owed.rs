@@ -16,8 +16,8 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use super::{HookError, HookState, run_one};
-use crate::host_ns::HostNamespace;
-use crate::remove;
+use crate::host::host_ns::HostNamespace;
+use crate::host::remove;
 use lifecycle::id::ContainerId;
 
 /// The directory in that of the sandbox.

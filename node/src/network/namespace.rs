@@ -76,7 +76,7 @@ impl Namespace {
             source,
         };
         let thread = thread::Builder::new().name(String::from("new-netns")).spawn(|| {
-            crate::sys::unshare_network_namespace()?;
+            crate::host::sys::unshare_network_namespace()?;
             Self::opened(Path::new(OWN), String::from("of the sandbox"))
         });
         joined(thread.map_err(failed)?).and_then(|made| made).map_err(failed)

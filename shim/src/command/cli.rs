@@ -7,8 +7,8 @@
 
 use std::path::PathBuf;
 
-use crate::arguments::Arguments;
 use crate::id::{ContainerId, IdError, Namespace};
+use crate::program::arguments::Arguments;
 
 /// The action of a command line.
 #[derive(Debug, Clone, PartialEq, Eq)]

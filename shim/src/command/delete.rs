@@ -11,10 +11,10 @@ use protobuf::MessageField;
 use protobuf::well_known_types::timestamp::Timestamp;
 use ttrpc::context;
 
-use crate::alive::is_alive;
-use crate::arguments::Arguments;
 use crate::cleanup;
 use crate::id::{ContainerId, SandboxId};
+use crate::program::alive::is_alive;
+use crate::program::arguments::Arguments;
 
 /// 128 + SIGKILL: what containerd's own shims answer.
 const KILLED: u32 = 137;

@@ -18,15 +18,16 @@ use node::sys;
 use protobuf::{Message, MessageField};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
-use crate::announcement::Announcement;
-use crate::arguments::Arguments;
 use crate::command::cli::{self, Command, PoolAction};
 use crate::command::{delete, features, options, start};
-use crate::context::ServerContext;
 use crate::id::SandboxId;
 use crate::pool;
+use crate::program::announcement::Announcement;
+use crate::program::arguments::Arguments;
+use crate::program::context::ServerContext;
+use crate::program::logging;
 use crate::qemu::parked::Parked;
-use crate::{cleanup, logging, server};
+use crate::{cleanup, server};
 
 /// The runtime's name, as containerd calls it.
 const RUNTIME: &str = "io.containerd.kata.v2";

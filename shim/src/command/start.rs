@@ -16,12 +16,12 @@ use node::process::ProcessRef;
 use node::run_dir::{RunDir, RunDirError};
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
 
-use crate::alive::is_alive;
-use crate::announcement::Launched;
-use crate::arguments::Arguments;
 use crate::cleanup;
 use crate::id::SandboxId;
 use crate::pool;
+use crate::program::alive::is_alive;
+use crate::program::announcement::Launched;
+use crate::program::arguments::Arguments;
 
 /// Why there is no server.
 #[derive(Debug, thiserror::Error)]

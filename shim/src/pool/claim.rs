@@ -17,11 +17,11 @@ use node::sizing::Sizing;
 use super::place::{self, Slot};
 use super::wire::{self, Adopted, Claim, Hello, Request};
 use super::{Caller, Key, report};
-use crate::announcement::Launched;
-use crate::arguments::Arguments;
 use crate::cleanup;
 use crate::id::SandboxId;
-use crate::settings::Settings;
+use crate::program::announcement::Launched;
+use crate::program::arguments::Arguments;
+use crate::program::settings::Settings;
 
 /// For a member to say hello: it does at once, unless something is wrong with it or the host is very busy.
 const HELLO: Duration = Duration::from_secs(1);

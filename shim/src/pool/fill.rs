@@ -13,7 +13,7 @@ use oci_spec::runtime::Spec;
 use super::place::{self, PoolError, Slot};
 use super::wire::{self, Hello, Request};
 use super::{Caller, Key, report};
-use crate::settings::Settings;
+use crate::program::settings::Settings;
 
 /// What a member and who fills the pool have of the environment. What else there is may be another sandbox's, as containerd's TTRPC_ADDRESS is.
 const OF_EVERY_SANDBOX: [&str; 2] = ["KATA_CONF_FILE", "PATH"];

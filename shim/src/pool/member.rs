@@ -24,12 +24,12 @@ use super::report::{self, Notes};
 use super::warm::{self, Booting, FIRST_TO_GO};
 use super::wire::{self, Adopted, Claim, Hello, Request};
 use super::{Caller, Key, fill};
-use crate::announcement::Announcement;
-use crate::arguments::Arguments;
 use crate::cleanup;
 use crate::id::{ContainerId, Namespace, SandboxId};
+use crate::program::announcement::Announcement;
+use crate::program::arguments::Arguments;
+use crate::program::settings::Settings;
 use crate::qemu::parked::Parked;
-use crate::settings::Settings;
 
 /// The namespace in the records of members: containerd's own have no such name.
 const NAMESPACE: &str = "tatami.pool";

@@ -50,7 +50,7 @@ fn converse(mut socket: File, words: &[u8]) -> io::Result<usize> {
     }
 }
 
-/// Bytes of a write: as the agent's (`agent/src/dial.rs`).
+/// Bytes of a write: as the agent's (`agent/src/connections/dial.rs`).
 const BLOCK: usize = 28 << 10;
 
 /// Sends so many MiB to a port of the host, and ends the connection when the host has.

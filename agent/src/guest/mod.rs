@@ -1,0 +1,11 @@
+//! The guest's own kernel and settings: its boot, CPUs, memory, clock, modules, announcements of devices, and the first process of a pod's sandbox.
+
+pub(crate) mod boot;
+pub(crate) mod clock;
+pub(crate) mod cpus;
+pub(crate) mod growth;
+pub(crate) mod metrics;
+pub(crate) mod modules;
+pub(crate) mod pause;
+pub(crate) mod setup;
+pub(crate) mod uevents;

@@ -1,0 +1,189 @@
+//! Applies the host's answer to Hello: clock, name, shares, kernel modules, sysctls. It knows no container.
+
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use protocol::agent::{SandboxSetup, Share};
+use rustix::mount::{MountFlags, mount, mount_bind};
+use rustix::time::{ClockId, Timespec, clock_settime};
+
+use crate::guest::modules::ModuleError;
+
+/// Why the sandbox cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SetupError {
+    /// The clock cannot be set.
+    #[error("set the clock to {0} ns")]
+    Clock(u64, #[source] io::Error),
+    /// The name cannot be set.
+    #[error("set the hostname to {0:?}")]
+    Hostname(String, #[source] io::Error),
+    /// There is no such sysctl, or it does not take the value.
+    #[error("set sysctl {0} to {1:?}")]
+    Sysctl(String, String, #[source] io::Error),
+    /// What the containers may have together cannot be set anew.
+    #[error("set what all containers may have together")]
+    Reserve(#[source] crate::cgroup::Error),
+    /// Not the name of a sysctl.
+    #[error("{0:?} is not the name of a sysctl")]
+    SysctlName(String),
+    /// The root of a pod's sandbox cannot be made.
+    #[error("make the root of the sandbox's process")]
+    Pause(#[source] io::Error),
+    /// See [`ModuleError`].
+    #[error(transparent)]
+    Modules(#[from] ModuleError),
+    /// What the guest itself has of the host cannot be put in its place.
+    #[error("mount on {}", protocol::GUEST_SANDBOX_MOUNTS)]
+    SandboxMounts(#[source] io::Error),
+    /// A share cannot be mounted.
+    #[error("mount virtio-fs {0} on {1}")]
+    Share(String, String, #[source] io::Error),
+}
+
+/// Does all of it.
+///
+/// # Errors
+/// The first step that failed.
+pub(crate) fn set_up(setup: &SandboxSetup) -> Result<(), SetupError> {
+    set_clock(setup.clock_ns)?;
+    if !setup.hostname.is_empty() {
+        rustix::system::sethostname(setup.hostname.as_bytes())
+            .map_err(|error| SetupError::Hostname(setup.hostname.clone(), error.into()))?;
+    }
+    for (name, least) in &setup.least_sysctls {
+        raise_sysctl(name, *least);
+        of_interfaces(name).iter().for_each(|name| raise_sysctl(name, *least));
+    }
+    // There may be more threads now.
+    crate::cgroup::renew_reserve().map_err(SetupError::Reserve)?;
+    setup.shares.iter().try_for_each(mount_share)?;
+    if setup.sandbox_mounts {
+        show_sandbox_mounts().map_err(SetupError::SandboxMounts)?;
+    }
+    crate::guest::modules::prepare(&setup.kernel_modules)?;
+    // After the modules, which have parameters of their own there.
+    for (name, value) in &setup.sysctls {
+        set_sysctl(name, value)?;
+        of_interfaces(name)
+            .iter()
+            .try_for_each(|name| set_sysctl(name, value))?;
+    }
+    crate::guest::pause::prepare().map_err(SetupError::Pause)
+}
+
+fn set_clock(nanoseconds: u64) -> Result<(), SetupError> {
+    if nanoseconds == 0 {
+        return Ok(());
+    }
+    let time = Timespec {
+        tv_sec: (nanoseconds / 1_000_000_000).cast_signed(),
+        tv_nsec: (nanoseconds % 1_000_000_000).cast_signed(),
+    };
+    clock_settime(ClockId::Realtime, time).map_err(|error| SetupError::Clock(nanoseconds, error.into()))
+}
+
+fn set_sysctl(name: &str, value: &str) -> Result<(), SetupError> {
+    let path = sysctl_path(name).ok_or_else(|| SetupError::SysctlName(name.to_owned()))?;
+    std::fs::write(path, value).map_err(|error| SetupError::Sysctl(name.to_owned(), value.to_owned(), error))
+}
+
+/// Raises what is less. A guest without the parameter, or with a lower bound of its own, is still a guest: it is logged.
+fn raise_sysctl(name: &str, least: u64) {
+    let path = sysctl_path(name).filter(|path| path.exists());
+    let Some(path) = path else {
+        tracing::debug!(name, "the guest has no such parameter");
+        return;
+    };
+    let raised = std::fs::read_to_string(&path).and_then(|text| match more(&text, least) {
+        true => std::fs::write(&path, least.to_string()),
+        false => Ok(()),
+    });
+    if let Err(error) = raised {
+        tracing::warn!(name, least, %error, "the guest has less of it than the host");
+    }
+}
+
+/// What an interface begins with, and the setting of each that has begun already: in a new network namespace they would come later.
+fn of_interfaces(name: &str) -> Vec<String> {
+    let Some(setting) = name.strip_prefix("net.ipv4.conf.default.") else {
+        return Vec::new();
+    };
+    let interfaces = std::fs::read_dir("/proc/sys/net/ipv4/conf").into_iter().flatten();
+    interfaces
+        .filter_map(|interface| interface.ok()?.file_name().into_string().ok())
+        .filter(|interface| interface != "all" && interface != "default")
+        .map(|interface| format!("net/ipv4/conf/{interface}/{setting}"))
+        .collect()
+}
+
+/// Whether it is more than what the parameter says. What is no number stays.
+fn more(text: &str, least: u64) -> bool {
+    text.trim().parse().is_ok_and(|now: u64| now < least)
+}
+
+/// `a.b` is `a/b`; a name with slashes keeps its dots, as sysctl(8) has it (interfaces have dots in their names).
+fn sysctl_path(name: &str) -> Option<PathBuf> {
+    let relative = if name.contains('/') {
+        name.to_owned()
+    } else {
+        name.replace('.', "/")
+    };
+    let relative = Path::new(&relative);
+    let plain = relative.components().all(|part| matches!(part, Component::Normal(_)));
+    (plain && !name.is_empty()).then(|| Path::new("/proc/sys").join(relative))
+}
+
+fn mount_share(share: &Share) -> Result<(), SetupError> {
+    let fail = |error| SetupError::Share(share.tag.clone(), share.mountpoint.clone(), error);
+    std::fs::create_dir_all(&share.mountpoint).map_err(fail)?;
+    mount(&share.tag, &share.mountpoint, "virtiofs", MountFlags::empty(), None).map_err(|error| fail(error.into()))
+}
+
+fn show_sandbox_mounts() -> io::Result<()> {
+    std::fs::create_dir_all(protocol::GUEST_SANDBOX_MOUNTS)?;
+    let source = Path::new(protocol::SHARE_MOUNTPOINT).join(protocol::SANDBOX_MOUNTS);
+    Ok(mount_bind(source, protocol::GUEST_SANDBOX_MOUNTS)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn dots_are_directories_unless_there_are_slashes() {
+        assert_eq!(
+            sysctl_path("kernel.perf_event_mlock_kb").unwrap(),
+            Path::new("/proc/sys/kernel/perf_event_mlock_kb")
+        );
+        assert_eq!(
+            sysctl_path("net/ipv4/conf/eth0.1/forwarding").unwrap(),
+            Path::new("/proc/sys/net/ipv4/conf/eth0.1/forwarding")
+        );
+        assert_eq!(sysctl_path(""), None);
+    }
+
+    #[test]
+    fn a_default_is_of_every_interface_and_nothing_else_is() {
+        let all = of_interfaces("net.ipv4.conf.default.rp_filter");
+        assert!(all.contains(&"net/ipv4/conf/lo/rp_filter".to_owned()), "{all:?}");
+        assert!(of_interfaces("net.ipv4.conf.all.rp_filter").is_empty() && of_interfaces("fs.nr_open").is_empty());
+    }
+
+    #[test]
+    fn what_the_guest_has_more_of_it_keeps() {
+        assert!(more("8192\n", 192_536));
+        assert!(!more("192536\n", 192_536) && !more("1048576\n", 192_536) && !more("4 5\n", 6) && !more("", 1));
+    }
+
+    proptest! {
+        #[test]
+        fn no_name_leads_out_of_proc_sys(name in "[a-z./]*") {
+            if let Some(path) = sysctl_path(&name) {
+                prop_assert!(path.starts_with("/proc/sys"));
+                prop_assert!(!path.components().any(|part| part == Component::ParentDir));
+            }
+        }
+    }
+}

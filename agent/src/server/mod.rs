@@ -1,0 +1,4 @@
+//! The agent's calls, and the sandbox that carries them out.
+
+pub(crate) mod rpc;
+pub(crate) mod sandbox;

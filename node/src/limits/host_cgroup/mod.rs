@@ -1,0 +1,400 @@
+//! One cgroup per sandbox on the host, in every usable hierarchy.
+//!
+//! It contains QEMU and its helpers, so that they can be found, killed and limited together. The limits are not decided
+//! here.
+//!
+//! In v2 the processes are one level below the cgroup with the limits ([`MEMBERS`]), which enables its controllers for
+//! them. systemd removes from a slice the controllers that no unit in it needs, and with them the limits of a cgroup that
+//! systemd has not made. The kernel does not allow that for a controller that a child cgroup passes on (cgroup-v2.rst,
+//! "Top-down Constraint").
+
+mod allowance;
+mod limits;
+
+use std::fs;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::host::mountinfo;
+use crate::host::process::{self, ProcessRef};
+use lifecycle::id::SandboxId;
+
+pub use self::allowance::Allowance;
+pub use self::limits::LimitError;
+
+/// Controllers of v2 that have limits of ours, or figures that somebody reads.
+const CONTROLLERS: [&str; 5] = ["cpuset", "cpu", "io", "memory", "pids"];
+
+/// Where the processes are in v2, below the sandbox's cgroup.
+const MEMBERS: &str = "vm";
+
+/// Between two attempts to remove a cgroup whose processes are dead. See [`remove_directory`].
+const REMOVE_INTERVAL: Duration = Duration::from_millis(5);
+/// How long that is tried.
+const REMOVE_LIMIT: Duration = Duration::from_secs(2);
+
+/// The sandbox's cgroup directories.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostCgroup {
+    directories: Vec<PathBuf>,
+}
+
+impl HostCgroup {
+    /// Makes the cgroup beside where `cgroups_path` (`linux.cgroupsPath`) would be. What cannot be made is left out
+    /// with a warning in the log. Blocks.
+    #[must_use]
+    pub fn create(cgroups_path: Option<&Path>, sandbox: &SandboxId) -> Self {
+        let relative = relative_path(cgroups_path, sandbox);
+        let hierarchies = mountinfo::read().unwrap_or_else(|error| {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot list the cgroup hierarchies"
+            );
+            Vec::new()
+        });
+        let mut directories = Vec::new();
+        for hierarchy in hierarchies
+            .iter()
+            .filter(|line| line.kind == "cgroup" || line.kind == "cgroup2")
+        {
+            let directory = hierarchy.mountpoint.join(&relative);
+            let cpuset = hierarchy.kind == "cgroup" && hierarchy.super_options.split(',').any(|name| name == "cpuset");
+            let unified = hierarchy.kind == "cgroup2";
+            let deepest = if unified {
+                relative.join(MEMBERS)
+            } else {
+                relative.clone()
+            };
+            match make(&hierarchy.mountpoint, &deepest, cpuset, unified) {
+                Ok(()) if directories.contains(&directory) => {}
+                Ok(()) => directories.push(directory),
+                Err(error) => tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    path = %directory.display(),
+                    "the sandbox has no cgroup here"
+                ),
+            }
+        }
+        Self { directories }
+    }
+
+    /// The cgroup that was recorded in `sandbox.json`.
+    #[must_use]
+    pub fn recorded(directories: Vec<PathBuf>) -> Self {
+        Self { directories }
+    }
+
+    /// The cgroup's directories, to be recorded in `sandbox.json`.
+    #[must_use]
+    pub fn directories(&self) -> &[PathBuf] {
+        &self.directories
+    }
+
+    /// The files into which a child writes its pid (or 0) to join.
+    #[must_use]
+    pub fn procs_files(&self) -> Vec<PathBuf> {
+        let members = self.directories.iter().map(|directory| members(directory));
+        members.map(|directory| directory.join("cgroup.procs")).collect()
+    }
+
+    /// Kills every process in it but the caller, and those that they start meanwhile. Blocks until they are dead, at
+    /// most until the deadline.
+    pub fn kill_all(&self, deadline: Instant) {
+        for file in self.procs_files() {
+            loop {
+                let pids = fs::read_to_string(&file).unwrap_or_default();
+                let processes: Vec<ProcessRef> = pids
+                    .lines()
+                    .filter_map(|pid| pid.parse().ok())
+                    .filter_map(ProcessRef::of)
+                    .collect();
+                let own = ProcessRef::own();
+                if processes.iter().all(|process| Some(*process) == own) || Instant::now() >= deadline {
+                    break;
+                }
+                process::kill_all(&processes, deadline);
+            }
+        }
+    }
+
+    /// Its directories that are still there.
+    #[must_use]
+    pub fn left(&self) -> Vec<PathBuf> {
+        let left = self.directories.iter().filter(|directory| directory.exists());
+        left.cloned().collect()
+    }
+
+    /// Removes it. It may be gone already. Blocks for at most about two seconds, for all hierarchies together.
+    pub fn remove(&self) {
+        let deadline = Instant::now() + REMOVE_LIMIT;
+        for directory in &self.directories {
+            let removed = remove_directory(&directory.join(MEMBERS), deadline)
+                .and_then(|()| remove_directory(directory, deadline));
+            if let Err(error) = removed {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    path = %directory.display(),
+                    "cannot remove the sandbox's cgroup"
+                );
+            }
+        }
+    }
+}
+
+/// The cgroups of this process, as `/proc/self/cgroup` has them (cgroups(7)).
+pub fn own() -> String {
+    fs::read_to_string("/proc/self/cgroup").unwrap_or_default()
+}
+
+/// The `cgroup.procs` of cgroups that are given as in `/proc/self/cgroup`.
+pub fn procs_of(cgroups: &str) -> Vec<PathBuf> {
+    let hierarchies = mountinfo::read().unwrap_or_default();
+    procs_in(&hierarchies, cgroups)
+}
+
+fn procs_in(hierarchies: &[mountinfo::MountLine], cgroups: &str) -> Vec<PathBuf> {
+    let of_line = |line: &str| {
+        let (_, rest) = line.split_once(':')?;
+        let (controllers, path) = rest.split_once(':')?;
+        let names = |options: &str| {
+            let mut controllers = controllers.split(',');
+            controllers.all(|controller| options.split(',').any(|option| option == controller))
+        };
+        let is_it = |mount: &&mountinfo::MountLine| match controllers {
+            "" => mount.kind == "cgroup2",
+            _ => mount.kind == "cgroup" && names(&mount.super_options),
+        };
+        let mount = hierarchies.iter().find(is_it)?;
+        // A hierarchy of which only a part is mounted has its names from there on.
+        let below = Path::new(path).strip_prefix(&mount.root).ok()?;
+        Some(mount.mountpoint.join(below).join("cgroup.procs"))
+    };
+    cgroups.lines().filter_map(of_line).collect()
+}
+
+/// Moves this process. If one of the cgroups has gone it gets into the nearest above: it must not stay where it was, or that cannot be removed.
+pub fn join(procs: &[PathBuf]) {
+    for file in procs {
+        let directories = file.ancestors().skip(1);
+        let mut files = directories.map(|directory| directory.join("cgroup.procs"));
+        // A directory without the file is gone, or is none of a hierarchy.
+        if !files.any(|file| file.exists() && fs::write(file, "0").is_ok()) {
+            tracing::debug!(file = %file.display(), "the shim does not join this cgroup, nor one above");
+        }
+    }
+}
+
+/// Where the processes of a sandbox are whose cgroup is `directory`.
+fn members(directory: &Path) -> PathBuf {
+    let below = directory.join(MEMBERS);
+    if below.is_dir() { below } else { directory.to_owned() }
+}
+
+/// A dead process may hold its cgroup a moment longer than its parent or a pidfd can see it, and v1 announces the end of
+/// that nowhere: there is no event to wait for.
+fn remove_directory(directory: &Path, deadline: Instant) -> io::Result<()> {
+    loop {
+        match fs::remove_dir(directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                thread::sleep(REMOVE_INTERVAL);
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Makes the directories from the hierarchy's root down. In a cpuset of v1 a new cgroup has no CPUs and no memory nodes,
+/// and nobody can join it (cpuset(7)): it gets those of its parent.
+///
+/// In v2 a cgroup has the controllers that its parent hands down (cgroup-v2.rst, "Enabling and Disabling").
+fn make(root: &Path, relative: &Path, cpuset: bool, unified: bool) -> io::Result<()> {
+    let mut directory = root.to_owned();
+    for component in relative.components() {
+        let parent = directory.clone();
+        if unified {
+            hand_down(&parent);
+        }
+        directory.push(component);
+        match fs::create_dir(&directory) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        for file in ["cpuset.cpus", "cpuset.mems"].iter().filter(|_| cpuset) {
+            if fs::read_to_string(directory.join(file))?.trim().is_empty() {
+                fs::write(directory.join(file), fs::read(parent.join(file))?)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Hands every controller that limits are for down to a cgroup's children. What cannot be handed down is missed, and told of,
+/// when there is a limit for it.
+fn hand_down(parent: &Path) {
+    let words = |file| fs::read_to_string(parent.join(file)).unwrap_or_default();
+    let (has, hands) = (words("cgroup.controllers"), words("cgroup.subtree_control"));
+    let there = |words: &str, name: &str| words.split_whitespace().any(|word| word == name);
+    for name in CONTROLLERS
+        .iter()
+        .filter(|name| there(&has, name) && !there(&hands, name))
+    {
+        if let Err(error) = fs::write(parent.join("cgroup.subtree_control"), format!("+{name}")) {
+            tracing::debug!(%error, controller = name, path = %parent.display(), "a controller is not handed down");
+        }
+    }
+}
+
+/// Where the sandbox's cgroup is below a hierarchy's root: in the parent of the container's, with Kata's name.
+fn relative_path(cgroups_path: Option<&Path>, sandbox: &SandboxId) -> PathBuf {
+    let text = cgroups_path.and_then(Path::to_str).unwrap_or_default();
+    let parent = match text.split(':').collect::<Vec<_>>()[..] {
+        // The slice that runc takes where none is named.
+        ["", _prefix, _name] => PathBuf::from("system.slice"),
+        [slice, _prefix, _name] if slice.ends_with(".slice") => slice_path(slice),
+        // A name with colons, as for runc with cgroupfs.
+        _ => Path::new(text).parent().unwrap_or(Path::new("")).to_owned(),
+    };
+    // Nothing but plain names: config.json may not lead us out of the hierarchy.
+    let names = parent
+        .components()
+        .filter(|component| matches!(component, Component::Normal(_)));
+    names.collect::<PathBuf>().join(format!("kata_{sandbox}"))
+}
+
+/// systemd.slice(5): `a-b.slice` is in `a.slice`. `-.slice` is the root.
+fn slice_path(slice: &str) -> PathBuf {
+    let name = slice.trim_end_matches(".slice");
+    let mut path = PathBuf::new();
+    for (end, _) in name
+        .match_indices('-')
+        .chain([(name.len(), "")])
+        .filter(|(end, _)| *end > 0)
+    {
+        path.push(format!("{}.slice", &name[..end]));
+    }
+    if name == "-" { PathBuf::new() } else { path }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::process::Command;
+
+    fn relative(path: &str) -> String {
+        relative_path(Some(Path::new(path)), &SandboxId::new("id").unwrap())
+            .display()
+            .to_string()
+    }
+
+    #[test]
+    fn what_cannot_be_removed_is_left() {
+        let root = tempfile::tempdir().unwrap();
+        let [empty, used] = ["empty", "used"].map(|name| root.path().join(name));
+        fs::create_dir(&empty).unwrap();
+        fs::create_dir_all(used.join("child")).unwrap();
+        let cgroup = HostCgroup::recorded(vec![empty, used.clone(), root.path().join("gone")]);
+        cgroup.remove();
+        assert_eq!(cgroup.left(), [used]);
+    }
+
+    #[test]
+    fn the_cgroup_is_beside_where_the_containers_would_be() {
+        assert_eq!(relative("/default/id"), "default/kata_id");
+        assert_eq!(
+            relative("/kubepods/burstable/pod1/id"),
+            "kubepods/burstable/pod1/kata_id"
+        );
+        assert_eq!(relative(""), "kata_id");
+        assert_eq!(relative("../../id"), "kata_id");
+    }
+
+    #[test]
+    fn a_systemd_slice_is_unfolded() {
+        assert_eq!(
+            relative("kubepods-burstable-pod1.slice:cri-containerd:id"),
+            "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/kata_id"
+        );
+        assert_eq!(relative("system.slice:docker:id"), "system.slice/kata_id");
+        assert_eq!(relative("-.slice:docker:id"), "kata_id");
+        assert_eq!(relative(":docker:id"), "system.slice/kata_id");
+    }
+
+    #[test]
+    fn a_name_with_colons_is_a_name_and_a_relative_path_begins_at_the_root() {
+        assert_eq!(relative("a:b:c"), "kata_id");
+        assert_eq!(relative("/x/a:b:c"), "x/kata_id");
+        assert_eq!(relative("rel/a"), "rel/kata_id");
+    }
+
+    proptest! {
+        #[test]
+        fn no_path_leads_out_of_the_hierarchy(path in "[a.:/-]{0,30}") {
+            let path = relative_path(Some(Path::new(&path)), &SandboxId::new("id").unwrap());
+            prop_assert!(path.components().all(|component| matches!(component, Component::Normal(_))));
+        }
+    }
+
+    #[test]
+    fn a_process_finds_its_cgroups_below_where_their_hierarchies_are_mounted() {
+        let line = |root: &str, mountpoint: &str, kind: &str, options: &str| {
+            let text = format!("1 2 0:3 {root} {mountpoint} rw - {kind} x rw,{options}\n");
+            mountinfo::parse(text.as_bytes()).remove(0)
+        };
+        let mounts = [
+            line("/", "/sys/fs/cgroup/cpu,cpuacct", "cgroup", "cpu,cpuacct"),
+            line("/part", "/sys/fs/cgroup/memory", "cgroup", "memory"),
+            line("/", "/sys/fs/cgroup/unified", "cgroup2", "nsdelegate"),
+        ];
+        let found = procs_in(&mounts, "5:cpu,cpuacct:/a\n4:memory:/part/b\n3:pids:/c\n0::/d:e\n");
+        let expected = [
+            "/sys/fs/cgroup/cpu,cpuacct/a/cgroup.procs",
+            "/sys/fs/cgroup/memory/b/cgroup.procs",
+            "/sys/fs/cgroup/unified/d:e/cgroup.procs",
+        ];
+        assert_eq!(found, expected.map(PathBuf::from));
+    }
+
+    #[test]
+    fn who_joins_a_cgroup_that_has_gone_gets_into_the_nearest_above() {
+        let root = tempfile::tempdir().unwrap();
+        let procs = root.path().join("cgroup.procs");
+        fs::write(&procs, "").unwrap();
+        join(&[root.path().join("gone/too/cgroup.procs")]);
+        assert_eq!(fs::read_to_string(procs).unwrap(), "0");
+    }
+
+    #[test]
+    fn v2_hands_down_what_there_is_and_is_not_handed_down_yet() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("cgroup.controllers"), "cpu memory hugetlb\n").unwrap();
+        fs::write(root.path().join("cgroup.subtree_control"), "cpu\n").unwrap();
+        make(root.path(), Path::new("a/kata_b/vm"), false, true).unwrap();
+        assert!(root.path().join("a/kata_b/vm").is_dir());
+        assert_eq!(members(&root.path().join("a/kata_b")), root.path().join("a/kata_b/vm"));
+        assert_eq!(members(&root.path().join("a")), root.path().join("a"));
+        let handed = fs::read_to_string(root.path().join("cgroup.subtree_control")).unwrap();
+        assert_eq!(handed, "+memory");
+        // There is nothing to be handed down in a hierarchy without controllers.
+        assert!(!root.path().join("a/cgroup.subtree_control").exists());
+    }
+
+    #[test]
+    fn what_joined_the_cgroup_is_killed_and_the_cgroup_removed() {
+        let id = format!("test{}", std::process::id());
+        let cgroup = HostCgroup::create(None, &SandboxId::new(&id).unwrap());
+        let mut child = Command::new("sleep").arg("600").spawn().unwrap();
+        for file in cgroup.procs_files() {
+            fs::write(file, child.id().to_string()).unwrap();
+        }
+        assert!(!cgroup.directories().is_empty(), "no usable cgroup hierarchy");
+        cgroup.kill_all(Instant::now() + Duration::from_secs(5));
+        assert!(!child.wait().unwrap().success());
+        cgroup.remove();
+        cgroup.remove();
+        assert!(cgroup.directories().iter().all(|directory| !directory.exists()));
+    }
+}
