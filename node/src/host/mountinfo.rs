@@ -27,6 +27,8 @@ pub(crate) struct MountLine {
     pub receives: bool,
     /// It is shared: it has peers, which get what is mounted in it.
     pub shared: bool,
+    /// It is in no clone of what it is mounted in.
+    pub unbindable: bool,
     /// Type of the file system.
     pub kind: String,
     /// Options of the file system: for cgroup v1 the controllers.
@@ -68,6 +70,7 @@ fn parse_line(line: &[u8]) -> Option<MountLine> {
     let tags: Vec<&[u8]> = fields.take_while(|field| *field != b"-").collect();
     let tagged = |tag: &[u8]| tags.iter().any(|field| field.starts_with(tag));
     let (receives, shared) = (tagged(b"master:"), tagged(b"shared:"));
+    let unbindable = tagged(b"unbindable");
     let mut rest = line.split(|byte| *byte == b' ').skip_while(|field| *field != b"-");
     let kind = String::from_utf8(unescape(rest.nth(1)?)).ok()?;
     let super_options = String::from_utf8_lossy(rest.nth(1)?).into_owned();
@@ -80,6 +83,7 @@ fn parse_line(line: &[u8]) -> Option<MountLine> {
         read_only,
         receives,
         shared,
+        unbindable,
         kind,
         super_options,
     })
@@ -128,6 +132,7 @@ mod tests {
             read_only: false,
             receives: true,
             shared: true,
+            unbindable: false,
             kind: "cgroup".to_owned(),
             super_options: "rw,cpu,cpuacct".to_owned(),
         };

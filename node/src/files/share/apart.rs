@@ -78,6 +78,7 @@ mod tests {
             read_only,
             receives: false,
             shared: false,
+            unbindable: false,
             kind: kind.to_owned(),
             super_options: String::new(),
         }

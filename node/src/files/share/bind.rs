@@ -359,7 +359,7 @@ impl Attaching<'_> {
     fn export(&mut self, source: &Found<'_>) -> Result<VolumeId, ShareError> {
         let exported = Source {
             bind: source.bind,
-            tree: &source.host.tree,
+            host: &source.host,
             writable: !source.read_only,
             follows: source.at.receives,
             inside: source.at.mounted(),
@@ -468,6 +468,7 @@ mod tests {
             read_only: false,
             receives,
             shared,
+            unbindable: false,
             kind: String::new(),
             super_options: String::new(),
         };

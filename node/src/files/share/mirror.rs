@@ -10,7 +10,7 @@
 //! path below a source by name: each path is opened without following links, and the result is checked by its mount's
 //! number.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -29,6 +29,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::attach::{attach, harden, io_error, unmount_below};
 use super::error::ShareError;
 use super::registry::{Inside, Place, VolumeId};
+use crate::host::host_ns::{HostNamespace, HostTree};
 use crate::host::mountinfo::{self, MountLine};
 use crate::host::openat_beneath;
 use crate::host::path_error::PathError;
@@ -40,6 +41,9 @@ const PAUSE: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 100_000_000,
 };
+
+/// How often a source is cloned again that the host changes at that moment.
+const CLONES: usize = 5;
 
 /// The sources of one sandbox that follow the host.
 #[derive(Debug)]
@@ -73,6 +77,63 @@ struct Copied {
     copy: u64,
 }
 
+/// A source on the host that is to be followed.
+pub(super) struct Original<'a> {
+    pub(super) host: &'a HostNamespace,
+    pub(super) tree: &'a HostTree,
+    /// With what is mounted below it.
+    pub(super) recursive: bool,
+    /// Nothing was done to the clone, and it is of what is at its path.
+    pub(super) can_be_cloned_again: bool,
+}
+
+impl Original<'_> {
+    /// Whether the host has something mounted below the source that the replica lacks.
+    fn has_more_than(&self, replica: &Path) -> Result<bool, ShareError> {
+        let unlisted = |source| PathError::new("list the mounts of", &self.tree.path, source);
+        let on_host = self.host.run(mountinfo::read).map_err(io::Error::other);
+        let on_host = on_host.and_then(|read| read).map_err(unlisted)?;
+        // Later than the host's: what comes in between is no difference.
+        let copied = mountinfo::below(replica).map_err(unlisted)?;
+        let Some(top) = copied.first() else { return Ok(false) };
+        let mut copied = below(&copied, top.id, replica);
+        let missing = below(&on_host, self.tree.mount, &self.tree.path)
+            .into_iter()
+            .find(|mounted| {
+                let same = copied.iter().position(|copy| copy == mounted);
+                same.map(|same| copied.swap_remove(same)).is_none()
+            });
+        if let Some(Place { path, .. }) = &missing {
+            tracing::debug!(source = %self.tree.path.display(), mount = %path.display(), "it came while the source was cloned");
+        }
+        Ok(missing.is_some())
+    }
+}
+
+/// What is mounted below a mount, seen from `path` down, that a clone would have: its place there, and its file system.
+fn below(lines: &[MountLine], mount: u64, path: &Path) -> Vec<Place> {
+    let mut above = BTreeSet::from([mount]);
+    let mut found = Vec::new();
+    // Not in the order in which they were made if one has been moved.
+    loop {
+        let before = above.len();
+        for line in lines {
+            let Ok(place) = line.mountpoint.strip_prefix(path) else {
+                continue;
+            };
+            if !line.unbindable && above.contains(&line.parent) && above.insert(line.id) {
+                found.push(Place {
+                    device: line.device,
+                    path: place.to_owned(),
+                });
+            }
+        }
+        if above.len() == before {
+            return found;
+        }
+    }
+}
+
 impl Mirrors {
     pub(super) fn new(directory: PathBuf) -> Self {
         Self {
@@ -91,12 +152,12 @@ impl Mirrors {
     pub(super) fn attach(
         &self,
         volume: VolumeId,
-        recursive: bool,
-        tree: &OwnedFd,
+        original: &Original<'_>,
         target: &Path,
         read_only: bool,
     ) -> Result<(), ShareError> {
-        let replica = self.place_replica(volume, tree)?;
+        let recursive = original.recursive;
+        let replica = self.replicate(volume, original)?;
         let mounts = mountinfo::below(&replica).map_err(|source| self.unlisted(source))?;
         let own = mounts.first().map(|line| line.id);
         let receives = mounts.iter().any(|line| line.receives);
@@ -143,6 +204,29 @@ impl Mirrors {
         mirror.follow(&mountinfo::read().map_err(|source| self.unlisted(source))?);
         followed.push(mirror);
         Ok(())
+    }
+
+    /// Mounts a clone of the source that has all that the host has mounted below it.
+    ///
+    /// A clone that is attached to nothing gets none of the host's mounts (fs/pnode.c, propagate_one). So what the host
+    /// mounts between the clone and its attachment is missing, and the clone is made again.
+    fn replicate(&self, volume: VolumeId, original: &Original<'_>) -> Result<PathBuf, ShareError> {
+        let mut replica = self.place_replica(volume, &original.tree.tree)?;
+        for _ in 0..CLONES {
+            if !original.can_be_cloned_again || !original.has_more_than(&replica)? {
+                break;
+            }
+            let path = &original.tree.path;
+            let again = original.host.find_tree(path, true).map_err(io::Error::other);
+            let again = again.map_err(|source| PathError::new("clone", path, source))?;
+            if again.mount != original.tree.mount {
+                // The host has mounted over the source: what was asked for is below.
+                break;
+            }
+            remove_replica(replica)?;
+            replica = self.place_replica(volume, &again.tree)?;
+        }
+        Ok(replica)
     }
 
     /// Mounts the tree as a slave of what it was cloned from.
@@ -314,6 +398,7 @@ fn clone_tree(directory: impl std::os::fd::AsFd, path: &Path, recursive: bool) -
 mod tests {
     use super::super::SharedTree;
     use super::super::tests::{attach_bind, bind, in_namespace, shared};
+    use super::super::volume::{Source, place_of};
     use super::*;
     use lifecycle::id::ContainerId;
     use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
@@ -427,6 +512,40 @@ mod tests {
             assert!(link.is_symlink());
             assert!(mountinfo::below(&target).unwrap().is_empty());
             assert!(openat_beneath::open(&copy, Path::new("a/sub")).is_err());
+            tree.detach(&id).unwrap();
+        });
+    }
+
+    #[test]
+    fn what_the_host_mounts_while_the_source_is_cloned_is_not_lost() {
+        in_namespace(|tree, directory| {
+            let id = ContainerId::new("c").unwrap();
+            let source = shared_source(tree, directory);
+            on_host(tree, source.join("a"), |above| {
+                tmpfs(above);
+                fs::create_dir(above.join("sub")).unwrap();
+            });
+            let found = tree.host.find_tree(&source, true).unwrap();
+            // The clone exists, and is attached to nothing yet.
+            on_host(tree, source.join("a/sub"), |sub| {
+                tmpfs(sub);
+                fs::write(sub.join("file"), "").unwrap();
+            });
+            let bind = bind(&source, false);
+            let exported = Source {
+                bind: &bind,
+                host: &found,
+                writable: true,
+                follows: true,
+                inside: Inside::default(),
+            };
+            let volume = tree.export(&mut tree.registry(), &id, &exported, true).unwrap();
+            let copy = tree.root().join(place_of(volume));
+            assert!(copy.join("a/sub/file").exists());
+            on_host(tree, source.join("a/sub"), |sub| {
+                unmount(sub, UnmountFlags::empty()).unwrap()
+            });
+            until("its end", || !copy.join("a/sub/file").exists());
             tree.detach(&id).unwrap();
         });
     }

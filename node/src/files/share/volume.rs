@@ -10,8 +10,10 @@ use rustix::fs::{FileType, Mode, OFlags};
 
 use super::attach::{attach, io_error, unmount_below};
 use super::error::ShareError;
+use super::mirror::Original;
 use super::registry::{Access, Exported, Inside, Piece, Place, Registry, View, VolumeId, join};
 use super::{SharedTree, access};
+use crate::host::host_ns::HostTree;
 use crate::host::mountinfo;
 use crate::host::openat_beneath;
 use crate::host::path_error::PathError;
@@ -44,7 +46,7 @@ impl Identity {
 /// A source that is to be exported.
 pub(super) struct Source<'a> {
     pub(super) bind: &'a BindSource,
-    pub(super) tree: &'a OwnedFd,
+    pub(super) host: &'a HostTree,
     pub(super) writable: bool,
     /// What the host mounts below it later is to appear.
     pub(super) follows: bool,
@@ -126,10 +128,17 @@ impl SharedTree {
                 .map_err(|errno| io_error("create", &target, errno))?;
         }
         if directory && source.follows {
-            self.mirrors
-                .attach(volume, source.bind.recursive, source.tree, &target, !source.writable)?;
+            let original = Original {
+                host: &self.host,
+                tree: source.host,
+                recursive: source.bind.recursive,
+                can_be_cloned_again: source.bind.recursive
+                    && source.bind.id_map.is_none()
+                    && source.bind.overlay.is_none(),
+            };
+            self.mirrors.attach(volume, &original, &target, !source.writable)?;
         } else {
-            attach(source.tree, &target, !source.writable)?;
+            attach(&source.host.tree, &target, !source.writable)?;
         }
         Ok(volume)
     }

@@ -69,6 +69,7 @@ mod tests {
             read_only: false,
             receives: false,
             shared: false,
+            unbindable: false,
             kind: "ext4".to_owned(),
             super_options: String::new(),
         };
