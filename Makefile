@@ -121,11 +121,10 @@ pool-life: build ## 1,000 starts from a pool whose members die at random (POOL_S
 		whatever_dies -- --nocapture
 
 .PHONY: stress
-stress: ## deps + build, then the loads of tests/tests/stress.rs in full, and a million simulated histories (STRESS="cycles" for some)
+stress: ## deps + build, then all loads in full, one after the other, the cheapest first (STRESS="execs cycles" for some; docs/testing.md)
 	@$(MAKE) deps
 	@$(MAKE) build
-	@TATAMI_BUILD=$(BUILD) TATAMI_STRESS=1 TATAMI_HISTORIES=1000000 scripts/test --profile stress \
-		-E 'binary(stress) or binary(simulation)' $(STRESS)
+	@TATAMI_BUILD=$(BUILD) scripts/stress $(STRESS)
 
 .PHONY: test-kvm
 test-kvm: build ## end-to-end tests on real KVM in an emulated VM (root; KVM_TESTS=core, KVM_CONTAINERD=1.7, …)

@@ -1,12 +1,12 @@
 //! The errors of the host's requests. `rpc::status` maps each of them to a status code.
 
 use crate::cgroup;
-use crate::common::ids::{ContainerId, ExecId, IdError};
+use crate::common::ids::{ContainerId, ExecId, InvalidId};
 use crate::connections::host_sockets::SocketError;
 use crate::connections::names::NamesError;
-use crate::connections::streams::StreamError;
+use crate::connections::streams::StdioError;
 use crate::files::storage::StorageError;
-use crate::guest::cpus::CpuError;
+use crate::guest::cpus::OnlineError;
 use crate::network::NetworkError;
 use protocol::phase::{Phase, Verb};
 use tatami_agent::launch::LaunchError;
@@ -17,7 +17,7 @@ use tatami_agent::memlock::ProbeError;
 pub(crate) enum ResizeError {
     /// Its CPUs.
     #[error(transparent)]
-    Cpus(#[from] CpuError),
+    Cpus(#[from] OnlineError),
     /// What is left to the agent and the kernel.
     #[error(transparent)]
     Reserve(#[from] cgroup::Error),
@@ -31,7 +31,7 @@ pub(crate) enum ResizeError {
 pub(crate) enum Error {
     /// A name that is no id.
     #[error(transparent)]
-    Id(#[from] IdError),
+    Id(#[from] InvalidId),
     /// No container of that name.
     #[error("container {0}: not found")]
     NoContainer(ContainerId),
@@ -118,7 +118,7 @@ pub(crate) enum Error {
         id: ContainerId,
         exec: ExecId,
         #[source]
-        source: StreamError,
+        source: StdioError,
     },
     /// What there is to say about locked memory.
     #[error("container {id}: locked memory: {source}")]

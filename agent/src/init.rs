@@ -34,9 +34,9 @@ const HANG_UP_TIMEOUT: Duration = Duration::from_secs(1);
 /// Why there is no sandbox.
 #[derive(Debug, thiserror::Error)]
 enum InitError {
-    /// See [`boot::BootError`].
+    /// See [`boot::EarlyBootError`].
     #[error(transparent)]
-    Boot(#[from] boot::BootError),
+    Boot(#[from] boot::EarlyBootError),
     /// The runtime cannot be made, or SIGCHLD cannot be had.
     #[error("start the runtime")]
     Runtime(#[source] io::Error),

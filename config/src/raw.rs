@@ -25,7 +25,6 @@ pub(crate) enum Raw<'a> {
 }
 
 impl Raw<'_> {
-    /// A boolean.
     pub(crate) fn boolean(self) -> Option<bool> {
         match self {
             Raw::File(value) => value.as_bool(),

@@ -19,6 +19,8 @@ mod machine;
 mod observe;
 mod process;
 mod qmp;
+#[cfg(any(test, feature = "scripted"))]
+pub mod scripted;
 mod vm;
 
 pub use boot::boot;

@@ -10,14 +10,12 @@ use std::time::Duration;
 
 use config::{Mebibytes, Vsock};
 use serde_json::Value;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::watch;
 
-use crate::hotplug::cpu::{self, CpuError};
-use crate::hotplug::memory::{Memory, MemoryError};
-use crate::hotplug::{Disk, DiskOptions, Hotplug, HotplugError, NicHotplug};
+use crate::hotplug::cpu::CpuError;
+use crate::hotplug::memory::MemoryError;
+use crate::hotplug::{DeviceManager, Disk, HotplugError, Machine, NicHotplug};
 use crate::machine::accel::Accel;
-use crate::machine::size::Size;
-use crate::machine::spec::Backing;
 use crate::observe::console::Console;
 use crate::observe::cpus::{self, Sample};
 use crate::observe::dump::{Dump, Dumper};
@@ -37,12 +35,8 @@ pub struct Vm {
     // Fields are dropped in this order: the children before the sockets that they may still make.
     children: Vec<Child>,
     qmp: Qmp,
-    hotplug: Hotplug,
+    devices: DeviceManager,
     dumper: Option<Dumper>,
-    accel: Accel,
-    /// Whoever changes the number of vCPUs has it.
-    vcpus: Arc<Mutex<()>>,
-    memory: Mutex<Memory>,
     console: Console,
     vsock: Vsock,
     stopping: Arc<AtomicBool>,
@@ -59,19 +53,11 @@ pub(crate) struct Parts {
     pub(crate) files: Vec<SocketFile>,
     /// What connects guest and host: one of the two, never `auto`.
     pub(crate) vsock: Vsock,
-    /// How it is to serve disks.
-    pub(crate) disks: DiskOptions,
     /// Where its memory goes when the guest has crashed.
     pub(crate) dump: Option<Dump>,
     /// The sandbox's.
     pub(crate) name: String,
-    /// On what the guest's memory is.
-    pub(crate) backing: Backing,
-    pub(crate) accel: Accel,
-    /// What it boots with.
-    pub(crate) size: Size,
-    /// What it can become.
-    pub(crate) largest: Size,
+    pub(crate) machine: Machine,
 }
 
 impl Vm {
@@ -83,13 +69,9 @@ impl Vm {
             console,
             files,
             vsock,
-            disks,
             dump,
             name,
-            backing,
-            accel,
-            size,
-            largest,
+            machine,
         } = parts;
         let stopping = Arc::new(AtomicBool::new(false));
         let ended = ended::watch(Watched {
@@ -102,16 +84,12 @@ impl Vm {
         let dumper = dump.map(|dump| Dumper::start(qmp.clone(), dump, name));
         let pid = qemu.handle().pid;
         let children = std::iter::once(qemu).chain(helpers).collect();
-        let hotplug = Hotplug::new(qmp.clone(), disks);
-        let memory = Memory::new(qmp.clone(), hotplug.clone(), size, largest, backing);
+        let devices = DeviceManager::new(qmp.clone(), machine);
         Self {
             pid,
             children,
-            hotplug,
+            devices,
             dumper,
-            accel,
-            vcpus: Arc::default(),
-            memory: Mutex::new(memory),
             qmp,
             console,
             vsock,
@@ -239,7 +217,7 @@ impl Vm {
     /// # Errors
     /// There is no such disk, or QEMU refuses: a block device has to have the size already.
     pub async fn resize_disk(&self, serial: &str, bytes: u64) -> Result<(), HotplugError> {
-        self.hotplug.resize(serial, bytes).await
+        self.devices.resize_disk(serial, bytes).await
     }
 
     /// Plugs a disk into the running guest. The answer is the serial number by which the guest finds it.
@@ -247,7 +225,7 @@ impl Vm {
     /// # Errors
     /// All places are taken, or QEMU refuses it; nothing is left of it then.
     pub async fn attach_disk(&self, disk: Disk) -> Result<String, HotplugError> {
-        self.hotplug.attach(disk).await
+        self.devices.attach_disk(disk).await
     }
 
     /// Unplugs a disk. When it returns everything that the guest has flushed is on it, and QEMU has closed it.
@@ -256,7 +234,7 @@ impl Vm {
     /// There is no such disk, or the guest has not let go of it within ten seconds: it stays plugged in, and this may be
     /// called again.
     pub async fn detach_disk(&self, serial: &str) -> Result<(), HotplugError> {
-        self.hotplug.detach(serial).await
+        self.devices.detach_disk(serial).await
     }
 
     /// Gives the VM so many vCPUs, never fewer than it booted with. Those that come have to be brought online in the guest;
@@ -266,7 +244,7 @@ impl Vm {
     /// More than its largest size, QEMU refuses, or the guest does not let go of one within fifteen seconds. Some may have come
     /// or gone; this may be called again.
     pub async fn set_vcpus(&self, count: NonZeroU32) -> Result<(), CpuError> {
-        cpu::set_whole(self.qmp.clone(), self.accel, count, Arc::clone(&self.vcpus)).await
+        self.devices.set_vcpus(count).await
     }
 
     /// Asks the guest to have so much memory in all, never less than it booted with, rounded up to 4 MiB. Returns when it has taken
@@ -276,7 +254,7 @@ impl Vm {
     /// More than its largest size, QEMU refuses, or the guest has not got on for fifteen seconds: it may do so later, unless
     /// this is called again with another amount.
     pub async fn set_memory(&self, memory: Mebibytes) -> Result<Mebibytes, MemoryError> {
-        self.memory.lock().await.set(memory).await
+        self.devices.set_memory(memory).await
     }
 
     /// Waits until what the guest has beyond what it was last asked to have is another amount than `before`, which was not nothing,
@@ -285,14 +263,14 @@ impl Vm {
     /// # Errors
     /// QEMU has ended or does not answer.
     pub async fn surplus_other_than(&self, before: Mebibytes) -> Result<Mebibytes, MemoryError> {
-        let surplus = self.memory.lock().await.surplus();
+        let surplus = self.devices.surplus().await;
         surplus.other_than(before).await
     }
 
     /// By which network devices are plugged in. May outlive the VM.
     #[must_use]
     pub fn nics(&self) -> NicHotplug {
-        NicHotplug(self.hotplug.clone())
+        NicHotplug(self.devices.clone())
     }
 
     /// Stops the guest's vCPUs. Nothing happens if they are stopped.

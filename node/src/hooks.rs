@@ -3,7 +3,7 @@
 //! They run in the host's mount namespace and the runtime's other namespaces (OCI runtime spec, config.md,
 //! "POSIX-platform Hooks"), with the container's state on stdin.
 
-mod owed;
+mod poststop;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -26,7 +26,7 @@ use tokio::net::unix::pipe;
 use crate::host::host_ns::{HostNamespace, HostNamespaceError};
 use crate::host::sys;
 
-pub use owed::{Owed, pay_handed_over};
+pub use poststop::{PoststopHooks, run_handed_over};
 
 /// How much of a failed hook's output goes into the error, in bytes.
 const OUTPUT_MAX: usize = 1000;
@@ -107,7 +107,7 @@ pub enum HookError {
     Host(#[from] HostNamespaceError),
 }
 
-/// Runs the hooks of a point, one after the other, until one fails. Poststop hooks are run by [`Owed`].
+/// Runs the hooks of a point, one after the other, until one fails. Poststop hooks are run by [`PoststopHooks`].
 ///
 /// # Errors
 /// A hook failed: no container comes of a create then, and one that was started is stopped (OCI runtime spec 1.3, runtime.md,

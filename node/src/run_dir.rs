@@ -194,7 +194,7 @@ impl RunDir {
 
     /// Where the poststop hooks are that outlive the sandbox's directory.
     #[must_use]
-    pub fn owed(&self) -> PathBuf {
+    pub fn handed_over_hooks(&self) -> PathBuf {
         let mut path = self.path.clone().into_os_string();
         path.push(".poststop");
         path.into()

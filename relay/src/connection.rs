@@ -21,8 +21,8 @@ use tokio::sync::Notify;
 use crate::frame::{self, HEADER, Kind};
 use crate::socket::Socket;
 
-/// How long the other side may take for its last word when all has been said.
-const FAREWELL: Duration = Duration::from_secs(10);
+/// Timeout for the other side's last frame, after both sides have sent all their data.
+const LAST_FRAME_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Which end of the stream this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,7 +68,7 @@ pub async fn relay(
         if side == Side::Dialled {
             writer.write_all(&frame::header(Kind::Done, 0)).await?;
         }
-        tokio::time::sleep(FAREWELL).await;
+        tokio::time::sleep(LAST_FRAME_TIMEOUT).await;
         Ok(())
     };
     // What the other side has to say ends it, not what there is to be said to it.

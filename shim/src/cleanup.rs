@@ -7,7 +7,7 @@ use std::process::{ChildStdin, Stdio};
 use std::time::{Duration, Instant};
 
 use base::spawn::Program;
-use node::hooks::Owed;
+use node::hooks::PoststopHooks;
 use node::host_cgroup::HostCgroup;
 use node::network;
 use node::process::{self, ProcessRef};
@@ -77,7 +77,7 @@ pub(crate) fn remove_contents(run_dir: &RunDir) {
     let server: Vec<ProcessRef> = state.iter().filter_map(|state| state.shim).collect();
     process::kill_all(&server, deadline);
     // The rest may take longer than containerd gives `delete`.
-    let removing = pay(run_dir);
+    let removing = run_poststop_hooks(run_dir);
     let deadline = Instant::now() + KILL_LIMIT;
     if let Some(state) = state {
         record::forget(Path::new(record::ROOT), &state.namespace, &state.id);
@@ -104,9 +104,9 @@ pub(crate) fn remove_contents(run_dir: &RunDir) {
 
 /// Has the sandbox's poststop hooks run by a process that outlives this one: containerd kills `delete` after 5 s. The process
 /// runs them when the answer is dropped, or this process has ended: the hooks come after the removal.
-fn pay(run_dir: &RunDir) -> Option<ChildStdin> {
-    let directory = run_dir.owed();
-    let payer = match Owed::below(run_dir.path()).hand_over(&directory) {
+fn run_poststop_hooks(run_dir: &RunDir) -> Option<ChildStdin> {
+    let directory = run_dir.handed_over_hooks();
+    let runner = match PoststopHooks::below(run_dir.path()).hand_over(&directory) {
         Ok(false) => return None,
         Ok(true) => std::env::current_exe().and_then(|program| {
             // containerd waits for the end of `delete`'s streams as well: it has none of them. A hook that names no environment has this
@@ -120,8 +120,8 @@ fn pay(run_dir: &RunDir) -> Option<ChildStdin> {
         }),
         Err(error) => Err(error),
     };
-    match payer {
-        Ok(payer) => payer.stdin,
+    match runner {
+        Ok(runner) => runner.stdin,
         Err(error) => {
             tracing::warn!(%error, path = %directory.display(), "the sandbox's poststop hooks are not run");
             None
@@ -218,10 +218,10 @@ mod tests {
         state.shim = None;
         state.cgroups = vec![root.path().to_owned()];
         run_dir.write_state(&state).unwrap();
-        let owed = run_dir.path().join("poststop");
-        std::fs::create_dir(&owed).unwrap();
-        std::fs::write(owed.join("pod.1.json"), "").unwrap();
-        let is_handed_over = || run_dir.owed().exists() && !owed.exists();
+        let poststop = run_dir.path().join("poststop");
+        std::fs::create_dir(&poststop).unwrap();
+        std::fs::write(poststop.join("pod.1.json"), "").unwrap();
+        let is_handed_over = || run_dir.handed_over_hooks().exists() && !poststop.exists();
         std::thread::scope(|scope| {
             let removal = scope.spawn(|| remove_sandbox(&run_dir, None));
             let limit = Instant::now() + Duration::from_secs(10);

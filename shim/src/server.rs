@@ -16,7 +16,7 @@ use lifecycle::Timeouts;
 use node::boot_queue::BootQueue;
 use node::bundle;
 use node::guest_spec;
-use node::hooks::Owed;
+use node::hooks::PoststopHooks;
 use node::host_cgroup::HostCgroup;
 use node::host_ns::HostNamespace;
 use node::memlock::{Rules, SandboxPolicy};
@@ -250,7 +250,7 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
             },
             tree,
             host: context.host.clone(),
-            owed: Owed::below(context.run_dir.path()),
+            poststop: PoststopHooks::below(context.run_dir.path()),
             sandbox: context.id.clone(),
             disable_guest_seccomp: config.runtime.disable_guest_seccomp,
             emptydir_mode: config.runtime.emptydir_mode,

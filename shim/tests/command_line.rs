@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::types::introspection::RuntimeInfo;
-use node::hooks::{HookState, Owed};
+use node::hooks::{HookState, PoststopHooks};
 use node::process::ProcessRef;
 use node::run_dir::{RunDir, SandboxState};
 use protobuf::Message;
@@ -106,14 +106,14 @@ fn a_delete_does_not_wait_for_hooks_that_are_slow_and_they_run_all_the_same() {
         bundle: bundle.path().to_owned(),
         annotations: HashMap::new(),
     };
-    Owed::below(run_dir.path()).record(&hooks, &state).unwrap();
+    PoststopHooks::below(run_dir.path()).record(&hooks, &state).unwrap();
     let words = ["-namespace", "command-line", "-id", &id, "-bundle"];
     let path = bundle.path().to_str().unwrap();
     let output = shim(bundle.path(), &[&words[..], &[path, "delete"]].concat()).unwrap();
     assert!(output.status.success() && output.stderr.is_empty());
     assert!(!ran.exists() && !run_dir.path().exists());
     let end = Instant::now() + Duration::from_secs(60);
-    while run_dir.owed().exists() {
+    while run_dir.handed_over_hooks().exists() {
         assert!(Instant::now() < end, "the hooks do not end");
         std::thread::sleep(Duration::from_millis(50));
     }

@@ -1,6 +1,7 @@
 //! Loads: much at once, and the same thing many times over. `make test` runs them small, `make stress` in full (docs/testing.md).
 
-use std::{env, thread, time::Duration};
+use std::time::{Duration, Instant};
+use std::{env, thread};
 
 use framework::{Node, Result, Terminal};
 
@@ -32,6 +33,11 @@ fn numbers(bytes: usize) -> Vec<u8> {
     text
 }
 
+/// Says how far a load is: `make stress` shows it.
+fn progress(what: &str, done: usize, all: usize, began: Instant) {
+    eprintln!("{what}: {done} of {all} after {} s", began.elapsed().as_secs());
+}
+
 /// Everything that a terminal shows, and the exit code.
 fn read(mut terminal: Terminal) -> Result<(Vec<u8>, Option<i32>)> {
     let shown = terminal.read_slowly(64 << 10, Duration::ZERO)?;
@@ -47,8 +53,9 @@ fn no_byte_of_many_execs_on_terminals_is_missing() -> Result<()> {
     let write = format!("seq -s ' ' 1 {} | head -c {bytes} > /dev/shm/text", bytes / 4);
     node.exec("base", "write").sh(&write).limit(limit()).ok()?;
     let wanted = numbers(bytes);
+    let began = Instant::now();
     let names: Vec<String> = (0..execs).map(|number| format!("e{number}")).collect();
-    for names in names.chunks(AT_ONCE) {
+    for (chunk, names) in names.chunks(AT_ONCE).enumerate() {
         let reading: Vec<_> = names
             .iter()
             .map(|name| {
@@ -66,6 +73,7 @@ fn no_byte_of_many_execs_on_terminals_is_missing() -> Result<()> {
                 shown.len()
             );
         }
+        progress("execs on terminals", chunk * AT_ONCE + names.len(), execs, began);
     }
     node.remove("base")?;
     node.nothing_left()
@@ -86,8 +94,10 @@ fn of_many_sandboxes_that_are_started_at_once_each_is_up_or_refused_with_a_reaso
         })
         .collect::<Result<_>>()?;
     let mut up = Vec::new();
-    for (name, starting) in names.iter().zip(starting) {
+    let began = Instant::now();
+    for (number, (name, starting)) in names.iter().zip(starting).enumerate() {
         let output = starting.wait()?;
+        progress("sandboxes up or refused", number + 1, names.len(), began);
         if output.code == Some(0) {
             up.push(name);
         } else {
@@ -167,8 +177,12 @@ mod kata_only {
             cycle(&tasks, &id, &process)?;
         }
         let before = usage(&node, "before")?;
-        for _ in warm..cycles {
+        let began = Instant::now();
+        for number in warm..cycles {
             cycle(&tasks, &id, &process)?;
+            if number % 50 == 0 {
+                progress("cycles", number, cycles, began);
+            }
         }
         // What the last ones leave is let go of a moment later; what each one leaves is more than this.
         const LATE: usize = 6;

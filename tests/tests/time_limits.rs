@@ -107,7 +107,7 @@ const ALLOWED: [(&str, &str, &str); 40] = [
     ),
     (
         "relay/src/connection.rs",
-        "FAREWELL",
+        "LAST_FRAME_TIMEOUT",
         "runs in the guest and on the host, and bounds only how long an ended connection is kept",
     ),
     ("scrape/src/lib.rs", "PATIENCE", "a client of the node"),

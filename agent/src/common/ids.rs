@@ -8,9 +8,9 @@ const MAX_LENGTH: usize = 128;
 /// Why a name is refused.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:?} is no id: 1 to {MAX_LENGTH} of A-Z, a-z, 0-9, '.', '_', '-', the first a letter or digit")]
-pub(crate) struct IdError(String);
+pub(crate) struct InvalidId(String);
 
-fn check(id: &str) -> Result<(), IdError> {
+fn check(id: &str) -> Result<(), InvalidId> {
     let first = id.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
     let rest = id
         .bytes()
@@ -18,7 +18,7 @@ fn check(id: &str) -> Result<(), IdError> {
     if first && rest && id.len() <= MAX_LENGTH {
         return Ok(());
     }
-    Err(IdError(id.chars().take(MAX_LENGTH).collect()))
+    Err(InvalidId(id.chars().take(MAX_LENGTH).collect()))
 }
 
 /// A container's checked id.
@@ -28,7 +28,7 @@ pub(crate) struct ContainerId(String);
 impl ContainerId {
     /// # Errors
     /// The name holds what a directory's name must not.
-    pub(crate) fn new(id: &str) -> Result<Self, IdError> {
+    pub(crate) fn new(id: &str) -> Result<Self, InvalidId> {
         check(id).map(|()| Self(id.to_owned()))
     }
 
@@ -55,7 +55,7 @@ pub(crate) enum ExecId {
 impl ExecId {
     /// # Errors
     /// The name holds what an id must not.
-    pub(crate) fn new(id: &str) -> Result<Self, IdError> {
+    pub(crate) fn new(id: &str) -> Result<Self, InvalidId> {
         if id.is_empty() {
             return Ok(Self::Init);
         }

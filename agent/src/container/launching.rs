@@ -17,7 +17,7 @@ use super::{Container, Life, Slot, Verb};
 use crate::cgroup;
 use crate::common::ids::ExecId;
 use crate::common::timeouts::scaled;
-use crate::connections::streams::{Prepared, StreamError, Streams};
+use crate::connections::streams::{Prepared, StdioError, Streams};
 use crate::container::process::Process;
 use crate::container::reaper::{Exit, Launching};
 use crate::error::Error;
@@ -223,7 +223,7 @@ impl Container {
         })
     }
 
-    pub(super) fn stream_error(&self, exec: &ExecId, source: StreamError) -> Error {
+    pub(super) fn stream_error(&self, exec: &ExecId, source: StdioError) -> Error {
         Error::Stream {
             id: self.id.clone(),
             exec: exec.clone(),

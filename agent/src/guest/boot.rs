@@ -16,7 +16,7 @@ use crate::guest::modules::HELPER;
 
 /// Why the guest cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum BootError {
+pub(crate) enum EarlyBootError {
     /// A step of the boot failed.
     #[error("boot: {step} {on}")]
     Step {
@@ -35,8 +35,8 @@ fn step<T, E: Into<io::Error>>(
     step: &'static str,
     on: impl fmt::Display,
     result: Result<T, E>,
-) -> Result<T, BootError> {
-    result.map_err(|error| BootError::Step {
+) -> Result<T, EarlyBootError> {
+    result.map_err(|error| EarlyBootError::Step {
         step,
         on: on.to_string(),
         source: error.into(),
@@ -113,7 +113,7 @@ const MOUNTS: &[Mount] = &[
 ///
 /// # Errors
 /// The kernel lacks a file system or a controller that containers need.
-pub(crate) fn boot() -> Result<(), BootError> {
+pub(crate) fn boot() -> Result<(), EarlyBootError> {
     new_root()?;
     enter_root()?;
     cgroup::lay_out()?;
@@ -128,7 +128,7 @@ pub(crate) fn boot() -> Result<(), BootError> {
 }
 
 /// Mounts the tmpfs that becomes the root, and everything in it.
-fn new_root() -> Result<(), BootError> {
+fn new_root() -> Result<(), EarlyBootError> {
     let root = Path::new(NEW_ROOT);
     step("create", NEW_ROOT, std::fs::create_dir_all(root))?;
     step(
@@ -153,7 +153,7 @@ fn new_root() -> Result<(), BootError> {
 
 /// The kernel finds this program under the name by which it has modules loaded: its threads are in the root of the first
 /// process, which the old one is not part of any longer.
-fn link_helper(root: &Path) -> Result<(), BootError> {
+fn link_helper(root: &Path) -> Result<(), EarlyBootError> {
     let helper = root.join(HELPER.trim_start_matches('/'));
     let directory = helper.parent().unwrap_or(root);
     step("create", directory.display(), std::fs::create_dir_all(directory))?;
@@ -165,7 +165,7 @@ fn link_helper(root: &Path) -> Result<(), BootError> {
 }
 
 /// The programs of the debug console, where the image has them (guest-kernel/debug-console), stay in reach.
-fn keep_programs(root: &Path) -> Result<(), BootError> {
+fn keep_programs(root: &Path) -> Result<(), EarlyBootError> {
     let programs = Path::new("/bin");
     if !programs.is_dir() {
         return Ok(());
@@ -177,7 +177,7 @@ fn keep_programs(root: &Path) -> Result<(), BootError> {
 
 /// Moves to the new root. The root of an initramfs cannot be pivoted away from (pivot_root(2)), a mount on top of it
 /// can; the old root stays below and holds nothing but `/init`.
-fn enter_root() -> Result<(), BootError> {
+fn enter_root() -> Result<(), EarlyBootError> {
     step("enter", NEW_ROOT, rustix::process::chdir(NEW_ROOT))?;
     step("move", NEW_ROOT, mount_move(".", "/"))?;
     step("chroot", NEW_ROOT, rustix::process::chroot("."))?;
@@ -186,7 +186,7 @@ fn enter_root() -> Result<(), BootError> {
 
 /// As many descriptors as the kernel allows at all (fs.nr_open): a process of a container costs the agent about ten, and
 /// the kernel gives its first process 1024. Containers get their own limit when they are launched.
-fn raise_descriptors() -> Result<(), BootError> {
+fn raise_descriptors() -> Result<(), EarlyBootError> {
     const MOST: &str = "/proc/sys/fs/nr_open";
     let most = step("read", MOST, std::fs::read_to_string(MOST))?;
     let most = step("parse", MOST, most.trim().parse().map_err(io::Error::other))?;
@@ -200,13 +200,13 @@ fn raise_descriptors() -> Result<(), BootError> {
 /// A mount that is attached nowhere yet has a mount namespace of its own (open_tree(2) with OPEN_TREE_CLONE), and all that a
 /// container is to have are made before the first is attached. The kernel allows half as many as there may be threads, in a
 /// small guest 900; this is as many as fs.mount-max allows mounts.
-fn allow_mounts() -> Result<(), BootError> {
+fn allow_mounts() -> Result<(), EarlyBootError> {
     const MOST: &str = "/proc/sys/user/max_mnt_namespaces";
     step("raise", MOST, std::fs::write(MOST, "100000"))
 }
 
 /// Containers of a pod reach each other by it, whatever network the sandbox has.
-fn loopback() -> Result<(), BootError> {
+fn loopback() -> Result<(), EarlyBootError> {
     let any = step("open", "socket", socket(AddressFamily::INET, SocketType::DGRAM, None))?;
     step("bring up", "lo", sys::interface_up(any.as_fd(), "lo"))
 }
@@ -222,7 +222,7 @@ pub(crate) fn parameter<'a>(cmdline: &'a str, key: &str) -> Option<&'a str> {
 ///
 /// # Errors
 /// The command line cannot be read, or names no port.
-pub(crate) fn host_port() -> Result<u32, BootError> {
+pub(crate) fn host_port() -> Result<u32, EarlyBootError> {
     let cmdline = step("read", "/proc/cmdline", std::fs::read_to_string("/proc/cmdline"))?;
     match parameter(&cmdline, protocol::PORT_PARAMETER) {
         None => Ok(protocol::DEFAULT_HOST_PORT),

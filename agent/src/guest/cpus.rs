@@ -17,7 +17,7 @@ const APPEARS: Duration = Duration::from_secs(20);
 
 /// Why there are not so many CPUs.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum CpuError {
+pub(crate) enum OnlineError {
     /// The kernel has made room for fewer when it booted.
     #[error("the guest's kernel has no place for {wanted} CPUs but for {possible}")]
     NoPlace {
@@ -44,8 +44,8 @@ pub(crate) enum CpuError {
     },
 }
 
-fn failed(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> CpuError {
-    move |source| CpuError::Io {
+fn failed(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> OnlineError {
+    move |source| OnlineError::Io {
         what,
         path: path.into(),
         source,
@@ -56,13 +56,13 @@ fn failed(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error
 ///
 /// # Errors
 /// The kernel has no place for them, or they do not appear.
-pub(crate) async fn online(wanted: u32) -> Result<(), CpuError> {
+pub(crate) async fn online(wanted: u32) -> Result<(), OnlineError> {
     if counted("online")? >= wanted {
         return Ok(());
     }
     let possible = counted("possible")?;
     if possible < wanted {
-        return Err(CpuError::NoPlace { wanted, possible });
+        return Err(OnlineError::NoPlace { wanted, possible });
     }
     let events = Uevents::listen().map_err(failed("listen to the events of", CPUS))?;
     let coming = async {
@@ -77,18 +77,18 @@ pub(crate) async fn online(wanted: u32) -> Result<(), CpuError> {
     };
     match tokio::time::timeout(scaled(APPEARS), coming).await {
         Ok(result) => result,
-        Err(_) => Err(CpuError::Missing {
+        Err(_) => Err(OnlineError::Missing {
             wanted,
             online: counted("online")?,
         }),
     }
 }
 
-fn counted(list: &str) -> Result<u32, CpuError> {
+fn counted(list: &str) -> Result<u32, OnlineError> {
     count(Path::new(CPUS), list)
 }
 
-fn count(cpus: &Path, list: &str) -> Result<u32, CpuError> {
+fn count(cpus: &Path, list: &str) -> Result<u32, OnlineError> {
     let path = cpus.join(list);
     let text = fs::read_to_string(&path).map_err(failed("read", &path))?;
     in_list(&text).ok_or_else(|| failed("understand", path)(io::ErrorKind::InvalidData.into()))
@@ -106,7 +106,7 @@ fn in_list(list: &str) -> Option<u32> {
 }
 
 /// Brings CPUs online until there are so many, and says whether there are.
-fn bring_online(cpus: &Path, wanted: u32) -> Result<bool, CpuError> {
+fn bring_online(cpus: &Path, wanted: u32) -> Result<bool, OnlineError> {
     for entry in fs::read_dir(cpus).map_err(failed("list", cpus))?.flatten() {
         if count(cpus, "online")? >= wanted {
             return Ok(true);

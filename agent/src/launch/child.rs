@@ -179,7 +179,7 @@ fn prepare_and_execute(
 
     if taken.is_some() {
         let hooks = hooks_of(&told.spec, Hooks::start_container);
-        let state = hooks::Told {
+        let state = hooks::HookInput {
             spec: &told.spec,
             id: &told.id,
             bundle: &told.bundle,

@@ -24,9 +24,9 @@ use super::{
     sys,
 };
 
-/// What hooks are told.
+/// What a hook's state is made of, and its environment.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Told<'a> {
+pub(super) struct HookInput<'a> {
     pub(super) spec: &'a Spec,
     pub(super) id: &'a str,
     /// On the host.
@@ -47,16 +47,16 @@ pub(super) struct Confinement<'a> {
 const MAX_COMPLAINT: u64 = 1024;
 
 /// Runs startContainer hooks in order with the container's state on their standard input; the first that fails ends the launch.
-pub(super) fn run(hooks: &[Hook], told: Told<'_>, confinement: Confinement<'_>) -> Result<()> {
+pub(super) fn run(hooks: &[Hook], input: HookInput<'_>, confinement: Confinement<'_>) -> Result<()> {
     if hooks.is_empty() {
         return Ok(());
     }
-    let Told {
+    let HookInput {
         spec,
         id,
         bundle,
         environment,
-    } = told;
+    } = input;
     let state = StateBuilder::default()
         .version(spec.version().clone())
         .id(id)

@@ -26,7 +26,7 @@ const PROBE: Duration = Duration::from_secs(60);
 
 /// Why there is no report.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum MemlockError {
+pub(crate) enum ReportError {
     /// This program cannot wait for an answer.
     #[error("cannot start")]
     Runtime(#[source] std::io::Error),
@@ -80,11 +80,11 @@ struct Found {
 ///
 /// # Errors
 /// There is no such container, or its sandbox does not answer.
-pub(crate) fn report(question: &Question) -> Result<Report, MemlockError> {
+pub(crate) fn report(question: &Question) -> Result<Report, ReportError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(MemlockError::Runtime)?;
+        .map_err(ReportError::Runtime)?;
     let (info, response) = runtime.block_on(ask(Path::new(protocol::SANDBOXES), question))?;
     let text = if question.json {
         show::json(question, &info, &response)
@@ -95,7 +95,7 @@ pub(crate) fn report(question: &Question) -> Result<Report, MemlockError> {
     Ok(Report { text, good })
 }
 
-async fn ask(root: &Path, question: &Question) -> Result<(SandboxInfo, MemlockResponse), MemlockError> {
+async fn ask(root: &Path, question: &Question) -> Result<(SandboxInfo, MemlockResponse), ReportError> {
     let found = find(root, question).await?;
     let request = MemlockRequest {
         container_id: question.container.clone(),
@@ -106,9 +106,9 @@ async fn ask(root: &Path, question: &Question) -> Result<(SandboxInfo, MemlockRe
     let call = found.client.memlock(context::with_duration(PROBE), &request);
     match tokio::time::timeout(PROBE, call).await {
         Ok(Ok(response)) => Ok((found.info, response)),
-        Ok(Err(ttrpc::Error::RpcStatus(status))) => Err(MemlockError::Refused(status.message().to_owned())),
-        Ok(Err(error)) => Err(MemlockError::Refused(format!("the sandbox's shim: {error}"))),
-        Err(_) => Err(MemlockError::Refused(format!(
+        Ok(Err(ttrpc::Error::RpcStatus(status))) => Err(ReportError::Refused(status.message().to_owned())),
+        Ok(Err(error)) => Err(ReportError::Refused(format!("the sandbox's shim: {error}"))),
+        Err(_) => Err(ReportError::Refused(format!(
             "the sandbox's shim did not answer within {} s",
             PROBE.as_secs()
         ))),
@@ -116,8 +116,8 @@ async fn ask(root: &Path, question: &Question) -> Result<(SandboxInfo, MemlockRe
 }
 
 /// The one sandbox that has the container.
-async fn find(root: &Path, question: &Question) -> Result<Found, MemlockError> {
-    let failed = |source| MemlockError::Directory {
+async fn find(root: &Path, question: &Question) -> Result<Found, ReportError> {
+    let failed = |source| ReportError::Directory {
         path: root.to_owned(),
         source,
     };
@@ -147,12 +147,12 @@ async fn find(root: &Path, question: &Question) -> Result<Found, MemlockError> {
         }
     }
     if found.len() > 1 {
-        return Err(MemlockError::Ambiguous {
+        return Err(ReportError::Ambiguous {
             container: question.container.clone(),
             namespaces: found.into_iter().map(|sandbox| sandbox.info.namespace).collect(),
         });
     }
-    found.pop().ok_or_else(|| MemlockError::NotFound {
+    found.pop().ok_or_else(|| ReportError::NotFound {
         container: question.container.clone(),
         root: root.to_owned(),
         asked,

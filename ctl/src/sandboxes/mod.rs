@@ -35,7 +35,6 @@ pub(crate) struct State {
     pub(crate) namespace: String,
     /// The sandbox.
     pub(crate) id: String,
-    /// The shim.
     pub(crate) shim: Option<Process>,
     /// QEMU and its helpers.
     pub(crate) vm: Vec<Process>,
@@ -48,9 +47,7 @@ pub(crate) struct State {
 /// A sandbox's directory.
 #[derive(Debug)]
 pub(crate) struct Found {
-    /// Its name.
     pub(crate) name: String,
-    /// The directory.
     pub(crate) directory: PathBuf,
     /// What is written in it, or why that cannot be read.
     pub(crate) state: Result<State, String>,

@@ -12,6 +12,7 @@ use std::time::Duration;
 use base::spawn::{Accounting, Program, Score};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use percent_encoding::percent_decode_str;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
@@ -65,22 +66,16 @@ pub(super) fn parse(uri: &str) -> Result<Option<LogCommand>, StreamError> {
     }))
 }
 
-/// Percent-decoding (RFC 3986, 2.1); in a query a plus is a space.
+/// Percent-decoding (RFC 3986, 2.1); in a query a plus is a space. None if an escape is not whole, which the crate would leave as it is.
 fn decode(text: &str, query: bool) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        bytes.push(match byte {
-            b'%' => {
-                let digit = |byte: u8| char::from(byte).to_digit(16);
-                u8::try_from(digit(rest.next()?)? * 16 + digit(rest.next()?)?).ok()?
-            }
-            b'+' if query => b' ',
-            byte => byte,
-        });
+    let is_escape = |rest: &str| rest.len() >= 2 && rest.bytes().take(2).all(|byte| byte.is_ascii_hexdigit());
+    if !text.split('%').skip(1).all(is_escape) {
+        return None;
     }
+    let text = if query { text.replace('+', " ") } else { text.to_owned() };
+    let text = percent_decode_str(&text).decode_utf8().ok()?;
     // No argument of a program can hold a NUL.
-    String::from_utf8(bytes).ok().filter(|text| !text.contains('\0'))
+    (!text.contains('\0')).then(|| text.into_owned())
 }
 
 /// A running logging program.

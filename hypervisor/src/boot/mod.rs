@@ -19,7 +19,7 @@ use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 
 use crate::boot_error::BootError;
 use crate::helpers::virtiofsd::{self, Share};
-use crate::hotplug::DiskOptions;
+use crate::hotplug::{DiskOptions, Machine};
 use crate::listener::GuestListener;
 use crate::machine::accel::{self, Accel};
 use crate::machine::descriptor::number;
@@ -264,13 +264,15 @@ async fn start_qemu(
         } else {
             Vsock::VhostUser
         },
-        disks,
         dump,
         name: spec.name,
-        backing: spec.backing,
-        accel: spec.accel,
-        size: spec.size,
-        largest: spec.largest,
+        machine: Machine {
+            disks,
+            accel: spec.accel,
+            backing: spec.backing,
+            size: spec.size,
+            largest: spec.largest,
+        },
     });
     Ok((vm, guest.listener))
 }

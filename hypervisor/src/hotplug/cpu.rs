@@ -1,5 +1,8 @@
 //! vCPUs that are plugged and unplugged. QEMU has the list of them: nothing is remembered here.
 //!
+//! vCPUs are added in one transaction: all that are missing, or none. Under TCG, where none can be taken back, each is one of its own.
+//! Those that are too many go one after the other, and those that went do not come back if a later one stays.
+//!
 //! The vCPUs of the boot stay, because QEMU has no id for them. The guest's kernel releases a vCPU by itself (ACPI); a
 //! new vCPU must be brought online by a program in the guest. Under TCG no vCPU is unplugged.
 
@@ -11,6 +14,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::Mutex;
 
 use super::release::{ReleaseError, release};
+use super::transaction::{self, Command, Left, Name, NotAdded, Part, Undo};
 use crate::machine::accel::Accel;
 use crate::qmp::{Qmp, QmpError};
 
@@ -57,6 +61,11 @@ fn failed(step: &'static str) -> impl FnOnce(QmpError) -> CpuError {
     move |source| CpuError::Step { step, source }
 }
 
+/// QEMU's name of the vCPU in the place of this number.
+fn id(number: usize) -> String {
+    format!("cpu-{number}")
+}
+
 /// A place for a vCPU.
 #[derive(Debug, Clone, PartialEq)]
 struct Place {
@@ -91,8 +100,14 @@ impl Place {
     fn device_add(&self, number: usize) -> Value {
         let mut device = self.properties.clone();
         device.insert("driver".to_owned(), json!(self.driver));
-        device.insert("id".to_owned(), json!(format!("cpu-{number}")));
+        device.insert("id".to_owned(), json!(id(number)));
         Value::Object(device)
+    }
+
+    /// The vCPU that is plugged into it.
+    fn part(&self, number: usize) -> Part {
+        let plug = Command::new("plug in a vCPU", "device_add", self.device_add(number));
+        Part::new(Name::Device(id(number)), plug)
     }
 }
 
@@ -120,8 +135,7 @@ pub(crate) async fn set_whole(
     work.await.unwrap_or(Err(CpuError::Interrupted))
 }
 
-/// Gives the VM so many vCPUs, one after the other. What has been plugged stays if a later one fails. The caller sees to it
-/// that nobody else does the same at the time.
+/// Gives the VM so many vCPUs. The caller sees to it that nobody else does the same at the time.
 async fn set(qmp: &Qmp, accel: Accel, wanted: NonZeroU32) -> Result<(), CpuError> {
     let answer = qmp.execute("query-hotpluggable-cpus", Value::Null).await;
     let places = places(&answer.map_err(failed("list the vCPUs"))?);
@@ -132,18 +146,29 @@ async fn set(qmp: &Qmp, accel: Accel, wanted: NonZeroU32) -> Result<(), CpuError
     }
     let present = places.iter().filter(|place| place.occupant.is_some()).count();
     let free = places.iter().enumerate().filter(|(_, place)| place.occupant.is_none());
-    for (number, place) in free.take(count.saturating_sub(present)) {
-        let plugged = qmp.execute("device_add", place.device_add(number)).await;
-        plugged.map_err(failed("plug in a vCPU"))?;
+    let missing: Vec<Part> = free
+        .take(count.saturating_sub(present))
+        .map(|(number, place)| place.part(number))
+        .collect();
+    let patience = qmp.scale().of(RELEASE_TIMEOUT);
+    // QEMU's translator has a context for each vCPU that there can be, never takes one back, and aborts at the first vCPU too
+    // many (`tcg_register_thread`, 10.0.2): a vCPU that was unplugged could not come again. An idle one costs nothing.
+    let undo = if accel == Accel::Tcg { Undo::Kept } else { Undo::Removed };
+    if let Err(NotAdded { step, source, left }) = transaction::add(qmp, missing, undo, patience).await {
+        if !matches!(left, Left::Nothing) {
+            tracing::warn!(
+                ?left,
+                "QEMU may have vCPUs that it was not to have: the next change begins with what it has"
+            );
+        }
+        return Err(failed(step)(source));
     }
     if accel == Accel::Tcg {
-        // QEMU's translator has a context for each vCPU that there can be, never takes one back, and aborts at the first vCPU
-        // too many (`tcg_register_thread`, 10.0.2): a vCPU that was unplugged could not come again. An idle one costs nothing.
         return Ok(());
     }
     let plugged = places.iter().rev().filter_map(Place::plugged);
     for id in plugged.take(present.saturating_sub(count)) {
-        let released = release(qmp, id, qmp.scale().of(RELEASE_TIMEOUT)).await;
+        let released = release(qmp, id, patience).await;
         released.map_err(|error| match error {
             ReleaseError::Held(reason) => CpuError::Held {
                 id: id.to_owned(),
@@ -160,7 +185,7 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
-    use crate::qmp::scripted;
+    use crate::scripted;
 
     /// A QEMU that has the places of [`answer`], lets every vCPU go at once, and keeps what it is asked.
     fn qemu() -> (Qmp, Arc<Mutex<Vec<String>>>) {

@@ -6,6 +6,7 @@ use config::{BlockAio, Hypervisor};
 use serde_json::{Value, json};
 
 use super::slots::{BUS, Slot};
+use super::transaction::{Command, Name, Part};
 use crate::machine::disk_rates::DiskRates;
 
 /// What a disk's bytes are.
@@ -105,8 +106,18 @@ impl Names {
         format!("file-{}", self.number)
     }
 
-    pub(super) fn add_fd(self) -> Value {
-        json!({ "fdset-id": self.number })
+    /// The disk in QEMU, part by part.
+    pub(super) fn parts(self, slot: Slot, disk: Disk, options: DiskOptions) -> Vec<Part> {
+        let open = |options| Command::new("open", "blockdev-add", self.blockdev_add(&disk, options));
+        let node = Part::new(Name::Node(self.id()), open(options)).or(
+            options.without_io_uring().map(open),
+            "QEMU cannot open a disk with block_device_aio = \"io_uring\": it has threads",
+        );
+        let device = self.device_add(slot, options.iothread, disk.sectors);
+        let device = Part::new(Name::Device(self.id()), Command::new("plug in", "device_add", device));
+        let set = json!({ "fdset-id": self.number });
+        let file = Command::with_file("hand over the file of", "add-fd", set, disk.file);
+        vec![Part::new(Name::Files(self.number), file), node, device]
     }
 
     /// What the guest discards is given back to the host.

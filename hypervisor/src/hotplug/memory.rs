@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex;
 use tokio::sync::broadcast::error::RecvError;
 
-use super::Hotplug;
-use super::release::exists;
-use super::slots::{BUS, Slot};
+use super::release::{ReleaseError, exists};
+use super::slots::{BUS, Places, Slot};
+use super::transaction::{self, Command, Left, Name, NotAdded, Part, Undo};
 use crate::machine::size::Size;
 use crate::machine::spec::Backing;
 use crate::qmp::{Event, Qmp, QmpError};
@@ -99,12 +99,13 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    pub(crate) fn new(qmp: Qmp, places: Hotplug, boot: Size, largest: Size, backing: Backing) -> Self {
+    pub(crate) fn new(qmp: Qmp, places: Places, boot: Size, largest: Size, backing: Backing) -> Self {
         let device = Device {
             qmp: qmp.clone(),
             places,
             room: room(boot.memory, largest.memory),
             backing,
+            patience: qmp.scale().of(PATIENCE),
             state: DeviceState::Absent,
         };
         Self {
@@ -169,7 +170,7 @@ enum DeviceState {
     Absent,
     /// It is there.
     Present,
-    /// A step was not answered: it may be there, in this place, or its memory alone.
+    /// QEMU does not answer: it may be there, in this slot, or its memory alone.
     Unknown(Slot),
 }
 
@@ -177,10 +178,12 @@ enum DeviceState {
 #[derive(Debug)]
 struct Device {
     qmp: Qmp,
-    places: Hotplug,
+    places: Places,
     /// What can be plugged.
     room: Mebibytes,
     backing: Backing,
+    /// How long the guest may take to let go of a device that was not to come.
+    patience: Duration,
     state: DeviceState,
 }
 
@@ -193,9 +196,7 @@ impl Device {
             self.look(slot).await?;
         }
         if matches!(self.state, DeviceState::Present) {
-            let request = json!({ "path": path(), "property": "requested-size", "value": more.bytes() });
-            let asked = self.qmp.execute("qom-set", request).await;
-            asked.map_err(failed("ask the guest for another amount of memory"))?;
+            self.request(more).await?;
         } else if more.0 > 0 {
             self.plug(more).await?;
         } else {
@@ -204,45 +205,65 @@ impl Device {
         Ok(Some(more))
     }
 
-    /// Learns from QEMU what became of the steps that it had not answered. It has done them all when it answers.
+    /// Asks the guest for another amount. If QEMU has not answered, what it has decides.
+    async fn request(&self, more: Mebibytes) -> Result<(), MemoryError> {
+        let request = json!({ "path": path(), "property": "requested-size", "value": more.bytes() });
+        let Err(error) = self.qmp.execute("qom-set", request).await else {
+            return Ok(());
+        };
+        let unanswered = matches!(error, QmpError::Timeout { .. });
+        if unanswered
+            && bytes(&self.qmp, "requested-size")
+                .await
+                .is_ok_and(|bytes| bytes == more.bytes())
+        {
+            return Ok(());
+        }
+        Err(failed("ask the guest for another amount of memory")(error))
+    }
+
+    /// Learns from QEMU what it has of the device. It has done all that it was told before when it answers.
     async fn look(&mut self, slot: Slot) -> Result<(), MemoryError> {
         let there = exists(&self.qmp, DEVICE).await;
         if there.map_err(failed("ask whether memory has been plugged in"))? {
             self.state = DeviceState::Present;
             return Ok(());
         }
-        self.remove_backend(slot).await
-    }
-
-    async fn plug(&mut self, more: Mebibytes) -> Result<(), MemoryError> {
-        let (_, slot) = self.places.place().map_err(|_| MemoryError::Full)?;
-        self.state = DeviceState::Unknown(slot);
-        if let Err(error) = self.qmp.execute("object-add", backend(self.room, self.backing)).await {
-            if matches!(error, QmpError::Refused { .. }) {
-                self.is_absent(slot);
-            }
-            return Err(failed("make the memory that is to be plugged in")(error));
-        }
-        if let Err(error) = self.qmp.execute("device_add", device(slot, more, self.backing)).await {
-            if matches!(error, QmpError::Refused { .. })
-                && let Err(left) = self.remove_backend(slot).await
-            {
-                tracing::warn!(error = %left, "QEMU keeps what is left of memory that could not be plugged in");
-            }
-            return Err(failed("plug in memory")(error));
-        }
-        self.state = DeviceState::Present;
-        Ok(())
-    }
-
-    /// Removes the memory of a device that is not there. QEMU refuses it where there is none.
-    async fn remove_backend(&mut self, slot: Slot) -> Result<(), MemoryError> {
-        match self.qmp.execute("object-del", json!({ "id": BACKEND })).await {
-            Ok(_) | Err(QmpError::Refused { .. }) => {
+        let backend = [Name::Object(BACKEND.to_owned())];
+        match transaction::remove(&self.qmp, &backend, self.patience).await {
+            Ok(()) => {
                 self.is_absent(slot);
                 Ok(())
             }
-            Err(error) => Err(failed("remove memory that is not plugged in")(error)),
+            Err((_, ReleaseError::Qmp(error))) => Err(failed("remove memory that is not plugged in")(error)),
+            // No guest holds an object.
+            Err((_, ReleaseError::Held(_))) => Ok(()),
+        }
+    }
+
+    async fn plug(&mut self, more: Mebibytes) -> Result<(), MemoryError> {
+        let (_, slot) = self.places.take().ok_or(MemoryError::Full)?;
+        self.state = DeviceState::Unknown(slot);
+        let backend = backend(self.room, self.backing);
+        let step = "make the memory that is to be plugged in";
+        let backend = Part::new(
+            Name::Object(BACKEND.to_owned()),
+            Command::new(step, "object-add", backend),
+        );
+        let device = device(slot, more, self.backing);
+        let device = Command::new("plug in memory", "device_add", device);
+        let device = Part::new(Name::Device(DEVICE.to_owned()), device);
+        match transaction::add(&self.qmp, vec![backend, device], Undo::Removed, self.patience).await {
+            Ok(_) => {
+                self.state = DeviceState::Present;
+                Ok(())
+            }
+            Err(NotAdded { step, source, left }) => {
+                if matches!(left, Left::Nothing) {
+                    self.is_absent(slot);
+                }
+                Err(failed(step)(source))
+            }
         }
     }
 

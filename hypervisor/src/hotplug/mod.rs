@@ -1,38 +1,49 @@
-//! Devices that are plugged into a running VM, and unplugged.
+//! The devices of a running VM: disks, network devices, memory and vCPUs. [`DeviceManager`] is the only one that changes them.
 //!
 //! ```text
-//!           add-fd, blockdev-add, device_add            device_del, the guest releases it, blockdev-del, remove-fd
-//!  (absent) ───────────────────────────────► plugged ────────────────────────────────────────────────► (absent)
+//!            desired                       changes                               actual
+//!  table of disks and NICs,   ── transaction: all parts, or none ──►   what QEMU has, and is asked
+//!  size asked for             ◄── read back if QEMU has not answered ──
 //! ```
-//! If a step fails, the earlier ones are undone. If QEMU has not answered a step, its outcome is read when QEMU answers
-//! again ([`recovery`]); until then its slot counts as taken. The work is a separate task, so a cancelled caller leaves
-//! nothing half done. Knows QEMU's names for a device, but not its contents or its users in the guest. Disks are here,
-//! network devices in [`nic`].
+//! The manager remembers which disks and network devices there are to be, and in which slot each is. vCPUs and memory it does
+//! not remember: a change of them begins with what QEMU has. Each change is one [`transaction`]. It is a task of its own, so
+//! a cancelled caller leaves nothing half done. If the outcome of a transaction is unknown because QEMU does not answer at
+//! all, the slot stays taken, and what may be there is removed when QEMU answers again. Knows QEMU's names for a device, but
+//! not its contents or its users in the guest.
 
 pub(crate) mod cpu;
 mod disk;
 pub(crate) mod memory;
 mod nic;
 mod nic_names;
-mod recovery;
 mod release;
-mod resize;
 pub(crate) mod slots;
+mod transaction;
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use config::Mebibytes;
+use serde_json::json;
 
-use self::disk::Names;
-use self::release::{ReleaseError, release};
-use self::slots::{CAPACITY, Slot, Slots};
+use self::cpu::CpuError;
+use self::memory::{Memory, MemoryError, Surplus};
+use self::release::ReleaseError;
+use self::slots::{CAPACITY, Places, Slot};
+use self::transaction::{Left, Name, NotAdded, Part, Undo};
+use crate::machine::accel::Accel;
+use crate::machine::nic::Nic;
+use crate::machine::size::Size;
+use crate::machine::spec::Backing;
 use crate::qmp::{Qmp, QmpError};
 
 pub(crate) use self::disk::DiskOptions;
 pub use self::disk::{Disk, DiskKind, Sectors};
 pub use self::nic::NicHotplug;
+#[cfg(any(test, feature = "scripted"))]
+pub(crate) use self::release::UNDER_WAY;
 
 /// How long a guest may take to let go of a device. It has to do nothing but to remove the driver.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -88,149 +99,211 @@ pub enum HotplugError {
     Interrupted,
 }
 
-/// What is plugged into one VM. Clones share it.
+/// How a VM is made, as far as its devices depend on it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Machine {
+    pub(crate) disks: DiskOptions,
+    pub(crate) accel: Accel,
+    /// On what the guest's memory is.
+    pub(crate) backing: Backing,
+    /// What it boots with.
+    pub(crate) size: Size,
+    /// What it can become.
+    pub(crate) largest: Size,
+}
+
+/// The devices of one VM. Clones share them.
 #[derive(Debug, Clone)]
-pub(crate) struct Hotplug {
+pub(crate) struct DeviceManager {
     qmp: Qmp,
     disks: DiskOptions,
+    accel: Accel,
     patience: Duration,
-    state: Arc<Mutex<State>>,
+    places: Places,
+    /// By serial number of a disk, or QEMU's name of a network device.
+    plugged: Arc<Mutex<HashMap<String, Plugged>>>,
+    /// Whoever changes the number of vCPUs has it.
+    vcpus: Arc<tokio::sync::Mutex<()>>,
+    memory: Arc<tokio::sync::Mutex<Memory>>,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    slots: Slots,
-    last: u32,
-    /// By serial number.
-    disks: HashMap<String, (Names, Slot)>,
-    /// By QEMU's name.
-    nics: HashMap<String, (nic_names::Names, Slot)>,
+/// A disk or network device that is there.
+#[derive(Debug, Clone)]
+struct Plugged {
+    /// As in messages.
+    said: String,
+    slot: Slot,
+    parts: Vec<Name>,
 }
 
-impl Hotplug {
-    pub(crate) fn new(qmp: Qmp, disks: DiskOptions) -> Self {
+impl DeviceManager {
+    pub(crate) fn new(qmp: Qmp, machine: Machine) -> Self {
+        let Machine {
+            disks,
+            accel,
+            backing,
+            size,
+            largest,
+        } = machine;
+        let places = Places::default();
+        let memory = Memory::new(qmp.clone(), places.clone(), size, largest, backing);
         Self {
             disks,
+            accel,
             patience: qmp.scale().of(RELEASE_TIMEOUT),
+            places,
+            plugged: Arc::default(),
+            vcpus: Arc::default(),
+            memory: Arc::new(tokio::sync::Mutex::new(memory)),
             qmp,
-            state: Arc::default(),
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Gives a place back in which nothing could be plugged.
-    fn give_back(&self, slot: Slot) {
-        self.state().slots.give_back(slot);
-    }
-
-    /// A number that no device had before, and a free place.
-    fn place(&self) -> Result<(u32, Slot), HotplugError> {
-        let mut state = self.state();
-        let slot = state.slots.take().ok_or(HotplugError::Full)?;
-        state.last += 1;
-        Ok((state.last, slot))
+    fn plugged(&self) -> MutexGuard<'_, HashMap<String, Plugged>> {
+        self.plugged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Plugs a disk. The answer is its serial number.
-    pub(crate) async fn attach(&self, disk: Disk) -> Result<String, HotplugError> {
+    pub(crate) async fn attach_disk(&self, disk: Disk) -> Result<String, HotplugError> {
         let this = self.clone();
-        let work = tokio::spawn(async move { this.plug(disk).await });
+        let work = tokio::spawn(async move {
+            let (number, slot) = this.places.take().ok_or(HotplugError::Full)?;
+            let names = disk::Names { number };
+            let parts = names.parts(slot, disk, this.disks);
+            this.add(names.serial(), names.said(), slot, parts).await
+        });
         work.await.unwrap_or(Err(HotplugError::Interrupted))
     }
 
-    /// Unplugs it, once the guest has let go of it.
-    pub(crate) async fn detach(&self, serial: &str) -> Result<(), HotplugError> {
+    /// Unplugs it, once the guest has let go of it. When it returns QEMU has closed its file.
+    pub(crate) async fn detach_disk(&self, serial: &str) -> Result<(), HotplugError> {
+        self.detach(serial, "disk").await
+    }
+
+    /// Plugs a network device. The answer is its name.
+    async fn attach_nic(&self, nic: Nic) -> Result<String, HotplugError> {
         let this = self.clone();
-        let serial = serial.to_owned();
-        let work = tokio::spawn(async move { this.unplug(&serial).await });
+        let work = tokio::spawn(async move {
+            let (number, slot) = this.places.take().ok_or(HotplugError::Full)?;
+            let names = nic_names::Names { number };
+            match names.parts(slot, &nic) {
+                Ok(parts) => this.add(names.id(), names.said(), slot, parts).await,
+                Err(source) => {
+                    this.places.give_back(slot);
+                    let (device, source) = (names.said(), Arc::new(source));
+                    Err(HotplugError::Files { device, source })
+                }
+            }
+        });
         work.await.unwrap_or(Err(HotplugError::Interrupted))
     }
 
-    async fn plug(&self, disk: Disk) -> Result<String, HotplugError> {
-        let (number, slot) = self.place()?;
-        let names = Names { number };
-        match self.plug_in(names, slot, disk).await {
-            Ok(()) => {
-                self.state().disks.insert(names.serial(), (names, slot));
-                Ok(names.serial())
+    /// Unplugs it, once the guest has let go of it. When it returns QEMU has closed its tap.
+    async fn detach_nic(&self, id: &str) -> Result<(), HotplugError> {
+        self.detach(id, "network device").await
+    }
+
+    /// Adds a device of these parts. If that fails, its slot is free again when QEMU has nothing in it.
+    async fn add(&self, key: String, said: String, slot: Slot, parts: Vec<Part>) -> Result<String, HotplugError> {
+        match transaction::add(&self.qmp, parts, Undo::Removed, self.patience).await {
+            Ok(parts) => {
+                self.plugged().insert(key.clone(), Plugged { said, slot, parts });
+                Ok(key)
             }
-            Err(error) => {
-                let close = vec![
-                    ("blockdev-del", json!({ "node-name": names.id() })),
-                    ("remove-fd", names.add_fd()),
-                ];
-                self.after_failure(&error, slot, names.id(), close);
-                Err(error)
+            Err(NotAdded { step, source, left }) => {
+                match left {
+                    Left::Nothing => self.places.give_back(slot),
+                    Left::Perhaps(parts) => drop(tokio::spawn(self.clone().recover(slot, parts))),
+                }
+                let device = said;
+                Err(HotplugError::Step { step, device, source })
             }
         }
     }
 
-    async fn plug_in(&self, names: Names, slot: Slot, disk: Disk) -> Result<(), HotplugError> {
-        let node = names.blockdev_add(&disk, self.disks);
-        let other = self
-            .disks
-            .without_io_uring()
-            .map(|options| names.blockdev_add(&disk, options));
-        let sectors = disk.sectors;
-        let given = self.qmp.execute_with("add-fd", names.add_fd(), disk.file).await;
-        given.map_err(failed("hand over the file of", names.said()))?;
-        let mut node = self.qmp.execute("blockdev-add", node).await;
-        if let (Err(error @ QmpError::Refused { .. }), Some(other)) = (&node, other) {
-            tracing::warn!(%error, "QEMU cannot open {} with block_device_aio = \"io_uring\": it has threads", names.said());
-            node = self.qmp.execute("blockdev-add", other).await;
-        }
-        if let Err(error) = node {
-            self.undo("remove-fd", names.add_fd()).await;
-            return Err(failed("open", names.said())(error));
-        }
-        let device = self
-            .qmp
-            .execute("device_add", names.device_add(slot, self.disks.iothread, sectors))
-            .await;
-        if let Err(error) = device {
-            self.undo("blockdev-del", json!({ "node-name": names.id() })).await;
-            self.undo("remove-fd", names.add_fd()).await;
-            return Err(failed("plug in", names.said())(error));
+    async fn detach(&self, key: &str, kind: &'static str) -> Result<(), HotplugError> {
+        let (this, key) = (self.clone(), key.to_owned());
+        let work = tokio::spawn(async move { this.remove(&key, kind).await });
+        work.await.unwrap_or(Err(HotplugError::Interrupted))
+    }
+
+    async fn remove(&self, key: &str, kind: &str) -> Result<(), HotplugError> {
+        let found = self.plugged().get(key).cloned();
+        let plugged = found.ok_or_else(|| HotplugError::Unknown(format!("{kind} {key}")))?;
+        let removed = transaction::remove(&self.qmp, &plugged.parts, self.patience).await;
+        let device = plugged.said;
+        removed.map_err(|(part, error)| match error {
+            ReleaseError::Held(reason) => HotplugError::Held { device, reason },
+            ReleaseError::Qmp(source) => {
+                let step = part.removal();
+                HotplugError::Step { step, device, source }
+            }
+        })?;
+        // Another call may have removed it meanwhile, and the slot may be another device's.
+        if self.plugged().remove(key).is_some() {
+            self.places.give_back(plugged.slot);
         }
         Ok(())
     }
 
-    /// What failed first is what is told.
-    async fn undo(&self, command: &'static str, arguments: Value) {
-        if let Err(error) = self.qmp.execute(command, arguments).await {
-            tracing::warn!(%error, "QEMU keeps what is left of a device that could not be plugged in");
+    /// Removes what may be there of a device, as soon as QEMU and the guest do their part, and frees its slot.
+    async fn recover(self, slot: Slot, parts: Vec<Name>) {
+        loop {
+            match transaction::remove(&self.qmp, &parts, self.patience).await {
+                Ok(()) => break,
+                Err((_, ReleaseError::Qmp(QmpError::Closed))) => return,
+                Err((_, ReleaseError::Qmp(QmpError::Timeout { .. }))) => {}
+                Err((name, ReleaseError::Held(reason))) => {
+                    tracing::warn!(
+                        reason,
+                        ?name,
+                        "a device that came too late stays for now, and its slot is taken"
+                    );
+                    tokio::time::sleep(self.patience).await;
+                }
+                Err((name, ReleaseError::Qmp(error))) => {
+                    tracing::warn!(%error, ?name, "QEMU keeps what is left of a device that could not be plugged in");
+                    if matches!(name, Name::Device(_)) {
+                        return;
+                    }
+                    break;
+                }
+            }
         }
+        self.places.give_back(slot);
     }
 
-    async fn unplug(&self, serial: &str) -> Result<(), HotplugError> {
-        let unknown = || HotplugError::Unknown(format!("disk {serial}"));
-        let (names, slot) = self.state().disks.get(serial).copied().ok_or_else(unknown)?;
-        self.release(&names.id(), names.said()).await?;
-        // From here on QEMU alone decides, and it closes the file.
-        self.close_node(names).await.map_err(failed("close", names.said()))?;
-        let closed = self.close_file(names).await;
-        closed.map_err(failed("close the file of", names.said()))?;
-        let mut state = self.state();
-        state.disks.remove(serial);
-        state.slots.give_back(slot);
-        Ok(())
+    /// Tells QEMU, and through QEMU the guest, that a disk has so many bytes. QEMU enlarges an image, and cuts one off that is
+    /// larger: that is the caller's to bar. A block device must have the size already: QEMU only reads it again.
+    pub(crate) async fn resize_disk(&self, serial: &str, bytes: u64) -> Result<(), HotplugError> {
+        let disk = || serial.to_owned();
+        let found = self.plugged().get(serial).cloned();
+        let plugged = found.ok_or_else(|| HotplugError::Unknown(disk()))?;
+        let node = plugged.parts.iter().find_map(|part| match part {
+            Name::Node(name) => Some(name.clone()),
+            _ => None,
+        });
+        let arguments = json!({ "node-name": node, "size": bytes });
+        let resized = self.qmp.execute("block_resize", arguments).await;
+        resized
+            .map(drop)
+            .map_err(|source| HotplugError::Resize { disk: disk(), source })
     }
 
-    /// Has the guest let go of the device of this name, and waits until it has. `said` is what messages call it.
-    async fn release(&self, id: &str, said: String) -> Result<(), HotplugError> {
-        match release(&self.qmp, id, self.patience).await {
-            Ok(()) => Ok(()),
-            Err(ReleaseError::Held(reason)) => Err(HotplugError::Held { device: said, reason }),
-            Err(ReleaseError::Qmp(error)) => Err(failed("unplug", said)(error)),
-        }
+    /// Gives the VM so many vCPUs.
+    pub(crate) async fn set_vcpus(&self, count: NonZeroU32) -> Result<(), CpuError> {
+        cpu::set_whole(self.qmp.clone(), self.accel, count, Arc::clone(&self.vcpus)).await
     }
-}
 
-fn failed(step: &'static str, device: String) -> impl FnOnce(QmpError) -> HotplugError {
-    move |source| HotplugError::Step { step, device, source }
+    /// Asks the guest to have so much memory in all. The answer is what it has beyond.
+    pub(crate) async fn set_memory(&self, memory: Mebibytes) -> Result<Mebibytes, MemoryError> {
+        self.memory.lock().await.set(memory).await
+    }
+
+    /// By which it is seen what the guest has yet to give back.
+    pub(crate) async fn surplus(&self) -> Surplus {
+        self.memory.lock().await.surplus()
+    }
 }
 
 #[cfg(test)]

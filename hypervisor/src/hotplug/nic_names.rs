@@ -1,8 +1,11 @@
 //! What QEMU is told of a network device that is plugged in, by which names.
 
+use std::io;
+
 use serde_json::{Value, json};
 
 use super::slots::{BUS, Slot};
+use super::transaction::{Command, Name, Part};
 use crate::machine::nic::Nic;
 
 /// One device's names in QEMU. The number is never used again in a VM.
@@ -29,6 +32,24 @@ impl Names {
     pub(super) fn files(self, kind: &str, count: usize) -> Vec<String> {
         let name = |queue| format!("{kind}-{}-{queue}", self.number);
         (0..count).map(name).collect()
+    }
+
+    /// The device in QEMU, part by part. QEMU takes the files with the back end.
+    pub(super) fn parts(self, slot: Slot, nic: &Nic) -> io::Result<Vec<Part>> {
+        let taps = self.files("tap", nic.taps.len());
+        let vhost = self.files("vhost", nic.vhost.len());
+        let files = taps.iter().zip(&*nic.taps).chain(vhost.iter().zip(&*nic.vhost));
+        let mut parts = Vec::new();
+        for (name, file) in files {
+            let (step, arguments) = ("hand over the files of", json!({ "fdname": name }));
+            let command = Command::with_file(step, "getfd", arguments, file.try_clone()?);
+            parts.push(Part::new(Name::File(name.clone()), command));
+        }
+        let open = Command::new("open", "netdev_add", self.netdev_add(&taps, &vhost));
+        let plug = Command::new("plug in", "device_add", self.device_add(slot, nic));
+        parts.push(Part::new(Name::Netdev(self.netdev()), open).takes_files());
+        parts.push(Part::new(Name::Device(self.id()), plug));
+        Ok(parts)
     }
 
     /// QEMU's QAPI, `NetdevTapOptions`: several files are one text, colons between them.
@@ -61,5 +82,52 @@ impl Names {
             device["vectors"] = json!(2 * nic.taps.len() + 2);
         }
         device
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::hotplug::slots::Slots;
+    use crate::machine::mac_address::MacAddress;
+
+    fn nic(queues: usize) -> Nic {
+        let file = || std::fs::File::open("/dev/null").unwrap().into();
+        Nic {
+            mac: MacAddress([2, 0, 0, 0, 0, 7]),
+            taps: (0..queues).map(|_| file()).collect(),
+            vhost: Arc::new([]),
+        }
+    }
+
+    #[test]
+    fn a_device_with_one_queue_has_one_file() {
+        let (names, slot) = (Names { number: 3 }, Slots::default().take().unwrap());
+        assert_eq!(
+            names.netdev_add(&names.files("tap", 1), &[]),
+            json!({ "type": "tap", "id": "net-3", "fd": "tap-3-0" })
+        );
+        assert_eq!(
+            names.device_add(slot, &nic(1)),
+            json!({
+                "driver": "virtio-net-pci", "id": "nic-3", "bus": "hotplug", "addr": "0x1", "netdev": "net-3",
+                "mac": "02:00:00:00:00:07", "romfile": "", "disable-legacy": "on",
+            })
+        );
+    }
+
+    #[test]
+    fn a_device_with_two_queues_has_two_files_of_each_kind_and_six_vectors() {
+        let (names, slot) = (Names { number: 3 }, Slots::default().take().unwrap());
+        assert_eq!(
+            names.netdev_add(&names.files("tap", 2), &names.files("vhost", 2)),
+            json!({
+                "type": "tap", "id": "net-3", "fds": "tap-3-0:tap-3-1", "vhost": true, "vhostfds": "vhost-3-0:vhost-3-1",
+            })
+        );
+        let device = names.device_add(slot, &nic(2));
+        assert_eq!((&device["mq"], &device["vectors"]), (&json!(true), &json!(6)));
     }
 }

@@ -7,6 +7,9 @@ use tokio::sync::broadcast::error::RecvError;
 
 use crate::qmp::{Event, Qmp, QmpError};
 
+/// What QEMU says of a device that the guest was asked to let go of a moment ago (`qmp_device_del` in its system/qdev-monitor.c).
+pub(crate) const UNDER_WAY: &str = "is already in the process of unplug";
+
 /// Why a device is still there.
 #[derive(Debug)]
 pub(super) enum ReleaseError {
@@ -23,7 +26,16 @@ pub(super) async fn release(qmp: &Qmp, id: &str, patience: Duration) -> Result<(
     match qmp.execute("device_del", json!({ "id": id })).await {
         Ok(_) => {}
         // The guest has let go of it after an earlier attempt had been given up.
-        Err(QmpError::Refused { class, .. }) if class == "DeviceNotFound" => return Ok(()),
+        Err(error) if error.is_not_found() => return Ok(()),
+        // The guest was asked by an earlier attempt, and has yet to let go of it.
+        Err(QmpError::Refused { description, .. }) if description.contains(UNDER_WAY) => {}
+        Err(unanswered @ QmpError::Timeout { .. }) => {
+            return match exists(qmp, id).await {
+                Ok(false) => Ok(()),
+                Ok(true) => Err(ReleaseError::Qmp(unanswered)),
+                Err(error) => Err(ReleaseError::Qmp(error)),
+            };
+        }
         Err(error) => return Err(ReleaseError::Qmp(error)),
     }
     let answered = async {

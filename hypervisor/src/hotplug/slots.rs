@@ -2,6 +2,8 @@
 //!
 //! A caller takes a slot here before it plugs a device, so that two devices never get the same one.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 /// The bridge's bus in QEMU.
 pub(crate) const BUS: &str = "hotplug";
 
@@ -45,6 +47,35 @@ impl Slots {
     /// Frees one.
     pub(crate) fn give_back(&mut self, slot: Slot) {
         self.taken &= !(1 << slot.0);
+    }
+}
+
+/// The slots of one VM, and the numbers of its devices. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Places(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    slots: Slots,
+    last: u32,
+}
+
+impl Places {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A number that no device had before, and a free slot, if there is one.
+    pub(crate) fn take(&self) -> Option<(u32, Slot)> {
+        let mut state = self.state();
+        let slot = state.slots.take()?;
+        state.last += 1;
+        Some((state.last, slot))
+    }
+
+    /// Gives a slot back in which QEMU has nothing.
+    pub(crate) fn give_back(&self, slot: Slot) {
+        self.state().slots.give_back(slot);
     }
 }
 

@@ -1,11 +1,15 @@
 //! Tests of plugging with a scripted QEMU: the requests, their order, and what is undone.
 
+mod properties;
+
+use serde_json::Value;
+
 use super::*;
-use crate::qmp::scripted;
+use crate::scripted;
 
 /// A QEMU that answers every command by a rule, and keeps their names.
 struct Qemu {
-    hotplug: Hotplug,
+    devices: DeviceManager,
     asked: Arc<Mutex<Vec<String>>>,
 }
 
@@ -13,6 +17,8 @@ struct Qemu {
 enum Does {
     Accepts,
     Refuses(&'static str),
+    /// Refuses with these words.
+    Is(String),
     /// Accepts, and answers this.
     Says(Value),
     /// Accepts, and tells an event.
@@ -32,6 +38,7 @@ impl Qemu {
             match done {
                 Does::Accepts => Some(vec![json!({ "return": {} })]),
                 Does::Refuses(class) => Some(vec![json!({ "error": { "class": class, "desc": "no" } })]),
+                Does::Is(words) => Some(vec![json!({ "error": { "class": "GenericError", "desc": words } })]),
                 // Before the answer: it must not be missed.
                 Does::Tells(event, data) => {
                     Some(vec![json!({ "event": event, "data": data }), json!({ "return": {} })])
@@ -42,7 +49,7 @@ impl Qemu {
             }
         });
         Self {
-            hotplug: Hotplug::new(qmp, DiskOptions::of(&config::Hypervisor::default())),
+            devices: scripted::devices(qmp),
             asked,
         }
     }
@@ -62,8 +69,8 @@ fn disk() -> Disk {
     }
 }
 
-fn nic() -> crate::machine::nic::Nic {
-    crate::machine::nic::Nic {
+fn nic() -> Nic {
+    Nic {
         mac: crate::machine::mac_address::MacAddress([2, 0, 0, 0, 0, 7]),
         taps: (0..2)
             .map(|_| std::fs::File::open("/dev/null").unwrap().into())
@@ -87,25 +94,25 @@ async fn a_disk_is_resized_by_its_node_and_one_that_is_not_there_is_unknown() {
         _ => Does::Accepts,
     });
     assert!(matches!(
-        qemu.hotplug.resize("tatami-1", 4096).await,
+        qemu.devices.resize_disk("tatami-1", 4096).await,
         Err(HotplugError::Unknown(_))
     ));
-    let serial = qemu.hotplug.attach(disk()).await.unwrap();
-    qemu.hotplug.resize(&serial, 4096).await.unwrap();
-    let refused = qemu.hotplug.resize(&serial, 8192).await.unwrap_err();
+    let serial = qemu.devices.attach_disk(disk()).await.unwrap();
+    qemu.devices.resize_disk(&serial, 4096).await.unwrap();
+    let refused = qemu.devices.resize_disk(&serial, 8192).await.unwrap_err();
     assert!(matches!(refused, HotplugError::Resize { .. }), "{refused}");
 }
 
 #[tokio::test]
 async fn a_disk_is_plugged_in_and_unplugged() {
     let qemu = Qemu::new(lets_go);
-    let serial = qemu.hotplug.attach(disk()).await.unwrap();
+    let serial = qemu.devices.attach_disk(disk()).await.unwrap();
     assert_eq!(serial, "tatami-1");
     assert_eq!(qemu.asked(), ["add-fd", "blockdev-add", "device_add"]);
-    qemu.hotplug.detach(&serial).await.unwrap();
+    qemu.devices.detach_disk(&serial).await.unwrap();
     assert_eq!(qemu.asked(), ["device_del", "blockdev-del", "remove-fd"]);
     assert!(matches!(
-        qemu.hotplug.detach(&serial).await,
+        qemu.devices.detach_disk(&serial).await,
         Err(HotplugError::Unknown(_))
     ));
 }
@@ -125,7 +132,7 @@ async fn what_qemu_refuses_is_undone_and_its_place_is_free_again() {
             _ => Does::Accepts,
         });
         for _ in 0..40 {
-            let error = qemu.hotplug.attach(disk()).await.unwrap_err();
+            let error = qemu.devices.attach_disk(disk()).await.unwrap_err();
             assert!(matches!(error, HotplugError::Step { .. }), "{error}");
             assert_eq!(qemu.asked(), undone);
         }
@@ -137,12 +144,12 @@ async fn the_thirty_second_disk_is_refused_until_one_goes() {
     let qemu = Qemu::new(lets_go);
     let mut serials = Vec::new();
     for _ in 0..31 {
-        serials.push(qemu.hotplug.attach(disk()).await.unwrap());
+        serials.push(qemu.devices.attach_disk(disk()).await.unwrap());
     }
-    let error = qemu.hotplug.attach(disk()).await.unwrap_err();
+    let error = qemu.devices.attach_disk(disk()).await.unwrap_err();
     assert_eq!(error.to_string(), "all 31 places for devices of the VM are taken");
-    qemu.hotplug.detach(&serials[3]).await.unwrap();
-    assert_eq!(qemu.hotplug.attach(disk()).await.unwrap(), "tatami-32");
+    qemu.devices.detach_disk(&serials[3]).await.unwrap();
+    assert_eq!(qemu.devices.attach_disk(disk()).await.unwrap(), "tatami-32");
 }
 
 #[tokio::test]
@@ -160,13 +167,13 @@ async fn a_guest_that_does_not_let_go_is_waited_for_so_long_and_may_be_asked_aga
         }
         _ => Does::Accepts,
     });
-    qemu.hotplug.patience = Duration::from_millis(50);
-    let serial = qemu.hotplug.attach(disk()).await.unwrap();
+    qemu.devices.patience = Duration::from_millis(50);
+    let serial = qemu.devices.attach_disk(disk()).await.unwrap();
     for reason in ["it has not answered for 50ms", "it reports that it cannot"] {
-        let error = qemu.hotplug.detach(&serial).await.unwrap_err();
+        let error = qemu.devices.detach_disk(&serial).await.unwrap_err();
         assert!(error.to_string().ends_with(reason), "{error}");
     }
-    qemu.hotplug.detach(&serial).await.unwrap();
+    qemu.devices.detach_disk(&serial).await.unwrap();
 }
 
 #[tokio::test]
@@ -175,8 +182,8 @@ async fn a_qemu_that_ends_meanwhile_is_told_and_nothing_hangs() {
         "device_del" => Does::Ends,
         _ => Does::Accepts,
     });
-    let serial = qemu.hotplug.attach(disk()).await.unwrap();
-    let error = qemu.hotplug.detach(&serial).await.unwrap_err();
+    let serial = qemu.devices.attach_disk(disk()).await.unwrap();
+    let error = qemu.devices.detach_disk(&serial).await.unwrap_err();
     assert!(matches!(
         error,
         HotplugError::Step {
@@ -189,13 +196,13 @@ async fn a_qemu_that_ends_meanwhile_is_told_and_nothing_hangs() {
 #[tokio::test]
 async fn a_caller_who_gives_up_leaves_nothing_half_done() {
     let qemu = Qemu::new(lets_go);
-    let mut attaching = Box::pin(qemu.hotplug.attach(disk()));
+    let mut attaching = Box::pin(qemu.devices.attach_disk(disk()));
     // It has begun, and is dropped.
     assert!(futures_poll_once(attaching.as_mut()).await.is_none());
     drop(attaching);
     // The next one is served after it: the first is whole by then.
-    qemu.hotplug.attach(disk()).await.unwrap();
-    qemu.hotplug.detach("tatami-1").await.unwrap();
+    qemu.devices.attach_disk(disk()).await.unwrap();
+    qemu.devices.detach_disk("tatami-1").await.unwrap();
 }
 
 async fn futures_poll_once<F: Future + Unpin>(mut future: F) -> Option<F::Output> {
@@ -209,8 +216,8 @@ async fn futures_poll_once<F: Future + Unpin>(mut future: F) -> Option<F::Output
 #[tokio::test]
 async fn a_network_device_is_plugged_in_beside_a_disk_and_unplugged() {
     let qemu = Qemu::new(lets_go);
-    let nics = NicHotplug(qemu.hotplug.clone());
-    qemu.hotplug.attach(disk()).await.unwrap();
+    let nics = NicHotplug(qemu.devices.clone());
+    qemu.devices.attach_disk(disk()).await.unwrap();
     qemu.asked();
     let id = nics.attach(nic()).await.unwrap();
     assert_eq!(id, "nic-2");
@@ -224,7 +231,7 @@ async fn a_network_device_is_plugged_in_beside_a_disk_and_unplugged() {
 #[tokio::test]
 async fn what_qemu_refuses_of_a_network_device_is_undone_and_its_place_is_free_again() {
     for (refused, asked) in [
-        ("getfd", &["getfd", "closefd", "closefd"][..]),
+        ("getfd", &["getfd"][..]),
         ("netdev_add", &["getfd", "getfd", "netdev_add", "closefd", "closefd"]),
         (
             "device_add",
@@ -235,7 +242,7 @@ async fn what_qemu_refuses_of_a_network_device_is_undone_and_its_place_is_free_a
             name if name == refused => Does::Refuses("GenericError"),
             _ => Does::Accepts,
         });
-        let nics = NicHotplug(qemu.hotplug.clone());
+        let nics = NicHotplug(qemu.devices.clone());
         for _ in 0..40 {
             let error = nics.attach(nic()).await.unwrap_err();
             assert!(matches!(error, HotplugError::Step { .. }), "{error}");
@@ -258,43 +265,91 @@ async fn settled(qemu: &Qemu) -> Vec<String> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_place_is_given_to_nobody_until_qemu_says_that_nothing_is_in_it() {
+async fn a_slot_is_given_to_nobody_until_qemu_says_that_nothing_is_in_it() {
     for there in [false, true] {
-        let mut hung = false;
+        let mut stuck = 0;
         let qemu = Qemu::new(move |name, arguments| match name {
-            // The first is carried out late, or not at all.
-            "device_add" if !std::mem::replace(&mut hung, true) => Does::Hangs,
-            "qom-list" if there => Does::Says(json!([{ "name": "disk-1" }])),
+            // It does not answer these: the device, whether it is there, its removal, and whether that is done.
+            "device_add" | "qom-list" | "device_del" if stuck < 4 => {
+                stuck += 1;
+                Does::Hangs
+            }
+            "device_del" if !there => Does::Refuses("DeviceNotFound"),
             _ => lets_go(name, arguments),
         });
-        let error = qemu.hotplug.attach(disk()).await.unwrap_err();
+        let error = qemu.devices.attach_disk(disk()).await.unwrap_err();
         assert!(error.to_string().contains("plug in"), "{error}");
-        // Its undoing and the question are on their way: the place is not the next one's.
-        let taken = qemu.hotplug.place().unwrap().1;
-        assert_eq!(taken.address(), "0x2");
+        let taken = qemu.devices.places.take().unwrap().1;
+        assert_eq!(taken.address(), "0x2", "it is not the next one's");
         let asked = settled(&qemu).await;
-        assert_eq!(asked.contains(&"device_del".to_owned()), there, "{asked:?}");
-        assert_eq!(qemu.hotplug.place().unwrap().1.address(), "0x1", "it is free again");
+        assert!(
+            asked.ends_with(&["device_del", "blockdev-del", "remove-fd"].map(str::to_owned)),
+            "{asked:?}"
+        );
+        assert_eq!(
+            qemu.devices.places.take().unwrap().1.address(),
+            "0x1",
+            "it is free again"
+        );
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_disk_whose_end_was_not_answered_can_be_unplugged_again() {
+async fn what_qemu_has_decides_if_the_answer_to_a_step_is_lost() {
+    for lost in ["add-fd", "blockdev-add", "device_add"] {
+        for there in [false, true] {
+            let mut hung = false;
+            let qemu = Qemu::new(move |name, arguments| match name {
+                name if name == lost && !std::mem::replace(&mut hung, true) => Does::Hangs,
+                "query-fdsets" if there => Does::Says(json!([{ "fdset-id": 1 }])),
+                "query-named-block-nodes" if there => Does::Says(json!([{ "node-name": "disk-1" }])),
+                "qom-list" if there => Does::Says(json!([{ "name": "disk-1" }])),
+                "query-fdsets" | "query-named-block-nodes" | "qom-list" => Does::Says(json!([])),
+                _ => lets_go(name, arguments),
+            });
+            let attached = qemu.devices.attach_disk(disk()).await;
+            assert_eq!(attached.is_ok(), there, "{lost}: {attached:?}");
+            let next = if there { "0x2" } else { "0x1" };
+            assert_eq!(qemu.devices.places.take().unwrap().1.address(), next);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_whose_end_is_not_answered_is_gone_if_qemu_does_not_have_it() {
     for hangs in ["device_del", "blockdev-del", "remove-fd"] {
         let mut hung = false;
         let qemu = Qemu::new(move |name, arguments| match name {
             name if name == hangs && !std::mem::replace(&mut hung, true) => Does::Hangs,
-            // It was done.
-            "device_del" if hung => Does::Refuses("DeviceNotFound"),
-            "blockdev-del" | "remove-fd" if hung => Does::Refuses("GenericError"),
-            "query-named-block-nodes" | "query-fdsets" => Does::Says(json!([])),
+            "qom-list" | "query-named-block-nodes" | "query-fdsets" => Does::Says(json!([])),
             _ => lets_go(name, arguments),
         });
-        let serial = qemu.hotplug.attach(disk()).await.unwrap();
-        qemu.hotplug.detach(&serial).await.unwrap_err();
-        qemu.hotplug.detach(&serial).await.unwrap();
-        assert_eq!(qemu.hotplug.place().unwrap().1.address(), "0x1");
+        let serial = qemu.devices.attach_disk(disk()).await.unwrap();
+        qemu.devices.detach_disk(&serial).await.unwrap();
+        assert_eq!(qemu.devices.places.take().unwrap().1.address(), "0x1");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_was_asked_before_is_waited_for() {
+    let mut asked = 0;
+    let qemu = Qemu::new(move |name, arguments| match name {
+        "device_del" => {
+            asked += 1;
+            match asked {
+                1 => Does::Accepts,
+                2 => Does::Is(format!("Device disk-1 {UNDER_WAY}")),
+                _ => lets_go(name, arguments),
+            }
+        }
+        _ => lets_go(name, arguments),
+    });
+    let serial = qemu.devices.attach_disk(disk()).await.unwrap();
+    for _ in 0..2 {
+        let error = qemu.devices.detach_disk(&serial).await.unwrap_err();
+        assert!(matches!(error, HotplugError::Held { .. }), "{error}");
+    }
+    qemu.devices.detach_disk(&serial).await.unwrap();
 }
 
 #[tokio::test]
@@ -304,11 +359,11 @@ async fn a_disk_that_qemu_does_not_close_stays_known() {
         "query-named-block-nodes" => Does::Says(json!([{ "node-name": "disk-1" }])),
         _ => lets_go(name, arguments),
     });
-    let serial = qemu.hotplug.attach(disk()).await.unwrap();
-    let error = qemu.hotplug.detach(&serial).await.unwrap_err();
+    let serial = qemu.devices.attach_disk(disk()).await.unwrap();
+    let error = qemu.devices.detach_disk(&serial).await.unwrap_err();
     assert!(error.to_string().contains("close"), "{error}");
     assert!(!matches!(
-        qemu.hotplug.detach(&serial).await,
+        qemu.devices.detach_disk(&serial).await,
         Err(HotplugError::Unknown(_))
     ));
 }

@@ -281,7 +281,7 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
-    use crate::qmp::scripted;
+    use crate::scripted;
 
     type Said = Arc<Mutex<Vec<String>>>;
 

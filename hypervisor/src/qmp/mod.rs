@@ -5,8 +5,6 @@
 //! partial line.
 
 mod event;
-#[cfg(test)]
-pub(crate) mod scripted;
 mod send;
 mod wire;
 
@@ -57,6 +55,13 @@ pub enum QmpError {
         /// How long it has had.
         limit: Duration,
     },
+}
+
+impl QmpError {
+    /// QEMU refuses because there is no such device or back end (ERROR_CLASS_DEVICE_NOT_FOUND in QEMU's qapi/error.json).
+    pub(crate) fn is_not_found(&self) -> bool {
+        matches!(self, QmpError::Refused { class, .. } if class == "DeviceNotFound")
+    }
 }
 
 type Pending = Arc<Mutex<HashMap<u64, oneshot::Sender<Result<Value, wire::Refusal>>>>>;

@@ -25,8 +25,8 @@ const SETTLES: Duration = Duration::from_millis(50);
 /// A device of the VM.
 #[derive(Debug, Clone)]
 pub(super) struct Device {
-    mac: MacAddress,
-    tap: String,
+    pub(super) mac: MacAddress,
+    pub(super) tap: String,
     /// Its name, if it was plugged in after the VM's start.
     pub(super) plugged: Option<String>,
 }

@@ -13,7 +13,6 @@ mod choice;
 mod error;
 mod guest;
 mod join;
-mod machine;
 mod namespace;
 mod plan;
 mod rate;
@@ -21,6 +20,7 @@ mod record;
 mod snapshot;
 mod sys;
 mod tap;
+mod vm;
 mod wire;
 
 use base::chain;
@@ -32,10 +32,10 @@ use tokio::sync::mpsc;
 pub use self::error::PodNetworkError;
 use self::guest::Wanted;
 use self::join::{Device, Devices};
-pub use self::machine::MachineNetwork;
 use self::namespace::{Claim, Namespace};
 pub use self::plan::{NetworkPlan, Place};
 pub use self::record::{NetworkRecord, remove};
+pub use self::vm::VmNetwork;
 
 /// Interfaces at the boot: each has a slot of the VM's first bus, which has 32, some for other devices.
 const MOST_AT_BOOT: usize = 16;
@@ -265,4 +265,47 @@ impl PodNetwork {
 /// None if it is the one that we are in, which is the host's.
 fn not_own(namespace: Namespace) -> Result<Option<Namespace>, PodNetworkError> {
     Ok((!namespace.is_own()?).then_some(namespace))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::sync::Arc;
+
+    use config::Config;
+    use hypervisor::MacAddress;
+    use hypervisor::scripted::{Guest, ScriptedQemu};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_device_that_the_guest_holds_is_kept_for_the_next_network_and_goes_when_asked_again() {
+        let (qemu, nics) = ScriptedQemu::with_nics();
+        let mac = MacAddress([2, 0, 0, 0, 0, 7]);
+        let nic = Nic {
+            mac,
+            taps: Arc::new([File::open("/dev/null").unwrap().into()]),
+            vhost: Arc::new([]),
+        };
+        let device = Device {
+            mac,
+            tap: "tap".to_owned(),
+            plugged: Some(nics.attach(nic).await.unwrap()),
+        };
+        let mut pod = PodNetwork {
+            plan: NetworkPlan::new(Place::New { filled_later: true }, &Config::default()),
+            namespace: None,
+            wanted: Wanted::default(),
+            devices: Devices::default(),
+            claim: None,
+        };
+        pod.devices.spare.push_back(device);
+        qemu.set_guest(Guest::Refuses);
+        pod.unplug_spare(&nics).await;
+        assert_eq!(pod.devices.spare.len(), 1);
+        qemu.set_guest(Guest::LetsGo);
+        pod.unplug_spare(&nics).await;
+        assert!(pod.devices.spare.is_empty());
+        assert_eq!(qemu.has(), Vec::<String>::new());
+    }
 }

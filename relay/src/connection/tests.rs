@@ -37,7 +37,7 @@ fn streams() -> (UnixStream, UnixStream, Ends) {
 }
 
 async fn both_end(ends: Ends) {
-    let (dialled, accepted) = tokio::time::timeout(FAREWELL / 2, async { tokio::join!(ends.0, ends.1) })
+    let (dialled, accepted) = tokio::time::timeout(LAST_FRAME_TIMEOUT / 2, async { tokio::join!(ends.0, ends.1) })
         .await
         .unwrap();
     dialled.unwrap().unwrap();

@@ -10,7 +10,7 @@ use std::sync::Mutex;
 
 use base::spawn::raise_open_files;
 use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
-use node::hooks::{self, Owed};
+use node::hooks::{self, PoststopHooks};
 use node::host_ns::HostNamespace;
 use node::process::ProcessRef;
 use node::run_dir::{self, RunDir, SandboxState};
@@ -66,7 +66,7 @@ pub fn run(words: impl IntoIterator<Item = String>) -> Result<(), Box<dyn Error>
         Command::Poststop(directory) => {
             // Whoever removes the sandbox holds the other end until it is done, or has ended.
             io::copy(&mut io::stdin().lock(), &mut io::sink())?;
-            hooks::pay_handed_over(&directory);
+            hooks::run_handed_over(&directory);
             Ok(())
         }
         Command::Serve(arguments) => {
@@ -188,7 +188,7 @@ fn serve_logged(
         .enable_all()
         .build()?;
     let hosts = host.clone();
-    let owed = Owed::below(run_dir.path());
+    let poststop = PoststopHooks::below(run_dir.path());
     let context = ServerContext {
         namespace: arguments.namespace,
         id,
@@ -203,7 +203,7 @@ fn serve_logged(
     };
     let served = runtime.block_on(server::serve(listener, announcement, context));
     // From the host's mount namespace, which the removal of the sandbox's directory is not in.
-    runtime.block_on(owed.pay_all(&hosts));
+    runtime.block_on(poststop.run_all(&hosts));
     // What still blocks in a thread must not hold up the end.
     runtime.shutdown_background();
     tracing::info!(reason = ?served?, "the server has ended");

@@ -21,7 +21,7 @@ use hypervisor::{
     VmRequest,
 };
 use node::host_cgroup::{Allowance, HostCgroup};
-use node::network::{MachineNetwork, NetworkPlan, PodNetwork, PodNetworkError};
+use node::network::{NetworkPlan, PodNetwork, PodNetworkError, VmNetwork};
 use node::process::ProcessRef;
 use node::run_dir::{RunDir, SandboxState};
 use node::sizing::{HostLimits, NumberSet};
@@ -135,16 +135,16 @@ impl Launcher for QemuLauncher {
             vm.stop().await;
             return Err(failed(&error));
         }
-        let machine = QemuMachine {
+        let vm = QemuVm {
             at_boot: network.guest(),
             namespace: network.vm_namespace(),
-            network: MachineNetwork::new(network, vm.nics()),
+            network: VmNetwork::new(network, vm.nics()),
             vm,
             allowance,
             pinned: self.pin_vcpus.then(tokio::sync::Mutex::default),
         };
-        machine.pin_vcpus().await;
-        Ok((Box::new(machine), Box::new(QemuConnections { first, listener })))
+        vm.pin_vcpus().await;
+        Ok((Box::new(vm), Box::new(QemuConnections { first, listener })))
     }
 }
 
@@ -152,17 +152,17 @@ impl Launcher for QemuLauncher {
 const OUT_OF_MEMORY: &str = "; the host has killed it for want of memory: the limit of the pod, or the host, is too small for \
                              the VM's memory and what QEMU needs itself";
 
-struct QemuMachine {
+struct QemuVm {
     vm: Vm,
     at_boot: Option<Network>,
     namespace: NetworkNamespace,
-    network: MachineNetwork,
+    network: VmNetwork,
     allowance: Allowance,
     /// Whether the vCPUs are pinned; none if they never are to be.
     pinned: Option<tokio::sync::Mutex<bool>>,
 }
 
-impl QemuMachine {
+impl QemuVm {
     /// After each change of the CPUs or of the vCPUs. One that fails costs speed only, and is tried again with the next change.
     async fn pin_vcpus(&self) {
         let Some(pinned) = &self.pinned else { return };
@@ -190,7 +190,7 @@ impl QemuMachine {
 }
 
 #[async_trait]
-impl RunningVm for QemuMachine {
+impl RunningVm for QemuVm {
     fn pid(&self) -> u32 {
         self.vm.pid()
     }

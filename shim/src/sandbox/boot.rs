@@ -79,7 +79,7 @@ pub struct BootPlan {
 
 /// A VM whose agent answers.
 pub(super) struct Booted {
-    pub(super) machine: Arc<dyn RunningVm>,
+    pub(super) vm: Arc<dyn RunningVm>,
     pub(super) agent: AgentClient,
     pub(super) hello: HelloRequest,
 }
@@ -119,9 +119,9 @@ pub(super) async fn boot(
     started: impl FnOnce(&Arc<dyn RunningVm>),
 ) -> Result<(Booted, Signals), GuestBootError> {
     let place = turn(plan.queue.as_ref()).await;
-    let (machine, connections) = plan.launcher.launch().await.map_err(GuestBootError::Launch)?;
-    let machine: Arc<dyn RunningVm> = machine.into();
-    started(&machine);
+    let (vm, connections) = plan.launcher.launch().await.map_err(GuestBootError::Launch)?;
+    let vm: Arc<dyn RunningVm> = vm.into();
+    started(&vm);
     let (sender, arrived) = mpsc::channel(2);
     tokio::spawn(accept(
         connections,
@@ -134,20 +134,20 @@ pub(super) async fn boot(
     let waited_for = Mutex::new("the guest's agent did not call");
     let failure = tokio::select! {
         biased;
-        booted = greet(plan, machine.network(), arrived, &waited_for, place) => match booted {
-            Ok((agent, hello, signals)) => return Ok((Booted { machine, agent, hello }, signals)),
+        booted = greet(plan, vm.network(), arrived, &waited_for, place) => match booted {
+            Ok((agent, hello, signals)) => return Ok((Booted { vm, agent, hello }, signals)),
             Err(reason) => Ok(reason),
         },
-        ending = machine.ended() => Ok(ending.reason),
-        () = vm_time::has_passed(plan.dial_timeout, || machine.pids()) => Err(()),
+        ending = vm.ended() => Ok(ending.reason),
+        () = vm_time::has_passed(plan.dial_timeout, || vm.pids()) => Err(()),
     };
-    let tail = printable(&machine.console_tail().await, CONSOLE);
+    let tail = printable(&vm.console_tail().await, CONSOLE);
     let console = if tail.trim().is_empty() {
         "; its console is empty".to_owned()
     } else {
         format!("; its console ends with:\n{}", tail.trim_end())
     };
-    machine.stop(Duration::ZERO).await;
+    vm.stop(Duration::ZERO).await;
     Err(match failure {
         Ok(reason) => GuestBootError::Guest { reason, console },
         Err(()) => GuestBootError::TimedOut {

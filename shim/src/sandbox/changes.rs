@@ -10,7 +10,7 @@ use node::watch::Watches;
 use protocol::agent::HostChanges;
 use tokio::sync::watch;
 
-use super::Vm;
+use super::VmState;
 
 /// Before files that the guest has not taken are sent again; then twice as long each time.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
@@ -19,7 +19,7 @@ const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 
 /// Ends with the VM, or when the guest says that it cannot.
-pub(super) async fn tell(watches: Watches, agent: AgentClient, mut vm: watch::Receiver<Vm>) {
+pub(super) async fn tell(watches: Watches, agent: AgentClient, mut vm: watch::Receiver<VmState>) {
     let telling = async {
         loop {
             let changes = match watches.next().await {
@@ -50,13 +50,13 @@ pub(super) async fn tell(watches: Watches, agent: AgentClient, mut vm: watch::Re
     };
     tokio::select! {
         () = telling => {}
-        _ = vm.wait_for(|vm| matches!(vm, Vm::Failed(_) | Vm::Ended { .. })) => {}
+        _ = vm.wait_for(|vm| matches!(vm, VmState::Failed(_) | VmState::Ended { .. })) => {}
     }
 }
 
 /// Makes the guest's copies of files what the host's are, as long as the VM lives. What the guest does not take is sent again: it may have
 /// changed while the container that has it was being made.
-pub(super) async fn copy(copies: Copies, agent: AgentClient, mut vm: watch::Receiver<Vm>) {
+pub(super) async fn copy(copies: Copies, agent: AgentClient, mut vm: watch::Receiver<VmState>) {
     let copying = async {
         let mut pending = BTreeSet::new();
         let mut pause = FIRST_RETRY;
@@ -99,6 +99,6 @@ pub(super) async fn copy(copies: Copies, agent: AgentClient, mut vm: watch::Rece
     };
     tokio::select! {
         () = copying => {}
-        _ = vm.wait_for(|vm| matches!(vm, Vm::Failed(_) | Vm::Ended { .. })) => {}
+        _ = vm.wait_for(|vm| matches!(vm, VmState::Failed(_) | VmState::Ended { .. })) => {}
     }
 }

@@ -160,11 +160,9 @@ impl Sandbox {
 
     /// Makes the pid that stands for a container. Whoever kills it kills the container.
     fn stand_for(self: &Arc<Self>, container: &Container) -> io::Result<()> {
-        let machine = self.machine();
-        let cgroups = machine
-            .as_ref()
-            .map_or_else(Vec::new, |machine| machine.cgroup_members());
-        let network = machine.and_then(|machine| machine.network_namespace());
+        let vm = self.running_vm();
+        let cgroups = vm.as_ref().map_or_else(Vec::new, |vm| vm.cgroup_members());
+        let network = vm.and_then(|vm| vm.network_namespace());
         let stand_in = StandIn::new(container.id.as_str(), self.vmm_pid(), network, &cgroups)?;
         let killed = stand_in.killed()?;
         let pid = stand_in.pid();
@@ -218,8 +216,8 @@ impl Sandbox {
         };
         let mut serials = Vec::new();
         for disk in volumes.disks {
-            let machine = self.machine().ok_or_else(|| failed(DiskError::Interrupted))?;
-            serials.push(self.disks.attach(machine, container, disk).await.map_err(failed)?);
+            let vm = self.running_vm().ok_or_else(|| failed(DiskError::Interrupted))?;
+            serials.push(self.disks.attach(vm, container, disk).await.map_err(failed)?);
         }
         self.use_volumes(volumes.direct);
         let serial = |index: usize| serials.get(index).cloned().unwrap_or_default();
@@ -239,8 +237,8 @@ impl Sandbox {
     /// Unplugs what a container leaves. A guest that holds on to a disk does not hold up the deletion: the disk is freed by
     /// the VM's end.
     pub(super) async fn release_disks(&self, container: &ContainerId) {
-        let machine = self.machine().filter(|_| self.is_ready());
-        for (serial, error) in self.disks.release(machine, container).await {
+        let vm = self.running_vm().filter(|_| self.is_ready());
+        for (serial, error) in self.disks.release(vm, container).await {
             tracing::error!(%container, serial, error = chain(&error), "a disk stays in the VM until its end");
         }
     }

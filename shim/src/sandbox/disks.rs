@@ -97,7 +97,7 @@ struct Plugged {
 /// A container's wish for a disk.
 struct Attachment {
     disks: Arc<Disks>,
-    machine: Arc<dyn RunningVm>,
+    vm: Arc<dyn RunningVm>,
     container: ContainerId,
     disk: HostDisk,
     slot: Arc<Slot>,
@@ -111,7 +111,7 @@ impl Disks {
     /// Gives a disk to a container. The answer is the serial number by which the guest finds it.
     pub(super) async fn attach(
         self: &Arc<Self>,
-        machine: Arc<dyn RunningVm>,
+        vm: Arc<dyn RunningVm>,
         container: &ContainerId,
         disk: HostDisk,
     ) -> Result<String, DiskError> {
@@ -123,7 +123,7 @@ impl Disks {
         };
         let attachment = Attachment {
             disks: Arc::clone(self),
-            machine,
+            vm,
             container: container.clone(),
             disk,
             slot,
@@ -137,12 +137,7 @@ impl Disks {
     }
 
     /// Makes a disk larger, and has the guest told. Nothing if the sandbox has it no longer.
-    pub(super) async fn grow(
-        &self,
-        machine: &dyn RunningVm,
-        disk: &HostDisk,
-        bytes: u64,
-    ) -> Result<Option<u64>, DiskError> {
+    pub(super) async fn grow(&self, vm: &dyn RunningVm, disk: &HostDisk, bytes: u64) -> Result<Option<u64>, DiskError> {
         let slot = self.table().get(&disk.key).map(|entry| Arc::clone(&entry.slot));
         let Some(slot) = slot else { return Ok(None) };
         let path = disk.path.display().to_string();
@@ -167,17 +162,17 @@ impl Disks {
         let Some(plugged) = plugged.as_ref().filter(|plugged| !plugged.leaving) else {
             return Ok(None);
         };
-        let resized = machine.resize_disk(&plugged.serial, bytes).await;
+        let resized = vm.resize_disk(&plugged.serial, bytes).await;
         resized.map_err(|error| fails(base::chain(&error)))?;
         Ok(Some(bytes))
     }
 
     /// Takes all disks from a container, whose file systems the guest has unmounted; what nobody else uses is unplugged.
-    /// Without a machine there is nothing to unplug. The answer is the disks that the guest has not let go of: they stay
+    /// Without a vm there is nothing to unplug. The answer is the disks that the guest has not let go of: they stay
     /// plugged in until somebody lets go of them or asks for them again, or the VM ends.
     pub(super) async fn release(
         &self,
-        machine: Option<Arc<dyn RunningVm>>,
+        vm: Option<Arc<dyn RunningVm>>,
         container: &ContainerId,
     ) -> Vec<(String, HotplugError)> {
         let held: Vec<_> = {
@@ -194,8 +189,8 @@ impl Disks {
             if !self.is_unused(key, &slot) {
                 continue;
             }
-            if let (Some(machine), Some(plugged)) = (&machine, &mut *place)
-                && let Err(error) = machine.detach_disk(&plugged.serial).await
+            if let (Some(vm), Some(plugged)) = (&vm, &mut *place)
+                && let Err(error) = vm.detach_disk(&plugged.serial).await
             {
                 plugged.leaving = true;
                 kept.push((plugged.serial.clone(), error));
@@ -262,7 +257,7 @@ impl Attachment {
         let Some(plugged) = &*place else { return Ok(None) };
         let path = || self.disk.path.display().to_string();
         if plugged.leaving {
-            let detached = self.machine.detach_disk(&plugged.serial).await;
+            let detached = self.vm.detach_disk(&plugged.serial).await;
             detached.map_err(|source| DiskError::Leaving { path: path(), source })?;
             *place = None;
             return Ok(None);
@@ -275,7 +270,7 @@ impl Attachment {
 
     async fn plug(&self, opened: Disk) -> Result<Plugged, DiskError> {
         let read_only = opened.read_only;
-        let attached = self.machine.attach_disk(opened).await;
+        let attached = self.vm.attach_disk(opened).await;
         let serial = attached.map_err(|source| DiskError::Plug {
             path: self.disk.path.display().to_string(),
             advice: match &source {

@@ -40,7 +40,7 @@ impl Sandbox {
             most_bytes: most.bytes(),
             ..MemoryGranted::default()
         };
-        let Some(machine) = self.machine() else {
+        let Some(vm) = self.running_vm() else {
             return Ok(granted);
         };
         let mut target = self.sizes.turn().await;
@@ -53,12 +53,12 @@ impl Sandbox {
             return Ok(granted);
         }
         if let Some(host) = self.sizes.host(wanted) {
-            machine.raise_host(host).await;
+            vm.raise_host(host).await;
         }
         let before = target.vm.memory;
         // Also if it fails: what the guest was told, it may still do.
         target.vm.memory = wanted.memory;
-        match machine.set_memory(wanted.memory).await {
+        match vm.set_memory(wanted.memory).await {
             Ok(beyond) => target.beyond = beyond,
             Err(error) => {
                 self.sizes

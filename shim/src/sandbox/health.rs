@@ -11,7 +11,7 @@ use protocol::agent::{GuestMetricsResponse, HelloRequest, StatsResponse};
 use scrape::durations::Durations;
 
 use super::verbs::agent_container;
-use super::{Sandbox, Vm};
+use super::{Sandbox, VmState};
 use crate::id::ContainerId;
 use crate::sandbox::error::Error;
 
@@ -39,12 +39,12 @@ pub struct Health {
 impl Sandbox {
     /// Asks the VM and the agent, each for a few seconds at most.
     pub async fn health(&self) -> Health {
-        let vm = self.vm.borrow().clone();
+        let vm = self.vm_state.borrow().clone();
         let (vm_state, reason, hello) = match &vm {
-            Vm::Booting => ("booting", String::new(), HelloRequest::new()),
-            Vm::Failed(error) => ("failed", chain(error), HelloRequest::new()),
-            Vm::Ready(booted) => ("ready", String::new(), booted.hello.clone()),
-            Vm::Ended { ending, .. } => ("ended", ending.reason.clone(), HelloRequest::new()),
+            VmState::Booting => ("booting", String::new(), HelloRequest::new()),
+            VmState::Failed(error) => ("failed", chain(error), HelloRequest::new()),
+            VmState::Ready(booted) => ("ready", String::new(), booted.hello.clone()),
+            VmState::Ended { ending, .. } => ("ended", ending.reason.clone(), HelloRequest::new()),
         };
         let (vmm, agent) = tokio::join!(self.vmm_status(), self.guest_metrics());
         Health {
@@ -59,8 +59,8 @@ impl Sandbox {
     }
 
     async fn vmm_status(&self) -> Result<String, String> {
-        let machine = self.machine().ok_or("it does not run")?;
-        let asked = tokio::time::timeout(ANSWER, machine.status()).await;
+        let vm = self.running_vm().ok_or("it does not run")?;
+        let asked = tokio::time::timeout(ANSWER, vm.status()).await;
         asked.unwrap_or_else(|_| Err(silent()))
     }
 
@@ -74,10 +74,10 @@ impl Sandbox {
             subject: format!("sandbox {}", self.id),
             reason,
         };
-        let machine = self
-            .machine()
+        let vm = self
+            .running_vm()
             .ok_or_else(|| failed("its VMM does not run".to_owned()))?;
-        let asked = tokio::time::timeout(ANSWER, machine.sample()).await;
+        let asked = tokio::time::timeout(ANSWER, vm.sample()).await;
         asked.unwrap_or_else(|_| Err(silent())).map_err(failed)
     }
 
@@ -117,7 +117,7 @@ impl Sandbox {
     /// The VMM's and its helpers' processes.
     #[must_use]
     pub fn vm_pids(&self) -> Vec<u32> {
-        self.machine().map_or_else(Vec::new, |machine| machine.pids())
+        self.running_vm().map_or_else(Vec::new, |vm| vm.pids())
     }
 
     /// The path of the guest's kernel.

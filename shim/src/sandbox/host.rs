@@ -12,7 +12,7 @@ use containerd_shim_protos::types::mount::Mount;
 use guest::host_sockets::{Chosen as ChosenSockets, HostSockets};
 use guest::names;
 use node::guest_spec::{self, HostOptions, Inherited, Input, PlacedBind, guest_spec};
-use node::hooks::{self, HookPoint, HookState, Owed};
+use node::hooks::{self, HookPoint, HookState, PoststopHooks};
 use node::host_ns::HostNamespace;
 use node::memlock::{ContainerPolicy, SandboxPolicy};
 use node::share::SharedTree;
@@ -132,7 +132,7 @@ pub struct RealHost {
     /// What the containers have of the host is watched here.
     pub watches: Option<Watches>,
     /// The poststop hooks that are to be run.
-    pub owed: Owed,
+    pub poststop: PoststopHooks,
     /// The host's sockets that containers may connect to.
     pub sockets: HostSockets,
     /// Kata's `disable_guest_seccomp`.
@@ -168,7 +168,7 @@ impl HostSide for RealHost {
         let (disable_guest_seccomp, emptydir_mode) = (self.disable_guest_seccomp, self.emptydir_mode);
         let policy = self.memlock.clone();
         let (watches, copies) = (self.watches.clone(), self.copies.clone());
-        let (host, owed, sockets) = (self.host.clone(), self.owed.clone(), self.sockets.clone());
+        let (host, poststop, sockets) = (self.host.clone(), self.poststop.clone(), self.sockets.clone());
         // Whoever gives up does not end the thread, but what it attaches.
         let attachment = tree.begin(&container);
         blocking(move || {
@@ -197,7 +197,7 @@ impl HostSide for RealHost {
                 },
             });
             if let Some(ContainerHooks { hooks, state }) = &hooks {
-                owed.record(hooks, state).map_err(other)?;
+                poststop.record(hooks, state).map_err(other)?;
             }
             let mut memlock = if container.as_str() == sandbox.as_str() {
                 policy.of_first()
@@ -300,7 +300,7 @@ impl HostSide for RealHost {
     }
 
     async fn run_poststop_hooks(&self, container: &ContainerId) -> Result<(), HostError> {
-        self.owed.pay(&self.host, container).await.map_err(other)
+        self.poststop.run(&self.host, container).await.map_err(other)
     }
 
     fn covers_sent(&self, container: &ContainerId) {

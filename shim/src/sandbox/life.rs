@@ -20,7 +20,7 @@ use super::host::HostSide;
 use super::process::Exit;
 use super::sizes::Sizes;
 use super::stand_in::StandIn;
-use super::{Sandbox, Vm, changes, ended};
+use super::{Sandbox, VmState, changes, ended};
 use crate::events::Publisher;
 use crate::id::{ContainerId, Namespace, SandboxId};
 
@@ -77,8 +77,8 @@ impl Sandbox {
             disks: Arc::default(),
             sizes,
             network: tokio::sync::Mutex::default(),
-            vm: watch::Sender::new(Vm::Booting),
-            machine: Mutex::default(),
+            vm_state: watch::Sender::new(VmState::Booting),
+            running: Mutex::default(),
             serves_mounts: watch::Sender::new(parts.serves_mounts),
             stand_in: OnceLock::new(),
             stopping: watch::Sender::new(false),
@@ -87,7 +87,7 @@ impl Sandbox {
             direct_volumes: Mutex::default(),
             call_durations: Durations::default(),
             forwards: Forwards::default(),
-            owes_figures: Arc::default(),
+            unanswered_stats: Arc::default(),
         });
         tokio::spawn(Driver::new(Arc::clone(&sandbox), own).run(messages));
         tokio::spawn(Arc::clone(&sandbox).live(plan));
@@ -98,9 +98,9 @@ impl Sandbox {
     pub(super) async fn live(self: Arc<Self>, plan: BootPlan) {
         let mut stopping = self.stopping.subscribe();
         let mut hopeless = self.given_up.subscribe();
-        let booting = boot::boot(&plan, self.streams.clone(), self.relays.clone(), |machine| {
-            *self.machine.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(machine));
-            self.stand_for_the_sandbox(machine);
+        let booting = boot::boot(&plan, self.streams.clone(), self.relays.clone(), |vm| {
+            *self.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(vm));
+            self.stand_for_the_sandbox(vm);
             self.serves_mounts.send_replace(true);
         });
         let booted = tokio::select! {
@@ -111,22 +111,22 @@ impl Sandbox {
             Ok((booted, signals)) => (Arc::new(booted), signals),
             Err(error) => {
                 tracing::error!(sandbox = %self.id, error = base::chain(&error), "the sandbox did not start");
-                if let Some(machine) = self.machine() {
-                    machine.stop(Duration::ZERO).await;
+                if let Some(vm) = self.running_vm() {
+                    vm.stop(Duration::ZERO).await;
                 }
-                self.vm.send_replace(Vm::Failed(error));
+                self.vm_state.send_replace(VmState::Failed(error));
                 self.report(Input::VmEnded { out_of_memory: false });
                 return;
             }
         };
         self.sizes.booted(booted.hello.memory_bytes);
-        self.vm.send_replace(Vm::Ready(Arc::clone(&booted)));
+        self.vm_state.send_replace(VmState::Ready(Arc::clone(&booted)));
         self.report(Input::VmReady);
         if let Some(watches) = self.host.watches() {
-            tokio::spawn(changes::tell(watches, booted.agent.clone(), self.vm.subscribe()));
+            tokio::spawn(changes::tell(watches, booted.agent.clone(), self.vm_state.subscribe()));
         }
         if let Some(copies) = self.host.copies() {
-            tokio::spawn(changes::copy(copies, booted.agent.clone(), self.vm.subscribe()));
+            tokio::spawn(changes::copy(copies, booted.agent.clone(), self.vm_state.subscribe()));
         }
         let following = tokio::spawn(Arc::clone(&self).follow_network(Arc::clone(&booted)));
         let demands = signals.demands.take();
@@ -137,10 +137,10 @@ impl Sandbox {
                     Some(event) => if let Some(ending) = self.handle(event).await { break ending },
                     None => break ended("its connections ended"),
                 },
-                ending = booted.machine.ended() => break ending,
+                ending = booted.vm.ended() => break ending,
                 _ = &mut signals.lost => {
                     // A VM that dies takes its connections with it: its own reason is the better one.
-                    let ending = tokio::time::timeout(self.timeouts.power_off(), booted.machine.ended()).await;
+                    let ending = tokio::time::timeout(self.timeouts.power_off(), booted.vm.ended()).await;
                     break ending.unwrap_or_else(|_| ended("the guest's agent is gone"));
                 },
                 reason = given_up(&mut hopeless) => break ended(&reason),
@@ -157,7 +157,7 @@ impl Sandbox {
         }
         let expected_end = *self.stopping.borrow();
         if !expected_end {
-            let console = guest::agent_client::printable(&booted.machine.console_tail().await, 4 << 10);
+            let console = guest::agent_client::printable(&booted.vm.console_tail().await, 4 << 10);
             tracing::error!(sandbox = %self.id, reason = ending.reason, console, "the sandbox's VM has ended");
         }
         // An agent that has been told to power off waits for this.
@@ -167,7 +167,7 @@ impl Sandbox {
         } else {
             Duration::ZERO
         };
-        booted.machine.stop(grace).await;
+        booted.vm.stop(grace).await;
         // It keeps the pod's network namespace.
         self.names.lock().await.take();
         // What the agent published before the end still counts.
@@ -178,7 +178,7 @@ impl Sandbox {
         }
         let at = SystemTime::now();
         let status = if expected_end { 0 } else { KILLED };
-        self.vm.send_replace(Vm::Ended {
+        self.vm_state.send_replace(VmState::Ended {
             ending: ending.clone(),
             exit: Exit { status, at },
         });
@@ -188,13 +188,8 @@ impl Sandbox {
     }
 
     /// Makes the pid that stands for the sandbox. Whoever kills it ends the VM, as it would end a container of runc.
-    fn stand_for_the_sandbox(self: &Arc<Self>, machine: &Arc<dyn RunningVm>) {
-        let made = StandIn::new(
-            self.id.as_str(),
-            machine.pid(),
-            machine.network_namespace(),
-            &machine.cgroup_members(),
-        );
+    fn stand_for_the_sandbox(self: &Arc<Self>, vm: &Arc<dyn RunningVm>) {
+        let made = StandIn::new(self.id.as_str(), vm.pid(), vm.network_namespace(), &vm.cgroup_members());
         let made = made.and_then(|stand_in| Ok((stand_in.killed()?, stand_in)));
         let (killed, stand_in) = match made {
             Ok(made) => made,
@@ -217,9 +212,11 @@ impl Sandbox {
     /// Ends the VM, and with it every container. Returns when it is gone; may be called again.
     pub async fn stop(&self) {
         self.stopping.send_replace(true);
-        let mut vm = self.vm.subscribe();
+        let mut vm = self.vm_state.subscribe();
         // The sender is in self: it cannot be gone.
-        let _ = vm.wait_for(|vm| matches!(vm, Vm::Failed(_) | Vm::Ended { .. })).await;
+        let _ = vm
+            .wait_for(|vm| matches!(vm, VmState::Failed(_) | VmState::Ended { .. }))
+            .await;
     }
 
     /// Ends a VM that does not do what it must, as if it had died: its containers are killed. Returns at once.
@@ -233,10 +230,12 @@ impl Sandbox {
 
     /// Waits for the VM's end. The status is 0 if it was stopped, 137 if it died, and 1 if it never came up.
     pub async fn ended(&self) -> Exit {
-        let mut vm = self.vm.subscribe();
-        let ended = vm.wait_for(|vm| matches!(vm, Vm::Failed(_) | Vm::Ended { .. })).await;
+        let mut vm = self.vm_state.subscribe();
+        let ended = vm
+            .wait_for(|vm| matches!(vm, VmState::Failed(_) | VmState::Ended { .. }))
+            .await;
         match ended.as_deref() {
-            Ok(Vm::Ended { exit, .. }) => *exit,
+            Ok(VmState::Ended { exit, .. }) => *exit,
             _ => Exit {
                 status: 1,
                 at: SystemTime::now(),

@@ -76,7 +76,7 @@ pub use self::life::Parts;
 
 /// The VM's life.
 #[derive(Clone)]
-enum Vm {
+enum VmState {
     Booting,
     Failed(GuestBootError),
     Ready(Arc<Booted>),
@@ -113,8 +113,8 @@ pub struct Sandbox {
     sizes: Sizes,
     /// Held by who makes the guest's network what the host's is: whether the guest has failed to follow the last time.
     network: tokio::sync::Mutex<bool>,
-    vm: watch::Sender<Vm>,
-    machine: Mutex<Option<Arc<dyn RunningVm>>>,
+    vm_state: watch::Sender<VmState>,
+    running: Mutex<Option<Arc<dyn RunningVm>>>,
     /// Whether the file server sees from now on what is mounted in the shared directory.
     serves_mounts: watch::Sender<bool>,
     /// The sandbox's pid on the host, from the VMM's start on.
@@ -130,7 +130,7 @@ pub struct Sandbox {
     /// The processes of forwarded connections, which containerd does not know.
     forwards: Forwards,
     /// How many questions for figures the guest has not answered in time, nor since.
-    owes_figures: Arc<AtomicUsize>,
+    unanswered_stats: Arc<AtomicUsize>,
 }
 
 impl Sandbox {
@@ -140,8 +140,8 @@ impl Sandbox {
         &self.relays
     }
 
-    fn machine(&self) -> Option<Arc<dyn RunningVm>> {
-        self.machine.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn running_vm(&self) -> Option<Arc<dyn RunningVm>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn records(&self) -> MutexGuard<'_, HashMap<ContainerId, Arc<Container>>> {
@@ -163,7 +163,7 @@ impl Sandbox {
 
     /// The VMM's pid; 0 before it runs.
     fn vmm_pid(&self) -> u32 {
-        self.machine().map_or(0, |machine| machine.pid())
+        self.running_vm().map_or(0, |vm| vm.pid())
     }
 
     /// The pid that stands for a container's processes: the sandbox's, or one of its own for a further container of a pod.
@@ -177,8 +177,8 @@ impl Sandbox {
     /// # Errors
     /// It did not come up, or has ended.
     pub async fn ready(&self) -> Result<AgentClient, Error> {
-        let mut vm = self.vm.subscribe();
-        if vm.wait_for(|vm| !matches!(vm, Vm::Booting)).await.is_err() {
+        let mut vm = self.vm_state.subscribe();
+        if vm.wait_for(|vm| !matches!(vm, VmState::Booting)).await.is_err() {
             return Err(self.boot_error(GuestBootError::Stopped));
         }
         self.agent("create a container in", &format!("sandbox {}", self.id))
@@ -194,14 +194,14 @@ impl Sandbox {
     /// # Errors
     /// There will be no VM.
     async fn mounts_are_served(&self) -> Result<(), Error> {
-        let (mut serves, mut vm) = (self.serves_mounts.subscribe(), self.vm.subscribe());
+        let (mut serves, mut vm) = (self.serves_mounts.subscribe(), self.vm_state.subscribe());
         tokio::select! {
             biased;
             _ = serves.wait_for(|serves| *serves) => {}
-            _ = vm.wait_for(|vm| !matches!(vm, Vm::Booting)) => {}
+            _ = vm.wait_for(|vm| !matches!(vm, VmState::Booting)) => {}
         }
-        match &*self.vm.borrow() {
-            Vm::Failed(error) => Err(self.boot_error(error.clone())),
+        match &*self.vm_state.borrow() {
+            VmState::Failed(error) => Err(self.boot_error(error.clone())),
             _ => Ok(()),
         }
     }
@@ -215,15 +215,15 @@ impl Sandbox {
 
     /// The agent, for a verb on a subject.
     fn agent(&self, operation: &'static str, subject: &str) -> Result<AgentClient, Error> {
-        match &*self.vm.borrow() {
-            Vm::Ready(booted) => Ok(booted.agent.clone()),
-            Vm::Failed(error) => Err(self.boot_error(error.clone())),
-            Vm::Booting => Err(Error::State {
+        match &*self.vm_state.borrow() {
+            VmState::Ready(booted) => Ok(booted.agent.clone()),
+            VmState::Failed(error) => Err(self.boot_error(error.clone())),
+            VmState::Booting => Err(Error::State {
                 operation,
                 subject: subject.to_owned(),
                 state: "booting",
             }),
-            Vm::Ended { ending, .. } => Err(Error::VmEnded {
+            VmState::Ended { ending, .. } => Err(Error::VmEnded {
                 operation,
                 subject: subject.to_owned(),
                 reason: ending.reason.clone(),
@@ -280,7 +280,7 @@ impl Sandbox {
     /// Whether the VM is up.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        matches!(&*self.vm.borrow(), Vm::Ready(_))
+        matches!(&*self.vm_state.borrow(), VmState::Ready(_))
     }
 }
 

@@ -15,10 +15,10 @@ use crate::sandbox::error::Error;
 impl Sandbox {
     /// Makes the guest's network what the host's is now. `subject` is for whom.
     pub(super) async fn update_network(&self, agent: &AgentClient, subject: &str) -> Result<(), Error> {
-        let Some(machine) = self.machine() else { return Ok(()) };
+        let Some(vm) = self.running_vm() else { return Ok(()) };
         // The guest is told in the order in which the host is looked at: what it is told last is what is there.
         let mut behind = self.network.lock().await;
-        let network = machine.refresh_network(*behind).await.map_err(|error| Error::Host {
+        let network = vm.refresh_network(*behind).await.map_err(|error| Error::Host {
             operation: "set up the network of",
             subject: subject.to_owned(),
             source: HostError::Other(Box::new(error)),
@@ -40,7 +40,7 @@ impl Sandbox {
         let mut retry = Retry::new(self.timeouts.network_retries());
         loop {
             tokio::select! {
-                () = booted.machine.network_changed() => {}
+                () = booted.vm.network_changed() => {}
                 () = retry.due() => {}
             }
             let updated = self

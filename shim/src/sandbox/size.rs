@@ -40,11 +40,11 @@ impl Sandbox {
         limits: Limits,
     ) -> Result<(), Error> {
         self.sizes.count(container, limits);
-        let Some(machine) = self.machine() else { return Ok(()) };
+        let Some(vm) = self.running_vm() else { return Ok(()) };
         let mut target = self.sizes.turn().await;
         let wanted = self.sizes.wanted();
         if let Some(host) = self.sizes.host(wanted.size) {
-            machine.raise_host(host).await;
+            vm.raise_host(host).await;
         }
         if let Some(beyond) = wanted.beyond {
             tracing::warn!(
@@ -64,7 +64,7 @@ impl Sandbox {
         if wanted.memory > target.vm.memory {
             // Also if it fails: what the guest was told, it may still do.
             target.vm.memory = wanted.memory;
-            let grown = machine.set_memory(wanted.memory).await;
+            let grown = vm.set_memory(wanted.memory).await;
             target.beyond = grown.map_err(|source| Error::Memory {
                 subject: format!("container {container}"),
                 source,
@@ -73,7 +73,7 @@ impl Sandbox {
         }
         if wanted.vcpus > target.vm.vcpus {
             target.vm.vcpus = wanted.vcpus;
-            match self.grow_vcpus(&*machine, agent, wanted).await {
+            match self.grow_vcpus(&*vm, agent, wanted).await {
                 Ok(()) => tracing::info!(%container, vcpus = wanted.vcpus, "the VM has more vCPUs"),
                 Err(error) => {
                     tracing::warn!(%container, vcpus = wanted.vcpus, error, "the VM has not the vCPUs that it should")
@@ -100,7 +100,7 @@ impl Sandbox {
     async fn shrink(&self) {
         let mut target = self.sizes.turn().await;
         let wanted = self.sizes.wanted().size;
-        let (Some(machine), Ok(agent)) = (self.machine(), self.agent("resize", "the VM")) else {
+        let (Some(vm), Ok(agent)) = (self.running_vm(), self.agent("resize", "the VM")) else {
             return;
         };
         if wanted.memory < target.vm.memory || target.beyond.0 > 0 {
@@ -109,24 +109,24 @@ impl Sandbox {
                 vcpus: wanted.vcpus.min(target.vm.vcpus),
                 memory: wanted.memory.min(target.vm.memory),
             };
-            self.take_vcpus(&*machine, &mut target.vm, less).await;
-            self.take_memory(&*machine, &agent, &mut target, less).await;
+            self.take_vcpus(&*vm, &mut target.vm, less).await;
+            self.take_memory(&*vm, &agent, &mut target, less).await;
             return;
         }
         if wanted.vcpus < target.vm.vcpus {
-            self.take_vcpus(&*machine, &mut target.vm, wanted).await;
+            self.take_vcpus(&*vm, &mut target.vm, wanted).await;
             self.tell_guest(&agent, wanted).await;
         } else if self.sizes.growth_is_untold() {
             // Who could have it grow is gone, or has a limit now, or has none any more.
             self.tell_guest(&agent, target.vm).await;
         }
-        self.limit_host(&*machine, wanted, Mebibytes(0)).await;
+        self.limit_host(&*vm, wanted, Mebibytes(0)).await;
     }
 
-    async fn limit_host(&self, machine: &dyn RunningVm, size: Size, beyond: Mebibytes) {
+    async fn limit_host(&self, vm: &dyn RunningVm, size: Size, beyond: Mebibytes) {
         let memory = Mebibytes(size.memory.0.saturating_add(beyond.0));
         if let Some(host) = self.sizes.host(Size { memory, ..size }) {
-            machine.limit_host(host).await;
+            vm.limit_host(host).await;
         }
     }
 
@@ -137,10 +137,10 @@ impl Sandbox {
         }
     }
 
-    async fn take_vcpus(&self, machine: &dyn RunningVm, target: &mut Size, wanted: Size) {
+    async fn take_vcpus(&self, vm: &dyn RunningVm, target: &mut Size, wanted: Size) {
         if wanted.vcpus < target.vcpus {
             target.vcpus = wanted.vcpus;
-            if let Err(error) = machine.set_vcpus(wanted.vcpus).await {
+            if let Err(error) = vm.set_vcpus(wanted.vcpus).await {
                 tracing::info!(sandbox = %self.id, error = chain(&error), "the guest keeps a vCPU that it should give back");
             }
         }
@@ -148,12 +148,12 @@ impl Sandbox {
 
     /// Asks the guest for the memory that it should give back, and has the host's limit follow what it does give back, until nothing
     /// is missing or somebody else wants a turn.
-    async fn take_memory(&self, machine: &dyn RunningVm, agent: &AgentClient, target: &mut ResizeTarget, wanted: Size) {
+    async fn take_memory(&self, vm: &dyn RunningVm, agent: &AgentClient, target: &mut ResizeTarget, wanted: Size) {
         // Also if it fails: what the guest was told, it may still do.
         let before = target.vm.memory.0.saturating_add(target.beyond.0);
         target.vm.memory = wanted.memory;
         target.beyond = Mebibytes(before.saturating_sub(wanted.memory.0));
-        let mut asked = machine.set_memory(wanted.memory).await;
+        let mut asked = vm.set_memory(wanted.memory).await;
         loop {
             match asked {
                 Ok(beyond) => target.beyond = beyond,
@@ -163,26 +163,26 @@ impl Sandbox {
                 }
             }
             self.tell_guest(agent, wanted).await;
-            self.limit_host(machine, wanted, target.beyond).await;
+            self.limit_host(vm, wanted, target.beyond).await;
             if target.beyond.0 == 0 {
                 tracing::info!(sandbox = %self.id, memory = %wanted.memory, "the VM has given memory back");
                 return;
             }
             asked = tokio::select! {
-                asked = self.surplus(machine, target.beyond) => asked,
+                asked = self.surplus(vm, target.beyond) => asked,
                 () = self.sizes.another_waits() => return,
             };
         }
     }
 
-    async fn grow_vcpus(&self, machine: &dyn RunningVm, agent: &AgentClient, wanted: Size) -> Result<(), String> {
-        machine.set_vcpus(wanted.vcpus).await.map_err(|error| chain(&error))?;
+    async fn grow_vcpus(&self, vm: &dyn RunningVm, agent: &AgentClient, wanted: Size) -> Result<(), String> {
+        vm.set_vcpus(wanted.vcpus).await.map_err(|error| chain(&error))?;
         let online = agent.resize(&self.sizes.resized(wanted)).await;
         online.map(drop).map_err(|error| chain(&error))
     }
 
-    async fn surplus(&self, machine: &dyn RunningVm, before: Mebibytes) -> Result<Mebibytes, MemoryError> {
-        let change = machine.surplus_other_than(before);
+    async fn surplus(&self, vm: &dyn RunningVm, before: Mebibytes) -> Result<Mebibytes, MemoryError> {
+        let change = vm.surplus_other_than(before);
         tokio::pin!(change);
         if let Ok(changed) = tokio::time::timeout(SLOW, &mut change).await {
             return changed;

@@ -228,7 +228,7 @@ impl Sandbox {
         let operation = "read the figures of";
         let (agent, name) = self.living(id, operation)?;
         let limit = self.timeouts.figures();
-        if self.owes_figures.load(Ordering::SeqCst) > 0 {
+        if self.unanswered_stats.load(Ordering::SeqCst) > 0 {
             return Err(failed(operation, &name)(AgentError::TimedOut(limit)));
         }
         let request = agent_container(id);
@@ -239,12 +239,12 @@ impl Sandbox {
                 subject: name.to_string(),
             }),
             Err(_) => {
-                let owes = Arc::clone(&self.owes_figures);
-                owes.fetch_add(1, Ordering::SeqCst);
+                let unanswered = Arc::clone(&self.unanswered_stats);
+                unanswered.fetch_add(1, Ordering::SeqCst);
                 // Its own time-out ends it, if nothing else does.
                 tokio::spawn(async move {
                     let _ = call.await;
-                    owes.fetch_sub(1, Ordering::SeqCst);
+                    unanswered.fetch_sub(1, Ordering::SeqCst);
                 });
                 Err(failed(operation, &name)(AgentError::TimedOut(limit)))
             }

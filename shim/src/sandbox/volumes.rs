@@ -61,8 +61,8 @@ impl Sandbox {
     pub async fn resize_volume(&self, path: &Path, bytes: u64) -> Result<StorageStatsResponse, Error> {
         let (volume, subject) = (self.direct_volume(path)?, subject(path));
         let agent = self.agent("resize", &subject)?;
-        let machine = self.machine().ok_or_else(|| not_found(path))?;
-        let grown = self.disks.grow(machine.as_ref(), &volume.disk, bytes).await;
+        let vm = self.running_vm().ok_or_else(|| not_found(path))?;
+        let grown = self.disks.grow(vm.as_ref(), &volume.disk, bytes).await;
         let grown = grown.map_err(|source| Error::Disk {
             operation: "resize",
             subject: subject.clone(),

@@ -10,9 +10,9 @@ pub(crate) mod fake_guest;
 mod host;
 pub(crate) mod hung_file;
 pub(crate) mod liar;
-mod machine;
 mod network;
 mod size;
+mod vm;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ pub(crate) use self::calls::{refusal, soon};
 use self::containerd::Containerd;
 use self::fake_guest::Guest;
 use self::host::FakeHost;
-pub(crate) use self::machine::{Boot, CONSOLE, PID};
+pub(crate) use self::vm::{Boot, CONSOLE, PID};
 
 /// For the creation and the start of a process.
 const CREATION: Duration = Duration::from_secs(20);
@@ -113,7 +113,7 @@ impl Shim {
             BootPlan {
                 queue: None,
                 dial_timeout: boot.dial_timeout(),
-                launcher: Arc::new(machine::FakeLauncher::new(boot, Arc::clone(&guest))),
+                launcher: Arc::new(vm::FakeLauncher::new(boot, Arc::clone(&guest))),
                 setup: SandboxSetup {
                     sandbox_id: POD.to_owned(),
                     ..Default::default()

@@ -35,7 +35,6 @@ pub(crate) struct Cost {
 }
 
 impl Bare {
-    /// Starts it.
     pub(crate) fn start(qemu: &mut Command, agent: Option<UnixListener>, helpers: Vec<Helper>) -> Result<Self> {
         let begun = Instant::now();
         let (qemu, console) = Helper::piped(qemu)?;

@@ -33,7 +33,7 @@ type BoxedConnection = Box<dyn Connection>;
 
 /// Why the streams of a process cannot be had.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum StreamError {
+pub(crate) enum StdioError {
     /// A token of the wrong length.
     #[error("the token of {stream} has {length} bytes instead of {TOKEN_LENGTH}")]
     Token {
@@ -69,7 +69,7 @@ pub(crate) struct Prepared {
     terminal: Option<BoxedConnection>,
 }
 
-fn token(stream: &'static str, bytes: &[u8]) -> Result<Option<Token>, StreamError> {
+fn token(stream: &'static str, bytes: &[u8]) -> Result<Option<Token>, StdioError> {
     if bytes.is_empty() {
         return Ok(None);
     }
@@ -77,22 +77,22 @@ fn token(stream: &'static str, bytes: &[u8]) -> Result<Option<Token>, StreamErro
     bytes
         .try_into()
         .map(Some)
-        .map_err(|_| StreamError::Token { stream, length })
+        .map_err(|_| StdioError::Token { stream, length })
 }
 
-async fn dial(dialer: Dialer, stream: &'static str, bytes: &[u8]) -> Result<Option<BoxedConnection>, StreamError> {
+async fn dial(dialer: Dialer, stream: &'static str, bytes: &[u8]) -> Result<Option<BoxedConnection>, StdioError> {
     let Some(token) = token(stream, bytes)? else {
         return Ok(None);
     };
     match dialer.dial(Preamble::Stream(token)).await {
         Ok(connection) => Ok(Some(Box::new(connection))),
-        Err(error) => Err(StreamError::Dial(stream, error)),
+        Err(error) => Err(StdioError::Dial(stream, error)),
     }
 }
 
 /// Our end and the process's end, in that order; the direction is the caller's.
-fn pipe(stream: &'static str) -> Result<(OwnedFd, OwnedFd), StreamError> {
-    pipe_with(PipeFlags::CLOEXEC).map_err(|error| StreamError::Pipe(stream, error.into()))
+fn pipe(stream: &'static str) -> Result<(OwnedFd, OwnedFd), StdioError> {
+    pipe_with(PipeFlags::CLOEXEC).map_err(|error| StdioError::Pipe(stream, error.into()))
 }
 
 impl Prepared {
@@ -100,10 +100,10 @@ impl Prepared {
     ///
     /// # Errors
     /// A malformed token, a host that does not answer, no descriptors left.
-    pub(crate) async fn new(dialer: Dialer, stdio: &Stdio) -> Result<(Self, launch::Stdio), StreamError> {
+    pub(crate) async fn new(dialer: Dialer, stdio: &Stdio) -> Result<(Self, launch::Stdio), StdioError> {
         if !stdio.terminal.is_empty() {
             if !(stdio.stdin.is_empty() && stdio.stdout.is_empty() && stdio.stderr.is_empty()) {
-                return Err(StreamError::Mixed);
+                return Err(StdioError::Mixed);
             }
             let terminal = dial(dialer, "terminal", &stdio.terminal).await?;
             return Ok((
@@ -128,7 +128,7 @@ impl Prepared {
         stdin: Option<BoxedConnection>,
         stdout: Option<BoxedConnection>,
         stderr: Option<BoxedConnection>,
-    ) -> Result<(Self, launch::Stdio), StreamError> {
+    ) -> Result<(Self, launch::Stdio), StdioError> {
         let mut ends = [None, None, None];
         let mut prepared = Self {
             stdin: None,
@@ -159,14 +159,14 @@ impl Prepared {
     ///
     /// # Errors
     /// A descriptor cannot be watched, or the terminal is missing.
-    pub(crate) fn start(self, terminal: Option<OwnedFd>) -> Result<Streams, StreamError> {
+    pub(crate) fn start(self, terminal: Option<OwnedFd>) -> Result<Streams, StdioError> {
         let mut streams = Streams::default();
         if let Some(connection) = self.terminal {
             let master = Channel::new(
-                terminal.ok_or(StreamError::TerminalMissing)?,
+                terminal.ok_or(StdioError::TerminalMissing)?,
                 Interest::READABLE | Interest::WRITABLE,
             )
-            .map_err(|error| StreamError::Pipe("terminal", error))?;
+            .map_err(|error| StdioError::Pipe("terminal", error))?;
             let (from_host, to_host) = tokio::io::split(connection);
             streams.tasks.spawn(input::terminal(from_host, master.clone()));
             streams.stdout = Some(streams.output(master.clone(), to_host, None::<tokio::io::Empty>));
@@ -174,18 +174,18 @@ impl Prepared {
             return Ok(streams);
         }
         if let Some((pipe, connection)) = self.stdin {
-            let pipe = Channel::new(pipe, Interest::WRITABLE).map_err(|error| StreamError::Pipe("stdin", error))?;
+            let pipe = Channel::new(pipe, Interest::WRITABLE).map_err(|error| StdioError::Pipe("stdin", error))?;
             streams
                 .tasks
                 .spawn(input::pipe(connection, pipe, streams.stdin_length.subscribe()));
         }
         if let Some((pipe, connection)) = self.stdout {
-            let pipe = Channel::new(pipe, Interest::READABLE).map_err(|error| StreamError::Pipe("stdout", error))?;
+            let pipe = Channel::new(pipe, Interest::READABLE).map_err(|error| StdioError::Pipe("stdout", error))?;
             let (from_host, to_host) = tokio::io::split(connection);
             streams.stdout = Some(streams.output(pipe, to_host, Some(from_host)));
         }
         if let Some((pipe, connection)) = self.stderr {
-            let pipe = Channel::new(pipe, Interest::READABLE).map_err(|error| StreamError::Pipe("stderr", error))?;
+            let pipe = Channel::new(pipe, Interest::READABLE).map_err(|error| StdioError::Pipe("stderr", error))?;
             let (from_host, to_host) = tokio::io::split(connection);
             streams.stderr = Some(streams.output(pipe, to_host, Some(from_host)));
         }
@@ -271,15 +271,15 @@ impl Streams {
     ///
     /// # Errors
     /// There is no terminal, or it is gone.
-    pub(crate) fn resize(&self, columns: u16, rows: u16) -> Result<(), StreamError> {
-        let terminal = self.terminal.as_ref().ok_or(StreamError::NoTerminal)?;
+    pub(crate) fn resize(&self, columns: u16, rows: u16) -> Result<(), StdioError> {
+        let terminal = self.terminal.as_ref().ok_or(StdioError::NoTerminal)?;
         let size = Winsize {
             ws_row: rows,
             ws_col: columns,
             ws_xpixel: 0,
             ws_ypixel: 0,
         };
-        tcsetwinsize(terminal.as_fd(), size).map_err(|error| StreamError::Resize(error.into()))
+        tcsetwinsize(terminal.as_fd(), size).map_err(|error| StdioError::Resize(error.into()))
     }
 }
 

@@ -217,6 +217,6 @@ fn a_token_of_the_wrong_length_is_refused() {
     assert!(token("stdin", &[1; 16]).unwrap().is_some());
     assert!(matches!(
         token("stdin", &[1; 15]),
-        Err(StreamError::Token { length: 15, .. })
+        Err(StdioError::Token { length: 15, .. })
     ));
 }

@@ -7,10 +7,10 @@ use ttrpc::Code;
 use crate::cgroup;
 use crate::connections::host_sockets::SocketError;
 use crate::connections::names::NamesError;
-use crate::connections::streams::StreamError;
+use crate::connections::streams::StdioError;
 use crate::error::{Error, ResizeError};
 use crate::files::storage::StorageError;
-use crate::guest::cpus::CpuError;
+use crate::guest::cpus::OnlineError;
 use crate::network::NetworkError;
 
 pub(super) fn code(error: &Error) -> Code {
@@ -63,9 +63,9 @@ fn socket(error: &SocketError) -> Code {
 
 fn resize(error: &ResizeError) -> Code {
     match error {
-        ResizeError::Cpus(CpuError::NoPlace { .. }) => Code::FAILED_PRECONDITION,
-        ResizeError::Cpus(CpuError::Missing { .. }) => Code::DEADLINE_EXCEEDED,
-        ResizeError::Cpus(CpuError::Io { .. }) => Code::INTERNAL,
+        ResizeError::Cpus(OnlineError::NoPlace { .. }) => Code::FAILED_PRECONDITION,
+        ResizeError::Cpus(OnlineError::Missing { .. }) => Code::DEADLINE_EXCEEDED,
+        ResizeError::Cpus(OnlineError::Io { .. }) => Code::INTERNAL,
         ResizeError::Reserve(error) => cgroup(error),
         ResizeError::Thread(_) => Code::INTERNAL,
     }
@@ -94,11 +94,11 @@ fn probe(error: &ProbeError) -> Code {
     }
 }
 
-fn stream(error: &StreamError) -> Code {
+fn stream(error: &StdioError) -> Code {
     match error {
-        StreamError::Token { .. } | StreamError::Mixed => Code::INVALID_ARGUMENT,
-        StreamError::NoTerminal => Code::FAILED_PRECONDITION,
-        StreamError::Dial(..) | StreamError::Pipe(..) | StreamError::TerminalMissing | StreamError::Resize(_) => {
+        StdioError::Token { .. } | StdioError::Mixed => Code::INVALID_ARGUMENT,
+        StdioError::NoTerminal => Code::FAILED_PRECONDITION,
+        StdioError::Dial(..) | StdioError::Pipe(..) | StdioError::TerminalMissing | StdioError::Resize(_) => {
             Code::INTERNAL
         }
     }

@@ -50,9 +50,9 @@ impl Place {
     }
 }
 
-/// What came of an event.
+/// What a host's event means for the guest and for the marks.
 #[derive(Debug, Default)]
-pub(super) struct Told {
+pub(super) struct Translated {
     /// For the guest, in order.
     pub(super) changes: Vec<HostChange>,
     /// Directories that are not in any volume any longer, although they are there: their marks are to be taken back, before what has appeared
@@ -124,28 +124,30 @@ impl Table {
     }
 
     /// What the guest is to be told. `exists` says whether there is such a name now.
-    pub(super) fn translate(&mut self, event: &Event, exists: impl Fn(&Place, &[u8]) -> bool) -> Told {
-        let mut told = Told::default();
+    pub(super) fn translate(&mut self, event: &Event, exists: impl Fn(&Place, &[u8]) -> bool) -> Translated {
+        let mut translated = Translated::default();
         if event.mask & libc::FAN_RENAME != 0 {
-            self.renamed(event, &mut told);
-            return told;
+            self.renamed(event, &mut translated);
+            return translated;
         }
         if let Some(object) = &event.object {
             let files = self.places.get(object).into_iter().flatten().filter(|place| place.file);
             for place in files.cloned().collect::<Vec<_>>() {
-                push(&mut told, &place, b"", event.mask, |_| true);
+                push(&mut translated, &place, b"", event.mask, |_| true);
             }
         }
         let Some(entry) = &event.entry else {
-            return told;
+            return translated;
         };
         for place in self.directories(entry) {
             if entry.name == b"." {
                 let own = event.mask & (libc::FAN_ATTRIB | libc::FAN_ONDIR);
-                push(&mut told, &place, b"", own, |_| true);
+                push(&mut translated, &place, b"", own, |_| true);
                 continue;
             }
-            push(&mut told, &place, &entry.name, event.mask, |name| exists(&place, name));
+            push(&mut translated, &place, &entry.name, event.mask, |name| {
+                exists(&place, name)
+            });
             if event.mask & libc::FAN_ONDIR == 0 {
                 continue;
             }
@@ -155,13 +157,13 @@ impl Table {
                 self.retain(|other| other.moved(&child, &child).is_none());
             }
             if event.mask & libc::FAN_CREATE != 0 {
-                told.appeared.push(child);
+                translated.appeared.push(child);
             }
         }
-        told
+        translated
     }
 
-    fn renamed(&mut self, event: &Event, told: &mut Told) {
+    fn renamed(&mut self, event: &Event, translated: &mut Translated) {
         self.cookie = self.cookie.wrapping_add(1).max(1);
         let cookie = self.cookie;
         let on_directory = event.mask & libc::FAN_ONDIR != 0;
@@ -178,10 +180,14 @@ impl Table {
         };
         let (old, new) = (named(&event.old), named(&event.new));
         for (place, name) in &old {
-            told.changes.push(place.change(name, libc::IN_MOVED_FROM | bit, cookie));
+            translated
+                .changes
+                .push(place.change(name, libc::IN_MOVED_FROM | bit, cookie));
         }
         for (place, name) in &new {
-            told.changes.push(place.change(name, libc::IN_MOVED_TO | bit, cookie));
+            translated
+                .changes
+                .push(place.change(name, libc::IN_MOVED_TO | bit, cookie));
         }
         if !on_directory {
             return;
@@ -200,14 +206,16 @@ impl Table {
                 }
                 None => {
                     let left = self.retain(|place| place.moved(&from_path, &from_path).is_none());
-                    told.left.extend(left);
+                    translated.left.extend(left);
                 }
             }
         }
         let from_elsewhere = new
             .iter()
             .filter(|(to, _)| !old.iter().any(|(from, _)| from.volume == to.volume));
-        told.appeared.extend(from_elsewhere.map(|(to, name)| to.child(name)));
+        translated
+            .appeared
+            .extend(from_elsewhere.map(|(to, name)| to.child(name)));
     }
 
     /// The watched directories that an entry is in.
@@ -218,16 +226,18 @@ impl Table {
 }
 
 /// One change for each bit.
-fn push(told: &mut Told, place: &Place, name: &[u8], mask: u64, exists: impl Fn(&[u8]) -> bool) {
+fn push(translated: &mut Translated, place: &Place, name: &[u8], mask: u64, exists: impl Fn(&[u8]) -> bool) {
     let directory = if mask & libc::FAN_ONDIR == 0 { 0 } else { libc::IN_ISDIR };
     let both = libc::FAN_CREATE | libc::FAN_DELETE;
     let replaced = mask & both == both && exists(name);
     if replaced {
-        told.changes.push(place.change(name, libc::IN_DELETE | directory, 0));
+        translated
+            .changes
+            .push(place.change(name, libc::IN_DELETE | directory, 0));
     }
     for (bit, change) in BITS {
         if mask & bit != 0 && !(replaced && bit == libc::FAN_DELETE) {
-            told.changes.push(place.change(name, change | directory, 0));
+            translated.changes.push(place.change(name, change | directory, 0));
         }
     }
 }
@@ -276,9 +286,9 @@ mod tests {
         }
     }
 
-    fn said(told: &Told) -> Vec<(String, String, u32)> {
+    fn said(translated: &Translated) -> Vec<(String, String, u32)> {
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_owned()).unwrap();
-        let said = told.changes.iter();
+        let said = translated.changes.iter();
         said.map(|change| (text(&change.directory), text(&change.name), change.mask))
             .collect()
     }
@@ -286,18 +296,18 @@ mod tests {
     #[test]
     fn what_came_as_one_event_is_told_in_the_order_in_which_it_happened() {
         let mask = libc::FAN_CLOSE_WRITE | libc::FAN_CREATE | libc::FAN_MODIFY;
-        let told = table().translate(&event(mask, entry(3, "f")), |_, _| true);
-        let masks: Vec<u32> = said(&told).iter().map(|(_, _, mask)| *mask).collect();
+        let translated = table().translate(&event(mask, entry(3, "f")), |_, _| true);
+        let masks: Vec<u32> = said(&translated).iter().map(|(_, _, mask)| *mask).collect();
         assert_eq!(masks, [libc::IN_CREATE, libc::IN_MODIFY, libc::IN_CLOSE_WRITE]);
-        assert_eq!(said(&told)[0].0, "a/b");
+        assert_eq!(said(&translated)[0].0, "a/b");
     }
 
     #[test]
     fn a_file_that_was_made_and_removed_is_told_apart_from_one_that_was_replaced() {
         let mask = libc::FAN_CREATE | libc::FAN_DELETE;
         let order = |exists| {
-            let told = table().translate(&event(mask, entry(1, "f")), |_, _| exists);
-            said(&told).iter().map(|(_, _, mask)| *mask).collect::<Vec<_>>()
+            let translated = table().translate(&event(mask, entry(1, "f")), |_, _| exists);
+            said(&translated).iter().map(|(_, _, mask)| *mask).collect::<Vec<_>>()
         };
         assert_eq!(order(false), [libc::IN_CREATE, libc::IN_DELETE]);
         assert_eq!(order(true), [libc::IN_DELETE, libc::IN_CREATE]);
@@ -312,17 +322,17 @@ mod tests {
             new: entry(1, "c"),
             ..Event::default()
         };
-        let told = table.translate(&rename, |_, _| true);
+        let translated = table.translate(&rename, |_, _| true);
         assert_eq!(
-            said(&told),
+            said(&translated),
             [
                 ("a".into(), "b".into(), libc::IN_MOVED_FROM | libc::IN_ISDIR),
                 (String::new(), "c".into(), libc::IN_MOVED_TO | libc::IN_ISDIR)
             ]
         );
-        assert!(told.changes[0].cookie != 0 && told.changes[0].cookie == told.changes[1].cookie);
-        let told = table.translate(&event(libc::FAN_MODIFY, entry(3, "f")), |_, _| true);
-        assert_eq!(said(&told)[0].0, "c");
+        assert!(translated.changes[0].cookie != 0 && translated.changes[0].cookie == translated.changes[1].cookie);
+        let translated = table.translate(&event(libc::FAN_MODIFY, entry(3, "f")), |_, _| true);
+        assert_eq!(said(&translated)[0].0, "c");
     }
 
     #[test]
@@ -337,9 +347,9 @@ mod tests {
             new: entry(9, "elsewhere"),
             ..Event::default()
         };
-        let told = moved.translate(&away, |_, _| true);
+        let translated = moved.translate(&away, |_, _| true);
         assert_eq!(moved.len(), 1);
-        let mut left: Vec<_> = told.left.into_iter().map(|marked| marked.handle).collect();
+        let mut left: Vec<_> = translated.left.into_iter().map(|marked| marked.handle).collect();
         left.sort_by_key(|handle| handle.bytes.clone());
         assert_eq!(left, [handle(2), handle(3)]);
     }
@@ -347,8 +357,8 @@ mod tests {
     #[test]
     fn new_directories_are_to_be_watched_and_others_like_them_are_left_alone() {
         let mut table = table();
-        let told = table.translate(&event(libc::FAN_CREATE | libc::FAN_ONDIR, entry(2, "new")), |_, _| true);
-        assert_eq!(told.appeared, [place("a/new")]);
+        let translated = table.translate(&event(libc::FAN_CREATE | libc::FAN_ONDIR, entry(2, "new")), |_, _| true);
+        assert_eq!(translated.appeared, [place("a/new")]);
         table.insert(handle(4), place("ab"));
         table.translate(&event(libc::FAN_DELETE | libc::FAN_ONDIR, entry(1, "a")), |_, _| false);
         assert_eq!(table.len(), 2, "ab is not below a");

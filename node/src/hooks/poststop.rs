@@ -35,13 +35,13 @@ struct Record {
     state: HookState,
 }
 
-/// The hooks that a sandbox owes.
+/// The poststop hooks of a sandbox that are still to be run.
 #[derive(Debug, Clone)]
-pub struct Owed {
+pub struct PoststopHooks {
     directory: PathBuf,
 }
 
-impl Owed {
+impl PoststopHooks {
     /// Those of the sandbox with this directory.
     #[must_use]
     pub fn below(run_dir: &Path) -> Self {
@@ -52,7 +52,7 @@ impl Owed {
 
     /// The records that are complete, those of one container or of all, the oldest first.
     fn records(&self, container: Option<&ContainerId>) -> Vec<PathBuf> {
-        // No directory: nothing is owed.
+        // No directory: there is nothing to run.
         let entries = fs::read_dir(&self.directory).into_iter().flatten().flatten();
         let mut records: Vec<_> = entries
             .filter_map(|entry| {
@@ -70,7 +70,7 @@ impl Owed {
         records.into_iter().map(|(_, path)| path).collect()
     }
 
-    /// Writes down what a container's end owes; nothing where it has no poststop hooks.
+    /// Writes down the hooks of a container; nothing if it has none.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -94,20 +94,20 @@ impl Owed {
         fs::rename(new, file)
     }
 
-    /// Runs what a container's end owes, each hook once, whether the one before it failed or not.
+    /// Runs the hooks of a container, each once, whether the one before it failed or not.
     ///
     /// # Errors
     /// The first hook that failed.
-    pub async fn pay(&self, host: &HostNamespace, container: &ContainerId) -> Result<(), HookError> {
+    pub async fn run(&self, host: &HostNamespace, container: &ContainerId) -> Result<(), HookError> {
         let mut first = Ok(());
         // Its own first: those of an earlier one with its id may hang.
         for record in self.records(Some(container)).into_iter().rev() {
-            first = first.and(self.pay_file(host, &record, None).await);
+            first = first.and(self.run_record(host, &record, None).await);
         }
         first
     }
 
-    async fn pay_file(&self, host: &HostNamespace, file: &Path, limit: Option<i64>) -> Result<(), HookError> {
+    async fn run_record(&self, host: &HostNamespace, file: &Path, limit: Option<i64>) -> Result<(), HookError> {
         let Some(mut claim) = Claim::of(file) else {
             return Ok(());
         };
@@ -124,17 +124,17 @@ impl Owed {
         first
     }
 
-    /// Runs all that the sandbox owes. What fails is logged: there is nobody who could do better.
-    pub async fn pay_all(&self, host: &HostNamespace) {
+    /// Runs those of all containers. What fails is logged: there is nobody who could do better.
+    pub async fn run_all(&self, host: &HostNamespace) {
         for record in self.records(None) {
-            if let Err(error) = self.pay_file(host, &record, Some(LIMIT)).await {
+            if let Err(error) = self.run_record(host, &record, Some(LIMIT)).await {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(file = %record.display(), error, "a poststop hook failed");
             }
         }
     }
 
-    /// Moves what is owed into `directory`, for a program of its own to pay with [`pay_handed_over`]: `delete` has 5 s in all, and a
+    /// Moves all of them into `directory`, for a program of its own that runs them with [`run_handed_over`]: `delete` has 5 s in all, and a
     /// hook may take longer. What an earlier removal has moved there stays apart: its hooks may be running. The answer is
     /// whether there is anything.
     ///
@@ -149,7 +149,7 @@ impl Owed {
             DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
             match fs::rename(&self.directory, &place) {
                 Ok(()) => return Ok(true),
-                // The program that pays for an earlier removal has just removed the directory.
+                // The program that runs those of an earlier removal has just removed the directory.
                 Err(error) if error.kind() == io::ErrorKind::NotFound && self.directory.exists() => {}
                 Err(error) => return Err(error),
             }
@@ -165,9 +165,9 @@ fn now() -> u128 {
         .as_nanos()
 }
 
-/// Runs all that [`Owed::hand_over`] has moved into a directory, and removes it. For a caller in the host's mount namespace
+/// Runs all that [`PoststopHooks::hand_over`] has moved into a directory, and removes it. For a caller in the host's mount namespace
 /// that can wait: blocks.
-pub fn pay_handed_over(directory: &Path) {
+pub fn run_handed_over(directory: &Path) {
     let Ok(entries) = fs::read_dir(directory) else {
         return;
     };
@@ -177,15 +177,15 @@ pub fn pay_handed_over(directory: &Path) {
         (host, runtime) => return tracing::warn!(?host, ?runtime, "poststop hooks cannot be run"),
     };
     for entry in entries.flatten() {
-        let owed = Owed {
+        let poststop = PoststopHooks {
             directory: entry.path(),
         };
-        runtime.block_on(owed.pay_all(&host));
+        runtime.block_on(poststop.run_all(&host));
         // What is left is being run by another process, which removes it.
-        if owed.records(None).is_empty()
-            && let Err(error) = remove::directory(&owed.directory)
+        if poststop.records(None).is_empty()
+            && let Err(error) = remove::directory(&poststop.directory)
         {
-            tracing::warn!(%error, path = %owed.directory.display(), "cannot remove the record of poststop hooks");
+            tracing::warn!(%error, path = %poststop.directory.display(), "cannot remove the record of poststop hooks");
         }
     }
     // It stays for whoever else has something in it.
@@ -217,7 +217,7 @@ impl Claim {
         let Record { mut hooks, state } = match serde_json::from_slice(&text) {
             Ok(record) => record,
             Err(error) => {
-                tracing::warn!(file = %path.display(), %error, "cannot understand which poststop hooks are owed");
+                tracing::warn!(file = %path.display(), %error, "cannot understand which poststop hooks are to be run");
                 // Nobody else can either.
                 let _ = fs::remove_file(path);
                 return None;
@@ -275,14 +275,14 @@ mod tests {
     #[tokio::test]
     async fn hooks_are_run_once_and_all_of_them() {
         let (run_dir, bundle) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let owed = Owed::below(run_dir.path());
+        let poststop = PoststopHooks::below(run_dir.path());
         let script = hooks(&["cat >> ran; exit 7", "echo second >> ran"]);
-        owed.record(&script, &state(bundle.path())).unwrap();
+        poststop.record(&script, &state(bundle.path())).unwrap();
         let host = HostNamespace::start_thread().unwrap();
         let id = ContainerId::new("me").unwrap();
-        assert!(matches!(owed.pay(&host, &id).await, Err(HookError::Failed { .. })));
-        owed.pay(&host, &id).await.unwrap();
-        owed.pay_all(&host).await;
+        assert!(matches!(poststop.run(&host, &id).await, Err(HookError::Failed { .. })));
+        poststop.run(&host, &id).await.unwrap();
+        poststop.run_all(&host).await;
         let ran = fs::read_to_string(bundle.path().join("ran")).unwrap();
         let state: serde_json::Value = serde_json::from_str(ran.strip_suffix("second\n").unwrap()).unwrap();
         assert_eq!((&state["status"], &state["pid"]), (&"stopped".into(), &0.into()));
@@ -293,48 +293,48 @@ mod tests {
         let (run_dir, bundle) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let ran = run_dir.path().join("ran");
         let script = hooks(&[&format!("pwd > {}", ran.display())]);
-        Owed::below(run_dir.path())
+        PoststopHooks::below(run_dir.path())
             .record(&script, &state(bundle.path()))
             .unwrap();
         drop(bundle);
         let elsewhere = run_dir.path().join("elsewhere");
-        assert!(Owed::below(run_dir.path()).hand_over(&elsewhere).unwrap());
-        pay_handed_over(&elsewhere);
+        assert!(PoststopHooks::below(run_dir.path()).hand_over(&elsewhere).unwrap());
+        run_handed_over(&elsewhere);
         assert_eq!(fs::read_to_string(&ran).unwrap(), "/\n");
     }
 
     #[tokio::test]
     async fn who_ends_in_the_middle_leaves_the_rest_and_two_at_once_run_nothing_twice() {
         let (run_dir, bundle) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let owed = Owed::below(run_dir.path());
+        let poststop = PoststopHooks::below(run_dir.path());
         let script = hooks(&["echo first >> ran", "echo second >> ran; sleep 0.3"]);
-        owed.record(&script, &state(bundle.path())).unwrap();
+        poststop.record(&script, &state(bundle.path())).unwrap();
         let host = HostNamespace::start_thread().unwrap();
-        let record = owed.records(None).remove(0);
+        let record = poststop.records(None).remove(0);
         let mut claim = Claim::of(&record).unwrap();
         // Who has it now runs it; it ends after the first.
         assert!(Claim::of(&record).is_none());
         claim.done();
         drop(claim);
-        tokio::join!(owed.pay_all(&host), owed.pay_all(&host));
-        owed.pay_all(&host).await;
+        tokio::join!(poststop.run_all(&host), poststop.run_all(&host));
+        poststop.run_all(&host).await;
         assert_eq!(fs::read_to_string(bundle.path().join("ran")).unwrap(), "second\n");
-        assert_eq!(fs::read_dir(&owed.directory).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(&poststop.directory).unwrap().count(), 0);
     }
 
     #[test]
     fn what_is_handed_over_is_paid_elsewhere() {
         let (run_dir, bundle) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let (owed, elsewhere) = (Owed::below(run_dir.path()), run_dir.path().join("elsewhere"));
-        assert!(!owed.hand_over(&elsewhere).unwrap());
+        let (poststop, elsewhere) = (PoststopHooks::below(run_dir.path()), run_dir.path().join("elsewhere"));
+        assert!(!poststop.hand_over(&elsewhere).unwrap());
         let script = hooks(&[&format!("echo ran > {}/ran", run_dir.path().display())]);
-        owed.record(&script, &state(bundle.path())).unwrap();
-        assert!(owed.hand_over(&elsewhere).unwrap());
+        poststop.record(&script, &state(bundle.path())).unwrap();
+        assert!(poststop.hand_over(&elsewhere).unwrap());
         let host = HostNamespace::start_thread().unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        runtime.unwrap().block_on(owed.pay_all(&host));
+        runtime.unwrap().block_on(poststop.run_all(&host));
         assert!(!run_dir.path().join("ran").exists());
-        pay_handed_over(&elsewhere);
+        run_handed_over(&elsewhere);
         assert!(run_dir.path().join("ran").exists() && !elsewhere.exists());
     }
 
@@ -361,18 +361,18 @@ mod tests {
     async fn a_container_with_the_id_of_one_whose_hooks_still_run_has_its_own_run_too() {
         let directory = tempfile::tempdir().unwrap();
         let directory = directory.path();
-        let owed = Owed::below(directory);
-        owed.record(&waiting(directory), &state(directory)).unwrap();
+        let poststop = PoststopHooks::below(directory);
+        poststop.record(&waiting(directory), &state(directory)).unwrap();
         let host = HostNamespace::start_thread().unwrap();
         let id = ContainerId::new("me").unwrap();
         let next = async {
             tokio::fs::read(directory.join("began")).await.unwrap();
-            owed.record(&third(directory), &state(directory)).unwrap();
+            poststop.record(&third(directory), &state(directory)).unwrap();
             tokio::fs::write(directory.join("goes-on"), "\n").await.unwrap();
         };
-        let (paid, ()) = tokio::join!(owed.pay(&host, &id), next);
+        let (paid, ()) = tokio::join!(poststop.run(&host, &id), next);
         paid.unwrap();
-        owed.pay(&host, &id).await.unwrap();
+        poststop.run(&host, &id).await.unwrap();
         let ran = fs::read_to_string(directory.join("ran")).unwrap();
         assert_eq!(ran, "first\nsecond\nthird\n");
     }
@@ -382,17 +382,17 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let directory = directory.path();
         let elsewhere = directory.join("elsewhere");
-        let owed = Owed::below(directory);
-        owed.record(&waiting(directory), &state(directory)).unwrap();
-        owed.hand_over(&elsewhere).unwrap();
+        let poststop = PoststopHooks::below(directory);
+        poststop.record(&waiting(directory), &state(directory)).unwrap();
+        poststop.hand_over(&elsewhere).unwrap();
         std::thread::scope(|scope| {
-            scope.spawn(|| pay_handed_over(&elsewhere));
+            scope.spawn(|| run_handed_over(&elsewhere));
             fs::read(directory.join("began")).unwrap();
-            owed.record(&third(directory), &state(directory)).unwrap();
-            assert!(owed.hand_over(&elsewhere).unwrap());
+            poststop.record(&third(directory), &state(directory)).unwrap();
+            assert!(poststop.hand_over(&elsewhere).unwrap());
             fs::write(directory.join("goes-on"), "\n").unwrap();
         });
-        pay_handed_over(&elsewhere);
+        run_handed_over(&elsewhere);
         let ran = fs::read_to_string(directory.join("ran")).unwrap();
         assert_eq!(ran, "first\nsecond\nthird\n");
         assert!(!elsewhere.exists());
@@ -402,28 +402,30 @@ mod tests {
     async fn a_containers_own_hooks_come_before_those_of_an_earlier_one_and_a_record_without_a_number_counts() {
         let directory = tempfile::tempdir().unwrap();
         let directory = directory.path();
-        let owed = Owed::below(directory);
-        owed.record(&hooks(&["echo first >> ran"]), &state(directory)).unwrap();
+        let poststop = PoststopHooks::below(directory);
+        poststop
+            .record(&hooks(&["echo first >> ran"]), &state(directory))
+            .unwrap();
         // As an earlier version named it.
-        let first = owed.records(None).remove(0);
-        fs::rename(first, owed.directory.join("me.json")).unwrap();
-        owed.record(&third(directory), &state(directory)).unwrap();
+        let first = poststop.records(None).remove(0);
+        fs::rename(first, poststop.directory.join("me.json")).unwrap();
+        poststop.record(&third(directory), &state(directory)).unwrap();
         let host = HostNamespace::start_thread().unwrap();
-        owed.pay(&host, &ContainerId::new("me").unwrap()).await.unwrap();
+        poststop.run(&host, &ContainerId::new("me").unwrap()).await.unwrap();
         let ran = fs::read_to_string(directory.join("ran")).unwrap();
         assert_eq!(ran, "third\nfirst\n");
-        // The directory is still there, and nothing in it is owed.
-        assert!(!owed.hand_over(&directory.join("elsewhere")).unwrap());
+        // The directory is still there, and nothing in it is poststop.
+        assert!(!poststop.hand_over(&directory.join("elsewhere")).unwrap());
     }
 
     #[test]
     fn nothing_is_written_where_nothing_is_owed() {
         let run_dir = tempfile::tempdir().unwrap();
-        let owed = Owed::below(run_dir.path());
-        owed.record(&Hooks::default(), &state(run_dir.path())).unwrap();
+        let poststop = PoststopHooks::below(run_dir.path());
+        poststop.record(&Hooks::default(), &state(run_dir.path())).unwrap();
         assert!(!run_dir.path().join(DIRECTORY).exists());
         let elsewhere = run_dir.path().join("elsewhere");
-        assert!(!owed.hand_over(&elsewhere).unwrap());
-        pay_handed_over(&elsewhere);
+        assert!(!poststop.hand_over(&elsewhere).unwrap());
+        run_handed_over(&elsewhere);
     }
 }

@@ -7,7 +7,7 @@ use tokio::sync::{Mutex, mpsc, watch};
 use super::{PodNetwork, PodNetworkError};
 
 /// The network of a VM that runs.
-pub struct MachineNetwork {
+pub struct VmNetwork {
     pod: Mutex<PodNetwork>,
     nics: NicHotplug,
     /// Begins once the hooks have run: until then the namespace is what they are about to change.
@@ -15,7 +15,7 @@ pub struct MachineNetwork {
     begun: watch::Sender<bool>,
 }
 
-impl MachineNetwork {
+impl VmNetwork {
     /// Takes the network over, with what plugs devices into its VM.
     #[must_use]
     pub fn new(pod: PodNetwork, nics: NicHotplug) -> Self {

@@ -83,14 +83,14 @@ impl Launcher for FakeLauncher {
             Boot::Dies => self.guest.die("QEMU exited with status 1", false),
             Boot::Silent | Boot::NoLaunch => {}
         }
-        Ok((Box::new(FakeMachine(Arc::clone(&self.guest))), Box::new(connections)))
+        Ok((Box::new(FakeVm(Arc::clone(&self.guest))), Box::new(connections)))
     }
 }
 
-struct FakeMachine(Arc<Guest>);
+struct FakeVm(Arc<Guest>);
 
 #[async_trait]
-impl RunningVm for FakeMachine {
+impl RunningVm for FakeVm {
     fn pid(&self) -> u32 {
         PID
     }
