@@ -9,11 +9,11 @@ use std::{
     time::Duration,
 };
 
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, unmount};
 
 use crate::{Error, Result, wait};
 
-/// A file system of the host: a tmpfs, but for [`Silent`].
+/// A mount of the host: of a tmpfs, but for [`HostMount::bind`] and [`Silent`].
 #[derive(Debug)]
 pub struct HostMount(Option<PathBuf>);
 
@@ -23,6 +23,13 @@ impl HostMount {
         std::fs::create_dir_all(path)?;
         mount("tmpfs", path, "tmpfs", flags, None)
             .map_err(|errno| Error::io(format!("mounting {}", path.display()))(errno.into()))?;
+        Ok(Self(Some(path.to_owned())))
+    }
+
+    /// Mounts a directory once more in another place, as the kubelet does for a `subPath`.
+    pub fn bind(source: &Path, path: &Path) -> Result<Self> {
+        std::fs::create_dir_all(path)?;
+        mount_bind(source, path).map_err(|errno| Error::io(format!("binding {}", path.display()))(errno.into()))?;
         Ok(Self(Some(path.to_owned())))
     }
 

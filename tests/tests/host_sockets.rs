@@ -3,10 +3,10 @@
 
 use std::{
     env, fs,
-    io::{Read, Write},
+    io::{IoSlice, IoSliceMut, Read, Write},
     net::Shutdown,
     os::{
-        fd::{AsRawFd, OwnedFd},
+        fd::{AsRawFd, OwnedFd, RawFd},
         unix::{
             fs::PermissionsExt,
             net::{UnixDatagram, UnixListener, UnixStream},
@@ -23,7 +23,9 @@ use std::{
 
 use framework::{Node, Result, Spec, bundle::Bundle};
 use nix::sys::socket::{
-    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept, bind, listen, recv, send, socket,
+    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
+    UnixCredentials, accept, bind, getsockopt, listen, recv, recvmsg, send, sendmsg, setsockopt, socket,
+    sockopt::{PassCred, PeerCredentials},
 };
 use serde_json::json;
 
@@ -501,6 +503,65 @@ mod kata_only {
         assert_eq!(probe(&node, "c", "beside", &["many", "/run/b", "60"])?, 60);
         assert_eq!(crowd.wait()?.success()?.stdout(), "220\n");
         assert_eq!(probe(&node, "c", "after", &["many", "/run/a", "120"])?, 120);
+        node.remove("c")?;
+        node.nothing_left()
+    }
+
+    /// What a service learns of a client: who it is by the socket (SO_PEERCRED) and by the message (SCM_CREDENTIALS), and how many
+    /// descriptors came with the message. It answers with a descriptor.
+    fn client_of(listener: &UnixListener) -> Result<([i32; 2], u32, String, usize)> {
+        let (stream, _) = listener.accept()?;
+        let errno = std::io::Error::from;
+        let peer = getsockopt(&stream, PeerCredentials).map_err(errno)?;
+        let mut buffer = [0; 256];
+        let mut parts = [IoSliceMut::new(&mut buffer)];
+        let mut space = nix::cmsg_space!([RawFd; 4], UnixCredentials);
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let message = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut space), flags).map_err(errno)?;
+        let (mut sender, mut descriptors) = (0, 0);
+        for part in message.cmsgs().map_err(errno)? {
+            match part {
+                ControlMessageOwned::ScmCredentials(credentials) => sender = credentials.pid(),
+                ControlMessageOwned::ScmRights(passed) => descriptors += passed.len(),
+                _ => {}
+            }
+        }
+        let word: Vec<u8> = message.iovs().flatten().copied().collect();
+        let file = fs::File::open("/dev/null")?;
+        let passed = [file.as_raw_fd()];
+        let rights = [ControlMessage::ScmRights(&passed)];
+        let answer = [IoSlice::new(b"answer")];
+        sendmsg::<()>(stream.as_raw_fd(), &answer, &rights, MsgFlags::empty(), None).map_err(errno)?;
+        Ok((
+            [peer.pid(), sender],
+            peer.uid(),
+            String::from_utf8_lossy(&word).into_owned(),
+            descriptors,
+        ))
+    }
+
+    #[test]
+    fn a_service_sees_the_shim_and_no_descriptor_passes() -> Result<()> {
+        let node = node()?;
+        let listener = UnixListener::bind(socket_path(&node, "who"))?;
+        // The sockets of its connections have it from this one.
+        setsockopt(&listener, PassCred, &true).map_err(std::io::Error::from)?;
+        let spec = with_sockets(&node, "c", &["who"])?.set("/process/user/uid", 1000)?;
+        fs::set_permissions(socket_path(&node, "who"), fs::Permissions::from_mode(0o666))?;
+        node.run_spec("c", &spec)?.arg("-d").ok()?;
+        let service = thread::spawn(move || client_of(&listener).map_err(|error| error.to_string()));
+        let said = probe(&node, "c", "pass", &["pass", "/run/who", "word"])?;
+        assert_eq!(said, json!({ "answer": "answer", "descriptors": 0 }));
+        let client = service
+            .join()
+            .map_err(|_| std::io::Error::other("the service failed"))?;
+        let shim = node
+            .processes("c")
+            .into_iter()
+            .find(|process| process.program().ends_with("containerd-shim-kata-v2"))
+            .and_then(|shim| i32::try_from(shim.pid).ok())
+            .unwrap_or_default();
+        assert_eq!(client, Ok(([shim; 2], 0, "word".to_owned(), 0)));
         node.remove("c")?;
         node.nothing_left()
     }

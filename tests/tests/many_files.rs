@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -11,20 +11,27 @@ use framework::{Node, Result};
 /// More than virtiofsd may have open; `TATAMI_MANY_FILES` is another number.
 const FILES: usize = 25_000;
 const DESCRIPTORS: usize = 20_000;
-/// Of more files than this all are listed, and every tenth is opened and changed: an emulated guest opens a thousand a second.
-const ALL: usize = 100_000;
+/// Files that are opened and changed between two lines of progress.
+const STEP: usize = 50_000;
 /// What virtiofsd may take of the host's memory for them, in KiB, however many there are.
 const MEMORY: u64 = 128 << 10;
 /// An emulated guest looks at some thousand files a second, on a machine that does nothing else.
 const LIMIT: Duration = Duration::from_secs(400);
 
+fn number(variable: &str) -> Option<usize> {
+    std::env::var(variable).ok()?.parse().ok()
+}
+
+fn path(dir: &Path, number: usize) -> PathBuf {
+    dir.join(format!("{:03}/{number:05}", number / 1000))
+}
+
 fn fill(dir: &Path, files: usize) -> Result<()> {
     for number in 0..files {
-        let part = dir.join(format!("{:03}", number / 1000));
         if number % 1000 == 0 {
-            fs::create_dir_all(&part)?;
+            fs::create_dir(dir.join(format!("{:03}", number / 1000)))?;
         }
-        fs::write(part.join(format!("{number:05}")), "x")?;
+        fs::write(path(dir, number), "x")?;
     }
     Ok(())
 }
@@ -42,10 +49,8 @@ fn resident(pid: u32) -> u64 {
 
 #[test]
 fn more_files_than_virtiofsd_may_have_open_are_listed_read_and_removed() -> Result<()> {
-    let files = std::env::var("TATAMI_MANY_FILES")
-        .ok()
-        .and_then(|files| files.parse().ok())
-        .unwrap_or(FILES);
+    let files = number("TATAMI_MANY_FILES").unwrap_or(FILES);
+    let every = number("TATAMI_MANY_EVERY").unwrap_or(1);
     let limit = LIMIT * u32::try_from(files.div_ceil(FILES)).unwrap_or(1);
     let dropin = format!("[hypervisor.qemu]\nvirtio_fs_extra_args = [\"--rlimit-nofile={DESCRIPTORS}\"]\n");
     let node = Node::start_configured(&dropin)?;
@@ -70,23 +75,35 @@ fn more_files_than_virtiofsd_may_have_open_are_listed_read_and_removed() -> Resu
         said
     };
     assert_eq!(sh("list", "ls -lR /data | grep -c '^-'")?, format!("{files}\n"));
-    let (chosen, opened) = match files {
-        0..=ALL => ("", files),
-        _ => ("-name '*0'", files.div_ceil(10)),
-    };
-    let read = format!("find /data -type f {chosen} -exec cat {{}} + | wc -c");
-    assert_eq!(sh("read", &read)?, format!("{opened}\n"));
-    let change = format!("find /data -type f {chosen} | sed 's/.*/echo y >> &/' | sh; {read}");
-    assert_eq!(sh("change", &change)?, format!("{}\n", 3 * opened));
+    for from in (0..files).step_by(STEP) {
+        let to = files.min(from + STEP);
+        let read_and_change = format!(
+            "awk 'BEGIN {{ for (i = {from}; i < {to}; i += {every}) {{ \
+                 name = sprintf(\"/data/%03d/%05d\", i / 1000, i); \
+                 getline line < name; close(name); read += line == \"x\"; line = \"\"; \
+                 print \"y\" >> name; close(name) }} print read }}'"
+        );
+        let chosen = (from..to).step_by(every).count();
+        assert_eq!(sh(&format!("change-{from}"), &read_and_change)?, format!("{chosen}\n"));
+    }
+    for number in 0..files {
+        let content = fs::read_to_string(path(&volume, number))?;
+        let wanted = if (number % STEP).is_multiple_of(every) {
+            "xy\n"
+        } else {
+            "x"
+        };
+        assert_eq!(content, wanted, "file {number}");
+    }
     // A program that has not run yet, and files that are new.
     assert_eq!(
         sh("start", "expr 1 + 1; echo new > /data/new; cat /data/new")?,
         "2\nnew\n"
     );
-    assert_eq!(sh("remove", "rm -r /data/0* /data/new; ls /data")?, {
+    assert_eq!(sh("remove", "rm -r /data/00* /data/new; ls /data")?, {
         let left: Vec<String> = (0..files.div_ceil(1000))
             .map(|part| format!("{part:03}\n"))
-            .filter(|part| !part.starts_with('0'))
+            .filter(|part| !part.starts_with("00"))
             .collect();
         left.concat()
     });

@@ -48,17 +48,22 @@ fn serve(node: &Node, container: &str, directories: &[&str]) -> Result<framework
     Ok(serving)
 }
 
-#[test]
-fn sockets_locks_mappings_and_watches_meet_in_whatever_part_of_a_volume_two_containers_have() -> Result<()> {
+/// The volumes are in a directory of the node's with this name. A part is a directory of a volume, or, as the kubelet has it for a `subPath`,
+/// a mount of that directory elsewhere.
+fn all_meet_on_a_disk(volumes: &str) -> Result<()> {
     let node = Node::start()?;
-    let disk = |name: &str| node.dir().join("disk").join(name);
-    for volume in ["whole", "up/part", "child/part", "twice"] {
+    let disk = |name: &str| node.dir().join(volumes).join(name);
+    for volume in ["whole", "up/part", "child/part", "mounted/part", "twice"] {
         fs::create_dir_all(disk(volume))?;
     }
+    let mounted_part = node.dir().join("volume-subpaths/mounted/two/0");
+    let mount = HostMount::bind(&disk("mounted/part"), &mounted_part)?;
     start_pod(&node)?;
     let sleep = ["sleep", "1000"];
     let (whole, up, child, twice) = (disk("whole"), disk("up"), disk("child/part"), disk("twice"));
-    let one: [(&Path, &str, &str); 5] = [
+    let mounted = disk("mounted");
+    let one: [(&Path, &str, &str); 6] = [
+        (&mounted, "/mounted", "rw"),
         (&whole, "/whole", "rw"),
         (&up, "/up", "rw"),
         (&child, "/child", "rw"),
@@ -67,15 +72,20 @@ fn sockets_locks_mappings_and_watches_meet_in_whatever_part_of_a_volume_two_cont
     ];
     start(&node, "one", &sleep, &one)?;
     let (part, parent) = (disk("up/part"), disk("child"));
-    let two: [(&Path, &str, &str); 4] = [
+    let two: [(&Path, &str, &str); 5] = [
+        (&mounted_part, "/subpath", "rw"),
         (&whole, "/whole", "rw"),
         (&whole, "/reader", "ro"),
         (&part, "/part", "rw"),
         (&parent, "/parent", "rw"),
     ];
     start(&node, "two", &sleep, &two)?;
-    let serving = serve(&node, "one", &["/whole", "/up/part", "/child", "/first"])?;
-    meets(&node, "two", "call", &["/whole", "/part", "/parent/part"])?;
+    let serving = serve(
+        &node,
+        "one",
+        &["/whole", "/up/part", "/child", "/mounted/part", "/first"],
+    )?;
+    meets(&node, "two", "call", &["/whole", "/part", "/parent/part", "/subpath"])?;
     meets(&node, "one", "again", &["/second"])?;
     serving.wait()?.success()?;
 
@@ -87,7 +97,19 @@ fn sockets_locks_mappings_and_watches_meet_in_whatever_part_of_a_volume_two_cont
     for name in ["two", "one", "pod"] {
         node.remove(name)?;
     }
+    mount.unmount()?;
     node.nothing_left()
+}
+
+#[test]
+fn sockets_locks_mappings_and_watches_meet_in_whatever_part_of_a_volume_two_containers_have() -> Result<()> {
+    all_meet_on_a_disk("disk")
+}
+
+/// The kubelet's name for it makes no difference if it is not in memory.
+#[test]
+fn they_meet_in_an_emptydir_on_the_disk_too() -> Result<()> {
+    all_meet_on_a_disk("kubernetes.io~empty-dir")
 }
 
 #[test]
@@ -95,7 +117,7 @@ fn the_same_holds_in_volumes_in_memory_where_the_host_has_made_the_directories()
     let node = Node::start()?;
     let memory = |name: &str| node.dir().join("kubernetes.io~empty-dir").join(name);
     let mut mounts = Vec::new();
-    for name in ["whole", "up", "child"] {
+    for name in ["whole", "up", "child", "mounted"] {
         mounts.push(HostMount::new(&memory(name), MountFlags::empty())?);
         fs::create_dir_all(memory(name).join("a/part"))?;
         let part = memory(name).join("a/part");
@@ -103,14 +125,21 @@ fn the_same_holds_in_volumes_in_memory_where_the_host_has_made_the_directories()
         std::os::unix::fs::chown(&part, Some(1000), Some(2000))?;
     }
     fs::write(memory("up/a/part/of-the-host"), "of the host")?;
+    let mounted_part = node.dir().join("volume-subpaths/mounted/two/0");
+    mounts.push(HostMount::bind(&memory("mounted/a/part"), &mounted_part)?);
     start_pod(&node)?;
     let sleep = ["sleep", "1000"];
-    let (whole, up, child) = (memory("whole"), memory("up"), memory("child/a/part"));
+    let (whole, up, child, mounted) = (memory("whole"), memory("up"), memory("child/a/part"), memory("mounted"));
     start(
         &node,
         "one",
         &sleep,
-        &[(&whole, "/whole", "rw"), (&up, "/up", "rw"), (&child, "/child", "rw")],
+        &[
+            (&whole, "/whole", "rw"),
+            (&up, "/up", "rw"),
+            (&child, "/child", "rw"),
+            (&mounted, "/mounted", "rw"),
+        ],
     )?;
     let (part, parent) = (memory("up/a/part"), memory("child"));
     start(
@@ -121,10 +150,11 @@ fn the_same_holds_in_volumes_in_memory_where_the_host_has_made_the_directories()
             (&whole, "/whole", "rw"),
             (&part, "/part", "rw"),
             (&parent, "/parent", "rw"),
+            (&mounted_part, "/subpath", "rw"),
         ],
     )?;
-    let serving = serve(&node, "one", &["/whole", "/up/a/part", "/child"])?;
-    meets(&node, "two", "call", &["/whole", "/part", "/parent/a/part"])?;
+    let serving = serve(&node, "one", &["/whole", "/up/a/part", "/child", "/mounted/a/part"])?;
+    meets(&node, "two", "call", &["/whole", "/part", "/parent/a/part", "/subpath"])?;
     serving.wait()?.success()?;
     let look = "stat -c '%a %u:%g' /part /parent/a/part; cat /part/of-the-host";
     assert_eq!(
@@ -134,7 +164,7 @@ fn the_same_holds_in_volumes_in_memory_where_the_host_has_made_the_directories()
     for name in ["two", "one", "pod"] {
         node.remove(name)?;
     }
-    for mount in mounts {
+    for mount in mounts.into_iter().rev() {
         mount.unmount()?;
     }
     node.nothing_left()

@@ -70,6 +70,40 @@ fn a_subvolume_of_the_btrfs_snapshotter_is_a_root() -> Result<()> {
     node.nothing_left()
 }
 
+/// As the snapshotter of that name has it: the mount is a program's work, which serves the files until it is unmounted.
+#[test]
+fn a_root_that_fuse_overlayfs_serves_is_a_root_that_can_be_written_to() -> Result<()> {
+    let node = Node::start()?;
+    let spec = node
+        .spec("fuse", &["sleep", "100000"])?
+        .set("/root", serde_json::json!({ "path": "rootfs" }))?;
+    let at = |name: &str| node.dir().join(name).display().to_string();
+    for name in ["second/etc", "upper", "work"] {
+        fs::create_dir_all(node.dir().join(name))?;
+    }
+    fs::write(node.dir().join("second/etc/second-layer"), "second\n")?;
+    let rootfs = framework::Mount {
+        kind: "fuse3.fuse-overlayfs".to_owned(),
+        source: "overlay".to_owned(),
+        options: vec![
+            format!("lowerdir={}:{}", at("second"), at("rootfs0")),
+            format!("upperdir={}", at("upper")),
+            format!("workdir={}", at("work")),
+        ],
+    };
+    node.start_on("fuse", &spec, vec![rootfs])?;
+    assert_eq!(node.exec("fuse", "script").sh(SCRIPT).ok()?, SAID);
+    // A file of a lower layer that is read, written and read again in the same moment.
+    let again = "cat /etc/second-layer && echo more >> /etc/second-layer && cat /etc/second-layer";
+    assert_eq!(node.exec("fuse", "again").sh(again).ok()?, "second\nsecond\nmore\n");
+    assert_eq!(
+        fs::read_to_string(node.dir().join("upper/etc/second-layer"))?,
+        "second\nmore\n"
+    );
+    node.remove("fuse")?;
+    node.nothing_left()
+}
+
 mod kata_only {
     use framework::{Mount, disk::RawImage};
     use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};

@@ -22,6 +22,7 @@
 //! guest-probe unix packets PATH     the same for messages of many sizes (SOCK_SEQPACKET); prints how many came back whole
 //! guest-probe unix send PATH WORD…  sends a datagram for each word
 //! guest-probe unix ends PATH        connects, says "connected", and waits for the other side's end
+//! guest-probe unix pass PATH WORD   sends a word with a descriptor; prints the answer and how many descriptors came with it, as one JSON object
 //! guest-probe names tcp|udp SERVER NAME COUNT  asks a name server for an address that many times at once; prints the answers
 //! guest-probe dial CID PORT         says its standard input on a vsock connection; prints what came of it, as one JSON object
 //! guest-probe silence CID PORT COUNT  keeps that many vsock connections open and says nothing on them

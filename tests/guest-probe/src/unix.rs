@@ -1,17 +1,21 @@
 //! Programs that talk to a service by a Unix socket.
 
 use std::{
-    io::{self, Read, Write},
+    fs::File,
+    io::{self, IoSlice, IoSliceMut, Read, Write},
     net::Shutdown,
     os::{
-        fd::AsRawFd,
+        fd::{AsRawFd, RawFd},
         unix::net::{UnixDatagram, UnixStream},
     },
     thread,
     time::Instant,
 };
 
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, socket};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, recvmsg,
+    send, sendmsg, socket,
+};
 use serde_json::json;
 
 use crate::error::Result;
@@ -29,6 +33,7 @@ pub(crate) fn run(verb: &str, path: &str, args: &[&str]) -> Result<()> {
         ("packets", []) => packets(path),
         ("send", words) => send_words(path, words),
         ("ends", []) => ends(path),
+        ("pass", [word]) => pass(path, word),
         ("upload", [bytes]) => upload(path, bytes.parse()?),
         ("download", [bytes]) => download(path, bytes.parse()?),
         _ => Err(format!("unknown: unix {verb} {args:?}").into()),
@@ -128,6 +133,32 @@ fn send_words(path: &str, words: &[&str]) -> Result<()> {
     for word in words {
         socket.send_to(word.as_bytes(), path)?;
     }
+    Ok(())
+}
+
+/// Sends a word and a descriptor with it, and prints the answer and how many descriptors came with it.
+fn pass(path: &str, word: &str) -> Result<()> {
+    let stream = UnixStream::connect(path)?;
+    let file = File::open("/dev/null")?;
+    let passed = [file.as_raw_fd()];
+    let rights = [ControlMessage::ScmRights(&passed)];
+    let message = [IoSlice::new(word.as_bytes())];
+    sendmsg::<()>(stream.as_raw_fd(), &message, &rights, MsgFlags::empty(), None)?;
+    let mut buffer = [0; 256];
+    let mut parts = [IoSliceMut::new(&mut buffer)];
+    let mut space = nix::cmsg_space!([RawFd; 4]);
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let answer = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
+    let descriptors = answer.cmsgs()?.filter_map(|message| match message {
+        ControlMessageOwned::ScmRights(descriptors) => Some(descriptors.len()),
+        _ => None,
+    });
+    let descriptors: usize = descriptors.sum();
+    let said: Vec<u8> = answer.iovs().flatten().copied().collect();
+    println!(
+        "{}",
+        json!({ "answer": String::from_utf8_lossy(&said), "descriptors": descriptors })
+    );
     Ok(())
 }
 
