@@ -33,7 +33,7 @@ pub use listener::{GuestListener, GuestStream};
 pub use machine::accel::{Accel, AccelError, accelerator};
 pub use machine::mac_address::MacAddress;
 pub use machine::nic::Nic;
-pub use machine::request::{Accounting, NetworkNamespace, VmRequest};
+pub use machine::request::{NetworkNamespace, VmRequest};
 pub use machine::size::{Size, boot_size, largest_size, overhead, vcpus};
 pub use machine::vsock::VsockError;
 pub use observe::cpus::{Sample, Vcpu};

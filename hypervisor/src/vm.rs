@@ -223,7 +223,7 @@ impl Vm {
     /// Plugs a disk into the running guest. The answer is the serial number by which the guest finds it.
     ///
     /// # Errors
-    /// All places are taken, or QEMU refuses it; nothing is left of it then.
+    /// All places are taken, or QEMU refuses it or does not answer; what is left of it then goes when QEMU answers.
     pub async fn attach_disk(&self, disk: Disk) -> Result<String, HotplugError> {
         self.devices.attach_disk(disk).await
     }

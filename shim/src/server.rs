@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use base::chain;
+use base::spawn::Score;
 use config::{InterNetworking, SharedFs};
 use guest::host_sockets::HostSockets;
 use guest::relays::Relays;
 use guest::vm::VmLaunchError;
-use hypervisor::{Accounting, NetworkNamespace, VmRequest};
+use hypervisor::{NetworkNamespace, VmRequest};
 use lifecycle::Timeouts;
 use node::boot_queue::BootQueue;
 use node::bundle;
@@ -200,10 +201,8 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         share_tag: protocol::SHARE_TAG.to_owned(),
         netns: NetworkNamespace::Empty,
         nics: Vec::new(),
-        accounting: Accounting {
-            cgroup_procs: cgroup.procs_files(),
-            oom_score_adj: Some(oom_score_adj(&spec)),
-        },
+        cgroup_procs: cgroup.procs_files(),
+        score: Score::Of(oom_score_adj(&spec)),
         start_timeout: config.agent.dial_timeout,
         scale: timeouts.scale(),
         kernel_params: Vec::new(),

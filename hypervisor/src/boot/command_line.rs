@@ -58,7 +58,7 @@ mod tests {
     use base::scale::Scale;
 
     use super::*;
-    use crate::machine::request::{Accounting, NetworkNamespace};
+    use crate::machine::request::NetworkNamespace;
 
     fn request() -> VmRequest {
         VmRequest {
@@ -68,7 +68,8 @@ mod tests {
             share_tag: String::from("share"),
             netns: NetworkNamespace::Empty,
             nics: Vec::new(),
-            accounting: Accounting::default(),
+            cgroup_procs: Vec::new(),
+            score: base::spawn::Score::Inherited,
             start_timeout: std::time::Duration::from_secs(1),
             scale: Scale::default(),
             kernel_params: vec![String::from("caller=1")],

@@ -118,7 +118,7 @@ async fn start_share(plan: &Plan, config: &Hypervisor, request: &VmRequest) -> R
         return Ok(None);
     };
     let socket = request.run_dir.join("virtiofsd.sock");
-    let share = virtiofsd::start(program, config, &request.shared_dir, socket, request.accounting.clone());
+    let share = virtiofsd::start(program, config, socket, request);
     share.await.map(Some)
 }
 
@@ -244,7 +244,8 @@ async fn start_qemu(
         capabilities: Some(CapabilitySet::DAC_READ_SEARCH),
         jail: None,
         limits: process_limits::of_qemu(config, rootless.is_some()),
-        accounting: request.accounting,
+        cgroup_procs: request.cgroup_procs,
+        score: request.score,
         pass: [qemus_monitor, qemus_console, guest.device]
             .into_iter()
             .chain(share_socket)

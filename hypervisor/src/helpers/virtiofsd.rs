@@ -7,13 +7,13 @@ pub(crate) mod arguments;
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use config::Hypervisor;
 
 use crate::boot_error::BootError;
 use crate::machine::descriptor::number;
-use crate::machine::request::Accounting;
+use crate::machine::request::VmRequest;
 use crate::process::child_name::ChildName;
 use crate::process::children::{Child, Program, spawn};
 use crate::process::files::SocketFile;
@@ -37,9 +37,8 @@ pub(crate) struct Share {
 pub(crate) async fn start(
     program: PathBuf,
     config: &Hypervisor,
-    shared_dir: &Path,
     socket_path: PathBuf,
-    accounting: Accounting,
+    request: &VmRequest,
 ) -> Result<Share, BootError> {
     let file = SocketFile::new(socket_path)?;
     let socket_error = |source| BootError::Socket {
@@ -52,7 +51,7 @@ pub(crate) async fn start(
     let program = Program {
         child: ChildName::Virtiofsd,
         path: program,
-        args: arguments::args(config, shared_dir, number(listener.as_fd())),
+        args: arguments::args(config, &request.shared_dir, number(listener.as_fd())),
         // It makes an empty one.
         network: Network::Inherited,
         root: None,
@@ -61,7 +60,8 @@ pub(crate) async fn start(
         capabilities: None,
         jail: None,
         limits: LIMITS,
-        accounting,
+        cgroup_procs: request.cgroup_procs.clone(),
+        score: request.score,
         pass: vec![listener],
     };
     Ok(Share {

@@ -86,7 +86,8 @@ pub(crate) async fn start(program: PathBuf, request: &VmRequest, port: u32) -> R
         capabilities: None,
         jail: Some(jail),
         limits: LIMITS,
-        accounting: request.accounting.clone(),
+        cgroup_procs: request.cgroup_procs.clone(),
+        score: request.score,
         pass: Vec::new(),
     };
     let child = spawn(program).await?;

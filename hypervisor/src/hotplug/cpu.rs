@@ -1,11 +1,13 @@
 //! vCPUs that are plugged and unplugged. QEMU has the list of them: nothing is remembered here.
 //!
-//! vCPUs are added in one transaction: all that are missing, or none. Under TCG, where none can be taken back, each is one of its own.
-//! Those that are too many go one after the other, and those that went do not come back if a later one stays.
+//! vCPUs are added in one transaction: if one cannot be added, those before it are taken back, as far as the guest lets go of them.
+//! Under TCG none can be taken back, and those before it stay. Those that are too many go one after the other, and those that
+//! went do not come back if a later one stays.
 //!
 //! The vCPUs of the boot stay, because QEMU has no id for them. The guest's kernel releases a vCPU by itself (ACPI); a
 //! new vCPU must be brought online by a program in the guest. Under TCG no vCPU is unplugged.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
@@ -119,24 +121,32 @@ fn places(answer: &Value) -> Vec<Place> {
     places
 }
 
+/// vCPUs that the guest was asked to let go of and has not answered for: they may still go. Whoever changes the number of vCPUs has it.
+pub(crate) type Leaving = BTreeSet<String>;
+
 /// Gives the VM so many vCPUs, in a task of its own: a caller that gives up does not stop it between two steps.
 ///
-/// `changing` is held as long as that takes.
+/// `leaving` is held as long as that takes.
 pub(crate) async fn set_whole(
     qmp: Qmp,
     accel: Accel,
     wanted: NonZeroU32,
-    changing: Arc<Mutex<()>>,
+    leaving: Arc<Mutex<Leaving>>,
 ) -> Result<(), CpuError> {
     let work = tokio::spawn(async move {
-        let _changing = changing.lock().await;
-        set(&qmp, accel, wanted).await
+        let mut leaving = leaving.lock().await;
+        set(&qmp, accel, wanted, &mut leaving).await
     });
     work.await.unwrap_or(Err(CpuError::Interrupted))
 }
 
 /// Gives the VM so many vCPUs. The caller sees to it that nobody else does the same at the time.
-async fn set(qmp: &Qmp, accel: Accel, wanted: NonZeroU32) -> Result<(), CpuError> {
+async fn set(qmp: &Qmp, accel: Accel, wanted: NonZeroU32, leaving: &mut Leaving) -> Result<(), CpuError> {
+    let patience = qmp.scale().of(RELEASE_TIMEOUT);
+    // One that goes later would be missing: whether it goes is known before they are counted.
+    while let Some(id) = leaving.first().cloned() {
+        take(qmp, &id, patience, leaving).await?;
+    }
     let answer = qmp.execute("query-hotpluggable-cpus", Value::Null).await;
     let places = places(&answer.map_err(failed("list the vCPUs"))?);
     let count = usize::try_from(wanted.get()).unwrap_or(usize::MAX);
@@ -150,7 +160,6 @@ async fn set(qmp: &Qmp, accel: Accel, wanted: NonZeroU32) -> Result<(), CpuError
         .take(count.saturating_sub(present))
         .map(|(number, place)| place.part(number))
         .collect();
-    let patience = qmp.scale().of(RELEASE_TIMEOUT);
     // QEMU's translator has a context for each vCPU that there can be, never takes one back, and aborts at the first vCPU too
     // many (`tcg_register_thread`, 10.0.2): a vCPU that was unplugged could not come again. An idle one costs nothing.
     let undo = if accel == Accel::Tcg { Undo::Kept } else { Undo::Removed };
@@ -168,16 +177,33 @@ async fn set(qmp: &Qmp, accel: Accel, wanted: NonZeroU32) -> Result<(), CpuError
     }
     let plugged = places.iter().rev().filter_map(Place::plugged);
     for id in plugged.take(present.saturating_sub(count)) {
-        let released = release(qmp, id, patience).await;
-        released.map_err(|error| match error {
-            ReleaseError::Held(reason) => CpuError::Held {
-                id: id.to_owned(),
-                reason,
-            },
-            ReleaseError::Qmp(source) => failed("unplug a vCPU")(source),
-        })?;
+        take(qmp, id, patience, leaving).await?;
     }
     Ok(())
+}
+
+/// Takes a vCPU from the guest. One that the guest says it cannot let go of stays, and counts as present.
+async fn take(qmp: &Qmp, id: &str, patience: Duration, leaving: &mut Leaving) -> Result<(), CpuError> {
+    leaving.insert(id.to_owned());
+    match release(qmp, id, patience).await {
+        Ok(()) => {
+            leaving.remove(id);
+            Ok(())
+        }
+        Err(ReleaseError::Held { reason, undecided }) => {
+            if !undecided {
+                leaving.remove(id);
+            }
+            let id = id.to_owned();
+            Err(CpuError::Held { id, reason })
+        }
+        Err(ReleaseError::Qmp(source)) => {
+            if matches!(source, QmpError::Refused { .. }) {
+                leaving.remove(id);
+            }
+            Err(failed("unplug a vCPU")(source))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -210,14 +236,14 @@ mod tests {
         let (qmp, asked) = qemu();
         let asked = || std::mem::take(&mut *asked.lock().unwrap());
         let count = |count| NonZeroU32::new(count).unwrap();
-        set(&qmp, Accel::Kvm, count(3)).await.unwrap();
+        set(&qmp, Accel::Kvm, count(3), &mut Leaving::new()).await.unwrap();
         assert_eq!(asked(), ["device_add cpu-2"]);
-        set(&qmp, Accel::Kvm, count(2)).await.unwrap();
-        set(&qmp, Accel::Tcg, count(1)).await.unwrap();
+        set(&qmp, Accel::Kvm, count(2), &mut Leaving::new()).await.unwrap();
+        set(&qmp, Accel::Tcg, count(1), &mut Leaving::new()).await.unwrap();
         assert!(asked().is_empty());
-        set(&qmp, Accel::Kvm, count(1)).await.unwrap();
+        set(&qmp, Accel::Kvm, count(1), &mut Leaving::new()).await.unwrap();
         assert_eq!(asked(), ["device_del cpu-1"]);
-        let error = set(&qmp, Accel::Tcg, count(4)).await.unwrap_err();
+        let error = set(&qmp, Accel::Tcg, count(4), &mut Leaving::new()).await.unwrap_err();
         assert_eq!(error.to_string(), "the VM can have 3 vCPUs, and not 4");
     }
 

@@ -237,7 +237,7 @@ impl Device {
             }
             Err((_, ReleaseError::Qmp(error))) => Err(failed("remove memory that is not plugged in")(error)),
             // No guest holds an object.
-            Err((_, ReleaseError::Held(_))) => Ok(()),
+            Err((_, ReleaseError::Held { .. })) => Ok(()),
         }
     }
 

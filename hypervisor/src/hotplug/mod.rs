@@ -122,8 +122,7 @@ pub(crate) struct DeviceManager {
     places: Places,
     /// By serial number of a disk, or QEMU's name of a network device.
     plugged: Arc<Mutex<HashMap<String, Plugged>>>,
-    /// Whoever changes the number of vCPUs has it.
-    vcpus: Arc<tokio::sync::Mutex<()>>,
+    vcpus: Arc<tokio::sync::Mutex<cpu::Leaving>>,
     memory: Arc<tokio::sync::Mutex<Memory>>,
 }
 
@@ -233,7 +232,7 @@ impl DeviceManager {
         let removed = transaction::remove(&self.qmp, &plugged.parts, self.patience).await;
         let device = plugged.said;
         removed.map_err(|(part, error)| match error {
-            ReleaseError::Held(reason) => HotplugError::Held { device, reason },
+            ReleaseError::Held { reason, .. } => HotplugError::Held { device, reason },
             ReleaseError::Qmp(source) => {
                 let step = part.removal();
                 HotplugError::Step { step, device, source }
@@ -246,31 +245,36 @@ impl DeviceManager {
         Ok(())
     }
 
-    /// Removes what may be there of a device, as soon as QEMU and the guest do their part, and frees its slot.
+    /// Removes what may be there of a device as soon as QEMU and the guest do their part, and frees its slot when the device is
+    /// not in it. Ends with QEMU.
     async fn recover(self, slot: Slot, parts: Vec<Name>) {
+        let (mut slot, mut logged) = (Some(slot), false);
         loop {
-            match transaction::remove(&self.qmp, &parts, self.patience).await {
+            let (name, reason) = match transaction::remove(&self.qmp, &parts, self.patience).await {
                 Ok(()) => break,
                 Err((_, ReleaseError::Qmp(QmpError::Closed))) => return,
-                Err((_, ReleaseError::Qmp(QmpError::Timeout { .. }))) => {}
-                Err((name, ReleaseError::Held(reason))) => {
-                    tracing::warn!(
-                        reason,
-                        ?name,
-                        "a device that came too late stays for now, and its slot is taken"
-                    );
-                    tokio::time::sleep(self.patience).await;
-                }
-                Err((name, ReleaseError::Qmp(error))) => {
-                    tracing::warn!(%error, ?name, "QEMU keeps what is left of a device that could not be plugged in");
-                    if matches!(name, Name::Device(_)) {
-                        return;
-                    }
-                    break;
-                }
+                Err((_, ReleaseError::Qmp(QmpError::Timeout { .. }))) => continue,
+                Err((name, ReleaseError::Held { reason, .. })) => (name, reason),
+                Err((name, ReleaseError::Qmp(error))) => (name, error.to_string()),
+            };
+            if !std::mem::replace(&mut logged, true) {
+                tracing::warn!(
+                    reason,
+                    ?name,
+                    "what is left of a device that came too late stays for now"
+                );
             }
+            // Parts are removed from the last on: the device is gone if another part is what stays.
+            if !matches!(name, Name::Device(_))
+                && let Some(slot) = slot.take()
+            {
+                self.places.give_back(slot);
+            }
+            tokio::time::sleep(self.patience).await;
         }
-        self.places.give_back(slot);
+        if let Some(slot) = slot {
+            self.places.give_back(slot);
+        }
     }
 
     /// Tells QEMU, and through QEMU the guest, that a disk has so many bytes. QEMU enlarges an image, and cuts one off that is

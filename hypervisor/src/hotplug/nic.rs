@@ -11,7 +11,7 @@ impl NicHotplug {
     /// Plugs a device. The answer is its name. The guest finds it later, by its MAC address.
     ///
     /// # Errors
-    /// All places are taken, or QEMU refuses it; nothing is left of it then.
+    /// All places are taken, or QEMU refuses it or does not answer; what is left of it then goes when QEMU answers.
     pub async fn attach(&self, nic: Nic) -> Result<String, HotplugError> {
         self.0.attach_nic(nic).await
     }

@@ -13,8 +13,13 @@ pub(crate) const UNDER_WAY: &str = "is already in the process of unplug";
 /// Why a device is still there.
 #[derive(Debug)]
 pub(super) enum ReleaseError {
-    /// The guest does not let go of it, and what was seen of that.
-    Held(String),
+    /// The guest does not let go of it.
+    Held {
+        /// What was seen of that.
+        reason: String,
+        /// It has not answered, and may let go of it later.
+        undecided: bool,
+    },
     /// QEMU refuses, or has ended.
     Qmp(QmpError),
 }
@@ -43,7 +48,11 @@ pub(super) async fn release(qmp: &Qmp, id: &str, patience: Duration) -> Result<(
             match events.recv().await {
                 Ok(event) => match verdict(&event, id) {
                     Some(true) => return Ok(()),
-                    Some(false) => return Err(ReleaseError::Held("it reports that it cannot".to_owned())),
+                    Some(false) => {
+                        let reason = "it reports that it cannot".to_owned();
+                        let undecided = false;
+                        return Err(ReleaseError::Held { reason, undecided });
+                    }
                     None => {}
                 },
                 Err(RecvError::Lagged(_)) if !exists(qmp, id).await.map_err(ReleaseError::Qmp)? => return Ok(()),
@@ -54,7 +63,10 @@ pub(super) async fn release(qmp: &Qmp, id: &str, patience: Duration) -> Result<(
     };
     tokio::select! {
         answered = tokio::time::timeout(patience, answered) => {
-            answered.unwrap_or_else(|_| Err(ReleaseError::Held(format!("it has not answered for {patience:?}"))))
+            answered.unwrap_or_else(|_| {
+                let reason = format!("it has not answered for {patience:?}");
+                Err(ReleaseError::Held { reason, undecided: true })
+            })
         }
         _ = qmp.closed() => Err(ReleaseError::Qmp(QmpError::Closed)),
     }

@@ -6,8 +6,9 @@
 //! ```
 //! A part is what one command makes: a set of files, a block node, a device. If QEMU refuses a part, those before it are
 //! removed. If QEMU has not answered, it is asked what it has: a part that is there counts as added, or removed, whatever
-//! became of the answer. If QEMU does not answer that either, the outcome is unknown and [`Left`] says of what. Both
-//! operations may be repeated until QEMU answers: a part that is not there is removed.
+//! became of the answer. Files that were handed over and back ends of network devices are in no list of QEMU's: those are
+//! removed. If QEMU does not answer that either, the outcome is unknown and [`Left`] says of what. A removal may be
+//! repeated until QEMU answers: a part that is not there is removed.
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;

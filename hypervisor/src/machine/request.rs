@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base::scale::Scale;
+use base::spawn::Score;
 
 use crate::machine::nic::Nic;
 
@@ -25,8 +26,10 @@ pub struct VmRequest {
     pub netns: NetworkNamespace,
     /// Its network devices.
     pub nics: Vec<Nic>,
-    /// How the host accounts for QEMU and the helpers.
-    pub accounting: Accounting,
+    /// The `cgroup.procs` files into which QEMU and the helpers move before they start.
+    pub cgroup_procs: Vec<PathBuf>,
+    /// Their score for the host's OOM killer.
+    pub score: Score,
     /// Timeout for QEMU to make its devices and answer, in time that it has had ([`crate::process::vm_time`]).
     pub start_timeout: Duration,
     /// The factor for all other time-outs.
@@ -37,15 +40,6 @@ pub struct VmRequest {
     pub host_port: u32,
     /// The kernel parameter that tells the guest the port.
     pub port_parameter: String,
-}
-
-/// How the host accounts for a VM's processes.
-#[derive(Debug, Clone, Default)]
-pub struct Accounting {
-    /// The `cgroup.procs` files into which they move before they start.
-    pub cgroup_procs: Vec<PathBuf>,
-    /// Their score for the host's OOM killer (proc_pid_oom_score_adj(5)); the caller's own, if none.
-    pub oom_score_adj: Option<i32>,
 }
 
 /// The network namespace that QEMU runs in.

@@ -13,13 +13,13 @@ use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, OnceLock, mpsc};
 
+use base::spawn::{Accounting, CoreDumps, OpenFiles, Score};
 use base::tail::Tail;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, waitid};
 use rustix::thread::CapabilitySet;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
-use crate::machine::request::Accounting;
 use crate::process::child_name::ChildName;
 use crate::process::jail::Jail;
 use crate::process::rootless::User;
@@ -114,8 +114,10 @@ pub(crate) struct Program {
     pub(crate) jail: Option<Jail>,
     /// Its private memory and threads.
     pub(crate) limits: ProcessLimits,
-    /// How the host accounts for it.
-    pub(crate) accounting: Accounting,
+    /// The `cgroup.procs` files into which it moves.
+    pub(crate) cgroup_procs: Vec<PathBuf>,
+    /// Its score for the host's OOM killer.
+    pub(crate) score: Score,
     /// The descriptors that it inherits, under the numbers that they have here.
     pub(crate) pass: Vec<OwnedFd>,
 }
@@ -281,7 +283,8 @@ fn start(program: Program) -> Result<Started, SpawnError> {
         capabilities,
         jail,
         limits,
-        accounting,
+        cgroup_procs,
+        score,
         pass,
     } = program;
     let resources = |source| SpawnError::Resources { child: name, source };
@@ -292,8 +295,7 @@ fn start(program: Program) -> Result<Started, SpawnError> {
             source,
         })
     };
-    let cgroups: Result<Vec<File>, _> = accounting
-        .cgroup_procs
+    let cgroups: Result<Vec<File>, _> = cgroup_procs
         .iter()
         .map(|path| open(path, OpenOptions::new().write(true)))
         .collect();
@@ -304,6 +306,13 @@ fn start(program: Program) -> Result<Started, SpawnError> {
         path: path.clone(),
         source,
     })?;
+    // A service manager's usual soft limit of open files, 1024, is less than the vsock daemon needs for some hundred processes with
+    // streams.
+    let accounting = Accounting {
+        score,
+        open_files: OpenFiles::Many,
+        core_dumps: CoreDumps::Never,
+    };
     let before_exec = BeforeExec {
         network,
         root,
@@ -317,7 +326,7 @@ fn start(program: Program) -> Result<Started, SpawnError> {
         jail: entry,
         cgroups: cgroups?,
         limits,
-        oom_score_adj: accounting.oom_score_adj,
+        accounting: accounting.prepare().map_err(resources)?,
         pass,
     };
 

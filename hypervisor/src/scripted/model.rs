@@ -1,5 +1,6 @@
-//! What a scripted QEMU has, and how commands change it: as QEMU 10 does, refusals included. A command that a real QEMU would carry out to
-//! the damage of the guest is a panic.
+//! What a scripted QEMU has, and how commands change it: as QEMU 10 does, refusals included, but for one: it refuses a second
+//! device_del as long as the guest has not let go, and QEMU does so for a limited time. A command that a real QEMU would carry
+//! out to the damage of the guest is a panic.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -67,6 +68,15 @@ fn refused(why: impl Into<String>) -> Refusal {
 /// QEMU's answer to what it does not do.
 pub(super) fn refusal(class: &str, description: &str) -> Value {
     json!({ "error": { "class": class, "desc": description } })
+}
+
+/// Of a path of QEMU's, the device.
+fn device_of(arguments: &Value) -> String {
+    text(arguments, "path")
+        .rsplit('/')
+        .next()
+        .unwrap_or_default()
+        .to_owned()
 }
 
 fn text(arguments: &Value, key: &str) -> String {
@@ -148,6 +158,12 @@ impl ScriptedQemu {
     fn device_del(&self, state: &mut State, id: &str) -> Vec<Value> {
         if !state.devices.contains_key(id) {
             return vec![refusal("DeviceNotFound", &format!("Device '{id}' not found"))];
+        }
+        if state.devices[id]["memdev"].is_string() && state.requested > 0 {
+            return vec![refusal(
+                "GenericError",
+                "virtio-mem device cannot get unplugged while some of its memory is in use",
+            )];
         }
         if state.leaving.contains(id) {
             return vec![refusal("GenericError", &format!("Device {id} {UNDER_WAY}"))];
@@ -232,6 +248,7 @@ impl State {
             }
             "device_add" => self.device_add(arguments),
             "qom-list" => Ok(self.list(&text(arguments, "path"))),
+            "qom-set" | "qom-get" if !self.devices.contains_key(&device_of(arguments)) => Err(Refusal::NotFound),
             "qom-set" => {
                 self.requested = arguments["value"].as_u64().unwrap_or_default();
                 Ok(nothing())

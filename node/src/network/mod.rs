@@ -23,19 +23,26 @@ mod tap;
 mod vm;
 mod wire;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 use base::chain;
 use config::{HostNetwork, InterNetworking};
-use hypervisor::{NetworkNamespace, Nic, NicHotplug};
+use hypervisor::{HotplugError, NetworkNamespace, Nic, NicHotplug, QmpError};
 use protocol::agent::Network;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 pub use self::error::PodNetworkError;
 use self::guest::Wanted;
-use self::join::{Device, Devices};
+use self::join::{Device, Devices, Leaving};
 use self::namespace::{Claim, Namespace};
 pub use self::plan::{NetworkPlan, Place};
 pub use self::record::{NetworkRecord, remove};
 pub use self::vm::VmNetwork;
+
+/// Between two attempts to unplug a device.
+const RETRY: Duration = Duration::from_secs(10);
 
 /// Interfaces at the boot: each has a slot of the VM's first bus, which has 32, some for other devices.
 const MOST_AT_BOOT: usize = 16;
@@ -208,7 +215,7 @@ impl PodNetwork {
             // Whatever comes of it, its number is used up.
             self.devices.made += 1;
             let plugged = match made {
-                Ok((nic, mut device)) => match nics.attach(nic).await {
+                Ok((nic, mut device)) => match attach(nics.clone(), nic).await {
                     Ok(plugged) => {
                         device.plugged = Some(plugged);
                         Ok(device)
@@ -224,20 +231,30 @@ impl PodNetwork {
         }
     }
 
-    /// Before the guest is told: it finds the device gone, as it finds the interface gone.
+    /// Before the guest is told: it finds the device gone, as it finds the interface gone. A device that the guest does not let go of
+    /// at once is tried again in a task of its own.
     async fn unplug_spare(&mut self, nics: &NicHotplug) {
-        for device in std::mem::take(&mut self.devices.spare) {
-            if let Some(plugged) = &device.plugged {
-                match nics.detach(plugged).await {
-                    Ok(()) => continue,
-                    Err(error) => {
-                        let error = chain(&error);
-                        tracing::warn!(plugged, error, "the VM keeps a network device for the next network");
-                    }
-                }
-            }
-            self.devices.spare.push_back(device);
+        self.devices
+            .leaving
+            .retain(|leaving| !leaving.gone.load(Ordering::Acquire));
+        let spare = std::mem::take(&mut self.devices.spare);
+        let mut tried = Vec::new();
+        for device in spare {
+            let Some(plugged) = device.plugged.clone() else {
+                self.devices.spare.push_back(device);
+                continue;
+            };
+            let gone = Arc::new(AtomicBool::new(false));
+            tried.push(unplug(nics.clone(), plugged, Arc::clone(&gone)));
+            self.devices.leaving.push(Leaving { device, gone });
         }
+        for tried in tried {
+            // An end without an answer is that of the VM.
+            let _ = tried.await;
+        }
+        self.devices
+            .leaving
+            .retain(|leaving| !leaving.gone.load(Ordering::Acquire));
     }
 
     /// Tells of changes where the network comes later, until nobody listens any more. Those that follow one another
@@ -267,10 +284,61 @@ fn not_own(namespace: Namespace) -> Result<Option<Namespace>, PodNetworkError> {
     Ok((!namespace.is_own()?).then_some(namespace))
 }
 
+/// Plugs a device in. If the caller gives up meanwhile, nobody knows the device's name, and it is unplugged again.
+async fn attach(nics: NicHotplug, nic: Nic) -> Result<String, HotplugError> {
+    let (sender, plugged) = oneshot::channel();
+    tokio::spawn(async move {
+        if let Err(Ok(plugged)) = sender.send(nics.attach(nic).await)
+            && let Err(error) = nics.detach(&plugged).await
+        {
+            tracing::warn!(
+                plugged,
+                error = chain(&error),
+                "the VM keeps a network device that nobody waited for"
+            );
+        }
+    });
+    plugged.await.unwrap_or(Err(HotplugError::Interrupted))
+}
+
+/// Unplugs a device, however often the guest has to be asked. The answer comes after the first attempt.
+fn unplug(nics: NicHotplug, plugged: String, gone: Arc<AtomicBool>) -> oneshot::Receiver<()> {
+    let (sender, tried) = oneshot::channel();
+    tokio::spawn(async move {
+        let mut sender = Some(sender);
+        loop {
+            match nics.detach(&plugged).await {
+                Ok(()) | Err(HotplugError::Unknown(_)) => return gone.store(true, Ordering::Release),
+                Err(
+                    HotplugError::Interrupted
+                    | HotplugError::Step {
+                        source: QmpError::Closed,
+                        ..
+                    },
+                ) => return,
+                Err(error) if sender.is_some() => {
+                    let error = chain(&error);
+                    tracing::warn!(
+                        plugged,
+                        error,
+                        "the VM keeps a network device: the guest is asked again"
+                    );
+                }
+                Err(_) => {}
+            }
+            if let Some(sender) = sender.take() {
+                // Nobody need wait for it.
+                let _ = sender.send(());
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    });
+    tried
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::sync::Arc;
 
     use config::Config;
     use hypervisor::MacAddress;
@@ -278,15 +346,20 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
-    async fn a_device_that_the_guest_holds_is_kept_for_the_next_network_and_goes_when_asked_again() {
-        let (qemu, nics) = ScriptedQemu::with_nics();
+    fn nic() -> (MacAddress, Nic) {
         let mac = MacAddress([2, 0, 0, 0, 0, 7]);
         let nic = Nic {
             mac,
             taps: Arc::new([File::open("/dev/null").unwrap().into()]),
             vhost: Arc::new([]),
         };
+        (mac, nic)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_device_that_the_guest_holds_is_given_to_no_network_and_goes_when_the_guest_lets_go() {
+        let (qemu, nics) = ScriptedQemu::with_nics();
+        let (mac, nic) = nic();
         let device = Device {
             mac,
             tap: "tap".to_owned(),
@@ -302,10 +375,22 @@ mod tests {
         pod.devices.spare.push_back(device);
         qemu.set_guest(Guest::Refuses);
         pod.unplug_spare(&nics).await;
-        assert_eq!(pod.devices.spare.len(), 1);
-        qemu.set_guest(Guest::LetsGo);
-        pod.unplug_spare(&nics).await;
         assert!(pod.devices.spare.is_empty());
+        assert_eq!(pod.devices.leaving.len(), 1);
+        qemu.set_guest(Guest::LetsGo);
+        tokio::time::sleep(RETRY * 2).await;
+        assert_eq!(qemu.has(), Vec::<String>::new());
+        pod.unplug_spare(&nics).await;
+        assert!(pod.devices.leaving.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_device_that_nobody_waits_for_is_unplugged_again() {
+        let (qemu, nics) = ScriptedQemu::with_nics();
+        let attaching = attach(nics, nic().1);
+        assert!(tokio::time::timeout(Duration::ZERO, attaching).await.is_err());
+        tokio::time::sleep(RETRY).await;
+        assert!(qemu.asked().contains(&"device_del".to_owned()));
         assert_eq!(qemu.has(), Vec::<String>::new());
     }
 }

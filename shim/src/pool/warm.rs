@@ -10,8 +10,9 @@ use std::thread;
 
 use base::chain;
 use base::scale::Scale;
+use base::spawn::Score;
 use config::Config;
-use hypervisor::{Accounting, GuestListener, GuestStream, NetworkNamespace, VmRequest, vm_time};
+use hypervisor::{GuestListener, GuestStream, NetworkNamespace, VmRequest, vm_time};
 use node::boot_queue::BootQueue;
 use node::host_cgroup::{Allowance, HostCgroup};
 use node::host_ns;
@@ -108,10 +109,8 @@ async fn park(config: &Config, run_dir: &RunDir, cgroup: HostCgroup) -> Result<P
         share_tag: protocol::SHARE_TAG.to_owned(),
         netns: NetworkNamespace::Empty,
         nics: Vec::new(),
-        accounting: Accounting {
-            cgroup_procs: cgroup.procs_files(),
-            oom_score_adj: Some(FIRST_TO_GO),
-        },
+        cgroup_procs: cgroup.procs_files(),
+        score: Score::Of(FIRST_TO_GO),
         start_timeout: config.agent.dial_timeout,
         scale: Scale::new(config.runtime.timeout_factor.get()),
         kernel_params: Vec::new(),

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use base::chain;
+use base::spawn::Score;
 use config::Mebibytes;
 use guest::accept;
 use guest::vm::{Connection, Connections, Ending, Launcher, RunningVm, VmLaunchError};
@@ -73,9 +74,13 @@ impl QemuLauncher {
         state: &mut SandboxState,
     ) -> Result<(Vm, GuestListener, Option<GuestStream>), VmLaunchError> {
         let failed = |error: &dyn std::error::Error| VmLaunchError::Failed(chain(error));
-        let accounting = self.request.accounting.clone();
+        let procs = self.request.cgroup_procs.clone();
+        let score = match self.request.score {
+            Score::Of(score) => score,
+            Score::Inherited | Score::NotSpared | Score::BeforeCaller => 0,
+        };
         let moved = tokio::task::spawn_blocking(move || {
-            let left = parked.join(&accounting.cgroup_procs, accounting.oom_score_adj.unwrap_or(0));
+            let left = parked.join(&procs, score);
             (parked, left)
         });
         let (parked, left) = moved.await.map_err(|error| failed(&error))?;

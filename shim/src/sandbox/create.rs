@@ -6,42 +6,21 @@ use std::path::Path;
 use std::sync::Arc;
 
 use base::chain;
-use lifecycle::{Answer, Request};
 use node::hooks::HookPoint;
 use node::volumes::Volumes;
 use protocol::agent::{BlockDevice, CreateContainerRequest, Storage};
 use rustix::process::Signal;
 
 use super::Sandbox;
-use super::container::{Container, CreateRequest};
+use super::container::Container;
 use super::disks::DiskError;
 use super::host::{GuestContainer, HostError};
-use super::message::Payload;
 use super::stand_in::{StandIn, pid_in};
 use super::work::is_answer;
 use crate::id::ContainerId;
-use crate::sandbox::error::{Error, Shared};
+use crate::sandbox::error::Error;
 
 impl Sandbox {
-    /// Creates a container. Dropping the future interrupts it: what was done is undone all the same. The answer is
-    /// the pid that stands for it.
-    ///
-    /// # Errors
-    /// It cannot be created. Nothing of it is left then, and the id is free; or, where the guest or the host holds on to
-    /// something of it, it is there as a container that has stopped, and can be deleted.
-    pub async fn create(&self, request: CreateRequest) -> Result<u32, Shared> {
-        let id = request.id.clone();
-        let answer = self.ask(Request::Create(id.clone()), Payload::Create(request)).await;
-        if !matches!(answer, Answer::Done) {
-            let error = self.refused(answer);
-            tracing::warn!(container = %id, error = error.message(), "a container could not be created");
-            return Err(error);
-        }
-        Ok(self
-            .container(&id)
-            .map_or_else(|_| self.pid(), |container| self.pid_of(&container)))
-    }
-
     /// Reads the bundle, and mounts the rootfs and the binds.
     pub(super) async fn attach(&self, container: &Container) -> Result<(), Error> {
         self.mounts_are_served().await?;

@@ -45,7 +45,7 @@ impl Sandbox {
         };
         let mut target = self.sizes.turn().await;
         let wanted = self.sizes.wanted().size;
-        if wanted.memory <= target.vm.memory {
+        if wanted.memory <= target.confirmed.memory {
             if wanted.memory < target.vm.memory || target.beyond.0 > 0 {
                 // Whoever waited for that has given up its turn.
                 self.shrink_to_target();
@@ -55,11 +55,14 @@ impl Sandbox {
         if let Some(host) = self.sizes.host(wanted) {
             vm.raise_host(host).await;
         }
-        let before = target.vm.memory;
+        let before = target.confirmed.memory;
         // Also if it fails: what the guest was told, it may still do.
         target.vm.memory = wanted.memory;
         match vm.set_memory(wanted.memory).await {
-            Ok(beyond) => target.beyond = beyond,
+            Ok(beyond) => {
+                target.beyond = beyond;
+                target.confirmed.memory = wanted.memory;
+            }
             Err(error) => {
                 self.sizes
                     .count_extra(Mebibytes(extra.0.saturating_sub(wanted.memory.0 - before.0)));

@@ -61,7 +61,7 @@ impl Sandbox {
             return Ok(());
         }
         let wanted = wanted.size;
-        if wanted.memory > target.vm.memory {
+        if wanted.memory > target.confirmed.memory {
             // Also if it fails: what the guest was told, it may still do.
             target.vm.memory = wanted.memory;
             let grown = vm.set_memory(wanted.memory).await;
@@ -69,12 +69,16 @@ impl Sandbox {
                 subject: format!("container {container}"),
                 source,
             })?;
+            target.confirmed.memory = wanted.memory;
             tracing::info!(%container, memory = %wanted.memory, "the VM has more memory");
         }
-        if wanted.vcpus > target.vm.vcpus {
+        if wanted.vcpus > target.confirmed.vcpus {
             target.vm.vcpus = wanted.vcpus;
             match self.grow_vcpus(&*vm, agent, wanted).await {
-                Ok(()) => tracing::info!(%container, vcpus = wanted.vcpus, "the VM has more vCPUs"),
+                Ok(()) => {
+                    target.confirmed.vcpus = wanted.vcpus;
+                    tracing::info!(%container, vcpus = wanted.vcpus, "the VM has more vCPUs");
+                }
                 Err(error) => {
                     tracing::warn!(%container, vcpus = wanted.vcpus, error, "the VM has not the vCPUs that it should")
                 }
@@ -109,12 +113,12 @@ impl Sandbox {
                 vcpus: wanted.vcpus.min(target.vm.vcpus),
                 memory: wanted.memory.min(target.vm.memory),
             };
-            self.take_vcpus(&*vm, &mut target.vm, less).await;
+            self.take_vcpus(&*vm, &mut target, less).await;
             self.take_memory(&*vm, &agent, &mut target, less).await;
             return;
         }
         if wanted.vcpus < target.vm.vcpus {
-            self.take_vcpus(&*vm, &mut target.vm, wanted).await;
+            self.take_vcpus(&*vm, &mut target, wanted).await;
             self.tell_guest(&agent, wanted).await;
         } else if self.sizes.growth_is_untold() {
             // Who could have it grow is gone, or has a limit now, or has none any more.
@@ -137,9 +141,10 @@ impl Sandbox {
         }
     }
 
-    async fn take_vcpus(&self, vm: &dyn RunningVm, target: &mut Size, wanted: Size) {
-        if wanted.vcpus < target.vcpus {
-            target.vcpus = wanted.vcpus;
+    async fn take_vcpus(&self, vm: &dyn RunningVm, target: &mut ResizeTarget, wanted: Size) {
+        if wanted.vcpus < target.vm.vcpus {
+            target.vm.vcpus = wanted.vcpus;
+            target.confirmed.vcpus = target.confirmed.vcpus.min(wanted.vcpus);
             if let Err(error) = vm.set_vcpus(wanted.vcpus).await {
                 tracing::info!(sandbox = %self.id, error = chain(&error), "the guest keeps a vCPU that it should give back");
             }
@@ -152,6 +157,7 @@ impl Sandbox {
         // Also if it fails: what the guest was told, it may still do.
         let before = target.vm.memory.0.saturating_add(target.beyond.0);
         target.vm.memory = wanted.memory;
+        target.confirmed.memory = target.confirmed.memory.min(wanted.memory);
         target.beyond = Mebibytes(before.saturating_sub(wanted.memory.0));
         let mut asked = vm.set_memory(wanted.memory).await;
         loop {

@@ -38,7 +38,10 @@ struct Counted {
 
 /// What the VM is to be.
 pub(super) struct ResizeTarget {
+    /// What QEMU and the guest were last asked for.
     pub(super) vm: Size,
+    /// What the VM has for certain: less than what it was asked for if that failed, or if nobody waited for the answer.
+    pub(super) confirmed: Size,
     /// Memory that the guest has, or may have, beyond that.
     pub(super) beyond: Mebibytes,
 }
@@ -67,6 +70,7 @@ impl Sizes {
             counted: Mutex::default(),
             target: tokio::sync::Mutex::new(ResizeTarget {
                 vm: sizing.boot().size,
+                confirmed: sizing.boot().size,
                 beyond: Mebibytes(0),
             }),
             growth_told: AtomicU32::new(0),

@@ -1,4 +1,5 @@
-//! Requests to existing containers and processes that change neither their number nor their streams.
+//! The request to create a container, and those to existing containers and processes that change neither their number nor their
+//! streams.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,7 +17,7 @@ use protocol::diagnostics::MemlockPolicy;
 use protocol::phase::Phase;
 
 use super::Sandbox;
-use super::container::Container;
+use super::container::{Container, CreateRequest};
 use super::message::Payload;
 use super::process::{Process, ProcessName};
 use crate::id::ContainerId;
@@ -42,6 +43,25 @@ pub(super) fn failed(operation: &'static str, subject: &ProcessName) -> impl FnO
 }
 
 impl Sandbox {
+    /// Creates a container. Dropping the future interrupts it: what was done is undone all the same. The answer is
+    /// the pid that stands for it.
+    ///
+    /// # Errors
+    /// It cannot be created. Nothing of it is left then, and the id is free; or, where the guest or the host holds on to
+    /// something of it, it is there as a container that has stopped, and can be deleted.
+    pub async fn create(&self, request: CreateRequest) -> Result<u32, Shared> {
+        let id = request.id.clone();
+        let answer = self.ask(Request::Create(id.clone()), Payload::Create(request)).await;
+        if !matches!(answer, Answer::Done) {
+            let error = self.refused(answer);
+            tracing::warn!(container = %id, error = error.message(), "a container could not be created");
+            return Err(error);
+        }
+        Ok(self
+            .container(&id)
+            .map_or_else(|_| self.pid(), |container| self.pid_of(&container)))
+    }
+
     /// The error for an answer that is a refusal.
     pub(super) fn refused(&self, answer: Answer<Shared>) -> Shared {
         let refusal = match answer {

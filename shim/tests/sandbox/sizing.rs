@@ -82,6 +82,28 @@ async fn memory_that_the_guest_does_not_take_fails_the_container_and_nothing_is_
 }
 
 #[tokio::test]
+async fn vcpus_that_were_refused_are_asked_for_again_by_the_next_container() {
+    let shim = Shim::new(Boot::Works).await;
+    let asked = || {
+        let changes = shim.guest.size.changes.borrow();
+        changes
+            .iter()
+            .filter(|change| change.ends_with("vCPUs"))
+            .cloned()
+            .collect::<Vec<_>>()
+    };
+    shim.guest.size.refuses_vcpus.store(true, Ordering::SeqCst);
+    shim.create_with_a_cpu("a").await.unwrap();
+    shim.guest.size.refuses_vcpus.store(false, Ordering::SeqCst);
+    let first = asked();
+    assert_eq!(first.len(), 1, "{first:?}");
+    shim.create("b", &["sleep"]).await.unwrap();
+    assert_eq!(asked(), [first[0].clone(), first[0].clone()]);
+    shim.create("c", &["sleep"]).await.unwrap();
+    assert_eq!(asked().len(), 2, "they are there");
+}
+
+#[tokio::test]
 async fn growing_does_not_wait_for_a_guest_that_clings_to_memory() {
     let shim = Shim::new(Boot::Works).await;
     shim.guest.size.clings.store(true, Ordering::SeqCst);

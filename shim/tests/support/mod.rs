@@ -212,6 +212,15 @@ impl Shim {
         self.tasks.create(soon(), &request).await.map(|response| response.pid)
     }
 
+    /// Creates a container that sleeps and may use one CPU.
+    pub(crate) async fn create_with_a_cpu(&self, id: &str) -> ttrpc::Result<u32> {
+        let request = self.create_request(id, &["sleep"], Stdio::default());
+        let cpu = serde_json::json!({ "cpu": { "quota": 100_000, "period": 100_000 } });
+        let spec = serde_json::json!({ "process": { "args": ["sleep"] }, "linux": { "resources": cpu } });
+        std::fs::write(PathBuf::from(&request.bundle).join("config.json"), spec.to_string()).unwrap();
+        self.tasks.create(soon(), &request).await.map(|response| response.pid)
+    }
+
     /// Changes a container's limit of memory, in MiB.
     pub(crate) async fn update(&self, id: &str, limit: u64) -> ttrpc::Result<()> {
         let request = UpdateTaskRequest {

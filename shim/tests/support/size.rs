@@ -19,6 +19,8 @@ pub(crate) struct FakeSize {
     pub(crate) changes: watch::Sender<Vec<String>>,
     /// Changes of the VM's memory, and of what the host allows it.
     steps: watch::Sender<Vec<String>>,
+    /// QEMU refuses vCPUs.
+    pub(crate) refuses_vcpus: AtomicBool,
     /// The guest takes no memory any more.
     pub(crate) stuck: AtomicBool,
     /// The guest gives nothing back by itself.
@@ -35,6 +37,9 @@ impl FakeSize {
     pub(super) fn set_vcpus(&self, count: NonZeroU32) -> Result<(), CpuError> {
         self.changes
             .send_modify(|changes| changes.push(format!("{count} vCPUs")));
+        if self.refuses_vcpus.load(Ordering::SeqCst) {
+            return Err(CpuError::Interrupted);
+        }
         Ok(())
     }
 

@@ -43,6 +43,7 @@ fn guest() -> impl Strategy<Value = Guest> {
     prop_oneof![
         Just(Guest::LetsGo),
         (0..25_u64).prop_map(|seconds| Guest::LetsGoAfter(Duration::from_secs(seconds))),
+        Just(Guest::Refuses),
     ]
 }
 
@@ -87,61 +88,110 @@ fn has(qemu: &ScriptedQemu) -> Vec<String> {
     has
 }
 
+/// How many parts of plugged memory there are: itself and its device.
+fn memory(qemu: &ScriptedQemu) -> usize {
+    qemu.has().iter().filter(|part| part.contains("memory")).count()
+}
+
+/// What came of a call.
+enum Done {
+    Gone(String),
+    Vcpus(u32),
+    Memory(u32),
+    Other,
+}
+
+async fn detach(devices: &DeviceManager, key: &str) -> Result<(), HotplugError> {
+    if key.starts_with("nic") {
+        devices.detach_nic(key).await
+    } else {
+        devices.detach_disk(key).await
+    }
+}
+
+async fn carry_out(devices: &DeviceManager, call: Call, leaving: &mut Vec<String>) -> Done {
+    match call {
+        Call::AttachDisk => drop(devices.attach_disk(disk()).await),
+        Call::AttachNic => drop(devices.attach_nic(nic()).await),
+        Call::Detach(number) => {
+            let mut keys: Vec<String> = devices.plugged().keys().cloned().collect();
+            keys.sort();
+            if keys.is_empty() {
+                return Done::Other;
+            }
+            let key = keys.swap_remove(number % keys.len());
+            leaving.push(key.clone());
+            if detach(devices, &key).await.is_ok() {
+                return Done::Gone(key);
+            }
+        }
+        Call::Vcpus(count) => {
+            if devices.set_vcpus(NonZeroU32::new(count).unwrap()).await.is_ok() {
+                return Done::Vcpus(count);
+            }
+        }
+        Call::Memory(wanted) => {
+            if devices.set_memory(Mebibytes(wanted)).await.is_ok() {
+                return Done::Memory(wanted);
+            }
+        }
+    }
+    Done::Other
+}
+
 fn vcpus(qemu: &ScriptedQemu) -> u32 {
     let plugged = qemu.has().iter().filter(|part| part.contains("cpu")).count();
     1 + u32::try_from(plugged).unwrap()
 }
 
-async fn runs(accel: Accel, guest: Guest, calls: Vec<Call>, faults: Vec<Fault>) {
+/// Each call with the seconds after which its caller gives up.
+async fn runs(accel: Accel, guest: Guest, calls: Vec<(Call, Option<u64>)>, faults: Vec<Fault>) {
     let faults = Arc::new(Mutex::new(faults));
     let left = Arc::clone(&faults);
     let (qemu, devices) = ScriptedQemu::start(accel, guest, move |command| match left.lock().unwrap().pop() {
         Some(Fault::Refuses) if is_refused_by_nobody(command) => Fault::None,
         fault => fault.unwrap_or(Fault::None),
     });
-    let mut there: Vec<String> = Vec::new();
     // A detachment that failed has removed some of these.
     let mut leaving: Vec<String> = Vec::new();
-    for call in calls {
-        match call {
-            Call::AttachDisk => there.extend(devices.attach_disk(disk()).await),
-            Call::AttachNic => there.extend(devices.attach_nic(nic()).await),
-            Call::Detach(_) if there.is_empty() => {}
-            Call::Detach(number) => {
-                let number = number % there.len();
-                let key = &there[number];
-                let done = if key.starts_with("nic") {
-                    devices.detach_nic(key).await
-                } else {
-                    devices.detach_disk(key).await
-                };
-                if done.is_err() {
-                    leaving.push(key.clone());
-                } else {
-                    let gone = parts_of([&there.swap_remove(number)]);
-                    assert!(gone.iter().all(|part| !qemu.has().contains(part)), "{gone:?} stay");
-                }
+    // How many vCPUs there are for certain.
+    let mut sure = None;
+    // A caller has given up: what it asked for goes on, and is looked at in the end.
+    let mut given_up = false;
+    for (call, limit) in calls {
+        let limit = limit.map_or(Duration::MAX, Duration::from_secs);
+        if matches!(call, Call::Vcpus(_)) {
+            sure = None;
+        }
+        let Ok(done) = tokio::time::timeout(limit, carry_out(&devices, call, &mut leaving)).await else {
+            given_up = true;
+            continue;
+        };
+        if given_up {
+            continue;
+        }
+        match done {
+            Done::Gone(key) => {
+                let gone = parts_of([&key]);
+                assert!(gone.iter().all(|part| !qemu.has().contains(part)), "{gone:?} stay");
             }
-            Call::Vcpus(count) => {
-                let done = devices.set_vcpus(NonZeroU32::new(count).unwrap()).await;
+            Done::Vcpus(count) => {
                 let has = vcpus(&qemu);
-                if done.is_ok() {
-                    assert!(if accel == Accel::Tcg {
-                        has >= count
-                    } else {
-                        has == count
-                    });
-                }
+                assert!(if accel == Accel::Tcg {
+                    has >= count
+                } else {
+                    has == count
+                });
+                sure = Some(has);
             }
-            Call::Memory(wanted) => {
-                if devices.set_memory(Mebibytes(wanted)).await.is_ok() {
-                    let more = u64::from(wanted - 256).next_multiple_of(4) << 20;
-                    assert!(qemu.requested() == more);
-                }
+            Done::Memory(wanted) => {
+                let more = u64::from(wanted - 256).next_multiple_of(4) << 20;
+                assert_eq!(if memory(&qemu) == 2 { qemu.requested() } else { 0 }, more);
             }
+            Done::Other => {}
         }
         let has = has(&qemu);
-        let needed = parts_of(there.iter().filter(|key| !leaving.contains(*key)));
+        let needed = parts_of(devices.plugged().keys().filter(|key| !leaving.contains(*key)));
         let missing: Vec<_> = needed.iter().filter(|part| !has.contains(part)).collect();
         assert!(missing.is_empty(), "{missing:?} are missing");
     }
@@ -149,21 +199,20 @@ async fn runs(accel: Accel, guest: Guest, calls: Vec<Call>, faults: Vec<Fault>) 
     faults.lock().unwrap().clear();
     qemu.set_guest(Guest::LetsGo);
     tokio::time::sleep(Duration::from_secs(3600)).await;
+    if let (Some(sure), false) = (sure, given_up) {
+        assert_eq!(vcpus(&qemu), sure, "some went, or came, later");
+    }
+    let there: Vec<String> = devices.plugged().keys().cloned().collect();
     for key in &there {
-        let done = if key.starts_with("nic") {
-            devices.detach_nic(key).await
-        } else {
-            devices.detach_disk(key).await
-        };
-        done.unwrap();
+        detach(&devices, key).await.unwrap();
     }
     assert_eq!(has(&qemu), Vec::<String>::new());
     devices.set_memory(Mebibytes(512)).await.unwrap();
     devices.set_vcpus(NonZeroU32::new(4).unwrap()).await.unwrap();
-    assert_eq!((qemu.requested(), vcpus(&qemu)), (256 << 20, 4));
+    assert_eq!((memory(&qemu), qemu.requested(), vcpus(&qemu)), (2, 256 << 20, 4));
     // One slot is that of the memory.
     for _ in 0..CAPACITY - 1 {
-        there.push(devices.attach_disk(disk()).await.unwrap());
+        devices.attach_disk(disk()).await.unwrap();
     }
     assert!(matches!(devices.attach_disk(disk()).await, Err(HotplugError::Full)));
 }
@@ -175,10 +224,36 @@ proptest! {
     fn what_the_manager_says_is_what_qemu_has(
         kvm in any::<bool>(),
         guest in guest(),
-        calls in prop::collection::vec(call(), 1..12),
+        calls in prop::collection::vec((call(), prop_oneof![6 => Just(None), 1 => (0..60_u64).prop_map(Some)]), 1..12),
         faults in prop::collection::vec(fault(), 0..60),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         runtime.block_on(runs(if kvm { Accel::Kvm } else { Accel::Tcg }, guest, calls, faults));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn vcpus_that_go_late_are_not_counted_as_present() {
+    let late = Guest::LetsGoAfter(Duration::from_secs(20));
+    let (qemu, devices) = ScriptedQemu::start(Accel::Kvm, late, |_| Fault::None);
+    let set = |count| devices.set_vcpus(NonZeroU32::new(count).unwrap());
+    set(3).await.unwrap();
+    let error = set(2).await.unwrap_err();
+    assert!(matches!(error, CpuError::Held { .. }), "{error}");
+    set(3).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(vcpus(&qemu), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_vcpu_takes_those_before_it_with_it_but_under_tcg() {
+    for (accel, left) in [(Accel::Kvm, 1), (Accel::Tcg, 2)] {
+        let mut plugged = 0;
+        let (qemu, devices) = ScriptedQemu::start(accel, Guest::LetsGo, move |command| {
+            plugged += u32::from(command == "device_add");
+            if plugged == 2 { Fault::Refuses } else { Fault::None }
+        });
+        devices.set_vcpus(NonZeroU32::new(4).unwrap()).await.unwrap_err();
+        assert_eq!(vcpus(&qemu), left);
     }
 }

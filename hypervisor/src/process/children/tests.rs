@@ -17,7 +17,8 @@ fn shell(script: &str) -> Program {
         capabilities: None,
         jail: None,
         limits: virtiofsd::LIMITS,
-        accounting: Accounting::default(),
+        cgroup_procs: Vec::new(),
+        score: Score::Inherited,
         pass: Vec::new(),
     }
 }
@@ -128,24 +129,16 @@ async fn a_child_has_the_score_that_it_is_given_no_core_dumps_and_room_for_many_
         vec![score.to_string(), "0".to_owned(), files]
     };
     for score in [own + 7, own] {
-        let accounting = Accounting {
-            oom_score_adj: Some(score),
-            ..Accounting::default()
-        };
         let told = says(Program {
-            accounting,
+            score: Score::Of(score),
             ..shell(script)
         })
         .await;
         assert_eq!(told, wanted(score));
     }
     // Nobody may go below -1000; below the own score only a process that has CAP_SYS_RESOURCE.
-    let accounting = Accounting {
-        oom_score_adj: Some(-1),
-        ..Accounting::default()
-    };
     let told = says(Program {
-        accounting,
+        score: Score::Of(-1),
         ..shell(script)
     })
     .await;
@@ -302,10 +295,7 @@ async fn a_program_that_is_none_is_named() {
 #[tokio::test]
 async fn a_missing_cgroup_is_named() {
     let error = spawn(Program {
-        accounting: Accounting {
-            cgroup_procs: vec!["/nowhere/cgroup.procs".into()],
-            ..Accounting::default()
-        },
+        cgroup_procs: vec!["/nowhere/cgroup.procs".into()],
         ..shell("")
     })
     .await

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags};
+use base::spawn::Prepared;
 use rustix::mount::mount_bind;
 use rustix::process::{Gid, Pid, Resource, Rlimit, Signal, Uid, chdir};
 use rustix::thread::{
@@ -36,14 +36,6 @@ pub(crate) struct ProcessLimits {
     /// Threads of its user (RLIMIT_NPROC), for a process whose user is nobody else's: of others the kernel would count strangers.
     pub(crate) threads: Option<u64>,
 }
-
-/// Files that a child may have open: the soft limit is raised to so many, if the hard one allows it. A service manager's
-/// usual soft limit, 1024, is less than the vsock daemon needs for some hundred processes with streams.
-const OPEN_FILES: u64 = 1 << 16;
-
-/// RLIMIT_CORE without any core dump. A limit of 0 does not keep a dump from a program that `core_pattern` pipes it to
-/// (core(5)); a limit of 1 does (`do_coredump` in the kernel's fs/coredump.c), and it is too small for a file.
-const NO_CORE: u64 = 1;
 
 /// What a child does about its network namespace.
 #[derive(Debug)]
@@ -74,8 +66,8 @@ pub(crate) struct BeforeExec {
     pub(crate) jail: Option<Entry>,
     /// Its private memory and threads.
     pub(crate) limits: ProcessLimits,
-    /// Its score for the host's OOM killer; its parent's, if none.
-    pub(crate) oom_score_adj: Option<i32>,
+    /// Its score for the host's OOM killer, its open files and core dumps.
+    pub(crate) accounting: Prepared,
     /// The only descriptors, but for the standard ones, that the program inherits; their numbers stay.
     pub(crate) pass: Vec<OwnedFd>,
 }
@@ -85,12 +77,11 @@ impl BeforeExec {
     pub(crate) fn attach(self, command: &mut Command) {
         let parent = rustix::process::getpid();
         let limits = limits(self.limits);
-        let score = self.oom_score_adj.map(|score| score.to_string());
         // SAFETY: the closure only makes system calls on descriptors that were opened before the fork. It allocates
         // nothing and takes no lock, as signal-safety(7) demands of the child of a process with threads.
         unsafe {
             command.pre_exec(move || {
-                self.apply(parent, &limits, score.as_deref()).map_err(|(step, errno)| {
+                self.apply(parent, &limits).map_err(|(step, errno)| {
                     // The errno alone reaches the parent, so the step goes where its complaints are read.
                     let _ = rustix::io::write(io::stderr(), step);
                     io::Error::from(errno)
@@ -99,11 +90,9 @@ impl BeforeExec {
         }
     }
 
-    fn apply(&self, parent: Pid, limits: &[(Resource, Rlimit)], score: Option<&str>) -> Result<(), Failed> {
+    fn apply(&self, parent: Pid, limits: &[(Resource, Rlimit)]) -> Result<(), Failed> {
         die_with(parent)?;
-        if let Some(score) = score {
-            set_oom_score_adj(score).map_err(|errno| (&b"cannot set the score for the OOM killer"[..], errno))?;
-        }
+        self.accounting.apply()?;
         for (resource, limit) in limits {
             rustix::process::setrlimit(*resource, *limit)
                 .map_err(|errno| (&b"cannot set a resource limit"[..], errno))?;
@@ -258,41 +247,14 @@ fn die_with(parent: Pid) -> Result<(), Failed> {
     }
 }
 
-/// What a child is limited to: the same files and core dumps as every other, its own memory and threads.
+/// The memory and threads of a child.
 fn limits(own: ProcessLimits) -> Vec<(Resource, Rlimit)> {
-    let files = rustix::process::getrlimit(Resource::Nofile);
-    let most = files.maximum.map_or(OPEN_FILES, |hard| hard.min(OPEN_FILES));
-    let open_files = Rlimit {
-        current: files.current.map(|soft| soft.max(most)),
-        maximum: files.maximum,
-    };
     let limit = |most| Rlimit {
         current: Some(most),
         maximum: Some(most),
     };
     let threads = own.threads.map(|threads| (Resource::Nproc, limit(threads)));
-    [
-        (Resource::Nofile, open_files),
-        (Resource::Core, limit(NO_CORE)),
-        (Resource::Data, limit(own.data)),
-    ]
-    .into_iter()
-    .chain(threads)
-    .collect()
-}
-
-/// Writes this process's score. Without CAP_SYS_RESOURCE the kernel lets nobody go below what was inherited
-/// (proc_pid_oom_score_adj(5)): then the inherited score is what remains.
-fn set_oom_score_adj(score: &str) -> Result<(), rustix::io::Errno> {
-    let file = rustix::fs::open(
-        c"/proc/self/oom_score_adj",
-        OFlags::WRONLY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
-    match rustix::io::write(&file, score.as_bytes()) {
-        Ok(_) | Err(rustix::io::Errno::ACCESS) => Ok(()),
-        Err(errno) => Err(errno),
-    }
+    [(Resource::Data, limit(own.data))].into_iter().chain(threads).collect()
 }
 
 /// Gives up all groups and every capability, for good (capabilities(7): a change from root to another user clears them).
