@@ -120,6 +120,11 @@ pool-life: build ## 1,000 starts from a pool whose members die at random (POOL_S
 	@TATAMI_BUILD=$(BUILD) TATAMI_POOL_STARTS=$(or $(POOL_STARTS),1000) cargo test --quiet --locked -p tatami-tests --test pool \
 		whatever_dies -- --nocapture
 
+.PHONY: many-files
+many-files: build ## a million files of a volume listed, opened and changed (MANY_FILES=…; MANY_EVERY=5: every fifth changed)
+	@TATAMI_BUILD=$(BUILD) TATAMI_MANY_FILES=$(or $(MANY_FILES),1000000) TATAMI_MANY_EVERY=$(or $(MANY_EVERY),1) \
+		cargo test --quiet --locked -p tatami-tests --test many_files -- --nocapture
+
 .PHONY: stress
 stress: ## deps + build, then all loads in full, one after the other, the cheapest first (STRESS="execs cycles" for some; docs/testing.md)
 	@$(MAKE) deps

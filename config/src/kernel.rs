@@ -240,13 +240,14 @@ mod tests {
             "fuse-kept-open",
             "memory-to-come",
             "fuse-kept-listing",
+            "fuse-write-caps",
         ] {
             assert_eq!(of("6.12.117", ours), Standing::Lacks);
             assert_eq!(of("6.12.0-1-amd64", ours), Standing::Lacks);
             assert_eq!(of("6.12.117-tatami", ours), Standing::Lacks);
             assert_eq!(of("6.12.117-tatami-test", ours), Standing::Lacks);
-            assert_eq!(of("6.12.117-tatami.16", ours), Standing::Has);
-            assert_eq!(of("6.12.117-tatami.16-debug", ours), Standing::Has);
+            assert_eq!(of("6.12.117-tatami.17", ours), Standing::Has);
+            assert_eq!(of("6.12.117-tatami.17-debug", ours), Standing::Has);
         }
         // The table had three fixes when this one was built.
         assert_eq!(of("6.12.117-tatami.3", "perf-charged-mm"), Standing::Has);

@@ -29,6 +29,7 @@ const ON_A_MOUNT: &[&str] = &[
     "close-to-open",
     "kept-open",
     "kept-listing",
+    "write-caps",
     "bounded-inodes",
     "compat-readdir",
     "one-superblock",
@@ -152,7 +153,7 @@ impl KernelNode {
         let access = match test {
             // What is mounted inside a source that is read-only for itself alone is bound by itself: not what is meant here.
             "one-superblock" => "rro",
-            "changed-by-name" => "rw",
+            "changed-by-name" | "write-caps" => "rw",
             _ => "ro",
         };
         self.0

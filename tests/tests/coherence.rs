@@ -5,11 +5,12 @@ use std::{
     fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
-    time::Duration,
+    process::Command,
+    time::{Duration, Instant},
 };
 
 use framework::{
-    Node, Result, Running, Spec,
+    Node, Result, Running, Runtime, Spec,
     disk::run,
     programs::{self, PYTHON},
 };
@@ -18,6 +19,8 @@ use framework::{
 const TIMES: usize = 100;
 /// For a hundred looks of an emulated guest on a busy machine.
 const LIMIT: Duration = Duration::from_secs(240);
+/// Until what a container has read is closed on the host: six seconds, on a busy machine.
+const GRANTED: Duration = Duration::from_secs(30);
 /// Prints what is in each file that it is told of.
 const READER: &str = "exec 9</data/held; n=0; while read -r file; do n=$((n+1)); \
                       printf '%s<%s>\\n' \"$(cat \"$file\" 2>/dev/null || echo none)\" $n; done";
@@ -363,16 +366,24 @@ mod kata_only {
 const STARTER: &str = "n=0; while read -r _; do n=$((n+1)); set -- $(/data/cat /proc/self/status | grep CapPrm); \
                        printf '%s<%s>\\n' \"$2\" $n; done";
 
+const CAPABILITY: &str = "security.capability";
+const NET_RAW: u32 = 1 << 13;
+
+/// struct vfs_cap_data of linux/capability.h: revision 2, effective; permitted, inheritable, and the upper halves.
+fn net_raw() -> Vec<u8> {
+    let words = [0x0200_0001, NET_RAW, 0, 0, 0];
+    words.into_iter().flat_map(u32::to_le_bytes).collect()
+}
+
+fn give_net_raw(file: &Path) -> Result<()> {
+    rustix::fs::setxattr(file, CAPABILITY, &net_raw(), rustix::fs::XattrFlags::empty())
+        .map_err(std::io::Error::from)?;
+    Ok(())
+}
+
 /// execve(2) asks for the attribute that says which capabilities a file has, and the guest need not ask the host each time.
 #[test]
 fn a_program_has_the_capabilities_that_the_host_gives_its_file() -> Result<()> {
-    const NAME: &str = "security.capability";
-    const NET_RAW: u32 = 1 << 13;
-    // struct vfs_cap_data of linux/capability.h: revision 2, effective; permitted, inheritable, and the upper halves.
-    let attribute: Vec<u8> = [0x0200_0001, NET_RAW, 0, 0, 0]
-        .into_iter()
-        .flat_map(u32::to_le_bytes)
-        .collect();
     let node = Node::start()?;
     let volume = volume(&node)?;
     let spec = node
@@ -388,13 +399,95 @@ fn a_program_has_the_capabilities_that_the_host_gives_its_file() -> Result<()> {
         for _ in 0..5 {
             starter.reads("", "0000000000000000")?;
         }
-        rustix::fs::setxattr(&program, NAME, &attribute, rustix::fs::XattrFlags::empty())
-            .map_err(std::io::Error::from)?;
+        give_net_raw(&program)?;
         starter.reads("", &format!("{NET_RAW:016x}"))?;
-        rustix::fs::removexattr(&program, NAME).map_err(std::io::Error::from)?;
+        rustix::fs::removexattr(&program, CAPABILITY).map_err(std::io::Error::from)?;
     }
     starter.reads("", "0000000000000000")?;
     let wrong = starter.end()?;
     assert!(wrong.is_empty(), "{} starts: {wrong:#?}", wrong.len());
+    node.nothing_left()
+}
+
+/// The guest does not ask for them before it writes: the host's kernel takes them away.
+#[test]
+fn a_file_loses_its_capabilities_when_a_container_writes_to_it() -> Result<()> {
+    let node = Node::start()?;
+    let volume = volume(&node)?;
+    let spec = node
+        .spec("writer", &["sleep", "100000"])?
+        .bind(&volume, "/data", &["rw"])?;
+    node.run_spec("writer", &spec)?.arg("-d").ok()?;
+    let has = |file: &Path| rustix::fs::getxattr(file, CAPABILITY, &mut [0; 32][..]).is_ok();
+    let ways = [
+        ("append", "echo more >> /data/append"),
+        ("anew", "echo new > /data/anew"),
+        ("emptied", ": > /data/emptied"),
+        ("truncated", "truncate -s 3 /data/truncated"),
+        ("inside", "echo x | dd of=/data/inside conv=notrunc"),
+    ];
+    for (name, script) in ways {
+        let file = volume.join(name);
+        fs::write(&file, "content")?;
+        give_net_raw(&file)?;
+        // The guest has seen it with them.
+        let look = format!("cat /data/{name} > /dev/null; {script}");
+        node.exec("writer", name).sh(&look).ok()?;
+        assert!(!has(&file), "{name} has its capabilities still");
+    }
+    // A set-user-ID bit goes, too, as the writer has no CAP_FSETID.
+    let bits = "chmod 4755 /data/append; echo more >> /data/append; stat -c %a /data/append";
+    assert_eq!(node.exec("writer", "bits").sh(bits).ok()?, "755\n");
+    node.remove("writer")?;
+    node.nothing_left()
+}
+
+/// Takes a write lease of a file and lets go of it; ends with 1 if it is refused.
+const LEASE: &str = "import fcntl, os, sys
+file = os.open(sys.argv[1], os.O_RDWR)
+try:
+    fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+except BlockingIOError:
+    sys.exit(1)
+";
+
+/// virtiofsd keeps what was read open for the next reader, for some seconds.
+#[test]
+fn the_host_gets_a_write_lease_of_a_file_some_seconds_after_it_was_read() -> Result<()> {
+    let node = Node::start()?;
+    let volume = volume(&node)?;
+    fs::write(volume.join("leased"), "content")?;
+    let spec = node
+        .spec("reader", &["sleep", "100000"])?
+        .bind(&volume, "/data", &["rw"])?;
+    node.run_spec("reader", &spec)?.arg("-d").ok()?;
+    let lease = || -> Result<bool> {
+        let mut python = Command::new("python3");
+        let status = python.args(["-c", LEASE]).arg(volume.join("leased")).status()?;
+        match status.code() {
+            Some(0) => Ok(true),
+            Some(1) => Ok(false),
+            _ => Err(std::io::Error::other(format!("python3: {status}")).into()),
+        }
+    };
+    assert!(lease()?, "before it was read");
+    // So often that one of the reads is less than five seconds ago, whatever else the machine does.
+    let mut refused = false;
+    for number in 0..10 {
+        node.exec("reader", &format!("read{number}"))
+            .program(["cat", "/data/leased"])
+            .ok()?;
+        refused = !lease()?;
+        if refused {
+            break;
+        }
+    }
+    assert_eq!(refused, node.runtime() == Runtime::Kata);
+    let begun = Instant::now();
+    while !lease()? {
+        assert!(begun.elapsed() < GRANTED, "it is refused still");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    node.remove("reader")?;
     node.nothing_left()
 }

@@ -127,6 +127,22 @@ pub(super) fn kept_listing(path: &str) -> Result<Verdict> {
     })
 }
 
+/// Whether the server is asked for a file's capabilities whenever the file is written.
+pub(super) fn write_caps(path: &str) -> Result<Verdict> {
+    let file = Path::new(path).join("file");
+    let trace = traced(|| (0..OPENS).try_for_each(|number| fs::write(&file, number.to_string())))?;
+    let requests = |request: &str| trace.matches(request).count();
+    if requests("FUSE_WRITE)") < OPENS as usize {
+        return Err(format!("the trace has not all writes: {trace}").into());
+    }
+    let asked = requests("FUSE_GETXATTR");
+    let says = format!("{OPENS} times a file was truncated and written, and its attributes asked for {asked} times");
+    Ok(match asked {
+        0 => Verdict::Right(says),
+        _ => Verdict::Wrong(says),
+    })
+}
+
 /// The requests to virtio-fs servers while something is done, as the kernel's trace events name them.
 fn traced(does: impl FnOnce() -> io::Result<()>) -> Result<String> {
     let tracing = Path::new("/tracing");

@@ -28,6 +28,7 @@ pub(crate) fn run(test: &str, args: &[&str]) -> Result<()> {
         ("changed-by-name", [path]) => caching::changed_by_name(path),
         ("kept-open", [path]) => caching::kept_open(path),
         ("kept-listing", [path]) => caching::kept_listing(path),
+        ("write-caps", [path]) => caching::write_caps(path),
         ("bounded-inodes", [path]) => caching::bounded_inodes(path),
         ("compat-readdir", [path]) => caching::compat_readdir(path),
         ("memory-to-come", []) => memory::to_come(),
