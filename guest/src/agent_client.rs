@@ -332,6 +332,46 @@ mod tests {
         }
     }
 
+    /// A number as protobuf has it, and bytes after their length.
+    fn varint(mut number: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while number >= 0x80 {
+            bytes.push(number.to_le_bytes()[0] | 0x80);
+            number >>= 7;
+        }
+        bytes.push(number.to_le_bytes()[0]);
+        bytes
+    }
+
+    fn field(number: u8, content: &[u8]) -> Vec<u8> {
+        [vec![number << 3 | 2], varint(content.len()), content.to_vec()].concat()
+    }
+
+    #[tokio::test]
+    async fn what_the_agent_says_of_an_error_is_cut_off_and_has_no_control_characters() {
+        use tokio::io::AsyncWriteExt as _;
+        let (mut guest, host) = tokio::io::duplex(1 << 20);
+        let agent = AgentClient::new(Box::new(host), Duration::from_secs(30), Scale::default());
+        let asked = tokio::spawn(async move { agent.signal(&SignalRequest::new()).await });
+        let stream = frame(&mut guest).await;
+        let text = "\u{1b}[2J\u{7}cleared".repeat(5_000);
+        // ttrpc's Response has a Status as its first field, and that a code (INTERNAL) and a message.
+        let status = [vec![8, 13], field(2, text.as_bytes())].concat();
+        let response = field(1, &status);
+        let length = u32::try_from(response.len()).unwrap();
+        let header = [length.to_be_bytes(), stream.to_be_bytes()].concat();
+        guest.write_all(&[header, vec![2, 0], response].concat()).await.unwrap();
+        let Err(AgentError::Refused { message, .. }) = asked.await.unwrap() else {
+            panic!("it was not refused");
+        };
+        assert!(
+            message.contains("cleared") && message.len() <= LONGEST_MESSAGE + '…'.len_utf8(),
+            "{}",
+            message.len()
+        );
+        assert!(!message.contains(char::is_control), "{message:?}");
+    }
+
     /// Whether the agent can still be asked.
     async fn is_alive(agent: AgentClient, mut guest: tokio::io::DuplexStream) {
         assert_eq!(frame(&mut guest).await, 1, "the frame that was begun comes whole");

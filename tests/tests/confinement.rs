@@ -177,10 +177,48 @@ mod kata_only {
         Ok(())
     }
 
-    fn virtiofsd_is_confined(pid: u32) -> Result<()> {
-        is_limited("virtiofsd", pid, "Max data size", &(1_u64 << 30).to_string())?;
-        gets_no_more_and_is_filtered("virtiofsd", pid)?;
-        has_its_own("virtiofsd", pid, &["mnt", "net"])
+    /// What it needs to act as any user of the guest: CAP_CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID, MKNOD and SETFCAP
+    /// (capabilities(7)).
+    const OF_FILE_SYSTEMS: &str = "00000000880000db";
+
+    /// Of virtiofsd's two processes one serves the guest, and the other waits for it with nothing.
+    fn virtiofsd_is_confined(node: &Node, name: &str) -> Result<()> {
+        let processes = node.processes(name).into_iter();
+        let pids = processes.filter(|process| process.program().ends_with("virtiofsd"));
+        let mut servers = 0;
+        for pid in pids.map(|process| process.pid) {
+            is_limited("virtiofsd", pid, "Max data size", &(1_u64 << 30).to_string())?;
+            assert_eq!(status(pid, "NoNewPrivs")?, "1");
+            has_its_own("virtiofsd", pid, &["mnt", "net", "ipc", "uts"])?;
+            let serves = status(pid, "Seccomp")? == "2";
+            servers += u32::from(serves);
+            let wanted = if serves { OF_FILE_SYSTEMS } else { NO_CAPABILITY };
+            for set in CAPABILITIES {
+                let has = ["CapPrm", "CapEff"].contains(&set);
+                let wanted = if has { wanted } else { NO_CAPABILITY };
+                assert_eq!(status(pid, set)?, wanted, "{set} of virtiofsd");
+            }
+            sees_the_shared_directory_alone(pid)?;
+        }
+        assert_eq!(servers, 1, "{name}");
+        Ok(())
+    }
+
+    /// Of which it can open no device, and execute nothing with another user's rights.
+    fn sees_the_shared_directory_alone(pid: u32) -> Result<()> {
+        for line in read(pid, "mountinfo")?.lines() {
+            let words: Vec<&str> = line.split(' ').collect();
+            let options: Vec<&str> = words[5].split(',').collect();
+            let inert = ["nosuid", "nodev"].iter().all(|option| options.contains(option));
+            assert!(inert, "virtiofsd: {line}");
+        }
+        let sees = root(pid)?;
+        let hosts = ["proc", "etc", "usr", "dev", "sys", "run"];
+        assert!(
+            !sees.is_empty() && sees.iter().all(|name| !hosts.contains(&name.as_str())),
+            "virtiofsd: {sees:?}"
+        );
+        Ok(())
     }
 
     /// With the kernel's vsock there is none.
@@ -247,7 +285,7 @@ mod kata_only {
         }
         let shared = format!("/proc/{qemu}/root/run");
         assert!(fs::symlink_metadata(&shared).is_err(), "{shared} is there");
-        virtiofsd_is_confined(processes["virtiofsd"])?;
+        virtiofsd_is_confined(&node, "a")?;
         vsock_daemon_is_confined(&processes)?;
         node.remove("a")?;
         node.nothing_left()
@@ -262,12 +300,12 @@ mod kata_only {
         assert_eq!(status(qemu, "Uid")?.split_whitespace().next(), Some("0"));
         qemu_is_limited(qemu, false)?;
         gets_no_more_and_is_filtered("QEMU", qemu)?;
-        has_its_own("QEMU", qemu, &["net"])?;
+        has_its_own("QEMU", qemu, &["net", "ipc", "uts"])?;
         // CAP_DAC_READ_SEARCH (capabilities(7)).
         for set in ["CapPrm", "CapEff", "CapBnd"] {
             assert_eq!(status(qemu, set)?, "0000000000000004", "{set} of QEMU");
         }
-        virtiofsd_is_confined(processes["virtiofsd"])?;
+        virtiofsd_is_confined(&node, "a")?;
         vsock_daemon_is_confined(&processes)?;
         node.remove("a")?;
         node.nothing_left()

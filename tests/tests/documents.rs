@@ -131,3 +131,52 @@ fn the_tests_that_the_decision_on_the_lifecycle_names_are_there() -> Result<()> 
     assert_eq!(count, 17);
     Ok(())
 }
+
+/// Each row names files, and after each the tests in it. A file that was named before may be named by its last part.
+#[test]
+fn the_tests_that_the_table_of_attacks_names_are_there() -> Result<()> {
+    let workspace = locate::workspace();
+    let text = fs::read_to_string(workspace.join("docs/decisions/0036-what-a-guest-may-answer.md"))?;
+    let rows = text.lines().filter(|line| line.contains(".rs`: `"));
+    let (mut files, mut count) = (Vec::<&str>::new(), 0);
+    for (number, row) in (1..).zip(rows) {
+        assert!(row.starts_with(&format!("| {number} |")), "{row}");
+        let mut source = String::new();
+        for word in row.split('`').skip(1).step_by(2) {
+            if word.ends_with(".rs") {
+                let known = files.iter().find(|file| file.rsplit('/').next() == Some(word));
+                let file = *known.unwrap_or(&word);
+                files.push(file);
+                source = fs::read_to_string(workspace.join(file))?;
+            } else if word.contains('_') {
+                assert!(source.contains(&format!("fn {word}(")), "{row}: no test {word}");
+                count += 1;
+            }
+        }
+    }
+    assert_eq!(count, 29);
+    Ok(())
+}
+
+#[test]
+fn the_tests_of_each_bound_are_there() -> Result<()> {
+    let workspace = locate::workspace();
+    let text = fs::read_to_string(workspace.join("docs/security.md"))?;
+    let table = text
+        .split("| what | bound | beyond it | test |")
+        .nth(1)
+        .unwrap_or_default();
+    let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+    let mut count = 0;
+    for row in rows {
+        let last = row.trim_end_matches(" |").rsplit(" | ").next().unwrap_or_default();
+        let files: Vec<&str> = last.split('`').skip(1).step_by(2).collect();
+        assert!(!files.is_empty(), "{row}");
+        for file in files {
+            assert!(workspace.join(file).is_file(), "{row}: {file}");
+            count += 1;
+        }
+    }
+    assert!(count > 25, "{count}");
+    Ok(())
+}

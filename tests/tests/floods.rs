@@ -6,8 +6,9 @@ mod kata_only {
         fs::{self, File},
         io::Write,
         net::TcpStream,
-        os::unix::net::UnixListener,
-        path::PathBuf,
+        os::unix::{net::UnixListener, process::CommandExt as _},
+        path::{Path, PathBuf},
+        process::{Command, Stdio},
         sync::{
             Arc,
             atomic::{AtomicUsize, Ordering},
@@ -15,7 +16,7 @@ mod kata_only {
         time::{Duration, Instant},
     };
 
-    use framework::{Docker, Error, NetNs, Node, Result, leftovers};
+    use framework::{Docker, Error, NetNs, Node, Result, leftovers, locate};
     use serde_json::json;
 
     /// How much more memory the shim may have had at any time, in KiB.
@@ -111,6 +112,47 @@ mod kata_only {
         drop(silence);
         node.remove("other")?;
         node.nothing_left()
+    }
+
+    /// Another VM's programs and every user of the host can dial a shim's port where the kernel's vsock is used. With the daemon they
+    /// cannot: its sockets are in a directory that they cannot enter (`escape_kata.rs`).
+    #[test]
+    fn strangers_who_dial_without_end_cost_the_shim_little() -> Result<()> {
+        const SECONDS: &str = "15";
+        if !Path::new("/dev/vhost-vsock").exists() {
+            return Ok(());
+        }
+        let node = Node::start()?;
+        let shim = two(&node, &node.spec("flood", &["sleep", "1000"])?)?;
+        let port = "sed 's/.*tatami.port=\\([0-9]*\\).*/\\1/' /proc/cmdline";
+        let port = node.exec("flood", "port").sh(port).ok()?.trim().to_owned();
+        let vm = node
+            .exec("other", "knock")
+            .args(["--user", "1000:1000"])
+            .program(["guest-probe", "knock", "2", &port, SECONDS])
+            .limit(LIMIT)
+            .spawn()?;
+        vm.shows("begun")?;
+        // VMADDR_CID_LOCAL (vsock(7)): by the module vsock_loopback.
+        let user = Command::new(locate::guest_probe()?)
+            .args(["knock", "1", &port, SECONDS])
+            .uid(65_534)
+            .gid(65_534)
+            .stdout(Stdio::piped())
+            .spawn()?;
+        others_go_on(&node, "strangers")?;
+        let said = [
+            vm.wait()?.success()?.stdout(),
+            String::from_utf8_lossy(&user.wait_with_output()?.stdout).into_owned(),
+        ];
+        for said in &said {
+            let counts = said.lines().nth(1).unwrap_or_default();
+            eprintln!("strangers: {counts}");
+            let counts: serde_json::Value = serde_json::from_str(counts)?;
+            assert!(counts["made"].as_u64() > Some(100), "{said}");
+        }
+        shim.is_well("strangers", node.log().len())?;
+        end(&node)
     }
 
     #[test]

@@ -206,7 +206,15 @@ mod kata_only {
             .arg("-d")
             .ok()?;
         let mut failed = Vec::new();
-        for kind in ["own-cid", "credit", "response", "connections", "rings"] {
+        for kind in [
+            "own-cid",
+            "credit",
+            "response",
+            "connections",
+            "rings",
+            "header-in-two",
+            "data-in-parts",
+        ] {
             let flood = flood(&node, kind)?;
             println!("{kind}: {flood:?}");
             let serves = ["response", "reset"].contains(&flood.said["answer"].as_str().unwrap_or_default());

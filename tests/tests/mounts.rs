@@ -1,6 +1,13 @@
 //! What is mounted in a container is what its spec says, and a mount that cannot be made is named.
 
-use std::{fs, os::unix::fs::symlink, os::unix::net::UnixListener, time::Duration};
+use std::{
+    fs,
+    os::unix::{
+        fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink},
+        net::UnixListener,
+    },
+    time::Duration,
+};
 
 use framework::{Node, Result};
 use serde_json::json;
@@ -158,5 +165,35 @@ fn a_file_that_the_host_changes_is_changed_in_the_container() -> Result<()> {
         .limit(Duration::from_secs(10))
         .ok()?;
     node.remove("live")?;
+    node.nothing_left()
+}
+
+/// What virtiofsd needs its capabilities for (docs/decisions/0026-confined-helpers.md).
+#[test]
+fn what_each_user_of_a_container_makes_on_a_mount_is_that_users_on_the_host() -> Result<()> {
+    let node = Node::start()?;
+    let host = node.dir().join("host");
+    fs::create_dir(&host)?;
+    fs::set_permissions(&host, fs::Permissions::from_mode(0o777))?;
+    let spec = node.spec("a", &["sleep", "1000"])?.bind(&host, "/mnt", &["rw"])?;
+    node.run_spec("a", &spec)?.arg("-d").ok()?;
+    let root = "echo x > /mnt/root && mknod /mnt/node c 1 3 && echo x > /mnt/given && chown 3000:4000 /mnt/given && chmod 4755 /mnt/given";
+    node.exec("a", "root").sh(root).ok()?;
+    let user = node.exec("a", "user").args(["--user", "1000:2000"]);
+    user.sh("echo x > /mnt/user && mkdir /mnt/directory").ok()?;
+    for (name, owner) in [
+        ("root", (0, 0)),
+        ("node", (0, 0)),
+        ("given", (3000, 4000)),
+        ("user", (1000, 2000)),
+        ("directory", (1000, 2000)),
+    ] {
+        let found = fs::symlink_metadata(host.join(name))?;
+        assert_eq!((found.uid(), found.gid()), owner, "{name}");
+    }
+    let node_of_a_device = fs::symlink_metadata(host.join("node"))?;
+    assert!(node_of_a_device.file_type().is_char_device());
+    assert_eq!(fs::metadata(host.join("given"))?.mode() & 0o7777, 0o4755);
+    node.remove("a")?;
     node.nothing_left()
 }

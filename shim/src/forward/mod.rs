@@ -20,6 +20,7 @@ use std::sync::Arc;
 use base::chain;
 use guest::accept;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
 use crate::sandbox::Sandbox;
@@ -72,7 +73,7 @@ pub async fn start(sandbox: Arc<Sandbox>, netns: PathBuf) -> Result<(), ForwardE
     tokio::spawn(async move {
         tokio::select! {
             _ = sandbox.ended() => {}
-            () = accept_all(&sandbox, &mut listener) => {}
+            () = accept_all(&mut listener, |connection, port| forward(Arc::clone(&sandbox), connection, port)) => {}
         }
         drop(link);
     });
@@ -96,7 +97,17 @@ fn direct(netns: &File) -> io::Result<Directed> {
     Ok(Directed { listener, _link: link })
 }
 
-async fn accept_all(sandbox: &Arc<Sandbox>, listener: &mut tokio::net::TcpListener) {
+async fn forward(sandbox: Arc<Sandbox>, connection: TcpStream, port: u16) {
+    if let Err(error) = sandbox.forward(connection, port).await {
+        tracing::warn!(port, error = chain(&error), "a connection was not forwarded");
+    }
+}
+
+/// Gives each connection, and the port that was dialled, to `carry`: at most [`CONNECTIONS`] at a time.
+async fn accept_all<C>(listener: &mut tokio::net::TcpListener, carry: impl Fn(TcpStream, u16) -> C)
+where
+    C: Future<Output = ()> + Send + 'static,
+{
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let connection = accept::next("a connection to forward", listener).await;
@@ -108,11 +119,9 @@ async fn accept_all(sandbox: &Arc<Sandbox>, listener: &mut tokio::net::TcpListen
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
             return;
         };
-        let sandbox = Arc::clone(sandbox);
+        let carried = carry(connection, port);
         tokio::spawn(async move {
-            if let Err(error) = sandbox.forward(connection, port).await {
-                tracing::warn!(port, error = chain(&error), "a connection was not forwarded");
-            }
+            carried.await;
             drop(permit);
         });
     }
@@ -122,6 +131,7 @@ async fn accept_all(sandbox: &Arc<Sandbox>, listener: &mut tokio::net::TcpListen
 mod tests {
     use super::*;
     use std::net::TcpStream;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// In a network namespace of its own, so that no other test's connections are taken.
     fn in_a_new_namespace<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
@@ -176,5 +186,46 @@ mod tests {
     #[test]
     fn a_namespace_that_is_gone_is_an_error() {
         assert!(listen(Path::new("/no/such/namespace")).is_err());
+    }
+
+    /// One that is beyond the bound is carried as soon as another has ended.
+    #[tokio::test]
+    async fn connections_beyond_the_bound_wait() {
+        let mut listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let begun = Arc::new(AtomicUsize::new(0));
+        let end = Arc::new(Semaphore::new(0));
+        let (count, ends) = (Arc::clone(&begun), Arc::clone(&end));
+        let accepting = tokio::spawn(async move {
+            accept_all(&mut listener, |connection, _| {
+                count.fetch_add(1, Ordering::SeqCst);
+                let ends = Arc::clone(&ends);
+                async move {
+                    ends.acquire().await.unwrap().forget();
+                    drop(connection);
+                }
+            })
+            .await;
+        });
+        // The backlog takes those that nobody carries.
+        let mut dialled = Vec::new();
+        for _ in 0..CONNECTIONS + 40 {
+            dialled.push(tokio::net::TcpStream::connect(address).await.unwrap());
+        }
+        let reaches = async |wanted: usize| {
+            for _ in 0..1000 {
+                if begun.load(Ordering::SeqCst) == wanted {
+                    break;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+            // No more come.
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            assert_eq!(begun.load(Ordering::SeqCst), wanted);
+        };
+        reaches(CONNECTIONS).await;
+        end.add_permits(3);
+        reaches(CONNECTIONS + 3).await;
+        accepting.abort();
     }
 }

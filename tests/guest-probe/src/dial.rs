@@ -4,6 +4,7 @@ use std::{
     fs::File,
     io::{self, ErrorKind, Read, Write},
     os::fd::{AsFd, AsRawFd, OwnedFd},
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -87,6 +88,23 @@ pub(crate) fn silence(cid: &str, port: &str, count: &str) -> Result<()> {
             silent[place] = connected(&address)?;
         }
     }
+}
+
+/// `guest-probe knock CID PORT SECONDS`: connects as fast as it can, and hangs up at once. Prints how many connections were made, and how
+/// many were refused.
+pub(crate) fn knock(cid: &str, port: &str, seconds: &str) -> Result<()> {
+    let address = VsockAddr::new(cid.parse()?, port.parse()?);
+    let end = Instant::now() + Duration::from_secs(seconds.parse()?);
+    let (mut made, mut refused) = (0, 0);
+    println!("begun");
+    while Instant::now() < end {
+        match connected(&address) {
+            Ok(_) => made += 1,
+            Err(_) => refused += 1,
+        }
+    }
+    println!("{}", json!({ "made": made, "refused": refused }));
+    Ok(())
 }
 
 fn connected(address: &VsockAddr) -> Result<OwnedFd> {

@@ -57,6 +57,7 @@ mod load;
 mod mapping;
 mod meet;
 mod names;
+mod storm;
 mod sys;
 mod times;
 mod tracing;
@@ -95,12 +96,15 @@ fn main() -> ExitCode {
         ["lengths"] => escape::lengths(),
         ["fatal"] => escape::fatal(),
         ["hostile", device, rounds, seed] => escape::hostile(device, rounds, seed),
+        ["hoard", files, requests] => escape::hoard(files, requests),
+        ["rename-storm", directory] => storm::rename(directory),
         ["vsock-flood", kind, port, seconds] => escape::flood(kind, port, seconds),
         ["handles", directory, secret] => handles::report(directory, secret),
         ["unix", verb, path, args @ ..] => unix::run(verb, path, args),
         ["names", transport, server, name, count] => names::ask(transport, server, name, count),
         ["dial", cid, port] => dial::dial(cid, port),
         ["silence", cid, port, count] => dial::silence(cid, port, count),
+        ["knock", cid, port, seconds] => dial::knock(cid, port, seconds),
         ["log-to", file] => log_to(file),
         ["watch", count, paths @ ..] => watch::watch(count, paths),
         ["load", dir, files, mebibytes] => load::load(dir, files, mebibytes),

@@ -101,6 +101,7 @@ impl BeforeExec {
             // 0 is the writer itself, in both versions of cgroups.
             rustix::io::write(cgroup, b"0").map_err(|errno| (&b"cannot move into the cgroup"[..], errno))?;
         }
+        unshare(libc::CLONE_NEWIPC | libc::CLONE_NEWUTS)?;
         match &self.network {
             Network::Inherited => {}
             Network::Empty => unshare(libc::CLONE_NEWNET)?,
@@ -170,7 +171,7 @@ impl Entry {
 
     /// New namespaces, the directory as root.
     fn enter(&self) -> Result<(), Failed> {
-        leave_namespaces(libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS)?;
+        leave_namespaces(libc::CLONE_NEWNS | libc::CLONE_NEWNET)?;
         if self.is_root {
             let root = self.directory.as_c_str();
             mount_bind(root, root)

@@ -137,10 +137,10 @@ fn text(path: &Path) -> io::Result<CString> {
 }
 
 impl Root {
-    /// Gives the calling process, which has one thread, new mount, IPC and UTS namespaces, and makes this its root.
+    /// Gives the calling process, which has one thread, a new mount namespace, and makes this its root.
     pub(super) fn enter(&self) -> Result<(), Failed> {
         const STEP: &[u8] = b"cannot make the root directory";
-        leave_namespaces(libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS)?;
+        leave_namespaces(libc::CLONE_NEWNS)?;
         umask(Mode::from_raw_mode(0o022));
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         mount(c"tmpfs", self.mount_point.as_c_str(), c"tmpfs", flags, c"mode=0755")

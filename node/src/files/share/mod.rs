@@ -84,6 +84,7 @@ fn mount_shared(root: &Path) -> Result<OwnedFd, ShareError> {
     mount_change(root, MountPropagationFlags::SHARED).map_err(|errno| error("make shared", errno.into()))?;
     let mounted = open_directory(root)?;
     sys::mount_setattr(mounted.as_fd(), SetAttr::ReadOnly).map_err(|source| error("make read-only", source))?;
+    sys::mount_setattr(mounted.as_fd(), SetAttr::InertRecursive).map_err(|source| error("make inert", source))?;
     let volumes = rustix::fs::mkdirat(&backing, protocol::VOLUMES, Mode::from_raw_mode(0o700));
     volumes.map_err(|errno| io_error("create", &root.join(protocol::VOLUMES), errno))?;
     Ok(backing)

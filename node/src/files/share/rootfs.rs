@@ -20,10 +20,11 @@ use crate::spec::guest_path::guest_rootfs;
 
 /// The option of an overlay that has its lower directories.
 const LOWER: &str = "lowerdir=";
-
 /// Those that have the directories in which it writes.
 const UPPER: &str = "upperdir=";
 const WORK: &str = "workdir=";
+/// Device nodes and set-id programs do nothing on the host: the guest's kernel is who opens and executes them.
+const INERT: [&str; 2] = ["nosuid", "nodev"];
 
 impl SharedTree {
     /// Mounts the rootfs; `bundle_rootfs` (root.path, made absolute) is taken where there are no mounts. The answer is
@@ -91,6 +92,8 @@ impl SharedTree {
                 self.own_lower(&mut layers, kind, map.as_ref(), &mut options)
                     .and_then(|()| self.own_upper(&mut layers, kind, &mut options))
                     .map_err(refused)?;
+                // From the beginning: what comes to virtiofsd's mounts is not changed afterwards.
+                options.extend(INERT.map(String::from));
                 let _held = self.attachments.hold(attachment)?;
                 host_mount::mount(kind, &mount.source, &options, target).map_err(refused)
             }

@@ -345,6 +345,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn more_directories_than_may_be_watched_are_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join(protocol::VOLUMES).join("1");
+        for number in 0..MOST_DIRECTORIES + 50 {
+            fs::create_dir_all(root.join(format!("{}/{number}", number % 7))).unwrap();
+        }
+        let watches = Watches::new(directory.path()).unwrap();
+        watches.add(1);
+        assert_eq!(marks(&watches), MOST_DIRECTORIES);
+        watches.forget(&[1]);
+        assert_eq!(marks(&watches), 0);
+    }
+
+    #[tokio::test]
     async fn the_marks_of_a_directory_that_is_moved_away_are_taken_back() {
         let directory = tempfile::tempdir().unwrap();
         let volumes = directory.path().join(protocol::VOLUMES);

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::device::Device;
+use super::device::{BATCH, Device};
 
 /// The node that every file system begins at.
 pub(super) const ROOT: u64 = 1;
@@ -71,6 +71,11 @@ impl Client {
 
     /// A request that says of its length and kind what it likes. It need not be answered.
     pub(super) fn claim(&mut self, length: u32, op: u32, node: u64, body: &[u8]) -> io::Result<Option<Answer>> {
+        let request = self.request(length, op, node, body);
+        Ok(self.device.exchange(&request)?.map(|reply| answer(&reply)))
+    }
+
+    fn request(&mut self, length: u32, op: u32, node: u64, body: &[u8]) -> Vec<u8> {
         self.unique += 2;
         let mut request = words(&[length, op]);
         request.extend(self.unique.to_le_bytes());
@@ -78,15 +83,31 @@ impl Client {
         // As root, from no process in particular.
         request.extend(words(&[0, 0, 0, 0]));
         request.extend(body);
-        let Some(reply) = self.device.exchange(&request)? else {
-            return Ok(None);
-        };
-        let error = reply.get(4..8).and_then(|bytes| bytes.try_into().ok());
-        let error = error.map_or(0, i32::from_le_bytes);
-        Ok(Some(match error {
-            0 => Ok(reply[16..].to_vec()),
-            error => Err(-error),
-        }))
+        request
+    }
+
+    /// Short requests of one kind, each to its node, as many at a time as fit. Gives each answer to `each`, in the order of the requests.
+    pub(super) fn ask_many(
+        &mut self,
+        op: Op,
+        requests: impl IntoIterator<Item = (u64, Vec<u8>)>,
+        mut each: impl FnMut(Answer),
+    ) -> io::Result<()> {
+        let mut requests = requests.into_iter();
+        loop {
+            let some: Vec<_> = requests
+                .by_ref()
+                .take(BATCH)
+                .map(|(node, body)| self.request(40 + body.len() as u32, op as u32, node, &body))
+                .collect();
+            if some.is_empty() {
+                return Ok(());
+            }
+            let replies = self.device.exchange_short(&some)?;
+            let replies =
+                replies.ok_or_else(|| io::Error::new(io::ErrorKind::TimedOut, format!("no answer to {op:?}")))?;
+            replies.iter().for_each(|reply| each(answer(reply)));
+        }
     }
 
     /// LOOKUP.
@@ -117,6 +138,20 @@ impl Client {
         body.extend(words(&[2048, 0, 0, 0, 0, 0]));
         self.ask(op, node, &body)
     }
+}
+
+/// What a reply says (fuse_out_header): an error, or what follows.
+fn answer(reply: &[u8]) -> Answer {
+    let error = reply.get(4..8).and_then(|bytes| bytes.try_into().ok());
+    match error.map_or(0, i32::from_le_bytes) {
+        0 => Ok(reply[16..].to_vec()),
+        error => Err(-error),
+    }
+}
+
+/// The node of LOOKUP's answer.
+pub(super) fn node(entry: &[u8]) -> u64 {
+    number(entry, 0)
 }
 
 /// 32-bit numbers in their order.

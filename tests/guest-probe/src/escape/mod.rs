@@ -4,11 +4,13 @@
 
 mod device;
 mod fuse;
+mod hoard;
 mod hostile;
 mod lengths;
 mod pci;
 mod vsock;
 
+pub(crate) use hoard::hoard;
 pub(crate) use hostile::hostile;
 pub(crate) use lengths::{fatal, lengths};
 pub(crate) use vsock::flood;
@@ -210,6 +212,7 @@ impl Attempts {
                 [words(&[0o755, 0]), string("new")].concat(),
             ),
             ("link beside the volumes", Op::Symlink, mounts, two("3", "/")),
+            ("link by an absolute name", Op::Symlink, writable, two("/link", "/")),
             ("rename of a volume", Op::Rename, mounts, to(mounts, two("1", "9"))),
         ];
         for (what, op, node, body) in requests {

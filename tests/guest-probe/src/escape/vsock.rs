@@ -26,6 +26,10 @@ const PLACES: u16 = 128;
 const PACKETS: u16 = PLACES / 2;
 /// Bytes between two headers.
 const HEADER_STRIDE: usize = PAGE / PACKETS as usize;
+/// Bytes of a header (5.10.6).
+const HEADER: u32 = 44;
+/// Descriptors of a packet's data where it has several.
+const PARTS: u16 = 7;
 /// Bytes of data, and where they are in the guest's memory. What they are does not matter: they are only read.
 const DATA: u32 = 64 << 10;
 const DATA_ADDRESS: u64 = 1 << 20;
@@ -64,6 +68,12 @@ pub(crate) fn flood(kind: &str, port: &str, seconds: &str) -> crate::Result<()> 
         data: 0,
     };
     driver.send(host)?;
+    driver.settle()?;
+    driver.cut = match kind {
+        "header-in-two" => Cut::Header,
+        "data-in-parts" => Cut::Data,
+        _ => Cut::None,
+    };
     let mut next = PORT + 1;
     while Instant::now() < end {
         match kind {
@@ -93,11 +103,21 @@ pub(crate) fn flood(kind: &str, port: &str, seconds: &str) -> crate::Result<()> 
                 }
                 next += 1;
             }
+            // On the connection of the first packet.
+            "header-in-two" | "data-in-parts" => driver.send(Packet {
+                op: RW,
+                data: DATA,
+                ..host
+            })?,
             "rings" => driver.send_again(Packet { kind: UNKNOWN, ..host })?,
             other => return Err(format!("unknown: {other}").into()),
         }
     }
     let sent = driver.sent;
+    if driver.cut != Cut::None {
+        driver.settle()?;
+        driver.cut = Cut::None;
+    }
     let answer = driver.answer(Packet {
         from_port: u32::MAX - 1,
         ..host
@@ -119,6 +139,28 @@ struct Packet {
     to_port: u32,
     /// Bytes of [`DATA_ADDRESS`].
     data: u32,
+}
+
+/// How a packet is laid out in descriptors. A device may not rely on it (2.7.4.1); Linux has a descriptor for the header and one for the
+/// data, or several if a program sends with MSG_ZEROCOPY.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cut {
+    /// The header, and the data.
+    None,
+    /// The header in two, and the data.
+    Header,
+    /// The header, and [`PARTS`] of the data.
+    Data,
+}
+
+impl Cut {
+    /// Places of the queue that a packet takes: PLACES is a multiple of it.
+    fn places(self) -> u16 {
+        match self {
+            Self::None => 2,
+            Self::Header | Self::Data => (PARTS + 1).next_power_of_two(),
+        }
+    }
 }
 
 /// Descriptors, available and used, a page each, and their addresses.
@@ -173,6 +215,7 @@ struct Driver {
     tx: Ring,
     rx: Ring,
     headers: (Shared, u64),
+    cut: Cut,
     cid: u64,
     next: u16,
     sent: u64,
@@ -201,6 +244,7 @@ impl Driver {
             tx,
             rx,
             headers,
+            cut: Cut::None,
             next: 0,
             sent: 0,
         })
@@ -208,7 +252,8 @@ impl Driver {
 
     /// Puts a packet into the place of the `next` one.
     fn fill(&self, packet: Packet) -> u16 {
-        let slot = self.next % PACKETS;
+        let places = self.cut.places();
+        let slot = self.next % (PLACES / places);
         let (page, at) = (&self.headers.0, usize::from(slot) * HEADER_STRIDE);
         page.write(at, self.cid);
         page.write(at + 8, packet.to);
@@ -221,21 +266,43 @@ impl Driver {
         // What there is room for, and what was taken.
         page.write(at + 36, 1_u32 << 18);
         page.write(at + 40, 0_u32);
-        let flags = if packet.data > 0 { NEXT } else { 0 };
-        self.tx.descriptor(slot * 2, self.headers.1 + at as u64, 44, flags);
-        self.tx.descriptor(slot * 2 + 1, DATA_ADDRESS, packet.data, 0);
-        slot * 2
+        let header = self.headers.1 + at as u64;
+        let half = HEADER / 2;
+        let mut parts = match self.cut {
+            Cut::Header => vec![(header, half), (header + u64::from(half), HEADER - half)],
+            Cut::None | Cut::Data => vec![(header, HEADER)],
+        };
+        if packet.data > 0 && self.cut == Cut::Data {
+            let length = packet.data.div_ceil(u32::from(PARTS));
+            let data = (0..packet.data).step_by(length as usize);
+            parts.extend(data.map(|at| (DATA_ADDRESS + u64::from(at), length.min(packet.data - at))));
+        } else if packet.data > 0 {
+            parts.push((DATA_ADDRESS, packet.data));
+        }
+        let head = slot * places;
+        for (index, (address, length)) in (head..).zip(&parts) {
+            let is_last = index == head + parts.len() as u16 - 1;
+            self.tx
+                .descriptor(index, *address, *length, if is_last { 0 } else { NEXT });
+        }
+        head
     }
 
     /// Sends a packet as soon as its place is free.
     fn send(&mut self, packet: Packet) -> crate::Result<()> {
-        self.wait("used", |driver| driver.next.wrapping_sub(driver.tx.used()) < PACKETS)?;
+        let packets = PLACES / self.cut.places();
+        self.wait("used", |driver| driver.next.wrapping_sub(driver.tx.used()) < packets)?;
         self.offer(packet);
         // Half of the places are left for what is sent while the device works.
-        if self.sent.is_multiple_of(u64::from(PACKETS) / 2) || self.sent == 1 {
+        if self.sent.is_multiple_of(u64::from(packets) / 2) || self.sent == 1 {
             self.registers.notify(TX);
         }
         Ok(())
+    }
+
+    /// Waits until all is used: then packets may be laid out otherwise.
+    fn settle(&self) -> crate::Result<()> {
+        self.wait("used", |driver| driver.next == driver.tx.used())
     }
 
     /// Sends a packet as often as there are places, as soon as the device has taken those before: it has yet to give them back.
