@@ -72,10 +72,42 @@ pub(crate) fn arguments(words: &[String]) -> Result<Vec<String>, Refusal> {
             _ => arguments.push(word.clone()),
         }
     }
-    match arguments.iter().find(|argument| !is_valid(argument)) {
-        None => Ok(arguments),
-        Some(argument) => Err(refusal(argument)),
+    if let Some(argument) = arguments.iter().find(|argument| !is_valid(argument)) {
+        return Err(refusal(argument));
     }
+    let maps = arguments
+        .iter()
+        .filter_map(|argument| argument.strip_prefix("--xattrmap="));
+    match maps.into_iter().find(|map| !leaves_capabilities(map)) {
+        None => Ok(arguments),
+        Some(map) => Err(Refusal::new(format!(
+            "a mapping that leaves security.capability as it is, because only then the host's kernel takes it off a file that is \
+             written to; {map:?} gives it another name, which a rule before the others prevents: \
+             \":ok:all:security.capability::\""
+        ))),
+    }
+}
+
+/// Whether a mapping of extended attributes (virtiofsd's doc/xattr-mapping.md) keeps the name of the file capabilities. The first rule
+/// that fits counts, and a name that none fits is an error.
+fn leaves_capabilities(map: &str) -> bool {
+    const NAME: &str = "security.capability";
+    let mut rest = map.trim_start();
+    while let Some(separator) = rest.chars().next() {
+        let mut fields = rest[separator.len_utf8()..].splitn(5, separator);
+        let mut field = || fields.next().unwrap_or_default();
+        let (kind, second) = (field(), field());
+        if kind == "map" {
+            // Short for rules that give the names that begin with this, or all, another beginning.
+            return !NAME.starts_with(second);
+        }
+        let (key, _prepend, next) = (field(), field(), field());
+        if matches!(second, "client" | "all") && NAME.starts_with(key) {
+            return kind != "prefix";
+        }
+        rest = next.trim_start();
+    }
+    true
 }
 
 /// As [`arguments`], in an annotation.
@@ -164,6 +196,32 @@ mod tests {
     }
 
     #[test]
+    fn file_capabilities_keep_their_name() {
+        for (map, keeps) in [
+            (":map::user.virtiofs.:", false),
+            (":map:security.:user.:", false),
+            (":map:trusted.:user.virtiofs.:", true),
+            (":prefix:all::user.virtiofs.::bad:all:::", false),
+            (
+                ":ok:all:security.capability:: :prefix:all::user.virtiofs.::bad:all:::",
+                true,
+            ),
+            ("/prefix/all/trusted./user./  /ok/all///", true),
+            (":prefix:server::user.::ok:client:::", true),
+            (":bad:all:security.::", true),
+            (":prefix:client:security.capability:user.:", false),
+            (":", true),
+            ("", true),
+        ] {
+            let taken = arguments(&[format!("--xattrmap={map}")]);
+            assert_eq!(taken.is_ok(), keeps, "{map}");
+            if let Err(refusal) = taken {
+                assert!(refusal.0.contains(":ok:all:security.capability::"), "{}", refusal.0);
+            }
+        }
+    }
+
+    #[test]
     fn a_pod_may_set_what_is_harmless_and_the_operator_the_rest() {
         for written in [
             "--thread-pool-size=4",
@@ -177,7 +235,7 @@ mod tests {
             "--thread-pool-size=x",
             "--inode-file-handles=mandatory",
             "--modcaps=+sys_admin",
-            "--xattrmap=:map::user.:",
+            "--xattrmap=:map:trusted.:user.virtiofs.:",
             "--rlimit-nofile=1000000",
             "--translate-uid=map:0:1:1",
             "--writeback",
