@@ -93,7 +93,7 @@ async fn vcpus_that_were_refused_are_asked_for_again_by_the_next_container() {
             .collect::<Vec<_>>()
     };
     shim.guest.size.refuses_vcpus.store(true, Ordering::SeqCst);
-    shim.create_with_a_cpu("a").await.unwrap();
+    shim.create_with_two_cpus("a").await.unwrap();
     shim.guest.size.refuses_vcpus.store(false, Ordering::SeqCst);
     let first = asked();
     assert_eq!(first.len(), 1, "{first:?}");

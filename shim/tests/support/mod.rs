@@ -212,10 +212,10 @@ impl Shim {
         self.tasks.create(soon(), &request).await.map(|response| response.pid)
     }
 
-    /// Creates a container that sleeps and may use one CPU.
-    pub(crate) async fn create_with_a_cpu(&self, id: &str) -> ttrpc::Result<u32> {
+    /// Creates a container that sleeps and may use two CPUs.
+    pub(crate) async fn create_with_two_cpus(&self, id: &str) -> ttrpc::Result<u32> {
         let request = self.create_request(id, &["sleep"], Stdio::default());
-        let cpu = serde_json::json!({ "cpu": { "quota": 100_000, "period": 100_000 } });
+        let cpu = serde_json::json!({ "cpu": { "quota": 200_000, "period": 100_000 } });
         let spec = serde_json::json!({ "process": { "args": ["sleep"] }, "linux": { "resources": cpu } });
         std::fs::write(PathBuf::from(&request.bundle).join("config.json"), spec.to_string()).unwrap();
         self.tasks.create(soon(), &request).await.map(|response| response.pid)

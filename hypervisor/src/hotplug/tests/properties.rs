@@ -250,8 +250,13 @@ async fn a_refused_vcpu_takes_those_before_it_with_it_but_under_tcg() {
     for (accel, left) in [(Accel::Kvm, 1), (Accel::Tcg, 2)] {
         let mut plugged = 0;
         let (qemu, devices) = ScriptedQemu::start(accel, Guest::LetsGo, move |command| {
-            plugged += u32::from(command == "device_add");
-            if plugged == 2 { Fault::Refuses } else { Fault::None }
+            let adds = command == "device_add";
+            plugged += u32::from(adds);
+            if adds && plugged == 2 {
+                Fault::Refuses
+            } else {
+                Fault::None
+            }
         });
         devices.set_vcpus(NonZeroU32::new(4).unwrap()).await.unwrap_err();
         assert_eq!(vcpus(&qemu), left);
