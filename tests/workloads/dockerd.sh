@@ -48,3 +48,9 @@ same 'its limit' "$(cat /sys/fs/cgroup{,/memory}/docker/"$(docker inspect --form
 step 'docker commit' docker commit box small:2
 docker rm -f box >&2
 same 'the layer' "$(docker run --rm small:2 /bin/cat /etc/new)" changed
+
+# containerd by itself, whose snapshotter makes overlays, too.
+layers() { docker save small:1 | ctr -n inner images import -; }
+step 'ctr images import' layers
+step 'ctr run' bash -c 'ctr -n inner run --rm --snapshotter overlayfs docker.io/library/small:1 box /bin/cat /proc/mounts >/data/mounts'
+same 'its root' "$(awk '$2 == "/" { print $3 }' /data/mounts)" overlay
