@@ -85,7 +85,8 @@ mod kata_only {
             let for_files = number(&said[refused][ENFILE]);
             assert_eq!(number(&said[done]) + for_files, requests, "{said}");
         }
-        assert!(said["looked up"].as_u64() > Some(DESCRIPTORS / 2), "{said}");
+        assert_eq!(said["known"], json!(FILES / 4));
+        assert!(said["opened"].as_u64() > Some(DESCRIPTORS / 4), "{said}");
         assert!(said["not opened"][ENFILE].as_u64() > Some(0), "{said}");
         assert!(most.0 > 0 && most.0 < MEMORY && most.1 <= DESCRIPTORS, "{most:?}");
         node.remove("other")?;

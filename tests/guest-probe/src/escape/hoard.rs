@@ -25,35 +25,33 @@ impl Answers {
     }
 }
 
-/// `guest-probe hoard FILES REQUESTS`: so many requests to look up the files `0`, `1`, … of the first volume, in turn, and as many to open
-/// what was found. Prints what came of both, and whether the host still answers.
+/// `guest-probe hoard FILES REQUESTS`: looks up a quarter of the files `0`, `1`, … of the first volume; then so many requests to open these, in
+/// turn, and as many to look up all files, in turn. Prints what came of both, and whether the host still answers.
 pub(crate) fn hoard(files: &str, requests: &str) -> crate::error::Result<()> {
     let (files, requests) = (files.parse::<u32>()?, requests.parse::<u32>()?);
     let mut attempts = Attempts::begin()?;
     let directory = attempts.walk(&[VOLUMES, "1"])?.id;
     let client = &mut attempts.client;
-    let (mut looked_up, mut nodes) = (Answers::default(), Vec::new());
-    let names = (0..requests).map(|number| (directory, string(&(number % files).to_string())));
-    client.ask_many(Op::Lookup, names, |answer| {
-        looked_up.count(answer.as_ref().err().copied());
-        if let Ok(entry) = answer
-            && nodes.len() < files as usize
-        {
-            nodes.push(fuse::node(&entry));
-        }
+    let name = |number: u32| (directory, string(&(number % files).to_string()));
+    let mut nodes = Vec::new();
+    client.ask_many(Op::Lookup, (0..files / 4).map(name), |answer| {
+        nodes.extend(answer.iter().map(|entry| fuse::node(entry)));
     })?;
-    let mut opened = Answers::default();
+    let (mut looked_up, mut opened) = (Answers::default(), Answers::default());
     let open = words(&[O_RDONLY.cast_unsigned(), 0]);
     let again = nodes.iter().cycle().take(requests as usize);
     client.ask_many(Op::Open, again.map(|node| (*node, open.clone())), |answer| {
         opened.count(answer.err());
+    })?;
+    client.ask_many(Op::Lookup, (0..requests).map(name), |answer| {
+        looked_up.count(answer.err());
     })?;
     let answers = client.inode(ROOT)?.is_ok();
     println!(
         "{}",
         json!({
             "looked up": looked_up.succeeded, "not looked up": looked_up.failed,
-            "opened": opened.succeeded, "not opened": opened.failed, "still answers": answers,
+            "known": nodes.len(), "opened": opened.succeeded, "not opened": opened.failed, "still answers": answers,
         })
     );
     Ok(())
