@@ -141,42 +141,75 @@ pub(crate) async fn set_whole(
 }
 
 /// Gives the VM so many vCPUs. The caller sees to it that nobody else does the same at the time.
+///
+/// One that the guest may still let go of does not count. It is waited for only if no other place is free.
 async fn set(qmp: &Qmp, accel: Accel, wanted: NonZeroU32, leaving: &mut Leaving) -> Result<(), CpuError> {
     let patience = qmp.scale().of(RELEASE_TIMEOUT);
-    // One that goes later would be missing: whether it goes is known before they are counted.
-    while let Some(id) = leaving.first().cloned() {
-        take(qmp, &id, patience, leaving).await?;
-    }
-    let answer = qmp.execute("query-hotpluggable-cpus", Value::Null).await;
-    let places = places(&answer.map_err(failed("list the vCPUs"))?);
     let count = usize::try_from(wanted.get()).unwrap_or(usize::MAX);
-    if count > places.len() {
-        let most = places.len();
-        return Err(CpuError::TooMany { wanted, most });
+    loop {
+        let answer = qmp.execute("query-hotpluggable-cpus", Value::Null).await;
+        let places = places(&answer.map_err(failed("list the vCPUs"))?);
+        if count > places.len() {
+            let most = places.len();
+            return Err(CpuError::TooMany { wanted, most });
+        }
+        leaving.retain(|id| places.iter().any(|place| place.plugged() == Some(id)));
+        let taken = places.iter().filter(|place| place.occupant.is_some()).count();
+        let present = taken - leaving.len();
+        if count <= present {
+            return shrink(qmp, accel, &places, present - count, leaving).await;
+        }
+        let free = places.iter().enumerate().filter(|(_, place)| place.occupant.is_none());
+        let missing: Vec<Part> = free
+            .take(count - present)
+            .map(|(number, place)| place.part(number))
+            .collect();
+        let waits = missing.len() < count - present;
+        add(qmp, accel, missing, leaving).await?;
+        match leaving.first().cloned() {
+            Some(id) if waits => take(qmp, &id, patience, leaving).await?,
+            _ => return Ok(()),
+        }
     }
-    let present = places.iter().filter(|place| place.occupant.is_some()).count();
-    let free = places.iter().enumerate().filter(|(_, place)| place.occupant.is_none());
-    let missing: Vec<Part> = free
-        .take(count.saturating_sub(present))
-        .map(|(number, place)| place.part(number))
-        .collect();
+}
+
+async fn add(qmp: &Qmp, accel: Accel, missing: Vec<Part>, leaving: &mut Leaving) -> Result<(), CpuError> {
     // QEMU's translator has a context for each vCPU that there can be, never takes one back, and aborts at the first vCPU too
     // many (`tcg_register_thread`, 10.0.2): a vCPU that was unplugged could not come again. An idle one costs nothing.
     let undo = if accel == Accel::Tcg { Undo::Kept } else { Undo::Removed };
-    if let Err(NotAdded { step, source, left }) = transaction::add(qmp, missing, undo, patience).await {
-        if !matches!(left, Left::Nothing) {
+    let patience = qmp.scale().of(RELEASE_TIMEOUT);
+    let added = transaction::add(qmp, missing, undo, patience).await;
+    added.map(drop).map_err(|NotAdded { step, source, left }| {
+        if let Left::Perhaps(names) = left {
             tracing::warn!(
-                ?left,
+                ?names,
                 "QEMU may have vCPUs that it was not to have: the next change begins with what it has"
             );
+            // They have been asked for, and may go at any time. Under TCG they were not, and stay.
+            let asked = names.into_iter().filter(|_| accel != Accel::Tcg);
+            leaving.extend(asked.filter_map(|name| match name {
+                Name::Device(id) => Some(id),
+                _ => None,
+            }));
         }
-        return Err(failed(step)(source));
-    }
+        failed(step)(source)
+    })
+}
+
+async fn shrink(
+    qmp: &Qmp,
+    accel: Accel,
+    places: &[Place],
+    surplus: usize,
+    leaving: &mut Leaving,
+) -> Result<(), CpuError> {
     if accel == Accel::Tcg {
         return Ok(());
     }
+    let patience = qmp.scale().of(RELEASE_TIMEOUT);
     let plugged = places.iter().rev().filter_map(Place::plugged);
-    for id in plugged.take(present.saturating_sub(count)) {
+    let stay: Vec<&str> = plugged.filter(|id| !leaving.contains(*id)).collect();
+    for id in stay.into_iter().take(surplus) {
         take(qmp, id, patience, leaving).await?;
     }
     Ok(())
@@ -245,6 +278,21 @@ mod tests {
         assert_eq!(asked(), ["device_del cpu-1"]);
         let error = set(&qmp, Accel::Tcg, count(4), &mut Leaving::new()).await.unwrap_err();
         assert_eq!(error.to_string(), "the VM can have 3 vCPUs, and not 4");
+    }
+
+    #[tokio::test]
+    async fn one_that_may_still_go_does_not_count_and_is_waited_for_only_if_no_place_is_free() {
+        let (qmp, asked) = qemu();
+        let asked = || std::mem::take(&mut *asked.lock().unwrap());
+        let count = |count| NonZeroU32::new(count).unwrap();
+        let mut leaving = Leaving::from(["cpu-1".to_owned()]);
+        set(&qmp, Accel::Kvm, count(2), &mut leaving).await.unwrap();
+        assert_eq!(asked(), ["device_add cpu-2"]);
+        assert_eq!(leaving.len(), 1);
+        // The places are listed as before: once it has gone, what was added is added again.
+        set(&qmp, Accel::Kvm, count(3), &mut leaving).await.unwrap();
+        assert_eq!(asked(), ["device_add cpu-2", "device_del cpu-1", "device_add cpu-2"]);
+        assert!(leaving.is_empty());
     }
 
     /// As QEMU 10.0.2 answers for `-smp 1,maxcpus=3`.

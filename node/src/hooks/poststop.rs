@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_owed_outlives_who_owes_it_and_the_bundle() {
+    fn hooks_that_are_still_to_be_run_outlive_their_shim_and_the_bundle() {
         let (run_dir, bundle) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let ran = run_dir.path().join("ran");
         let script = hooks(&[&format!("pwd > {}", ran.display())]);
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_handed_over_is_paid_elsewhere() {
+    fn what_is_handed_over_is_run_elsewhere() {
         let (run_dir, bundle) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let (poststop, elsewhere) = (PoststopHooks::below(run_dir.path()), run_dir.path().join("elsewhere"));
         assert!(!poststop.hand_over(&elsewhere).unwrap());
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_handed_over_while_hooks_of_an_earlier_removal_run_is_paid_too() {
+    fn what_is_handed_over_while_hooks_of_an_earlier_removal_run_is_run_too() {
         let directory = tempfile::tempdir().unwrap();
         let directory = directory.path();
         let elsewhere = directory.join("elsewhere");
@@ -414,12 +414,12 @@ mod tests {
         poststop.run(&host, &ContainerId::new("me").unwrap()).await.unwrap();
         let ran = fs::read_to_string(directory.join("ran")).unwrap();
         assert_eq!(ran, "third\nfirst\n");
-        // The directory is still there, and nothing in it is poststop.
+        // The directory is still there, and no hook in it is still to be run.
         assert!(!poststop.hand_over(&directory.join("elsewhere")).unwrap());
     }
 
     #[test]
-    fn nothing_is_written_where_nothing_is_owed() {
+    fn nothing_is_written_where_there_are_no_hooks() {
         let run_dir = tempfile::tempdir().unwrap();
         let poststop = PoststopHooks::below(run_dir.path());
         poststop.record(&Hooks::default(), &state(run_dir.path())).unwrap();

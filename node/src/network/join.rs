@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use base::chain;
@@ -32,22 +31,12 @@ pub(super) struct Device {
     pub(super) plugged: Option<String>,
 }
 
-/// A device that is being unplugged.
-#[derive(Debug, Clone)]
-pub(super) struct Leaving {
-    pub(super) device: Device,
-    /// It is unplugged, and its tap closed.
-    pub(super) gone: Arc<AtomicBool>,
-}
-
 /// Which devices there are.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Devices {
     /// By the indexes of the interfaces that they are joined to.
     joined: BTreeMap<u32, Device>,
     pub(super) spare: VecDeque<Device>,
-    /// Those that the guest was told to let go of: they may go at any moment, and are given to no interface.
-    pub(super) leaving: Vec<Leaving>,
     /// How many there have been: no two have one MAC address or one tap's name.
     pub(super) made: usize,
 }
@@ -157,13 +146,8 @@ pub(super) async fn rejoin(
         devices.spare.push_back(device);
     }
     let own = Own {
-        taps: devices
-            .joined
-            .values()
-            .chain(&devices.spare)
-            .chain(devices.leaving.iter().map(|leaving| &leaving.device))
-            .map(|device| device.tap.clone())
-            .collect(),
+        // Also those of devices that could not be plugged in: QEMU may have them open still. No number is used twice.
+        taps: (0..devices.made).map(tap::name).collect(),
         joined: devices.joined.keys().copied().collect(),
     };
     let (mut new, mut without) = (BTreeMap::new(), Vec::new());

@@ -24,7 +24,6 @@ mod vm;
 mod wire;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use base::chain;
@@ -35,7 +34,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use self::error::PodNetworkError;
 use self::guest::Wanted;
-use self::join::{Device, Devices, Leaving};
+use self::join::{Device, Devices};
 use self::namespace::{Claim, Namespace};
 pub use self::plan::{NetworkPlan, Place};
 pub use self::record::{NetworkRecord, remove};
@@ -234,27 +233,19 @@ impl PodNetwork {
     /// Before the guest is told: it finds the device gone, as it finds the interface gone. A device that the guest does not let go of
     /// at once is tried again in a task of its own.
     async fn unplug_spare(&mut self, nics: &NicHotplug) {
-        self.devices
-            .leaving
-            .retain(|leaving| !leaving.gone.load(Ordering::Acquire));
         let spare = std::mem::take(&mut self.devices.spare);
         let mut tried = Vec::new();
         for device in spare {
-            let Some(plugged) = device.plugged.clone() else {
-                self.devices.spare.push_back(device);
-                continue;
-            };
-            let gone = Arc::new(AtomicBool::new(false));
-            tried.push(unplug(nics.clone(), plugged, Arc::clone(&gone)));
-            self.devices.leaving.push(Leaving { device, gone });
+            match &device.plugged {
+                // Given to no interface any more: it may go at any moment.
+                Some(plugged) => tried.push(unplug(nics.clone(), plugged.clone())),
+                None => self.devices.spare.push_back(device),
+            }
         }
         for tried in tried {
             // An end without an answer is that of the VM.
             let _ = tried.await;
         }
-        self.devices
-            .leaving
-            .retain(|leaving| !leaving.gone.load(Ordering::Acquire));
     }
 
     /// Tells of changes where the network comes later, until nobody listens any more. Those that follow one another
@@ -288,27 +279,21 @@ fn not_own(namespace: Namespace) -> Result<Option<Namespace>, PodNetworkError> {
 async fn attach(nics: NicHotplug, nic: Nic) -> Result<String, HotplugError> {
     let (sender, plugged) = oneshot::channel();
     tokio::spawn(async move {
-        if let Err(Ok(plugged)) = sender.send(nics.attach(nic).await)
-            && let Err(error) = nics.detach(&plugged).await
-        {
-            tracing::warn!(
-                plugged,
-                error = chain(&error),
-                "the VM keeps a network device that nobody waited for"
-            );
+        if let Err(Ok(plugged)) = sender.send(nics.attach(nic).await) {
+            drop(unplug(nics, plugged));
         }
     });
     plugged.await.unwrap_or(Err(HotplugError::Interrupted))
 }
 
 /// Unplugs a device, however often the guest has to be asked. The answer comes after the first attempt.
-fn unplug(nics: NicHotplug, plugged: String, gone: Arc<AtomicBool>) -> oneshot::Receiver<()> {
+fn unplug(nics: NicHotplug, plugged: String) -> oneshot::Receiver<()> {
     let (sender, tried) = oneshot::channel();
     tokio::spawn(async move {
         let mut sender = Some(sender);
         loop {
             match nics.detach(&plugged).await {
-                Ok(()) | Err(HotplugError::Unknown(_)) => return gone.store(true, Ordering::Release),
+                Ok(()) | Err(HotplugError::Unknown(_)) => return,
                 Err(
                     HotplugError::Interrupted
                     | HotplugError::Step {
@@ -376,12 +361,9 @@ mod tests {
         qemu.set_guest(Guest::Refuses);
         pod.unplug_spare(&nics).await;
         assert!(pod.devices.spare.is_empty());
-        assert_eq!(pod.devices.leaving.len(), 1);
         qemu.set_guest(Guest::LetsGo);
         tokio::time::sleep(RETRY * 2).await;
         assert_eq!(qemu.has(), Vec::<String>::new());
-        pod.unplug_spare(&nics).await;
-        assert!(pod.devices.leaving.is_empty());
     }
 
     #[tokio::test(start_paused = true)]

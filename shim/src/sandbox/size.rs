@@ -74,12 +74,15 @@ impl Sandbox {
         }
         if wanted.vcpus > target.confirmed.vcpus {
             target.vm.vcpus = wanted.vcpus;
-            match self.grow_vcpus(&*vm, agent, wanted).await {
+            match vm.set_vcpus(wanted.vcpus).await {
                 Ok(()) => {
+                    // What the guest makes of them is its own: it is asked once, and does not hold up each later container.
                     target.confirmed.vcpus = wanted.vcpus;
                     tracing::info!(%container, vcpus = wanted.vcpus, "the VM has more vCPUs");
+                    self.tell_guest(agent, wanted).await;
                 }
                 Err(error) => {
+                    let error = chain(&error);
                     tracing::warn!(%container, vcpus = wanted.vcpus, error, "the VM has not the vCPUs that it should")
                 }
             }
@@ -119,10 +122,10 @@ impl Sandbox {
         }
         if wanted.vcpus < target.vm.vcpus {
             self.take_vcpus(&*vm, &mut target, wanted).await;
-            self.tell_guest(&agent, wanted).await;
+            self.tell_guest(&agent, target.present(wanted)).await;
         } else if self.sizes.growth_is_untold() {
             // Who could have it grow is gone, or has a limit now, or has none any more.
-            self.tell_guest(&agent, target.vm).await;
+            self.tell_guest(&agent, target.present(target.vm)).await;
         }
         self.limit_host(&*vm, wanted, Mebibytes(0)).await;
     }
@@ -168,7 +171,7 @@ impl Sandbox {
                     return;
                 }
             }
-            self.tell_guest(agent, wanted).await;
+            self.tell_guest(agent, target.present(wanted)).await;
             self.limit_host(vm, wanted, target.beyond).await;
             if target.beyond.0 == 0 {
                 tracing::info!(sandbox = %self.id, memory = %wanted.memory, "the VM has given memory back");
@@ -179,12 +182,6 @@ impl Sandbox {
                 () = self.sizes.another_waits() => return,
             };
         }
-    }
-
-    async fn grow_vcpus(&self, vm: &dyn RunningVm, agent: &AgentClient, wanted: Size) -> Result<(), String> {
-        vm.set_vcpus(wanted.vcpus).await.map_err(|error| chain(&error))?;
-        let online = agent.resize(&self.sizes.resized(wanted)).await;
-        online.map(drop).map_err(|error| chain(&error))
     }
 
     async fn surplus(&self, vm: &dyn RunningVm, before: Mebibytes) -> Result<Mebibytes, MemoryError> {

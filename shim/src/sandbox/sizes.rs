@@ -46,6 +46,16 @@ pub(super) struct ResizeTarget {
     pub(super) beyond: Mebibytes,
 }
 
+impl ResizeTarget {
+    /// A size with no more vCPUs than there are: the guest would wait for the others.
+    pub(super) fn present(&self, size: Size) -> Size {
+        Size {
+            vcpus: size.vcpus.min(self.confirmed.vcpus),
+            ..size
+        }
+    }
+}
+
 /// One who wants a turn.
 struct Waiting<'a>(&'a watch::Sender<usize>);
 
