@@ -9,6 +9,172 @@ use std::{
 
 use framework::{Docker, Result, cri::node::eventually, docker::REMAPPED, netns::joined};
 
+/// Flags of `docker run`, and what the program sees of each.
+const FLAGS: &[(&[&str], &str, &str)] = &[
+    (
+        &["--device", "/dev/zero:/dev/xyz:r"],
+        "head -c 3 /dev/xyz | wc -c",
+        "3\n",
+    ),
+    (
+        &["--device-cgroup-rule", "c 1:5 rw"],
+        "mknod /dev/mine c 1 5 && head -c 1 /dev/mine | wc -c",
+        "1\n",
+    ),
+    (&["--ulimit", "nofile=100:200"], "ulimit -Sn; ulimit -Hn", "100\n200\n"),
+    (&["--ulimit", "core=-1"], "ulimit -c", "unlimited\n"),
+    (
+        &["--sysctl", "net.core.somaxconn=77"],
+        "cat /proc/sys/net/core/somaxconn",
+        "77\n",
+    ),
+    (&["--init"], "readlink /proc/1/exe", "/sbin/docker-init\n"),
+    (&["--read-only"], "touch /x 2>&1 | grep -c Read-only", "1\n"),
+    (
+        &["--tmpfs", "/scratch:size=1m"],
+        "df -k /scratch | tail -n 1 | awk '{ print $2 }'",
+        "1024\n",
+    ),
+    (
+        &["--mount", "type=tmpfs,dst=/mode,tmpfs-mode=0700"],
+        "stat -c %a /mode",
+        "700\n",
+    ),
+    (&["--oom-score-adj", "500"], "cat /proc/self/oom_score_adj", "500\n"),
+    (
+        &["--shm-size", "2m"],
+        "df -k /dev/shm | tail -n 1 | awk '{ print $2 }'",
+        "2048\n",
+    ),
+    (&["--group-add", "7", "--group-add", "extra"], "id -G", "0 7 2000\n"),
+    (&["--workdir", "/a b/ü"], "pwd", "/a b/ü\n"),
+    (
+        &["--hostname", "höst", "--domainname", "domain"],
+        "hostname; cat /proc/sys/kernel/domainname",
+        "höst\ndomain\n",
+    ),
+    (
+        &[
+            "--cap-drop",
+            "ALL",
+            "--cap-add",
+            "MKNOD",
+            "--cap-add",
+            "DAC_OVERRIDE",
+            "--cap-add",
+            "CHOWN",
+        ],
+        "grep CapEff /proc/self/status | cut -f 2",
+        "0000000008000003\n",
+    ),
+    (
+        &["--security-opt", "no-new-privileges"],
+        "grep -c '^NoNewPrivs:.1' /proc/self/status",
+        "1\n",
+    ),
+    (
+        &["--mac-address", "02:42:aa:bb:cc:dd"],
+        "cat /sys/class/net/eth0/address",
+        "02:42:aa:bb:cc:dd\n",
+    ),
+    (
+        &["--dns", "9.9.9.9", "--dns-search", "ex.am", "--dns-option", "ndots:3"],
+        "grep -cE '^(nameserver 9.9.9.9|search ex.am|options ndots:3)$' /etc/resolv.conf",
+        "3\n",
+    ),
+    (
+        &["--volume", "/anonymous"],
+        "grep -c ' /anonymous ' /proc/self/mountinfo",
+        "1\n",
+    ),
+    (&["--volume", "named:/etc/copied"], "ls -d /etc/copied", "/etc/copied\n"),
+    (
+        &["--label", "a=b", "--annotation", "x.y=z", "--pull", "never"],
+        "echo ran",
+        "ran\n",
+    ),
+];
+
+#[test]
+fn the_flags_of_docker_run_have_their_effects() -> Result<()> {
+    let docker = Docker::start()?;
+    let flags = FLAGS.iter().flat_map(|(flags, ..)| flags.iter().copied());
+    let script: String = FLAGS
+        .iter()
+        .map(|(_, script, _)| format!("{script}; echo --\n"))
+        .collect();
+    let said = docker.run("flags").args(flags).sh(&script).ok()?;
+    let said: Vec<_> = said.split("--\n").collect();
+    for ((flags, _, wanted), found) in FLAGS.iter().zip(said) {
+        assert_eq!(found, *wanted, "{flags:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_container_of_dockers_is_copied_from_and_to_committed_exported_and_restarted() -> Result<()> {
+    let docker = Docker::start()?;
+    let run = docker.run("life").args(["-d", "--stop-signal", "SIGUSR1"]);
+    let healthy = ["--health-cmd", "test -e /tmp/ok", "--health-interval", "1s"];
+    run.args(healthy)
+        .sh("trap 'echo told; exit 7' USR1; touch /tmp/ok; while :; do sleep 0.1; done")
+        .ok()?;
+    let inspect = |name: &str, format: &str| docker.docker(&["inspect", "--format", format, name]).ok();
+    eventually("the container is healthy", || {
+        Ok((inspect("life", "{{.State.Health.Status}}")? == "healthy\n").then_some(()))
+    })?;
+    let file = docker.dir().join("file");
+    std::fs::write(&file, "from the host\n")?;
+    docker.docker(&["cp"]).arg(&file).arg("life:/tmp/copied").ok()?;
+    assert_eq!(
+        docker.docker(&["exec", "life", "cat", "/tmp/copied"]).ok()?,
+        "from the host\n"
+    );
+    docker
+        .docker(&["exec", "life", "sh", "-c", "echo new > /new; rm /etc/group"])
+        .ok()?;
+    docker.docker(&["cp", "life:/new"]).arg(&file).ok()?;
+    assert_eq!(std::fs::read_to_string(&file)?, "new\n");
+    let changes = docker.docker(&["diff", "life"]).ok()?;
+    for change in ["A /new\n", "A /tmp/copied\n", "D /etc/group\n"] {
+        assert!(changes.contains(change), "{changes}");
+    }
+    docker.docker(&["rename", "life", "renamed"]).ok()?;
+    docker.docker(&["commit", "renamed", "committed:1"]).ok()?;
+    docker.docker(&["export", "renamed", "-o"]).arg(&file).ok()?;
+    assert!(std::fs::metadata(&file)?.len() > 1 << 20);
+    let committed = [
+        "run",
+        "--rm",
+        "--runtime",
+        docker.runtime().name(),
+        "committed:1",
+        "cat",
+        "/new",
+    ];
+    assert_eq!(docker.docker(&committed).ok()?, "new\n");
+    docker.docker(&["pause", "renamed"]).ok()?;
+    assert_eq!(inspect("renamed", "{{.State.Status}}")?, "paused\n");
+    docker.docker(&["unpause", "renamed"]).ok()?;
+    docker.docker(&["stop", "renamed"]).ok()?;
+    assert_eq!(docker.docker(&["wait", "renamed"]).ok()?, "7\n");
+    assert_eq!(docker.docker(&["logs", "renamed"]).ok()?, "told\n");
+    // Of a container that does not run.
+    docker.docker(&["cp", "renamed:/new", "-"]).ok()?;
+
+    docker
+        .run("again")
+        .args(["-d", "--restart", "on-failure:1"])
+        .sh("echo run; exit 5")
+        .ok()?;
+    eventually("the container has been restarted", || {
+        let state = inspect("again", "{{.State.Status}} {{.RestartCount}} {{.State.ExitCode}}")?;
+        Ok((state == "exited 1 5\n").then_some(()))
+    })?;
+    assert_eq!(docker.docker(&["logs", "again"]).ok()?, "run\nrun\n");
+    Ok(())
+}
+
 mod kata_only {
     use super::*;
 

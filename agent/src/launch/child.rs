@@ -172,7 +172,7 @@ fn prepare_and_execute(
     if let Some(to_seal) = to_seal {
         finish_tree(told, &to_seal)?;
     }
-    let environment = identity::environment(&told.process);
+    let environment = identity::environment(&told.process)?;
     let (program, filter) = assume_identity(told, &streams, &environment)?;
     wait_at_the_gate(channel, master.as_ref().map(AsFd::as_fd))?;
     drop(master);
@@ -267,6 +267,7 @@ fn assume_identity(
 ) -> Result<(Program, Option<Filter>)> {
     let process = &told.process;
     let linux = told.spec.linux().as_ref();
+    identity::check_ids(process.user())?;
     attributes::set_personality(linux.and_then(|linux| linux.personality().as_ref()))?;
     attributes::set_scheduler(process.scheduler().as_ref())?;
     attributes::set_io_priority(process.io_priority().as_ref())?;

@@ -1,6 +1,6 @@
 //! The identity of the process: user, groups, umask, home directory; and the working directory, which depends on it.
 
-use std::{io, path::Path};
+use std::{collections::BTreeSet, io, path::Path};
 
 use oci_spec::runtime::{Process, User};
 use rustix::{
@@ -13,6 +13,9 @@ use super::fault::{Context, Fault, Result};
 
 /// Largest /etc/passwd that is read, in bytes.
 const MAX_PASSWD: u64 = 4 << 20;
+
+/// Largest id that runc takes (moby/sys/user, `maxID`).
+const MAX_ID: u32 = i32::MAX.cast_unsigned();
 
 /// Becomes the user and goes to the working directory.
 ///
@@ -56,16 +59,31 @@ fn enter(cwd: &Path) -> Result<bool> {
     }
 }
 
+/// Refuses ids that runc does not take. The largest number of all means "as it is" to setresuid(2): root would stay root.
+pub(super) fn check_ids(user: &User) -> Result<()> {
+    let additional = user.additional_gids().iter().flatten().copied();
+    if additional.chain([user.uid(), user.gid()]).any(|id| id > MAX_ID) {
+        return Err(Fault::Refused(format!(
+            "process.user: uids and gids must be in range 0-{MAX_ID}"
+        )));
+    }
+    Ok(())
+}
+
 fn become_user(user: &User) -> Result<()> {
-    let (uid, gid) = (Uid::from_raw(user.uid()), Gid::from_raw(user.gid()));
-    let groups: Vec<_> = user
-        .additional_gids()
-        .as_deref()
-        .unwrap_or_default()
+    let additional: BTreeSet<u32> = user.additional_gids().iter().flatten().copied().collect();
+    // The largest number of all means "as it is" to setresuid(2): it would leave root what it is.
+    if [user.uid(), user.gid()]
         .iter()
-        .copied()
-        .map(Gid::from_raw)
-        .collect();
+        .chain(&additional)
+        .any(|id| *id > MAX_ID)
+    {
+        return Err(Fault::Refused(format!(
+            "process.user: uids and gids must be in range 0-{MAX_ID}"
+        )));
+    }
+    let (uid, gid) = (Uid::from_raw(user.uid()), Gid::from_raw(user.gid()));
+    let groups: Vec<_> = additional.into_iter().map(Gid::from_raw).collect();
     // A user namespace may forbid to leave groups, and then there is none to leave.
     let forbidden = std::fs::read_to_string("/proc/self/setgroups").is_ok_and(|says| says.trim() == "deny");
     if !(forbidden && groups.is_empty()) {
@@ -76,9 +94,16 @@ fn become_user(user: &User) -> Result<()> {
 }
 
 /// The environment: each variable once, the last one given, and HOME from the container's /etc/passwd where it lacks.
-pub(super) fn environment(process: &Process) -> Vec<String> {
+pub(super) fn environment(process: &Process) -> Result<Vec<String>> {
     let mut variables: Vec<String> = Vec::new();
     for given in process.env().as_deref().unwrap_or_default() {
+        let refused = |reason: &str| Err(Fault::Refused(format!("process.env: {reason}: {given:?}")));
+        match given.split_once('=') {
+            None => return refused("invalid environment variable"),
+            Some(("", _)) => return refused("environment variable name can't be empty"),
+            Some(_) if given.contains('\0') => return refused("environment variable can't contain null"),
+            Some(_) => {}
+        }
         let name = |variable: &str| variable.split('=').next().unwrap_or_default().to_owned();
         variables.retain(|earlier| name(earlier) != name(given));
         variables.push(given.clone());
@@ -93,7 +118,7 @@ pub(super) fn environment(process: &Process) -> Vec<String> {
             home(process.user().uid()).unwrap_or_else(|| "/".to_owned())
         ));
     }
-    variables
+    Ok(variables)
 }
 
 fn home(uid: u32) -> Option<String> {
@@ -135,7 +160,7 @@ mod tests {
     fn the_last_of_two_variables_counts() {
         let mut process = Process::default();
         process.set_env(Some(vec!["A=1".into(), "HOME=/x".into(), "A=2".into()]));
-        assert_eq!(environment(&process), ["HOME=/x", "A=2"]);
+        assert_eq!(environment(&process).unwrap(), ["HOME=/x", "A=2"]);
     }
 
     proptest! {

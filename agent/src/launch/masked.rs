@@ -83,14 +83,15 @@ fn empty_directory() -> io::Result<OwnedFd> {
 
 fn make_read_only(path: &Path) -> io::Result<()> {
     let target = rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let read_only = Attributes {
+        set: libc::MOUNT_ATTR_RDONLY,
+        clear: 0,
+    };
+    // Nobody would see what is mounted on the root itself.
+    if path.canonicalize()? == Path::new("/") {
+        return tree::change(&target, read_only, false);
+    }
     let clone = tree::clone_fd(&target, true)?;
-    tree::change(
-        &clone,
-        Attributes {
-            set: libc::MOUNT_ATTR_RDONLY,
-            clear: 0,
-        },
-        true,
-    )?;
+    tree::change(&clone, read_only, true)?;
     tree::attach(&clone, &target)
 }

@@ -4,6 +4,7 @@
 //! the guest's tree; everything is attached by descriptor to what [`Root`] resolved.
 
 use std::{
+    io,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
 };
@@ -115,7 +116,7 @@ fn prepare_one<'a>(mount: &'a Mount, around: Surroundings<'_>) -> Result<Prepare
 
 /// A mount of its own of a source. In what the host shares, and in storages, containers make links as they like: none is
 /// followed. What is mounted inside a volume comes when it is looked at, with the attributes of the mount it is found in.
-fn clone_source(path: &Path, recursive: bool) -> std::io::Result<OwnedFd> {
+fn clone_source(path: &Path, recursive: bool) -> io::Result<OwnedFd> {
     let volumes = Path::new(protocol::SHARE_MOUNTPOINT).join(protocol::VOLUMES);
     let storages = Path::new(protocol::STORAGE_DIRECTORY);
     if let Ok(inside) = path.strip_prefix(&volumes) {
@@ -219,12 +220,18 @@ fn bind(root: Root<'_>, prepared: &Prepared<'_>, source: &OwnedFd) -> Result<()>
     };
     let target = target.or_refuse(|| format!("cannot make the mount point {}", destination.display()))?;
     guard_proc(&target, prepared.mount, Some(source))?;
-    tree::attach(source, &target).or_refuse(what)
+    tree::attach(source, &target)
+        .map_err(|error| match error.raw_os_error() {
+            // A directory on a file, or the reverse: the kernel's word for a mount by a descriptor is another one than mount(2)'s, which Docker looks for.
+            Some(libc::EINVAL) => io::Error::from_raw_os_error(libc::ENOTDIR),
+            _ => error,
+        })
+        .or_refuse(what)
 }
 
 /// Changes what is mounted at the destination: the mount's attributes alone where it is a bind, as mount(8) has it, and
 /// the file system's parameters, too, where it is not.
-fn remount(root: Root<'_>, prepared: &Prepared<'_>) -> std::io::Result<()> {
+fn remount(root: Root<'_>, prepared: &Prepared<'_>) -> io::Result<()> {
     let options = &prepared.options;
     let target = root.find(prepared.mount.destination())?;
     if options.bind.is_none() && !(options.data.is_empty() && options.superblock.is_empty()) {
@@ -342,7 +349,7 @@ fn complaint(context: &OwnedFd) -> Option<String> {
 }
 
 /// Copies a directory of the image into the tmpfs that will cover it.
-fn copy_up(from: &OwnedFd, to: &OwnedFd) -> std::io::Result<()> {
+fn copy_up(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
     use rustix::fs::{Mode, openat};
     let readable = openat(
         from,
@@ -365,7 +372,7 @@ fn copy_entry(
     from: std::os::fd::BorrowedFd<'_>,
     to: std::os::fd::BorrowedFd<'_>,
     name: &std::ffi::CStr,
-) -> std::io::Result<()> {
+) -> io::Result<()> {
     use rustix::fs::{AtFlags, FileType, Mode, chownat, mkdirat, mknodat, openat, readlinkat, statat, symlinkat};
     use rustix::process::{Gid, Uid};
     let stat = statat(from, name, AtFlags::SYMLINK_NOFOLLOW)?;
@@ -382,7 +389,7 @@ fn copy_entry(
         FileType::RegularFile => {
             let source = open(from, OFlags::RDONLY | OFlags::NONBLOCK)?;
             let copy = open(to, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)?;
-            std::io::copy(&mut std::fs::File::from(source), &mut std::fs::File::from(copy))?;
+            io::copy(&mut std::fs::File::from(source), &mut std::fs::File::from(copy))?;
         }
         FileType::Symlink => symlinkat(readlinkat(from, name, Vec::new())?, to, name)?,
         kind => mknodat(to, name, kind, mode, stat.st_rdev)?,

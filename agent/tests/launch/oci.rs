@@ -318,3 +318,60 @@ async fn a_device_is_bound_by_its_number_whatever_it_is_called() {
         .await;
     assert_eq!((text.as_str(), code), ("1:9\n1:5\nqueue\n", 0));
 }
+
+#[tokio::test]
+async fn a_user_or_an_environment_that_runc_does_not_take_is_refused() {
+    let bench = Bench::new();
+    let users = [
+        json!({ "uid": u32::MAX, "gid": 0 }),
+        json!({ "uid": 0, "gid": 2_147_483_648_u32 }),
+        json!({ "uid": 0, "gid": 0, "additionalGids": [u32::MAX] }),
+    ];
+    for user in users {
+        let said = refusal(&bench, |spec| spec["process"]["user"] = user).await;
+        assert!(said.contains("must be in range 0-2147483647"), "{said}");
+    }
+    for (variable, reason) in [
+        ("NO_VALUE", "invalid environment variable"),
+        ("=x", "can't be empty"),
+        ("A=\0", "can't contain null"),
+    ] {
+        let said = refusal(&bench, |spec| spec["process"]["env"] = json!(["PATH=/bin", variable])).await;
+        assert!(said.contains(reason), "{said}");
+    }
+    let (text, _) = bench
+        .run_script("id -G", |spec| {
+            spec["process"]["user"] = json!({ "uid": 5, "gid": 6, "additionalGids": [7, 7, 6] });
+        })
+        .await;
+    assert_eq!(text, "6 7\n");
+}
+
+#[tokio::test]
+async fn a_directory_on_a_file_and_the_reverse_are_refused_as_mount_says_it() {
+    let bench = Bench::new();
+    let file = bench.image.path().join("a-file");
+    std::fs::write(&file, "").unwrap();
+    for (source, destination) in [("/tmp", "/etc/a-file"), (file.to_str().unwrap(), "/etc")] {
+        std::fs::create_dir_all(bench.image.path().join("rootfs/etc")).unwrap();
+        std::fs::write(bench.image.path().join("rootfs/etc/a-file"), "").unwrap();
+        let said = refusal(&bench, |spec| mount(spec, destination, "bind", source, &["bind"])).await;
+        assert!(said.to_lowercase().contains("not a directory"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn the_root_may_be_among_the_read_only_paths() {
+    let bench = Bench::new();
+    let script = "touch /new 2>&1; touch /scratch/new && echo made";
+    let (text, _) = bench
+        .run_script(script, |spec| {
+            spec["linux"]["readonlyPaths"] = json!(["/"]);
+            mount(spec, "/scratch", "tmpfs", "tmpfs", &[]);
+        })
+        .await;
+    assert!(
+        text.contains("Read-only file system") && text.ends_with("made\n"),
+        "{text}"
+    );
+}

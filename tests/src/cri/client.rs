@@ -1,5 +1,6 @@
 //! The calls of CRI, one function each, over containerd's socket. Knows neither pods' files nor what a test wants.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use prost::Message;
@@ -7,11 +8,11 @@ use tonic::Request;
 
 use super::messages::{
     AttachRequest, Container, ContainerId, ContainerStats, ContainerStatsResponse, ContainerStatus,
-    ContainerStatusResponse, CreateContainerRequest, Empty, ExecRequest, ExecSyncRequest, ExecSyncResponse, ImageSpec,
-    ImageStatusRequest, ImageStatusResponse, ListContainerStatsResponse, ListContainersResponse,
-    ListPodSandboxResponse, ListPodSandboxStatsResponse, PodId, PodSandbox, PodSandboxStats, PodSandboxStatsResponse,
-    PodSandboxStatus, PodSandboxStatusResponse, PortForwardRequest, RunPodSandboxRequest, StatusRequest,
-    StopContainerRequest, StreamingUrl, UpdateContainerResourcesRequest,
+    ContainerStatusResponse, CreateContainerRequest, Empty, ExecRequest, ExecSyncRequest, ExecSyncResponse,
+    HandlerFeatures, ImageSpec, ImageStatusRequest, ImageStatusResponse, ListContainerStatsResponse,
+    ListContainersResponse, ListPodSandboxResponse, ListPodSandboxStatsResponse, NodeStatusResponse, PodId, PodSandbox,
+    PodSandboxStats, PodSandboxStatsResponse, PodSandboxStatus, PodSandboxStatusResponse, PortForwardRequest,
+    RunPodSandboxRequest, StatusRequest, StopContainerRequest, StreamingUrl, UpdateContainerResourcesRequest,
 };
 use crate::{Error, Result, grpc::Connection};
 
@@ -54,6 +55,15 @@ impl Client {
     pub fn remove_pod(&self, pod: &str) -> Result<()> {
         let _: Empty = self.runtime("RemovePodSandbox", pod_id(pod))?;
         Ok(())
+    }
+
+    /// The runtimes that pods can ask for, and what each can do; nothing for one that was not asked.
+    pub fn handlers(&self) -> Result<BTreeMap<String, HandlerFeatures>> {
+        let response: NodeStatusResponse = self.runtime("Status", Empty {})?;
+        let known = response.handlers.into_iter();
+        Ok(known
+            .filter_map(|handler| Some((handler.name, handler.features?)))
+            .collect())
     }
 
     /// A pod's status.

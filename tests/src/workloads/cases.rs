@@ -19,8 +19,10 @@ pub const CASES: &[Case] = &[
     case("nginx", 512),
     case("python", 512),
     case("node", 1024),
-    // The script knows the limit.
+    case("npm", 1024),
+    // These scripts know the limit.
     case("java", 512),
+    case("dotnet", 512),
     case("gcc", 1024),
     case("go", 1536),
     case("rsync", 512),

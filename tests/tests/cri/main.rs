@@ -1,6 +1,7 @@
 //! Pods driven through containerd's CRI plugin, as the kubelet does.
 
 mod failures;
+mod features;
 mod life;
 mod manifest;
 mod memlock;

@@ -20,6 +20,7 @@ use crate::common::blocking;
 use crate::common::ids::{ContainerId, ExecId};
 use crate::container::Container;
 use crate::error::{Error, ResizeError};
+use crate::files::tmpfs;
 use crate::network::GuestNetwork;
 use crate::server::sandbox::{Deleted, Sandbox, Wanted};
 
@@ -43,9 +44,10 @@ impl Service {
 
     async fn try_create(&self, request: &CreateContainerRequest) -> Result<ContainerCreated, Error> {
         let id = ContainerId::new(&request.container_id)?;
-        let spec = json(&id, "the specification", &request.spec)?;
+        let mut spec = json(&id, "the specification", &request.spec)?;
         let stdio = request.stdio.clone().unwrap_or_default();
         cgroup::grows_to(request.memory_grows_to_bytes);
+        tmpfs::size(&mut spec, request.memory_grows_to_bytes);
         let wanted = Wanted {
             id,
             spec,

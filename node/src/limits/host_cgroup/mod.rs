@@ -42,8 +42,8 @@ pub struct HostCgroup {
 }
 
 impl HostCgroup {
-    /// Makes the cgroup beside where `cgroups_path` (`linux.cgroupsPath`) would be. What cannot be made is left out
-    /// with a warning in the log. Blocks.
+    /// Makes the cgroup beside where `cgroups_path` (`linux.cgroupsPath`) would be; one that is relative, or absent, begins where this process is, as with
+    /// runc. What cannot be made is left out with a warning in the log. Blocks.
     #[must_use]
     pub fn create(cgroups_path: Option<&Path>, sandbox: &SandboxId) -> Self {
         let relative = relative_path(cgroups_path, sandbox);
@@ -54,11 +54,19 @@ impl HostCgroup {
             );
             Vec::new()
         });
+        let begins = match begins_at_root(cgroups_path) {
+            true => Vec::new(),
+            false => beginnings(&hierarchies, &own()),
+        };
         let mut directories = Vec::new();
         for hierarchy in hierarchies
             .iter()
             .filter(|line| line.kind == "cgroup" || line.kind == "cgroup2")
         {
+            let begin = begins
+                .iter()
+                .find(|(mountpoint, _)| *mountpoint == hierarchy.mountpoint);
+            let relative = begin.map_or_else(|| relative.clone(), |(_, begin)| begin.join(&relative));
             let directory = hierarchy.mountpoint.join(&relative);
             let cpuset = hierarchy.kind == "cgroup" && hierarchy.super_options.split(',').any(|name| name == "cpuset");
             let unified = hierarchy.kind == "cgroup2";
@@ -155,7 +163,32 @@ pub fn procs_of(cgroups: &str) -> Vec<PathBuf> {
 }
 
 fn procs_in(hierarchies: &[mountinfo::MountLine], cgroups: &str) -> Vec<PathBuf> {
-    let of_line = |line: &str| {
+    places_in(hierarchies, cgroups)
+        .map(|(mount, below)| mount.mountpoint.join(below).join("cgroup.procs"))
+        .collect()
+}
+
+/// Where a relative path begins in each hierarchy, for a process in these cgroups. In v2 that is beside its own, which has processes and so no
+/// cgroups with controllers below it (runc's `fs2.defaultDirPath`).
+fn beginnings(hierarchies: &[mountinfo::MountLine], cgroups: &str) -> Vec<(PathBuf, PathBuf)> {
+    let is_plain = |path: &Path| path.components().all(|part| matches!(part, Component::Normal(_)));
+    let begin = |(mount, below): (&mountinfo::MountLine, PathBuf)| {
+        let begin = match mount.kind == "cgroup2" {
+            true => below.parent().unwrap_or(Path::new("")).to_owned(),
+            false => below,
+        };
+        // Outside of the process's cgroup namespace there are no names.
+        is_plain(&begin).then(|| (mount.mountpoint.clone(), begin))
+    };
+    places_in(hierarchies, cgroups).filter_map(begin).collect()
+}
+
+/// The hierarchies of cgroups that are given as in `/proc/self/cgroup`, and where in each they are.
+fn places_in<'a>(
+    hierarchies: &'a [mountinfo::MountLine],
+    cgroups: &'a str,
+) -> impl Iterator<Item = (&'a mountinfo::MountLine, PathBuf)> {
+    let of_line = move |line: &'a str| {
         let (_, rest) = line.split_once(':')?;
         let (controllers, path) = rest.split_once(':')?;
         let names = |options: &str| {
@@ -169,9 +202,9 @@ fn procs_in(hierarchies: &[mountinfo::MountLine], cgroups: &str) -> Vec<PathBuf>
         let mount = hierarchies.iter().find(is_it)?;
         // A hierarchy of which only a part is mounted has its names from there on.
         let below = Path::new(path).strip_prefix(&mount.root).ok()?;
-        Some(mount.mountpoint.join(below).join("cgroup.procs"))
+        Some((mount, below.to_owned()))
     };
-    cgroups.lines().filter_map(of_line).collect()
+    cgroups.lines().filter_map(of_line)
 }
 
 /// Moves this process. If one of the cgroups has gone it gets into the nearest above: it must not stay where it was, or that cannot be removed.
@@ -247,7 +280,14 @@ fn hand_down(parent: &Path) {
     }
 }
 
-/// Where the sandbox's cgroup is below a hierarchy's root: in the parent of the container's, with Kata's name.
+/// Whether a path is one from the root of the hierarchies: an absolute one, or systemd's form.
+fn begins_at_root(cgroups_path: Option<&Path>) -> bool {
+    let text = cgroups_path.and_then(Path::to_str).unwrap_or_default();
+    let parts: Vec<_> = text.split(':').collect();
+    text.starts_with('/') || matches!(parts[..], [slice, _, _] if slice.is_empty() || slice.ends_with(".slice"))
+}
+
+/// Where the sandbox's cgroup is below where its path begins: in the parent of the container's, with Kata's name.
 fn relative_path(cgroups_path: Option<&Path>, sandbox: &SandboxId) -> PathBuf {
     let text = cgroups_path.and_then(Path::to_str).unwrap_or_default();
     let parent = match text.split(':').collect::<Vec<_>>()[..] {
@@ -324,10 +364,37 @@ mod tests {
     }
 
     #[test]
-    fn a_name_with_colons_is_a_name_and_a_relative_path_begins_at_the_root() {
+    fn a_name_with_colons_is_a_name() {
         assert_eq!(relative("a:b:c"), "kata_id");
         assert_eq!(relative("/x/a:b:c"), "x/kata_id");
         assert_eq!(relative("rel/a"), "rel/kata_id");
+        let at_root = |path: &str| begins_at_root(Some(Path::new(path)));
+        assert!(at_root("/x/a:b:c") && at_root("a.slice:b:c") && at_root(":b:c"));
+        assert!(!at_root("a:b:c") && !at_root("rel/a") && !at_root("") && !begins_at_root(None));
+    }
+
+    #[test]
+    fn a_relative_path_begins_where_the_process_is() {
+        let line = |mountpoint: &str, kind: &str, options: &str| {
+            let text = format!("1 2 0:3 / {mountpoint} rw - {kind} x rw,{options}\n");
+            mountinfo::parse(text.as_bytes()).remove(0)
+        };
+        let mounts = [
+            line("/cg/memory", "cgroup", "memory"),
+            line("/cg/pids", "cgroup", "pids"),
+            line("/cg/unified", "cgroup2", "nsdelegate"),
+        ];
+        let own = "4:memory:/system.slice/containerd.service\n3:pids:/../other\n0::/system.slice/containerd.service\n";
+        let found = beginnings(&mounts, own);
+        let expected = [
+            ("/cg/memory", "system.slice/containerd.service"),
+            ("/cg/unified", "system.slice"),
+        ];
+        assert_eq!(
+            found,
+            expected.map(|(mount, begin)| (PathBuf::from(mount), PathBuf::from(begin)))
+        );
+        assert_eq!(beginnings(&mounts[2..], "0::/\n")[0].1, PathBuf::new());
     }
 
     proptest! {

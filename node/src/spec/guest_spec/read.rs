@@ -60,6 +60,7 @@ fn parse(text: &[u8], what: &str) -> Result<(Spec, Vec<String>), ReadError> {
     };
     let mut value: Value = serde_json::from_slice(text).map_err(failed)?;
     drop_nulls(&mut value);
+    value.get_mut("linux").map(seccomp);
     let warnings = value.get_mut("process").map(process).unwrap_or_default();
     let spec = serde_json::from_value(value).map_err(failed)?;
     Ok((spec, warnings))
@@ -120,6 +121,21 @@ fn process(process: &mut Value) -> Vec<String> {
         .map(|names| format!("ignoring unknown or unavailable capabilities: [{}]", names.join(" ")))
         .into_iter()
         .collect()
+}
+
+/// A profile without a default action and without rules is none; a rule without names is about no call.
+fn seccomp(linux: &mut Value) {
+    let is_empty =
+        |field: Option<&Value>| field.is_none_or(|field| field == "" || field.as_array().is_some_and(Vec::is_empty));
+    let Some(fields) = linux.as_object_mut() else { return };
+    let none = |profile: &Value| is_empty(profile.get("defaultAction")) && is_empty(profile.get("syscalls"));
+    if fields.get("seccomp").is_some_and(none) {
+        fields.remove("seccomp");
+    }
+    let rules = linux.pointer_mut("/seccomp/syscalls").and_then(Value::as_array_mut);
+    for rule in rules.into_iter().flatten().filter_map(Value::as_object_mut) {
+        rule.entry("names").or_insert_with(|| json!([]));
+    }
 }
 
 /// Adds limits that a process inherits where it asks for none of the kind.
@@ -189,6 +205,19 @@ mod tests {
             warnings,
             ["ignoring unknown or unavailable capabilities: [CAP_NEW KILL cap_chown]"]
         );
+    }
+
+    #[test]
+    fn a_profile_that_asks_for_nothing_is_none_and_a_rule_may_have_no_names() {
+        let read = |seccomp: Value| {
+            let spec = json!({ "ociVersion": "1.3.0", "linux": { "seccomp": seccomp } });
+            let (spec, _) = parse(spec.to_string().as_bytes(), "config.json").unwrap();
+            spec.linux().as_ref().unwrap().seccomp().clone()
+        };
+        assert!(read(json!({})).is_none() && read(json!({ "defaultAction": "", "syscalls": null })).is_none());
+        let rules = json!([{ "action": "SCMP_ACT_ERRNO" }, { "names": null, "action": "SCMP_ACT_ERRNO" }]);
+        let profile = read(json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules })).unwrap();
+        assert!(profile.syscalls().iter().flatten().all(|rule| rule.names().is_empty()));
     }
 
     #[test]

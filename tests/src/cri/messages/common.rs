@@ -95,3 +95,28 @@ pub struct ImageStatusResponse {
     #[prost(message, optional, tag = "1")]
     pub image: Option<Image>,
 }
+
+/// What a runtime can do.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct HandlerFeatures {
+    #[prost(bool, tag = "1")]
+    pub recursive_read_only_mounts: bool,
+    #[prost(bool, tag = "2")]
+    pub user_namespaces: bool,
+}
+
+/// A runtime of containerd's configuration.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Handler {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(message, optional, tag = "2")]
+    pub features: Option<HandlerFeatures>,
+}
+
+/// containerd's own status.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct NodeStatusResponse {
+    #[prost(message, repeated, tag = "3")]
+    pub handlers: Vec<Handler>,
+}

@@ -22,6 +22,8 @@ pub struct Mount {
     pub uid_mappings: Vec<IdMapping>,
     #[prost(message, repeated, tag = "7")]
     pub gid_mappings: Vec<IdMapping>,
+    #[prost(bool, tag = "8")]
+    pub recursive_read_only: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
