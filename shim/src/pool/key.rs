@@ -57,9 +57,24 @@ impl Caller {
             add("rights", &line);
         }
         add("label", &fs::read("/proc/thread-self/attr/current").ok());
-        // virtiofsd's share of it decides how many files the guest remembers.
-        add("files", &getrlimit(Resource::Nofile).maximum);
+        lines.push(files());
         Self(lines)
+    }
+
+    /// What counts of one for a template, which is used by whoever has the same configuration.
+    pub(super) fn of_any_template() -> Self {
+        Self(vec![files()])
+    }
+}
+
+/// virtiofsd's share of it decides how many files the guest remembers.
+fn files() -> String {
+    format!("files={:?}\n", getrlimit(Resource::Nofile).maximum)
+}
+
+impl fmt::Display for Caller {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|line| formatter.write_str(line))
     }
 }
 
