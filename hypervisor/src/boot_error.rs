@@ -102,6 +102,9 @@ pub enum BootError {
         /// What QEMU says.
         reason: String,
     },
+    /// QEMU or a helper was killed while a VM was saved or loaded.
+    #[error("the VM has ended while its memory and state were saved or loaded: {0}")]
+    Interrupted(Arc<Ended>),
     /// A device cannot be plugged into a copy of a saved VM.
     #[error(transparent)]
     Hotplug(#[from] HotplugError),

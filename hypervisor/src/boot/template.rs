@@ -21,6 +21,7 @@ use crate::boot_error::BootError;
 use crate::hotplug::Backend;
 use crate::listener::GuestListener;
 use crate::machine::request::VmRequest;
+use crate::observe::ended::Cause;
 use crate::process::vm_time;
 use crate::qmp::{Event, Qmp};
 use crate::vm::Vm;
@@ -79,7 +80,8 @@ pub async fn save_booted(
     Ok(())
 }
 
-/// Begins a VM with the memory and the state that [`save_booted`] has written into the file with the same configuration, and with devices of its own.
+/// Begins a VM with the memory and the state that [`save_booted`] has written into the file with the same configuration, and with a share and a vsock device of its own. Network devices
+/// are the caller's to plug in.
 /// Returns when the guest runs. May be cancelled: then nothing is left of it.
 ///
 /// # Errors
@@ -106,7 +108,8 @@ pub async fn boot_copy(
         files: guest.files,
     };
     let (limit, tag) = (request.start_timeout, request.share_tag.clone());
-    let nics = std::mem::take(&mut request.nics);
+    // They come later: a network device of the kernel's belongs to the first QEMU that has it, and this one may fail.
+    request.nics.clear();
     let vm = super::start_qemu(plan, config, request, inherited).await?;
     super::wait_for_monitor(&vm, &config.kernel, limit).await?;
     transfer(&vm, "load", "migrate-incoming", file, limit).await?;
@@ -125,9 +128,6 @@ pub async fn boot_copy(
         None => Backend::VhostUser { socket: device },
     };
     vm.plug_backend(vsock).await?;
-    for nic in nics {
-        vm.nics().attach(nic).await?;
-    }
     vm.resume().await?;
     Ok((vm, guest.listener))
 }
@@ -147,7 +147,11 @@ async fn transfer(vm: &Vm, step: &'static str, command: &str, file: OwnedFd, lim
     tokio::select! {
         end = completed(qmp, events) => end.map_err(failed)?,
         // One that cannot load ends.
-        ended = vm.ended() => return Err(failed(ended.to_string())),
+        ended = vm.ended() => return Err(match &ended.cause {
+            // Killed, as for want of memory: that says nothing of the file.
+            Cause::ChildDied(death) if death.signal().is_some() => BootError::Interrupted(ended),
+            _ => failed(ended.to_string()),
+        }),
         () = vm_time::has_passed(limit, || vm.pids().collect()) => return Err(failed(format!("it takes more than {} s", limit.as_secs()))),
     }
     qmp.execute("remove-fd", set).await?;

@@ -38,9 +38,9 @@ pub(crate) fn make(slot: &str, config_path: Option<&Path>) -> Result<(), PoolErr
     if let Err(error) = &made {
         report::fail(&root, slot.key(), &format!("there is no template: {}", chain(error)));
     }
-    drop(lock);
-    // Without a template its members boot.
+    // Without a template its members boot. Whoever empties the pool meanwhile waits for the lock, and no other maker is started.
     let filled = fill(config_path, Failed::Stays);
+    drop(lock);
     made?;
     filled.map(drop)
 }

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::place::{self, PoolError, Slot};
 use super::report::{self, Outcome};
 use super::{Caller, Key};
-use crate::qemu::saved::Saved;
+use crate::qemu::saved::{NotCopied, Saved};
 
 /// End of the name of one that is not whole.
 const UNFINISHED: &str = ".new";
@@ -49,7 +49,7 @@ pub(super) struct About {
 
 /// The key of templates. It does not contain what a process has by who started it, but for the number of files, which is on the guest's command line.
 pub(crate) fn key(file: &Path, config: &Config) -> Key {
-    Key::of(file, config, &Caller::of_any_template())
+    Key::of(file, config, &Caller::of_any_template().with_sizes(&config.hypervisor))
 }
 
 /// A template that can be used.
@@ -69,19 +69,27 @@ impl Template {
         }
         let key = key(file, config);
         let directory = config.factory.template_path.join(key.as_str());
+        let before = identity(&directory);
         // Once more: a maker may have put another in its place just now.
         let opened = Self::open(directory.clone(), key.as_str());
         match opened.or_else(|_| Self::open(directory.clone(), key.as_str())) {
             Ok(template) => Some(template),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) if error.raw_os_error().is_some() => {
+                // That says something of this process, or of the disk.
+                tracing::warn!(%error, directory = %directory.display(), "the template cannot be opened");
+                None
+            }
             Err(error) => {
                 let why = format!("the template cannot be used: {error}");
                 tracing::warn!(directory = %directory.display(), "{why}");
                 let root = place::root();
                 report::note(&root, key.as_str(), &why);
                 // Whoever fills the pool next makes another.
-                forget(&root, key.as_str());
-                remove(&directory);
+                if identity(&directory) == before {
+                    forget(&root, key.as_str());
+                    remove(&directory);
+                }
                 None
             }
         }
@@ -139,18 +147,22 @@ impl Template {
             identity,
             key,
         } = self;
-        let outcome = move |outcome: Result<(), &str>| {
+        let outcome = move |outcome: Result<(), &NotCopied>| {
             let root = place::root();
             if counted {
                 let counts = if outcome.is_ok() { Outcome::Copy } else { Outcome::Miss };
                 report::count(&root, counts);
             }
-            let Err(why) = outcome else { return };
-            let why = format!("a VM could not be a copy of the template, and has booted: {why}");
+            let Err(not) = outcome else { return };
+            let why = format!("a VM could not be a copy of the template, and has booted: {}", not.why);
             tracing::warn!(directory = %directory.display(), "{why}");
+            if !not.is_unfit {
+                report::note(&root, &key, &why);
+                return;
+            }
             report::fail(&root, &key, &why);
             // Another one may have its place by now.
-            if fs::symlink_metadata(&directory).is_ok_and(|data| (data.dev(), data.ino()) == identity) {
+            if self::identity(&directory) == Some(identity) {
                 forget(&root, &key);
                 remove(&directory);
             }
@@ -275,6 +287,12 @@ fn show(root: &Path, key: &str, directory: &Path) {
             tracing::debug!(%error, "a template is not shown");
         }
     }
+}
+
+/// What tells a directory from another that has its place later.
+fn identity(directory: &Path) -> Option<(u64, u64)> {
+    let data = fs::symlink_metadata(directory).ok()?;
+    Some((data.dev(), data.ino()))
 }
 
 /// Removes the link of a template.

@@ -80,6 +80,10 @@ impl QemuLauncher {
         if let Some(saved) = saved
             && let Some((vm, listener, first)) = saved.copy(config, request.clone()).await
         {
+            for nic in request.nics {
+                let attached = vm.nics().attach(nic).await;
+                attached.map_err(|error| VmLaunchError::Failed(chain(&error)))?;
+            }
             return Ok((vm, listener, Some(first)));
         }
         let booted = Box::pin(hypervisor::boot(config, request)).await;

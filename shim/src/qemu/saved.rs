@@ -7,14 +7,22 @@ use std::time::Duration;
 
 use base::chain;
 use config::Hypervisor;
-use hypervisor::{GuestListener, GuestStream, Vm, VmRequest, vm_time};
+use hypervisor::{BootError, Cause, GuestListener, GuestStream, Vm, VmRequest, vm_time};
 use rustix::event::{PollFd, PollFlags, poll};
 
 /// For the guest of a copy to call, in time that the VM has had: its first act.
 const CALL: Duration = Duration::from_secs(10);
 
-/// Is told what came of a copy: why there is none, if there is none.
-pub(crate) type OnOutcome = Box<dyn FnOnce(Result<(), &str>) + Send>;
+/// Why there is no copy.
+#[derive(Debug)]
+pub(crate) struct NotCopied {
+    pub(crate) why: String,
+    /// Whether the next copy would fail as well: QEMU does not take the file, or the guest in it does not go on. Otherwise something happened to this VM.
+    pub(crate) is_unfit: bool,
+}
+
+/// Is told what came of a copy.
+pub(crate) type OnOutcome = Box<dyn FnOnce(Result<(), &NotCopied>) + Send>;
 
 /// A saved VM. It is used once: copies that are made at the same time read it by descriptors of their own.
 pub(crate) struct Saved {
@@ -39,21 +47,28 @@ impl Saved {
     /// Begins a VM as a copy, and waits until its guest calls. None if that does not work: the VM is to boot then.
     pub(crate) async fn copy(self, config: &Hypervisor, request: VmRequest) -> Option<Called> {
         let copied = copy(config, request, self.file).await;
-        (self.outcome)(copied.as_ref().map(drop).map_err(|why| &**why));
+        (self.outcome)(copied.as_ref().map(drop));
         copied.ok()
     }
 }
 
-async fn copy(config: &Hypervisor, request: VmRequest, file: OwnedFd) -> Result<Called, String> {
+async fn copy(config: &Hypervisor, request: VmRequest, file: OwnedFd) -> Result<Called, NotCopied> {
     let limit = request.scale.of(CALL);
     let copied = Box::pin(hypervisor::boot_copy(config, request, file)).await;
-    let (vm, mut listener) = copied.map_err(|error| chain(&error))?;
+    let (vm, mut listener) = copied.map_err(|error| NotCopied {
+        why: chain(&error),
+        is_unfit: matches!(error, BootError::Saved { .. }),
+    })?;
     let pids: Vec<u32> = vm.pids().collect();
     let first = tokio::select! {
-        first = first_call(&mut listener) => first.map_err(|error| chain(&error))?,
-        ended = vm.ended() => return Err(ended.to_string()),
+        first = first_call(&mut listener) => first.map_err(|error| NotCopied { why: chain(&error), is_unfit: false })?,
+        ended = vm.ended() => {
+            let was_killed = matches!(&ended.cause, Cause::ChildDied(death) if death.signal().is_some());
+            return Err(NotCopied { why: ended.to_string(), is_unfit: !was_killed });
+        }
         () = vm_time::has_passed(limit, || pids.clone()) => {
-            return Err(format!("its guest did not call within {} s of its own time", limit.as_secs()));
+            let why = format!("its guest did not call within {} s of its own time", limit.as_secs());
+            return Err(NotCopied { why, is_unfit: true });
         }
     };
     Ok((vm, listener, first))
