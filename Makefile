@@ -113,7 +113,7 @@ test: ## deps + build, then all tests, the end-to-end ones included
 	@$(MAKE) build
 	@$(MAKE) deps-containerd
 	@TATAMI_BUILD=$(BUILD) scripts/test
-	@TATAMI_BUILD=$(BUILD) TATAMI_TEST_START=pool scripts/test --test smoke --test pods
+	@for start in pool template; do TATAMI_BUILD=$(BUILD) TATAMI_TEST_START=$$start scripts/test --test smoke --test pods; done
 
 .PHONY: pool-life
 pool-life: build ## 1,000 starts from a pool whose members die at random (POOL_STARTS=…, TATAMI_SEED=…)

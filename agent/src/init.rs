@@ -23,7 +23,7 @@ use crate::container::Services;
 use crate::container::events::{self, Events};
 use crate::container::reaper::Reaper;
 use crate::guest::setup::{SetupError, set_up};
-use crate::guest::{boot, clock, growth};
+use crate::guest::{boot, clock, growth, template};
 use crate::network::{GuestNetwork, NetworkError};
 use crate::server::rpc::Service;
 use crate::server::sandbox::Sandbox;
@@ -43,6 +43,9 @@ enum InitError {
     /// A logger is set already.
     #[error("start the log")]
     Log(#[from] tracing_subscriber::util::TryInitError),
+    /// A guest without a vsock device cannot wait for one.
+    #[error("wait for a vsock device")]
+    Device(#[source] io::Error),
     /// The host does not listen.
     #[error("dial the host for {0}")]
     Dial(&'static str, #[source] io::Error),
@@ -80,18 +83,21 @@ fn power_off() {
 fn start() -> Result<(), InitError> {
     let log = log::init()?;
     boot::boot()?;
-    let dialer = Dialer::new(boot::host_port()?);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(InitError::Runtime)?;
     // Whatever still blocks a thread of the runtime must not keep the power on.
-    let result = runtime.block_on(Box::pin(serve(dialer, &log)));
+    let result = runtime.block_on(Box::pin(serve(&log)));
     runtime.shutdown_background();
     result
 }
 
-async fn serve(dialer: Dialer, log: &Log) -> Result<(), InitError> {
+async fn serve(log: &Log) -> Result<(), InitError> {
+    if boot::is_template()? {
+        template::wait_for_device().await.map_err(InitError::Device)?;
+    }
+    let dialer = Dialer::new(boot::host_port()?);
     let lost = Arc::new(Notify::new());
     let stream = dialer
         .dial(Preamble::Host)

@@ -330,6 +330,10 @@ impl Default for CapIpcLock {
 /// `[factory]`: VMs that are booted before anybody asks for them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Factory {
+    /// Whether VMs are copies of one that has booted.
+    pub enable_template: bool,
+    /// The directory of these.
+    pub template_path: PathBuf,
     /// How many are kept ready; 0: none.
     pub vm_cache_number: u32,
     /// How long one is kept that nobody takes.
@@ -339,6 +343,8 @@ pub struct Factory {
 impl Default for Factory {
     fn default() -> Self {
         Self {
+            enable_template: false,
+            template_path: PathBuf::from("/run/vc/vm/template"),
             vm_cache_number: 0,
             vm_cache_idle_timeout: Duration::from_secs(3600),
         }

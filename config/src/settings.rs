@@ -417,8 +417,12 @@ pub(crate) static SETTINGS: &[Setting] = &[
     setting!(CapIpcLock, cap_ipc_lock.ambient, BOOLEAN, Access::File),
     setting!(CapIpcLock, cap_ipc_lock.allow_annotation, BOOLEAN, Access::File),
     setting!(CapIpcLock, cap_ipc_lock.grant_to_dropped, BOOLEAN, Access::File),
+    setting!(Factory, factory.enable_template, BOOLEAN, Access::File),
+    setting!(Factory, factory.template_path, FILE, Access::File),
     setting!(Factory, factory.vm_cache_number, CACHE_NUMBER, Access::File),
     setting!(Factory, factory.vm_cache_idle_timeout, CACHE_IDLE_TIMEOUT, Access::File),
+    setting!(QemuFactory, factory.enable_template, BOOLEAN, Access::File, true),
+    setting!(QemuFactory, factory.template_path, FILE, Access::File, true),
     setting!(QemuFactory, factory.vm_cache_number, CACHE_NUMBER, Access::File, true),
     // Kata's runtime-rs has it in the agent's table.
     setting!(

@@ -327,12 +327,11 @@ fn a_known_key_is_a_warning_only_if_it_asks_for_something() {
         [""; 0]
     );
     assert_eq!(
-        warnings_in("enable_iommu = true\n[runtime]\nenable_pprof = true\n[factory]\nenable_template = true\n"),
+        warnings_in("enable_iommu = true\n[runtime]\nenable_pprof = true\n"),
         [
             "configuration.toml:4: hypervisor.qemu.enable_iommu is not supported and has no effect: the guest has no \
              IOMMU",
             "configuration.toml:6: runtime.enable_pprof is not supported and has no effect: the shim has no profiler",
-            "configuration.toml:8: factory.enable_template is not supported and has no effect: VMs are kept ready by vm_cache_number alone",
         ]
     );
 }

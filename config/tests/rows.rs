@@ -77,8 +77,12 @@ const SAMPLES: &[(&str, &str)] = &[
     ("runtime.cap_ipc_lock.ambient", "true"),
     ("runtime.cap_ipc_lock.grant_to_dropped", "true"),
     ("runtime.cap_ipc_lock.policy", "\"grant\""),
+    ("factory.enable_template", "true"),
+    ("factory.template_path", "\"/var/lib/templates\""),
     ("factory.vm_cache_idle_timeout", "60"),
     ("factory.vm_cache_number", "2"),
+    ("hypervisor.qemu.factory.enable_template", "true"),
+    ("hypervisor.qemu.factory.template_path", "\"/var/lib/templates\""),
     ("hypervisor.qemu.factory.vm_cache_number", "2"),
 ];
 

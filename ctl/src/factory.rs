@@ -55,8 +55,13 @@ pub(crate) enum FactoryError {
     #[error("{SHIM} does not say which VMs it has started: it is of another version than kata-ctl")]
     NoKey,
     /// There is nothing to be filled.
-    #[error("the configuration asks for no warm VMs (vm_cache_number in [factory])")]
+    #[error(
+        "the configuration asks for no warm VMs and no template (vm_cache_number and enable_template in [factory])"
+    )]
     Off,
+    /// The template is not there.
+    #[error("there is no template{0}")]
+    NoTemplate(String),
     /// Some did not come up.
     #[error("the pool is not full: {0}")]
     NotFull(String),
@@ -66,11 +71,25 @@ pub(crate) enum FactoryError {
 #[derive(Debug, Default, Deserialize)]
 struct Status {
     hits: u64,
+    #[serde(default)]
+    copies: u64,
     misses: u64,
     notice: String,
     #[serde(default)]
     notices: BTreeMap<String, String>,
     members: Vec<Member>,
+    #[serde(default)]
+    templates: Vec<Template>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Template {
+    key: String,
+    state: String,
+    config: PathBuf,
+    directory: PathBuf,
+    age: u64,
+    bytes: u64,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -107,7 +126,8 @@ pub(crate) async fn report(command: &FactoryCommand) -> Result<Report, FactoryEr
         FactoryCommand::Status { json: false } => shown(&status().await?),
         FactoryCommand::Destroy { config } => {
             let ended = ask("drain", config.as_deref()).await?;
-            format!("ended {} warm VMs\n", ended.trim())
+            let (ended, templates) = ended.trim().split_once(' ').unwrap_or((ended.trim(), "0"));
+            format!("ended {ended} warm VMs, removed {templates} templates\n")
         }
     };
     Ok(Report { text, good: true })
@@ -115,15 +135,48 @@ pub(crate) async fn report(command: &FactoryCommand) -> Result<Report, FactoryEr
 
 async fn init(config: Option<&Path>) -> Result<String, FactoryError> {
     let number = ask("number", config).await?;
-    let wanted = number.trim().parse().unwrap_or(0);
-    if wanted == 0 {
+    let mut words = number.split_whitespace();
+    let wanted = words.next().and_then(|number| number.parse().ok()).unwrap_or(0);
+    let wants_template = words.next().is_some();
+    if wanted == 0 && !wants_template {
         return Err(FactoryError::Off);
     }
+    let end = Instant::now() + BOOTS;
+    let mut text = String::new();
+    if wants_template {
+        text = template(config, end).await?;
+    }
+    if wanted > 0 {
+        text += &members(config, wanted, end).await?;
+    }
+    Ok(text)
+}
+
+/// Has the template made if it is missing, and waits for it.
+async fn template(config: Option<&Path>, end: Instant) -> Result<String, FactoryError> {
+    let answer = ask("init", config).await?;
+    let key = answer.split_whitespace().nth(2).ok_or(FactoryError::NoKey)?;
+    loop {
+        let status = status().await?;
+        let found = status.templates.iter().find(|template| template.key == key);
+        match found.map(|template| template.state.as_str()) {
+            Some("whole") => return Ok("the template is there\n".to_owned()),
+            Some(_) if Instant::now() < end => tokio::time::sleep(BETWEEN_LOOKS).await,
+            Some(_) => return Err(FactoryError::NoTemplate(format!(" after {} s", BOOTS.as_secs()))),
+            None => {
+                let why = status.notices.get(key).map(|why| format!(": {why}"));
+                return Err(FactoryError::NoTemplate(why.unwrap_or_default()));
+            }
+        }
+    }
+}
+
+/// Fills the pool, and waits until it is full.
+async fn members(config: Option<&Path>, wanted: usize, end: Instant) -> Result<String, FactoryError> {
     let before = status().await?.hits;
     let answer = ask("fill", config).await?;
     // The pool may have VMs of other configurations, and of other callers.
     let (mut started, key) = counted(&answer)?;
-    let end = Instant::now() + BOOTS;
     let (mut booted, mut again) = (None, 0);
     loop {
         let status = status().await?;
@@ -154,7 +207,7 @@ async fn init(config: Option<&Path>) -> Result<String, FactoryError> {
 fn counted(answer: &str) -> Result<(usize, &str), FactoryError> {
     let parts = answer.trim().split_once(' ');
     parts
-        .and_then(|(count, key)| Some((count.parse().ok()?, key)))
+        .and_then(|(count, keys)| Some((count.parse().ok()?, keys.split(' ').next()?)))
         .ok_or(FactoryError::NoKey)
 }
 
@@ -211,10 +264,11 @@ fn shown(status: &Status) -> String {
     // Writing to a String cannot fail.
     let _ = writeln!(
         text,
-        "{} ready, {} booting; starts since the pool was made: {} from the pool, {} cold",
+        "{} ready, {} booting; starts since the pool was made: {} from the pool, {} from a template, {} cold",
         status.count("ready"),
         status.count("booting"),
         status.hits,
+        status.copies,
         status.misses
     );
     let promised: u64 = status.members.iter().map(|member| member.promised).sum();
@@ -241,6 +295,25 @@ fn shown(status: &Status) -> String {
             member.age,
             member.memory >> 20,
             member.config.display()
+        );
+    }
+    if !status.templates.is_empty() {
+        let _ = writeln!(
+            text,
+            "{:<24} {:<8} {:>8} {:>8}  DIRECTORY, CONFIGURATION",
+            "TEMPLATE", "STATE", "AGE/s", "MiB"
+        );
+    }
+    for template in &status.templates {
+        let _ = writeln!(
+            text,
+            "{:<24} {:<8} {:>8} {:>8}  {} {}",
+            template.key,
+            template.state,
+            template.age,
+            template.bytes >> 20,
+            template.directory.display(),
+            template.config.display()
         );
     }
     text
@@ -271,9 +344,20 @@ pub(crate) async fn metrics() -> String {
         Kind::Counter,
         "Starts of sandboxes since the pool was made.",
     );
-    for (kind, count) in [("warm", status.hits), ("cold", status.misses)] {
+    for (kind, count) in [
+        ("warm", status.hits),
+        ("template", status.copies),
+        ("cold", status.misses),
+    ] {
         text.sample(&[("start", kind)], number(usize::try_from(count).unwrap_or(usize::MAX)));
     }
+    text.family(
+        "tatami_template_bytes",
+        Kind::Gauge,
+        "What the templates take where they are.",
+    );
+    let bytes: u64 = status.templates.iter().map(|template| template.bytes).sum();
+    text.sample(&[], number(usize::try_from(bytes).unwrap_or(usize::MAX)));
     text.finish()
 }
 
@@ -288,18 +372,24 @@ mod tests {
 
     #[test]
     fn a_pool_is_shown_with_each_of_its_vms() {
-        let json = r#"{"hits": 3, "misses": 1, "notice": "", "members": [
+        let json = r#"{"hits": 3, "copies": 2, "misses": 1, "notice": "", "templates": [
+            {"key": "aa11", "state": "whole", "config": "/etc/c.toml", "directory": "/t/aa11", "age": 9, "bytes": 62914560}], "members": [
             {"slot": "00ff.0", "state": "ready", "config": "/etc/c.toml", "pid": 7, "age": 5, "memory": 104857600},
             {"slot": "00ff.1", "state": "booting", "config": "/etc/c.toml", "pid": 8, "age": 1, "memory": 0, "promised": 268435456}]}"#;
         let text = shown(&serde_json::from_str(json).unwrap());
         assert!(
-            text.starts_with("1 ready, 1 booting; starts since the pool was made: 3 from the pool, 1 cold\n"),
+            text.starts_with(
+                "1 ready, 1 booting; starts since the pool was made: 3 from the pool, 2 from a template, 1 cold\n"
+            ),
             "{text}"
         );
         assert!(text.contains("\n256 MiB are promised to VMs that boot\n"), "{text}");
         let line = text.lines().find(|line| line.starts_with("00ff.0")).unwrap();
         let words: Vec<_> = line.split_whitespace().collect();
         assert_eq!(words, ["00ff.0", "ready", "7", "5", "100", "/etc/c.toml"]);
+        let line = text.lines().find(|line| line.starts_with("aa11")).unwrap();
+        let words: Vec<_> = line.split_whitespace().collect();
+        assert_eq!(words, ["aa11", "whole", "9", "60", "/t/aa11", "/etc/c.toml"]);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::hotplug::HotplugError;
 use crate::machine::accel::AccelError;
 use crate::machine::vsock::VsockError;
 use crate::observe::ended::Ended;
@@ -93,6 +94,26 @@ pub enum BootError {
     /// QEMU refuses to talk.
     #[error("QEMU's monitor cannot be used")]
     Monitor(#[from] QmpError),
+    /// A VM cannot be saved, or a saved one cannot be loaded.
+    #[error("cannot {step} the VM's memory and state: {reason}")]
+    Saved {
+        /// `save` or `load`.
+        step: &'static str,
+        /// What QEMU says.
+        reason: String,
+    },
+    /// QEMU or a helper was killed while a VM was saved or loaded.
+    #[error("the VM has ended while its memory and state were saved or loaded: {0}")]
+    Interrupted(Arc<Ended>),
+    /// A device cannot be plugged into a copy of a saved VM.
+    #[error(transparent)]
+    Hotplug(#[from] HotplugError),
+    /// The guest does not say that it waits to be saved.
+    #[error("the guest does not get as far as to be saved; its console ends with: {console}")]
+    NotParked {
+        /// The end of the console.
+        console: String,
+    },
     /// A thread of ours ended before its work.
     #[error("the boot was not finished: {0}")]
     Task(String),

@@ -25,6 +25,7 @@ mod vm;
 
 pub use boot::boot;
 pub use boot::process_limits::most_threads;
+pub use boot::template::{boot_copy, save_booted};
 pub use boot_error::{BootError, CommandLineError};
 pub use hotplug::cpu::CpuError;
 pub use hotplug::memory::{MemoryError, plugged};

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use crate::hotplug::cpu::CpuError;
 use crate::hotplug::memory::MemoryError;
-use crate::hotplug::{DeviceManager, Disk, HotplugError, Machine, NicHotplug};
+use crate::hotplug::{Backend, DeviceManager, Disk, HotplugError, Machine, NicHotplug};
 use crate::machine::accel::Accel;
 use crate::observe::console::Console;
 use crate::observe::cpus::{self, Sample};
@@ -271,6 +271,11 @@ impl Vm {
     #[must_use]
     pub fn nics(&self) -> NicHotplug {
         NicHotplug(self.devices.clone())
+    }
+
+    /// Plugs a device in that leads to a helper or to the host's kernel.
+    pub(crate) async fn plug_backend(&self, backend: Backend) -> Result<(), HotplugError> {
+        self.devices.plug_backend(backend).await
     }
 
     /// Stops the guest's vCPUs. Nothing happens if they are stopped.

@@ -39,11 +39,12 @@ use ttrpc::r#async::transport::Listener;
 use crate::events::Publisher;
 use crate::forward;
 use crate::management::{self, places};
-use crate::pool;
+use crate::pool::{self, Template};
 use crate::program::announcement::Announcement;
 use crate::program::context::ServerContext;
 use crate::program::settings::Settings;
 use crate::qemu::QemuLauncher;
+use crate::qemu::saved::Saved;
 use crate::sandbox::boot::BootPlan;
 use crate::sandbox::error::Error;
 use crate::sandbox::host::{HostError, RealHost};
@@ -167,9 +168,14 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
     }?;
     // A bundle that cannot be read is reported by Create, which reads it too.
     let spec = guest_spec::read(&context.bundle.join("config.json")).map_or_else(|_| Spec::default(), |(spec, _)| spec);
-    let (mut config, problem) = match configuration(context, &spec) {
-        Ok(config) => (config, None),
-        Err(error) => (config::Config::default(), Some(error)),
+    let (file, mut config, problem) = match configuration(context, &spec) {
+        Ok(settings) => (settings.file, settings.config, None),
+        Err(error) => (PathBuf::new(), config::Config::default(), Some(error)),
+    };
+    let saved = if parked.is_none() {
+        saved(&file, &config, &spec)
+    } else {
+        None
     };
     let shared = config.hypervisor.shared_fs != SharedFs::None;
     if shared && let Err(error) = tree.attach_modules(&config.hypervisor.kernel) {
@@ -180,7 +186,7 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         let reason = |error| format!("runtime.sandbox_bind_mounts: {}", chain(&error));
         attached.err().map(reason).map(VmLaunchError::Configuration)
     });
-    let sizing = size(&mut config, &spec, parked.is_some());
+    let sizing = size(&mut config, &spec, parked.is_some() || saved.is_some());
     let timeouts = Timeouts::scaled(config.runtime.timeout_factor.get());
     let linux = spec.linux().as_ref();
     let cgroups_path = linux.and_then(|linux| linux.cgroups_path().clone());
@@ -222,6 +228,7 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         pin_vcpus: config.runtime.enable_vcpus_pinning,
         debug_console: config.agent.debug_console_enabled,
         parked: Mutex::new(parked),
+        saved: Mutex::new(saved),
     };
     let log = context.log.clone();
     let plan = BootPlan {
@@ -264,7 +271,7 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         serves_mounts: warm,
     };
     let sandbox = Sandbox::start(parts, plan);
-    if config.factory.vm_cache_number > 0 {
+    if config.factory.vm_cache_number > 0 || config.factory.enable_template {
         tokio::spawn(refill_later(
             Arc::clone(&sandbox),
             context.host.clone(),
@@ -325,12 +332,25 @@ fn watches(tree: &SharedTree) -> Option<Watches> {
     }
 }
 
-fn configuration(context: &ServerContext, spec: &Spec) -> Result<config::Config, VmLaunchError> {
+fn configuration(context: &ServerContext, spec: &Spec) -> Result<Settings, VmLaunchError> {
     let settings = Settings::load(context.config_path.as_deref(), spec).map_err(VmLaunchError::Configuration)?;
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
-    Ok(settings.config)
+    Ok(settings)
+}
+
+/// The VM whose copy the sandbox is to have, if templates are wanted and there is one that fits.
+fn saved(file: &Path, config: &config::Config, spec: &Spec) -> Option<Saved> {
+    if !config.factory.enable_template {
+        return None;
+    }
+    let fits = Sizing::new(config, spec).fits_a_warm_vm();
+    let template = fits.then(|| Template::find(file, config)).flatten();
+    if template.is_none() {
+        pool::count_boot();
+    }
+    template.map(|template| template.saved(true))
 }
 
 /// What the VM boots with for the limits that are known by now.

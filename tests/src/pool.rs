@@ -1,4 +1,4 @@
-//! The pool of warm VMs under a node of a test: `TATAMI_TEST_START=pool` runs any end-to-end test with it.
+//! The pool of warm VMs, or the template, under a node of a test: `TATAMI_TEST_START=pool` or `template` runs any end-to-end test with it.
 
 use std::{
     env, fs,
@@ -14,20 +14,19 @@ const BOOTS: Duration = Duration::from_secs(600);
 /// Members, unless a test has a number of its own: a test's first container takes one, and its next one another.
 const MEMBERS: u32 = 2;
 
-/// Whether containers start from a pool, as `TATAMI_TEST_START` asks for: cold unless it says otherwise.
-pub(crate) fn wanted() -> Result<bool> {
+/// The drop-in for what containers start from, as `TATAMI_TEST_START` asks for; none: they start cold. `templates` is where the node may have templates.
+pub(crate) fn dropin(templates: &Path) -> Result<Option<String>> {
     match env::var("TATAMI_TEST_START").as_deref() {
-        Err(_) | Ok("" | "cold") => Ok(false),
-        Ok("pool") => Ok(true),
+        Err(_) | Ok("" | "cold") => Ok(None),
+        Ok("pool") => Ok(Some(format!("[factory]\nvm_cache_number = {MEMBERS}\n"))),
+        Ok("template") => Ok(Some(format!(
+            "[factory]\nenable_template = true\ntemplate_path = \"{}\"\n",
+            templates.display()
+        ))),
         Ok(other) => Err(Error::unexpected(format!(
-            "TATAMI_TEST_START={other}: it is cold or pool"
+            "TATAMI_TEST_START={other}: it is cold, pool or template"
         ))),
     }
-}
-
-/// The drop-in that turns it on.
-pub(crate) fn dropin() -> String {
-    format!("[factory]\nvm_cache_number = {MEMBERS}\n")
 }
 
 /// The pool of one configuration file. Emptied when it is dropped.
@@ -37,11 +36,17 @@ pub struct Pool {
 }
 
 impl Pool {
+    /// One that nobody has filled.
+    #[must_use]
+    pub fn of(configuration: &Path) -> Self {
+        Self {
+            configuration: configuration.to_owned(),
+        }
+    }
+
     /// Fills it, and waits until it is full.
     pub fn fill(configuration: &Path) -> Result<Self> {
-        let pool = Self {
-            configuration: configuration.to_owned(),
-        };
+        let pool = Self::of(configuration);
         pool.again()?;
         Ok(pool)
     }
@@ -66,15 +71,33 @@ impl Pool {
 
     /// Its members, as `kata-ctl factory status --json` has them.
     pub fn members(&self) -> Result<Vec<serde_json::Value>> {
+        self.entries("members")
+    }
+
+    /// Its templates, as `kata-ctl factory status --json` has them.
+    pub fn templates(&self) -> Result<Vec<serde_json::Value>> {
+        self.entries("templates")
+    }
+
+    /// What `kata-ctl factory status --json` says of all pools.
+    pub fn status(&self) -> Result<serde_json::Value> {
         let program = locate::built("bin/kata-ctl", "build")?;
         let status = Ctr::kata_ctl(program).args(["factory", "status", "--json"]).ok()?;
-        let status: serde_json::Value = serde_json::from_str(&status)?;
+        Ok(serde_json::from_str(&status)?)
+    }
+
+    fn entries(&self, kind: &str) -> Result<Vec<serde_json::Value>> {
         let own = self.configuration.display().to_string();
-        let members = status["members"].as_array().cloned().unwrap_or_default();
-        Ok(members
+        let entries = self.status()?[kind].as_array().cloned().unwrap_or_default();
+        Ok(entries
             .into_iter()
-            .filter(|member| member["config"] == own.as_str())
+            .filter(|entry| entry["config"] == own.as_str())
             .collect())
+    }
+
+    /// Fills it, which has to fail. The answer is the reason.
+    pub fn fails(&self) -> Result<String> {
+        self.factory("init").limit(BOOTS).fails()
     }
 
     /// How many wait for a sandbox, booted.

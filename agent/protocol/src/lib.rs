@@ -102,6 +102,27 @@ pub const DEFAULT_HOST_PORT: u32 = 1024;
 /// Key of the kernel's command line that names the port of the host: `tatami.port=1024`.
 pub const PORT_PARAMETER: &str = "tatami.port";
 
+/// Word of the kernel's command line of a VM that becomes a template: it boots without a vsock device. Each copy of the VM is given one,
+/// and the guest waits until then.
+pub const TEMPLATE_PARAMETER: &str = "tatami.template";
+
+/// What a guest with [`TEMPLATE_PARAMETER`] prints on its console, in a line of its own, when it waits and does nothing else.
+pub const TEMPLATE_WAITS: &str = "tatami: booted, and waiting for a vsock device";
+
+/// The port of the host that a guest with [`TEMPLATE_PARAMETER`] dials, by its own CID. No two guests of a host have the same one, except behind
+/// vhost-user, where the CIDs are small and every VM has a socket of its own.
+#[must_use]
+pub const fn port_by_cid(cid: u32) -> u32 {
+    if cid > DEFAULT_HOST_PORT {
+        cid
+    } else {
+        DEFAULT_HOST_PORT
+    }
+}
+
+/// Bytes of `SandboxSetup.random_seed`.
+pub const SEED: usize = 64;
+
 /// The virtio-fs tag of the sandbox's shared directory; Kata's name for it.
 pub const SHARE_TAG: &str = "kataShared";
 

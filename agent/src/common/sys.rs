@@ -56,6 +56,71 @@ pub(crate) fn reap_one() -> io::Result<Option<Ended>> {
     }))
 }
 
+// The C library names none of these: linux/random.h, `RNDADDENTROPY` (`_IOW('R', 0x03, int [2])`) and `RNDRESEEDCRNG` (`_IO('R', 0x07)`), and
+// linux/vm_sockets.h, `IOCTL_VM_SOCKETS_GET_LOCAL_CID` (`_IO(7, 0xb9)`).
+const ADD_ENTROPY: libc::Ioctl = 0x4008_5203;
+const RESEED: libc::Ioctl = 0x5207;
+const GET_LOCAL_CID: libc::Ioctl = 0x07b9;
+
+/// The guest's own CID; `VMADDR_CID_ANY` or `VMADDR_CID_LOCAL` if it has no device (vsock(7)).
+///
+/// # Errors
+/// There is no `/dev/vsock`.
+pub(crate) fn local_cid() -> io::Result<u32> {
+    let device = std::fs::File::open("/dev/vsock")?;
+    let mut cid: u32 = 0;
+    // SAFETY: the kernel writes one u32, and there is one.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), GET_LOCAL_CID, &raw mut cid) };
+    if result == 0 {
+        Ok(cid)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// `RNDADDENTROPY` of random(4): bytes for the kernel's random number generator, credited in full.
+///
+/// # Errors
+/// More than [`protocol::SEED`] bytes, or the kernel refuses.
+pub(crate) fn add_entropy(random: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
+    /// `struct rand_pool_info` (linux/random.h), with room.
+    #[repr(C)]
+    struct Entropy {
+        bits: libc::c_int,
+        bytes: libc::c_int,
+        buffer: [u8; protocol::SEED],
+    }
+    let count = libc::c_int::try_from(bytes.len()).map_err(io::Error::other)?;
+    let mut entropy = Entropy {
+        bits: count.saturating_mul(8),
+        bytes: count,
+        buffer: [0; protocol::SEED],
+    };
+    let room = entropy.buffer.get_mut(..bytes.len());
+    room.ok_or(io::ErrorKind::InvalidInput)?.copy_from_slice(bytes);
+    // SAFETY: the kernel reads the structure's head and as many bytes behind it as the head says, which are there.
+    let result = unsafe { libc::ioctl(random.as_raw_fd(), ADD_ENTROPY, &raw const entropy) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// `RNDRESEEDCRNG` of random(4): the generator uses at once what has been added.
+///
+/// # Errors
+/// The generator has not been seeded at all.
+pub(crate) fn reseed(random: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: it takes no argument.
+    let result = unsafe { libc::ioctl(random.as_raw_fd(), RESEED) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// Sends any signal, real-time ones included, to the process behind a pidfd (pidfd_send_signal(2)).
 ///
 /// # Errors

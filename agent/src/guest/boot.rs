@@ -218,13 +218,32 @@ pub(crate) fn parameter<'a>(cmdline: &'a str, key: &str) -> Option<&'a str> {
         .find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
 }
 
-/// The host's port: the kernel's command line names it, or it is the protocol's.
+fn command_line() -> Result<String, EarlyBootError> {
+    const FILE: &str = "/proc/cmdline";
+    step("read", FILE, std::fs::read_to_string(FILE))
+}
+
+/// Whether the VM was booted to be copied, without a vsock device.
 ///
 /// # Errors
-/// The command line cannot be read, or names no port.
+/// The command line cannot be read.
+pub(crate) fn is_template() -> Result<bool, EarlyBootError> {
+    let line = command_line()?;
+    Ok(line
+        .split_ascii_whitespace()
+        .any(|word| word == protocol::TEMPLATE_PARAMETER))
+}
+
+/// The host's port: the kernel's command line names it; or it is the protocol's, by the guest's CID if the VM is a copy of a template.
+///
+/// # Errors
+/// The command line cannot be read, or names no port; or the guest has no CID.
 pub(crate) fn host_port() -> Result<u32, EarlyBootError> {
-    let cmdline = step("read", "/proc/cmdline", std::fs::read_to_string("/proc/cmdline"))?;
-    match parameter(&cmdline, protocol::PORT_PARAMETER) {
+    if is_template()? {
+        let cid = step("ask for", "the CID", sys::local_cid())?;
+        return Ok(protocol::port_by_cid(cid));
+    }
+    match parameter(&command_line()?, protocol::PORT_PARAMETER) {
         None => Ok(protocol::DEFAULT_HOST_PORT),
         Some(port) => step(
             "parse",

@@ -1,4 +1,4 @@
-//! The guest's own kernel and settings: its boot, CPUs, memory, clock, modules, announcements of devices, and the first process of a pod's sandbox.
+//! The guest's own kernel and settings: its boot, CPUs, memory, clock, random numbers, modules, announcements of devices, and the first process of a pod's sandbox.
 
 pub(crate) mod boot;
 pub(crate) mod clock;
@@ -7,5 +7,7 @@ pub(crate) mod growth;
 pub(crate) mod metrics;
 pub(crate) mod modules;
 pub(crate) mod pause;
+pub(crate) mod random;
 pub(crate) mod setup;
+pub(crate) mod template;
 pub(crate) mod uevents;

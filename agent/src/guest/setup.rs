@@ -1,4 +1,4 @@
-//! Applies the host's answer to Hello: clock, name, shares, kernel modules, sysctls. It knows no container.
+//! Applies the host's answer to Hello: random seed, clock, name, shares, kernel modules, sysctls. It knows no container.
 
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -12,6 +12,9 @@ use crate::guest::modules::ModuleError;
 /// Why the sandbox cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SetupError {
+    /// The random number generator does not take the host's bytes.
+    #[error("reseed the random number generator")]
+    Random(#[source] io::Error),
     /// The clock cannot be set.
     #[error("set the clock to {0} ns")]
     Clock(u64, #[source] io::Error),
@@ -46,6 +49,8 @@ pub(crate) enum SetupError {
 /// # Errors
 /// The first step that failed.
 pub(crate) fn set_up(setup: &SandboxSetup) -> Result<(), SetupError> {
+    // First: what the kernel draws until then is the same in all copies of a template.
+    crate::guest::random::reseed(&setup.random_seed).map_err(SetupError::Random)?;
     set_clock(setup.clock_ns)?;
     if !setup.hostname.is_empty() {
         rustix::system::sethostname(setup.hostname.as_bytes())

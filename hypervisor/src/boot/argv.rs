@@ -8,7 +8,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
 use crate::hotplug;
 use crate::machine::accel::Accel;
-use crate::machine::spec::{NicDevice, VirtioFs, VmSpec, VsockDevice};
+use crate::machine::spec::{Beginning, NicDevice, VirtioFs, VmSpec, VsockDevice};
 
 /// The set of descriptors that has `/dev/kvm`: the last that QEMU takes; those of disks count from the first.
 const KVM_SET: i32 = i32::MAX;
@@ -28,9 +28,7 @@ pub(crate) fn render(spec: &VmSpec) -> Vec<OsString> {
         argv.option("-sandbox", seccomp);
     }
     machine(&mut argv, spec);
-    argv.option("-kernel", &spec.kernel);
-    argv.option("-initrd", &spec.initrd);
-    argv.option("-append", &spec.command_line);
+    beginning(&mut argv, &spec.beginning);
     socket(&mut argv, "monitor", spec.monitor);
     argv.option("-mon", "chardev=monitor,mode=control");
     socket(&mut argv, "console", spec.console);
@@ -42,7 +40,9 @@ pub(crate) fn render(spec: &VmSpec) -> Vec<OsString> {
     if let Some(share) = &spec.share {
         virtio_fs(&mut argv, share);
     }
-    vsock(&mut argv, &spec.vsock);
+    if let Some(device) = &spec.vsock {
+        vsock(&mut argv, device);
+    }
     argv.option("-device", hotplug::slots::BRIDGE);
     if let Some(iothread) = spec.iothread {
         argv.option("-object", &format!("iothread,id={iothread}"));
@@ -54,6 +54,25 @@ pub(crate) fn render(spec: &VmSpec) -> Vec<OsString> {
         nic(&mut argv, number, device);
     }
     argv.0
+}
+
+/// A VM that is given a saved one's memory has the kernel in it.
+fn beginning(argv: &mut Argv, beginning: &Beginning) {
+    match beginning {
+        Beginning::Kernel {
+            kernel,
+            initrd,
+            command_line,
+        } => {
+            argv.option("-kernel", kernel);
+            argv.option("-initrd", initrd);
+            argv.option("-append", command_line);
+        }
+        Beginning::Saved => {
+            argv.flag("-S");
+            argv.option("-incoming", "defer");
+        }
+    }
 }
 
 fn machine(argv: &mut Argv, spec: &VmSpec) {
@@ -213,9 +232,11 @@ mod tests {
             kvm: None,
             size: size(2, 256),
             largest: size(2, 256),
-            kernel: "/k/vmlinuz".into(),
-            initrd: "/k/initrd.img".into(),
-            command_line: String::from("console=ttyS0 quiet"),
+            beginning: Beginning::Kernel {
+                kernel: "/k/vmlinuz".into(),
+                initrd: "/k/initrd.img".into(),
+                command_line: String::from("console=ttyS0 quiet"),
+            },
             seccomp: Some(String::from("on,spawn=deny")),
             monitor: 10,
             console: 11,
@@ -224,7 +245,7 @@ mod tests {
                 queue_size: 1024,
                 socket: 12,
             }),
-            vsock: VsockDevice::VhostUser { socket: 13 },
+            vsock: Some(VsockDevice::VhostUser { socket: 13 }),
             reports_free: true,
             iothread: None,
             waits_at_end: false,
@@ -270,10 +291,10 @@ mod tests {
             seccomp: None,
             share: None,
             reports_free: false,
-            vsock: VsockDevice::Vhost {
+            vsock: Some(VsockDevice::Vhost {
                 device: 13,
                 cid: Cid::new(77).unwrap(),
-            },
+            }),
             iothread: Some("disks"),
             nics: vec![NicDevice {
                 mac: MacAddress([2, 0, 0, 0, 0, 0x1b]),
@@ -308,6 +329,22 @@ mod tests {
         });
         assert!(told.contains("\n-no-reboot\n-action shutdown=pause\n"), "{told}");
         assert!(!lines(&spec()).contains("-action"));
+    }
+
+    #[test]
+    fn a_copy_waits_for_a_saved_vm_and_is_like_it_but_for_its_kernel() {
+        let bare = VmSpec {
+            share: None,
+            vsock: None,
+            nics: Vec::new(),
+            ..spec()
+        };
+        let copy = lines(&VmSpec {
+            beginning: Beginning::Saved,
+            ..bare.clone()
+        });
+        let kernel = "-kernel /k/vmlinuz\n-initrd /k/initrd.img\n-append console=ttyS0 quiet\n";
+        assert_eq!(copy, lines(&bare).replace(kernel, "-S\n-incoming defer\n"));
     }
 
     #[test]

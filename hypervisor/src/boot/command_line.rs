@@ -19,12 +19,12 @@ const NO_SPARE_INTERFACES: &str = "dummy.numdummies=0 ifb.numifbs=0 bonding.max_
 /// given back (the kernel's Documentation/admin-guide/mm/memory-hotplug.rst, `online_policy`).
 const PLUGGED_MEMORY: &str = "memory_hotplug.online_policy=auto-movable";
 
-/// Joins the parameters of the architecture, the port, the caller's and the configuration's.
+/// Joins the parameters of the architecture, the port or what stands for it, the caller's and the configuration's.
 pub(crate) fn build(
     config: &Hypervisor,
     request: &VmRequest,
     accel: Accel,
-    port: u32,
+    port: &str,
 ) -> Result<String, CommandLineError> {
     let arch = arch::HOST;
     let mut words = vec![format!("console={}", arch.console)];
@@ -39,7 +39,7 @@ pub(crate) fn build(
         // Each line on the console costs visible time.
         words.push(String::from("quiet"));
     }
-    words.push(format!("{}={port}", request.port_parameter));
+    words.push(port.to_owned());
     words.extend(request.kernel_params.iter().cloned());
     words.push(config.kernel_params.trim().to_owned());
     words.retain(|word| !word.is_empty());
@@ -84,7 +84,7 @@ mod tests {
             kernel_params: String::from(" loglevel=8 "),
             ..Hypervisor::default()
         };
-        let line = build(&config, &request(), Accel::Kvm, 77).unwrap();
+        let line = build(&config, &request(), Accel::Kvm, "x.port=77").unwrap();
         assert!(line.ends_with("quiet x.port=77 caller=1 loglevel=8"), "{line}");
     }
 
@@ -94,7 +94,11 @@ mod tests {
             enable_debug: true,
             ..Hypervisor::default()
         };
-        assert!(!build(&config, &request(), Accel::Kvm, 1).unwrap().contains("quiet"));
+        assert!(
+            !build(&config, &request(), Accel::Kvm, "x.port=1")
+                .unwrap()
+                .contains("quiet")
+        );
     }
 
     #[test]
@@ -103,6 +107,6 @@ mod tests {
             kernel_params: "x".repeat(3000),
             ..Hypervisor::default()
         };
-        assert!(build(&config, &request(), Accel::Kvm, 1).is_err());
+        assert!(build(&config, &request(), Accel::Kvm, "x.port=1").is_err());
     }
 }

@@ -6,6 +6,7 @@
 pub(crate) mod argv;
 pub(crate) mod command_line;
 pub(crate) mod process_limits;
+pub(crate) mod template;
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -26,7 +27,7 @@ use crate::machine::descriptor::number;
 use crate::machine::disk_rates::DiskRates;
 use crate::machine::request::{NetworkNamespace, VmRequest};
 use crate::machine::size::{self, Size};
-use crate::machine::spec::{Backing, VirtioFs, VmSpec, VsockDevice};
+use crate::machine::spec::{Backing, Beginning, VirtioFs, VmSpec, VsockDevice};
 use crate::machine::vsock::{self, Backend};
 use crate::observe::console::Console;
 use crate::observe::dump::Dump;
@@ -56,29 +57,41 @@ pub async fn boot(config: &Hypervisor, request: VmRequest) -> Result<(Vm, GuestL
     let plan = Plan::check(config)?;
     let (share, guest, root) = tokio::try_join!(
         start_share(&plan, config, &request),
-        start_vsock(config, &request),
+        start_vsock(config, &request, PortChoice::Free),
         describe_root(&plan, &request)
     )?;
     let start_timeout = request.start_timeout;
-    let (vm, listener) = start_qemu(plan, config, request, Helpers { share, guest, root }).await?;
+    let port = format!("{}={}", request.port_parameter, guest.port);
+    let command_line = command_line::build(config, &request, plan.accel, &port)?;
+    let (share_child, share) = share.map(|share| (share.child, share.socket)).unzip();
+    let inherited = Inherited {
+        root,
+        command_line: Some(command_line),
+        share,
+        vsock: Some((guest.device, guest.cid)),
+        backend: backend(guest.cid),
+        helpers: share_child.into_iter().chain(guest.daemon).collect(),
+        files: guest.files,
+    };
+    let vm = start_qemu(plan, config, request, inherited).await?;
     wait_for_monitor(&vm, &config.kernel, start_timeout).await?;
-    Ok((vm, listener))
+    Ok((vm, guest.listener))
 }
 
 /// Phase 1: all that can be known to be wrong before anything runs.
-struct Plan {
+pub(crate) struct Plan {
     qemu: PathBuf,
     kernel: PathBuf,
     initrd: PathBuf,
     virtiofsd: Option<PathBuf>,
-    accel: Accel,
+    pub(crate) accel: Accel,
     rootless: Option<Rootless>,
     size: Size,
     largest: Size,
 }
 
 impl Plan {
-    fn check(config: &Hypervisor) -> Result<Self, BootError> {
+    pub(crate) fn check(config: &Hypervisor) -> Result<Self, BootError> {
         let virtiofsd = match config.shared_fs {
             SharedFs::VirtioFs => Some(files::program("virtio_fs_daemon", &config.virtio_fs_daemon)?),
             SharedFs::None => None,
@@ -101,7 +114,7 @@ impl Plan {
 }
 
 /// Phase 2, beside the helpers: what QEMU will see, if it is not to see what we see.
-async fn describe_root(plan: &Plan, request: &VmRequest) -> Result<Option<Root>, BootError> {
+pub(crate) async fn describe_root(plan: &Plan, request: &VmRequest) -> Result<Option<Root>, BootError> {
     if plan.rootless.is_none() {
         return Ok(None);
     }
@@ -113,7 +126,11 @@ async fn describe_root(plan: &Plan, request: &VmRequest) -> Result<Option<Root>,
 }
 
 /// Phase 2, first half.
-async fn start_share(plan: &Plan, config: &Hypervisor, request: &VmRequest) -> Result<Option<Share>, BootError> {
+pub(crate) async fn start_share(
+    plan: &Plan,
+    config: &Hypervisor,
+    request: &VmRequest,
+) -> Result<Option<Share>, BootError> {
     let Some(program) = plan.virtiofsd.clone() else {
         return Ok(None);
     };
@@ -123,20 +140,37 @@ async fn start_share(plan: &Plan, config: &Hypervisor, request: &VmRequest) -> R
 }
 
 /// The vsock's parts: what QEMU gets, what stays here.
-struct GuestChannel {
-    device: OwnedFd,
-    cid: Option<vsock::Cid>,
+pub(crate) struct GuestChannel {
+    pub(crate) device: OwnedFd,
+    pub(crate) cid: Option<vsock::Cid>,
     port: u32,
-    listener: GuestListener,
-    daemon: Option<Child>,
-    files: Vec<SocketFile>,
+    pub(crate) listener: GuestListener,
+    pub(crate) daemon: Option<Child>,
+    pub(crate) files: Vec<SocketFile>,
+}
+
+/// The port of the kernel's vsock that the host listens on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PortChoice {
+    /// Any; the command line tells the guest.
+    Free,
+    /// The guest's CID: a guest that has booted knows it as soon as it has the device.
+    Cid,
 }
 
 /// Phase 2, second half.
-async fn start_vsock(config: &Hypervisor, request: &VmRequest) -> Result<GuestChannel, BootError> {
+pub(crate) async fn start_vsock(
+    config: &Hypervisor,
+    request: &VmRequest,
+    port: PortChoice,
+) -> Result<GuestChannel, BootError> {
     match vsock::choose(config.vsock)? {
         Backend::Vhost { device, cid } => {
-            let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, ANY_PORT)).map_err(BootError::Listen)?;
+            let port = match port {
+                PortChoice::Free => ANY_PORT,
+                PortChoice::Cid => cid.number().max(request.host_port),
+            };
+            let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port)).map_err(BootError::Listen)?;
             let port = listener.local_addr().map_err(BootError::Listen)?.port();
             let listener = GuestListener::vhost(listener, cid);
             let device = device.into();
@@ -168,25 +202,35 @@ async fn start_vsock(config: &Hypervisor, request: &VmRequest) -> Result<GuestCh
     }
 }
 
-/// What phase 2 has made.
-struct Helpers {
-    share: Option<Share>,
-    guest: GuestChannel,
-    root: Option<Root>,
+/// What QEMU gets from phase 2.
+pub(crate) struct Inherited {
+    pub(crate) root: Option<Root>,
+    /// None: it is given a saved VM.
+    pub(crate) command_line: Option<String>,
+    /// Devices that are there from the beginning.
+    pub(crate) share: Option<OwnedFd>,
+    pub(crate) vsock: Option<(OwnedFd, Option<vsock::Cid>)>,
+    /// What connects guest and host, whenever it comes.
+    pub(crate) backend: Vsock,
+    pub(crate) helpers: Vec<Child>,
+    pub(crate) files: Vec<SocketFile>,
+}
+
+/// The back end of a vsock device: only the kernel's has a CID of the host.
+pub(crate) fn backend(cid: Option<vsock::Cid>) -> Vsock {
+    if cid.is_some() { Vsock::Vhost } else { Vsock::VhostUser }
 }
 
 /// Phase 3: everything that QEMU gets, it inherits as a connected socket; it makes no file and connects to none.
-async fn start_qemu(
+pub(crate) async fn start_qemu(
     plan: Plan,
     config: &Hypervisor,
     request: VmRequest,
-    helpers: Helpers,
-) -> Result<(Vm, GuestListener), BootError> {
-    let Helpers { share, guest, root } = helpers;
+    inherited: Inherited,
+) -> Result<Vm, BootError> {
     let (monitor, qemus_monitor) = socket_pair().map_err(BootError::SocketPair)?;
     let (console, qemus_console) = socket_pair().map_err(BootError::SocketPair)?;
     let (nics, nic_descriptors) = nic::devices(&request.nics).map_err(BootError::Nics)?;
-    let (share_child, share_socket) = share.map(|share| (share.child, share.socket)).unzip();
 
     let rootless = plan.rootless.as_ref();
     let disks = DiskOptions::of(config);
@@ -199,26 +243,21 @@ async fn start_qemu(
         kvm: rootless.and_then(Rootless::kvm),
         size: plan.size,
         largest: plan.largest,
-        kernel: if root.is_some() {
-            qemu_root::KERNEL.into()
-        } else {
-            plan.kernel
-        },
-        initrd: if root.is_some() {
-            qemu_root::INITRD.into()
-        } else {
-            plan.initrd
-        },
-        command_line: command_line::build(config, &request, plan.accel, guest.port)?,
+        beginning: beginning(
+            inherited.command_line,
+            inherited.root.is_some(),
+            plan.kernel,
+            plan.initrd,
+        ),
         seccomp: config.seccompsandbox.clone(),
         monitor: number(qemus_monitor.as_fd()),
         console: number(qemus_console.as_fd()),
-        share: share_socket.as_ref().map(|socket| VirtioFs {
+        share: inherited.share.as_ref().map(|socket| VirtioFs {
             tag: request.share_tag.clone(),
             queue_size: config.virtio_fs_queue_size,
             socket: number(socket.as_fd()),
         }),
-        vsock: vsock_device(&guest),
+        vsock: inherited.vsock.as_ref().map(|(device, cid)| vsock_device(device, *cid)),
         reports_free: config.reclaim_guest_freed_memory,
         iothread: disks.iothread,
         waits_at_end: dump.is_some(),
@@ -238,7 +277,7 @@ async fn start_qemu(
             NetworkNamespace::Empty => Network::Empty,
             NetworkNamespace::Of(namespace) => Network::Entered(namespace),
         },
-        root,
+        root: inherited.root,
         user: rootless.map(Rootless::user),
         // All else that it works on it is given, open.
         capabilities: Some(CapabilitySet::DAC_READ_SEARCH),
@@ -246,25 +285,22 @@ async fn start_qemu(
         limits: process_limits::of_qemu(config, rootless.is_some()),
         cgroup_procs: request.cgroup_procs,
         score: request.score,
-        pass: [qemus_monitor, qemus_console, guest.device]
+        pass: [qemus_monitor, qemus_console]
             .into_iter()
-            .chain(share_socket)
+            .chain(inherited.vsock.map(|(device, _)| device))
+            .chain(inherited.share)
             .chain(nic_descriptors)
             .chain(plan.rootless.into_iter().flat_map(Rootless::descriptors))
             .collect(),
     };
     let qemu = spawn(program).await?;
-    let vm = Vm::new(Parts {
+    Ok(Vm::new(Parts {
         qemu,
-        helpers: share_child.into_iter().chain(guest.daemon).collect(),
+        helpers: inherited.helpers,
         qmp: Qmp::new(monitor, request.scale),
         console: Console::collect(console, request.run_dir.join("console.log")),
-        files: guest.files,
-        vsock: if guest.cid.is_some() {
-            Vsock::Vhost
-        } else {
-            Vsock::VhostUser
-        },
+        files: inherited.files,
+        vsock: inherited.backend,
         dump,
         name: spec.name,
         machine: Machine {
@@ -274,20 +310,35 @@ async fn start_qemu(
             size: spec.size,
             largest: spec.largest,
         },
-    });
-    Ok((vm, guest.listener))
+    }))
 }
 
-fn vsock_device(guest: &GuestChannel) -> VsockDevice {
-    let fd = number(guest.device.as_fd());
-    match guest.cid {
+fn beginning(command_line: Option<String>, has_root: bool, kernel: PathBuf, initrd: PathBuf) -> Beginning {
+    let Some(command_line) = command_line else {
+        return Beginning::Saved;
+    };
+    let (kernel, initrd) = if has_root {
+        (qemu_root::KERNEL.into(), qemu_root::INITRD.into())
+    } else {
+        (kernel, initrd)
+    };
+    Beginning::Kernel {
+        kernel,
+        initrd,
+        command_line,
+    }
+}
+
+fn vsock_device(device: &OwnedFd, cid: Option<vsock::Cid>) -> VsockDevice {
+    let fd = number(device.as_fd());
+    match cid {
         Some(cid) => VsockDevice::Vhost { device: fd, cid },
         None => VsockDevice::VhostUser { socket: fd },
     }
 }
 
 /// The last phase: waits until the monitor answers.
-async fn wait_for_monitor(vm: &Vm, kernel: &Path, limit: Duration) -> Result<(), BootError> {
+pub(crate) async fn wait_for_monitor(vm: &Vm, kernel: &Path, limit: Duration) -> Result<(), BootError> {
     let failed = |ended| BootError::Ended {
         kernel: kernel.to_owned(),
         ended,

@@ -11,6 +11,7 @@
 //! all, the slot stays taken, and what may be there is removed when QEMU answers again. Knows QEMU's names for a device, but
 //! not its contents or its users in the guest.
 
+mod backend;
 pub(crate) mod cpu;
 mod disk;
 pub(crate) mod memory;
@@ -39,6 +40,7 @@ use crate::machine::size::Size;
 use crate::machine::spec::Backing;
 use crate::qmp::{Qmp, QmpError};
 
+pub(crate) use self::backend::Backend;
 pub(crate) use self::disk::DiskOptions;
 pub use self::disk::{Disk, DiskKind, Sectors};
 pub use self::nic::NicHotplug;

@@ -32,16 +32,14 @@ pub(crate) struct VmSpec {
     pub(crate) size: Size,
     /// What it can become: not less.
     pub(crate) largest: Size,
-    pub(crate) kernel: PathBuf,
-    pub(crate) initrd: PathBuf,
-    pub(crate) command_line: String,
+    pub(crate) beginning: Beginning,
     /// The value of `-sandbox`.
     pub(crate) seccomp: Option<String>,
     /// Connected sockets.
     pub(crate) monitor: RawFd,
     pub(crate) console: RawFd,
     pub(crate) share: Option<VirtioFs>,
-    pub(crate) vsock: VsockDevice,
+    pub(crate) vsock: Option<VsockDevice>,
     /// Whether the guest reports the memory that it has freed.
     pub(crate) reports_free: bool,
     /// The name of a thread for disks that are plugged in later.
@@ -51,6 +49,19 @@ pub(crate) struct VmSpec {
     /// What all disks together may do.
     pub(crate) disk_rates: Option<DiskRates>,
     pub(crate) nics: Vec<NicDevice>,
+}
+
+/// What the VM does first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Beginning {
+    /// It boots.
+    Kernel {
+        kernel: PathBuf,
+        initrd: PathBuf,
+        command_line: String,
+    },
+    /// It waits, to be given the memory and the state of another VM.
+    Saved,
 }
 
 /// What the host gives the guest for memory.

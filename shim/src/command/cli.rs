@@ -2,8 +2,8 @@
 //!
 //! containerd 1.6 to 2.1 send `-namespace N -address A -publish-binary B -id ID [-debug] start`, and for `delete` also
 //! `-bundle D`; `-v` and `-info` come alone. Users of Kata call `--version`. Our own server is started without an action
-//! and with `-socket`, and the process that runs the hooks of a dead sandbox with `-poststop`. `-pool fill|drain|status|number` controls the
-//! pool of warm VMs, and `-pool member` starts a member of it.
+//! and with `-socket`, and the process that runs the hooks of a dead sandbox with `-poststop`. `-pool fill|init|drain|status|number` controls
+//! the pool of warm VMs, `-pool member` starts a member of it, and `-pool template` one that makes a template.
 
 use std::path::PathBuf;
 
@@ -28,6 +28,13 @@ pub enum Command {
         /// The configuration that the runtime options named.
         config_path: Option<PathBuf>,
     },
+    /// Make the template of this slot.
+    Template {
+        /// The name of the pool's slot: `KEY.maker`.
+        slot: String,
+        /// The configuration that the runtime options named.
+        config_path: Option<PathBuf>,
+    },
     /// Do something about the pool.
     Pool(PoolAction, Option<PathBuf>),
     /// Print the version for people.
@@ -39,8 +46,10 @@ pub enum Command {
 /// What `-pool` asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PoolAction {
-    /// Start what is missing.
+    /// Start what is missing, after a start.
     Fill,
+    /// The same for an operator: also what has failed before.
+    Init,
     /// End the VMs that no sandbox uses.
     Drain,
     /// Print what there is, as JSON.
@@ -73,7 +82,7 @@ pub enum CliError {
     #[error("no action: expected start or delete, or one of the flags -v and -info")]
     NoAction,
     /// Not one of ours.
-    #[error("-pool is fill, drain, status, number or member, not {0:?}")]
+    #[error("-pool is fill, init, drain, status, number, member or template, not {0:?}")]
     UnknownPool(String),
     /// More than one action.
     #[error("unexpected argument {0:?} after the action")]
@@ -184,11 +193,18 @@ fn command(flags: Flags, action: Option<&str>) -> Result<Command, CliError> {
     match flags.pool.as_str() {
         "" => {}
         "fill" => return Ok(Command::Pool(PoolAction::Fill, config_path)),
+        "init" => return Ok(Command::Pool(PoolAction::Init, config_path)),
         "drain" => return Ok(Command::Pool(PoolAction::Drain, config_path)),
         "status" => return Ok(Command::Pool(PoolAction::Status, config_path)),
         "number" => return Ok(Command::Pool(PoolAction::Number, config_path)),
         "member" => {
             return Ok(Command::Member {
+                slot: flags.slot,
+                config_path,
+            });
+        }
+        "template" => {
+            return Ok(Command::Template {
                 slot: flags.slot,
                 config_path,
             });

@@ -87,16 +87,21 @@ pub fn run(words: impl IntoIterator<Item = String>) -> Result<(), Box<dyn Error>
                 None => Ok(()),
             }
         }
+        Command::Template { slot, config_path } => {
+            no_core_dumps()?;
+            Ok(pool::make(&slot, config_path.as_deref())?)
+        }
         Command::Pool(action, config_path) => print(manage_pool(action, config_path.as_deref())?.as_bytes()),
     }
 }
 
 fn manage_pool(action: PoolAction, config_path: Option<&Path>) -> Result<String, Box<dyn Error>> {
     Ok(match action {
-        PoolAction::Fill => pool::fill(config_path)?.to_string(),
-        PoolAction::Drain => pool::drain(config_path)?.to_string(),
+        PoolAction::Fill => pool::fill(config_path, pool::Failed::Stays)?.to_string(),
+        PoolAction::Init => pool::fill(config_path, pool::Failed::Again)?.to_string(),
+        PoolAction::Drain => pool::drain(config_path)?,
         PoolAction::Status => pool::status()?,
-        PoolAction::Number => pool::wanted(config_path)?.to_string(),
+        PoolAction::Number => pool::wanted(config_path)?,
     })
 }
 

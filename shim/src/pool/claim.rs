@@ -54,7 +54,9 @@ pub(crate) fn claim(
     }
     let sizing = Sizing::new(&settings.config, &spec);
     if !sizing.fits_a_warm_vm() {
-        report::count(&root, report::Outcome::Miss);
+        if !settings.config.factory.enable_template {
+            report::count(&root, report::Outcome::Miss);
+        }
         return None;
     }
     let scale = Scale::new(settings.config.runtime.timeout_factor.get());
@@ -77,12 +79,12 @@ pub(crate) fn claim(
     slots.rotate_left(first);
     let run_dir = RunDir::of(&arguments.namespace, sandbox);
     let server = offer(&slots, &request, &run_dir, lock, scale);
-    let outcome = if server.is_some() {
-        report::Outcome::Hit
-    } else {
-        report::Outcome::Miss
-    };
-    report::count(&root, outcome);
+    match &server {
+        Some(_) => report::count(&root, report::Outcome::Hit),
+        // It is not known yet what the sandbox gets.
+        None if settings.config.factory.enable_template => {}
+        None => report::count(&root, report::Outcome::Miss),
+    }
     server
 }
 

@@ -12,7 +12,7 @@ use oci_spec::runtime::Spec;
 
 use super::place::{self, PoolError, Slot};
 use super::wire::{self, Hello, Request};
-use super::{Caller, Key, report};
+use super::{Caller, Key, Template, report, template};
 use crate::program::settings::Settings;
 
 /// What a member and who fills the pool have of the environment. What else there is may be another sandbox's, as containerd's TTRPC_ADDRESS is.
@@ -33,49 +33,89 @@ const FILL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Between two looks whether one has ended: there is no event for a lock that is given back.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
 
+/// After a failure a start does not have a template made again for so long: each attempt boots a VM.
+const AGAIN: Duration = Duration::from_secs(600);
+
+/// What is to become of a template that could not be made or used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Failed {
+    /// It is made again at once.
+    Again,
+    /// It is made again some minutes later.
+    Stays,
+}
+
 /// What came of a fill.
 #[derive(Debug)]
 pub(crate) struct Filled {
     started: u32,
     key: Key,
+    template: Option<Key>,
 }
 
-/// For `kata-ctl factory init`, which waits for members of this key alone.
+/// For `kata-ctl factory init`, which waits for members and a template of these keys alone.
 impl fmt::Display for Filled {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{} {}", self.started, self.key.as_str())
+        write!(formatter, "{} {}", self.started, self.key.as_str())?;
+        self.template
+            .as_ref()
+            .map_or(Ok(()), |key| write!(formatter, " {}", key.as_str()))
     }
 }
 
-/// How many members the configuration asks for.
+/// How many members the configuration asks for, and whether for a template.
 ///
 /// # Errors
 /// It cannot be used.
-pub(crate) fn wanted(config_path: Option<&Path>) -> Result<u32, PoolError> {
+pub(crate) fn wanted(config_path: Option<&Path>) -> Result<String, PoolError> {
     let settings = Settings::load(config_path, &Spec::default()).map_err(PoolError::Configuration)?;
-    Ok(settings.config.factory.vm_cache_number)
+    let factory = settings.config.factory;
+    let template = if factory.enable_template { " template" } else { "" };
+    Ok(format!("{}{template}", factory.vm_cache_number))
 }
 
-/// Starts a member in every free slot, and returns at once; they boot by themselves. The calling thread is in the host's mount namespace.
+/// Starts a member in every free slot, and returns at once; they boot by themselves. If the template is missing, it is made first, by a process that then fills
+/// the pool. The calling thread is in the host's mount namespace.
 ///
 /// # Errors
 /// The configuration or the pool's files cannot be used, or a member cannot be started.
-pub(crate) fn fill(config_path: Option<&Path>) -> Result<Filled, PoolError> {
+pub(crate) fn fill(config_path: Option<&Path>, failed: Failed) -> Result<Filled, PoolError> {
     let settings = Settings::load(config_path, &Spec::default()).map_err(PoolError::Configuration)?;
     let root = place::root();
     let key = Key::of(&settings.file, &settings.config, &Caller::own());
-    if settings.config.factory.vm_cache_number == 0 && !root.exists() {
-        return Ok(Filled { started: 0, key });
+    let factory = &settings.config.factory;
+    let template = factory
+        .enable_template
+        .then(|| template::key(&settings.file, &settings.config));
+    if factory.vm_cache_number == 0 && template.is_none() && !root.exists() {
+        return Ok(Filled {
+            started: 0,
+            key,
+            template,
+        });
     }
     place::create(&root)?;
     place::sweep(&root);
     report::forget_notices(&root, key.as_str());
     let size = hypervisor::boot_size(&settings.config.hypervisor).memory.bytes();
     let mut started = 0;
+    if let Some(template) = &template {
+        match Template::find(&settings.file, &settings.config) {
+            Some(found) => found.show(&root),
+            None if make(&root, template, size, config_path, failed)? => {
+                return Ok(Filled {
+                    started,
+                    key,
+                    template: Some(template.clone()),
+                });
+            }
+            None => {}
+        }
+    }
     // Each that boots, for whatever configuration, may still take what its VM may have and has not taken.
     let _reckoning = place::reckon(&root)?;
     let mut promised: u64 = place::slots(&root).iter().map(report::outstanding).sum();
-    for number in 0..settings.config.factory.vm_cache_number {
+    for number in 0..factory.vm_cache_number {
         let slot = Slot::new(&root, &key, number);
         let Some(lock) = slot.take()? else { continue };
         promised = promised.saturating_add(size);
@@ -92,7 +132,33 @@ pub(crate) fn fill(config_path: Option<&Path>) -> Result<Filled, PoolError> {
         spawn(&slot, lock, config_path)?;
         started += 1;
     }
-    Ok(Filled { started, key })
+    Ok(Filled { started, key, template })
+}
+
+/// Has the template of this key made, whose VM has so much memory. The answer is whether somebody makes it.
+fn make(root: &Path, key: &Key, size: u64, config_path: Option<&Path>, failed: Failed) -> Result<bool, PoolError> {
+    if failed == Failed::Again {
+        report::forget_notices(root, key.as_str());
+    } else if report::has_failed_within(root, key.as_str(), AGAIN) {
+        return Ok(false);
+    }
+    let slot = Slot::of_maker(root, key.as_str());
+    let _reckoning = place::reckon(root)?;
+    let promised: u64 = place::slots(root).iter().map(report::outstanding).sum();
+    let Some(lock) = slot.take()? else {
+        return Ok(true);
+    };
+    // The VM's, and its copy's: the directory may be in memory.
+    let needed = size.saturating_mul(2);
+    if !has_room(promised.saturating_add(needed)) {
+        let why = "the host has too little free memory for a template";
+        tracing::warn!("{why}");
+        report::note(root, key.as_str(), why);
+        return Ok(false);
+    }
+    slot.promise(&lock, needed)?;
+    start("template", &slot, lock, config_path, "")?;
+    Ok(true)
 }
 
 /// Whether the host has memory for so much more, and [`KEPT_FREE`] beside it.
@@ -103,14 +169,17 @@ pub(super) fn has_room(bytes: u64) -> bool {
 }
 
 fn spawn(slot: &Slot, lock: OwnedFd, config_path: Option<&Path>) -> Result<(), PoolError> {
+    start("member", slot, lock, config_path, &" ".repeat(ROOM))
+}
+
+/// Starts a process that has this slot. `room` is for the arguments that it shows when it is a sandbox's.
+fn start(what: &str, slot: &Slot, lock: OwnedFd, config_path: Option<&Path>, room: &str) -> Result<(), PoolError> {
     let failed = |source| PoolError::Start("member of the pool", source);
-    let room = " ".repeat(ROOM);
-    let mut words = ["-pool", "member", "-slot", slot.name()].map(OsStr::new).to_vec();
+    let mut words = ["-pool", what, "-slot", slot.name()].map(OsStr::new).to_vec();
     if let Some(path) = config_path {
         words.extend([OsStr::new("-config-path"), path.as_os_str()]);
     }
-    // For the arguments that it shows when it is a sandbox's.
-    words.extend([OsStr::new("-room"), OsStr::new(&room)]);
+    words.extend([OsStr::new("-room"), OsStr::new(room)]);
     let member = Program::new(std::env::current_exe().map_err(failed)?)
         .args(words)
         .inherit_envs(&OF_EVERY_SANDBOX)
@@ -119,12 +188,12 @@ fn spawn(slot: &Slot, lock: OwnedFd, config_path: Option<&Path>) -> Result<(), P
     member.spawn().map(drop).map_err(failed)
 }
 
-/// Ends the members that wait: those of one configuration, or all. Members that are being claimed become what they were claimed for. The answer is
-/// how many have ended.
+/// Ends the members that wait, and removes the templates: those of one configuration, or all. Members that are being claimed become what they were claimed
+/// for. The answer is how many have ended, and how many templates there were.
 ///
 /// # Errors
 /// Some are still there.
-pub(crate) fn drain(config_path: Option<&Path>) -> Result<usize, PoolError> {
+pub(crate) fn drain(config_path: Option<&Path>) -> Result<String, PoolError> {
     let root = place::root();
     let environment = std::env::var_os("KATA_CONF_FILE").map(PathBuf::from);
     let only = config_path.map(|path| config::locate(Some(path), environment.as_deref()));
@@ -136,9 +205,14 @@ pub(crate) fn drain(config_path: Option<&Path>) -> Result<usize, PoolError> {
     let taken: Vec<Slot> = slots.into_iter().filter(Slot::is_taken).collect();
     let stay = end_all(taken.clone(), END_LIMIT);
     place::sweep(&root);
+    let templates = template::remove_all(&root, only.as_deref());
+    if let Ok(settings) = Settings::load(config_path, &Spec::default()) {
+        template::remove_unfinished(&root, &settings.config.factory.template_path);
+    }
+    let members = taken.iter().filter(|slot| !slot.is_maker()).count();
     place::remove_empty(&root);
     match stay {
-        0 => Ok(taken.len()),
+        0 => Ok(format!("{members} {templates}")),
         stay => Err(PoolError::Stays(stay)),
     }
 }
@@ -154,7 +228,7 @@ fn end_all(mut left: Vec<Slot>, limit: Duration) -> usize {
             let Some(_held) = slot.hold() else { continue };
             let process = report::read(slot).and_then(|notes| notes.process);
             match process {
-                Some(process) if process.is_stopped() || Instant::now() >= asking => process.kill(),
+                Some(process) if slot.is_maker() || process.is_stopped() || Instant::now() >= asking => process.kill(),
                 _ if asked.contains(slot) => {}
                 _ => {
                     if retire(slot).is_ok() {

@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use config::Hypervisor;
 use rustix::process::{Resource, getrlimit};
 use sha2::{Digest, Sha256};
 
@@ -57,9 +58,35 @@ impl Caller {
             add("rights", &line);
         }
         add("label", &fs::read("/proc/thread-self/attr/current").ok());
-        // virtiofsd's share of it decides how many files the guest remembers.
-        add("files", &getrlimit(Resource::Nofile).maximum);
+        lines.push(files());
         Self(lines)
+    }
+
+    /// What counts of one for a template, which is used by whoever has the same configuration.
+    pub(super) fn of_any_template() -> Self {
+        Self(vec![files()])
+    }
+
+    /// And the sizes and the accelerator that a configuration has in this process, which may have fewer CPUs than another: QEMU can load only what is
+    /// saved from the same machine.
+    pub(super) fn with_sizes(mut self, config: &Hypervisor) -> Self {
+        let sizes = (hypervisor::boot_size(config), hypervisor::largest_size(config));
+        let accelerator = hypervisor::accelerator(config.accelerator)
+            .ok()
+            .map(|(accelerator, _)| accelerator);
+        self.0.push(format!("sizes={sizes:?}\naccelerator={accelerator:?}\n"));
+        self
+    }
+}
+
+/// virtiofsd's share of it decides how many files the guest remembers.
+fn files() -> String {
+    format!("files={:?}\n", getrlimit(Resource::Nofile).maximum)
+}
+
+impl fmt::Display for Caller {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|line| formatter.write_str(line))
     }
 }
 

@@ -23,7 +23,7 @@ use super::place::{self, PoolError, Slot};
 use super::report::{self, Notes};
 use super::warm::{self, Booting, FIRST_TO_GO};
 use super::wire::{self, Adopted, Claim, Hello, Request};
-use super::{Caller, Key, fill};
+use super::{Caller, Key, Template, fill};
 use crate::cleanup;
 use crate::id::{ContainerId, Namespace, SandboxId};
 use crate::program::announcement::Announcement;
@@ -32,7 +32,7 @@ use crate::program::settings::Settings;
 use crate::qemu::parked::Parked;
 
 /// The namespace in the records of members: containerd's own have no such name.
-const NAMESPACE: &str = "tatami.pool";
+pub(super) const NAMESPACE: &str = "tatami.pool";
 
 /// Between two looks whether the member is still what the configuration asks for.
 const LOOK: Duration = Duration::from_secs(30);
@@ -81,7 +81,7 @@ pub(crate) fn run(slot: &str, config_path: Option<PathBuf>) -> Result<Option<Ado
 }
 
 /// Removes what the calling process has made. `home` are the cgroups in which it was started: it cannot remove those that it is in.
-fn end(home: &str, directory: &RunDir) {
+pub(super) fn end(home: &str, directory: &RunDir) {
     host_cgroup::join(&host_cgroup::procs_of(home));
     cleanup::remove_contents(directory);
 }
@@ -110,6 +110,7 @@ impl Member {
             return Err(PoolError::Boot("what decides the VM has changed".to_owned()));
         }
         let idle_timeout = config.factory.vm_cache_idle_timeout;
+        let saved = Template::find(&settings.file, &config).map(|template| template.saved(false));
         Sizing::new(&config, &spec).apply(&mut config);
         let directory = slot.directory();
         directory.create()?;
@@ -134,7 +135,7 @@ impl Member {
             since: report::now(),
         };
         notes.write(slot);
-        let booting = warm::boot(config, directory.clone(), cgroup)?;
+        let booting = warm::boot(config, directory.clone(), cgroup, saved)?;
         Ok(Self {
             slot: slot.clone(),
             config_path,

@@ -14,19 +14,25 @@
 //! /run/tatami/pool/KEY.N/         the member's files; renamed to the sandbox's directory when it is adopted
 //! /run/tatami/pool/KEY.N/claim    the socket on which it is claimed
 //! ```
+//! With a template ([`template`]) the VM of a member is a copy, and so is that of a sandbox for which there is no member.
 //! `KEY` is a hash of everything that determines a VM ([`Key`]). The module does not know what a sandbox does with its VM.
 
 mod claim;
 mod fill;
 mod key;
+mod maker;
 mod member;
 mod place;
 mod report;
+mod status;
+mod template;
 mod warm;
 mod wire;
 
 pub(crate) use self::claim::claim;
-pub(crate) use self::fill::{drain, fill, refill, wanted};
+pub(crate) use self::fill::{Failed, drain, fill, refill, wanted};
 pub(crate) use self::key::{Caller, Key};
+pub(crate) use self::maker::make;
 pub(crate) use self::member::{Adoption, run};
-pub(crate) use self::report::status;
+pub(crate) use self::status::status;
+pub(crate) use self::template::{Template, count_boot};

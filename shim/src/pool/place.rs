@@ -22,6 +22,15 @@ pub(super) const STARTS: &str = "starts.json";
 /// End of the name of a key's notice: why the pool has not all VMs of the key that it should have.
 pub(super) const NOTICE: &str = ".notice";
 
+/// End of the name of a mark: the template of this key could not be made or used.
+pub(super) const FAILED: &str = ".failed";
+
+/// End of the name of the link to a template.
+pub(super) const TEMPLATE: &str = ".template";
+
+/// End of the name of a slot in which a template is made.
+const MAKER: &str = ".maker";
+
 /// Why the pool cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PoolError {
@@ -62,6 +71,11 @@ impl Slot {
         Self::named(root, format!("{}.{number}", key.as_str()))
     }
 
+    /// The one in which the template of this key is made.
+    pub(super) fn of_maker(root: &Path, key: &str) -> Self {
+        Self::named(root, format!("{key}{MAKER}"))
+    }
+
     /// One that was made by [`Slot::new`].
     pub(super) fn named(root: &Path, name: String) -> Self {
         Self {
@@ -80,6 +94,11 @@ impl Slot {
             .rsplit_once('.')
             .and_then(|(_, number)| number.parse().ok())
             .unwrap_or(u32::MAX)
+    }
+
+    /// Whether a template is made in it, instead of a member living there.
+    pub(super) fn is_maker(&self) -> bool {
+        self.name.ends_with(MAKER)
     }
 
     /// The key of the VM in it, as it is in names.
@@ -217,14 +236,22 @@ pub(super) fn slots(root: &Path) -> Vec<Slot> {
     names.map(|name| Slot::named(root, name)).collect()
 }
 
-/// The notices, by their keys.
-pub(super) fn notices(root: &Path) -> Vec<(String, PathBuf)> {
+/// The files of keys with this end of the name ([`NOTICE`], [`FAILED`], [`TEMPLATE`]), by the keys.
+pub(super) fn of_keys(root: &Path, end: &str) -> Vec<(String, PathBuf)> {
     let entries = fs::read_dir(root).into_iter().flatten().flatten();
-    let notices = entries.filter_map(|entry| {
+    let files = entries.filter_map(|entry| {
         let name = entry.file_name().into_string().ok()?;
-        Some((name.strip_suffix(NOTICE)?.to_owned(), entry.path()))
+        Some((name.strip_suffix(end)?.to_owned(), entry.path()))
     });
-    notices.collect()
+    files.collect()
+}
+
+/// The templates, by their keys.
+pub(super) fn templates(root: &Path) -> Vec<(String, PathBuf)> {
+    let links = of_keys(root, TEMPLATE).into_iter();
+    links
+        .filter_map(|(key, link)| Some((key, fs::read_link(link).ok()?)))
+        .collect()
 }
 
 /// Removes what dead members have left, in all slots.
@@ -247,14 +274,14 @@ pub(super) fn sweep(root: &Path) {
     }
 }
 
-/// Removes the pool's directory, with the files that are in it, if it has no slots any more.
+/// Removes the pool's directory, with the files that are in it, if it has neither slots nor templates any more.
 pub(super) fn remove_empty(root: &Path) {
-    if !slots(root).is_empty() {
+    if !slots(root).is_empty() || !templates(root).is_empty() {
         return;
     }
     // By their names: another file may be the lock of a member that somebody has just started.
     let _ = fs::remove_file(root.join(STARTS));
-    for (_, path) in notices(root) {
+    for (_, path) in [NOTICE, FAILED].iter().flat_map(|end| of_keys(root, end)) {
         let _ = fs::remove_file(path);
     }
     // One that somebody fills at the same time stays.
@@ -270,7 +297,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let pool = root.path().join("pool");
         create(&pool).unwrap();
-        for name in [STARTS, "k.notice"] {
+        for name in [STARTS, "k.notice", "k.failed"] {
             fs::write(pool.join(name), "").unwrap();
         }
         // What is no slot's, as a lock is that was made after the look.

@@ -59,6 +59,8 @@ pub(super) fn read(slot: &Slot) -> Option<Notes> {
 pub(super) enum Outcome {
     /// A member was claimed.
     Hit,
+    /// There was none, and the VM is a copy of a template.
+    Copy,
     /// The VM was booted.
     Miss,
 }
@@ -67,6 +69,8 @@ pub(super) enum Outcome {
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Counts {
     hits: u64,
+    #[serde(default)]
+    copies: u64,
     misses: u64,
 }
 
@@ -91,6 +95,7 @@ pub(super) fn count(root: &Path, outcome: Outcome) {
         let mut counts: Counts = serde_json::from_str(&text).unwrap_or_default();
         match outcome {
             Outcome::Hit => counts.hits += 1,
+            Outcome::Copy => counts.copies += 1,
             Outcome::Miss => counts.misses += 1,
         }
         file.set_len(0)?;
@@ -109,6 +114,22 @@ fn notice_file(root: &Path, key: &str) -> PathBuf {
     root.join(format!("{key}{}", place::NOTICE))
 }
 
+fn failed_file(root: &Path, key: &str) -> PathBuf {
+    root.join(format!("{key}{}", place::FAILED))
+}
+
+/// Remembers that the template of this key could not be made or used, and why.
+pub(super) fn fail(root: &Path, key: &str, why: &str) {
+    note(root, key, why);
+    let _ = fs::write(failed_file(root, key), "");
+}
+
+/// Whether that was so within this time.
+pub(super) fn has_failed_within(root: &Path, key: &str, time: Duration) -> bool {
+    let failed = fs::metadata(failed_file(root, key)).and_then(|data| data.modified());
+    failed.is_ok_and(|failed| failed.elapsed().is_ok_and(|age| age < time))
+}
+
 /// Remembers why the pool has not all VMs of a key that it should have; the last reason counts.
 pub(super) fn note(root: &Path, key: &str, why: &str) {
     // Who asks for the status misses it otherwise, and nobody else.
@@ -119,7 +140,10 @@ pub(super) fn note(root: &Path, key: &str, why: &str) {
 /// nobody has any more does not either.
 pub(super) fn forget_notices(root: &Path, key: &str) {
     let slots = place::slots(root);
-    for (other, path) in place::notices(root) {
+    let files = [place::NOTICE, place::FAILED]
+        .iter()
+        .flat_map(|end| place::of_keys(root, end));
+    for (other, path) in files {
         let age = fs::metadata(&path).and_then(|data| data.modified()).ok();
         let is_stale = age.and_then(|time| time.elapsed().ok()).is_some_and(|age| age > STALE);
         if other == key || is_stale && slots.iter().all(|slot| slot.key() != other) {
@@ -130,7 +154,7 @@ pub(super) fn forget_notices(root: &Path, key: &str) {
 
 /// The notices by their keys, and the latest of all.
 fn notices(root: &Path) -> (BTreeMap<String, String>, String) {
-    let mut found: Vec<_> = place::notices(root)
+    let mut found: Vec<_> = place::of_keys(root, place::NOTICE)
         .into_iter()
         .filter_map(|(key, path)| {
             let time = fs::metadata(&path).and_then(|data| data.modified()).ok()?;
@@ -144,16 +168,19 @@ fn notices(root: &Path) -> (BTreeMap<String, String>, String) {
 
 /// The pool as it is.
 #[derive(Debug, Serialize)]
-struct Status {
+struct Status<'a, Template> {
     /// Starts that a member has served, since the pool was made.
     hits: u64,
-    /// Starts that found none.
+    /// Starts that found none, and had a copy of a template.
+    copies: u64,
+    /// Starts that found neither.
     misses: u64,
     /// The last reason why a member did not come up or was not made; empty if there was none.
     notice: String,
     /// The same for each key.
     notices: BTreeMap<String, String>,
     members: Vec<Member>,
+    templates: &'a [Template],
 }
 
 #[derive(Debug, Serialize)]
@@ -171,25 +198,27 @@ struct Member {
     promised: u64,
 }
 
-/// The status as JSON.
+/// The status as JSON, with that of the templates.
 ///
 /// # Errors
 /// It cannot be encoded.
-pub(crate) fn status() -> Result<String, serde_json::Error> {
+pub(super) fn status<Template: Serialize>(templates: &[Template]) -> Result<String, serde_json::Error> {
     let root = place::root();
     let text = fs::read_to_string(counts_file(&root)).unwrap_or_default();
     let counts: Counts = serde_json::from_str(&text).unwrap_or_default();
     let mut slots = place::slots(&root);
-    slots.retain(Slot::is_taken);
+    slots.retain(|slot| slot.is_taken() && !slot.is_maker());
     slots.sort_by(|one, other| one.name().cmp(other.name()));
     let members = slots.iter().map(|slot| member(slot, &read(slot).unwrap_or_default()));
     let (notices, notice) = notices(&root);
     serde_json::to_string_pretty(&Status {
         hits: counts.hits,
+        copies: counts.copies,
         misses: counts.misses,
         notice,
         notices,
         members: members.collect(),
+        templates,
     })
 }
 
@@ -261,7 +290,14 @@ mod tests {
         });
         let text = fs::read_to_string(counts_file(root.path())).unwrap();
         let counts: Counts = serde_json::from_str(&text).unwrap();
-        assert_eq!(counts, Counts { hits: 15, misses: 5 });
+        assert_eq!(
+            counts,
+            Counts {
+                hits: 15,
+                copies: 0,
+                misses: 5
+            }
+        );
     }
 
     #[test]

@@ -4,26 +4,27 @@
 //! sandbox that adopts it has another mount namespace, which is made at that moment and contains what the host has mounted meanwhile. The shared
 //! directory is a mount in both, and the two are peers (mount_namespaces(7)): what the sandbox mounts below it reaches virtiofsd.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
 
 use base::chain;
 use base::scale::Scale;
 use base::spawn::Score;
-use config::Config;
-use hypervisor::{GuestListener, GuestStream, NetworkNamespace, VmRequest, vm_time};
+use config::{Config, Hypervisor};
+use hypervisor::{GuestListener, GuestStream, NetworkNamespace, Vm, VmRequest, vm_time};
 use node::boot_queue::BootQueue;
 use node::host_cgroup::{Allowance, HostCgroup};
 use node::host_ns;
 use node::run_dir::{self, RunDir};
 use node::share;
 use node::sizing::HostLimits;
-use rustix::event::{PollFd, PollFlags, poll};
 
 use super::place::PoolError;
 use crate::qemu::debug_image::DebugImage;
 use crate::qemu::parked::Parked;
+use crate::qemu::saved::{Saved, first_call};
 
 /// Of the 1024 that a cgroup has without a limit (cgroup-v1/sched-design, `cpu.shares`): a VM that nobody waits for gets half of what one has
 /// that somebody waits for. With much less it would never boot on a node that is always busy.
@@ -38,11 +39,16 @@ pub(super) struct Booting {
     pub(super) alive: OwnedFd,
 }
 
-/// Begins to boot a VM whose files are in this directory. `config` has its size.
+/// Begins to boot a VM whose files are in this directory, or as a copy of the saved one. `config` has its size.
 ///
 /// # Errors
 /// A thread or a pipe cannot be had.
-pub(super) fn boot(config: Config, run_dir: RunDir, cgroup: HostCgroup) -> Result<Booting, PoolError> {
+pub(super) fn boot(
+    config: Config,
+    run_dir: RunDir,
+    cgroup: HostCgroup,
+    saved: Option<Saved>,
+) -> Result<Booting, PoolError> {
     let failed = |source| PoolError::Start("thread for the VM", source);
     let (alive, dead) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|error| failed(error.into()))?;
@@ -62,7 +68,7 @@ pub(super) fn boot(config: Config, run_dir: RunDir, cgroup: HostCgroup) -> Resul
             }
         };
         runtime.block_on(async {
-            let parked = Box::pin(park(&config, &run_dir, cgroup)).await;
+            let parked = Box::pin(park(&config, &run_dir, cgroup, saved)).await;
             let ended = parked.as_ref().ok().map(|parked| parked.vm.ended());
             // The receiver waits for it, or the process is about to end.
             let _ = tell.send(parked);
@@ -83,29 +89,30 @@ pub(super) fn boot(config: Config, run_dir: RunDir, cgroup: HostCgroup) -> Resul
     Ok(Booting { result, alive })
 }
 
-async fn park(config: &Config, run_dir: &RunDir, cgroup: HostCgroup) -> Result<Parked, PoolError> {
-    let failed = |error: &dyn std::error::Error| PoolError::Boot(chain(error));
-    let shared = share::prepare(run_dir).map_err(|error| failed(&error))?;
-    let allowance = Allowance::new(cgroup.clone());
-    let shares = Some(SHARES);
-    allowance
-        .limit(HostLimits {
-            shares,
-            ..HostLimits::default()
-        })
-        .await;
-    let queue = BootQueue::in_advance(std::path::Path::new(run_dir::ROOT));
-    let place = queue.enter().await.map_err(|error| failed(&error))?;
-    let image = config
-        .agent
-        .debug_console_enabled
-        .then(|| DebugImage::make(&config.hypervisor, run_dir.path()).ok())
-        .flatten();
-    let hypervisor = image.as_ref().map_or(&config.hypervisor, |image| &image.config);
-    let request = VmRequest {
-        id: run_dir.name(),
-        run_dir: run_dir.path().to_owned(),
-        shared_dir: run_dir.shared(),
+/// Gives the VM in this cgroup less of the CPUs than those have that somebody waits for.
+pub(super) async fn yield_to_sandboxes(cgroup: &HostCgroup) {
+    let limits = HostLimits {
+        shares: Some(SHARES),
+        ..HostLimits::default()
+    };
+    Allowance::new(cgroup.clone()).limit(limits).await;
+}
+
+/// The image with the debug console's programs, if it is wanted and can be had.
+pub(super) fn debug_image(config: &Config, directory: &Path) -> Option<DebugImage> {
+    let wanted = config.agent.debug_console_enabled;
+    wanted
+        .then(|| DebugImage::make(&config.hypervisor, directory).ok())
+        .flatten()
+}
+
+/// What is asked for of a VM that is nobody's.
+pub(super) fn request(config: &Config, run_dir: PathBuf, shared_dir: PathBuf, cgroup: &HostCgroup) -> VmRequest {
+    let id = run_dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    VmRequest {
+        id,
+        run_dir,
+        shared_dir,
         share_tag: protocol::SHARE_TAG.to_owned(),
         netns: NetworkNamespace::Empty,
         nics: Vec::new(),
@@ -116,16 +123,30 @@ async fn park(config: &Config, run_dir: &RunDir, cgroup: HostCgroup) -> Result<P
         kernel_params: Vec::new(),
         host_port: protocol::DEFAULT_HOST_PORT,
         port_parameter: protocol::PORT_PARAMETER.to_owned(),
+    }
+}
+
+async fn park(
+    config: &Config,
+    run_dir: &RunDir,
+    cgroup: HostCgroup,
+    saved: Option<Saved>,
+) -> Result<Parked, PoolError> {
+    let failed = |error: &dyn std::error::Error| PoolError::Boot(chain(error));
+    let shared = share::prepare(run_dir).map_err(|error| failed(&error))?;
+    yield_to_sandboxes(&cgroup).await;
+    let queue = BootQueue::in_advance(Path::new(run_dir::ROOT));
+    let place = queue.enter().await.map_err(|error| failed(&error))?;
+    let image = debug_image(config, run_dir.path());
+    let hypervisor = image.as_ref().map_or(&config.hypervisor, |image| &image.config);
+    let request = request(config, run_dir.path().to_owned(), run_dir.shared(), &cgroup);
+    let copied = match saved {
+        Some(saved) => saved.copy(hypervisor, request.clone()).await,
+        None => None,
     };
-    let booted = Box::pin(hypervisor::boot(hypervisor, request)).await;
-    let (vm, mut listener) = booted.map_err(|error| failed(&error))?;
-    let pids: Vec<u32> = vm.pids().collect();
-    let first = tokio::select! {
-        first = called(&mut listener) => first.map_err(|error| failed(&error))?,
-        ended = vm.ended() => return Err(PoolError::Boot(ended.to_string())),
-        () = vm_time::has_passed(config.agent.dial_timeout, || pids.clone()) => {
-            return Err(PoolError::Boot(format!("the guest's agent did not call; its console ends with: {}", vm.console_tail())));
-        }
+    let (vm, listener, first) = match copied {
+        Some(copied) => copied,
+        None => boot_and_wait(config, hypervisor, request).await?,
     };
     drop(place);
     Ok(Parked {
@@ -137,11 +158,22 @@ async fn park(config: &Config, run_dir: &RunDir, cgroup: HostCgroup) -> Result<P
     })
 }
 
-/// The agent's first connection, once there is something on it.
-async fn called(listener: &mut GuestListener) -> std::io::Result<GuestStream> {
-    let first = guest::accept::next("a connection of the guest", listener).await;
-    let copy = first.as_fd().try_clone_to_owned()?;
-    let spoken = tokio::task::spawn_blocking(move || poll(&mut [PollFd::new(&copy, PollFlags::IN)], None));
-    spoken.await.map_err(std::io::Error::other)??;
-    Ok(first)
+/// Boots a VM, and waits until its agent calls.
+async fn boot_and_wait(
+    config: &Config,
+    hypervisor: &Hypervisor,
+    request: VmRequest,
+) -> Result<(Vm, GuestListener, GuestStream), PoolError> {
+    let failed = |error: &dyn std::error::Error| PoolError::Boot(chain(error));
+    let booted = Box::pin(hypervisor::boot(hypervisor, request)).await;
+    let (vm, mut listener) = booted.map_err(|error| failed(&error))?;
+    let pids: Vec<u32> = vm.pids().collect();
+    let first = tokio::select! {
+        first = first_call(&mut listener) => first.map_err(|error| failed(&error))?,
+        ended = vm.ended() => return Err(PoolError::Boot(ended.to_string())),
+        () = vm_time::has_passed(config.agent.dial_timeout, || pids.clone()) => {
+            return Err(PoolError::Boot(format!("the guest's agent did not call; its console ends with: {}", vm.console_tail())));
+        }
+    };
+    Ok((vm, listener, first))
 }

@@ -3,6 +3,7 @@
 pub(crate) mod debug_image;
 pub(crate) mod guest_kernel;
 pub mod parked;
+pub(crate) mod saved;
 
 use std::io;
 use std::num::NonZeroU32;
@@ -30,6 +31,7 @@ use protocol::agent::Network;
 
 use crate::qemu::debug_image::DebugImage;
 use crate::qemu::parked::Parked;
+use crate::qemu::saved::Saved;
 
 /// Launches the VM of one sandbox, once.
 pub struct QemuLauncher {
@@ -53,6 +55,8 @@ pub struct QemuLauncher {
     pub debug_console: bool,
     /// A VM that has booted already, and is taken instead.
     pub parked: Mutex<Option<Parked>>,
+    /// A saved VM, of which this one is to be a copy.
+    pub(crate) saved: Mutex<Option<Saved>>,
 }
 
 impl QemuLauncher {
@@ -64,6 +68,27 @@ impl QemuLauncher {
         DebugImage::make(config, self.run_dir.path())
             .inspect_err(|error| tracing::warn!(error = chain(error), "the debug console has no programs"))
             .ok()
+    }
+
+    /// A VM that is a copy of the saved one if there is one, with the guest's first connection then, and else boots.
+    async fn copy_or_boot(
+        &self,
+        config: &config::Hypervisor,
+        request: VmRequest,
+    ) -> Result<(Vm, GuestListener, Option<GuestStream>), VmLaunchError> {
+        let saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(saved) = saved
+            && let Some((vm, listener, first)) = saved.copy(config, request.clone()).await
+        {
+            for nic in request.nics {
+                let attached = vm.nics().attach(nic).await;
+                attached.map_err(|error| VmLaunchError::Failed(chain(&error)))?;
+            }
+            return Ok((vm, listener, Some(first)));
+        }
+        let booted = Box::pin(hypervisor::boot(config, request)).await;
+        let (vm, listener) = booted.map_err(|error| VmLaunchError::Failed(chain(&error)))?;
+        Ok((vm, listener, None))
     }
 
     /// Makes a VM that has booted for nobody this sandbox's: its processes join the sandbox's cgroups, and it gets its network devices.
@@ -120,9 +145,7 @@ impl Launcher for QemuLauncher {
                     netns: network.vm_namespace(),
                     ..self.request.clone()
                 };
-                let booted = Box::pin(hypervisor::boot(config, request)).await;
-                let (vm, listener) = booted.map_err(|error| failed(&error))?;
-                (vm, listener, None)
+                self.copy_or_boot(config, request).await?
             }
         };
         // QEMU first: its pid stands for the sandbox.

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use config::Mebibytes;
 use protocol::agent::{Empty, Event, HelloRequest, HostClock, MemoryDemand, MemoryGranted, SandboxSetup, event::What};
 use protocol::agent_ttrpc::Host;
+use rustix::rand::GetRandomFlags;
 use tokio::sync::{mpsc, oneshot};
 use ttrpc::Code;
 use ttrpc::r#async::TtrpcContext;
@@ -68,6 +69,17 @@ fn now_ns() -> u64 {
     u64::try_from(now.as_nanos()).unwrap_or_default()
 }
 
+/// New for each guest: all copies of a template have the same random number generator until they get it.
+fn random_seed() -> ttrpc::Result<Vec<u8>> {
+    let mut seed = [0; protocol::SEED];
+    let filled = rustix::rand::getrandom(&mut seed, GetRandomFlags::empty());
+    if filled.is_ok_and(|count| count == seed.len()) {
+        Ok(seed.to_vec())
+    } else {
+        Err(refuse(Code::INTERNAL, "the host has no random numbers"))
+    }
+}
+
 #[async_trait]
 impl Host for HostService {
     async fn hello(&self, _: &TtrpcContext, request: HelloRequest) -> ttrpc::Result<SandboxSetup> {
@@ -77,6 +89,7 @@ impl Host for HostService {
         };
         let mut setup = self.setup.clone();
         setup.clock_ns = now_ns();
+        setup.random_seed = random_seed()?;
         // The boot may have been given up just now; then the VM is being stopped.
         let _ = hello.send(request);
         Ok(setup)

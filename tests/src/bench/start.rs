@@ -116,22 +116,26 @@ fn boots(host: &Host) -> Result<Vec<Row>> {
     ])
 }
 
-/// `ctr run` to the first output, cold and with a VM from the pool, against runc. The pool is full again before each start.
+/// `ctr run` to the first output, cold, with a VM from the pool and with a copy of a template, against runc. The pool is full again before each start.
 pub(super) fn containers(host: &Host) -> Result<Vec<Row>> {
     let runc = Node::start_runtime(Runtime::Runc)?.quiet();
     let warm = Node::start_configured("[factory]\nvm_cache_number = 1\n")?.quiet();
     let pool = Pool::fill(&warm.configuration())?;
+    let template = Node::start_configured("[factory]\nenable_template = true\nvm_cache_number = 0\n")?.quiet();
+    let copied = Pool::fill(&template.configuration())?;
     let mut number = 0;
-    let [cold, floor, value] = best_in_turns::<3>(COUNT, |kind| {
+    let [cold, floor, value, copy] = best_in_turns::<4>(COUNT, |kind| {
         if kind == 2 {
             pool.again()?;
         }
         number += 1;
-        first_output([&host.node, &runc, &warm][kind], &format!("start{number}"))
+        first_output([&host.node, &runc, &warm, &template][kind], &format!("start{number}"))
     })?;
     pool.empty()?;
+    copied.empty()?;
     runc.nothing_left()?;
     warm.nothing_left()?;
+    template.nothing_left()?;
     let row = |what: &str, value| Row {
         what: what.to_owned(),
         floor_is: "runc",
@@ -143,6 +147,7 @@ pub(super) fn containers(host: &Host) -> Result<Vec<Row>> {
     Ok(vec![
         row("ctr run to the first output", cold),
         row("ctr run to the first output, from the pool", value),
+        row("ctr run to the first output, from a template", copy),
     ])
 }
 

@@ -299,16 +299,16 @@ fn environment(dir: &Path, runtime: Runtime, dropin: Option<&str>) -> Result<Vec
 /// The configuration file for a node in `dir`: the build's own, or a copy of it with a drop-in beside it.
 pub(crate) fn configuration(dir: &Path, dropin: Option<&str>) -> Result<PathBuf> {
     let built = locate::configuration()?;
-    let warm = pool::wanted()?;
-    if dropin.is_none() && !warm {
+    let warm = pool::dropin(&dir.join("templates"))?;
+    if dropin.is_none() && warm.is_none() {
         return Ok(built);
     }
     let copy = dir.join("configuration.toml");
     std::fs::copy(built, &copy)?;
     let dropins = dir.join("config.d");
     std::fs::create_dir(&dropins)?;
-    if warm {
-        std::fs::write(dropins.join(pool::NAME), pool::dropin())?;
+    if let Some(warm) = warm {
+        std::fs::write(dropins.join(pool::NAME), warm)?;
     }
     if let Some(dropin) = dropin {
         std::fs::write(dropins.join("90-test.toml"), dropin)?;
