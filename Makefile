@@ -68,9 +68,10 @@ test-kernel-debug: build kernel-debug ## a pod that asks for the debug kernel ha
 	@TATAMI_BUILD=$(BUILD) cargo run --quiet --locked --release --target-dir $(target_dir) -p tatami-tests --bin kernel-table -- debug
 
 .PHONY: initrd
-initrd: static-programs ## build/share/initrd.img, with the static agent as /init, and debug-console.img
+initrd: static-programs ## build/share/initrd.img, with the static agent as /init, debug-console.img and iptables.img
 	@guest-kernel/initrd $(guest_out)/tatami-agent $(BUILD)/share/initrd.img
 	@guest-kernel/debug-console $(BUILD)/share/debug-console.img
+	@guest-kernel/iptables $(BUILD)/share/iptables.img
 
 .PHONY: static-programs
 static-programs: # the agent, kata-ctl (for any distribution, and an image with nothing else), and the tests' probe

@@ -30,7 +30,9 @@ def id: gsub("[^A-Za-z0-9.-]"; "-");
       other("virtiofsd"; $virtiofsd; "Apache-2.0 AND BSD-3-Clause"; {}),
       other("vhost-device-vsock"; $vsock; "Apache-2.0 OR BSD-3-Clause"; {sourceInfo: "with hypervisor/patches/vhost-device-vsock; sha256 of the crate: \($vsocksum)"}),
       other("busybox"; "NOASSERTION"; "GPL-2.0-only"; {sourceInfo: "in debug-console.img: the busybox-static of the machine that built it"})
-  ]) as $parts
+  ] + [$iptables | split("\n")[] | select(length > 0) | split(" ")
+      | other(.[2] | id; .[3]; {glibc: "LGPL-2.1-or-later", libmnl: "LGPL-2.1-or-later"}[.[0]] // "GPL-2.0-or-later";
+            {name: .[2], sourceInfo: "in iptables.img: of Debian's source package \(.[0]) \(.[1])"})]) as $parts
 | {
       spdxVersion: "SPDX-2.3", dataLicense: "CC0-1.0", SPDXID: "SPDXRef-DOCUMENT", name: "tatami-\($version)",
       documentNamespace: "https://spdx.org/spdxdocs/tatami-\($version)",

@@ -25,7 +25,7 @@ use crate::container::reaper::Reaper;
 use crate::guest::setup::{SetupError, set_up};
 use crate::guest::{boot, clock, growth, template};
 use crate::network::{GuestNetwork, NetworkError};
-use crate::server::rpc::Service;
+use crate::server::rpc::{self, Service};
 use crate::server::sandbox::Sandbox;
 
 /// How long the host may take to hang up after the answer to Shutdown, or to acknowledge a fatal event.
@@ -120,7 +120,7 @@ async fn serve(log: &Log) -> Result<(), InitError> {
         }
     };
     let shutdown = Arc::new(Notify::new());
-    let mut server = listen(dialer, services.clone(), network, &lost, &shutdown).await?;
+    let mut server = listen(dialer, log, services.clone(), network, &lost, &shutdown).await?;
     tracing::info!(sandbox = setup.sandbox_id, "ready");
     let following = tokio::spawn(clock::follow(host.clone()));
     let growing = tokio::spawn(growth::follow(host.clone(), setup.most_extra_memory_bytes));
@@ -169,6 +169,7 @@ async fn prepare(
 
 async fn listen(
     dialer: Dialer,
+    log: &Log,
     services: Services,
     network: Arc<GuestNetwork>,
     lost: &Arc<Notify>,
@@ -182,9 +183,11 @@ async fn listen(
     let sandbox = Arc::new(Sandbox::new(services, Arc::clone(shutdown)));
     // One connection, and no other for ever: a listener that ends would end the server.
     let listener = Listener::new(stream::iter([Ok(connection)]).chain(stream::pending()));
-    let mut server = Server::new()
-        .add_listener(listener)
-        .register_service(create_agent(Arc::new(Service::new(sandbox, network))));
+    let mut methods = create_agent(Arc::new(Service::new(sandbox, network)));
+    for table in methods.values_mut() {
+        rpc::trace(table, log.spans());
+    }
+    let mut server = Server::new().add_listener(listener).register_service(methods);
     server.start().await.map_err(InitError::Serve)?;
     Ok(server)
 }

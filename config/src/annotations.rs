@@ -9,13 +9,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::codec::LONGEST_KERNEL_PARAMS;
-use crate::load::{conflict, shortened};
+use crate::load::{AGENT_ALONE, conflict, shortened};
 use crate::model::Config;
 use crate::raw::Raw;
 use crate::settings::{Access, SETTINGS, Setting, Table};
 use crate::unsupported::{self, Other};
 use crate::value::PathPattern;
-use crate::warning::Warning;
+use crate::warning::{Place, Reason, Warning};
 
 /// Why a sandbox is not created as its annotations ask.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -134,6 +134,13 @@ pub fn apply(config: &mut Config, annotations: &BTreeMap<String, String>) -> Res
     }
     if let Some(reason) = conflict(&changed) {
         return Err(AnnotationError::Conflict(reason));
+    }
+    if changed.agent.enable_tracing && !config.agent.enable_tracing && !changed.runtime.enable_tracing {
+        warnings.push(Warning {
+            place: Place::Annotation,
+            key: String::from("io.katacontainers.config.agent.enable_tracing"),
+            reason: Reason::Differs(AGENT_ALONE),
+        });
     }
     *config = changed;
     Ok(warnings)

@@ -14,7 +14,7 @@ use crate::locked::{CapPolicy, LockLimit, OnExcess, PerfEventKb};
 use crate::raw::{Raw, Refusal};
 use crate::value::{
     Accelerator, BlockAio, EmptyDirMode, Factor, HostNetwork, InterNetworking, MachineType, Mebibytes, MilliCpus,
-    NamePattern, PathPattern, SandboxBind, SharedFs, Vcpus, VirtioFsCache, Vsock,
+    NamePattern, PathPattern, SandboxBind, Secret, SharedFs, Vcpus, VirtioFsCache, Vsock,
 };
 use crate::virtiofsd;
 
@@ -349,6 +349,46 @@ pub(crate) const SANDBOX_BINDS: Codec<Vec<SandboxBind>> = Codec {
         }
     },
     show: |value| Value::Array(value.iter().map(|bind| Value::String(bind.to_string())).collect()),
+};
+
+/// Longest text about a collector of spans, in bytes.
+const LONGEST_COLLECTOR: usize = 2048;
+
+/// The URL that spans are sent to. TLS is not spoken.
+pub(crate) const COLLECTOR: Codec<String> = Codec {
+    read: |raw| {
+        let plain = |text: &str| text.len() <= LONGEST_COLLECTOR && text.bytes().all(|byte| byte.is_ascii_graphic());
+        let valid = |text: &&str| {
+            let rest = text.strip_prefix("http://");
+            text.is_empty() || rest.is_some_and(|rest| !rest.starts_with(['/', ':']) && !rest.is_empty() && plain(rest))
+        };
+        let text = raw.text().filter(valid);
+        text.map(str::to_owned).ok_or_else(|| {
+            Refusal::new("a URL that begins with http:// (TLS is not spoken: name a collector of the node)")
+        })
+    },
+    show: |value| Value::String(value.clone()),
+};
+
+fn collector_text(raw: Raw<'_>) -> Result<String, Refusal> {
+    let valid = |text: &&str| text.len() <= LONGEST_COLLECTOR && !text.contains(char::is_control);
+    let text = raw.text().filter(valid).map(str::to_owned);
+    text.ok_or_else(|| Refusal::new(format!("one line of at most {LONGEST_COLLECTOR} bytes")))
+}
+
+/// In HTTP Basic (RFC 7617) a colon ends the user's name.
+pub(crate) const COLLECTOR_USER: Codec<String> = Codec {
+    read: |raw| match collector_text(raw)? {
+        name if name.contains(':') => Err(Refusal::new("a name without a colon")),
+        name => Ok(name),
+    },
+    show: |value| Value::String(value.clone()),
+};
+
+/// It is not shown.
+pub(crate) const COLLECTOR_PASSWORD: Codec<Secret> = Codec {
+    read: |raw| collector_text(raw).map(Secret::new),
+    show: |value| Value::String(value.to_string()),
 };
 
 pub(crate) const VIRTIO_FS_ARGS: Codec<Vec<String>> = Codec {

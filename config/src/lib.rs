@@ -23,7 +23,7 @@ mod virtiofsd;
 mod warning;
 
 pub use installation::{Installation, Replacement};
-pub use load::{ConfigError, DEFAULT_PATHS, Loaded, MAX_DROP_INS, MAX_FILE_SIZE, load, load_for, locate};
+pub use load::{ConfigError, DEFAULT_PATHS, Loaded, MAX_DROP_INS, MAX_FILE_SIZE, OTLP_PATH, load, load_for, locate};
 pub use locked::{CapPolicy, LockLimit, OnExcess, PerfEventKb};
 pub use model::{Agent, CapIpcLock, Config, Factory, Hypervisor, Memlock, Runtime};
 pub use modules::{MODULES, modules_beside};
@@ -31,6 +31,6 @@ pub use reference::reference;
 pub use row::{Row, Status};
 pub use value::{
     Accelerator, BlockAio, EmptyDirMode, Factor, HostNetwork, InterNetworking, MAX_VCPUS, MachineType, Mebibytes,
-    MilliCpus, NamePattern, PathPattern, SandboxBind, SharedFs, Vcpus, VirtioFsCache, Vsock,
+    MilliCpus, NamePattern, PathPattern, SandboxBind, Secret, SharedFs, Vcpus, VirtioFsCache, Vsock,
 };
 pub use warning::{Place, Reason, Warning};

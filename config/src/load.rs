@@ -23,6 +23,9 @@ pub const DEFAULT_PATHS: [&str; 2] = [
     "/usr/share/defaults/kata-containers/configuration.toml",
 ];
 
+/// The path at which a collector takes spans by OTLP/HTTP.
+pub const OTLP_PATH: &str = "/v1/traces";
+
 /// Bytes that a file may have; Kata's own, with all their comments, have about 36 KiB.
 pub const MAX_FILE_SIZE: u64 = 1 << 20;
 
@@ -177,6 +180,11 @@ pub fn load_for(path: &Path, installed: Option<&Installation>) -> Result<Loaded,
         let reason = Reason::Weakens(weakens);
         warnings.push(Warning { place, key, reason });
     }
+    for (key, how) in tracing(&config) {
+        let place = Place::Files { first: path.to_owned() };
+        let (key, reason) = (key.to_owned(), Reason::Differs(how));
+        warnings.push(Warning { place, key, reason });
+    }
     complete(&config, &warnings, path)?;
     if let Some(reason) = conflict(&config) {
         let path = path.to_owned();
@@ -201,6 +209,34 @@ pub(crate) fn conflict(config: &Config) -> Option<String> {
     let unshared = config.hypervisor.shared_fs == SharedFs::None;
     let key = needs.into_iter().find(|(_, unset)| unshared && !unset);
     key.map(|(key, _)| format!("{key} needs the shared directory, and hypervisor.qemu.shared_fs is \"none\""))
+}
+
+/// What is said of an agent that is to be traced without its shim.
+pub(crate) const AGENT_ALONE: &str =
+    "without runtime.enable_tracing the agent is not traced either: its spans belong to the shim's";
+
+/// What the keys of tracing do otherwise than they say.
+fn tracing(config: &Config) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let runtime = &config.runtime;
+    let keys = [
+        (
+            runtime.enable_tracing
+                && !runtime.jaeger_endpoint.is_empty()
+                && !runtime.jaeger_endpoint.ends_with(OTLP_PATH),
+            "runtime.jaeger_endpoint",
+            "spans are not sent there, because it does not end in /v1/traces: only OTLP is spoken, which Jaeger takes at \
+             http://HOST:4318/v1/traces. They are sent to OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT of \
+             containerd's environment, or to http://localhost:4318/v1/traces",
+        ),
+        (
+            config.agent.enable_tracing && !runtime.enable_tracing,
+            "runtime.enable_tracing",
+            AGENT_ALONE,
+        ),
+    ];
+    keys.into_iter()
+        .filter(|(differs, ..)| *differs)
+        .map(|(_, key, how)| (key, how))
 }
 
 /// What a configuration takes away of what stands between guest and host.
@@ -243,6 +279,7 @@ fn complete(config: &Config, warnings: &[Warning], path: &Path) -> Result<(), Co
                 Reason::Unknown { nearest: Some(nearest) } => key.ends_with(nearest),
                 Reason::Unknown { nearest: None }
                 | Reason::Unsupported(_)
+                | Reason::Differs(_)
                 | Reason::Replaced(_)
                 | Reason::Weakens(_) => false,
             };

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::locked::{CapPolicy, LockLimit, OnExcess, PerfEventKb};
 use crate::value::{
     Accelerator, BlockAio, EmptyDirMode, Factor, HostNetwork, InterNetworking, MachineType, Mebibytes, MilliCpus,
-    NamePattern, PathPattern, SandboxBind, SharedFs, Vcpus, VirtioFsCache, Vsock,
+    NamePattern, PathPattern, SandboxBind, Secret, SharedFs, Vcpus, VirtioFsCache, Vsock,
 };
 
 /// The whole configuration.
@@ -214,6 +214,8 @@ pub struct Agent {
     pub debug_console_enabled: bool,
     /// Modules of the guest's kernel that are loaded before the first container, each a name with its parameters after it.
     pub kernel_modules: Vec<String>,
+    /// Whether the agent records spans, if the shim does.
+    pub enable_tracing: bool,
 }
 
 impl Default for Agent {
@@ -223,6 +225,7 @@ impl Default for Agent {
             enable_debug: false,
             debug_console_enabled: false,
             kernel_modules: Vec::new(),
+            enable_tracing: false,
         }
     }
 }
@@ -255,6 +258,14 @@ pub struct Runtime {
     pub sandbox_bind_mounts: Vec<SandboxBind>,
     /// The sockets of the host that containers may connect to, if they have a bind mount of them.
     pub share_host_sockets: Vec<PathPattern>,
+    /// Whether the shim sends spans of its requests to a collector.
+    pub enable_tracing: bool,
+    /// The collector's URL; empty: the environment's, or the node's own.
+    pub jaeger_endpoint: String,
+    /// Whom the shim is to the collector (HTTP Basic); empty: nobody.
+    pub jaeger_user: String,
+    /// The password of `jaeger_user`.
+    pub jaeger_password: Secret,
 }
 
 impl Default for Runtime {
@@ -272,6 +283,10 @@ impl Default for Runtime {
             emptydir_mode: EmptyDirMode::SharedFs,
             sandbox_bind_mounts: Vec::new(),
             share_host_sockets: Vec::new(),
+            enable_tracing: false,
+            jaeger_endpoint: String::new(),
+            jaeger_user: String::new(),
+            jaeger_password: Secret::default(),
         }
     }
 }

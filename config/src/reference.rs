@@ -5,7 +5,7 @@ use crate::settings::{SETTINGS, Table};
 use crate::unsupported;
 
 /// What a supported key does otherwise than Kata's.
-const OTHERWISE: [(&str, &str); 29] = [
+const OTHERWISE: [(&str, &str); 32] = [
     (
         "hypervisor.qemu.path",
         "a path of Kata's that is not there is QEMU in PATH",
@@ -92,6 +92,18 @@ const OTHERWISE: [(&str, &str); 29] = [
         "raises dial_timeout, never lowers it",
     ),
     ("agent.kata.create_container_timeout", "as in [runtime]"),
+    (
+        "agent.kata.enable_tracing",
+        "the shim sends the agent's spans with its own, if runtime.enable_tracing is set: no forwarder is needed",
+    ),
+    (
+        "runtime.enable_tracing",
+        "spans are sent by OTLP/HTTP, as JSON (docs/diagnostics.md)",
+    ),
+    (
+        "runtime.jaeger_endpoint",
+        "an http:// URL that ends in /v1/traces; another is a warning: Jaeger's own protocol is not spoken",
+    ),
     (
         "runtime.emptydir_mode",
         "\"shared-fs\" and \"block-plain\"; encrypted ones are refused: there are no confidential guests",

@@ -6,12 +6,12 @@
 use toml::Value;
 
 use crate::codec::{
-    ACCELERATOR, BIT_RATE, BLOCK_AIO, BOOLEAN, CACHE_IDLE_TIMEOUT, CACHE_NUMBER, CAP_POLICY, CPU_FEATURES,
-    CREATE_TIMEOUT, DIAL_TIMEOUT, EMPTY_DIR_MODE, FILE, HOST_NETWORK, INTERNETWORKING, KERNEL_MODULES, KERNEL_PARAMS,
-    LOCK_LIMIT, MACHINE_TYPE, MAX_MEMORY, MAX_VCPUS, MEMORY, MEMORY_LIMIT, NAME_PATTERNS, NETWORK_QUEUES, ON_EXCESS,
-    OPERATION_RATE, OVERHEAD_MEMORY, OVERHEAD_VCPUS, PATH_PATTERNS, PERF_EVENT_KB, PROGRAM, QUEUE_SIZE,
-    RECONNECT_TIMEOUT, SANDBOX_BINDS, SECCOMP_SANDBOX, SHARED_FS, SOCKET_PATTERNS, TIMEOUT_FACTOR, VCPUS,
-    VIRTIO_FS_ARGS, VIRTIO_FS_CACHE, VSOCK,
+    ACCELERATOR, BIT_RATE, BLOCK_AIO, BOOLEAN, CACHE_IDLE_TIMEOUT, CACHE_NUMBER, CAP_POLICY, COLLECTOR,
+    COLLECTOR_PASSWORD, COLLECTOR_USER, CPU_FEATURES, CREATE_TIMEOUT, DIAL_TIMEOUT, EMPTY_DIR_MODE, FILE, HOST_NETWORK,
+    INTERNETWORKING, KERNEL_MODULES, KERNEL_PARAMS, LOCK_LIMIT, MACHINE_TYPE, MAX_MEMORY, MAX_VCPUS, MEMORY,
+    MEMORY_LIMIT, NAME_PATTERNS, NETWORK_QUEUES, ON_EXCESS, OPERATION_RATE, OVERHEAD_MEMORY, OVERHEAD_VCPUS,
+    PATH_PATTERNS, PERF_EVENT_KB, PROGRAM, QUEUE_SIZE, RECONNECT_TIMEOUT, SANDBOX_BINDS, SECCOMP_SANDBOX, SHARED_FS,
+    SOCKET_PATTERNS, TIMEOUT_FACTOR, VCPUS, VIRTIO_FS_ARGS, VIRTIO_FS_CACHE, VSOCK,
 };
 use crate::model::Config;
 use crate::raw::{Raw, Refusal};
@@ -366,6 +366,12 @@ pub(crate) static SETTINGS: &[Setting] = &[
         KERNEL_MODULES,
         Access::Annotation("kernel_modules")
     ),
+    setting!(
+        Agent,
+        agent.enable_tracing,
+        BOOLEAN,
+        Access::Annotation("enable_tracing")
+    ),
     setting!(Runtime, runtime.enable_debug, BOOLEAN, Access::File),
     setting!(
         Runtime,
@@ -408,6 +414,10 @@ pub(crate) static SETTINGS: &[Setting] = &[
         SOCKET_PATTERNS,
         Access::Choose("share_host_sockets")
     ),
+    setting!(Runtime, runtime.enable_tracing, BOOLEAN, Access::File),
+    setting!(Runtime, runtime.jaeger_endpoint, COLLECTOR, Access::File),
+    setting!(Runtime, runtime.jaeger_user, COLLECTOR_USER, Access::File),
+    setting!(Runtime, runtime.jaeger_password, COLLECTOR_PASSWORD, Access::File),
     setting!(Memlock, memlock.default, LOCK_LIMIT, Access::File),
     setting!(Memlock, memlock.max, LOCK_LIMIT, Access::File),
     setting!(Memlock, memlock.on_excess, ON_EXCESS, Access::File),

@@ -40,6 +40,8 @@ pub struct Warning {
 pub enum Reason {
     /// Kata has it, we do not.
     Unsupported(&'static str),
+    /// It has another effect than in Kata, or none without another key.
+    Differs(&'static str),
     /// Something else is used.
     Replaced(Vec<Replacement>),
     /// It has its effect: less stands between the guest and the host than by default. Key and value, and what is missing.
@@ -60,6 +62,7 @@ impl fmt::Display for Warning {
         }
         match &self.reason {
             Reason::Unsupported(why) => write!(f, "{} is not supported and has no effect: {why}", self.key),
+            Reason::Differs(how) => write!(f, "{}: {how}", self.key),
             Reason::Replaced(replaced) => {
                 let one = |one: &Replacement| {
                     let (written, used) = (one.written.display(), one.used.display());

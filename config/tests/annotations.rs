@@ -112,6 +112,19 @@ fn annotations_of_runtime_and_agent_need_no_entry_as_in_kata() {
 }
 
 #[test]
+fn a_pod_has_its_agent_traced_only_if_the_shim_is() {
+    let asks = [("io.katacontainers.config.agent.enable_tracing", "true")];
+    let mut config = allowing(&[]);
+    let warnings = applied(&mut config, &asks).unwrap();
+    assert_eq!(warnings.len(), 1);
+    assert_eq!(warnings[0].key, asks[0].0);
+    let mut config = allowing(&[]);
+    config.runtime.enable_tracing = true;
+    assert!(applied(&mut config, &asks).unwrap().is_empty());
+    assert!(config.agent.enable_tracing);
+}
+
+#[test]
 fn no_annotation_weakens_what_the_configuration_gives() {
     let mut config = allowing(&[".*"]);
     config.hypervisor.rootless = true;

@@ -502,3 +502,37 @@ fn what_the_guest_itself_has_of_the_host_has_a_name_of_its_own() {
         assert!(said.contains("whose last parts differ"), "{said}");
     }
 }
+
+#[test]
+fn tracing_says_what_it_does_otherwise_than_katas() {
+    let on = "[runtime]\nenable_tracing = true\n";
+    assert_eq!(warnings_in(on), [""; 0]);
+    assert_eq!(
+        warnings_in(&format!("{on}jaeger_endpoint = \"http://c:4318/v1/traces\"\n")),
+        [""; 0]
+    );
+    // Of Kata's own default nothing is said while nothing is traced.
+    let kata = "jaeger_endpoint = \"http://localhost:14268/api/traces\"\n";
+    assert_eq!(warnings_in(&format!("[runtime]\n{kata}")), [""; 0]);
+    let said = warnings_in(&format!("{on}{kata}"));
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(
+        said[0].contains("runtime.jaeger_endpoint: spans are not sent there"),
+        "{said:?}"
+    );
+    let said = warnings_in("[agent.kata]\nenable_tracing = true\n");
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(
+        said[0].contains("runtime.enable_tracing: without runtime.enable_tracing"),
+        "{said:?}"
+    );
+    for (key, value) in [
+        ("jaeger_endpoint", "https://c/v1/traces"),
+        ("jaeger_endpoint", "http:///v1/traces"),
+        ("jaeger_endpoint", "http://c /v1/traces"),
+        ("jaeger_user", "a:b"),
+    ] {
+        let error = error_in(&format!("{NEEDED}[runtime]\n{key} = \"{value}\"\n"));
+        assert!(error.contains(&format!("runtime.{key}")), "{error}");
+    }
+}

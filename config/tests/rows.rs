@@ -54,15 +54,20 @@ const SAMPLES: &[(&str, &str)] = &[
     ("agent.kata.debug_console_enabled", "true"),
     ("agent.kata.dial_timeout", "33"),
     ("agent.kata.enable_debug", "true"),
+    ("agent.kata.enable_tracing", "true"),
     ("agent.kata.kernel_modules", "[\"nfs\"]"),
     ("agent.kata.reconnect_timeout_ms", "99000"),
     ("runtime.create_container_timeout", "33"),
     ("runtime.disable_guest_seccomp", "true"),
     ("runtime.emptydir_mode", "\"block-plain\""),
     ("runtime.enable_debug", "true"),
+    ("runtime.enable_tracing", "true"),
     ("runtime.enable_vcpus_pinning", "true"),
     ("runtime.host_network", "\"deny\""),
     ("runtime.internetworking_model", "\"none\""),
+    ("runtime.jaeger_endpoint", "\"http://c:4318/v1/traces\""),
+    ("runtime.jaeger_password", "\"secret\""),
+    ("runtime.jaeger_user", "\"user\""),
     ("runtime.kernel_debug", "true"),
     ("runtime.sandbox_bind_mounts", "[\"/srv:rw\"]"),
     ("runtime.share_host_sockets", "[\"/run/x.sock\"]"),
@@ -203,6 +208,8 @@ fn allowing() -> Config {
     config.hypervisor.rootless = false;
     config.hypervisor.disable_vhost_net = false;
     config.runtime.disable_guest_seccomp = true;
+    // Without it the agent's own has no effect, which is said.
+    config.runtime.enable_tracing = true;
     config.runtime.share_host_sockets = patterns(&["/run/x.sock", "/run/y.sock"]);
     config
 }

@@ -19,9 +19,58 @@ const NAMES: [(&str, &str); 2] = [("kata-collect-data.sh", "collect-data"), ("ka
     version,
     about = "Diagnostics for sandboxes of io.containerd.kata.v2"
 )]
+#[command(arg_required_else_help = true)]
 struct Arguments {
+    /// Print where the configuration is looked for, in this order
+    #[arg(long, visible_alias = "kata-show-default-config-paths", exclusive = true)]
+    show_default_config_paths: bool,
+    /// Read this configuration instead of the one that the runtime would read
+    #[arg(long, alias = "kata-config", value_name = "FILE", hide = true)]
+    config: Option<PathBuf>,
+    /// Taken, and without effect: messages go to standard error
+    #[arg(long, short, hide = true)]
+    log_level: Option<String>,
+    /// Taken, and without effect
+    #[arg(long, short, hide = true)]
+    json_logging: bool,
+    /// Taken, and without effect: messages go to standard error
+    #[arg(long, hide = true)]
+    log: Option<PathBuf>,
+    /// Taken, and without effect
+    #[arg(long, hide = true)]
+    log_format: Option<String>,
+    /// Taken, and without effect: there is one place for sandboxes
+    #[arg(long, hide = true)]
+    root: Option<PathBuf>,
+    /// Taken, and without effect
+    #[arg(long, hide = true)]
+    rootless: Option<String>,
+    /// Taken, and without effect
+    #[arg(long, hide = true)]
+    systemd_cgroup: bool,
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
+}
+
+impl Arguments {
+    /// The command, with the configuration that is named before it if it names none itself.
+    fn into_command(self) -> Option<Command> {
+        if self.show_default_config_paths {
+            return Some(Command::ConfigPaths);
+        }
+        let mut command = self.command?;
+        match &mut command {
+            Command::Config { path, .. } | Command::Check { path, .. } | Command::Env { path, .. } => {
+                *path = path.take().or(self.config);
+            }
+            Command::CollectData(options) => options.path = options.path.take().or(self.config),
+            Command::Factory {
+                command: FactoryCommand::Init { config } | FactoryCommand::Destroy { config },
+            } => *config = config.take().or(self.config),
+            _ => {}
+        }
+        Some(command)
+    }
 }
 
 /// What is asked for.
@@ -45,18 +94,33 @@ pub(crate) enum Command {
         #[arg(long, conflicts_with_all = ["path", "json"])]
         keys: bool,
     },
+    /// Print where the configuration is looked for (Kata's `--show-default-config-paths`)
+    #[command(hide = true)]
+    ConfigPaths,
     /// Check that this host can run sandboxes
     #[command(alias = "kata-check")]
     Check {
         /// `all` and `no-network-checks` are the same: nothing is asked of the network
         #[arg(value_enum)]
-        what: Option<Checks>,
+        what: Option<CheckScope>,
         /// Fail on a warning, too
-        #[arg(long)]
+        #[arg(long, short)]
         strict: bool,
         /// Taken, and without effect: nothing is asked of the network
         #[arg(long, short = 'n', hide = true)]
         no_network_checks: bool,
+        /// Taken, and without effect: every line is printed anyhow
+        #[arg(long, short, hide = true)]
+        verbose: bool,
+        /// As `check-version-only`, as a flag
+        #[arg(long, short = 'c', hide = true)]
+        check_version_only: bool,
+        /// As `only-list-releases`, as a flag
+        #[arg(long, short = 'o', hide = true)]
+        only_list_releases: bool,
+        /// As `include-all-releases`, as a flag
+        #[arg(long, short = 'a', hide = true)]
+        include_all_releases: bool,
         /// Read this file instead of the one that the runtime would read
         #[arg(long, value_name = "FILE")]
         path: Option<PathBuf>,
@@ -122,11 +186,11 @@ pub(crate) enum Command {
         #[arg(long, hide = true)]
         log_level: Option<String>,
     },
-    /// Say why the guest's netfilter rules cannot be read or set from here (Kata's `iptables get|set`)
+    /// Read or set a guest's netfilter rules, in the format of iptables-save(8)
     Iptables {
-        /// Taken, and without effect
-        #[arg(hide = true, num_args = 0.., allow_hyphen_values = true, trailing_var_arg = true)]
-        words: Vec<String>,
+        /// What to do
+        #[command(subcommand)]
+        command: IptablesCommand,
     },
     /// Say how much memory a container's process may lock, whether perf buffers would be granted to it, and what to
     /// change if not
@@ -210,13 +274,52 @@ pub(crate) enum FactoryCommand {
     },
 }
 
+/// What is done with a guest's rules.
+#[derive(Subcommand)]
+pub(crate) enum IptablesCommand {
+    /// Print them
+    Get {
+        #[command(flatten)]
+        guest: GuestRules,
+    },
+    /// Replace those of each table that a file has
+    Set {
+        #[command(flatten)]
+        guest: GuestRules,
+        /// As iptables-save(8) writes them
+        file: PathBuf,
+    },
+}
+
+/// Whose rules, and which.
+#[derive(Args)]
+pub(crate) struct GuestRules {
+    /// The sandbox's id, or a beginning of it
+    #[arg(long, value_name = "ID")]
+    pub(crate) sandbox_id: String,
+    /// Those of IPv6
+    #[arg(long)]
+    pub(crate) v6: bool,
+}
+
 /// What is checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Checks {
+pub(crate) enum CheckScope {
     /// Everything
     All,
     /// The same
     NoNetworkChecks,
+    /// Nothing: print what is checked
+    List,
+    /// Refused: releases are not asked for
+    #[value(hide = true)]
+    CheckVersionOnly,
+    /// Refused: releases are not asked for
+    #[value(hide = true)]
+    OnlyListReleases,
+    /// Refused: releases are not asked for
+    #[value(hide = true)]
+    IncludeAllReleases,
 }
 
 /// What is done with a volume.
@@ -300,8 +403,23 @@ pub(crate) struct LogOptions {
     #[arg(long, alias = "output-format", value_enum, default_value = "text")]
     format: logs::Format,
     /// Write to this file instead of standard output
-    #[arg(long, value_name = "OUTPUT")]
+    #[arg(long, short, value_name = "OUTPUT")]
     pub(crate) output_file: Option<PathBuf>,
+    /// Print nothing: only say what is wrong
+    #[arg(long, short)]
+    pub(crate) check_only: bool,
+    /// Fail if one of the logs has no line
+    #[arg(long)]
+    error_if_file_empty: bool,
+    /// Fail if no log has a line
+    #[arg(long)]
+    error_if_no_records: bool,
+    /// Taken, and without effect: a field may always be missing
+    #[arg(long, hide = true)]
+    ignore_missing_fields: bool,
+    /// Taken, and without effect: there are no warnings
+    #[arg(long, short, hide = true)]
+    quiet: bool,
     /// Only lines of this sandbox
     #[arg(long, value_name = "ID")]
     sandbox: Option<String>,
@@ -312,7 +430,7 @@ pub(crate) struct LogOptions {
     #[arg(long, value_name = "TIME")]
     since: Option<String>,
     /// Fail on a line that is not understood
-    #[arg(long)]
+    #[arg(long, short)]
     strict: bool,
 }
 
@@ -326,6 +444,8 @@ impl LogOptions {
             group: self.group,
             since: self.since.as_deref().map(time::since).transpose()?,
             strict: self.strict,
+            no_empty_file: self.error_if_file_empty,
+            some_record: self.error_if_no_records,
         })
     }
 }
@@ -341,9 +461,14 @@ fn seconds(text: &str) -> Result<f64, String> {
 pub(crate) fn parse() -> Command {
     let matches = definition().get_matches_from(words(std::env::args_os()));
     match Arguments::from_arg_matches(&matches) {
-        Ok(arguments) => arguments.command,
+        Ok(arguments) => arguments.into_command().unwrap_or_else(|| missing().exit()),
         Err(error) => error.exit(),
     }
+}
+
+/// A command line without a command, which the definition does not let pass.
+fn missing() -> clap::Error {
+    definition().error(clap::error::ErrorKind::MissingSubcommand, "there is no command")
 }
 
 /// The definition of the command line, for the manual and the completions.
@@ -408,11 +533,18 @@ mod tests {
             let matches = definition().try_get_matches_from(words);
             matches
                 .and_then(|matches| Arguments::from_arg_matches(&matches))
-                .map(|arguments| arguments.command)
+                .map(|arguments| arguments.into_command().unwrap())
         };
         for line in [
             "kata-ctl check all",
             "kata-ctl check no-network-checks",
+            "kata-ctl check list",
+            "kata-ctl -l debug -j check all",
+            "kata-ctl --show-default-config-paths",
+            "kata-runtime --kata-show-default-config-paths",
+            "kata-runtime --config /c.toml --log /l --log-format json --root /r --rootless auto --systemd-cgroup check -s -v",
+            "kata-runtime check --only-list-releases",
+            "kata-ctl log-parser -c -q -s -o /tmp/out --error-if-file-empty --error-if-no-records --ignore-missing-fields /l",
             "kata-runtime check --strict --no-network-checks",
             "kata-runtime kata-check",
             "kata-runtime kata-env --json",
@@ -429,6 +561,7 @@ mod tests {
             "kata-ctl direct-volume resize /v 1024",
             "kata-runtime direct-volume resize --volume-path /v --size 1024",
             "kata-ctl iptables get --sandbox-id x --v6",
+            "kata-runtime iptables set --sandbox-id x /tmp/rules",
             "kata-ctl log-parser --output-format csv --output-file /tmp/log.csv /tmp/log",
             "kata-ctl factory init",
             "kata-runtime factory init --config /etc/kata-containers/configuration.toml",
@@ -447,6 +580,8 @@ mod tests {
             "kata-ctl direct-volume add {} --volume-path /v",
             "kata-ctl direct-volume resize /v",
             "kata-ctl direct-volume stats",
+            "kata-ctl iptables get",
+            "kata-ctl iptables set --sandbox-id x",
             "kata-ctl check releases",
             "kata-ctl node install --handler Kata",
             "kata-ctl node install --containerd-version new",
@@ -462,6 +597,24 @@ mod tests {
             panic!("another command")
         };
         assert_eq!((volume.get(), information.as_deref()), ("/v", Some("{}")));
+    }
+
+    #[test]
+    fn the_configuration_that_is_named_before_the_command_is_the_commands() {
+        let parsed = |line: &str| {
+            let matches = definition().try_get_matches_from(line.split(' '));
+            let arguments = matches.and_then(|matches| Arguments::from_arg_matches(&matches));
+            arguments.ok().and_then(Arguments::into_command)
+        };
+        let Some(Command::Env { path, .. }) = parsed("kata-runtime --kata-config /a.toml kata-env") else {
+            panic!("another command")
+        };
+        assert_eq!(path.as_deref(), Some(Path::new("/a.toml")));
+        let Some(Command::Check { path, .. }) = parsed("kata-ctl --config /a.toml check --path /b.toml") else {
+            panic!("another command")
+        };
+        assert_eq!(path.as_deref(), Some(Path::new("/b.toml")));
+        assert!(parsed("kata-ctl").is_none() && parsed("kata-ctl --log-level debug").is_none());
     }
 
     #[test]

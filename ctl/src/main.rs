@@ -1,6 +1,6 @@
 //! `kata-ctl`: information for an operator when a sandbox does not start, or does not work as it should.
 //!
-//! It reads and reports, except for `node`, `factory`, `direct-volume` and programs that `exec` runs. It is never in the path of a
+//! It reads and reports, except for `node`, `factory`, `direct-volume`, `iptables set` and programs that `exec` runs. It is never in the path of a
 //! container. Results go to standard output, messages to standard error. The exit status is 1 for a failure, and 2 for a
 //! wrong command line.
 
@@ -13,6 +13,7 @@ mod direct_volume;
 mod env;
 mod exec;
 mod factory;
+mod iptables;
 mod logs;
 mod manual;
 mod memlock;
@@ -33,7 +34,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use arguments::{Command, VolumeCommand};
+use arguments::{CheckScope, Command, VolumeCommand};
 use direct_volume::Places;
 use progress::said;
 use report::{Report, complain};
@@ -47,9 +48,9 @@ enum End {
 
 type Failure = Box<dyn Error>;
 
-/// Kata's agent has these programs in its guest.
-const NO_IPTABLES: &str = "the guest has no iptables program that the runtime could run, and its rules are the containers' own: run \
-    iptables in a container that has CAP_NET_ADMIN (`ctr task exec`, `kubectl exec`)";
+/// Kata's tools ask GitHub for them.
+const NO_RELEASES: &str =
+    "releases are not asked for, because kata-ctl never uses the network: ask your package manager";
 
 fn main() -> ExitCode {
     let command = arguments::parse();
@@ -85,6 +86,31 @@ async fn run(command: Command) -> Result<End, Failure> {
             kernel_version: Some(release),
             ..
         } => check::kernel::report(&release, io::stdout().is_terminal()),
+        Command::ConfigPaths => Report {
+            text: ::config::DEFAULT_PATHS.iter().map(|path| format!("{path}\n")).collect(),
+            good: true,
+        },
+        Command::Check {
+            what: Some(CheckScope::CheckVersionOnly | CheckScope::OnlyListReleases | CheckScope::IncludeAllReleases),
+            ..
+        }
+        | Command::Check {
+            check_version_only: true,
+            ..
+        }
+        | Command::Check {
+            only_list_releases: true,
+            ..
+        }
+        | Command::Check {
+            include_all_releases: true,
+            ..
+        } => return Err(NO_RELEASES.into()),
+        Command::Check {
+            what: Some(CheckScope::List),
+            path,
+            ..
+        } => check::names(path.as_deref()).await,
         Command::Check { path, strict, .. } => {
             let checked = check::report(path.as_deref(), io::stdout().is_terminal(), strict);
             said("looking at what a sandbox needs", checked).await
@@ -99,7 +125,7 @@ async fn run(command: Command) -> Result<End, Failure> {
         }
         Command::CollectData(options) => collect::report(&options).await?,
         Command::Metrics { sandbox } => said("asking the shims", metrics::report(sandbox.as_deref())).await?,
-        Command::Iptables { .. } => return Err(NO_IPTABLES.into()),
+        Command::Iptables { command } => said("asking the shim", iptables::report(&command)).await?,
         Command::Monitor {
             address,
             listen,
@@ -123,9 +149,13 @@ async fn run(command: Command) -> Result<End, Failure> {
             return Ok(End::Code(exec::run(&sandbox, &command, terminal).await?));
         }
         Command::LogParser(mut options) => {
-            let file = options.output_file.take();
+            let (file, check_only) = (options.output_file.take(), options.check_only);
             let report = logs::report(&options.into_request()?)?;
             match file {
+                _ if check_only => Report {
+                    text: String::new(),
+                    ..report
+                },
                 Some(file) => written(&file, &report)?,
                 None => report,
             }

@@ -19,7 +19,7 @@ use protocol::agent_ttrpc::AgentClient as Generated;
 use scrape::durations::Durations;
 use ttrpc::r#async::Client;
 use ttrpc::r#async::transport::Socket;
-use ttrpc::context;
+use ttrpc::context::{self, Context};
 
 pub use self::error::{AgentError, Refusal};
 use self::write_queue::{Room, WriteQueue};
@@ -58,7 +58,7 @@ macro_rules! call {
         /// The agent refuses or does not answer in time.
         pub async fn $name(&self, request: &$request) -> Result<$answer, AgentError> {
             let limit = self.scale.of(CALL_TIMEOUT);
-            let call = self.client.$name(context::with_duration(limit), request);
+            let call = self.client.$name(request_context(limit), request);
             self.bounded(stringify!($name), limit, call).await
         }
     };
@@ -89,7 +89,7 @@ impl AgentClient {
     /// # Errors
     /// The agent refuses or does not answer in time.
     pub async fn create_container(&self, request: &CreateContainerRequest) -> Result<ContainerCreated, AgentError> {
-        let context = context::with_duration(self.create_timeout);
+        let context = request_context(self.create_timeout);
         self.bounded(
             "create_container",
             self.create_timeout,
@@ -103,7 +103,7 @@ impl AgentClient {
     /// # Errors
     /// The agent refuses or does not answer in time.
     pub async fn start_container(&self, request: &ContainerId) -> Result<Empty, AgentError> {
-        let context = context::with_duration(self.create_timeout);
+        let context = request_context(self.create_timeout);
         self.bounded(
             "start_container",
             self.create_timeout,
@@ -117,7 +117,7 @@ impl AgentClient {
     /// # Errors
     /// The agent refuses or does not answer in time.
     pub async fn exec(&self, request: &ExecRequest) -> Result<ProcessStarted, AgentError> {
-        let context = context::with_duration(self.create_timeout);
+        let context = request_context(self.create_timeout);
         self.bounded("exec", self.create_timeout, self.client.exec(context, request))
             .await
     }
@@ -173,9 +173,7 @@ impl AgentClient {
     /// The agent refuses or does not answer in time.
     pub async fn guest_metrics(&self) -> Result<GuestMetricsResponse, AgentError> {
         let request = Empty::new();
-        let call = self
-            .client
-            .guest_metrics(context::with_duration(SAMPLE_TIMEOUT), &request);
+        let call = self.client.guest_metrics(request_context(SAMPLE_TIMEOUT), &request);
         self.bounded("guest_metrics", SAMPLE_TIMEOUT, call).await
     }
 
@@ -184,7 +182,7 @@ impl AgentClient {
     /// # Errors
     /// The agent refuses or does not answer in time.
     pub async fn sample(&self, request: &ContainerId) -> Result<StatsResponse, AgentError> {
-        let call = self.client.stats(context::with_duration(SAMPLE_TIMEOUT), request);
+        let call = self.client.stats(request_context(SAMPLE_TIMEOUT), request);
         self.bounded("stats", SAMPLE_TIMEOUT, call).await
     }
 
@@ -214,7 +212,7 @@ impl AgentClient {
     /// The agent refuses or does not answer in time.
     pub async fn grow_storage(&self, request: &GrowStorageRequest) -> Result<StorageStatsResponse, AgentError> {
         let limit = self.scale.of(GROW_TIMEOUT);
-        let call = self.client.grow_storage(context::with_duration(limit), request);
+        let call = self.client.grow_storage(request_context(limit), request);
         self.bounded("grow_storage", limit, call).await
     }
 
@@ -225,7 +223,7 @@ impl AgentClient {
     pub async fn shutdown(&self) -> Result<(), AgentError> {
         let request = Empty::new();
         let limit = self.scale.of(SHUTDOWN_TIMEOUT);
-        let call = self.client.shutdown(context::with_duration(limit), &request);
+        let call = self.client.shutdown(request_context(limit), &request);
         self.bounded("shutdown", limit, call).await.map(drop)
     }
 
@@ -263,6 +261,15 @@ impl AgentClient {
             Ok(Err(error)) => Err(AgentError::Broken(error.to_string())),
         }
     }
+}
+
+/// A call's time limit, and its place in a trace if it has one.
+fn request_context(limit: Duration) -> Context {
+    let mut context = context::with_duration(limit);
+    if let Some(traceparent) = trace::current().and_then(|place| place.traceparent()) {
+        context.add(trace::TRACEPARENT.to_owned(), traceparent);
+    }
+    context
 }
 
 /// The label that Kata's dashboard has for a call: its agent's request.

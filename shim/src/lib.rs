@@ -16,6 +16,7 @@ pub mod qemu;
 pub mod sandbox;
 pub mod server;
 pub mod service;
+pub mod spans;
 
 pub use lifecycle::id;
 pub use sandbox::error::Error;

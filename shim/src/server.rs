@@ -50,13 +50,17 @@ use crate::sandbox::error::Error;
 use crate::sandbox::host::{HostError, RealHost};
 use crate::sandbox::{Parts, Sandbox};
 use crate::service::{Awaited, SandboxCell, Service};
+use crate::spans::Tracing;
 
 /// For containerd to ask for the first container. It does at once; a sandbox of its sandbox service first waits for the VM, and
 /// that for its turn among the node's boots.
 const UNCLAIMED: Duration = Duration::from_secs(15 * 60);
 
-/// For containerd to take the last events.
+/// For containerd to take the last events; for the collector to take the last spans.
 const FLUSH: Duration = Duration::from_secs(2);
+
+/// The archive of programs that are run in the guest; it lies beside the guest's image (guest-kernel/iptables).
+const PROGRAMS: &str = "iptables.img";
 
 /// Why the server ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,6 +130,10 @@ pub async fn serve(
         () = unclaimed(&cell, UNCLAIMED) => ExitReason::Unclaimed,
     };
     tracing::info!(sandbox = %context.id, ?reason, "the server ends");
+    // First: when the socket is gone, containerd may have this process killed.
+    if let Some(tracing) = cell.get().and_then(|sandbox| sandbox.tracing()) {
+        tracing.flush(FLUSH).await;
+    }
     // A new start must not take this one for a sandbox's server: it removes what is left of this one first.
     let _ = std::fs::remove_file(context.run_dir.socket());
     if let Some(sandbox) = cell.get() {
@@ -177,6 +185,10 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
     } else {
         None
     };
+    if config.runtime.enable_debug {
+        context.log.set_debug();
+        tracing::debug!(runtime = ?config.runtime, "the configuration in effect");
+    }
     let shared = config.hypervisor.shared_fs != SharedFs::None;
     if shared && let Err(error) = tree.attach_modules(&config.hypervisor.kernel) {
         tracing::warn!(error = chain(&error), "the guest cannot load modules of its kernel");
@@ -231,6 +243,8 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         saved: Mutex::new(saved),
     };
     let log = context.log.clone();
+    let tracing = Tracing::start(&config, &context.namespace, &context.id);
+    let spans = tracing.clone();
     let plan = BootPlan {
         queue: (!warm).then(|| BootQueue::new(Path::new(run_dir::ROOT))),
         launcher: Arc::new(launcher),
@@ -238,7 +252,11 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         dial_timeout: config.agent.dial_timeout,
         create_timeout: config.runtime.create_container_timeout,
         timeouts,
-        log: Arc::new(move |line: &[u8]| log.relay(line)),
+        log: Arc::new(move |line: &[u8]| {
+            if !spans.as_ref().is_some_and(|spans| spans.take(line)) {
+                log.relay(line);
+            }
+        }),
     };
     let relays = Relays::default();
     let allowed = config.runtime.share_host_sockets.clone();
@@ -257,6 +275,7 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
             tree,
             host: context.host.clone(),
             poststop: PoststopHooks::below(context.run_dir.path()),
+            programs: config.hypervisor.initrd.with_file_name(PROGRAMS),
             sandbox: context.id.clone(),
             disable_guest_seccomp: config.runtime.disable_guest_seccomp,
             emptydir_mode: config.runtime.emptydir_mode,
@@ -269,6 +288,7 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
         sizing,
         networked,
         serves_mounts: warm,
+        tracing,
     };
     let sandbox = Sandbox::start(parts, plan);
     if config.factory.vm_cache_number > 0 || config.factory.enable_template {

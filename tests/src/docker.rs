@@ -54,20 +54,25 @@ pub const REMAPPED: u32 = 1_200_000;
 impl Docker {
     /// Starts one.
     pub fn start() -> Result<Self> {
-        Self::start_with(None, false)
+        Self::start_with(None, "{}", false)
     }
 
     /// Starts one whose runtime has a drop-in of its own.
     pub fn start_configured(dropin: &str) -> Result<Self> {
-        Self::start_with(Some(dropin), false)
+        Self::start_with(Some(dropin), "{}", false)
+    }
+
+    /// Starts one with a daemon.json.
+    pub fn start_with_settings(settings: &str) -> Result<Self> {
+        Self::start_with(None, settings, false)
     }
 
     /// Starts one with `userns-remap`: its containers' users are others on the host, from [`REMAPPED`] on.
     pub fn start_remapped() -> Result<Self> {
-        Self::start_with(None, true)
+        Self::start_with(None, r#"{"userns-remap": "nobody:nogroup"}"#, true)
     }
 
-    fn start_with(dropin: Option<&str>, remapped: bool) -> Result<Self> {
+    fn start_with(dropin: Option<&str>, settings: &str, remapped: bool) -> Result<Self> {
         let runtime = Runtime::wanted()?;
         locate::runtime_parts()?;
         let program = locate::built("docker/bin/docker", "deps-containerd")?;
@@ -79,6 +84,8 @@ impl Docker {
         let namespace = NetNs::new(&tag, "docker")?;
         let pool = pool::of(&dir.path().join("configuration.toml"))?;
         let data = if remapped { Some(remap(dir.path())?) } else { None };
+        // The machine's own is of no concern here.
+        fs::write(dir.path().join("daemon.json"), settings).map_err(Error::io("writing daemon.json"))?;
         let daemon = spawn(dir.path(), &containerd.address(), &namespace, remapped)?;
         let docker = Self {
             _pool: pool,
@@ -214,13 +221,6 @@ const WITH_SUBORDINATES: &str =
 
 fn spawn(dir: &Path, containerd: &Path, namespace: &NetNs, remapped: bool) -> Result<Child> {
     let binaries = locate::built("docker/bin", "deps-containerd")?;
-    // The machine's own is of no concern here.
-    let settings = if remapped {
-        r#"{"userns-remap": "nobody:nogroup"}"#
-    } else {
-        "{}"
-    };
-    fs::write(dir.join("daemon.json"), settings).map_err(Error::io("writing daemon.json"))?;
     let mut path = binaries.clone().into_os_string();
     path.push(":");
     path.push(env::var_os("PATH").unwrap_or_default());

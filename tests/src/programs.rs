@@ -64,6 +64,13 @@ pub const CONTAINERD: Program = Program {
     also: "true",
 };
 
+/// What sets the rules of a network namespace, with its matches and targets.
+pub const IPTABLES: Program = Program {
+    path: "/usr/sbin/xtables-nft-multi",
+    package: "iptables",
+    also: "dpkg -L iptables libxtables12 | grep 'xtables/lib.*\\.so'",
+};
+
 /// It runs gcc, as the one program that has to see which files are newer.
 pub const MAKE: Program = Program {
     path: "/usr/bin/make",

@@ -134,6 +134,7 @@ fn an_installation_works_without_the_checkout() -> Result<()> {
         "share/tatami/System.map",
         "share/tatami/modules.img",
         "share/tatami/debug-console.img",
+        "share/tatami/iptables.img",
         "libexec/tatami/vhost-device-vsock",
     ] {
         assert!(fs::metadata(installation.file(file))?.len() > 0, "{file}");

@@ -103,6 +103,44 @@ mod kata_only {
         with.nothing_left()
     }
 
+    /// What no container can see is in QEMU's command line and in the log.
+    #[test]
+    fn keys_about_qemu_and_the_logs_have_their_effect() -> Result<()> {
+        let seen = |configuration: &str| -> Result<(String, String)> {
+            let node = Node::start_configured(configuration)?;
+            node.run("seen").arg("-d").program(["sleep", "1000"]).ok()?;
+            let processes = node.processes("seen").into_iter();
+            let lines: Vec<_> = processes.map(|process| process.command).collect();
+            node.remove("seen")?;
+            node.nothing_left()?;
+            Ok((lines.join("\n"), node.log()))
+        };
+        let qemus = "enable_iothreads = true\nvirtio_fs_queue_size = 256\nseccomp_sandbox = \"on,spawn=deny\"\nmachine_type = \"q35\"\n";
+        let (commands, log) = seen(&format!("[hypervisor.qemu]\n{qemus}"))?;
+        for part in [
+            "iothread,id=disks",
+            "queue-size=256",
+            "-sandbox on,spawn=deny",
+            "-machine q35,",
+            "--log-level warn",
+        ] {
+            assert!(commands.contains(part), "{part}: {commands}");
+        }
+        // The tests' containerd asks for debug logs itself: what the shim says of its configuration only the key asks for.
+        let configuration = "the configuration in effect";
+        assert!(!log.contains(configuration) && commands.contains(" quiet "), "{log}");
+        let debug = "enable_debug = true\n";
+        let (commands, log) = seen(&format!(
+            "[hypervisor.qemu]\n{debug}[runtime]\n{debug}[agent.kata]\n{debug}"
+        ))?;
+        assert!(
+            commands.contains("--log-level debug") && !commands.contains(" quiet "),
+            "{commands}"
+        );
+        assert!(log.contains(configuration), "{log}");
+        Ok(())
+    }
+
     /// io_uring, or threads where the host has none: a container cannot tell, so what QEMU was asked is in the log.
     #[test]
     fn a_volume_works_with_every_way_of_reading_and_writing_disks() -> Result<()> {

@@ -62,8 +62,8 @@ fn katas_tools_find_a_sandbox_by_its_id_and_read_its_figures() -> Result<()> {
         ("GET", "/direct-volume/stats", "400"),
         ("GET", "/direct-volume/stats?path=%2Fdev%2Fnone", "500"),
         ("POST", "/direct-volume/resize", "400"),
-        ("GET", "/iptables", "501"),
-        ("PUT", "/ip6tables", "501"),
+        ("POST", "/iptables", "405"),
+        ("POST", "/ip6tables", "405"),
         ("GET", "/debug/pprof/", "404"),
     ] {
         let (said, body) = ask(&id, method, target)?;

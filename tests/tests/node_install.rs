@@ -9,8 +9,9 @@ use std::{
 };
 
 use framework::{
-    Error, Node, Result, Runtime,
+    Docker, Error, Node, Result, Runtime,
     cri::PodNode,
+    docker::IMAGE,
     locate::{self, Version},
     programs,
 };
@@ -129,6 +130,53 @@ mod kata_only {
     #[test]
     fn a_node_learns_and_forgets_with_containerd_2_1() -> Result<()> {
         a_node_learns_and_forgets(Version::V2_1)
+    }
+
+    /// With the Docker that the build has: its own check, a container by the name that it has learnt, and the bytes that were there.
+    #[test]
+    fn docker_learns_the_runtime_runs_a_container_by_it_and_forgets() -> Result<()> {
+        let place = Place::new(Version::Installed, "disabled_plugins = [\"cri\"]\n")?;
+        let dockerd = locate::built("docker/bin/dockerd", "deps-containerd")?;
+        std::os::unix::fs::symlink(dockerd, place.0.path().join("bin/dockerd"))?;
+        let settings = place.0.path().join("etc/docker/daemon.json");
+        fs::create_dir(place.0.path().join("etc/docker"))?;
+        fs::write(&settings, "{ \"debug\":true,\n   \"userland-proxy\" : false }")?;
+        let before = files(&place.0.path().join("etc"))?;
+        let said = place.ok("kata-ctl node install --docker")?;
+        assert!(said.contains("systemctl restart docker\n"), "{said}");
+        // containerd's CRI plugin is disabled, which a note says.
+        assert!(
+            place
+                .ok("kata-ctl node install --docker")?
+                .starts_with("nothing to change\n")
+        );
+        let merged: serde_json::Value = serde_json::from_slice(&fs::read(&settings)?)?;
+        assert_eq!(merged["debug"], true);
+        assert_eq!(merged["userland-proxy"], false);
+
+        let docker = Docker::start_with_settings(&fs::read_to_string(&settings)?)?;
+        let runtimes = docker.docker(&["info", "--format", "{{json .Runtimes}}"]).ok()?;
+        assert!(runtimes.contains("\"kata\""), "{runtimes}");
+        let run = docker.docker(&["run", "--rm", "--runtime", "kata", IMAGE]);
+        let said = run
+            .args(["sh", "-c", "grep -q tatami /proc/version && echo in a guest"])
+            .ok()?;
+        assert_eq!(said, "in a guest\n");
+        drop(docker);
+
+        // What Docker cannot read is refused, and nothing is changed.
+        place.ok("kata-ctl node uninstall")?;
+        assert_eq!(files(&place.0.path().join("etc"))?, before);
+        fs::write(&settings, "{ \"no-such-key\": 1 }")?;
+        let before = files(&place.0.path().join("etc"))?;
+        let output = place.sh("kata-ctl node install --docker")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.code() == Some(1) && said.contains("no-such-key"),
+            "{said}"
+        );
+        assert_eq!(files(&place.0.path().join("etc"))?, before);
+        Ok(())
     }
 
     /// As a DaemonSet's container does it: the installation is copied, and the node is below a directory.

@@ -146,7 +146,14 @@ fn a_debian_package_is_as_debian_has_them_and_says_under_which_licences_its_part
     run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(root.path()))?;
     let doc = root.path().join("usr/share/doc/tatami");
     let copyright = fs::read_to_string(doc.join("copyright"))?;
-    for part in ["debug-console.img", "LGPL-2.1", "vmlinuz", "busybox-static", "libexec"] {
+    for part in [
+        "debug-console.img",
+        "iptables.img",
+        "LGPL-2.1",
+        "vmlinuz",
+        "busybox-static",
+        "libexec",
+    ] {
         assert!(copyright.contains(part), "{part}: {copyright}");
     }
     let texts = run(Command::new("zcat").arg(doc.join("licences.txt.gz")))?;
@@ -202,6 +209,7 @@ fn the_list_of_parts_is_spdx_and_names_the_kernel_and_the_crates() -> Result<()>
         part.map(|part| part["licenseDeclared"].as_str().unwrap_or_default().to_owned())
     };
     assert_eq!(licence("linux").as_deref(), Some("GPL-2.0-only"));
+    assert_eq!(licence("iptables").as_deref(), Some("GPL-2.0-or-later"));
     assert!(licence("tokio").is_some() && licence("libseccomp").is_some() && licence("virtiofsd").is_some());
     // Of tests alone.
     assert!(licence("proptest").is_none() && licence("tonic").is_none());

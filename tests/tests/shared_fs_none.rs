@@ -89,6 +89,11 @@ mod kata_only {
         for name in ["one", "two"] {
             assert_eq!(node.exec(name, "wait").sh(wait).ok()?, "..2\n..data\nkey\n", "{name}");
         }
+        let rules = node
+            .diagnose()?
+            .args(["iptables", "get", "--sandbox-id", &node.id("pod")])
+            .fails()?;
+        assert!(rules.contains("no program can be given to the guest"), "{rules}");
         for name in ["one", "two", "pod"] {
             node.remove(name)?;
         }

@@ -5,8 +5,10 @@
 
 pub mod phase;
 pub mod preamble;
+mod refusal;
 mod weight;
 
+pub use refusal::refusal;
 pub use weight::cpu_weight;
 
 /// The options of mounts that the agent carries out itself; others are parameters of the file system. Sorted.
@@ -136,6 +138,10 @@ pub const VOLUMES: &str = ".volumes";
 /// container can have that name.
 pub const MODULES: &str = ".modules";
 
+/// The directory in the shared one of programs of the host that are run in the guest (guest-kernel/iptables); there only once one was
+/// needed. No container can have that name.
+pub const PROGRAMS: &str = ".programs";
+
 /// The directory in the shared one of what the guest itself is to have of the host, and no container; there only if something is
 /// configured (`sandbox_bind_mounts`). No container can have that name.
 pub const SANDBOX_MOUNTS: &str = ".sandbox-mounts";
@@ -148,6 +154,9 @@ pub const SANDBOXES: &str = "/run/tatami";
 
 /// The name in a sandbox's directory of the socket on which its shim serves containerd and `kata-ctl`.
 pub const SHIM_SOCKET: &str = "shim.sock";
+
+/// The name in a sandbox's directory of the socket of the management API, which is Kata's.
+pub const MONITOR_SOCKET: &str = "shim-monitor.sock";
 
 /// The name in a sandbox's directory of the socket that leads to the guest's debug console.
 pub const CONSOLE_SOCKET: &str = "debug-console.sock";

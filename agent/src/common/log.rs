@@ -1,5 +1,5 @@
 //! The agent's log: JSON lines, sent to the console until the LOG connection exists, then to that connection. It is
-//! bounded: if the host does not read, lines are lost, but no memory is used.
+//! bounded: if the host does not read, lines are lost, but no memory is used. The agent's spans are lines of it as well.
 
 use std::io::{self, Write};
 use std::sync::{Arc, OnceLock};
@@ -74,6 +74,17 @@ pub(crate) fn init() -> Result<Log, TryInitError> {
 }
 
 impl Log {
+    /// Takes spans that have ended. Those from before the connection are lost: there are none, because only a request has one.
+    pub(crate) fn spans(&self) -> impl Fn(trace::Record) + Clone + Send + Sync + 'static {
+        let sink = self.sink.clone();
+        move |span| {
+            if let Some(queue) = sink.0.get() {
+                // As for a line: a container never waits for it.
+                let _ = queue.try_send(span.to_line());
+            }
+        }
+    }
+
     /// Sends what is logged from now on to `connection`, from `level` upwards ("trace" to "error"; anything else is
     /// "info").
     pub(crate) fn connect(&self, connection: impl AsyncWrite + Send + Unpin + 'static, level: &str) {

@@ -167,7 +167,8 @@ impl Reserved {
         let failed = |source| Error::Storage { id: id.clone(), source };
         let acquired = sandbox.sockets.acquire(id, &sockets);
         acquired.map_err(|source| Error::Socket { id: id.clone(), source })?;
-        let plugged = sandbox.storages.acquire(id, &storages, &devices).await;
+        let mounting = sandbox.storages.acquire(id, &storages, &devices);
+        let plugged = trace::step("mount storages", mounting, |error| base::chain(error)).await;
         let plugged = plugged.map_err(failed)?;
         storage::rewrite(&mut spec, &plugged, &device_names).map_err(failed)?;
         let (volumes, claim) = (sandbox.volumes.clone(), sandbox.volumes.claim(id));
@@ -187,7 +188,10 @@ impl Reserved {
         })?;
         let container = Arc::new(Container::new(id.clone(), spec, plugged, sandbox.services.clone()).await?);
         let made = async {
-            let pid = container.create(&stdio, joined, bundle).await?;
+            let pid = trace::step("launch", container.create(&stdio, joined, bundle), |error| {
+                base::chain(error)
+            })
+            .await?;
             let covered = sandbox.cover(id, covers).await;
             Ok(Created { pid, covered })
         };
@@ -276,7 +280,7 @@ impl Sandbox {
         let reserved = self.reserve(id.clone())?;
         let _caller = GiveUp(Arc::clone(&reserved.given_up));
         // A task of its own: what was begun is taken back also where the caller is no longer there to do it.
-        let making = tokio::spawn(reserved.make(wanted, joined));
+        let making = tokio::spawn(trace::carried(reserved.make(wanted, joined)));
         making.await.unwrap_or_else(|error| {
             Err(Error::System {
                 id,
@@ -335,12 +339,12 @@ impl Sandbox {
         let (tell, deletion) = watch::channel(None);
         deletions.insert(id.clone(), deletion.clone());
         let (sandbox, id) = (Arc::clone(self), id.clone());
-        tokio::spawn(async move {
+        tokio::spawn(trace::carried(async move {
             // Given back whatever happens: the next one is a deletion of its own.
             let _deleting = Deleting(&sandbox, &id);
             let deleted = sandbox.delete_now(&id).await;
             tell.send_replace(Some(deleted.map_err(Arc::new)));
-        });
+        }));
         deletion
     }
 
@@ -365,8 +369,8 @@ impl Sandbox {
                 return Err(missing);
             }
         };
-        container.delete().await?;
-        self.release(id).await?;
+        trace::step("remove", container.delete(), |error| base::chain(error)).await?;
+        trace::step("release storages", self.release(id), |error| base::chain(error)).await?;
         self.lock().remove(id);
         Ok(())
     }

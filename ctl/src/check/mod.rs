@@ -29,6 +29,17 @@ pub(crate) async fn report(named: Option<&Path>, colours: bool, strict: bool) ->
     }
 }
 
+/// What is checked on this host, one a line.
+pub(crate) async fn names(named: Option<&Path>) -> Report {
+    let findings = all(named, std::env::var_os("PATH").as_deref()).await;
+    let mut names: Vec<_> = findings.iter().map(|finding| format!("{}\n", finding.what)).collect();
+    names.dedup();
+    Report {
+        text: names.concat(),
+        good: true,
+    }
+}
+
 /// Checks everything. Without a configuration only what does not depend on it.
 pub(crate) async fn all(named: Option<&Path>, search: Option<&OsStr>) -> Vec<Finding> {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();

@@ -46,6 +46,10 @@ pub(crate) struct Request {
     pub(crate) since: Option<i128>,
     /// What cannot be understood is an error.
     pub(crate) strict: bool,
+    /// A log without a line is an error.
+    pub(crate) no_empty_file: bool,
+    /// No line in any log is an error.
+    pub(crate) some_record: bool,
 }
 
 /// Why there is no output.
@@ -67,6 +71,12 @@ pub(crate) enum LogError {
         /// From 1.
         line: usize,
     },
+    /// A log has no line.
+    #[error("{}: there is no line in it", .0.display())]
+    Empty(PathBuf),
+    /// No log has a line.
+    #[error("there is no line in any log")]
+    Nothing,
 }
 
 /// Reads, sorts and writes.
@@ -81,7 +91,14 @@ pub(crate) fn report(request: &Request) -> Result<Report, LogError> {
             source,
         };
         let file = File::open(path).map_err(failed)?;
+        let before = entries.len();
         read(&mut entries, BufReader::new(file), path, request.strict)?;
+        if request.no_empty_file && entries.len() == before {
+            return Err(LogError::Empty(path.clone()));
+        }
+    }
+    if request.some_record && entries.is_empty() {
+        return Err(LogError::Nothing);
     }
     select(&mut entries, request);
     let text = write(&entries, request.format);
@@ -202,7 +219,24 @@ mod tests {
             group: false,
             since: None,
             strict: false,
+            no_empty_file: false,
+            some_record: false,
         }
+    }
+
+    #[test]
+    fn a_log_without_a_line_is_an_error_only_if_asked() {
+        let empty = tempfile::NamedTempFile::new().unwrap();
+        let files = vec![empty.path().to_owned()];
+        let mut asked = Request {
+            files,
+            ..request(Format::Text)
+        };
+        assert!(report(&asked).unwrap().text.is_empty());
+        asked.some_record = true;
+        assert!(matches!(report(&asked), Err(LogError::Nothing)));
+        asked.no_empty_file = true;
+        assert!(matches!(report(&asked), Err(LogError::Empty(_))));
     }
 
     const SHIM: &str = "{\"level\":\"info\",\"time\":\"2026-11-21T10:00:02Z\",\"sandbox\":\"b\",\"msg\":\"second, \\\"b\\\"\"}\n\

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::error::NodeError;
+use super::programs::below;
 
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> NodeError {
     let path = path.to_owned();
@@ -21,15 +22,76 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> NodeError {
 
 /// Replaces `to` by a copy of `from`. Running sandboxes keep the files that they have open.
 pub(crate) fn tree(from: &Path, to: &Path) -> Result<(), NodeError> {
-    let name = to.file_name().ok_or_else(|| NodeError::Configuration {
-        path: to.to_owned(),
-        why: "is no directory to copy into".to_owned(),
+    if to.file_name().is_none() {
+        return Err(NodeError::Configuration {
+            path: to.to_owned(),
+            why: "is no directory to copy into".to_owned(),
+        });
+    }
+    replaced(from, &hidden(to, ".tatami-new"), to).map_err(failed(to))
+}
+
+/// Removes a copy that [`tree`] has made. While a sandbox runs it stays: its shim is called once more when it ends. The answer is what is
+/// to be printed.
+pub(crate) fn removed(root: &Path, directory: &Path, dry_run: bool) -> Result<String, NodeError> {
+    let path = below(root, directory);
+    if !path.exists() {
+        return Ok(String::new());
+    }
+    let is_ours = ["bin/kata-ctl", "bin/containerd-shim-kata-v2", "share/tatami"];
+    if !is_ours.iter().all(|part| path.join(part).exists()) {
+        return Err(NodeError::Configuration {
+            path,
+            why: "is no copy of this program's installation: it is not removed".to_owned(),
+        });
+    }
+    let directories = below(root, Path::new(protocol::SANDBOXES));
+    let running = sandboxes(&directories).map_err(|source| NodeError::Io {
+        operation: "read",
+        path: directories,
+        source,
     })?;
-    let mut beside = std::ffi::OsString::from(".");
-    beside.push(name);
-    beside.push(".tatami-new");
-    let new: PathBuf = to.with_file_name(beside);
-    replaced(from, &new, to).map_err(failed(to))
+    if running > 0 {
+        return Ok(format!(
+            "note    {} stays: {running} sandboxes run; remove it when they have ended\n",
+            directory.display()
+        ));
+    }
+    if !dry_run {
+        let old = hidden(&path, ".tatami-old");
+        let gone = remove(&old)
+            .and_then(|()| fs::rename(&path, &old))
+            .and_then(|()| remove(&old));
+        gone.map_err(|source| NodeError::Io {
+            operation: "remove",
+            path,
+            source,
+        })?;
+    }
+    Ok(format!("remove  {}\n", directory.display()))
+}
+
+/// How many sandboxes have a directory on the node.
+fn sandboxes(directory: &Path) -> io::Result<usize> {
+    match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(error),
+        Ok(entries) => Ok(entries
+            .filter(|entry| {
+                entry
+                    .as_ref()
+                    .is_ok_and(|entry| entry.path().join("sandbox.json").exists())
+            })
+            .count()),
+    }
+}
+
+/// A name beside a directory that nothing else has.
+fn hidden(path: &Path, end: &str) -> PathBuf {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(end);
+    path.with_file_name(name)
 }
 
 fn replaced(from: &Path, new: &Path, to: &Path) -> io::Result<()> {
@@ -72,6 +134,32 @@ fn directory(from: &Path, to: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_copy_is_removed_when_no_sandbox_runs_and_nothing_else_is() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |path: &str| root.path().join(path);
+        let copy = Path::new("/opt/tatami");
+        assert_eq!(removed(root.path(), copy, false).unwrap(), "");
+        fs::create_dir_all(at("opt/tatami/bin")).unwrap();
+        assert!(removed(root.path(), copy, false).is_err());
+        for file in ["bin/kata-ctl", "bin/containerd-shim-kata-v2"] {
+            fs::write(at("opt/tatami").join(file), "").unwrap();
+        }
+        fs::create_dir_all(at("opt/tatami/share/tatami")).unwrap();
+        fs::create_dir_all(at("run/tatami/pod-1")).unwrap();
+        fs::write(at("run/tatami/pod-1/sandbox.json"), "").unwrap();
+        let said = removed(root.path(), copy, false).unwrap();
+        assert!(
+            said.contains("stays: 1 sandboxes run") && at("opt/tatami").exists(),
+            "{said}"
+        );
+        fs::remove_dir_all(at("run/tatami/pod-1")).unwrap();
+        assert_eq!(removed(root.path(), copy, true).unwrap(), "remove  /opt/tatami\n");
+        assert!(at("opt/tatami").exists());
+        removed(root.path(), copy, false).unwrap();
+        assert_eq!(fs::read_dir(at("opt")).unwrap().count(), 0);
+    }
 
     #[test]
     fn a_copy_replaces_an_older_one_and_what_an_interrupted_one_left() {

@@ -42,6 +42,9 @@ pub(crate) enum NodeCommand {
         /// Only print what would change
         #[arg(long)]
         dry_run: bool,
+        /// Remove the copy that `install --copy-to` has made of the installation, too, if no sandbox runs
+        #[arg(long, value_name = "DIRECTORY")]
+        remove_copy: Option<PathBuf>,
         /// Stay until SIGTERM, as a DaemonSet's container has to
         #[arg(long)]
         wait: bool,
@@ -99,10 +102,16 @@ pub(crate) fn report(command: &NodeCommand) -> Result<Report, NodeError> {
             target,
             restart,
             dry_run,
+            remove_copy,
             ..
         } => {
             let parts = parts::removed(target)?;
-            carry_out(target, &parts, *dry_run, *restart, false)
+            let mut report = carry_out(target, &parts, *dry_run, *restart, false)?;
+            if let Some(directory) = remove_copy {
+                let said = copy::removed(&target.root, directory, *dry_run)?;
+                report.text.push_str(&said);
+            }
+            Ok(report)
         }
         NodeCommand::Status { target, json } => status(target, *json),
     }

@@ -6,21 +6,20 @@
 //! The shell has a terminal of 80 columns and 24 rows, which does not follow the client's: Kata's protocol does not pass its
 //! size on. It is ended when the client closes the connection.
 
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use base::chain;
 use node::run_dir::RunDir;
-use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::unix::pipe;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
+use super::fifos::Fifos;
 use crate::sandbox::Sandbox;
 use crate::sandbox::console::ConsoleRequest;
 use crate::service::SandboxCell;
@@ -77,7 +76,7 @@ async fn answer(mut stream: UnixStream, sandbox: &Arc<Sandbox>, directory: &Path
         return;
     }
     let id = format!("hv{number}");
-    let fifos = match Fifos::make(&directory.join(format!("console-{id}"))) {
+    let fifos = match Fifos::make(&directory.join(format!("console-{id}")), &["stdin", "stdout"]) {
         Ok(fifos) => fifos,
         Err(error) => {
             tracing::warn!(%error, "a debug console cannot be opened");
@@ -112,9 +111,9 @@ async fn port(stream: &mut UnixStream) -> Option<u32> {
 
 /// Copies until the shell has ended and all that it wrote is written, or until the client is gone.
 async fn live(mut stream: UnixStream, sandbox: &Arc<Sandbox>, request: ConsoleRequest, fifos: &Fifos) {
-    let (mut output, mut input) = match fifos.open() {
-        Ok(ends) => ends,
-        Err(error) => {
+    let (mut output, mut input) = match (fifos.output("stdout"), fifos.input("stdin")) {
+        (Ok(output), Ok(input)) => (output, input),
+        (Err(error), _) | (_, Err(error)) => {
             tracing::warn!(%error, "a debug console cannot be opened");
             return;
         }
@@ -148,45 +147,6 @@ async fn live(mut stream: UnixStream, sandbox: &Arc<Sandbox>, request: ConsoleRe
     if let Err(error) = ended {
         // Nobody is there to be told any more if this fails.
         let _ = to_client.write_all((chain(&error) + "\r\n").as_bytes()).await;
-    }
-}
-
-/// The console's streams, as containerd makes them for its execs. They go when this is dropped.
-struct Fifos {
-    directory: PathBuf,
-}
-
-impl Drop for Fifos {
-    fn drop(&mut self) {
-        // What stays goes with the sandbox's directory.
-        let _ = fs::remove_dir_all(&self.directory);
-    }
-}
-
-impl Fifos {
-    fn make(directory: &Path) -> io::Result<Self> {
-        DirBuilder::new().mode(0o700).create(directory)?;
-        let fifos = Self {
-            directory: directory.to_owned(),
-        };
-        for name in ["stdin", "stdout"] {
-            mknodat(CWD, directory.join(name), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
-        }
-        Ok(fifos)
-    }
-
-    /// The output's and the input's end. Each is open for both directions: without the other end a FIFO cannot be opened
-    /// for writing, or is at its end (fifo(7)).
-    fn open(&self) -> io::Result<(pipe::Receiver, pipe::Sender)> {
-        let options = || {
-            let mut options = pipe::OpenOptions::new();
-            options.read_write(true);
-            options
-        };
-        Ok((
-            options().open_receiver(self.directory.join("stdout"))?,
-            options().open_sender(self.directory.join("stdin"))?,
-        ))
     }
 }
 

@@ -5,6 +5,8 @@
 //! Only root can connect: the directories have mode 0700, the sockets 0600.
 
 mod console;
+mod fifos;
+mod iptables;
 pub(crate) mod places;
 
 use std::path::{Path, PathBuf};
@@ -26,9 +28,6 @@ use crate::service::SandboxCell;
 /// What there is, for whoever asks for something else.
 const PATHS: &str =
     "there are /metrics, /agent-url, /direct-volume/stats, /direct-volume/resize, /iptables and /ip6tables\n";
-
-/// Why `/iptables` and `/ip6tables` do nothing.
-const NO_IPTABLES: &str = "the guest has no iptables program: only programs of containers set rules\n";
 
 /// Serves on each of the sockets until the process ends.
 pub(crate) fn serve(run_dir: &RunDir, listeners: Vec<UnixListener>, cell: &SandboxCell) {
@@ -53,7 +52,12 @@ async fn reply(request: Request, cell: SandboxCell, directory: PathBuf) -> Reply
         // Kata's clients use GET, runtime-rs's server expects POST.
         (Method::Get | Method::Post, "/direct-volume/stats") => stats(sandbox, &request).await,
         (Method::Post, "/direct-volume/resize") => resize(sandbox, &request.body).await,
-        (Method::Get | Method::Put, "/iptables" | "/ip6tables") => Reply::not_implemented(NO_IPTABLES.to_owned()),
+        (Method::Get, path @ ("/iptables" | "/ip6tables")) => {
+            iptables::get(sandbox, &directory, path == "/ip6tables").await
+        }
+        (Method::Put, path @ ("/iptables" | "/ip6tables")) => {
+            iptables::set(sandbox, &directory, path == "/ip6tables", &request.body).await
+        }
         (_, "/metrics" | "/agent-url") => Reply::not_allowed("only GET\n".to_owned()),
         (_, "/direct-volume/stats") => Reply::not_allowed("only GET and POST\n".to_owned()),
         (_, "/direct-volume/resize") => Reply::not_allowed("only POST\n".to_owned()),

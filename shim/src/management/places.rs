@@ -20,7 +20,7 @@ use crate::id::SandboxId;
 pub(crate) const ROOTS: [&str; 2] = ["/run/vc/sbs", "/run/kata"];
 
 /// Kata's name of the socket.
-const SOCKET: &str = "shim-monitor.sock";
+const SOCKET: &str = protocol::MONITOR_SOCKET;
 
 /// The link that says whose a directory is.
 const OWNER: &str = "tatami";

@@ -50,6 +50,9 @@ pub(crate) async fn render(sandbox: &Sandbox, scraper: Scraper) -> String {
     let mut text = Text::with_labels(&[("sandbox", &id)]);
     host(&mut text, &usage);
     relays(&mut text, sandbox.relays());
+    if let Some(tracing) = sandbox.tracing() {
+        spans(&mut text, tracing.counts());
+    }
     text.family("kata_guest_up", Kind::Gauge, "Whether the guest's agent has answered.");
     text.sample(&[], if guest.is_some() { 1.0 } else { 0.0 });
     if let Some(guest) = &guest {
@@ -150,6 +153,14 @@ fn relays(text: &mut Text, relays: &Relays) {
         text.family(name, kind, help);
         text.sample(&[], value);
     }
+}
+
+/// Spans that the collector has taken, and those that are lost.
+fn spans(text: &mut Text, (sent, dropped): (u64, u64)) {
+    let help = "Spans of the sandbox's trace, by what became of them.";
+    text.family("kata_trace_spans_total", Kind::Counter, help);
+    text.sample(&[("state", "sent")], sent as f64);
+    text.sample(&[("state", "dropped")], dropped as f64);
 }
 
 fn system(text: &mut Text, guest: &GuestMetricsResponse) {

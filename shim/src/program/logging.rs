@@ -14,10 +14,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::Layer;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, Registry, reload};
 
 use crate::id::{Namespace, SandboxId};
 
@@ -49,6 +49,8 @@ const OUR_FIELDS: [&str; 9] = [
 #[derive(Debug, Clone)]
 pub struct LogHandle {
     sink: Arc<Sink>,
+    /// None where another subscriber was there first.
+    level: Option<reload::Handle<LevelFilter, Registry>>,
 }
 
 #[derive(Debug)]
@@ -71,12 +73,14 @@ pub fn init(bundle: &Path, namespace: &Namespace, sandbox: &SandboxId, debug: bo
         .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW)
         .open(bundle.join("log"))
         .ok();
-    let handle = LogHandle::new(fifo, namespace, sandbox);
+    let mut handle = LogHandle::new(fifo, namespace, sandbox);
     let level = if debug { LevelFilter::DEBUG } else { LevelFilter::INFO };
+    let (filter, level) = reload::Layer::new(level);
     // Fails where a subscriber is set already: then that one stays.
-    let _ = tracing_subscriber::registry()
-        .with(handle.clone().with_filter(level))
+    let logged = tracing_subscriber::registry()
+        .with(handle.clone().with_filter(filter))
         .try_init();
+    handle.level = logged.ok().map(|()| level);
     std::panic::set_hook(Box::new(|panic| tracing::error!("the shim panicked: {panic}")));
     handle
 }
@@ -89,7 +93,18 @@ impl LogHandle {
             sandbox: sandbox.as_str().to_owned(),
             dropped: AtomicU64::new(0),
         };
-        Self { sink: Arc::new(sink) }
+        Self {
+            sink: Arc::new(sink),
+            level: None,
+        }
+    }
+
+    /// Lowers the level to debug: the configuration is read later than the log begins.
+    pub fn set_debug(&self) {
+        let lowered = self.level.as_ref().map(|level| level.reload(LevelFilter::DEBUG));
+        if let Some(Err(error)) = lowered {
+            tracing::warn!(%error, "the log's level cannot be lowered");
+        }
     }
 
     /// Passes on one line of the agent's log: its level, its message and its fields. It may be anything: what is no such

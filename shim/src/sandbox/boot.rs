@@ -119,7 +119,8 @@ pub(super) async fn boot(
     started: impl FnOnce(&Arc<dyn RunningVm>),
 ) -> Result<(Booted, Signals), GuestBootError> {
     let place = turn(plan.queue.as_ref()).await;
-    let (vm, connections) = plan.launcher.launch().await.map_err(GuestBootError::Launch)?;
+    let launched = trace::step("launch", plan.launcher.launch(), |error| base::chain(error)).await;
+    let (vm, connections) = launched.map_err(GuestBootError::Launch)?;
     let vm: Arc<dyn RunningVm> = vm.into();
     started(&vm);
     let (sender, arrived) = mpsc::channel(2);
@@ -134,7 +135,7 @@ pub(super) async fn boot(
     let waited_for = Mutex::new("the guest's agent did not call");
     let failure = tokio::select! {
         biased;
-        booted = greet(plan, vm.network(), arrived, &waited_for, place) => match booted {
+        booted = trace::step("greet", greet(plan, vm.network(), arrived, &waited_for, place), String::clone) => match booted {
             Ok((agent, hello, signals)) => return Ok((Booted { vm, agent, hello }, signals)),
             Err(reason) => Ok(reason),
         },

@@ -90,6 +90,28 @@ impl Sandbox {
     /// The configuration does not allow it, the id is taken, or the program cannot be executed.
     pub async fn run_console(self: &Arc<Self>, request: ConsoleRequest) -> Result<u32, Error> {
         self.console_allowed()?;
+        let specification = specification(&request);
+        self.run_unlisted(request, specification).await
+    }
+
+    /// Runs a program of the host's archive in the guest, to its end: it has the guest's network, and the archive for its root. The answer
+    /// is its exit code. Dropping the future ends the program.
+    ///
+    /// # Errors
+    /// There is no such archive, files are not shared with the guest, the id is taken, or the program cannot be executed.
+    pub async fn run_program(self: &Arc<Self>, request: ConsoleRequest) -> Result<u32, Error> {
+        let unpacked = self.programs.get_or_try_init(|| self.host.unpack_programs()).await;
+        unpacked.map_err(|source| Error::Host {
+            operation: "unpack programs for",
+            subject: format!("sandbox {}", self.id),
+            source,
+        })?;
+        let specification = program_specification(&request);
+        self.run_unlisted(request, specification).await
+    }
+
+    /// Runs what containerd does not know of.
+    async fn run_unlisted(self: &Arc<Self>, request: ConsoleRequest, specification: Value) -> Result<u32, Error> {
         let container = container_id(&request.id)?;
         let agent = self.ready().await?;
         let process = self.reserve_console(container, &request)?;
@@ -97,7 +119,7 @@ impl Sandbox {
         let (_alive, abandoned) = oneshot::channel::<()>();
         let sandbox = Arc::clone(self);
         let work = tokio::spawn(async move {
-            let status = sandbox.live_console(&agent, &process, &request, abandoned).await;
+            let status = sandbox.live_console(&agent, &process, &specification, abandoned).await;
             if let Err(error) = agent.delete(&process.name.to_agent()).await {
                 tracing::debug!(%error, "the guest has nothing of the console to remove");
             }
@@ -160,10 +182,10 @@ impl Sandbox {
         &self,
         agent: &AgentClient,
         process: &Arc<Process>,
-        request: &ConsoleRequest,
+        specification: &Value,
         abandoned: oneshot::Receiver<()>,
     ) -> Result<u32, Error> {
-        let started = self.start_console(agent, process, request).await;
+        let started = self.start_console(agent, process, specification).await;
         if let Err(error) = started {
             // Whatever has become of it in the guest must not stay there.
             process.enter(View::In(Phase::Created), || {});
@@ -198,13 +220,13 @@ impl Sandbox {
         &self,
         agent: &AgentClient,
         process: &Arc<Process>,
-        request: &ConsoleRequest,
+        specification: &Value,
     ) -> Result<(), Error> {
         let name = &process.name;
         let stdio = self.prepare_streams(process).await?;
         let call = CreateContainerRequest {
             container_id: name.container.to_string(),
-            spec: specification(request).to_string().into_bytes(),
+            spec: specification.to_string().into_bytes(),
             stdio: Some(stdio).into(),
             memory_grows_to_bytes: self.sizes.tell_growth(),
             ..Default::default()
@@ -315,6 +337,31 @@ fn specification(request: &ConsoleRequest) -> Value {
     specification
 }
 
+/// What a program of the archive has: the archive for its root, read-only, the guest's network, and the right to change that.
+fn program_specification(request: &ConsoleRequest) -> Value {
+    let capabilities = ["CAP_NET_ADMIN", "CAP_NET_RAW"];
+    json!({
+        "ociVersion": "1.2.0",
+        "root": { "path": format!("{}/{}", protocol::SHARE_MOUNTPOINT, protocol::PROGRAMS), "readonly": true },
+        "process": {
+            "user": { "uid": 0, "gid": 0 },
+            "args": request.args,
+            "env": request.env,
+            "cwd": "/",
+            "noNewPrivileges": true,
+            "capabilities": {
+                "bounding": capabilities, "effective": capabilities, "permitted": capabilities,
+                "inheritable": [], "ambient": [],
+            },
+        },
+        "mounts": [
+            { "destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"] },
+            { "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=65536k"] },
+        ],
+        "linux": { "namespaces": [{ "type": "mount" }, { "type": "pid" }] },
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -343,6 +390,24 @@ mod tests {
                 .unwrap()
                 .is_empty()
         );
+    }
+
+    #[test]
+    fn a_program_of_the_archive_has_the_guests_network_and_little_else() {
+        let request = ConsoleRequest {
+            id: "a".to_owned(),
+            args: vec!["iptables-save".to_owned()],
+            env: Vec::new(),
+            directory: "/tmp".into(),
+            terminal: None,
+        };
+        let specification: oci_spec::runtime::Spec = serde_json::from_value(program_specification(&request)).unwrap();
+        assert!(specification.root().as_ref().unwrap().readonly().unwrap());
+        let linux = specification.linux().as_ref().unwrap();
+        let namespaces = linux.namespaces().as_ref().unwrap();
+        let network =
+            |one: &oci_spec::runtime::LinuxNamespace| one.typ() == oci_spec::runtime::LinuxNamespaceType::Network;
+        assert!(namespaces.len() == 2 && !namespaces.iter().any(network));
     }
 
     #[test]

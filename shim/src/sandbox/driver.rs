@@ -18,6 +18,7 @@ use super::Sandbox;
 use super::container::Container;
 use super::message::{Message, Payload};
 use super::process::{Process, ProcessName};
+use super::traced::OpenRequests;
 use super::work::{Order, interrupted};
 use crate::id::ContainerId;
 use crate::sandbox::error::Shared;
@@ -47,6 +48,7 @@ impl Sandbox {
             reply,
             request,
             payload,
+            place: trace::current(),
             answer,
         });
         let mut asking = Asking {
@@ -102,6 +104,7 @@ pub(super) struct Driver {
     answers: HashMap<Reply, oneshot::Sender<Answer<Shared>>>,
     payloads: HashMap<Reply, Payload>,
     running: HashMap<Job, Running>,
+    traced: OpenRequests,
 }
 
 impl Driver {
@@ -113,6 +116,7 @@ impl Driver {
             answers: HashMap::new(),
             payloads: HashMap::new(),
             running: HashMap::new(),
+            traced: OpenRequests::default(),
         }
     }
 
@@ -124,8 +128,12 @@ impl Driver {
                     reply,
                     request,
                     payload,
+                    place,
                     answer,
                 } => {
+                    if let Some(place) = place {
+                        self.traced.begin(reply, &request, subject(&request), place);
+                    }
                     self.answers.insert(reply, answer);
                     self.payloads.insert(reply, payload);
                     (Input::Request(reply, request), None)
@@ -201,6 +209,7 @@ impl Driver {
             }
             Effect::Answer(reply, answer) => {
                 self.payloads.remove(&reply);
+                self.traced.end(reply);
                 if let Some(waits) = self.answers.remove(&reply) {
                     // Whoever asked may have gone.
                     let _ = waits.send(answer);
@@ -262,8 +271,13 @@ impl Driver {
             _ => None,
         };
         let sandbox = Arc::clone(&self.sandbox);
+        let span = self.traced.span(&work);
         let order = Order { work, found, resources };
-        let task = tokio::spawn(Arc::clone(&sandbox).work(order));
+        let work = Arc::clone(&sandbox).work(order);
+        let task = match span {
+            None => tokio::spawn(work),
+            Some(span) => tokio::spawn(span.run(work, |failure| failure.error.message())),
+        };
         let abort = task.abort_handle();
         tokio::spawn(async move {
             match task.await {

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::error::Error;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
@@ -105,6 +106,13 @@ pub trait HostSide: Send + Sync {
     /// # Errors
     /// Something is still mounted.
     async fn detach(&self, container: &ContainerId) -> Result<(), HostError>;
+    /// Gives the guest the programs of the host's archive.
+    ///
+    /// # Errors
+    /// There is no archive, or nothing is shared with the guest.
+    async fn unpack_programs(&self) -> Result<(), HostError> {
+        Err(other(io::Error::from(io::ErrorKind::Unsupported)))
+    }
     /// Whether a resolv.conf names Docker's name server.
     async fn asks_docker(&self, _resolv_conf: &Path) -> bool {
         false
@@ -135,6 +143,8 @@ pub struct RealHost {
     pub poststop: PoststopHooks,
     /// The host's sockets that containers may connect to.
     pub sockets: HostSockets,
+    /// The archive of programs that are run in the guest.
+    pub programs: PathBuf,
     /// Kata's `disable_guest_seccomp`.
     pub disable_guest_seccomp: bool,
     /// Where its emptyDirs are.
@@ -328,6 +338,15 @@ impl HostSide for RealHost {
             Ok(())
         })
         .await
+    }
+
+    async fn unpack_programs(&self) -> Result<(), HostError> {
+        if self.copies.is_some() {
+            let reason = "shared_fs = \"none\": no program can be given to the guest";
+            return Err(other(io::Error::new(io::ErrorKind::Unsupported, reason)));
+        }
+        let (tree, archive) = (self.tree.clone(), self.programs.clone());
+        blocking(move || tree.unpack_programs(&archive, protocol::PROGRAMS).map_err(other)).await
     }
 
     async fn asks_docker(&self, resolv_conf: &Path) -> bool {

@@ -23,6 +23,7 @@ use super::stand_in::StandIn;
 use super::{Sandbox, VmState, changes, ended};
 use crate::events::Publisher;
 use crate::id::{ContainerId, Namespace, SandboxId};
+use crate::spans::Tracing;
 
 /// What a sandbox is made of.
 pub struct Parts {
@@ -48,6 +49,8 @@ pub struct Parts {
     pub networked: bool,
     /// Whether a file server has made its mount namespace already, as that of a pool's VM has.
     pub serves_mounts: bool,
+    /// Where its spans go; None: nothing is traced.
+    pub tracing: Option<Tracing>,
 }
 
 impl Sandbox {
@@ -85,6 +88,8 @@ impl Sandbox {
             given_up: watch::Sender::new(None),
             timeouts: parts.timeouts,
             direct_volumes: Mutex::default(),
+            programs: tokio::sync::OnceCell::new(),
+            tracing: parts.tracing,
             call_durations: Durations::default(),
             forwards: Forwards::default(),
             unanswered_stats: Arc::default(),
@@ -103,9 +108,18 @@ impl Sandbox {
             self.stand_for_the_sandbox(vm);
             self.serves_mounts.send_replace(true);
         });
-        let booted = tokio::select! {
-            booted = booting => booted,
-            () = told_to_stop(&mut stopping) => Err(GuestBootError::Stopped),
+        let booting = Box::pin(async {
+            tokio::select! {
+                booted = booting => booted,
+                () = told_to_stop(&mut stopping) => Err(GuestBootError::Stopped),
+            }
+        });
+        let booted = match &self.tracing {
+            None => booting.await,
+            Some(tracing) => {
+                let span = tracing.root().start_itself("boot", trace::Kind::Internal);
+                span.run(booting, |error| base::chain(error)).await
+            }
         };
         let (booted, mut signals) = match booted {
             Ok((booted, signals)) => (Arc::new(booted), signals),

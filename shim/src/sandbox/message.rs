@@ -5,6 +5,7 @@ use std::sync::Arc;
 use lifecycle::{Answer, Input, Reply, Request};
 use oci_spec::runtime::LinuxResources;
 use tokio::sync::oneshot;
+use trace::Place;
 
 use super::container::CreateRequest;
 use super::process::Process;
@@ -25,6 +26,8 @@ pub(super) enum Message {
         reply: Reply,
         request: Request,
         payload: Payload,
+        /// Where the client is in a trace.
+        place: Option<Place>,
         answer: oneshot::Sender<Answer<Shared>>,
     },
     /// Something has happened; whoever says so may wait until it has been taken note of.

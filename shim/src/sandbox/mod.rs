@@ -38,6 +38,7 @@ mod size;
 mod sizes;
 mod stand_in;
 mod start;
+mod traced;
 mod verbs;
 mod volumes;
 mod work;
@@ -69,6 +70,7 @@ use self::stand_in::StandIn;
 use crate::events::Publisher;
 use crate::id::{ContainerId, Namespace, SandboxId};
 use crate::sandbox::error::Error;
+use crate::spans::Tracing;
 
 pub use self::container::{Container, CreateRequest};
 pub use self::disks::DiskError;
@@ -125,6 +127,10 @@ pub struct Sandbox {
     timeouts: Timeouts,
     /// Direct-assigned volumes that have been given to a container, by their paths.
     direct_volumes: Mutex<HashMap<PathBuf, DirectVolume>>,
+    /// Set once the archive of programs is unpacked for the guest.
+    programs: tokio::sync::OnceCell<()>,
+    /// Where its spans go; None: nothing is traced.
+    tracing: Option<Tracing>,
     /// How long containerd's calls take.
     pub(crate) call_durations: Durations,
     /// The processes of forwarded connections, which containerd does not know.
@@ -138,6 +144,12 @@ impl Sandbox {
     #[must_use]
     pub fn relays(&self) -> &Relays {
         &self.relays
+    }
+
+    /// Its trace, if it has one.
+    #[must_use]
+    pub fn tracing(&self) -> Option<&Tracing> {
+        self.tracing.as_ref()
     }
 
     fn running_vm(&self) -> Option<Arc<dyn RunningVm>> {

@@ -109,6 +109,7 @@ impl Shim {
                 sizing: sizing(),
                 networked,
                 serves_mounts: false,
+                tracing: None,
             },
             BootPlan {
                 queue: None,

@@ -1,6 +1,7 @@
 //! The `Agent` service: decodes and checks a request, calls the sandbox, encodes the answer. No policy.
 
 mod status;
+mod traced;
 
 use std::sync::Arc;
 
@@ -23,6 +24,8 @@ use crate::error::{Error, ResizeError};
 use crate::files::tmpfs;
 use crate::network::GuestNetwork;
 use crate::server::sandbox::{Deleted, Sandbox, Wanted};
+
+pub(crate) use self::traced::trace;
 
 /// The service that the host calls.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! The directory that virtiofsd serves, and the mounts below it.
 //!
-//! It contains `<container>/rootfs`, the file of the kernel's modules, what the guest itself is to have (`sandbox_bind_mounts`), and the sandbox's volumes, which are the sources of bind mounts, each
+//! It contains `<container>/rootfs`, the file of the kernel's modules, what the guest itself is to have (`sandbox_bind_mounts`), programs that are run in the guest, and the sandbox's volumes, which are the sources of bind mounts, each
 //! once. It is a separate mount in the shim's mount namespace, with shared propagation, so that virtiofsd sees later mounts. That mount
 //! is read-only, so that the guest cannot put a symbolic link at the path of the next mount. The directories are created
 //! through a descriptor of the directory below that mount. All functions block.
@@ -15,6 +15,7 @@ mod id_map;
 mod mirror;
 mod modules;
 mod overlay;
+mod programs;
 mod registry;
 mod rootfs;
 mod sandbox_mounts;
