@@ -23,7 +23,6 @@ mod tap;
 mod vm;
 mod wire;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use base::chain;
@@ -324,6 +323,7 @@ fn unplug(nics: NicHotplug, plugged: String) -> oneshot::Receiver<()> {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
+    use std::sync::Arc;
 
     use config::Config;
     use hypervisor::MacAddress;
