@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -15,6 +16,9 @@ const LARGEST: usize = 64 << 10;
 
 /// Largest answer that is read, in bytes: the shim sends less.
 const ANSWER: u64 = 8 << 20;
+
+/// For the shim to answer. It gives the program in the guest 30 s.
+const PATIENCE: Duration = Duration::from_secs(45);
 
 /// Why nothing was read or set.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +48,9 @@ pub(crate) async fn report(command: &IptablesCommand) -> Result<Report, Iptables
     };
     let found = sandboxes::named(Path::new(sandboxes::ROOT), &guest.sandbox_id)?;
     let target = if guest.v6 { "/ip6tables" } else { "/iptables" };
-    let asked = ask(&found.directory.join(protocol::MONITOR_SOCKET), method, target, &rules).await;
+    let socket = found.directory.join(protocol::MONITOR_SOCKET);
+    let asked = tokio::time::timeout(PATIENCE, ask(&socket, method, target, &rules)).await;
+    let asked = asked.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
     let answer = asked.map_err(|error| IptablesError::Shim(found.id().to_owned(), error))?;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     match head.split(' ').nth(1) {

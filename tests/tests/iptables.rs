@@ -9,6 +9,7 @@ use framework::{
 mod kata_only {
     use std::fs;
     use std::os::unix::net::UnixStream;
+    use std::path::Path;
 
     use framework::http;
     use serde_json::json;
@@ -38,7 +39,19 @@ mod kata_only {
             let words = ["iptables", "get", "--sandbox-id", &id];
             node.diagnose()?.args(words).args(more).ok()
         };
-        // The tool's own names and its output: what iptables-save prints. Without rules there are no tables.
+        let file = node.dir().join("rules");
+        let set = |file: &Path| {
+            let words = ["iptables", "set", "--sandbox-id", &id];
+            node.diagnose()?.args(words).arg(file).output()
+        };
+        // The first request of a sandbox, for which the program has yet to be unpacked, and an extension with a library of its own.
+        let odds = "-A INPUT -p tcp -m tcp --dport 99 -m statistic --mode random --probability 0.5";
+        fs::write(&file, format!("*filter\n:INPUT ACCEPT [0:0]\n{odds} -j DROP\nCOMMIT\n"))?;
+        assert_eq!(set(&file)?.success()?.stdout(), "");
+        // The tool's own names and its output: what iptables-save prints.
+        let rules = get(&[])?;
+        assert!(rules.contains("--dport 99 -m statistic --mode random"), "{rules}");
+        inside("flush", "iptables", "-F INPUT")?;
         assert!(!get(&[])?.contains("-A "));
 
         inside("one", "iptables", "-A INPUT -p tcp --dport 81 -j REJECT")?;
@@ -71,14 +84,7 @@ mod kata_only {
         );
 
         // By the tool: what was read is set again, after a change.
-        let file = node.dir().join("rules");
         fs::write(&file, get(&[])?.replace("1234", "4321"))?;
-        let file = file.display().to_string();
-        let set = |file: &str| {
-            node.diagnose()?
-                .args(["iptables", "set", "--sandbox-id", &id, file])
-                .output()
-        };
         assert_eq!(set(&file)?.success()?.stdout(), "");
         assert!(inside("four", "iptables", "-S INPUT")?.contains("--dport 4321"));
 
@@ -90,7 +96,7 @@ mod kata_only {
             "{refused}"
         );
         assert!(inside("five", "iptables", "-S INPUT")?.contains("--dport 4321"));
-        assert!(set("/no/such/rules")?.failure()?.contains("/no/such/rules"));
+        assert!(set(Path::new("/no/such/rules"))?.failure()?.contains("/no/such/rules"));
 
         // Nobody but the two knows of the programs: containerd has one task, and the guest keeps none.
         let tasks = node.ctr().args(["task", "ls", "-q"]).ok()?;

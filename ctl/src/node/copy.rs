@@ -11,6 +11,9 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use super::error::NodeError;
 use super::programs::below;
 
+/// A file of each copy: a directory without it was made by somebody else.
+const MARK: &str = ".tatami-copy";
+
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> NodeError {
     let path = path.to_owned();
     move |source| NodeError::Io {
@@ -28,7 +31,21 @@ pub(crate) fn tree(from: &Path, to: &Path) -> Result<(), NodeError> {
             why: "is no directory to copy into".to_owned(),
         });
     }
+    if !is_replaceable(to).map_err(failed(to))? {
+        return Err(NodeError::Configuration {
+            path: to.to_owned(),
+            why: "has files that no copy of this program's installation left there: it is not replaced".to_owned(),
+        });
+    }
     replaced(from, &hidden(to, ".tatami-new"), to).map_err(failed(to))
+}
+
+/// Whether it is a copy, empty, or not there.
+fn is_replaceable(directory: &Path) -> io::Result<bool> {
+    match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        entries => Ok(directory.join(MARK).exists() || entries?.next().is_none()),
+    }
 }
 
 /// Removes a copy that [`tree`] has made. While a sandbox runs it stays: its shim is called once more when it ends. The answer is what is
@@ -38,8 +55,7 @@ pub(crate) fn removed(root: &Path, directory: &Path, dry_run: bool) -> Result<St
     if !path.exists() {
         return Ok(String::new());
     }
-    let is_ours = ["bin/kata-ctl", "bin/containerd-shim-kata-v2", "share/tatami"];
-    if !is_ours.iter().all(|part| path.join(part).exists()) {
+    if !path.join(MARK).exists() {
         return Err(NodeError::Configuration {
             path,
             why: "is no copy of this program's installation: it is not removed".to_owned(),
@@ -99,6 +115,10 @@ fn replaced(from: &Path, new: &Path, to: &Path) -> io::Result<()> {
     remove(new)?;
     fs::create_dir_all(new.parent().unwrap_or(Path::new("/")))?;
     directory(from, new)?;
+    fs::write(
+        new.join(MARK),
+        "A copy of Tatami's installation by `kata-ctl node install --copy-to`.\n",
+    )?;
     // A name that was never written to the disk is not to replace one that was.
     rustix::fs::sync();
     match renameat_with(CWD, new, CWD, to, RenameFlags::EXCHANGE) {
@@ -143,10 +163,16 @@ mod tests {
         assert_eq!(removed(root.path(), copy, false).unwrap(), "");
         fs::create_dir_all(at("opt/tatami/bin")).unwrap();
         assert!(removed(root.path(), copy, false).is_err());
-        for file in ["bin/kata-ctl", "bin/containerd-shim-kata-v2"] {
+        // An installation of a package has the same files, and others beside them.
+        for file in ["bin/kata-ctl", "bin/containerd-shim-kata-v2", "bin/sh"] {
             fs::write(at("opt/tatami").join(file), "").unwrap();
         }
         fs::create_dir_all(at("opt/tatami/share/tatami")).unwrap();
+        assert!(removed(root.path(), copy, false).is_err());
+        assert!(tree(&at("opt/tatami/bin"), &at("opt/tatami")).is_err());
+        assert!(at("opt/tatami/bin/sh").exists());
+        fs::rename(at("opt/tatami"), at("installed")).unwrap();
+        tree(&at("installed"), &at("opt/tatami")).unwrap();
         fs::create_dir_all(at("run/tatami/pod-1")).unwrap();
         fs::write(at("run/tatami/pod-1/sandbox.json"), "").unwrap();
         let said = removed(root.path(), copy, false).unwrap();

@@ -179,18 +179,22 @@ async fn add(qmp: &Qmp, accel: Accel, missing: Vec<Part>, leaving: &mut Leaving)
     let undo = if accel == Accel::Tcg { Undo::Kept } else { Undo::Removed };
     let patience = qmp.scale().of(RELEASE_TIMEOUT);
     let added = transaction::add(qmp, missing, undo, patience).await;
-    added.map(drop).map_err(|NotAdded { step, source, left }| {
+    added.map(drop).map_err(|not_added| {
+        let NotAdded {
+            step,
+            source,
+            left,
+            leaving: later,
+        } = not_added;
         if let Left::Perhaps(names) = left {
             tracing::warn!(
                 ?names,
                 "QEMU may have vCPUs that it was not to have: the next change begins with what it has"
             );
-            // They have been asked for, and may go at any time. Under TCG they were not, and stay.
-            let asked = names.into_iter().filter(|_| accel != Accel::Tcg);
-            leaving.extend(asked.filter_map(|name| match name {
-                Name::Device(id) => Some(id),
-                _ => None,
-            }));
+        }
+        // The others stay: the guest was not asked for them, or has said no.
+        if let Some(Name::Device(id)) = later {
+            leaving.insert(id);
         }
         failed(step)(source)
     })

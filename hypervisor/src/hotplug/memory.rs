@@ -258,7 +258,7 @@ impl Device {
                 self.state = DeviceState::Present;
                 Ok(())
             }
-            Err(NotAdded { step, source, left }) => {
+            Err(NotAdded { step, source, left, .. }) => {
                 if matches!(left, Left::Nothing) {
                     self.is_absent(slot);
                 }

@@ -211,7 +211,7 @@ impl DeviceManager {
                 self.plugged().insert(key.clone(), Plugged { said, slot, parts });
                 Ok(key)
             }
-            Err(NotAdded { step, source, left }) => {
+            Err(NotAdded { step, source, left, .. }) => {
                 match left {
                     Left::Nothing => self.places.give_back(slot),
                     Left::Perhaps(parts) => drop(tokio::spawn(self.clone().recover(slot, parts))),

@@ -224,6 +224,8 @@ pub(super) struct NotAdded {
     pub(super) source: QmpError,
     /// What is left.
     pub(super) left: Left,
+    /// The device that the guest was asked to let go of and may still let go of.
+    pub(super) leaving: Option<Name>,
 }
 
 /// What becomes of the parts before one that is not added.
@@ -249,23 +251,31 @@ pub(super) async fn add(qmp: &Qmp, parts: Vec<Part>, undo: Undo, patience: Durat
             }
             Err(Failed { step, source, maybe }) => {
                 added.extend(maybe);
-                let left = match undo {
+                let (left, leaving) = match undo {
                     Undo::Removed => what_is_left(qmp, added, patience).await,
-                    Undo::Kept => Left::Nothing,
+                    Undo::Kept => (Left::Nothing, None),
                 };
-                return Err(NotAdded { step, source, left });
+                return Err(NotAdded {
+                    step,
+                    source,
+                    left,
+                    leaving,
+                });
             }
         }
     }
     Ok(added)
 }
 
-/// Removes what was added, and says what that leaves.
-async fn what_is_left(qmp: &Qmp, added: Vec<Name>, patience: Duration) -> Left {
+/// Removes what was added, and says what that leaves, and which device may go later.
+async fn what_is_left(qmp: &Qmp, added: Vec<Name>, patience: Duration) -> (Left, Option<Name>) {
     match remove(qmp, &added, patience).await {
         // With QEMU all of it has ended.
-        Ok(()) | Err((_, ReleaseError::Qmp(QmpError::Closed))) => Left::Nothing,
-        Err(_) => Left::Perhaps(added),
+        Ok(()) | Err((_, ReleaseError::Qmp(QmpError::Closed))) => (Left::Nothing, None),
+        Err((_, ReleaseError::Held { undecided: false, .. } | ReleaseError::Qmp(QmpError::Refused { .. }))) => {
+            (Left::Perhaps(added), None)
+        }
+        Err((name, _)) => (Left::Perhaps(added), Some(name)),
     }
 }
 

@@ -1,16 +1,19 @@
 //! `/iptables` and `/ip6tables`: the netfilter rules of the guest, in the format of iptables-save(8). As Kata's agent does it, a program is run
 //! in the guest: here it comes from the host ([`Sandbox::run_program`]), and is the one that speaks nftables, as in today's distributions.
 
-use std::io;
-use std::path::Path;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use base::chain;
 use guest::agent_client::printable;
+use rustix::fs::OFlags;
 use scrape::Reply;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 
 use super::fifos::Fifos;
@@ -81,7 +84,7 @@ async fn run(sandbox: &Arc<Sandbox>, directory: &Path, program: &'static str, in
     let id = format!("ipt{}", NUMBER.fetch_add(1, Ordering::Relaxed));
     let fifos = Fifos::make(&directory.join(format!("console-{id}")), &["stdin", "stdout", "stderr"])?;
     let (mut output, mut errors) = (fifos.output("stdout")?, fifos.output("stderr")?);
-    let mut stdin = fifos.input("stdin")?;
+    let stdin = Stdin(fifos.directory.join("stdin"));
     let request = ConsoleRequest {
         id,
         args: [PROGRAM, program].map(str::to_owned).to_vec(),
@@ -92,8 +95,7 @@ async fn run(sandbox: &Arc<Sandbox>, directory: &Path, program: &'static str, in
     let running = sandbox.run_program(request);
     let feeding = async {
         // A program that ends before it has read all says why.
-        let _ = stdin.write_all(input).await;
-        drop(stdin);
+        let _ = stdin.feed(input).await;
         std::future::pending().await
     };
     let (mut said, mut complained) = (Vec::new(), Vec::new());
@@ -127,6 +129,28 @@ async fn run(sandbox: &Arc<Sandbox>, directory: &Path, program: &'static str, in
             status,
             text(&complained, MESSAGE).trim_end().to_owned(),
         )),
+    }
+}
+
+/// The FIFO that a program's input comes from.
+struct Stdin(PathBuf);
+
+impl Stdin {
+    /// Writes all once the program's streams are open. What is written before into a FIFO that nobody has open is lost with its writer, and a
+    /// reader that comes later waits for another one.
+    async fn feed(&self, input: &[u8]) -> io::Result<()> {
+        let (path, input) = (self.0.clone(), input.to_owned());
+        // Opening waits for the reader (fifo(7)), and so may writing.
+        let fed = move || File::options().write(true).open(path)?.write_all(&input);
+        tokio::task::spawn_blocking(fed).await?
+    }
+}
+
+impl Drop for Stdin {
+    /// Whoever waits for a reader that does not come is let go: one comes, and goes.
+    fn drop(&mut self) {
+        let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
+        let _ = File::options().read(true).custom_flags(nonblocking).open(&self.0);
     }
 }
 

@@ -77,7 +77,7 @@ fn settle(slot: &Slot, config: PathBuf) -> Result<HostCgroup, PoolError> {
     let failed = |error: &dyn std::error::Error| PoolError::Boot(error.to_string());
     let id = SandboxId::new(&format!("pool-{}-{}", slot.name(), std::process::id())).map_err(|error| failed(&error))?;
     let namespace = Namespace::new(member::NAMESPACE).map_err(|error| failed(&error))?;
-    let cgroup = HostCgroup::create(None, &id);
+    let cgroup = HostCgroup::create(Some(Path::new("/")), &id);
     let mut state = SandboxState::new(&namespace, &id);
     state.cgroups = cgroup.directories().to_vec();
     directory.write_state(&state)?;

@@ -148,8 +148,11 @@ impl Sandbox {
         if wanted.vcpus < target.vm.vcpus {
             target.vm.vcpus = wanted.vcpus;
             target.confirmed.vcpus = target.confirmed.vcpus.min(wanted.vcpus);
-            if let Err(error) = vm.set_vcpus(wanted.vcpus).await {
-                tracing::info!(sandbox = %self.id, error = chain(&error), "the guest keeps a vCPU that it should give back");
+            match vm.set_vcpus(wanted.vcpus).await {
+                Ok(()) => target.confirmed.vcpus = wanted.vcpus,
+                Err(error) => {
+                    tracing::info!(sandbox = %self.id, error = chain(&error), "the guest keeps a vCPU that it should give back")
+                }
             }
         }
     }

@@ -41,8 +41,12 @@ impl Endpoint {
             let (name, base) = variable("OTEL_EXPORTER_OTLP_ENDPOINT").unwrap_or(("", DEFAULT.to_owned()));
             (name, format!("{}{OTLP_PATH}", base.trim_end_matches('/')))
         };
-        let mut endpoint = Self::parse(&url).ok_or(EndpointError { variable: name, url })?;
-        if !runtime.jaeger_user.is_empty() {
+        let mut endpoint = Self::parse(&url).ok_or_else(|| EndpointError {
+            variable: name,
+            url: without_user(&url),
+        })?;
+        // For who was meant, and not for whoever has the port that is taken instead.
+        if configured.is_some() && !runtime.jaeger_user.is_empty() {
             let pair = format!("{}:{}", runtime.jaeger_user, runtime.jaeger_password.reveal());
             endpoint.authorization = Some(format!("Basic {}", STANDARD.encode(pair)));
         }
@@ -91,6 +95,14 @@ impl Endpoint {
     }
 }
 
+/// A URL for a message: who is named in it, with a password, is left out.
+fn without_user(url: &str) -> String {
+    match (url.find("//"), url.rfind('@')) {
+        (Some(start), Some(at)) if start < at => format!("{}//…{}", &url[..start], &url[at..]),
+        _ => url.to_owned(),
+    }
+}
+
 impl fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Endpoint({})", self.url())
@@ -134,7 +146,11 @@ mod tests {
             refused.starts_with("OTEL_EXPORTER_OTLP_ENDPOINT=https://b/v1/traces: "),
             "{refused}"
         );
-        assert!(of("http://u:p@c/v1/traces", &[]).is_err());
+        let refused = of("http://u:p@c/v1/traces", &[]).unwrap_err();
+        assert!(
+            refused.starts_with("jaeger_endpoint=http://…@c/v1/traces: "),
+            "{refused}"
+        );
     }
 
     #[test]
@@ -161,6 +177,15 @@ mod tests {
             "{head}"
         );
         assert!(!format!("{endpoint:?} {runtime:?}").contains("sesame"));
+        let thrift = Runtime {
+            jaeger_endpoint: "http://jaeger:14268/api/traces".to_owned(),
+            ..runtime
+        };
+        let elsewhere = Endpoint::of(&thrift, |_| None).unwrap();
+        assert!(
+            !elsewhere.head(12).contains("Authorization"),
+            "the password is jaeger's"
+        );
         for (url, address) in [("http://[::1]/v1/traces", "[::1]:80"), ("http://c/v1/traces", "c:80")] {
             assert_eq!(Endpoint::parse(url).unwrap().address(), address);
         }

@@ -154,7 +154,7 @@ async fn runs(accel: Accel, guest: Guest, calls: Vec<(Call, Option<u64>)>, fault
     });
     // A detachment that failed has removed some of these.
     let mut leaving: Vec<String> = Vec::new();
-    // How many vCPUs there are for certain.
+    // How many vCPUs there are for certain, and stay.
     let mut sure = None;
     // A caller has given up: what it asked for goes on, and is looked at in the end.
     let mut given_up = false;
@@ -176,13 +176,9 @@ async fn runs(accel: Accel, guest: Guest, calls: Vec<(Call, Option<u64>)>, fault
                 assert!(gone.iter().all(|part| !qemu.has().contains(part)), "{gone:?} stay");
             }
             Done::Vcpus(count) => {
-                let has = vcpus(&qemu);
-                assert!(if accel == Accel::Tcg {
-                    has >= count
-                } else {
-                    has == count
-                });
-                sure = Some(has);
+                // More only if the guest may still let go of some, or never does.
+                assert!(vcpus(&qemu) >= count);
+                sure = Some(count);
             }
             Done::Memory(wanted) => {
                 let more = u64::from(wanted - 256).next_multiple_of(4) << 20;
@@ -200,7 +196,7 @@ async fn runs(accel: Accel, guest: Guest, calls: Vec<(Call, Option<u64>)>, fault
     qemu.set_guest(Guest::LetsGo);
     tokio::time::sleep(Duration::from_secs(3600)).await;
     if let (Some(sure), false) = (sure, given_up) {
-        assert_eq!(vcpus(&qemu), sure, "some went, or came, later");
+        assert!(vcpus(&qemu) >= sure, "some went later that were counted");
     }
     let there: Vec<String> = devices.plugged().keys().cloned().collect();
     for key in &there {

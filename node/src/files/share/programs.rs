@@ -6,11 +6,13 @@ use std::io::{self, Read, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path};
 
-use rustix::fs::{Mode, OFlags, mkdirat, openat, symlinkat};
+use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, renameat, statat, symlinkat};
 
 use super::attach::io_error;
 use super::{ShareError, SharedTree};
+use crate::host::openat_beneath::name_of;
 use crate::host::path_error::PathError;
+use crate::host::remove;
 
 /// Largest archive, in bytes: that of iptables has 5 MB.
 const ARCHIVE_MAX: u64 = 32 << 20;
@@ -25,10 +27,11 @@ const HEAD: usize = 110;
 const TRAILER: &str = "TRAILER!!!";
 
 impl SharedTree {
-    /// Unpacks the programs into a new directory of the shared one, which the guest cannot write to. They are removed with the sandbox.
+    /// Unpacks the programs into a directory of the shared one, which the guest cannot write to, once. They are removed with the sandbox. One
+    /// caller at a time; one that fails may try again.
     ///
     /// # Errors
-    /// The archive cannot be read, or the directory is there already.
+    /// The archive cannot be read, or there is no room.
     pub fn unpack_programs(&self, archive: &Path, name: &str) -> Result<(), ShareError> {
         let failed = |operation| move |source| ShareError::from(PathError::new(operation, archive, source));
         let mut bytes = Vec::new();
@@ -39,11 +42,25 @@ impl SharedTree {
         if bytes.len() as u64 > ARCHIVE_MAX {
             return Err(failed("read")(io::ErrorKind::FileTooLarge.into()));
         }
-        self.make_directory(Path::new(name), true)?;
+        if statat(&self.backing, name, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
+            return Ok(());
+        }
+        // By another name until it is whole; what an earlier attempt left goes.
+        let unfinished = format!("{name}.new");
+        let place = Path::new(&name_of(&self.backing)).join(&unfinished);
+        let remove = || remove::directory(&place).map_err(failed("remove what was unpacked before of"));
+        remove()?;
+        self.make_directory(Path::new(&unfinished), true)?;
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let directory = openat(&self.backing, name, flags, Mode::empty());
-        let directory = directory.map_err(|errno| io_error("open", &self.root.join(name), errno))?;
-        unpack(&bytes, &directory).map_err(failed("unpack"))
+        let directory = openat(&self.backing, &unfinished, flags, Mode::empty());
+        let directory = directory.map_err(|errno| io_error("open", &self.root.join(&unfinished), errno))?;
+        let unpacked = unpack(&bytes, &directory).map_err(failed("unpack"));
+        if unpacked.is_err() {
+            remove()?;
+        }
+        unpacked?;
+        renameat(&self.backing, &unfinished, &self.backing, name)
+            .map_err(|errno| io_error("rename", &self.root.join(unfinished), errno))
     }
 }
 
@@ -152,7 +169,12 @@ mod tests {
             fs::write(root.join("usr/sbin/multi"), "a program of odd length").unwrap();
             std::os::unix::fs::symlink("usr/sbin", root.join("sbin")).unwrap();
             let archive = directory.join("programs.img");
-            fs::write(&archive, packed(&root)).unwrap();
+            let whole = packed(&root);
+            // One that is cut is no reason to refuse the whole one later.
+            fs::write(&archive, &whole[..whole.len() / 2]).unwrap();
+            assert!(tree.unpack_programs(&archive, ".programs").is_err());
+            assert_eq!(fs::read_dir(tree.root()).unwrap().count(), 1, "the volumes alone");
+            fs::write(&archive, &whole).unwrap();
             tree.unpack_programs(&archive, ".programs").unwrap();
             let shared = tree.root().join(".programs");
             assert_eq!(
@@ -161,7 +183,8 @@ mod tests {
             );
             let refused = fs::write(shared.join("mine"), "x").unwrap_err();
             assert_eq!(refused.kind(), io::ErrorKind::ReadOnlyFilesystem);
-            assert!(tree.unpack_programs(&archive, ".programs").is_err());
+            tree.unpack_programs(&archive, ".programs").unwrap();
+            assert_eq!(fs::read_dir(tree.root()).unwrap().count(), 2);
         });
     }
 
