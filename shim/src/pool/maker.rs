@@ -12,7 +12,7 @@ use node::boot_queue::BootQueue;
 use node::host_cgroup::{self, HostCgroup};
 use node::host_ns;
 use node::process::ProcessRef;
-use node::run_dir::{self, SandboxState};
+use node::run_dir;
 use node::sizing::Sizing;
 use node::sys;
 use oci_spec::runtime::Spec;
@@ -21,7 +21,6 @@ use super::place::{self, PoolError, Slot};
 use super::report::{self, Notes};
 use super::template::{self, Unfinished};
 use super::{Failed, fill, member, warm};
-use crate::id::{Namespace, SandboxId};
 use crate::program::settings::Settings;
 
 /// Makes the template of this slot.
@@ -72,16 +71,8 @@ fn make_in(root: &Path, slot: &Slot, config_path: Option<&Path>) -> Result<(), P
 
 /// Gives the slot a directory and a cgroup, and writes down for whoever cleans up what there is.
 fn settle(slot: &Slot, config: PathBuf) -> Result<HostCgroup, PoolError> {
-    let directory = slot.directory();
-    directory.create()?;
-    let failed = |error: &dyn std::error::Error| PoolError::Boot(error.to_string());
-    let id = SandboxId::new(&format!("pool-{}-{}", slot.name(), std::process::id())).map_err(|error| failed(&error))?;
-    let namespace = Namespace::new(member::NAMESPACE).map_err(|error| failed(&error))?;
-    let cgroup = HostCgroup::create(Some(Path::new("/")), &id);
-    let mut state = SandboxState::new(&namespace, &id);
-    state.cgroups = cgroup.directories().to_vec();
-    directory.write_state(&state)?;
-    host_cgroup::join(&cgroup.procs_files());
+    slot.directory().create()?;
+    let cgroup = member::join_own_cgroup(slot)?;
     let notes = Notes {
         config,
         process: ProcessRef::own(),

@@ -32,7 +32,7 @@ use crate::program::settings::Settings;
 use crate::qemu::parked::Parked;
 
 /// The namespace in the records of members: containerd's own have no such name.
-pub(super) const NAMESPACE: &str = "tatami.pool";
+const NAMESPACE: &str = "tatami.pool";
 
 /// Between two looks whether the member is still what the configuration asks for.
 const LOOK: Duration = Duration::from_secs(30);
@@ -100,6 +100,20 @@ struct Member {
     caller: Caller,
 }
 
+/// Moves this process, which has the slot, to a cgroup of its own, and writes that down for whoever cleans up.
+pub(super) fn join_own_cgroup(slot: &Slot) -> Result<HostCgroup, PoolError> {
+    let failed = |error: &dyn std::error::Error| PoolError::Boot(error.to_string());
+    // Of this process alone: the next one may have the slot before this one's VM has left the pool's cgroup.
+    let id = SandboxId::new(&format!("pool-{}-{}", slot.name(), std::process::id())).map_err(|error| failed(&error))?;
+    let namespace = Namespace::new(NAMESPACE).map_err(|error| failed(&error))?;
+    let cgroup = HostCgroup::create(Some(Path::new("/")), &id);
+    let mut state = SandboxState::new(&namespace, &id);
+    state.cgroups = cgroup.directories().to_vec();
+    slot.directory().write_state(&state)?;
+    host_cgroup::join(&cgroup.procs_files());
+    Ok(cgroup)
+}
+
 impl Member {
     fn begin(slot: &Slot, config_path: Option<PathBuf>) -> Result<Self, PoolError> {
         let spec = Spec::default();
@@ -116,16 +130,7 @@ impl Member {
         directory.create()?;
         let socket = slot.claim_socket();
         let listener = wire::listen_at(&socket).map_err(|source| PathError::new("listen on", &socket, source))?;
-        let failed = |error: &dyn std::error::Error| PoolError::Boot(error.to_string());
-        // Of this member alone: the next one may have the slot before this one's VM has left the pool's cgroup.
-        let id =
-            SandboxId::new(&format!("pool-{}-{}", slot.name(), std::process::id())).map_err(|error| failed(&error))?;
-        let namespace = Namespace::new(NAMESPACE).map_err(|error| failed(&error))?;
-        let cgroup = HostCgroup::create(Some(Path::new("/")), &id);
-        let mut state = SandboxState::new(&namespace, &id);
-        state.cgroups = cgroup.directories().to_vec();
-        directory.write_state(&state)?;
-        host_cgroup::join(&cgroup.procs_files());
+        let cgroup = join_own_cgroup(slot)?;
         set_oom_score_adj(FIRST_TO_GO);
         let notes = Notes {
             config: settings.file,
