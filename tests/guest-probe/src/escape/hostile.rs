@@ -2,8 +2,8 @@
 //!
 //! Everything is drawn by chance from what is likely to be believed wrongly (Virtio 1.2, "Split Virtqueues", 2.7): chains that lead
 //! to themselves or out of the queue, lengths of 4 GiB, addresses where no memory is or where the device's own registers are, tables
-//! in tables, positions that jump, sizes that are none. The memory that a device may write to is always ours, or nobody's: the
-//! guest's kernel is to live through it.
+//! in tables, positions that jump, sizes that are none. The memory that a device may write to, or take away, is always ours, or
+//! nobody's: the guest's kernel is to live through it.
 
 use std::{
     sync::atomic::{Ordering, fence},
@@ -25,6 +25,12 @@ const BUFFERS: usize = usize::MAX;
 /// `VIRTQ_DESC_F_WRITE` and `VIRTQ_DESC_F_INDIRECT`.
 const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
+/// Devices that a driver may ask, by the rules, to take memory away (Virtio 1.2, 5.5 and 5.15), by the ids that [`Registers::take`]
+/// knows: so they are not asked to, or it would be the kernel's.
+const BALLOON: &str = "0x1002";
+const MEMORY: &str = "0x1058";
+/// `VIRTIO_MEM_REQ_UNPLUG_ALL` (5.15.6).
+const UNPLUG_ALL: u64 = 2;
 /// Looks at a device after a notification before it gets the next.
 const LOOKS: u32 = 20;
 
@@ -36,6 +42,7 @@ pub(crate) fn hostile(device: &str, rounds: &str, seed: &str) -> crate::error::R
         rings: (0..=TABLE).map(|_| Shared::page()).collect::<Result<_, _>>()?,
         buffers: Shared::page()?,
         registers: Registers::take(device)?,
+        device: device.to_owned(),
     };
     let mut broken = 0;
     for _ in 0..rounds {
@@ -73,6 +80,7 @@ struct Hostile {
     rings: Vec<(Shared, u64)>,
     buffers: (Shared, u64),
     registers: Registers,
+    device: String,
 }
 
 impl Hostile {
@@ -143,8 +151,12 @@ impl Hostile {
     fn fill(&mut self, queue: u16, size: u16) {
         for at in (0..PAGE).step_by(8) {
             let word = match self.chance.below(4) {
-                // Small numbers are types of requests, of all devices.
-                0 => self.chance.below(16),
+                // Small numbers are types of requests, of all devices. To the balloon they are the first pages, which Linux leaves to
+                // the firmware.
+                0 => match self.chance.below(16) {
+                    UNPLUG_ALL if self.device == MEMORY => UNPLUG_ALL + 1,
+                    kind => kind,
+                },
                 // To the balloon these are pages that it takes away: there are none with such numbers.
                 1 => self.chance.next() | 0x4000_0000_4000_0000,
                 _ => 0,
@@ -186,6 +198,9 @@ impl Hostile {
         } else if flags & WRITE != 0 {
             // Not the descriptors: what the device would find there afterwards could be an address of the kernel's.
             self.chance.of([BUFFERS, BUFFERS, ring + 1, ring + 2])
+        } else if self.device == BALLOON {
+            // What is in a descriptor would be numbers of pages: a length of 4096 is where the kernel begins.
+            BUFFERS
         } else {
             self.chance.of([BUFFERS, BUFFERS, TABLE, ring])
         };
