@@ -49,6 +49,21 @@ step 'docker commit' docker commit box small:2
 docker rm -f box >&2
 same 'the layer' "$(docker run --rm small:2 /bin/cat /etc/new)" changed
 
+# BuildKit, which has its own snapshotter on overlay2: two layers, a cache mount, a file of another stage.
+mkdir -p /tmp/build
+cat >/tmp/build/Dockerfile <<'FILE'
+FROM small:1 AS made
+RUN echo built > /made
+FROM small:1
+COPY --from=made /made /made
+RUN --mount=type=cache,target=/cache cat /made > /cache/copy; cat /cache/copy > /etc/built
+FILE
+build() { DOCKER_BUILDKIT=1 docker build --progress plain -t "small:$1" /tmp/build; }
+step 'docker build' build 3
+same 'what it built' "$(docker run --rm small:3 /bin/cat /etc/built)" built
+build 4 >/data/again 2>&1
+same 'layers that it keeps' "$(grep -c ' CACHED$' /data/again)" 3
+
 # containerd by itself, whose snapshotter makes overlays, too.
 layers() { docker save small:1 | ctr -n inner images import -; }
 step 'ctr images import' layers
