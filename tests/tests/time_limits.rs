@@ -145,17 +145,17 @@ const ALLOWED: &[(&str, &str, &str)] = &[
     ),
     ("shim/src/pool/report.rs", "STALE", "the age of a file"),
     (
-        "shim/src/sandbox/changes.rs",
+        "shim/src/sandbox/host/changes.rs",
         "LAST_RETRY",
         "a pause between two attempts",
     ),
     (
-        "shim/src/sandbox/health.rs",
+        "shim/src/sandbox/vm/health.rs",
         "ANSWER",
         "who asks for diagnostics has a limit of its own",
     ),
-    ("shim/src/sandbox/names.rs", "READ", "a file of the host"),
-    ("shim/src/sandbox/size.rs", "SLOW", "a line in the log"),
+    ("shim/src/sandbox/host/names.rs", "READ", "a file of the host"),
+    ("shim/src/sandbox/size/mod.rs", "SLOW", "a line in the log"),
     (
         "shim/src/management/iptables.rs",
         "PATIENCE",

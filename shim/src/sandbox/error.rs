@@ -9,9 +9,9 @@ use guest::streams::StreamError;
 use hypervisor::MemoryError;
 
 use crate::id::IdError;
-use crate::sandbox::boot::GuestBootError;
-use crate::sandbox::disks::DiskError;
 use crate::sandbox::host::HostError;
+use crate::sandbox::host::disks::DiskError;
+use crate::sandbox::vm::boot::GuestBootError;
 
 /// A call that could not be carried out.
 #[derive(Debug, thiserror::Error)]

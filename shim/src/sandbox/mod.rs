@@ -5,43 +5,21 @@
 //! Booting ──────────► Ready ───────────────────────────► Ended
 //!    └──────────────► Failed            or is stopped
 //! ```
-//! The VM boots in a separate task ([`life`]). The state machine in `lifecycle` decides the lifecycle of containers and
+//! The VM boots in a separate task ([`vm::life`]). The state machine in `lifecycle` decides the lifecycle of containers and
 //! execs. One task ([`driver`]) carries it out and is the only one that writes their records. The records' lock is held
 //! only for a lookup. After the VM's end every call is answered from the record.
 //!
 //! It knows neither containerd's messages nor QEMU.
 
-mod backpressured;
-pub mod boot;
-mod changes;
 pub mod connections;
-pub mod console;
-mod container;
-mod create;
-mod delete;
-pub(crate) mod disks;
 mod driver;
 pub mod error;
-mod forward;
-mod forwards;
-mod growth;
-mod health;
 pub mod host;
-mod host_service;
-mod life;
-mod message;
-mod names;
-mod network;
-pub mod process;
-mod publish;
+mod programs;
+mod records;
 mod size;
-mod sizes;
-mod stand_in;
-mod start;
-mod traced;
 mod verbs;
-mod volumes;
-mod work;
+mod vm;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -59,22 +37,25 @@ use node::volumes::DirectVolume;
 use scrape::durations::Durations;
 use tokio::sync::{mpsc, watch};
 
-use self::boot::{Booted, GuestBootError};
-use self::disks::Disks;
-use self::forwards::Forwards;
+use self::driver::message::Message;
 use self::host::HostSide;
-use self::message::Message;
-use self::process::{Exit, Process, ProcessName, is_created};
-use self::sizes::Sizes;
-use self::stand_in::StandIn;
+use self::host::disks::Disks;
+use self::programs::forwards::Forwards;
+use self::records::process::{Exit, Process, ProcessName, is_created};
+use self::records::stand_in::StandIn;
+use self::size::sizes::Sizes;
+use self::vm::boot::{Booted, GuestBootError};
 use crate::events::Publisher;
 use crate::id::{ContainerId, Namespace, SandboxId};
 use crate::sandbox::error::Error;
 use crate::spans::Tracing;
 
-pub use self::container::{Container, CreateRequest};
-pub use self::disks::DiskError;
-pub use self::life::Parts;
+pub use self::host::disks::DiskError;
+pub use self::programs::console;
+pub use self::records::container::{Container, CreateRequest};
+pub use self::records::process;
+pub use self::vm::boot;
+pub use self::vm::life::Parts;
 
 /// The VM's life.
 #[derive(Clone)]

@@ -7,8 +7,8 @@ use hypervisor::{HotplugError, MemoryError};
 use node::volumes::VolumeError;
 use ttrpc::Code;
 
+use crate::sandbox::DiskError;
 use crate::sandbox::boot::GuestBootError;
-use crate::sandbox::disks::DiskError;
 use crate::sandbox::error::{Error, Shared};
 use crate::sandbox::host::HostError;
 

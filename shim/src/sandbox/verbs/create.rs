@@ -1,0 +1,224 @@
+//! The steps of Create: mounts while the guest boots, hooks, disks and memory, the guest, the streams. The state machine
+//! decides the next step, and what is undone if one fails.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use base::chain;
+use node::hooks::HookPoint;
+use node::volumes::Volumes;
+use protocol::agent::{BlockDevice, CreateContainerRequest, Storage};
+use rustix::process::Signal;
+
+use crate::id::ContainerId;
+use crate::sandbox::Sandbox;
+use crate::sandbox::driver::work::is_answer;
+use crate::sandbox::error::Error;
+use crate::sandbox::host::disks::DiskError;
+use crate::sandbox::host::{GuestContainer, HostError};
+use crate::sandbox::records::container::Container;
+use crate::sandbox::records::stand_in::{StandIn, pid_in};
+
+impl Sandbox {
+    /// Reads the bundle, and mounts the rootfs and the binds.
+    pub(in crate::sandbox) async fn attach(&self, container: &Container) -> Result<(), Error> {
+        self.mounts_are_served().await?;
+        let attached = self
+            .host
+            .attach(&container.id, &container.bundle, &container.rootfs)
+            .await;
+        let guest = attached.map_err(|source| Error::Host {
+            operation: "create",
+            subject: container.subject(),
+            source,
+        })?;
+        // Once: a container is attached once.
+        let _ = container.hooks.set(guest.hooks.clone());
+        let _ = container.memlock.set(guest.memlock.clone());
+        let _ = container.inherited.set(guest.inherited.clone());
+        let _ = container.resolv_conf.set(guest.resolv_conf.clone());
+        container.making().guest = Some(guest);
+        Ok(())
+    }
+
+    /// Runs the hooks of the creation. They may put a network into the VM's namespace, as Docker's do.
+    pub(in crate::sandbox) async fn run_create_hooks(&self, container: &Container) -> Result<(), Error> {
+        let Some(hooks) = container.hooks() else { return Ok(()) };
+        let run = self.host.run_hooks(hooks, HookPoint::Create, self.pid()).await;
+        run.map_err(|source| Error::Host {
+            operation: "run the hooks of",
+            subject: container.subject(),
+            source,
+        })?;
+        let agent = self.agent("create", &container.subject())?;
+        self.update_network(&agent, &container.subject()).await
+    }
+
+    /// Opens the streams, plugs the disks in, gives the VM what it lacks of memory and vCPUs, and serves Docker's names if it asks for them.
+    pub(in crate::sandbox) async fn provision(self: &Arc<Self>, container: &Container) -> Result<(), Error> {
+        let subject = container.subject();
+        let agent = self.agent("create", &subject)?;
+        let guest = container.making().guest.take();
+        let guest = guest.ok_or_else(|| Error::Interrupted {
+            subject: subject.clone(),
+        })?;
+        let stdio = self.prepare_streams(&container.init).await?;
+        let GuestContainer {
+            spec,
+            mut join_namespaces,
+            pid_namespace,
+            mut volumes,
+            limits,
+            covers,
+            sockets,
+            ..
+        } = guest;
+        if let Some(owner) = pid_namespace.map(|path| self.owner_of(&path, &subject)).transpose()? {
+            join_namespaces.insert("pid".to_owned(), owner.to_string());
+        }
+        let device_names = std::mem::take(&mut volumes.device_names);
+        let (disks, size) = (
+            self.plug_in(&container.id, volumes),
+            self.grow(&agent, &container.id, limits),
+        );
+        let ((storages, devices), ()) = tokio::try_join!(disks, size)?;
+        let call = CreateContainerRequest {
+            container_id: container.id.to_string(),
+            spec,
+            stdio: Some(stdio).into(),
+            join_namespaces,
+            storages,
+            devices,
+            covers,
+            sockets,
+            bundle: container.bundle.display().to_string(),
+            device_names,
+            ..Default::default()
+        };
+        container.making().call = Some(Box::new(call));
+        // Here, and not before the call to make it: a creation that is given up meanwhile is not sent to the guest.
+        self.update_names(&agent).await;
+        Ok(())
+    }
+
+    /// Has the guest make it.
+    pub(in crate::sandbox) async fn create_in_guest(&self, container: &Container) -> Result<(), Error> {
+        let agent = self.agent("create", &container.subject())?;
+        let mut call = container.making().call.take().unwrap_or_default();
+        // Now: another container may have been counted since this one was prepared.
+        call.memory_grows_to_bytes = self.sizes.tell_growth();
+        self.host.covers_sent(&container.id);
+        let made = agent.create_container(&call).await;
+        match &made {
+            Ok(created) => self.host.covers_made(&container.id, &created.covered),
+            Err(error) if is_answer(error) => self.host.covers_made(&container.id, &[]),
+            // It may have made them.
+            Err(_) => {}
+        }
+        made.map(drop).map_err(|source| Error::Agent {
+            operation: "create",
+            subject: container.subject(),
+            source,
+        })
+    }
+
+    /// Connects the streams, and makes the pid that stands for a container that is not the sandbox's first.
+    pub(in crate::sandbox) async fn connect(self: &Arc<Self>, container: &Container) -> Result<(), Error> {
+        let agent = self.agent("create", &container.subject())?;
+        self.connect_streams(&container.init, &agent).await?;
+        if container.id.as_str() != self.id.as_str() {
+            self.stand_for(container).map_err(|source| Error::Host {
+                operation: "make a pid for",
+                subject: container.subject(),
+                source: HostError::Other(Box::new(source)),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Makes the pid that stands for a container. Whoever kills it kills the container.
+    fn stand_for(self: &Arc<Self>, container: &Container) -> io::Result<()> {
+        let vm = self.running_vm();
+        let cgroups = vm.as_ref().map_or_else(Vec::new, |vm| vm.cgroup_members());
+        let network = vm.and_then(|vm| vm.network_namespace());
+        let stand_in = StandIn::new(container.id.as_str(), self.vmm_pid(), network, &cgroups)?;
+        let killed = stand_in.killed()?;
+        let pid = stand_in.pid();
+        // Once: a container is connected once.
+        let _ = container.stand_in.set(stand_in);
+        let (sandbox, init) = (Arc::downgrade(self), container.init.name.clone());
+        tokio::spawn(async move {
+            killed.await;
+            let Some(sandbox) = sandbox.upgrade() else { return };
+            // Another container may have the id by now: its pid is another one.
+            if sandbox
+                .container(&init.container)
+                .is_ok_and(|now| sandbox.pid_of(&now) == pid)
+            {
+                tracing::warn!(container = %init.container, pid, "the process that stands for a container was killed: so is the container");
+                if let Err(error) = sandbox.kill(&init, Signal::KILL.as_raw().unsigned_abs(), true).await {
+                    tracing::debug!(container = %init.container, error = error.message(), "it was not to be killed");
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// The container whose PID namespace a path of the host stands for: another one of the pod, by its pid, or the
+    /// sandbox's own.
+    fn owner_of(&self, path: &Path, subject: &str) -> Result<ContainerId, Error> {
+        let pid = match pid_in(path) {
+            Some(pid) if pid != self.pid() => pid,
+            Some(_) | None => return Ok(ContainerId::new(self.id.as_str())?),
+        };
+        let made = self.created();
+        let owner = made.iter().find(|container| self.pid_of(container) == pid);
+        let owner = owner.map(|container| container.id.clone());
+        owner.ok_or_else(|| Error::Invalid {
+            what: "the PID namespace",
+            subject: subject.to_owned(),
+            reason: format!("{} is no container's of this sandbox", path.display()),
+        })
+    }
+
+    /// Plugs in what a container needs, and tells the guest by which numbers it finds it.
+    async fn plug_in(
+        &self,
+        container: &ContainerId,
+        volumes: Volumes,
+    ) -> Result<(Vec<Storage>, Vec<BlockDevice>), Error> {
+        let failed = |source| Error::Disk {
+            operation: "create",
+            subject: format!("container {container}"),
+            source: Box::new(source),
+        };
+        let mut serials = Vec::new();
+        for disk in volumes.disks {
+            let vm = self.running_vm().ok_or_else(|| failed(DiskError::Interrupted))?;
+            serials.push(self.disks.attach(vm, container, disk).await.map_err(failed)?);
+        }
+        self.use_volumes(volumes.direct);
+        let serial = |index: usize| serials.get(index).cloned().unwrap_or_default();
+        let storages = volumes.storages.into_iter().map(|(mut storage, disks)| {
+            let mut serials = disks.into_iter().map(serial);
+            storage.serial = serials.next().unwrap_or_default();
+            storage.more_serials = serials.collect();
+            storage
+        });
+        let devices = volumes.devices.into_iter().map(|(mut device, disk)| {
+            device.serial = serial(disk);
+            device
+        });
+        Ok((storages.collect(), devices.collect()))
+    }
+
+    /// Unplugs what a container leaves. A guest that holds on to a disk does not hold up the deletion: the disk is freed by
+    /// the VM's end.
+    pub(in crate::sandbox) async fn release_disks(&self, container: &ContainerId) {
+        let vm = self.running_vm().filter(|_| self.is_ready());
+        for (serial, error) in self.disks.release(vm, container).await {
+            tracing::error!(%container, serial, error = chain(&error), "a disk stays in the VM until its end");
+        }
+    }
+}
