@@ -317,6 +317,20 @@ mod kata_only {
         node.nothing_left()
     }
 
+    /// `PTRACE_TRACEME`, by which some programs look for debuggers. containerd's shim for runc takes the stop for the end.
+    #[test]
+    fn a_program_that_asks_its_parent_to_trace_it_runs_on() -> Result<()> {
+        let node = Node::start()?;
+        let traced = ["guest-probe", "traced", "sh", "-c", "exit 7"];
+        let spec = node.spec("traced", &traced)?;
+        node.run_spec("traced", &spec)?.arg("--rm").output()?.code(7)?;
+        let spec = node.spec("other", &["sleep", "1000"])?;
+        node.run_spec("other", &spec)?.arg("-d").ok()?;
+        node.exec("other", "traced").program(traced).output()?.code(7)?;
+        node.remove("other")?;
+        node.nothing_left()
+    }
+
     #[test]
     fn limits_may_be_higher_and_scores_lower_than_the_hosts() -> Result<()> {
         let node = Node::start()?;

@@ -29,31 +29,54 @@ pub(crate) struct Ended {
 
 /// Reaps one child that has ended, without waiting; None: all of them live.
 ///
+/// A process that calls `ptrace(PTRACE_TRACEME)` makes its parent its tracer, whether that wants it or not, and stops at its next signal (ptrace(2)). Whoever
+/// wrote it means a parent that knows; we let it go on.
+///
 /// The wrappers of the crates in use either hide the pid or refuse real-time signals.
 ///
 /// # Errors
 /// ECHILD where there is no child.
 pub(crate) fn reap_one() -> io::Result<Option<Ended>> {
+    loop {
+        // SAFETY: siginfo_t is plain data for which all zeroes is a valid value.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        // SAFETY: `info` is a valid, writable siginfo_t for the duration of the call.
+        if unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, libc::WEXITED | libc::WNOHANG) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: waitid filled in a SIGCHLD record, or left the zeroes, for which both fields read as 0.
+        let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+        let Some(pid) = Pid::from_raw(pid) else {
+            return Ok(None);
+        };
+        let status = match info.si_code {
+            libc::CLD_EXITED => status,
+            libc::CLD_KILLED | libc::CLD_DUMPED => 128 + status,
+            // Stops of other children are not asked for: this one is traced.
+            _ => {
+                release(pid, status);
+                continue;
+            }
+        };
+        return Ok(Some(Ended {
+            pid,
+            status: status.unsigned_abs(),
+        }));
+    }
+}
+
+/// Ends the tracing of a stopped process, which then gets the signal that it was stopped by.
+fn release(pid: Pid, signal: libc::c_int) {
+    let pid = pid.as_raw_nonzero().get();
     // SAFETY: siginfo_t is plain data for which all zeroes is a valid value.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-    // SAFETY: `info` is a valid, writable siginfo_t for the duration of the call.
-    if unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, libc::WEXITED | libc::WNOHANG) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: waitid filled in a SIGCHLD record, or left the zeroes, for which both fields read as 0.
-    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
-    let Some(pid) = Pid::from_raw(pid) else {
-        return Ok(None);
-    };
-    let status = if info.si_code == libc::CLD_EXITED {
-        status
-    } else {
-        128 + status
-    };
-    Ok(Some(Ended {
-        pid,
-        status: status.unsigned_abs(),
-    }))
+    // SAFETY: the kernel writes one siginfo_t, and there is one.
+    let asked = unsafe { libc::ptrace(libc::PTRACE_GETSIGINFO, pid, 0, &raw mut info) };
+    // The kernel's SIGTRAP after execve(2), which only a tracer is meant to see. One of a breakpoint is SI_KERNEL or TRAP_BRKPT.
+    let after_exec = signal == libc::SIGTRAP && asked == 0 && info.si_code == libc::SI_USER;
+    let signal = if after_exec { 0 } else { signal };
+    // SAFETY: no memory of ours is involved. It fails if the process is gone or is not ours to trace: then nothing is held up.
+    unsafe { libc::ptrace(libc::PTRACE_DETACH, pid, 0, libc::c_long::from(signal)) };
 }
 
 // The C library names none of these: linux/random.h, `RNDADDENTROPY` (`_IOW('R', 0x03, int [2])`) and `RNDRESEEDCRNG` (`_IO('R', 0x07)`), and

@@ -16,9 +16,10 @@ use std::process::ExitCode;
 use std::thread;
 
 use nix::sys::signal::{SigSet, Signal};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use protocol::{PAUSE_PROGRAM, PAUSE_ROOT};
 use rustix::mount::{MountFlags, mount_bind, mount_remount};
+
+use crate::common::sys::reap_one;
 
 /// Puts the root of the sandbox's process together: a directory with this program in it.
 ///
@@ -69,10 +70,7 @@ fn wait_for_the_end() -> io::Result<()> {
     signals.thread_block()?;
     while signals.wait()? == Signal::SIGCHLD {
         // One signal may stand for many children.
-        while !matches!(
-            waitpid(None, Some(WaitPidFlag::WNOHANG)),
-            Ok(WaitStatus::StillAlive) | Err(_)
-        ) {}
+        while let Ok(Some(_)) = reap_one() {}
     }
     Ok(())
 }

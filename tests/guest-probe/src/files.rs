@@ -11,7 +11,10 @@ use nix::{
     fcntl::{FcntlArg, Flock, FlockArg, fcntl},
     libc,
 };
-use rustix::fs::{FallocateFlags, Mode, OFlags, XattrFlags};
+use rustix::{
+    event::epoll,
+    fs::{FallocateFlags, Mode, OFlags, XattrFlags},
+};
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -60,6 +63,7 @@ pub(crate) fn rare(directory: &str) -> crate::error::Result<()> {
     let code = |done: rustix::io::Result<()>| done.err().map_or(0, rustix::io::Errno::raw_os_error);
     let nameless = rustix::fs::open(directory, OFlags::TMPFILE | OFlags::RDWR, Mode::RUSR).map(drop);
     let page = PAGE as u64;
+    let direct = rustix::fs::open(&path, OFlags::RDWR | OFlags::DIRECT, Mode::empty());
     let said = json!({
         "O_TMPFILE": code(nameless),
         "collapse": code(rustix::fs::fallocate(&file, FallocateFlags::COLLAPSE_RANGE, 0, page)),
@@ -67,9 +71,17 @@ pub(crate) fn rare(directory: &str) -> crate::error::Result<()> {
         "punch": code(rustix::fs::fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, page)),
         "flags": code(rustix::fs::ioctl_getflags(&file).map(drop)),
         "birth time": file.metadata()?.created().is_ok(),
+        "epoll": code(watched(&file)),
+        "O_DIRECT of 3 bytes": code(direct.and_then(|direct| rustix::io::write(direct, b"odd").map(drop))),
     });
     println!("{said}");
     Ok(())
+}
+
+/// Has epoll(7) watch a regular file.
+fn watched(file: &File) -> rustix::io::Result<()> {
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    epoll::add(epoll, file, epoll::EventData::new_u64(0), epoll::EventFlags::IN)
 }
 
 fn errno<T>(result: &io::Result<T>) -> Value {

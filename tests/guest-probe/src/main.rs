@@ -37,6 +37,7 @@
 //! guest-probe ask-in-vain COUNT     asks that many times for sockets of families that there are not; prints how many processes were made
 //! guest-probe load-module FILE      loads a file as a module of the kernel; prints the errno
 //! guest-probe casefold DIR          has a directory of DIR take names without regard to case, and finds a file by another name
+//! guest-probe traced PROGRAM…       asks its parent to trace it, gets a signal, asks again, and becomes that program
 //! guest-probe tracing              the kernel's types, a program at a function's entry and the tracers, as one JSON object
 //! guest-probe kernel TEST [PATH]    looks for one fault of the guest kernel, as root with every right
 //! ```
@@ -60,6 +61,7 @@ mod names;
 mod storm;
 mod sys;
 mod times;
+mod traced;
 mod tracing;
 mod unix;
 mod watch;
@@ -120,6 +122,7 @@ fn main() -> ExitCode {
         ["ask-in-vain", count] => asks::flood(count),
         ["load-module", file] => asks::load(file),
         ["casefold", directory] => asks::casefold(directory),
+        ["traced", program @ ..] => traced::traced(program),
         ["tracing"] => tracing::report(),
         ["kernel", test, args @ ..] => kernel::run(test, args),
         other => Err(format!("unknown: {other:?}").into()),
