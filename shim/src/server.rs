@@ -415,7 +415,7 @@ fn setup(context: &ServerContext, spec: &Spec, config: &config::Config, sizing: 
             .into_iter()
             .chain(Rules::from(config).sysctls())
             .collect(),
-        least_sysctls: settings::least_sysctls(sizing.growth().0 > 0),
+        inherited_sysctls: settings::inherited_sysctls(sizing.growth().0 > 0),
         most_extra_memory_bytes: sizing.growth().bytes(),
         kernel_modules: config.agent.kernel_modules.clone(),
         timeout_factor: config.runtime.timeout_factor.get(),

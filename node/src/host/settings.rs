@@ -8,20 +8,29 @@ use std::path::Path;
 
 use nix::sys::resource::{Resource, getrlimit};
 
-/// Numbers of which more is no harm: limits on what a program may have. Those that are memory are charged to the container.
-const LEAST: [&str; 29] = [
+/// Limits on what a program may have, of which more is no harm. Those that are memory are mostly charged to the container; connections that
+/// wait or are tracked are not, and take of the VM's memory as they take of the node's.
+///
+/// The kernel makes those of TCP, UDP and connection tracking of the machine's memory when it boots, and a VM is small then. A new network
+/// namespace of the node has them so, or as the node's own has them (`tcp_sk_init` in net/ipv4/tcp_ipv4.c).
+const LIMITS: [&str; 50] = [
     "fs.aio-max-nr",
     "fs.epoll.max_user_watches",
+    "fs.fanotify.max_queued_events",
+    "fs.fanotify.max_user_groups",
+    "fs.fanotify.max_user_marks",
     "fs.file-max",
     "fs.inotify.max_queued_events",
     "fs.inotify.max_user_instances",
     "fs.inotify.max_user_watches",
+    "fs.mount-max",
     "fs.nr_open",
     "fs.pipe-max-size",
     PIPE_PAGES,
     "kernel.keys.maxbytes",
     "kernel.keys.maxkeys",
     "kernel.pid_max",
+    "kernel.pty.max",
     "kernel.threads-max",
     "net.core.netdev_max_backlog",
     "net.core.optmem_max",
@@ -30,16 +39,35 @@ const LEAST: [&str; 29] = [
     "net.core.somaxconn",
     "net.core.wmem_default",
     "net.core.wmem_max",
+    "net.ipv4.neigh.default.gc_thresh1",
+    "net.ipv4.neigh.default.gc_thresh2",
+    "net.ipv4.neigh.default.gc_thresh3",
+    "net.ipv4.tcp_max_orphans",
+    "net.ipv4.tcp_max_syn_backlog",
+    "net.ipv4.tcp_max_tw_buckets",
+    "net.ipv4.tcp_mem",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_wmem",
+    "net.ipv4.udp_mem",
+    "net.ipv6.neigh.default.gc_thresh1",
+    "net.ipv6.neigh.default.gc_thresh2",
+    "net.ipv6.neigh.default.gc_thresh3",
+    "net.netfilter.nf_conntrack_expect_max",
+    "net.netfilter.nf_conntrack_max",
     "user.max_cgroup_namespaces",
     "user.max_ipc_namespaces",
     "user.max_mnt_namespaces",
     "user.max_net_namespaces",
     "user.max_pid_namespaces",
+    "user.max_time_namespaces",
     "user.max_user_namespaces",
     "user.max_uts_namespaces",
     "vm.max_map_count",
     OVERCOMMIT,
 ];
+
+/// What a new network namespace has from the host's, in words (`tcp_assign_congestion_control` in net/ipv4/tcp_cong.c).
+const CONGESTION_CONTROL: &str = "net.ipv4.tcp_congestion_control";
 
 /// Pages that a user's pipes may have together: 0 is no limit (Documentation/admin-guide/sysctl/fs.rst).
 const PIPE_PAGES: &str = "fs.pipe-user-pages-soft";
@@ -76,22 +104,22 @@ const EXACT_OF_NETWORK: [&str; 9] = [
 
 /// The parameter that decides about that, and the value with which nothing is inherited.
 const INHERIT: &str = "net.core.devconf_inherit_init_net";
-const NOTHING: u64 = 2;
+const NOTHING: &str = "2";
 
 /// Always overcommit: the one value of vm.overcommit_memory that allows more than the guest's own does. Accounting to the page
 /// (2) is about the node's memory, and is not passed on.
 const OVERCOMMIT: &str = "vm.overcommit_memory";
-const ALWAYS: u64 = 1;
+const ALWAYS: &str = "1";
 
-/// What the guest is to have at least. One whose memory `grows` always overcommits: it would refuse what is more than it has now, and
-/// not more than it can have.
+/// What the guest is to have at least, if it is numbers, or as the host has it. One whose memory `grows` always overcommits: it would refuse
+/// what is more than it has now, and not more than it can have.
 #[must_use]
-pub fn least_sysctls(grows: bool) -> HashMap<String, u64> {
-    let mut least = least_in(Path::new("/proc/sys"));
+pub fn inherited_sysctls(grows: bool) -> HashMap<String, String> {
+    let mut inherited = inherited_in(Path::new("/proc/sys"));
     if grows {
-        least.insert(OVERCOMMIT.to_owned(), ALWAYS);
+        inherited.insert(OVERCOMMIT.to_owned(), ALWAYS.to_owned());
     }
-    least
+    inherited
 }
 
 /// What the guest is to have exactly.
@@ -100,23 +128,25 @@ pub fn exact_sysctls() -> HashMap<String, String> {
     exact_in(Path::new("/proc/sys"))
 }
 
-fn value(root: &Path, name: &str) -> Option<u64> {
+/// A parameter's words, with one blank between them.
+fn value(root: &Path, name: &str) -> Option<String> {
     let text = std::fs::read_to_string(root.join(name.replace('.', "/"))).ok()?;
-    text.trim().parse().ok()
+    let words: Vec<_> = text.split_whitespace().collect();
+    (!words.is_empty()).then(|| words.join(" "))
 }
 
 fn inherits(root: &Path) -> bool {
-    value(root, INHERIT) != Some(NOTHING)
+    value(root, INHERIT).as_deref() != Some(NOTHING)
 }
 
-fn least_in(root: &Path) -> HashMap<String, u64> {
+fn inherited_in(root: &Path) -> HashMap<String, String> {
     // What this host's kernel does not have, nobody inherits.
     let of_network: &[&str] = if inherits(root) { &LEAST_OF_NETWORK } else { &[] };
-    let all = LEAST.iter().chain(of_network);
+    let all = LIMITS.iter().chain([&CONGESTION_CONTROL]).chain(of_network);
     let all = all.filter_map(|name| Some(((*name).to_owned(), value(root, name)?)));
-    let all = all.filter(|(name, value)| name != OVERCOMMIT || *value == ALWAYS);
-    all.map(|(name, value)| match name == PIPE_PAGES && value == 0 {
-        true => (name, NO_LIMIT),
+    let all = all.filter(|(name, value)| name != OVERCOMMIT || value == ALWAYS);
+    all.map(|(name, value)| match name == PIPE_PAGES && value == "0" {
+        true => (name, NO_LIMIT.to_string()),
         false => (name, value),
     })
     .collect()
@@ -130,7 +160,7 @@ fn exact_in(root: &Path) -> HashMap<String, String> {
         .into_iter()
         .flat_map(|of| EXACT_OF_NETWORK.map(|name| format!("net.ipv4.conf.{of}.{name}")));
     names
-        .filter_map(|name| value(root, &name).map(|value| (name, value.to_string())))
+        .filter_map(|name| value(root, &name).map(|value| (name, value)))
         .collect()
 }
 
@@ -165,26 +195,29 @@ mod tests {
         set("fs/inotify/max_user_watches", "192536\n");
         set("vm/max_map_count", "many\n");
         set("vm/overcommit_memory", "2\n");
-        let expected = HashMap::from([("fs.inotify.max_user_watches".to_owned(), 192_536)]);
-        assert_eq!(least_in(root.path()), expected);
+        let expected = [("fs.inotify.max_user_watches", "192536"), ("vm.max_map_count", "many")];
+        let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(inherited_in(root.path()), HashMap::from(expected));
         set("vm/overcommit_memory", "1\n");
-        assert_eq!(least_in(root.path())[OVERCOMMIT], 1);
+        assert_eq!(inherited_in(root.path())[OVERCOMMIT], ALWAYS);
         set("net/ipv4/ip_forward", "1\n");
-        assert_eq!(least_in(root.path())["net.ipv4.ip_forward"], 1);
+        assert_eq!(inherited_in(root.path())["net.ipv4.ip_forward"], "1");
+        set("net/ipv4/tcp_rmem", "4096\t131072\t33554432\n");
+        assert_eq!(inherited_in(root.path())["net.ipv4.tcp_rmem"], "4096 131072 33554432");
         set("fs/pipe-user-pages-soft", "0\n");
-        assert_eq!(least_in(root.path())[PIPE_PAGES], NO_LIMIT);
+        assert_eq!(inherited_in(root.path())[PIPE_PAGES], NO_LIMIT.to_string());
         set("net/ipv4/conf/default/accept_redirects", "0\n");
         let exact = HashMap::from([("net.ipv4.conf.default.accept_redirects".to_owned(), "0".to_owned())]);
         assert_eq!(exact_in(root.path()), exact);
         set("net/core/devconf_inherit_init_net", "2\n");
-        assert!(!least_in(root.path()).contains_key("net.ipv4.ip_forward"));
+        assert!(!inherited_in(root.path()).contains_key("net.ipv4.ip_forward"));
         assert!(exact_in(root.path()).is_empty());
     }
 
     #[test]
     fn this_machine_has_limits_to_inherit() {
-        assert!(least_sysctls(false)["kernel.pid_max"] > 0);
-        assert_eq!(least_sysctls(true)[OVERCOMMIT], ALWAYS);
+        assert!(inherited_sysctls(false)["kernel.pid_max"].parse::<u64>().unwrap() > 0);
+        assert_eq!(inherited_sysctls(true)[OVERCOMMIT], ALWAYS);
         assert_eq!(inherited_rlimits().len(), 2);
     }
 }
