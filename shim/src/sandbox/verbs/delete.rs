@@ -9,7 +9,7 @@ use lifecycle::{Answer, Exit, Failure, Fault, Output, Request};
 
 use crate::sandbox::Sandbox;
 use crate::sandbox::driver::message::Payload;
-use crate::sandbox::driver::work::{Done, failure};
+use crate::sandbox::driver::fault::{Done, failure};
 use crate::sandbox::error::{Error, Shared};
 use crate::sandbox::records::container::Container;
 use crate::sandbox::records::process::{Process, ProcessName};
