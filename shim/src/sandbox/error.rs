@@ -135,6 +135,16 @@ pub enum Error {
         #[source]
         source: StreamError,
     },
+    /// The guest's agent answers, but a deletion in the guest has got on no further.
+    #[error("cannot delete {subject}: the guest has waited {seconds} s for {waits_for}")]
+    Stalled {
+        /// The container or process.
+        subject: String,
+        /// As the guest says it.
+        waits_for: String,
+        /// Since anything has changed.
+        seconds: u64,
+    },
     /// The agent refused the request, or did not answer it.
     #[error("cannot {operation} {subject}")]
     Agent {

@@ -53,6 +53,7 @@ fn code(error: &Error) -> Code {
             StreamError::Open { .. } | StreamError::Logger { .. } => Code::INTERNAL,
             StreamError::NotDialled => Code::DEADLINE_EXCEEDED,
         },
+        Error::Stalled { .. } => Code::DEADLINE_EXCEEDED,
         Error::Agent { source, .. } => match source {
             AgentError::Refused { refusal, .. } => refused(*refusal),
             AgentError::TimedOut(_) => Code::DEADLINE_EXCEEDED,
