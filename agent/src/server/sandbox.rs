@@ -418,7 +418,6 @@ impl Sandbox {
         }
     }
 
-    /// What the host shares.
     pub(crate) fn volumes(&self) -> &Volumes {
         &self.volumes
     }

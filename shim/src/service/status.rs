@@ -12,7 +12,6 @@ use crate::sandbox::boot::GuestBootError;
 use crate::sandbox::error::{Error, Shared};
 use crate::sandbox::host::HostError;
 
-/// An error's status code.
 fn code(error: &Error) -> Code {
     match error {
         Error::Id(_) | Error::Invalid { .. } => Code::INVALID_ARGUMENT,

@@ -79,7 +79,6 @@ impl Sandbox {
         }
     }
 
-    /// Removes a container's mounts.
     pub(in crate::sandbox) async fn detach(&self, container: &crate::id::ContainerId) -> Result<(), Error> {
         let detached = self.host.detach(container).await;
         detached.map_err(|source| Error::Host {
