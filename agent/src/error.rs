@@ -15,7 +15,6 @@ use tatami_agent::memlock::ProbeError;
 /// Why the VM's size is not taken note of.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ResizeError {
-    /// Its CPUs.
     #[error(transparent)]
     Cpus(#[from] OnlineError),
     /// What is left to the agent and the kernel.
@@ -38,13 +37,11 @@ pub(crate) enum Error {
     /// No process of that name.
     #[error("container {0}: {1}: not found")]
     NoProcess(ContainerId, ExecId),
-    /// It has ended.
     #[error("container {0}: {1}: process already finished")]
     Finished(ContainerId, ExecId),
     /// The network is not what the host wants.
     #[error(transparent)]
     Network(#[from] NetworkError),
-    /// Names are not served.
     #[error(transparent)]
     Names(#[from] NamesError),
     /// A socket that stands for one of the host's.
@@ -69,7 +66,6 @@ pub(crate) enum Error {
     /// Deleted, or not waited for, while it was being made.
     #[error("container {0}: given up while it was being created")]
     GivenUp(ContainerId),
-    /// The process still runs.
     #[error("container {0}: {1}: still running")]
     Running(ContainerId, ExecId),
     /// JSON that is not what it should be.
@@ -112,7 +108,6 @@ pub(crate) enum Error {
         #[source]
         source: cgroup::Error,
     },
-    /// The process's streams.
     #[error("container {id}: {exec}: {source}")]
     Stream {
         id: ContainerId,
@@ -138,7 +133,6 @@ pub(crate) enum Error {
         #[source]
         source: StorageError,
     },
-    /// A system call.
     #[error("container {id}: {what}")]
     System {
         id: ContainerId,

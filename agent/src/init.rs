@@ -23,7 +23,7 @@ use crate::container::Services;
 use crate::container::events::{self, Events};
 use crate::container::reaper::Reaper;
 use crate::guest::setup::{SetupError, set_up};
-use crate::guest::{boot, clock, growth, template};
+use crate::guest::{boot, clock, cpus, growth, template};
 use crate::network::{GuestNetwork, NetworkError};
 use crate::server::rpc::{self, Service};
 use crate::server::sandbox::Sandbox;
@@ -164,6 +164,7 @@ async fn prepare(
     };
     tokio::spawn(services.reaper.clone().run(signals));
     tokio::spawn(cgroup::watch_reserve());
+    tokio::spawn(cpus::follow());
     Ok(services)
 }
 

@@ -17,10 +17,8 @@ const KEPT: usize = 256 << 10;
 /// Why a program has no output.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CommandError {
-    /// It cannot be started.
     #[error("cannot be run")]
     Spawn(#[source] std::io::Error),
-    /// It did not end.
     #[error("has not ended within {} s", .0.as_secs())]
     TimedOut(Duration),
 }

@@ -77,7 +77,6 @@ pub(crate) enum DirectVolumeError {
     /// It is too large, or has values that mean nothing.
     #[error("the mount information {0}")]
     Information(&'static str),
-    /// A file operation failed.
     #[error("cannot {operation} {}{hint}", path.display())]
     Io {
         operation: &'static str,
@@ -92,7 +91,6 @@ pub(crate) enum DirectVolumeError {
     NotInUse {
         /// What the guest is needed for.
         operation: &'static str,
-        /// The volume.
         volume: String,
         /// Who is written down, as the end of the sentence.
         users: String,

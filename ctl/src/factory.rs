@@ -45,7 +45,6 @@ pub(crate) enum FactoryError {
         #[source]
         source: CommandError,
     },
-    /// It failed.
     #[error("{0}")]
     Failed(String),
     /// Its answer is none.

@@ -40,7 +40,6 @@ pub(crate) enum IptablesError {
     Refused(String),
 }
 
-/// Does it.
 pub(crate) async fn report(command: &IptablesCommand) -> Result<Report, IptablesError> {
     let (guest, method, rules) = match command {
         IptablesCommand::Get { guest } => (guest, "GET", Vec::new()),

@@ -2,7 +2,6 @@
 
 use std::io::{self, Write};
 
-/// A command's result.
 #[derive(Debug)]
 pub(crate) struct Report {
     /// For standard output.

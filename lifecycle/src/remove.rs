@@ -154,6 +154,10 @@ impl<E: Clone> Core<E> {
             self.end_vm(Reason::Undeletable(id.clone()));
             return self.removal_at(id, RemoveStep::VmsEnd);
         }
+        if failure.fault == Fault::Unanswered {
+            // The neighbour may not be well either.
+            self.ping();
+        }
         self.removal_failed(now, id, failure.error);
     }
 

@@ -201,7 +201,7 @@ impl<E: Clone> Core<E> {
     }
 
     /// Asks whether the agent answers, unless that is being asked.
-    fn ping(&mut self) {
+    pub(crate) fn ping(&mut self) {
         let asked = self
             .jobs
             .values()

@@ -275,6 +275,28 @@ fn a_guest_that_holds_on_to_a_container_costs_the_vm_if_only_the_pods_own_contai
 }
 
 #[test]
+fn a_guest_that_does_not_answer_a_deletion_is_asked_whether_it_is_there_and_its_neighbour_goes_with_it_if_not() {
+    for answers_ping in [true, false] {
+        let mut sandbox = Sandbox::new();
+        for id in ["pod", "c", "neighbour"] {
+            sandbox.run(id);
+        }
+        sandbox.exits(init("c"));
+        let begun = sandbox.ask(Request::Delete(init("c")));
+        let delete = job(&begun, |work| matches!(work, Work::GuestDelete(_)));
+        let held = sandbox.step(Input::Finished(delete, unanswered()));
+        assert!(matches!(answers(&held)[..], [Answer::Failed(_)]), "{held:?}");
+        let ping = job(&held, |work| *work == Work::Ping);
+        let pinged = match answers_ping {
+            true => sandbox.done(ping),
+            false => sandbox.step(Input::Finished(ping, unanswered())),
+        };
+        let ended = pinged.iter().any(|effect| matches!(effect, Effect::EndVm(_)));
+        assert_eq!(ended, !answers_ping, "{pinged:?}");
+    }
+}
+
+#[test]
 fn whoever_waits_for_an_exec_that_never_started_is_woken_by_its_containers_deletion() {
     let mut sandbox = Sandbox::new();
     sandbox.run("c");

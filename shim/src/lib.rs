@@ -3,6 +3,7 @@
 //! [`command`] is the program that containerd calls, [`server`] sets up what it leaves running, [`service`] answers containerd, [`management`]
 //! answers Kata's tools, and [`sandbox`] does the work. None of them knows QEMU's arguments. What is done on the host for a sandbox is in
 //! the crate `node`, and the guest's connections are in the crate `guest`.
+#![allow(missing_docs, reason = "no other crate but its tests uses it")]
 
 pub mod cleanup;
 pub mod command;

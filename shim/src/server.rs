@@ -67,7 +67,6 @@ const PROGRAMS: &str = "iptables.img";
 pub enum ExitReason {
     /// containerd asked for it and nothing was left.
     Shutdown,
-    /// SIGTERM or SIGINT.
     Signal,
     /// Nobody has asked for a container: who started the server did not get to know where it listens.
     Unclaimed,

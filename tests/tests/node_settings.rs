@@ -50,7 +50,9 @@ fn a_container_has_not_less_than_the_node() -> Result<()> {
     let said = node
         .run("settings")
         .arg("--rm")
-        .sh(&format!("{{ {script}; }} 2>/dev/null; grep 'Max processes' /proc/self/limits"))
+        .sh(&format!(
+            "{{ {script}; }} 2>/dev/null; grep 'Max processes' /proc/self/limits"
+        ))
         .ok()?;
     let lines: Vec<_> = said.lines().collect();
     for (name, line) in names.iter().zip(&lines) {

@@ -5,18 +5,20 @@ use std::{env, thread};
 
 use framework::{Node, Result, Terminal};
 
-/// `full` for `make stress`, and what another run can bear.
-fn size(small: usize, full: usize) -> usize {
-    if env::var_os("TATAMI_STRESS").is_some() {
-        full
-    } else {
-        small
-    }
+/// Whether this is `make stress`.
+fn is_full() -> bool {
+    env::var_os("TATAMI_STRESS").is_some()
+}
+
+/// What the variable says; else `full` for `make stress`, and what another run can bear.
+fn size(variable: &str, small: usize, full: usize) -> usize {
+    let said = env::var(variable).ok().and_then(|text| text.parse().ok());
+    said.unwrap_or(if is_full() { full } else { small })
 }
 
 /// How long what a load waits for may take in all.
 fn limit() -> Duration {
-    Duration::from_secs(60 * size(3, 20) as u64)
+    Duration::from_secs(60 * if is_full() { 20 } else { 3 })
 }
 
 /// Numbers apart by blanks, cut off at so many bytes: a piece that is missing, doubled or moved shows.
@@ -47,7 +49,8 @@ fn read(mut terminal: Terminal) -> Result<(Vec<u8>, Option<i32>)> {
 #[test]
 fn no_byte_of_many_execs_on_terminals_is_missing() -> Result<()> {
     const AT_ONCE: usize = 10;
-    let (execs, bytes) = (size(10, 200), size(1_000_000, 50_000_000));
+    let execs = size("TATAMI_TERMINALS", 10, 200);
+    let bytes = size("TATAMI_TERMINAL_BYTES", 1_000_000, 50_000_000);
     let node = Node::start()?;
     node.run("base").arg("-d").program(["sleep", "100000"]).ok()?;
     let write = format!("seq -s ' ' 1 {} | head -c {bytes} > /dev/shm/text", bytes / 4);
@@ -82,7 +85,9 @@ fn no_byte_of_many_execs_on_terminals_is_missing() -> Result<()> {
 #[test]
 fn of_many_sandboxes_that_are_started_at_once_each_is_up_or_refused_with_a_reason() -> Result<()> {
     let node = Node::start()?;
-    let names: Vec<String> = (0..size(6, 60)).map(|number| format!("s{number}")).collect();
+    let names: Vec<String> = (0..size("TATAMI_SANDBOXES", 6, 60))
+        .map(|number| format!("s{number}"))
+        .collect();
     let starting: Vec<_> = names
         .iter()
         .map(|name| {
@@ -161,7 +166,7 @@ mod kata_only {
 
     #[test]
     fn many_cycles_of_create_exec_kill_and_delete_leave_nothing_in_the_sandbox() -> Result<()> {
-        let cycles = size(20, 1000);
+        let cycles = size("TATAMI_CYCLES", 20, 1000);
         let node = Node::start()?;
         let pod = node.spec("pod", &["sleep", "100000"])?.of_pod(&node, "sandbox")?;
         node.run_spec("pod", &pod)?.arg("-d").ok()?;

@@ -19,7 +19,6 @@ pub(crate) enum Error {
     Refused {
         file: String,
         value: String,
-        /// Why it was refused.
         #[source]
         source: std::io::Error,
     },

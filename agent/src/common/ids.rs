@@ -21,7 +21,6 @@ fn check(id: &str) -> Result<(), InvalidId> {
     Err(InvalidId(id.chars().take(MAX_LENGTH).collect()))
 }
 
-/// A container's checked id.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct ContainerId(String);
 

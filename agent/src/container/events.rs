@@ -28,7 +28,6 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    /// A process has ended.
     pub(crate) fn exit(&self, exit: ProcessExit) {
         self.push(What::Exit(exit));
     }

@@ -12,9 +12,7 @@ pub(crate) enum Life {
     Created(Gate),
     /// The gate is being opened.
     Starting,
-    /// The user's program runs.
     Running,
-    /// Frozen.
     Paused,
     /// Its first process has ended.
     Stopped,

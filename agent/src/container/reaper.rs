@@ -16,7 +16,6 @@ use tokio::sync::oneshot;
 
 use crate::common::sys;
 
-/// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Exit {
     /// The exit code, or 128 + the signal's number.

@@ -1,5 +1,6 @@
-//! CPUs that are plugged into the VM: the kernel detects them, and this module brings them online.
+//! CPUs that are plugged into the VM: the kernel detects them, and this module brings them online, whenever they appear.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use std::time::Duration;
 
 use crate::common::blocking;
 use crate::common::timeouts::scaled;
-use crate::guest::uevents::Uevents;
+use crate::guest::uevents::{Uevents, added};
 
 /// The kernel's Documentation/core-api/cpu_hotplug.rst.
 const CPUS: &str = "/sys/devices/system/cpu";
@@ -21,19 +22,13 @@ pub(crate) enum OnlineError {
     /// The kernel has made room for fewer when it booted.
     #[error("the guest's kernel has no place for {wanted} CPUs but for {possible}")]
     NoPlace {
-        /// How many were asked for.
         wanted: u32,
         /// How many there can be.
         possible: u32,
     },
     /// Some have not come.
     #[error("{online} of {wanted} CPUs are online, and no other has appeared within {} s", scaled(APPEARS).as_secs_f64())]
-    Missing {
-        /// How many were asked for.
-        wanted: u32,
-        /// How many there are.
-        online: u32,
-    },
+    Missing { wanted: u32, online: u32 },
     /// A file of the kernel.
     #[error("{what} {path}")]
     Io {
@@ -84,6 +79,66 @@ pub(crate) async fn online(wanted: u32) -> Result<(), OnlineError> {
     }
 }
 
+/// CPUs that have appeared.
+#[derive(Debug, PartialEq, Eq)]
+enum Appeared {
+    /// These, by their numbers.
+    These(BTreeSet<u32>),
+    /// It is not known which.
+    Some,
+}
+
+impl Appeared {
+    /// Takes note of an announcement; of none if some were lost.
+    fn note(&mut self, announcement: Option<&[u8]>) {
+        let Some(announcement) = announcement else {
+            *self = Self::Some;
+            return;
+        };
+        if let (Self::These(these), Some(number)) = (self, number_in(announcement)) {
+            these.insert(number);
+        }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        match self {
+            Self::Some => true,
+            Self::These(these) => these.iter().any(|number| name == format!("cpu{number}")),
+        }
+    }
+}
+
+/// The number of the CPU whose appearance is announced.
+fn number_in(announcement: &[u8]) -> Option<u32> {
+    added(announcement)?
+        .strip_prefix("/devices/system/cpu/cpu")?
+        .parse()
+        .ok()
+}
+
+/// Brings each CPU online that appears. [`online`] waits for a limited time, and the host may add a CPU without a call, when the guest has
+/// let go of one that was in its place. Never returns, unless the kernel announces nothing.
+pub(crate) async fn follow() {
+    let error = match Uevents::listen() {
+        Ok(events) => loop {
+            let mut appeared = Appeared::These(BTreeSet::new());
+            if let Err(error) = events.next_of(|announcement| appeared.note(announcement)).await {
+                break error;
+            }
+            if appeared == Appeared::These(BTreeSet::new()) {
+                continue;
+            }
+            let brought = blocking::run(move || bring_online_those(Path::new(CPUS), &appeared)).await;
+            match brought.map_err(failed("bring online the CPUs of", CPUS)).flatten() {
+                Ok(()) => {}
+                Err(error) => tracing::warn!(error = base::chain(&error), "a CPU that has appeared is not online"),
+            }
+        },
+        Err(error) => error,
+    };
+    tracing::warn!(%error, "CPUs that appear late stay offline until the next change of the VM's size");
+}
+
 fn counted(list: &str) -> Result<u32, OnlineError> {
     count(Path::new(CPUS), list)
 }
@@ -111,13 +166,29 @@ fn bring_online(cpus: &Path, wanted: u32) -> Result<bool, OnlineError> {
         if count(cpus, "online")? >= wanted {
             return Ok(true);
         }
-        let path = entry.path().join("online");
-        // Not each entry is a CPU, and the first has no such file.
-        if fs::read_to_string(&path).is_ok_and(|text| text.trim() == "0") {
-            fs::write(&path, "1").map_err(failed("write", &path))?;
-        }
+        bring_online_one(&entry.path())?;
     }
     Ok(count(cpus, "online")? >= wanted)
+}
+
+/// Brings those online that have appeared. One that cannot be does not keep the others from it.
+fn bring_online_those(cpus: &Path, appeared: &Appeared) -> Result<(), OnlineError> {
+    let mut first = Ok(());
+    for entry in fs::read_dir(cpus).map_err(failed("list", cpus))?.flatten() {
+        if entry.file_name().to_str().is_some_and(|name| appeared.has(name)) {
+            first = first.and(bring_online_one(&entry.path()));
+        }
+    }
+    first
+}
+
+/// Not each entry is a CPU, and the first has no such file.
+fn bring_online_one(cpu: &Path) -> Result<(), OnlineError> {
+    let path = cpu.join("online");
+    if fs::read_to_string(&path).is_ok_and(|text| text.trim() == "0") {
+        fs::write(&path, "1").map_err(failed("write", path))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -137,6 +208,29 @@ mod tests {
             assert_eq!(in_list(list), cpus, "{list:?}");
         }
         assert_eq!(in_list("0-4294967295"), None);
+    }
+
+    #[test]
+    fn a_cpu_that_appears_late_is_brought_online_and_no_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |cpu: &str| directory.path().join(cpu).join("online");
+        for cpu in ["cpu0", "cpu1", "cpu12", "cpufreq"] {
+            fs::create_dir(directory.path().join(cpu)).unwrap();
+            fs::write(file(cpu), "0\n").unwrap();
+        }
+        let said = |cpu: &str| fs::read_to_string(file(cpu)).unwrap();
+        let mut appeared = Appeared::These(BTreeSet::new());
+        appeared.note(Some(b"add@/devices/system/cpu/cpu12\0ACTION=add\0"));
+        // Another device, and a CPU that has gone.
+        appeared.note(Some(b"add@/devices/system/memory/memory1\0ACTION=add\0"));
+        appeared.note(Some(b"remove@/devices/system/cpu/cpu1\0ACTION=remove\0"));
+        assert_eq!(appeared, Appeared::These(BTreeSet::from([12])));
+        bring_online_those(directory.path(), &appeared).unwrap();
+        assert_eq!(["cpu0", "cpu1", "cpu12"].map(said), ["0\n", "0\n", "1"]);
+        // Announcements were lost: it may be any.
+        appeared.note(None);
+        bring_online_those(directory.path(), &appeared).unwrap();
+        assert_eq!(["cpu0", "cpu1", "cpu12"].map(said), ["1"; 3]);
     }
 
     #[test]

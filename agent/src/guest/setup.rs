@@ -191,9 +191,19 @@ mod tests {
     fn what_the_guest_has_more_of_it_keeps_and_the_rest_it_has_as_the_host() {
         let is = |own: &str, value: &str| inherited(own, value).unwrap_or_else(|| "as it is".to_owned());
         assert_eq!(is("8192\n", "192536"), "192536");
-        assert_eq!(is("4096\t131072\t1765632\n", "4096 16384 33554432"), "4096 131072 33554432");
+        assert_eq!(
+            is("4096\t131072\t1765632\n", "4096 16384 33554432"),
+            "4096 131072 33554432"
+        );
         assert_eq!(is("cubic\n", "bbr"), "bbr");
-        for (own, value) in [("192536\n", "192536"), ("1048576\n", "192536"), ("4 5\n", "6"), ("\n", "1"), ("bbr\n", "bbr"), ("bbr\n", "1")] {
+        for (own, value) in [
+            ("192536\n", "192536"),
+            ("1048576\n", "192536"),
+            ("4 5\n", "6"),
+            ("\n", "1"),
+            ("bbr\n", "bbr"),
+            ("bbr\n", "1"),
+        ] {
             assert_eq!(is(own, value), "as it is", "{own:?}, {value}");
         }
     }

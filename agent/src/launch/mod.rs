@@ -90,7 +90,6 @@ pub enum LaunchError {
     Child {
         /// What was tried with it.
         what: &'static str,
-        /// The operating system's error.
         #[source]
         source: io::Error,
     },

@@ -35,8 +35,13 @@ pub(crate) struct Sandbox {
     shutdown: Arc<Notify>,
 }
 
-/// The end of a deletion, once there is one.
-type Deletion = watch::Receiver<Option<Result<(), Arc<Error>>>>;
+/// A deletion that is under way.
+#[derive(Debug, Clone)]
+struct Deletion {
+    /// Its end, once there is one.
+    ended: watch::Receiver<Option<Result<(), Arc<Error>>>>,
+    waits_for: watch::Receiver<&'static str>,
+}
 
 /// How long a caller waits for a deletion before it is told how it goes.
 const SLICE: Duration = Duration::from_secs(5);
@@ -50,8 +55,13 @@ const UNMOUNT: Duration = Duration::from_secs(20);
 pub(crate) enum Deleted {
     /// Nothing is left.
     All,
-    /// It is under way. The number changes as long as it gets on.
-    NotYet(u64),
+    /// It is under way.
+    NotYet {
+        /// Changes as long as it gets on.
+        progress: u64,
+        /// For messages.
+        waits_for: &'static str,
+    },
 }
 
 /// A container that the host asks for.
@@ -316,10 +326,15 @@ impl Sandbox {
     /// It runs, or something of it cannot be removed; then it stays.
     pub(crate) async fn delete(self: &Arc<Self>, id: &ContainerId) -> Result<Deleted, Arc<Error>> {
         let mut deletion = self.deletion(id);
-        let ended = match tokio::time::timeout(SLICE, deletion.wait_for(Option::is_some)).await {
+        let ended = match tokio::time::timeout(SLICE, deletion.ended.wait_for(Option::is_some)).await {
             Ok(Ok(ended)) => ended.clone(),
             Ok(Err(_)) => None,
-            Err(_) => return Ok(Deleted::NotYet(self.storages.written(id))),
+            Err(_) => {
+                return Ok(Deleted::NotYet {
+                    progress: self.storages.written(id),
+                    waits_for: *deletion.waits_for.borrow(),
+                });
+            }
         };
         let failed = || {
             Err(Arc::new(Error::System {
@@ -336,49 +351,55 @@ impl Sandbox {
         if let Some(deletion) = deletions.get(id) {
             return deletion.clone();
         }
-        let (tell, deletion) = watch::channel(None);
+        let (tell, ended) = watch::channel(None);
+        let (step, waits_for) = watch::channel("its turn");
+        let deletion = Deletion { ended, waits_for };
         deletions.insert(id.clone(), deletion.clone());
         let (sandbox, id) = (Arc::clone(self), id.clone());
         tokio::spawn(trace::carried(async move {
             // Given back whatever happens: the next one is a deletion of its own.
             let _deleting = Deleting(&sandbox, &id);
-            let deleted = sandbox.delete_now(&id).await;
+            let deleted = sandbox.delete_now(&id, &step).await;
             tell.send_replace(Some(deleted.map_err(Arc::new)));
         }));
         deletion
     }
 
-    async fn delete_now(&self, id: &ContainerId) -> Result<(), Error> {
+    async fn delete_now(&self, id: &ContainerId, step: &watch::Sender<&'static str>) -> Result<(), Error> {
         let making = match self.lock().get(id) {
             Some(Entry::Making(making)) => Some(making.clone()),
             Some(Entry::Made(_)) | None => None,
         };
         if let Some(Making { given_up, mut over }) = making {
+            step.send_replace("the end of its creation");
             given_up.notify_one();
             // An error: its sender is gone, which is what is waited for.
             while over.changed().await.is_ok() {}
             if !self.lock().contains_key(id) {
-                return self.release(id).await;
+                return self.release(id, step).await;
             }
         }
         let container = match self.container(id) {
             Ok(container) => container,
             Err(missing) => {
                 // A creation that failed may have left what it could not let go of.
-                self.release(id).await?;
+                self.release(id, step).await?;
                 return Err(missing);
             }
         };
+        step.send_replace("its processes and cgroup to go");
         trace::step("remove", container.delete(), |error| base::chain(error)).await?;
-        trace::step("release storages", self.release(id), |error| base::chain(error)).await?;
+        trace::step("release storages", self.release(id, step), |error| base::chain(error)).await?;
         self.lock().remove(id);
         Ok(())
     }
 
     /// Lets go of all that a container without processes holds. Does nothing for one that holds nothing.
-    async fn release(&self, id: &ContainerId) -> Result<(), Error> {
+    async fn release(&self, id: &ContainerId, step: &watch::Sender<&'static str>) -> Result<(), Error> {
         self.sockets.release(id);
+        step.send_replace("the host's file server to let go of its volumes");
         self.release_volumes(id).await;
+        step.send_replace("its file systems to be written back and unmounted");
         let released = self.storages.release(id).await;
         released.map_err(|source| Error::Storage { id: id.clone(), source })
     }
@@ -397,7 +418,6 @@ impl Sandbox {
         }
     }
 
-    /// What the host shares.
     pub(crate) fn volumes(&self) -> &Volumes {
         &self.volumes
     }

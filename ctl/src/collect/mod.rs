@@ -44,7 +44,6 @@ pub(crate) enum CollectError {
     /// The file of --output.
     #[error("cannot write the report to {}", path.display())]
     Write {
-        /// The file.
         path: PathBuf,
         #[source]
         source: io::Error,

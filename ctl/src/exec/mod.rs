@@ -257,7 +257,6 @@ impl Outputs {
     }
 }
 
-/// One of our outputs.
 #[derive(Clone, Copy)]
 enum Output {
     Out,

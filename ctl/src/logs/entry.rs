@@ -8,7 +8,6 @@ use serde_json::{Map, Value, json};
 
 use crate::time;
 
-/// A line.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Entry {
     /// Nanoseconds since the epoch.

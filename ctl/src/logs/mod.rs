@@ -58,7 +58,6 @@ pub(crate) enum LogError {
     /// A log cannot be read.
     #[error("cannot read {}", path.display())]
     Read {
-        /// The log.
         path: PathBuf,
         #[source]
         source: io::Error,
@@ -66,7 +65,6 @@ pub(crate) enum LogError {
     /// A line is of no known form.
     #[error("{}:{line}: neither JSON nor key=value nor a console's line", path.display())]
     Form {
-        /// The log.
         path: PathBuf,
         /// From 1.
         line: usize,

@@ -41,7 +41,6 @@ pub(crate) enum ReportError {
     /// No shim has such a container.
     #[error("no container {container} in any of {} sandboxes in {}{}", asked, root.display(), silence(silent))]
     NotFound {
-        /// Its id.
         container: String,
         /// Where sandboxes were looked for.
         root: PathBuf,
@@ -53,7 +52,6 @@ pub(crate) enum ReportError {
     /// Several have one.
     #[error("there is a container {container} in each of the namespaces {}: choose one by --namespace", namespaces.join(", "))]
     Ambiguous {
-        /// Its id.
         container: String,
         /// Of containerd.
         namespaces: Vec<String>,

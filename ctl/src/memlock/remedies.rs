@@ -8,7 +8,6 @@ use protocol::diagnostics::MemlockPolicy;
 const MEMLOCK: &str = "io.katacontainers.container.resource.memlock";
 const CAP_IPC_LOCK: &str = "io.katacontainers.container.cap_ipc_lock";
 
-/// A remedy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Remedy {
     /// `limit`, `capability` or `sysctl`.

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 /// Why a node is not changed or shown.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NodeError {
-    /// A file operation failed.
     #[error("cannot {operation} {}", path.display())]
     Io {
         operation: &'static str,

@@ -41,7 +41,6 @@ pub(crate) struct Part {
     pub(crate) notes: Vec<String>,
 }
 
-/// How one manager stands.
 #[derive(Debug)]
 pub(crate) struct Standing {
     pub(crate) manager: &'static str,

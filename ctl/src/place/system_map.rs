@@ -26,23 +26,16 @@ pub(crate) enum MapError {
     /// The file.
     #[error("the names of the guest kernel's functions cannot be read from {}", path.display())]
     Read {
-        /// The map.
         path: PathBuf,
         #[source]
         source: io::Error,
     },
     /// It is no map, or one without functions.
     #[error("{} is not the System.map of a kernel: it has no {FIRST_HANDLER}", path.display())]
-    NoMap {
-        /// The file.
-        path: PathBuf,
-    },
+    NoMap { path: PathBuf },
     /// It belongs to another kernel.
     #[error("{} belongs to another kernel than the guest's: its {FIRST_HANDLER} does not fit", path.display())]
-    OtherKernel {
-        /// The map.
-        path: PathBuf,
-    },
+    OtherKernel { path: PathBuf },
 }
 
 /// The functions of a kernel, by address.

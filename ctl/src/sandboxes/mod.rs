@@ -31,9 +31,7 @@ const MOST: usize = 4096;
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct State {
-    /// containerd's namespace.
     pub(crate) namespace: String,
-    /// The sandbox.
     pub(crate) id: String,
     pub(crate) shim: Option<Process>,
     /// QEMU and its helpers.
@@ -44,7 +42,6 @@ pub(crate) struct State {
     pub(crate) vsock: Option<String>,
 }
 
-/// A sandbox's directory.
 #[derive(Debug)]
 pub(crate) struct Found {
     pub(crate) name: String,
@@ -85,7 +82,6 @@ pub(crate) enum FindError {
     /// The run directory.
     #[error("cannot read {}{}", path.display(), root_hint(source))]
     Read {
-        /// The directory.
         path: PathBuf,
         #[source]
         source: io::Error,

@@ -32,18 +32,13 @@ const CONNECT: Duration = Duration::from_secs(2);
 pub(crate) enum ShimError {
     /// There is no shim to ask.
     #[error("the shim of sandbox {sandbox} cannot be asked: {reason}")]
-    Gone {
-        /// The sandbox.
-        sandbox: String,
-        reason: String,
-    },
+    Gone { sandbox: String, reason: String },
     /// It says no.
     #[error("{0}")]
     Refused(String),
     /// It says nothing.
     #[error("the shim of sandbox {sandbox} has not answered for {} s: it hangs", limit.as_secs())]
     Hung {
-        /// The sandbox.
         sandbox: String,
         /// How long was waited.
         limit: Duration,

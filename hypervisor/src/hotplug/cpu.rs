@@ -1,24 +1,37 @@
-//! vCPUs that are plugged and unplugged. QEMU has the list of them: nothing is remembered here.
+//! vCPUs that are plugged and unplugged. QEMU has the list of them. Only those that the guest was asked to let go of are remembered.
 //!
 //! vCPUs are added in one transaction: if one cannot be added, those before it are taken back, as far as the guest lets go of them.
 //! Under TCG none can be taken back, and those before it stay. Those that are too many go one after the other, and those that
 //! went do not come back if a later one stays.
 //!
+//! ```text
+//!            asked to let go                    DEVICE_DELETED
+//!  present ───────────────────► leaving ─────────────────────────► (absent)
+//!     ▲                            │ asked again by each change
+//!     └──── the guest says no ─────┘
+//! ```
+//! A vCPU that is leaving does not count, and it may go at any moment. If the VM lacks a place because of it, it is waited for
+//! until it has had its time once. After that no change waits for it. What the guest answers later is followed
+//! ([`follow`]), and the vCPUs that are missing are added then.
+//!
 //! The vCPUs of the boot stay, because QEMU has no id for them. The guest's kernel releases a vCPU by itself (ACPI); a
 //! new vCPU must be brought online by a program in the guest. Under TCG no vCPU is unplugged.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use tokio::sync::Mutex;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::time::Instant;
 
-use super::release::{ReleaseError, release};
+use super::release::{Answer, ReleaseError, answer_of, release};
 use super::transaction::{self, Command, Left, Name, NotAdded, Part, Undo};
 use crate::machine::accel::Accel;
-use crate::qmp::{Qmp, QmpError};
+use crate::qmp::{Event, Qmp, QmpError};
 
 /// How long the guest may take to let go of one. Its kernel moves tasks and timers away, and nothing else.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -121,43 +134,126 @@ fn places(answer: &Value) -> Vec<Place> {
     places
 }
 
-/// vCPUs that the guest was asked to let go of and has not answered for: they may still go. Whoever changes the number of vCPUs has it.
-pub(crate) type Leaving = BTreeSet<String>;
+/// What is remembered of the vCPUs between two changes. Whoever changes their number has it.
+#[derive(Debug, Default)]
+pub(crate) struct Vcpus {
+    /// Those that the guest was asked to let go of and has not answered for, and when it was asked first. They may still go.
+    leaving: BTreeMap<String, Instant>,
+    /// How many the VM was to have, if it has fewer because one that is leaving is in the last place.
+    lacking: Option<NonZeroU32>,
+    /// Whether [`follow`] runs.
+    followed: bool,
+}
+
+impl Vcpus {
+    /// The one of those that are leaving that the guest was asked for first.
+    fn first_asked(&self) -> Option<(String, Instant)> {
+        let first = self.leaving.iter().min_by_key(|(_, asked)| **asked);
+        first.map(|(id, asked)| (id.clone(), *asked))
+    }
+}
+
+fn silent(id: String, asked: Instant) -> CpuError {
+    let reason = format!("it has not answered for {} s", asked.elapsed().as_secs());
+    CpuError::Held { id, reason }
+}
 
 /// Gives the VM so many vCPUs, in a task of its own: a caller that gives up does not stop it between two steps.
 ///
-/// `leaving` is held as long as that takes.
+/// `vcpus` is held as long as that takes.
 pub(crate) async fn set_whole(
     qmp: Qmp,
     accel: Accel,
     wanted: NonZeroU32,
-    leaving: Arc<Mutex<Leaving>>,
+    vcpus: Arc<Mutex<Vcpus>>,
 ) -> Result<(), CpuError> {
     let work = tokio::spawn(async move {
-        let mut leaving = leaving.lock().await;
-        set(&qmp, accel, wanted, &mut leaving).await
+        // Before the first request: an answer may come while another is waited for.
+        let events = qmp.events();
+        let mut held = vcpus.lock().await;
+        let done = set(&qmp, accel, wanted, &mut held).await;
+        if !held.leaving.is_empty() && !std::mem::replace(&mut held.followed, true) {
+            tokio::spawn(follow(qmp, accel, Arc::clone(&vcpus), events));
+        }
+        done
     });
     work.await.unwrap_or(Err(CpuError::Interrupted))
 }
 
+/// Waits for what the guest says of the vCPUs that are leaving, and adds those that were missing because of them. Ends when none is
+/// leaving, and with QEMU.
+async fn follow(qmp: Qmp, accel: Accel, vcpus: Arc<Mutex<Vcpus>>, mut events: Receiver<Event>) {
+    loop {
+        let event = tokio::select! {
+            event = events.recv() => event,
+            _ = qmp.closed() => return,
+        };
+        let answer = match &event {
+            Ok(event) => match answer_of(event) {
+                Some(answer) => Some(answer),
+                None => continue,
+            },
+            // Some were lost: QEMU is asked what it has.
+            Err(RecvError::Lagged(_)) => None,
+            Err(RecvError::Closed) => return,
+        };
+        let mut held = vcpus.lock().await;
+        if let Some((id, Answer::Stays)) = answer {
+            held.leaving.remove(id);
+        }
+        if let Err(error) = look(&qmp, &mut held).await {
+            tracing::debug!(%error, "QEMU does not say which vCPUs have gone");
+        }
+        if let Some(wanted) = held.lacking {
+            match set(&qmp, accel, wanted, &mut held).await {
+                Ok(()) => tracing::info!(vcpus = wanted, "the VM has the vCPUs that it lacked"),
+                Err(error) => tracing::debug!(error = base::chain(&error), "the VM still lacks vCPUs"),
+            }
+        }
+        if held.leaving.is_empty() {
+            held.followed = false;
+            return;
+        }
+    }
+}
+
+/// All places. Those that are leaving and have gone are forgotten.
+async fn look(qmp: &Qmp, vcpus: &mut Vcpus) -> Result<Vec<Place>, CpuError> {
+    let answer = qmp.execute("query-hotpluggable-cpus", Value::Null).await;
+    let places = places(&answer.map_err(failed("list the vCPUs"))?);
+    vcpus
+        .leaving
+        .retain(|id, _| places.iter().any(|place| place.plugged() == Some(id)));
+    Ok(places)
+}
+
 /// Gives the VM so many vCPUs. The caller sees to it that nobody else does the same at the time.
-///
-/// One that the guest may still let go of does not count. It is waited for only if no other place is free.
-async fn set(qmp: &Qmp, accel: Accel, wanted: NonZeroU32, leaving: &mut Leaving) -> Result<(), CpuError> {
+async fn set(qmp: &Qmp, accel: Accel, wanted: NonZeroU32, vcpus: &mut Vcpus) -> Result<(), CpuError> {
+    vcpus.lacking = None;
+    let before: Vec<String> = vcpus.leaving.keys().cloned().collect();
+    let done = reach(qmp, accel, wanted, vcpus).await;
+    if vcpus.lacking.is_none() {
+        for id in before {
+            ask(qmp, &id, vcpus).await;
+        }
+    }
+    done
+}
+
+async fn reach(qmp: &Qmp, accel: Accel, wanted: NonZeroU32, vcpus: &mut Vcpus) -> Result<(), CpuError> {
     let patience = qmp.scale().of(RELEASE_TIMEOUT);
     let count = usize::try_from(wanted.get()).unwrap_or(usize::MAX);
+    let mut asked_again = false;
     loop {
-        let answer = qmp.execute("query-hotpluggable-cpus", Value::Null).await;
-        let places = places(&answer.map_err(failed("list the vCPUs"))?);
+        let places = look(qmp, vcpus).await?;
         if count > places.len() {
             let most = places.len();
             return Err(CpuError::TooMany { wanted, most });
         }
-        leaving.retain(|id| places.iter().any(|place| place.plugged() == Some(id)));
         let taken = places.iter().filter(|place| place.occupant.is_some()).count();
-        let present = taken - leaving.len();
+        let present = taken - vcpus.leaving.len();
         if count <= present {
-            return shrink(qmp, accel, &places, present - count, leaving).await;
+            return shrink(qmp, accel, &places, present - count, vcpus).await;
         }
         let free = places.iter().enumerate().filter(|(_, place)| place.occupant.is_none());
         let missing: Vec<Part> = free
@@ -165,15 +261,44 @@ async fn set(qmp: &Qmp, accel: Accel, wanted: NonZeroU32, leaving: &mut Leaving)
             .map(|(number, place)| place.part(number))
             .collect();
         let waits = missing.len() < count - present;
-        add(qmp, accel, missing, leaving).await?;
-        match leaving.first().cloned() {
-            Some(id) if waits => take(qmp, &id, patience, leaving).await?,
-            _ => return Ok(()),
+        add(qmp, accel, missing, vcpus).await?;
+        if !waits {
+            return Ok(());
         }
+        let Some((id, asked)) = vcpus.first_asked() else {
+            continue;
+        };
+        vcpus.lacking = Some(wanted);
+        let left = patience.saturating_sub(asked.elapsed());
+        if left.is_zero() {
+            if std::mem::replace(&mut asked_again, true) {
+                return Err(silent(id, asked));
+            }
+            // It may be well again, or QEMU may not have got the first request.
+            for id in vcpus.leaving.keys().cloned().collect::<Vec<_>>() {
+                ask(qmp, &id, vcpus).await;
+            }
+            continue;
+        }
+        take(qmp, &id, left, vcpus).await?;
+        vcpus.lacking = None;
     }
 }
 
-async fn add(qmp: &Qmp, accel: Accel, missing: Vec<Part>, leaving: &mut Leaving) -> Result<(), CpuError> {
+/// Asks the guest to let go of a vCPU that is leaving, and does not wait for it. QEMU takes such a request again
+/// (`acpi_cpu_unplug_request_cb` in its hw/acpi/cpu.c).
+async fn ask(qmp: &Qmp, id: &str, vcpus: &mut Vcpus) {
+    if !vcpus.leaving.contains_key(id) {
+        return;
+    }
+    match qmp.execute("device_del", json!({ "id": id })).await {
+        Err(error) if error.is_not_found() => drop(vcpus.leaving.remove(id)),
+        Err(error) => tracing::debug!(%error, id, "the guest is not asked for a vCPU"),
+        Ok(_) => {}
+    }
+}
+
+async fn add(qmp: &Qmp, accel: Accel, missing: Vec<Part>, vcpus: &mut Vcpus) -> Result<(), CpuError> {
     // QEMU's translator has a context for each vCPU that there can be, never takes one back, and aborts at the first vCPU too
     // many (`tcg_register_thread`, 10.0.2): a vCPU that was unplugged could not come again. An idle one costs nothing.
     let undo = if accel == Accel::Tcg { Undo::Kept } else { Undo::Removed };
@@ -194,49 +319,56 @@ async fn add(qmp: &Qmp, accel: Accel, missing: Vec<Part>, leaving: &mut Leaving)
         }
         // The others stay: the guest was not asked for them, or has said no.
         if let Some(Name::Device(id)) = later {
-            leaving.insert(id);
+            vcpus.leaving.entry(id).or_insert_with(Instant::now);
         }
         failed(step)(source)
     })
 }
 
-async fn shrink(
-    qmp: &Qmp,
-    accel: Accel,
-    places: &[Place],
-    surplus: usize,
-    leaving: &mut Leaving,
-) -> Result<(), CpuError> {
+async fn shrink(qmp: &Qmp, accel: Accel, places: &[Place], surplus: usize, vcpus: &mut Vcpus) -> Result<(), CpuError> {
     if accel == Accel::Tcg {
         return Ok(());
     }
     let patience = qmp.scale().of(RELEASE_TIMEOUT);
     let plugged = places.iter().rev().filter_map(Place::plugged);
-    let stay: Vec<&str> = plugged.filter(|id| !leaving.contains(*id)).collect();
-    for id in stay.into_iter().take(surplus) {
-        take(qmp, id, patience, leaving).await?;
+    let stay: Vec<&str> = plugged.filter(|id| !vcpus.leaving.contains_key(*id)).collect();
+    let surplus = stay.into_iter().take(surplus);
+    if let Some((silent_about, asked)) = vcpus.first_asked().filter(|(_, asked)| asked.elapsed() >= patience) {
+        // It answers nothing: it is asked, and not waited for once more.
+        let mut asks = surplus.peekable();
+        if asks.peek().is_none() {
+            return Ok(());
+        }
+        for id in asks {
+            vcpus.leaving.insert(id.to_owned(), Instant::now());
+            ask(qmp, id, vcpus).await;
+        }
+        return Err(silent(silent_about, asked));
+    }
+    for id in surplus {
+        take(qmp, id, patience, vcpus).await?;
     }
     Ok(())
 }
 
 /// Takes a vCPU from the guest. One that the guest says it cannot let go of stays, and counts as present.
-async fn take(qmp: &Qmp, id: &str, patience: Duration, leaving: &mut Leaving) -> Result<(), CpuError> {
-    leaving.insert(id.to_owned());
+async fn take(qmp: &Qmp, id: &str, patience: Duration, vcpus: &mut Vcpus) -> Result<(), CpuError> {
+    vcpus.leaving.entry(id.to_owned()).or_insert_with(Instant::now);
     match release(qmp, id, patience).await {
         Ok(()) => {
-            leaving.remove(id);
+            vcpus.leaving.remove(id);
             Ok(())
         }
         Err(ReleaseError::Held { reason, undecided }) => {
             if !undecided {
-                leaving.remove(id);
+                vcpus.leaving.remove(id);
             }
             let id = id.to_owned();
             Err(CpuError::Held { id, reason })
         }
         Err(ReleaseError::Qmp(source)) => {
             if matches!(source, QmpError::Refused { .. }) {
-                leaving.remove(id);
+                vcpus.leaving.remove(id);
             }
             Err(failed("unplug a vCPU")(source))
         }
@@ -273,14 +405,16 @@ mod tests {
         let (qmp, asked) = qemu();
         let asked = || std::mem::take(&mut *asked.lock().unwrap());
         let count = |count| NonZeroU32::new(count).unwrap();
-        set(&qmp, Accel::Kvm, count(3), &mut Leaving::new()).await.unwrap();
+        set(&qmp, Accel::Kvm, count(3), &mut Vcpus::default()).await.unwrap();
         assert_eq!(asked(), ["device_add cpu-2"]);
-        set(&qmp, Accel::Kvm, count(2), &mut Leaving::new()).await.unwrap();
-        set(&qmp, Accel::Tcg, count(1), &mut Leaving::new()).await.unwrap();
+        set(&qmp, Accel::Kvm, count(2), &mut Vcpus::default()).await.unwrap();
+        set(&qmp, Accel::Tcg, count(1), &mut Vcpus::default()).await.unwrap();
         assert!(asked().is_empty());
-        set(&qmp, Accel::Kvm, count(1), &mut Leaving::new()).await.unwrap();
+        set(&qmp, Accel::Kvm, count(1), &mut Vcpus::default()).await.unwrap();
         assert_eq!(asked(), ["device_del cpu-1"]);
-        let error = set(&qmp, Accel::Tcg, count(4), &mut Leaving::new()).await.unwrap_err();
+        let error = set(&qmp, Accel::Tcg, count(4), &mut Vcpus::default())
+            .await
+            .unwrap_err();
         assert_eq!(error.to_string(), "the VM can have 3 vCPUs, and not 4");
     }
 
@@ -289,14 +423,17 @@ mod tests {
         let (qmp, asked) = qemu();
         let asked = || std::mem::take(&mut *asked.lock().unwrap());
         let count = |count| NonZeroU32::new(count).unwrap();
-        let mut leaving = Leaving::from(["cpu-1".to_owned()]);
-        set(&qmp, Accel::Kvm, count(2), &mut leaving).await.unwrap();
-        assert_eq!(asked(), ["device_add cpu-2"]);
-        assert_eq!(leaving.len(), 1);
+        let mut vcpus = Vcpus {
+            leaving: BTreeMap::from([("cpu-1".to_owned(), Instant::now())]),
+            ..Vcpus::default()
+        };
+        set(&qmp, Accel::Kvm, count(2), &mut vcpus).await.unwrap();
+        assert_eq!(asked(), ["device_add cpu-2", "device_del cpu-1"]);
+        assert_eq!(vcpus.leaving.len(), 1);
         // The places are listed as before: once it has gone, what was added is added again.
-        set(&qmp, Accel::Kvm, count(3), &mut leaving).await.unwrap();
+        set(&qmp, Accel::Kvm, count(3), &mut vcpus).await.unwrap();
         assert_eq!(asked(), ["device_add cpu-2", "device_del cpu-1", "device_add cpu-2"]);
-        assert!(leaving.is_empty());
+        assert!(vcpus.leaving.is_empty() && vcpus.lacking.is_none());
     }
 
     /// As QEMU 10.0.2 answers for `-smp 1,maxcpus=3`.

@@ -6,7 +6,7 @@
 //!  size asked for             ◄── read back if QEMU has not answered ──
 //! ```
 //! The manager remembers which disks and network devices there are to be, and in which slot each is. vCPUs and memory it does
-//! not remember: a change of them begins with what QEMU has. Each change is one [`transaction`]. It is a task of its own, so
+//! not remember, but for what the guest has yet to let go of: a change of them begins with what QEMU has. Each change is one [`transaction`]. It is a task of its own, so
 //! a cancelled caller leaves nothing half done. If the outcome of a transaction is unknown because QEMU does not answer at
 //! all, the slot stays taken, and what may be there is removed when QEMU answers again. Knows QEMU's names for a device, but
 //! not its contents or its users in the guest.
@@ -124,7 +124,7 @@ pub(crate) struct DeviceManager {
     places: Places,
     /// By serial number of a disk, or QEMU's name of a network device.
     plugged: Arc<Mutex<HashMap<String, Plugged>>>,
-    vcpus: Arc<tokio::sync::Mutex<cpu::Leaving>>,
+    vcpus: Arc<tokio::sync::Mutex<cpu::Vcpus>>,
     memory: Arc<tokio::sync::Mutex<Memory>>,
 }
 

@@ -10,6 +10,12 @@ use crate::qmp::{Event, Qmp, QmpError};
 /// What QEMU says of a device that the guest was asked to let go of a moment ago (`qmp_device_del` in its system/qdev-monitor.c).
 pub(crate) const UNDER_WAY: &str = "is already in the process of unplug";
 
+/// ACPI's events of which a status may be told, as far as they are ejections: by the platform, and by the guest itself (ACPI specification, _OST).
+const EJECTION: [u64; 2] = [3, 0x103];
+
+/// ACPI's statuses of an ejection that has been done, or is being done (ACPI specification, _OST).
+const GETS_ON: [u64; 2] = [0, 0x84];
+
 /// Why a device is still there.
 #[derive(Debug)]
 pub(super) enum ReleaseError {
@@ -46,9 +52,9 @@ pub(super) async fn release(qmp: &Qmp, id: &str, patience: Duration) -> Result<(
     let answered = async {
         loop {
             match events.recv().await {
-                Ok(event) => match verdict(&event, id) {
-                    Some(true) => return Ok(()),
-                    Some(false) => {
+                Ok(event) => match answer_of(&event).filter(|(device, _)| *device == id) {
+                    Some((_, Answer::Gone)) => return Ok(()),
+                    Some((_, Answer::Stays)) => {
                         let reason = "it reports that it cannot".to_owned();
                         let undecided = false;
                         return Err(ReleaseError::Held { reason, undecided });
@@ -87,14 +93,55 @@ pub(super) fn lists(answer: &Value, key: &str, value: &Value) -> bool {
     entries.iter().any(|entry| entry[key] == *value)
 }
 
-/// Whether an event says that the device is gone (true) or stays (QEMU's QAPI, "Device infrastructure").
-fn verdict(event: &Event, id: &str) -> Option<bool> {
-    if event.data["device"] != id {
-        return None;
-    }
+/// What the guest does with a device that it was asked to let go of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// QEMU does not have it any more.
+    Gone,
+    /// The guest does not let go of it.
+    Stays,
+}
+
+/// The device that an event is the guest's answer for, and the answer (QEMU's QAPI, "Device infrastructure" and ACPI_DEVICE_OST).
+pub(super) fn answer_of(event: &Event) -> Option<(&str, Answer)> {
+    let data = &event.data;
     match event.name.as_str() {
-        "DEVICE_DELETED" => Some(true),
-        "DEVICE_UNPLUG_GUEST_ERROR" => Some(false),
+        "DEVICE_DELETED" => Some((data["device"].as_str()?, Answer::Gone)),
+        "DEVICE_UNPLUG_GUEST_ERROR" => Some((data["device"].as_str()?, Answer::Stays)),
+        // The only answer for a vCPU that stays.
+        "ACPI_DEVICE_OST" => {
+            let info = &data["info"];
+            let of_an_ejection = EJECTION.contains(&info["source"].as_u64()?);
+            let stays = of_an_ejection && !GETS_ON.contains(&info["status"].as_u64()?);
+            stays.then_some((info["device"].as_str()?, Answer::Stays))
+        }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_keeps_a_vcpu_says_so_by_acpi() {
+        let event = |source: u64, status: u64| Event {
+            name: "ACPI_DEVICE_OST".to_owned(),
+            data: json!({ "info": { "device": "cpu-1", "slot": "1", "slot-type": "CPU", "source": source, "status": status } }),
+        };
+        for status in [1, 0x80, 0x82] {
+            assert_eq!(answer_of(&event(3, status)), Some(("cpu-1", Answer::Stays)));
+            assert_eq!(answer_of(&event(0x103, status)), Some(("cpu-1", Answer::Stays)));
+            // A device that was found, or not.
+            assert_eq!(answer_of(&event(1, status)), None);
+        }
+        for status in GETS_ON {
+            assert_eq!(answer_of(&event(3, status)), None);
+        }
+        let no_id = Event {
+            name: "ACPI_DEVICE_OST".to_owned(),
+            data: json!({ "info": { "slot": "1", "slot-type": "CPU", "source": 3, "status": 1 } }),
+        };
+        assert_eq!(answer_of(&no_id), None);
     }
 }

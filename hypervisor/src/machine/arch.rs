@@ -49,6 +49,9 @@ impl Arch {
 ///
 /// - `tsc_early_khz`: spares it the calibration of its time stamp counter, which is the host's. Under KVM the guest is
 ///   told by paravirtualization.
+/// - `tsc=reliable`: that counter is the kernel's clock source. QEMU keeps it the same on all vCPUs, and keeps it going while a vCPU does not run
+///   and from a template to its copies. The kernel does not trust it by itself, and would have the ACPI timer, which wraps after 4.7 s: a
+///   guest that is not run for so long would lose them. Each reading of that is an access to a device, too.
 /// - `no_timer_check`: under load the emulated timer is late, which the check takes for a broken one and panics.
 /// - `init_on_alloc=1`: TCG notices that translated code is out of date by the guest's own writes. virtiofsd writes file
 ///   pages into the guest's memory behind its back, so a page that once held code and is used again would run as the old
@@ -71,7 +74,8 @@ pub(crate) fn emulation_parameters(accel: Accel) -> Vec<String> {
 }
 
 /// Those of [`emulation_parameters`] that are the same on every host.
-const EMULATED: [&str; 4] = [
+const EMULATED: [&str; 5] = [
+    "tsc=reliable",
     "no_timer_check",
     "init_on_alloc=1",
     "noreplace-smp",

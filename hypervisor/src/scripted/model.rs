@@ -1,5 +1,5 @@
 //! What a scripted QEMU has, and how commands change it: as QEMU 10 does, refusals included, but for one: it refuses a second
-//! device_del as long as the guest has not let go, and QEMU does so for a limited time. A command that a real QEMU would carry
+//! device_del of a disk or network device as long as the guest has not let go, and QEMU does so for a limited time. A command that a real QEMU would carry
 //! out to the damage of the guest is a panic.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +23,8 @@ pub enum Guest {
     LetsGoAfter(Duration),
     /// It says that it cannot.
     Refuses,
+    /// It does not answer.
+    Silent,
 }
 
 /// A scripted QEMU. Clones are the same one.
@@ -79,6 +81,24 @@ fn device_of(arguments: &Value) -> String {
         .to_owned()
 }
 
+fn is_vcpu(id: &str) -> bool {
+    id.starts_with("cpu-")
+}
+
+/// What QEMU tells when the guest has let go of a device.
+fn gone(id: &str) -> Value {
+    json!({ "event": "DEVICE_DELETED", "data": { "device": id } })
+}
+
+/// What QEMU tells when the guest has said that a device stays.
+fn stays(id: &str) -> Value {
+    if is_vcpu(id) {
+        let info = json!({ "device": id, "slot": "1", "slot-type": "CPU", "source": 3, "status": 0x82 });
+        return json!({ "event": "ACPI_DEVICE_OST", "data": { "info": info } });
+    }
+    json!({ "event": "DEVICE_UNPLUG_GUEST_ERROR", "data": { "device": id } })
+}
+
 fn text(arguments: &Value, key: &str) -> String {
     arguments[key].as_str().unwrap_or_default().to_owned()
 }
@@ -107,9 +127,21 @@ impl ScriptedQemu {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on the guest does this.
+    /// From now on the guest does this, and answers so what it has not answered yet.
     pub fn set_guest(&self, guest: Guest) {
-        self.state().guest = guest;
+        let mut state = self.state();
+        state.guest = guest;
+        let answers = match guest {
+            Guest::LetsGo => gone,
+            Guest::Refuses => stays,
+            Guest::LetsGoAfter(_) | Guest::Silent => return,
+        };
+        for id in std::mem::take(&mut state.leaving) {
+            if guest == Guest::LetsGo {
+                state.devices.remove(&id);
+            }
+            let _ = self.tell.send(answers(&id));
+        }
     }
 
     /// The names of all commands that came since this was asked last.
@@ -165,29 +197,40 @@ impl ScriptedQemu {
                 "virtio-mem device cannot get unplugged while some of its memory is in use",
             )];
         }
-        if state.leaving.contains(id) {
+        if state.leaving.contains(id) && !is_vcpu(id) {
             return vec![refusal("GenericError", &format!("Device {id} {UNDER_WAY}"))];
         }
         let done = json!({ "return": {} });
-        let event = |name: &str| json!({ "event": name, "data": { "device": id } });
         match state.guest {
             Guest::LetsGo => {
+                state.leaving.remove(id);
                 state.devices.remove(id);
                 // Before the answer: it must not be missed.
-                vec![event("DEVICE_DELETED"), done]
+                vec![gone(id), done]
             }
-            Guest::Refuses => vec![done, event("DEVICE_UNPLUG_GUEST_ERROR")],
-            Guest::LetsGoAfter(time) => {
+            Guest::Refuses => {
+                state.leaving.remove(id);
+                vec![done, stays(id)]
+            }
+            Guest::Silent => {
                 state.leaving.insert(id.to_owned());
-                let (qemu, id, event) = (self.clone(), id.to_owned(), event("DEVICE_DELETED"));
+                vec![done]
+            }
+            Guest::LetsGoAfter(time) => {
+                if !state.leaving.insert(id.to_owned()) {
+                    return vec![done];
+                }
+                let (qemu, id) = (self.clone(), id.to_owned());
                 tokio::spawn(async move {
                     tokio::time::sleep(time).await;
                     {
                         let mut state = qemu.state();
-                        state.leaving.remove(&id);
+                        if !state.leaving.remove(&id) {
+                            return;
+                        }
                         state.devices.remove(&id);
                     }
-                    let _ = qemu.tell.send(event);
+                    let _ = qemu.tell.send(gone(&id));
                 });
                 vec![done]
             }

@@ -13,12 +13,16 @@ mod script;
 mod world;
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use script::Script;
 use world::World;
 
 /// Histories in an ordinary run of the tests.
 const HISTORIES: u64 = 100_000;
+
+/// After so many a line says how far a run is.
+const SHOWN: u64 = 100_000;
 
 /// What went wrong, and all that happened until then.
 struct Failure {
@@ -67,6 +71,7 @@ fn whatever_happens_and_whenever_nothing_is_forgotten_told_twice_or_left_unanswe
         return;
     }
     let histories = number("TATAMI_HISTORIES").unwrap_or(HISTORIES);
+    let began = Instant::now();
     let next = AtomicU64::new(0);
     let first_failure = AtomicU64::new(u64::MAX);
     let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get());
@@ -77,6 +82,9 @@ fn whatever_happens_and_whenever_nothing_is_forgotten_told_twice_or_left_unanswe
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     if seed >= histories.min(first_failure.load(Ordering::Relaxed)) {
                         return;
+                    }
+                    if seed > 0 && seed.is_multiple_of(SHOWN) {
+                        eprintln!("histories: {seed} of {histories} after {} s", began.elapsed().as_secs());
                     }
                     if fails(&Script::of(seed), false).is_some() {
                         first_failure.fetch_min(seed, Ordering::Relaxed);

@@ -59,7 +59,6 @@ pub(super) fn root() -> PathBuf {
     Path::new(run_dir::ROOT).join("pool")
 }
 
-/// One slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Slot {
     name: String,

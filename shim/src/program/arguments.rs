@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use crate::id::{ContainerId, Namespace};
 
-/// The flags' values.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Arguments {
     /// containerd's namespace of the sandbox.

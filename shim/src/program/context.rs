@@ -15,7 +15,6 @@ use crate::qemu::parked::Parked;
 pub struct ServerContext {
     /// containerd's namespace of the sandbox.
     pub namespace: Namespace,
-    /// The sandbox's id.
     pub id: SandboxId,
     /// The bundle of the container that the sandbox was started for. Absolute.
     pub bundle: PathBuf,

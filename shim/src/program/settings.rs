@@ -11,7 +11,6 @@ use oci_spec::runtime::Spec;
 pub(crate) struct Settings {
     /// The file that it was loaded from.
     pub(crate) file: PathBuf,
-    /// The configuration in effect.
     pub(crate) config: Config,
     /// What the operator and the author of the annotations are to be told.
     pub(crate) warnings: Vec<Warning>,

@@ -62,7 +62,6 @@ pub enum Error {
     NotEnabled {
         /// The operation, as the message names it: a verb.
         operation: &'static str,
-        /// The sandbox's id.
         sandbox: String,
         /// Table and key, with the value that allows it.
         key: &'static str,
@@ -73,9 +72,7 @@ pub enum Error {
     /// The VM did not come up.
     #[error("sandbox {sandbox} did not start")]
     Boot {
-        /// The sandbox's id.
         sandbox: String,
-        /// The error that caused it.
         #[source]
         source: GuestBootError,
     },
@@ -102,7 +99,6 @@ pub enum Error {
         operation: &'static str,
         /// The container, as messages name it.
         subject: String,
-        /// The error that caused it.
         #[source]
         source: HostError,
     },
@@ -113,7 +109,6 @@ pub enum Error {
         operation: &'static str,
         /// The container, or the sandbox.
         subject: String,
-        /// The error that caused it.
         #[source]
         source: Box<DiskError>,
     },
@@ -122,7 +117,6 @@ pub enum Error {
     Memory {
         /// The container, as messages name it.
         subject: String,
-        /// The error that caused it.
         #[source]
         source: MemoryError,
     },
@@ -131,9 +125,18 @@ pub enum Error {
     Stream {
         /// The process, as messages name it.
         subject: String,
-        /// The error that caused it.
         #[source]
         source: StreamError,
+    },
+    /// The guest's agent answers, but a deletion in the guest has got on no further.
+    #[error("cannot delete {subject}: the guest has waited {seconds} s for {waits_for}")]
+    Stalled {
+        /// The container or process.
+        subject: String,
+        /// As the guest says it.
+        waits_for: String,
+        /// Since anything has changed.
+        seconds: u64,
     },
     /// The agent refused the request, or did not answer it.
     #[error("cannot {operation} {subject}")]
@@ -142,7 +145,6 @@ pub enum Error {
         operation: &'static str,
         /// The container or process.
         subject: String,
-        /// The error that caused it.
         #[source]
         source: AgentError,
     },

@@ -37,7 +37,6 @@ pub type Begin = Box<dyn Fn() -> Result<Arc<Sandbox>, Error> + Send + Sync>;
 pub struct Awaited {
     /// Where the specification belongs.
     pub bundle: PathBuf,
-    /// Begins it.
     pub begin: Begin,
     /// Held while it is begun: a second request finds that there is one.
     pub beginning: Mutex<()>,

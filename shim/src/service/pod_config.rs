@@ -27,7 +27,6 @@ pub enum PodConfigError {
     /// It is another message, or none.
     #[error("the sandbox's options are {0:?} and not a {TYPE}")]
     Kind(String),
-    /// It cannot be decoded.
     #[error("the sandbox's options cannot be decoded")]
     Decode(#[from] protobuf::Error),
 }

@@ -12,7 +12,6 @@ use crate::sandbox::boot::GuestBootError;
 use crate::sandbox::error::{Error, Shared};
 use crate::sandbox::host::HostError;
 
-/// An error's status code.
 fn code(error: &Error) -> Code {
     match error {
         Error::Id(_) | Error::Invalid { .. } => Code::INVALID_ARGUMENT,
@@ -53,6 +52,7 @@ fn code(error: &Error) -> Code {
             StreamError::Open { .. } | StreamError::Logger { .. } => Code::INTERNAL,
             StreamError::NotDialled => Code::DEADLINE_EXCEEDED,
         },
+        Error::Stalled { .. } => Code::DEADLINE_EXCEEDED,
         Error::Agent { source, .. } => match source {
             AgentError::Refused { refusal, .. } => refused(*refusal),
             AgentError::TimedOut(_) => Code::DEADLINE_EXCEEDED,

@@ -9,7 +9,6 @@ use config::{OTLP_PATH, Runtime};
 /// Where a collector on the node listens (OpenTelemetry's default for OTLP/HTTP).
 const DEFAULT: &str = "http://localhost:4318";
 
-/// A collector.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Endpoint {
     /// Host and port, as `Host` has them.

@@ -36,6 +36,42 @@ async fn a_deletion_goes_on_as_long_as_its_disk_does_and_whoever_asks_again_join
 }
 
 #[tokio::test]
+async fn a_guest_that_answers_neither_a_deletion_nor_a_ping_is_not_waited_for() {
+    let shim = Shim::new(Boot::Works).await;
+    shim.run("c", &["mute"]).await;
+    shim.run("neighbour", &["sleep"]).await;
+    shim.kill("c", "", 9).await.unwrap();
+    shim.wait("c", "").await.unwrap();
+    let (code, message) = refusal(shim.delete("c", "").await);
+    assert_eq!(code, Code::DEADLINE_EXCEEDED);
+    assert!(
+        message.contains("delete container c") && message.contains("did not answer within"),
+        "{message}"
+    );
+    // It was asked before that: a slow agent is waited for.
+    shim.guest.called("ping ").await;
+    // The neighbour has nobody who could end it either.
+    assert_eq!(shim.wait("neighbour", "").await.unwrap(), 137);
+}
+
+#[tokio::test]
+async fn a_deletion_that_gets_on_no_further_is_given_up_and_says_what_it_waits_for() {
+    let shim = Shim::new(Boot::Works).await;
+    shim.run("c", &["stuck"]).await;
+    shim.run("neighbour", &["sleep"]).await;
+    shim.kill("c", "", 9).await.unwrap();
+    shim.wait("c", "").await.unwrap();
+    let (code, message) = refusal(shim.delete("c", "").await);
+    assert_eq!(code, Code::DEADLINE_EXCEEDED);
+    assert!(
+        message.contains("cannot delete container c: the guest has waited"),
+        "{message}"
+    );
+    assert!(message.ends_with("for its disk "), "{message}");
+    assert_eq!(shim.status("neighbour", "").await, Status::RUNNING);
+}
+
+#[tokio::test]
 async fn a_guest_that_is_slow_to_kill_an_exec_keeps_its_containers() {
     let shim = Shim::new(Boot::Works).await;
     shim.run("c", &["sleep"]).await;

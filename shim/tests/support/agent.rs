@@ -189,6 +189,19 @@ impl Agent for FakeAgent {
         }
         let process = self.of(Some(&request))?;
         match process.args[0].as_str() {
+            // Its agent answers nothing from now on.
+            "mute" => {
+                self.0.mute.store(true, Ordering::SeqCst);
+                std::future::pending::<()>().await;
+            }
+            // Its disk gets on no further.
+            "stuck" => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                return Ok(DeleteResponse {
+                    waits_for: "its disk\u{7}".to_owned(),
+                    ..Default::default()
+                });
+            }
             "clinging" => return Err(refused(Code::INTERNAL, "it does not go away")),
             // Its disk is slow, and gets on.
             "flushing" if !self.0.is_released() => {
@@ -221,6 +234,9 @@ impl Agent for FakeAgent {
 
     async fn guest_metrics(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<GuestMetricsResponse> {
         self.called("ping", "");
+        if self.0.mute.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
         Ok(GuestMetricsResponse {
             oom_kills: 3,
             memory_bytes: HashMap::from([("Mem\"\nTotal".to_owned(), 4096)]),

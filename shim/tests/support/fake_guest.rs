@@ -50,6 +50,8 @@ pub(crate) struct Guest {
     released: watch::Sender<bool>,
     /// Of deletions that take long.
     pub(super) progress: AtomicU64,
+    /// Its agent answers nothing any more.
+    pub(super) mute: AtomicBool,
     /// Rewrites what the agent answers.
     pub(crate) liar: Arc<Liar>,
     /// The calls that came, as "verb container".
@@ -101,6 +103,7 @@ impl Guest {
             making: watch::Sender::default(),
             released: watch::Sender::new(false),
             progress: AtomicU64::new(0),
+            mute: AtomicBool::new(false),
             liar: Arc::default(),
             calls: watch::Sender::default(),
             serials: Mutex::default(),

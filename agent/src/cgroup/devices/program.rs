@@ -55,7 +55,6 @@ pub(super) enum Scope {
     },
 }
 
-/// One rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Rule {
     pub(super) allow: bool,

@@ -48,7 +48,6 @@ pub(crate) enum NamesError {
     Redirect(#[source] io::Error),
 }
 
-/// The relay of names.
 #[derive(Debug)]
 pub(crate) struct Names {
     dialer: Dialer,

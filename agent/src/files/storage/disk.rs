@@ -28,7 +28,6 @@ pub(super) struct DiskNode {
     pub(super) minor: u32,
 }
 
-/// Waits for a disk.
 pub(super) async fn find(serial: &str) -> Result<DiskNode, StorageError> {
     if serial.is_empty() || serial.len() > 20 {
         return Err(StorageError::Invalid("a disk without a serial number".to_owned()));

@@ -67,12 +67,10 @@ pub(crate) enum StorageError {
     /// The disk is still in use after its file system was unmounted.
     #[error("disk {} is still in use {seconds} s after it was unmounted", path.display())]
     Busy {
-        /// The device node.
         path: PathBuf,
         /// How long it was waited for.
         seconds: u64,
     },
-    /// It is not there.
     #[error("no storage {0:?} is mounted")]
     NotMounted(String),
     /// It does not become larger.

@@ -116,7 +116,6 @@ impl<'a> Index<'a> {
         self.aliases.iter().filter_map(|(alias, _)| alias.strip_prefix("fs_"))
     }
 
-    /// The device nodes.
     pub(super) fn devices(&self) -> &[Device<'a>] {
         &self.devices
     }

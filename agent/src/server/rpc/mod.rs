@@ -218,8 +218,9 @@ impl Agent for Service {
                 finished: true,
                 ..DeleteResponse::default()
             }),
-            Ok(Deleted::NotYet(progress)) => Ok(DeleteResponse {
+            Ok(Deleted::NotYet { progress, waits_for }) => Ok(DeleteResponse {
                 progress,
+                waits_for: waits_for.to_owned(),
                 ..DeleteResponse::default()
             }),
             Err(error) => Err(refused("delete", &error)),

@@ -44,6 +44,7 @@ fn guest() -> impl Strategy<Value = Guest> {
         Just(Guest::LetsGo),
         (0..25_u64).prop_map(|seconds| Guest::LetsGoAfter(Duration::from_secs(seconds))),
         Just(Guest::Refuses),
+        Just(Guest::Silent),
     ]
 }
 
@@ -238,6 +239,75 @@ async fn vcpus_that_go_late_are_not_counted_as_present() {
     assert!(matches!(error, CpuError::Held { .. }), "{error}");
     set(3).await.unwrap();
     tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(vcpus(&qemu), 3);
+}
+
+/// Sets a number of vCPUs, and says what came of it and how many seconds that took.
+async fn timed(devices: &DeviceManager, count: u32) -> (Result<(), CpuError>, u64) {
+    let began = tokio::time::Instant::now();
+    let done = devices.set_vcpus(NonZeroU32::new(count).unwrap()).await;
+    (done, began.elapsed().as_secs())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vcpu_that_the_guest_keeps_is_waited_for_once_and_comes_again_when_it_has_gone() {
+    let (qemu, devices) = ScriptedQemu::start(Accel::Kvm, Guest::LetsGo, |_| Fault::None);
+    timed(&devices, 4).await.0.unwrap();
+    qemu.set_guest(Guest::Silent);
+    let (held, seconds) = timed(&devices, 3).await;
+    assert!(matches!(held, Err(CpuError::Held { .. })) && seconds == 15, "{held:?}");
+    // No place is free, and the guest had its time: neither the first creation waits nor the next ones.
+    for _ in 0..3 {
+        let (held, seconds) = timed(&devices, 4).await;
+        assert!(
+            matches!(held, Err(CpuError::Held { .. })) && seconds == 0,
+            "{held:?} after {seconds} s"
+        );
+    }
+    // Nor does a change that takes more away.
+    let (held, seconds) = timed(&devices, 2).await;
+    assert!(held.is_err() && seconds == 0, "{held:?} after {seconds} s");
+    timed(&devices, 4).await.0.unwrap_err();
+    assert_eq!(vcpus(&qemu), 4);
+    qemu.set_guest(Guest::LetsGo);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(vcpus(&qemu), 4, "those that went are there again");
+    timed(&devices, 2).await.0.unwrap();
+    assert_eq!(vcpus(&qemu), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vcpu_that_the_guest_keeps_is_asked_for_again_by_the_next_change() {
+    let (qemu, devices) = ScriptedQemu::start(Accel::Kvm, Guest::LetsGo, |_| Fault::None);
+    timed(&devices, 3).await.0.unwrap();
+    qemu.set_guest(Guest::Silent);
+    timed(&devices, 2).await.0.unwrap_err();
+    assert_eq!(vcpus(&qemu), 3);
+    qemu.asked();
+    timed(&devices, 3).await.0.unwrap();
+    assert_eq!(
+        qemu.asked(),
+        ["query-hotpluggable-cpus", "device_add", "device_del"],
+        "a free place is used, and the guest is asked again"
+    );
+    qemu.set_guest(Guest::LetsGo);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(vcpus(&qemu), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vcpu_that_the_guest_says_late_that_it_keeps_counts_again() {
+    let (qemu, devices) = ScriptedQemu::start(Accel::Kvm, Guest::LetsGo, |_| Fault::None);
+    timed(&devices, 4).await.0.unwrap();
+    qemu.set_guest(Guest::Silent);
+    timed(&devices, 3).await.0.unwrap_err();
+    qemu.set_guest(Guest::Refuses);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    qemu.asked();
+    timed(&devices, 4).await.0.unwrap();
+    assert_eq!(qemu.asked(), ["query-hotpluggable-cpus"]);
+    qemu.set_guest(Guest::LetsGo);
+    timed(&devices, 3).await.0.unwrap();
     assert_eq!(vcpus(&qemu), 3);
 }
 

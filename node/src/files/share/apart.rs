@@ -66,6 +66,8 @@ pub(super) fn sources(bind: &BindSource, inside: &BTreeMap<PathBuf, &MountLine>)
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn line(point: &str, kind: &str, read_only: bool) -> MountLine {
@@ -87,16 +89,9 @@ mod tests {
     #[test]
     fn only_ordinary_mounts_are_apart_and_what_the_host_has_read_only_stays_so() {
         let bind = BindSource {
-            position: 3,
-            source: "/".into(),
-            destination: "/host".into(),
-            read_only: true,
-            read_only_below: false,
-            recursive: true,
             receives: true,
             apart: true,
-            id_map: None,
-            overlay: None,
+            ..BindSource::read_only(Path::new("/"), "/host")
         };
         let lines = [
             line("/proc", "proc", false),

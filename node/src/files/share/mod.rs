@@ -247,16 +247,10 @@ mod tests {
 
     pub(super) fn bind(source: &Path, read_only: bool) -> BindSource {
         BindSource {
-            position: 0,
-            source: source.to_owned(),
-            destination: "/d".into(),
             read_only,
             read_only_below: read_only,
-            recursive: true,
             receives: true,
-            apart: false,
-            id_map: None,
-            overlay: None,
+            ..BindSource::read_only(source, "/d")
         }
     }
 

@@ -244,18 +244,7 @@ mod tests {
     use super::*;
 
     fn bind(source: &Path) -> BindSource {
-        BindSource {
-            position: 3,
-            source: source.to_owned(),
-            destination: "/in/container".into(),
-            read_only: true,
-            read_only_below: false,
-            recursive: true,
-            receives: false,
-            apart: false,
-            id_map: None,
-            overlay: None,
-        }
+        BindSource::read_only(source, "/in/container")
     }
 
     fn host() -> HostNamespace {

@@ -269,18 +269,7 @@ mod tests {
     use super::*;
 
     fn bind(source: &Path) -> BindSource {
-        BindSource {
-            position: 0,
-            source: source.to_owned(),
-            destination: "/config".into(),
-            read_only: true,
-            read_only_below: false,
-            recursive: true,
-            receives: false,
-            apart: false,
-            id_map: None,
-            overlay: None,
-        }
+        BindSource::read_only(source, "/config")
     }
 
     /// One step of the kubelet's atomic writer.

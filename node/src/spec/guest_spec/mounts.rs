@@ -32,6 +32,25 @@ pub struct BindSource {
     pub overlay: Option<Vec<String>>,
 }
 
+#[cfg(test)]
+impl BindSource {
+    /// A recursive bind that is read-only at its top, for tests.
+    pub(crate) fn read_only(source: &Path, destination: &str) -> Self {
+        Self {
+            position: 3,
+            source: source.to_owned(),
+            destination: destination.into(),
+            read_only: true,
+            read_only_below: false,
+            recursive: true,
+            receives: false,
+            apart: false,
+            id_map: None,
+            overlay: None,
+        }
+    }
+}
+
 /// Where a source is in the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlacedBind {

@@ -4,10 +4,10 @@
 //!
 //! It decides nothing: the state machine decides what is allowed at which time.
 
+pub(super) mod fault;
 pub(super) mod message;
 mod publish;
 mod traced;
-pub(super) mod work;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,15 +15,16 @@ use std::time::SystemTime;
 
 use guest::warn_rate_limited;
 use lifecycle::{Answer, Core, Effect, Input, Job, Reason, Reply, Request, View, Work};
+use oci_spec::runtime::LinuxResources;
 use protocol::phase::Phase;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
 use crate::id::ContainerId;
 use crate::sandbox::Sandbox;
+use crate::sandbox::driver::fault::{Done, failure, interrupted};
 use crate::sandbox::driver::message::{Message, Payload};
 use crate::sandbox::driver::traced::OpenRequests;
-use crate::sandbox::driver::work::{Order, interrupted};
 use crate::sandbox::error::Shared;
 use crate::sandbox::records::container::Container;
 use crate::sandbox::records::process::{Process, ProcessName};
@@ -296,6 +297,61 @@ impl Driver {
             }
         });
         self.running.insert(job, Running { task: abort, is_call });
+    }
+}
+
+/// Work, with the records of what it is about.
+struct Order {
+    work: Work,
+    found: Option<(Arc<Container>, Arc<Process>)>,
+    resources: Option<LinuxResources>,
+}
+
+impl Sandbox {
+    /// Carries out one piece of work, and returns what to report.
+    async fn work(self: Arc<Self>, order: Order) -> Done {
+        if order.work == Work::Ping {
+            return self.ping().await.map_err(failure);
+        }
+        let Some((container, process)) = order.found else {
+            return interrupted(format!("{:?}", order.work));
+        };
+        let done = match order.work {
+            Work::Attach(_) => self.attach(&container).await,
+            Work::CreateHooks(_) => self.run_create_hooks(&container).await,
+            Work::Provision(_) => self.provision(&container).await,
+            Work::GuestCreate(_) => self.create_in_guest(&container).await,
+            Work::Connect(_) => self.connect(&container).await,
+            Work::Network(_) => self.follow_network_for(&process).await,
+            Work::GuestStart(_) => self.start_in_guest(&process).await,
+            Work::StartHooks(_) => self.run_start_hooks(&container).await,
+            Work::OpenStreams(_) => self.open_streams(&process).await,
+            Work::GuestExec(_) => self.exec_in_guest(&process).await,
+            Work::ConnectExec(_) => self.connect_exec(&process).await,
+            Work::Signal { name, signal, all } => self.signal_in_guest(&name, signal, all).await,
+            Work::GuestPause(_) => self.freeze_in_guest(&process.name, true).await,
+            Work::GuestResume(_) => self.freeze_in_guest(&process.name, false).await,
+            Work::Update(..) => {
+                self.update_in_guest(&container, order.resources.unwrap_or_default())
+                    .await
+            }
+            Work::GuestDelete(name) => return self.delete_in_guest(&name).await,
+            Work::ReleaseDisks(_) => {
+                self.release_disks(&container.id).await;
+                Ok(())
+            }
+            Work::Detach(_) => self.detach(&container.id).await,
+            Work::StopHooks(_) => {
+                self.run_stop_hooks(&container).await;
+                Ok(())
+            }
+            Work::FinishStreams(_, output) => {
+                self.finish_streams(&process, output).await;
+                Ok(())
+            }
+            Work::Ping => Ok(()),
+        };
+        done.map_err(failure)
     }
 }
 

@@ -34,7 +34,6 @@ pub enum DiskError {
         path: String,
         /// What to do about it: the end of the message, or empty.
         advice: &'static str,
-        /// The error that caused it.
         #[source]
         source: HotplugError,
     },

@@ -4,7 +4,6 @@
 
 pub(super) mod changes;
 pub(crate) mod disks;
-mod names;
 mod network;
 mod volumes;
 
@@ -17,7 +16,7 @@ use async_trait::async_trait;
 use config::EmptyDirMode;
 use containerd_shim_protos::types::mount::Mount;
 use guest::host_sockets::{Chosen as ChosenSockets, HostSockets};
-use guest::names as docker_names;
+use guest::names;
 use node::guest_spec::{self, HostOptions, Inherited, Input, PlacedBind, guest_spec};
 use node::hooks::{self, HookPoint, HookState, PoststopHooks};
 use node::host_ns::HostNamespace;
@@ -299,7 +298,7 @@ impl HostSide for RealHost {
                 limits,
                 covers: binds.covers,
                 sockets: shown.sockets,
-                resolv_conf: docker_names::of_container(&spec),
+                resolv_conf: names::of_container(&spec),
             })
         })
         .await
@@ -357,7 +356,7 @@ impl HostSide for RealHost {
 
     async fn asks_docker(&self, resolv_conf: &Path) -> bool {
         let (host, path) = (self.host.clone(), resolv_conf.to_owned());
-        let asked = tokio::task::spawn_blocking(move || docker_names::asks_docker(&host, &path));
+        let asked = tokio::task::spawn_blocking(move || names::asks_docker(&host, &path));
         asked.await.unwrap_or_default()
     }
 

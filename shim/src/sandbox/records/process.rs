@@ -96,7 +96,6 @@ impl Process {
         });
     }
 
-    /// Waits for the phase.
     pub(in crate::sandbox) async fn reach(&self, wanted: impl Fn(View) -> bool) -> View {
         let mut views = self.view.subscribe();
         let reached = views.wait_for(|view| wanted(*view)).await.map(|view| *view);

@@ -13,7 +13,7 @@ use rustix::process::Signal;
 
 use crate::id::ContainerId;
 use crate::sandbox::Sandbox;
-use crate::sandbox::driver::work::is_answer;
+use crate::sandbox::driver::fault::is_answer;
 use crate::sandbox::error::Error;
 use crate::sandbox::host::disks::DiskError;
 use crate::sandbox::host::{GuestContainer, HostError};

@@ -3,17 +3,20 @@
 use std::time::{Duration, Instant};
 
 use base::chain;
-use guest::agent_client::AgentError;
+use guest::agent_client::{AgentError, printable};
 use guest::streams::OutputLengths;
 use lifecycle::{Answer, Exit, Failure, Fault, Output, Request};
 
 use crate::sandbox::Sandbox;
+use crate::sandbox::driver::fault::{Done, failure};
 use crate::sandbox::driver::message::Payload;
-use crate::sandbox::driver::work::{Done, failure};
 use crate::sandbox::error::{Error, Shared};
 use crate::sandbox::records::container::Container;
 use crate::sandbox::records::process::{Process, ProcessName};
 use crate::sandbox::verbs::failed;
+
+/// Bytes of what the guest says that it waits for.
+const LONGEST_REASON: usize = 256;
 
 impl Sandbox {
     /// Forgets a process that does not run. The answer is its pid and its exit. Whoever asks while it is being done gets the same answer.
@@ -33,28 +36,49 @@ impl Sandbox {
     }
 
     /// Has the guest forget a container or an exec. It unmounts what is on disks, which are clean then; that takes as long as there is
-    /// to write, and goes on as long as something is written.
+    /// to write, and goes on as long as something is written. An agent that answers neither this nor a ping is not waited for.
     pub(in crate::sandbox) async fn delete_in_guest(&self, name: &ProcessName) -> Done {
         let agent = self.agent("delete", &name.to_string()).map_err(failure)?;
         let limit = self.timeouts.no_progress();
-        let mut patience = Patience::new(Instant::now(), limit, self.timeouts.deletion());
+        let began = Instant::now();
+        let mut patience = Patience::new(began, limit, self.timeouts.deletion());
+        let mut waits_for = "its agent".to_owned();
         loop {
-            let (error, progress) = match agent.delete(&name.to_agent()).await {
+            let progress = match agent.delete(&name.to_agent()).await {
                 Ok(answer) if answer.finished => return Ok(()),
-                Ok(answer) => (AgentError::TimedOut(limit), Some(answer.progress)),
-                Err(error @ AgentError::TimedOut(_)) => (error, None),
+                Ok(answer) => {
+                    waits_for = printable(&answer.waits_for, LONGEST_REASON);
+                    Some(answer.progress)
+                }
+                Err(AgentError::TimedOut(_)) => {
+                    if let Err(error) = self.ping().await {
+                        tracing::error!(process = %name, error = chain(&error), "the guest's agent answers neither a deletion nor a ping");
+                        let silent = AgentError::TimedOut(Duration::from_secs(began.elapsed().as_secs()));
+                        return Err(failure(failed("delete", name)(silent)));
+                    }
+                    None
+                }
                 Err(error) => return Err(failure(failed("delete", name)(error))),
             };
-            if !patience.goes_on(Instant::now(), progress) {
+            let now = Instant::now();
+            if !patience.goes_on(now, progress) {
+                let error = Error::Stalled {
+                    subject: name.to_string(),
+                    waits_for,
+                    seconds: patience.stands_still(now).as_secs(),
+                };
                 return Err(Failure {
                     fault: Fault::Stalled,
-                    error: failed("delete", name)(error).into(),
+                    error: error.into(),
                 });
+            }
+            if patience.is_slow(now) {
+                let seconds = patience.stands_still(now).as_secs();
+                tracing::warn!(process = %name, waits_for, seconds, "a deletion in the guest gets on no further");
             }
         }
     }
 
-    /// Removes a container's mounts.
     pub(in crate::sandbox) async fn detach(&self, container: &crate::id::ContainerId) -> Result<(), Error> {
         let detached = self.host.detach(container).await;
         detached.map_err(|source| Error::Host {
@@ -96,6 +120,8 @@ struct Patience {
     began: Instant,
     /// What the guest said last, and since when.
     last: (Option<u64>, Instant),
+    /// When it was last said to be slow, or got on.
+    told: Instant,
     idle: Duration,
     total: Duration,
 }
@@ -105,6 +131,7 @@ impl Patience {
         Self {
             began: now,
             last: (None, now),
+            told: now,
             idle,
             total,
         }
@@ -114,8 +141,23 @@ impl Patience {
     fn goes_on(&mut self, now: Instant, progress: Option<u64>) -> bool {
         if progress.is_some() && progress != self.last.0 {
             self.last = (progress, now);
+            self.told = now;
         }
-        now.duration_since(self.last.1) < self.idle && now.duration_since(self.began) < self.total
+        self.stands_still(now) < self.idle && now.duration_since(self.began) < self.total
+    }
+
+    /// For how long nothing has changed.
+    fn stands_still(&self, now: Instant) -> Duration {
+        now.duration_since(self.last.1)
+    }
+
+    /// Whether that is worth a line in the log: each quarter of the longest time.
+    fn is_slow(&mut self, now: Instant) -> bool {
+        let slow = now.duration_since(self.told) >= self.idle / 4;
+        if slow {
+            self.told = now;
+        }
+        slow
     }
 }
 
@@ -134,5 +176,16 @@ mod tests {
         let mut stands_still = Patience::new(began, idle, total);
         assert!(stands_still.goes_on(after(1), Some(7)) && stands_still.goes_on(after(2), Some(7)));
         assert!(stands_still.goes_on(after(2), None) && !stands_still.goes_on(after(3), Some(7)));
+    }
+
+    #[test]
+    fn a_deletion_that_stands_still_is_told_of_from_time_to_time() {
+        let began = Instant::now();
+        let after = |seconds| began + Duration::from_secs(seconds);
+        let mut patience = Patience::new(began, Duration::from_secs(120), Duration::from_secs(3600));
+        assert!(patience.goes_on(after(20), Some(1)));
+        let told: Vec<u64> = (21..140).filter(|second| patience.is_slow(after(*second))).collect();
+        assert_eq!(told, [50, 80, 110]);
+        assert_eq!(patience.stands_still(after(140)).as_secs(), 120);
     }
 }

@@ -84,7 +84,6 @@ impl Sandbox {
         Ok(stdio)
     }
 
-    /// Opens an exec's streams.
     pub(in crate::sandbox) async fn open_streams(&self, process: &Process) -> Result<(), Error> {
         let stdio = self.prepare_streams(process).await?;
         process.set_stdio(stdio);
@@ -105,7 +104,6 @@ impl Sandbox {
         agent.exec(&call).await.map(drop).map_err(failed("start", name))
     }
 
-    /// Connects an exec's streams.
     pub(in crate::sandbox) async fn connect_exec(&self, process: &Arc<Process>) -> Result<(), Error> {
         let agent = self.agent("start", &process.name.to_string())?;
         self.connect_streams(process, &agent).await?;

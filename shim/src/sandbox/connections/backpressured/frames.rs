@@ -6,7 +6,6 @@ use std::io;
 /// Bytes of a frame's header.
 pub(super) const HEADER: usize = 10;
 
-/// What a frame is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Request,
