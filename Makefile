@@ -135,7 +135,7 @@ stress: ## deps + build, then all loads in full, one after the other, the cheape
 .PHONY: test-kvm
 test-kvm: build ## end-to-end tests on real KVM in an emulated VM (root; KVM_TESTS=core, KVM_CONTAINERD=1.7, …)
 	@if [ "$(or $(KVM_CONTAINERD),1.6)" != 1.6 ]; then scripts/containerd-versions; fi
-	@TATAMI_BUILD=$(BUILD) KVM_TESTS="$(KVM_TESTS)" KVM_CONTAINERD="$(KVM_CONTAINERD)" KVM_INIT="$(KVM_INIT)" \
+	@TATAMI_BUILD=$(BUILD) KVM_TESTS="$(KVM_TESTS)" KVM_BINARIES="$(KVM_BINARIES)" KVM_CONTAINERD="$(KVM_CONTAINERD)" KVM_INIT="$(KVM_INIT)" \
 		KVM_CPUS="$(KVM_CPUS)" KVM_WITHOUT="$(KVM_WITHOUT)" KVM_MINUTES="$(KVM_MINUTES)" tests/kvm/run
 
 .PHONY: conformance

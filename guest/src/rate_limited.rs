@@ -1,10 +1,10 @@
-//! Rate-limited warnings about the guest in the log. The guest can cause any number of them, and containerd stores the
+//! Rate-limited messages about the guest in the log. The guest can cause any number of them, and containerd stores the
 //! log on the host's disk. So their number is limited.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Warnings in one [`WINDOW`].
+/// Messages in one [`WINDOW`].
 const MOST: u64 = 30;
 
 /// How long it takes until as many are said again.
@@ -24,7 +24,9 @@ pub fn may_warn() -> bool {
     say
 }
 
-struct Window {
+/// Counts what a guest can cause without end: [`MOST`] in a [`WINDOW`] pass.
+#[derive(Debug)]
+pub struct Window {
     began: Instant,
     count: u64,
 }
@@ -37,8 +39,15 @@ struct Verdict {
 }
 
 impl Window {
-    fn new(now: Instant) -> Self {
+    /// Begins at `now`.
+    #[must_use]
+    pub fn new(now: Instant) -> Self {
         Self { began: now, count: 0 }
+    }
+
+    /// Whether one more passes.
+    pub fn admits(&mut self, now: Instant) -> bool {
+        self.count(now).say
     }
 
     fn count(&mut self, now: Instant) -> Verdict {
@@ -53,6 +62,16 @@ impl Window {
             unsaid,
         }
     }
+}
+
+/// A message about what the guest does that is no warning.
+#[macro_export]
+macro_rules! info_rate_limited {
+    ($($what:tt)*) => {
+        if $crate::rate_limited::may_warn() {
+            tracing::info!($($what)*);
+        }
+    };
 }
 
 /// A warning about what the guest does.

@@ -12,6 +12,7 @@
 
 mod boot;
 mod boot_error;
+mod doublings;
 mod helpers;
 mod hotplug;
 mod listener;

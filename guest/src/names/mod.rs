@@ -264,6 +264,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn questions_for_which_there_is_no_room_are_dropped_and_the_guest_is_read_on() {
+        let (mut guest, far) = tokio::io::duplex(256);
+        let room = Arc::new(Semaphore::new(1));
+        let waits = Arc::clone(&room).acquire_owned().await.unwrap();
+        let serving = tokio::spawn(serve_datagrams(Box::new(far), Arc::clone(&room)));
+        let question = frame::encode(Kind::Data, b"from: what?");
+        for _ in 0..2 * QUESTIONS {
+            guest.write_all(&question).await.unwrap();
+        }
+        assert!(!serving.is_finished());
+        drop(guest);
+        serving.await.unwrap().unwrap_err();
+        drop(waits);
+    }
+
+    #[tokio::test]
     async fn an_answer_comes_with_the_address_of_who_asked_and_takes_no_more_room_than_it_has() {
         let server = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();

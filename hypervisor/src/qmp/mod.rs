@@ -25,6 +25,8 @@ pub use event::Event;
 use send::Line;
 use wire::{Message, WireError};
 
+use crate::doublings::is_told;
+
 /// How long QEMU may take for an answer. It answers at once unless its main loop is stuck.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -98,6 +100,7 @@ impl Qmp {
             state,
             pending: Arc::clone(&pending),
             events: events.clone(),
+            complaints: 0,
         };
         tokio::spawn(reading.run(reader));
         tokio::spawn(write(writer, queue));
@@ -224,10 +227,12 @@ struct Reader {
     state: watch::Sender<State>,
     pending: Pending,
     events: broadcast::Sender<Event>,
+    /// How often QEMU has complained.
+    complaints: u64,
 }
 
 impl Reader {
-    async fn run(self, stream: OwnedReadHalf) {
+    async fn run(mut self, stream: OwnedReadHalf) {
         let mut lines = wire::Lines::new(stream);
         loop {
             match lines.next().await {
@@ -244,7 +249,7 @@ impl Reader {
         lock(&self.pending).clear();
     }
 
-    fn handle(&self, message: Message) {
+    fn handle(&mut self, message: Message) {
         match message {
             Message::Greeting => self.state.send_modify(|state| state.greeted = true),
             Message::Answer { id, result } => {
@@ -254,7 +259,11 @@ impl Reader {
                 }
             }
             Message::Complaint(refusal) => {
-                tracing::error!("QEMU did not understand a command: {}", refusal.description);
+                if is_told(self.complaints) {
+                    let before = self.complaints;
+                    tracing::error!(before, "QEMU did not understand a command: {}", refusal.description);
+                }
+                self.complaints += 1;
             }
             Message::Event(event) => {
                 tracing::debug!(name = event.name, data = %event.data, "QEMU event");

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use base::tail::harmless;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
@@ -11,6 +12,12 @@ use super::event::Event;
 /// Longest line accepted, in bytes. What we ask for is answered in less than a hundredth of it.
 const MAX_LINE: usize = 1 << 20;
 
+/// Longest event, in bytes: those who wait for one keep up to 64, whose values take ten times their bytes and more.
+const LONGEST_EVENT: usize = 8 << 10;
+
+/// Longest part of a refusal that is told, in bytes.
+const LONGEST_REASON: usize = 1 << 10;
+
 /// Why a connection cannot be read on.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum WireError {
@@ -18,6 +25,8 @@ pub(super) enum WireError {
     Read(#[source] io::Error),
     #[error("a line of QEMU's monitor has more than {MAX_LINE} bytes")]
     TooLong,
+    #[error("an event of QEMU's monitor has more than {LONGEST_EVENT} bytes")]
+    LongEvent,
     #[error("a line of QEMU's monitor is no QMP message")]
     Json(#[source] serde_json::Error),
 }
@@ -40,6 +49,17 @@ pub(super) struct Refusal {
     pub(super) class: String,
     #[serde(rename = "desc")]
     pub(super) description: String,
+}
+
+impl Refusal {
+    /// What fits an error and a line of the log.
+    fn bounded(mut self) -> Self {
+        for text in [&mut self.class, &mut self.description] {
+            text.truncate(text.floor_char_boundary(LONGEST_REASON));
+            *text = harmless(text.as_bytes());
+        }
+        self
+    }
 }
 
 /// The line that runs a command.
@@ -79,8 +99,12 @@ pub(super) fn parse(line: &[u8]) -> Result<Message, WireError> {
     }
     Ok(match serde_json::from_slice(line).map_err(WireError::Json)? {
         Raw::Answer { value, id } => Message::Answer { id, result: Ok(value) },
-        Raw::Error { error, id: Some(id) } => Message::Answer { id, result: Err(error) },
-        Raw::Error { error, id: None } => Message::Complaint(error),
+        Raw::Error { error, id: Some(id) } => {
+            let result = Err(error.bounded());
+            Message::Answer { id, result }
+        }
+        Raw::Error { error, id: None } => Message::Complaint(error.bounded()),
+        Raw::Event { .. } if line.len() > LONGEST_EVENT => return Err(WireError::LongEvent),
         Raw::Event { event, data } => Message::Event(Event { name: event, data }),
         Raw::Greeting { .. } => Message::Greeting,
     })
@@ -162,6 +186,21 @@ mod tests {
                 data: Value::Null
             })
         );
+    }
+
+    #[test]
+    fn an_event_that_is_too_long_is_refused_and_a_refusal_cut_off() {
+        let lists = "[],".repeat(LONGEST_EVENT / 3);
+        let event = format!("{{\"event\": \"STOP\", \"data\": [{lists}[]]}}");
+        assert!(matches!(parse(event.as_bytes()), Err(WireError::LongEvent)));
+        let reason = "\u{20ac}\u{1b}".repeat(LONGEST_REASON);
+        let refused = json!({ "error": { "class": &reason, "desc": &reason } }).to_string();
+        let Ok(Message::Complaint(refusal)) = parse(refused.as_bytes()) else {
+            panic!("it is no complaint");
+        };
+        for text in [refusal.class, refusal.description] {
+            assert!(text.len() <= 4 * LONGEST_REASON && !text.contains('\u{1b}'), "{text}");
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use base::chain;
-use guest::accept;
+use guest::{accept, warn_rate_limited};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
@@ -99,7 +99,7 @@ fn direct(netns: &File) -> io::Result<Directed> {
 
 async fn forward(sandbox: Arc<Sandbox>, connection: TcpStream, port: u16) {
     if let Err(error) = sandbox.forward(connection, port).await {
-        tracing::warn!(port, error = chain(&error), "a connection was not forwarded");
+        warn_rate_limited!(port, error = chain(&error), "a connection was not forwarded");
     }
 }
 

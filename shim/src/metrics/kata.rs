@@ -7,7 +7,7 @@ use protocol::agent::{AgentUsage, GuestMetricsResponse};
 use scrape::durations::Durations;
 use scrape::text::{Kind, Text};
 
-use super::names::{GUEST_NAMES, sorted};
+use super::names::{bounded, sorted};
 use super::processes::Usage;
 
 /// What Kata has of a process: the end of the family's name, what it says of it, its items.
@@ -80,8 +80,8 @@ fn traffic(text: &mut Text, networks: &[Devices<'_>]) {
             Kind::Gauge,
             "Counters of the network devices (/proc/net/dev).",
         );
-        for (name, counters) in network.devices.iter().take(GUEST_NAMES) {
-            for (item, counter) in TRAFFIC.iter().zip(*counters) {
+        for (name, counters) in bounded(network.devices.iter().copied()) {
+            for (item, counter) in TRAFFIC.iter().zip(counters) {
                 text.sample(&[("interface", name), ("item", item)], *counter as f64);
             }
         }

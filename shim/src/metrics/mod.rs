@@ -17,7 +17,7 @@ use protocol::agent::{GuestMetricsResponse, StatsResponse};
 
 use scrape::text::{Kind, Text};
 
-use self::names::{GUEST_NAMES, sorted};
+use self::names::{bounded, sorted};
 use self::processes::Usage;
 use crate::id::ContainerId;
 use crate::sandbox::Sandbox;
@@ -185,9 +185,10 @@ fn system(text: &mut Text, guest: &GuestMetricsResponse) {
         Kind::Counter,
         "Time that some or all tasks of the guest have waited for a resource (PSI).",
     );
-    for pressure in guest.pressure.iter().take(GUEST_NAMES) {
+    let pressures = guest.pressure.iter();
+    for (resource, pressure) in bounded(pressures.map(|pressure| (pressure.resource.as_str(), pressure))) {
         for (kind, micro) in [("some", pressure.some_usec), ("full", pressure.full_usec)] {
-            let labels = [("resource", pressure.resource.as_str()), ("kind", kind)];
+            let labels = [("resource", resource), ("kind", kind)];
             text.sample(&labels, micro as f64 / MICRO);
         }
     }
@@ -300,6 +301,7 @@ fn container_figures(text: &mut Text, containers: &[(ContainerId, Option<StatsRe
 mod tests {
     use std::collections::HashMap;
 
+    use super::names::GUEST_NAMES;
     use super::*;
 
     #[test]

@@ -51,6 +51,32 @@ async fn exits_and_ooms_of_what_does_not_exist_are_dropped() {
     );
 }
 
+/// containerd logs each.
+#[tokio::test]
+async fn containerd_is_told_of_thirty_oom_kills_of_a_container_in_a_minute_and_of_no_more() {
+    const MOST: usize = 30;
+    let shim = with_container().await;
+    let oom = || {
+        What::Oom(OutOfMemory {
+            container_id: "c".to_owned(),
+            ..Default::default()
+        })
+    };
+    for told in 1..=MOST {
+        shim.guest.publish(oom()).await.unwrap();
+        // Those that wait are told as one.
+        shim.containerd.topics(2 + told).await;
+    }
+    for _ in 0..10 {
+        shim.guest.publish(oom()).await.unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    is_well(&shim).await;
+    let topics = shim.containerd.topics(3 + MOST).await;
+    let ooms = topics.iter().filter(|topic| *topic == "/tasks/oom").count();
+    assert_eq!(ooms, MOST, "{topics:?}");
+}
+
 #[tokio::test]
 async fn an_exit_that_is_told_twice_counts_once_and_its_status_fits_a_byte() {
     let shim = with_container().await;
@@ -96,7 +122,7 @@ async fn hello_is_said_once() {
 async fn a_giant_line_of_the_log_is_cut_and_the_next_one_is_read() {
     let shim = with_container().await;
     let mut log = shim.guest.dial(Preamble::Log).await.unwrap();
-    log.write_all(&vec![b'x'; 1 << 20]).await.unwrap();
+    log.write_all(&vec![b'x'; 1 << 17]).await.unwrap();
     log.write_all(b"\nshort\n").await.unwrap();
     let lines = shim.guest.logged(2).await;
     assert!(lines[0].len() <= 8 << 10, "{}", lines[0].len());

@@ -31,8 +31,11 @@ const SILENT: usize = 256;
 /// Longest line of the agent's log in bytes; the rest of it is dropped.
 const LOG_LINE: usize = 8 << 10;
 
-/// Bytes of the agent's log per second.
+/// Bytes of the agent's log per second, [`LINE_COST`] for each line included.
 const LOG_RATE: usize = 256 << 10;
+
+/// What a line costs beside its bytes: an empty one is a line of the shim's log as well.
+const LINE_COST: usize = 256;
 
 /// One of the two connections that ttrpc is spoken on.
 pub(super) enum Arrived {
@@ -153,8 +156,9 @@ impl Dispatcher {
 async fn relay(mut connection: impl AsyncRead + Unpin, log: &LogSink) {
     let mut buffer = vec![0; LOG_LINE];
     let mut line = Vec::new();
-    let mut window = (Instant::now(), 0_usize);
+    let mut pace = Pace::begin();
     while let Ok(count @ 1..) = connection.read(&mut buffer).await {
+        pace.spend(count).await;
         for byte in &buffer[..count] {
             if *byte != b'\n' {
                 if line.len() < LOG_LINE {
@@ -162,14 +166,37 @@ async fn relay(mut connection: impl AsyncRead + Unpin, log: &LogSink) {
                 }
                 continue;
             }
-            if window.0.elapsed() >= Duration::from_secs(1) {
-                window = (Instant::now(), 0);
-            }
-            window.1 += line.len();
-            if window.1 <= LOG_RATE {
-                log(&line);
-            }
+            pace.spend(LINE_COST).await;
+            log(&line);
             line.clear();
+        }
+    }
+}
+
+/// How much of the agent's log was read in this second.
+struct Pace {
+    began: Instant,
+    spent: usize,
+}
+
+impl Pace {
+    const WINDOW: Duration = Duration::from_secs(1);
+
+    fn begin() -> Self {
+        Self {
+            began: Instant::now(),
+            spent: 0,
+        }
+    }
+
+    /// Waits for the next second if this one's [`LOG_RATE`] is used up. The agent does not wait: it drops lines meanwhile.
+    async fn spend(&mut self, bytes: usize) {
+        self.spent += bytes;
+        if self.spent > LOG_RATE {
+            tokio::time::sleep_until(self.began + Self::WINDOW).await;
+        }
+        if self.began.elapsed() >= Self::WINDOW {
+            *self = Self::begin();
         }
     }
 }
@@ -178,9 +205,10 @@ async fn relay(mut connection: impl AsyncRead + Unpin, log: &LogSink) {
 mod tests {
     use super::*;
     use std::sync::Mutex;
+    use std::sync::atomic::AtomicUsize;
     use tokio::io::AsyncWriteExt;
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_giant_line_of_the_log_is_cut() {
         let lines = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&lines);
@@ -193,6 +221,32 @@ mod tests {
         relay(host, &sink).await;
         writer.await.unwrap();
         assert_eq!(*lines.lock().unwrap(), [LOG_LINE, 5]);
+    }
+
+    /// Each empty line would be a line of the shim's log.
+    #[tokio::test(start_paused = true)]
+    async fn lines_without_a_byte_count_as_well_and_the_guest_has_to_wait() {
+        const SECONDS: usize = 10;
+        let count = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&count);
+        let sink: LogSink = Arc::new(move |_: &[u8]| {
+            counted.fetch_add(1, Ordering::Relaxed);
+        });
+        let (mut guest, host) = tokio::io::duplex(1 << 16);
+        let taken = Arc::new(AtomicUsize::new(0));
+        let written = Arc::clone(&taken);
+        tokio::spawn(async move {
+            loop {
+                guest.write_all(&[b'\n'; 1 << 10]).await.unwrap();
+                written.fetch_add(1 << 10, Ordering::Relaxed);
+            }
+        });
+        let limit = Duration::from_secs(SECONDS as u64);
+        assert!(tokio::time::timeout(limit, relay(host, &sink)).await.is_err());
+        let most = (SECONDS + 1) * LOG_RATE / LINE_COST;
+        let (count, taken) = (count.load(Ordering::Relaxed), taken.load(Ordering::Relaxed));
+        assert!((most / 2..=most).contains(&count), "{count} of {most} lines");
+        assert!(taken <= most + (1 << 17), "{taken} bytes were taken");
     }
 
     struct Dials(mpsc::Receiver<Connection>);

@@ -31,7 +31,12 @@ impl Sandbox {
         match event {
             What::Exit(exit) => self.exited(&exit).await,
             What::Oom(oom) => match ContainerId::new(&oom.container_id).map(|id| self.container(&id)) {
-                Ok(Ok(container)) => self.publish(&container, &container.init, Event::OutOfMemory),
+                Ok(Ok(container)) if container.tells_of_oom() => {
+                    self.publish(&container, &container.init, Event::OutOfMemory)
+                }
+                Ok(Ok(container)) => {
+                    warn_rate_limited!(container = %container.id, "the guest reports more OOM kills than containerd is told of")
+                }
                 _ => warn_rate_limited!("the guest reports an OOM of a container that does not exist"),
             },
             What::Fatal(reason) => return Some(ended(&gave_up(&reason))),

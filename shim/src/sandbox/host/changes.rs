@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use base::chain;
 use guest::agent_client::{AgentClient, AgentError, Refusal};
+use guest::warn_rate_limited;
 use node::volumes::copies::Copies;
 use node::watch::Watches;
 use protocol::agent::HostChanges;
@@ -44,7 +45,7 @@ pub(in crate::sandbox) async fn tell(watches: Watches, agent: AgentClient, mut v
                     tracing::info!(%error, "programs in containers are not told what the host changes");
                     return;
                 }
-                Err(error) => tracing::warn!(%error, "some of the host's changes are not told to the guest"),
+                Err(error) => warn_rate_limited!(%error, "some of the host's changes are not told to the guest"),
             }
         }
     };

@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
 
 use containerd_shim_protos::types::mount::Mount;
+use guest::rate_limited::Window;
 use guest::streams::StdioPaths;
 use node::guest_spec::Inherited;
 use node::memlock::ContainerPolicy;
@@ -54,6 +56,8 @@ pub struct Container {
     pub(in crate::sandbox) resolv_conf: OnceLock<Option<PathBuf>>,
     /// The pid of a container that is not the sandbox's first.
     pub(in crate::sandbox) stand_in: OnceLock<StandIn>,
+    /// Its OOM kills, of which the guest may report any number.
+    ooms: Mutex<Window>,
 }
 
 impl Container {
@@ -71,11 +75,18 @@ impl Container {
             inherited: OnceLock::new(),
             resolv_conf: OnceLock::new(),
             stand_in: OnceLock::new(),
+            ooms: Mutex::new(Window::new(Instant::now())),
         }
     }
 
     pub(in crate::sandbox) fn execs(&self) -> MutexGuard<'_, HashMap<ExecId, Arc<Process>>> {
         self.execs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether containerd is told of one more OOM kill. It logs each, and knows of the kill already if there were many.
+    pub(in crate::sandbox) fn tells_of_oom(&self) -> bool {
+        let mut ooms = self.ooms.lock().unwrap_or_else(PoisonError::into_inner);
+        ooms.admits(Instant::now())
     }
 
     pub(in crate::sandbox) fn making(&self) -> MutexGuard<'_, Making> {

@@ -22,6 +22,7 @@ use base::chain;
 use config::Mebibytes;
 use guest::agent_client::AgentClient;
 use guest::vm::RunningVm;
+use guest::{info_rate_limited, warn_rate_limited};
 use hypervisor::{MemoryError, Size};
 use node::sizing::Limits;
 
@@ -143,7 +144,7 @@ impl Sandbox {
     /// It renews what it keeps for itself of its memory.
     async fn tell_guest(&self, agent: &AgentClient, size: Size) {
         if let Err(error) = agent.resize(&self.sizes.resized(size)).await {
-            tracing::warn!(sandbox = %self.id, %error, "the guest does not take note of the VM's size");
+            warn_rate_limited!(sandbox = %self.id, %error, "the guest does not take note of the VM's size");
         }
     }
 
@@ -154,7 +155,7 @@ impl Sandbox {
             match vm.set_vcpus(wanted.vcpus).await {
                 Ok(()) => target.confirmed.vcpus = wanted.vcpus,
                 Err(error) => {
-                    tracing::info!(sandbox = %self.id, error = chain(&error), "the guest keeps a vCPU that it should give back")
+                    info_rate_limited!(sandbox = %self.id, error = chain(&error), "the guest keeps a vCPU that it should give back")
                 }
             }
         }
@@ -173,14 +174,14 @@ impl Sandbox {
             match asked {
                 Ok(beyond) => target.beyond = beyond,
                 Err(error) => {
-                    tracing::info!(sandbox = %self.id, error = chain(&error), "the guest keeps memory that it should give back");
+                    info_rate_limited!(sandbox = %self.id, error = chain(&error), "the guest keeps memory that it should give back");
                     return;
                 }
             }
             self.tell_guest(agent, target.present(wanted)).await;
             self.limit_host(vm, wanted, target.beyond).await;
             if target.beyond.0 == 0 {
-                tracing::info!(sandbox = %self.id, memory = %wanted.memory, "the VM has given memory back");
+                info_rate_limited!(sandbox = %self.id, memory = %wanted.memory, "the VM has given memory back");
                 return;
             }
             asked = tokio::select! {
@@ -196,7 +197,7 @@ impl Sandbox {
         if let Ok(changed) = tokio::time::timeout(SLOW, &mut change).await {
             return changed;
         }
-        tracing::info!(sandbox = %self.id, beyond = %before, "the guest keeps memory that it should give back: it is waited for");
+        info_rate_limited!(sandbox = %self.id, beyond = %before, "the guest keeps memory that it should give back: it is waited for");
         change.await
     }
 }

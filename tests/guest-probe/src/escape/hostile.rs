@@ -3,7 +3,15 @@
 //! Everything is drawn by chance from what is likely to be believed wrongly (Virtio 1.2, "Split Virtqueues", 2.7): chains that lead
 //! to themselves or out of the queue, lengths of 4 GiB, addresses where no memory is or where the device's own registers are, tables
 //! in tables, positions that jump, sizes that are none. The memory that a device may write to, or take away, is always ours, or
-//! nobody's: the guest's kernel is to live through it.
+//! nobody's: the guest's kernel is to live through it. By device:
+//!
+//! - all: our pages are not moved ([`Shared::page`]). What is written to the device's own registers makes a ring of them where nothing is, or
+//!   in the first mebibyte, which Linux leaves to the firmware. 4 GiB from anywhere go over a hole, and QEMU refuses all of the chain.
+//! - generator: its bytes go to our pages.
+//! - disk: it is the test's own, which nothing has mounted.
+//! - network: what it sends goes to a namespace of the test's.
+//! - balloon, memory: see [`BALLOON`].
+//! - vsock, virtio-fs: the container's input, output and files are behind them, so the test waits for nothing that the guest says.
 
 use std::{
     sync::atomic::{Ordering, fence},
@@ -12,7 +20,7 @@ use std::{
 
 use serde_json::json;
 
-use super::pci::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET, Registers};
+use super::pci::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, INDIRECT, NEEDS_RESET, Registers, WRITE};
 use crate::mapping::{PAGE, Shared};
 
 /// Queues that are played with, and places in each: its three rings have a page each.
@@ -22,11 +30,9 @@ const PLACES: u16 = 256;
 const TABLE: usize = QUEUES as usize * 3;
 /// No page of [`Hostile::rings`]: that of the data.
 const BUFFERS: usize = usize::MAX;
-/// `VIRTQ_DESC_F_WRITE` and `VIRTQ_DESC_F_INDIRECT`.
-const WRITE: u16 = 2;
-const INDIRECT: u16 = 4;
 /// Devices that a driver may ask, by the rules, to take memory away (Virtio 1.2, 5.5 and 5.15), by the ids that [`Registers::take`]
-/// knows: so they are not asked to, or it would be the kernel's.
+/// knows: so they are not asked to, or it would be the kernel's. What they read is ours, or where nothing is, and in whole words: a
+/// request that begins in the middle of one would be another.
 const BALLOON: &str = "0x1002";
 const MEMORY: &str = "0x1058";
 /// `VIRTIO_MEM_REQ_UNPLUG_ALL` (5.15.6).
@@ -55,7 +61,7 @@ pub(crate) fn hostile(device: &str, rounds: &str, seed: &str) -> crate::error::R
 }
 
 /// xorshift64* (Marsaglia 2003; Vigna 2016): the same rounds for the same seed.
-struct Chance(u64);
+pub(super) struct Chance(pub(super) u64);
 
 impl Chance {
     fn next(&mut self) -> u64 {
@@ -69,7 +75,7 @@ impl Chance {
         self.next() % end
     }
 
-    fn of<T: Copy, const N: usize>(&mut self, choices: [T; N]) -> T {
+    pub(super) fn of<T: Copy, const N: usize>(&mut self, choices: [T; N]) -> T {
         choices[self.below(N as u64) as usize]
     }
 }
@@ -143,9 +149,17 @@ impl Hostile {
 
     /// An address where no memory is: beyond it, the device's own registers, the last page of all.
     fn nowhere(&mut self) -> u64 {
+        if self.takes_memory() {
+            // Its own registers would be numbers of pages, too, and after the last address comes the first page.
+            return self.chance.of([1 << 45, u64::MAX - 4095]);
+        }
         let own = self.registers.address;
         self.chance
             .of([1 << 45, own, own + 0x1000, u64::MAX - 4095, u64::MAX, 0xfed0_0000])
+    }
+
+    fn takes_memory(&self) -> bool {
+        [BALLOON, MEMORY].contains(&self.device.as_str())
     }
 
     fn fill(&mut self, queue: u16, size: u16) {
@@ -157,8 +171,8 @@ impl Hostile {
                     UNPLUG_ALL if self.device == MEMORY => UNPLUG_ALL + 1,
                     kind => kind,
                 },
-                // To the balloon these are pages that it takes away: there are none with such numbers.
-                1 => self.chance.next() | 0x4000_0000_4000_0000,
+                // To the balloon these are pages that it takes away: there are none with such numbers. To the memory device they are no types.
+                1 => self.chance.next() | 0x4000_0000_4000_4000,
                 _ => 0,
             };
             self.buffers.0.write(at, word);
@@ -198,7 +212,7 @@ impl Hostile {
         } else if flags & WRITE != 0 {
             // Not the descriptors: what the device would find there afterwards could be an address of the kernel's.
             self.chance.of([BUFFERS, BUFFERS, ring + 1, ring + 2])
-        } else if self.device == BALLOON {
+        } else if self.takes_memory() {
             // What is in a descriptor would be numbers of pages: a length of 4096 is where the kernel begins.
             BUFFERS
         } else {
@@ -216,6 +230,7 @@ impl Hostile {
         } else {
             self.chance.of([0, 1, 16, 4096, u32::MAX, u32::MAX - 1])
         };
+        let length = if self.takes_memory() { length & !7 } else { length };
         let wild = self.chance.next() as u16;
         let next = self.chance.of([place, place + 1, 0, size, u16::MAX, wild]);
         let rest = u64::from(length) | u64::from(flags) << 32 | u64::from(next) << 48;

@@ -2,6 +2,7 @@
 //! would ask for. It needs a container that may do everything in its guest, and runs from memory, for the container's own
 //! files are behind that device.
 
+mod chains;
 mod device;
 mod fuse;
 mod hoard;

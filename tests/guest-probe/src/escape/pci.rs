@@ -24,6 +24,11 @@ pub(super) const DRIVER_OK: u8 = 4;
 pub(super) const FEATURES_OK: u8 = 8;
 pub(super) const NEEDS_RESET: u8 = 64;
 
+/// A descriptor's flags (2.7.5): another follows, the device may write to it, it leads to a table of them.
+pub(super) const NEXT: u16 = 1;
+pub(super) const WRITE: u16 = 2;
+pub(super) const INDIRECT: u16 = 4;
+
 /// Where the registers are in the common configuration (4.1.4.3).
 const DEVICE_FEATURE_SELECT: usize = 0;
 const DEVICE_FEATURE: usize = 4;

@@ -1,6 +1,6 @@
 //! A driver of the vsock device that sends without end and takes nothing: what the host keeps for a guest has to be bounded.
 //!
-//! Unlike [`super::hostile`] it keeps the rules of its rings, but for `rings`. Virtio 1.2: "Socket Device" (5.10).
+//! Unlike [`super::hostile`] it keeps the rules of its rings, but for `rings` and `chains`. Virtio 1.2: "Socket Device" (5.10).
 
 use std::{
     sync::atomic::{Ordering, fence},
@@ -10,12 +10,17 @@ use std::{
 
 use serde_json::json;
 
-use super::pci::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, Registers};
+use super::{
+    chains::{Chains, DATA, DATA_ADDRESS, HEADER},
+    pci::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEXT, Registers, WRITE},
+};
 use crate::mapping::{PAGE, Shared};
 
 /// The PCI id of a vsock device.
 const VSOCK: &str = "0x1053";
 const VERSION_1: u64 = 1 << 32;
+/// `VIRTIO_F_INDIRECT_DESC` and `VIRTIO_F_EVENT_IDX`.
+const INDIRECT_DESC: u64 = 1 << 28;
 const EVENT_IDX: u64 = 1 << 29;
 
 /// The queues (5.10.2).
@@ -26,16 +31,8 @@ const PLACES: u16 = 128;
 const PACKETS: u16 = PLACES / 2;
 /// Bytes between two headers.
 const HEADER_STRIDE: usize = PAGE / PACKETS as usize;
-/// Bytes of a header (5.10.6).
-const HEADER: u32 = 44;
 /// Descriptors of a packet's data where it has several.
 const PARTS: u16 = 7;
-/// Bytes of data, and where they are in the guest's memory. What they are does not matter: they are only read.
-const DATA: u32 = 64 << 10;
-const DATA_ADDRESS: u64 = 1 << 20;
-/// `VIRTQ_DESC_F_NEXT` and `VIRTQ_DESC_F_WRITE`.
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
 
 const HOST: u64 = 2;
 /// `VIRTIO_VSOCK_TYPE_STREAM`, and a type that there is not.
@@ -58,7 +55,11 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) fn flood(kind: &str, port: &str, seconds: &str) -> crate::Result<()> {
     let port: u32 = port.parse()?;
     let end = Instant::now() + Duration::from_secs(seconds.parse()?);
-    let mut driver = Driver::take(if kind == "rings" { EVENT_IDX } else { 0 })?;
+    let mut driver = Driver::take(match kind {
+        "rings" => EVENT_IDX,
+        "chains" => INDIRECT_DESC,
+        _ => 0,
+    })?;
     let host = Packet {
         to: HOST,
         kind: STREAM,
@@ -74,6 +75,9 @@ pub(crate) fn flood(kind: &str, port: &str, seconds: &str) -> crate::Result<()> 
         "data-in-parts" => Cut::Data,
         _ => Cut::None,
     };
+    if kind == "chains" {
+        driver.chains = Some(Chains::new()?);
+    }
     let mut next = PORT + 1;
     while Instant::now() < end {
         match kind {
@@ -104,7 +108,7 @@ pub(crate) fn flood(kind: &str, port: &str, seconds: &str) -> crate::Result<()> 
                 next += 1;
             }
             // On the connection of the first packet.
-            "header-in-two" | "data-in-parts" => driver.send(Packet {
+            "header-in-two" | "data-in-parts" | "chains" => driver.send(Packet {
                 op: RW,
                 data: DATA,
                 ..host
@@ -114,9 +118,9 @@ pub(crate) fn flood(kind: &str, port: &str, seconds: &str) -> crate::Result<()> 
         }
     }
     let sent = driver.sent;
-    if driver.cut != Cut::None {
+    if driver.cut != Cut::None || driver.chains.is_some() {
         driver.settle()?;
-        driver.cut = Cut::None;
+        (driver.cut, driver.chains) = (Cut::None, None);
     }
     let answer = driver.answer(Packet {
         from_port: u32::MAX - 1,
@@ -139,6 +143,23 @@ struct Packet {
     to_port: u32,
     /// Bytes of [`DATA_ADDRESS`].
     data: u32,
+}
+
+impl Packet {
+    /// Writes its header (5.10.6).
+    fn write(self, from: u64, page: &Shared, at: usize) {
+        page.write(at, from);
+        page.write(at + 8, self.to);
+        page.write(at + 16, self.from_port);
+        page.write(at + 20, self.to_port);
+        page.write(at + 24, self.data);
+        page.write(at + 28, self.kind);
+        page.write(at + 30, self.op);
+        page.write(at + 32, 0_u32);
+        // What there is room for, and what was taken.
+        page.write(at + 36, 1_u32 << 18);
+        page.write(at + 40, 0_u32);
+    }
 }
 
 /// How a packet is laid out in descriptors. A device may not rely on it (2.7.4.1); Linux has a descriptor for the header and one for the
@@ -215,6 +236,8 @@ struct Driver {
     tx: Ring,
     rx: Ring,
     headers: (Shared, u64),
+    /// How packets are laid out, if it is not by `cut`.
+    chains: Option<Chains>,
     cut: Cut,
     cid: u64,
     next: u16,
@@ -244,6 +267,7 @@ impl Driver {
             tx,
             rx,
             headers,
+            chains: None,
             cut: Cut::None,
             next: 0,
             sent: 0,
@@ -251,21 +275,19 @@ impl Driver {
     }
 
     /// Puts a packet into the place of the `next` one.
-    fn fill(&self, packet: Packet) -> u16 {
+    fn fill(&mut self, packet: Packet) -> u16 {
         let places = self.cut.places();
         let slot = self.next % (PLACES / places);
-        let (page, at) = (&self.headers.0, usize::from(slot) * HEADER_STRIDE);
-        page.write(at, self.cid);
-        page.write(at + 8, packet.to);
-        page.write(at + 16, packet.from_port);
-        page.write(at + 20, packet.to_port);
-        page.write(at + 24, packet.data);
-        page.write(at + 28, packet.kind);
-        page.write(at + 30, packet.op);
-        page.write(at + 32, 0_u32);
-        // What there is room for, and what was taken.
-        page.write(at + 36, 1_u32 << 18);
-        page.write(at + 40, 0_u32);
+        let head = slot * places;
+        if let Some(chains) = &mut self.chains {
+            let data = chains.claim();
+            Packet { data, ..packet }.write(self.cid, &chains.header.0, 0);
+            let (table, length, flags) = chains.draw();
+            self.tx.descriptor(head, table, length, flags);
+            return head;
+        }
+        let at = usize::from(slot) * HEADER_STRIDE;
+        packet.write(self.cid, &self.headers.0, at);
         let header = self.headers.1 + at as u64;
         let half = HEADER / 2;
         let mut parts = match self.cut {
@@ -279,7 +301,6 @@ impl Driver {
         } else if packet.data > 0 {
             parts.push((DATA_ADDRESS, packet.data));
         }
-        let head = slot * places;
         for (index, (address, length)) in (head..).zip(&parts) {
             let is_last = index == head + parts.len() as u16 - 1;
             self.tx

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Read, Seek, SeekFrom},
     num::NonZeroUsize,
     os::fd::AsFd,
@@ -13,6 +13,9 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous};
 
 /// Bytes of a page.
 pub(crate) const PAGE: usize = 4096;
+
+/// Whether the kernel moves locked pages: 0 or 1.
+const COMPACTION: &str = "/proc/sys/vm/compact_unevictable_allowed";
 
 /// A mapping that something else changes as well. It is never unmapped: the probe ends with it.
 pub(crate) struct Shared {
@@ -30,6 +33,9 @@ impl Word for u64 {}
 impl Shared {
     /// One page of memory that stays where it is, and its address as devices know it (needs CAP_SYS_ADMIN).
     pub(crate) fn page() -> io::Result<(Self, u64)> {
+        // A locked page is not swapped out, and may be moved all the same: compaction would give its frame to somebody else, and the device
+        // would write there (Documentation/admin-guide/sysctl/vm.rst).
+        fs::write(COMPACTION, "0")?;
         let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_LOCKED | MapFlags::MAP_POPULATE;
         // SAFETY: a new mapping at a place of the kernel's choice touches no other memory.
         let start = unsafe { mmap_anonymous(None, LENGTH, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) }?;
