@@ -167,10 +167,7 @@ impl Docker {
 
     /// Fails unless what belongs to the container with this id is gone from the machine.
     pub fn nothing_left(&self, id: &str) -> Result<()> {
-        for process in leftovers::processes(id) {
-            wait::gone(process.pid, ENDS)
-                .map_err(|error| Error::unexpected(format!("{error}: {}", process.command)))?;
-        }
+        leftovers::await_ends(id, wait::patience(ENDS))?;
         // The directory's name has the first 24 characters.
         let left = leftovers::runtime_dirs(id.get(..24).unwrap_or(id));
         if left.is_empty() {

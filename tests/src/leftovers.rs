@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -12,7 +13,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{image::sha256, wait};
+use crate::{Error, Result, image::sha256, wait};
 
 /// A process of the host.
 #[derive(Debug, Clone)]
@@ -50,6 +51,22 @@ pub fn processes(tag: &str) -> Vec<Process> {
             (command.contains(tag) || cgroup.contains(tag)).then_some(Process { pid, command })
         })
         .collect()
+}
+
+/// Waits until none of these processes is there, those included that they start until then.
+pub fn await_ends(tag: &str, limit: Duration) -> Result<()> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let alive = processes(tag);
+        if alive.is_empty() {
+            return Ok(());
+        }
+        for process in alive {
+            let left = deadline.saturating_duration_since(Instant::now());
+            wait::gone(process.pid, left)
+                .map_err(|error| Error::unexpected(format!("{error}: {}", process.command)))?;
+        }
+    }
 }
 
 /// A line of /proc/PID/status; empty if the process is gone.
@@ -228,7 +245,7 @@ pub fn remove(tag: &str) {
         }
     }
     for process in &found {
-        let _ = wait::gone(process.pid, std::time::Duration::from_secs(10));
+        let _ = wait::gone(process.pid, Duration::from_secs(10));
     }
     for mount in mounts(tag) {
         let _ = umount2(&mount, MntFlags::MNT_DETACH);

@@ -184,7 +184,7 @@ fn a_network_that_is_connected_later_brings_its_names_and_a_container_may_serve_
     })?;
     assert_eq!(by_name(&docker, "two", "one")?["addresses"], json!(["10.96.0.2"]));
     // Port 53 is the container's own, as with runc.
-    let own = "nc -l -p 53 -e echo mine & sleep 1; nc 127.0.0.1 53 < /dev/null";
+    let own = "nc -l -p 53 -e echo mine & until nc 127.0.0.1 53 < /dev/null 2>/dev/null; do sleep 0.1; done";
     assert_eq!(docker.docker(&["exec", "two", "sh", "-c", own]).ok()?, "mine\n");
     for (name, id) in ["one", "two"].iter().zip(ids) {
         docker.docker(&["rm", "-f", name]).ok()?;

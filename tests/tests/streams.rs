@@ -238,9 +238,11 @@ mod kata_only {
         fs::write(node.dir().join("in"), vec![b'x'; 4 * MIB])?;
         let input = File::open(node.dir().join("in"))?;
         let output = File::create(node.dir().join("out"))?;
-        let exec = node.exec("idle", "full").sh("echo up; sleep 12; wc -c");
+        let exec = node
+            .exec("idle", "full")
+            .sh("echo up; until [ -e /tmp/go ]; do sleep 0.2; done; wc -c");
         let exec = thread::spawn(move || exec.through(input, output)?.success());
-        wait::changed(node.dir(), Duration::from_secs(20), || {
+        wait::changed(node.dir(), Duration::from_secs(60), || {
             (fs::read(node.dir().join("out")).ok()? == b"up\n").then_some(())
         })?;
         thread::sleep(LOOK);
@@ -256,6 +258,7 @@ mod kata_only {
             let busy = cpu_time(daemon.pid)?.saturating_sub(before);
             assert!(busy < LOOK / 100, "the vsock daemon was busy for {busy:?} of {LOOK:?}");
         }
+        node.exec("idle", "go").program(["touch", "/tmp/go"]).ok()?;
         exec.join()
             .map_err(|_| Error::unexpected("the exec's thread ended"))??;
         assert_eq!(

@@ -154,8 +154,12 @@ mod kata_only {
             .iter()
             .find(|span| span.name == name && span.parent.as_ref() == Some(&parent.id));
         let found = found.ok_or_else(|| Error::unexpected(format!("no span {name} below {parent:?} in {spans:#?}")))?;
-        // Both clocks are the host's, which the guest's follows: half a second between them.
-        let near = 500_000_000;
+        // Both clocks are the host's, which the guest's follows. It is late by what the host's answer took at the boot, until it asks again.
+        let near = if found.service == parent.service {
+            500_000_000
+        } else {
+            2_000_000_000
+        };
         assert!(
             found.trace == parent.trace && found.start + near >= parent.start && found.start <= found.end,
             "{found:?} below {parent:?}"
@@ -274,14 +278,18 @@ mod kata_only {
 
     #[test]
     fn a_collector_that_hangs_holds_up_no_request_and_the_shims_end_for_two_seconds_at_most() -> Result<()> {
+        // The shortest of three: other tests come and go meanwhile.
         let time = |configuration: &str| -> Result<Duration> {
             let node = Node::start_configured(configuration)?;
             node.run("first").arg("--rm").program(["true"]).ok()?;
-            let began = Instant::now();
-            node.run("second").arg("--rm").program(["echo", "well"]).ok()?;
-            let took = began.elapsed();
+            let mut times = Vec::new();
+            for _ in 0..3 {
+                let began = Instant::now();
+                node.run("second").arg("--rm").program(["echo", "well"]).ok()?;
+                times.push(began.elapsed());
+            }
             node.nothing_left()?;
-            Ok(took)
+            Ok(times.into_iter().min().unwrap_or_default())
         };
         let collector = Collector::listen(false)?;
         let hung = time(&collector.configuration(true))?;

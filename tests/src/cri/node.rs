@@ -207,10 +207,7 @@ impl PodNode {
         if let Some(pool) = &self.pool {
             pool.empty()?;
         }
-        for process in leftovers::processes(&self.tag) {
-            wait::gone(process.pid, wait::patience(ENDS))
-                .map_err(|error| Error::unexpected(format!("{error}: {}", process.command)))?;
-        }
+        leftovers::await_ends(&self.tag, wait::patience(ENDS))?;
         let mut left: Vec<_> = leftovers::all(&self.tag, &self.dir().join("state"))
             .into_iter()
             // The cgroup that the kubelet makes for a pod is the kubelet's to remove.

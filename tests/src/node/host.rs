@@ -78,10 +78,7 @@ impl Node {
         if let Some(pool) = &self.pool {
             pool.empty()?;
         }
-        for process in leftovers::processes(&self.tag) {
-            wait::gone(process.pid, wait::patience(ENDS))
-                .map_err(|error| Error::unexpected(format!("{error}: {}", process.command)))?;
-        }
+        leftovers::await_ends(&self.tag, wait::patience(ENDS))?;
         let mut left = leftovers::all(&self.tag, &self.dir().join("state"));
         left.extend(leftovers::entries(&self.containerd.bundles(&self.tag)));
         left.extend(leftovers::entries(
