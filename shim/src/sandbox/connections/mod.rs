@@ -282,7 +282,7 @@ mod tests {
         near
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn silent_connections_do_not_keep_out_a_registered_stream() {
         let (dial, registry) = guest();
         let mut silent = Vec::new();
@@ -292,9 +292,14 @@ mod tests {
         let (token, dialled) = registry.register();
         let mut stream = connect(&dial).await;
         stream.write_all(&Preamble::Stream(token).encode()).await.unwrap();
-        let got = tokio::time::timeout(Timeouts::default().preamble() / 2, dialled.connection()).await;
+        let soon = Timeouts::default().preamble() / 2;
+        let got = tokio::time::timeout(soon, dialled.connection()).await;
         assert!(matches!(got, Ok(Ok(_))), "the stream was dropped");
-        assert_eq!(silent[0].read(&mut [0]).await.unwrap(), 0, "the oldest is dropped");
+        let mut byte = [0];
+        let oldest = tokio::time::timeout(soon / 2, silent[0].read(&mut byte)).await;
+        assert_eq!(oldest.unwrap().unwrap(), 0, "the oldest is dropped");
+        let newest = tokio::time::timeout(soon / 2, silent[2 * SILENT - 1].read(&mut byte)).await;
+        assert!(newest.is_err(), "the newest is dropped before its time");
     }
 
     #[tokio::test]
