@@ -38,7 +38,7 @@ async fn a_deletion_goes_on_as_long_as_its_disk_does_and_whoever_asks_again_join
 #[tokio::test]
 async fn a_guest_that_answers_neither_a_deletion_nor_a_ping_is_not_waited_for() {
     let shim = Shim::new(Boot::Works).await;
-    shim.run("c", &["mute"]).await;
+    shim.run("c", &["speechless"]).await;
     shim.run("neighbour", &["sleep"]).await;
     shim.kill("c", "", 9).await.unwrap();
     shim.wait("c", "").await.unwrap();
@@ -57,7 +57,7 @@ async fn a_guest_that_answers_neither_a_deletion_nor_a_ping_is_not_waited_for() 
 #[tokio::test]
 async fn a_deletion_that_gets_on_no_further_is_given_up_and_says_what_it_waits_for() {
     let shim = Shim::new(Boot::Works).await;
-    shim.run("c", &["stuck"]).await;
+    shim.run("c", &["stalled"]).await;
     shim.run("neighbour", &["sleep"]).await;
     shim.kill("c", "", 9).await.unwrap();
     shim.wait("c", "").await.unwrap();

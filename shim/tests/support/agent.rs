@@ -190,12 +190,12 @@ impl Agent for FakeAgent {
         let process = self.of(Some(&request))?;
         match process.args[0].as_str() {
             // Its agent answers nothing from now on.
-            "mute" => {
-                self.0.mute.store(true, Ordering::SeqCst);
+            "speechless" => {
+                self.0.silent.store(true, Ordering::SeqCst);
                 std::future::pending::<()>().await;
             }
             // Its disk gets on no further.
-            "stuck" => {
+            "stalled" => {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 return Ok(DeleteResponse {
                     waits_for: "its disk\u{7}".to_owned(),
@@ -234,7 +234,7 @@ impl Agent for FakeAgent {
 
     async fn guest_metrics(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<GuestMetricsResponse> {
         self.called("ping", "");
-        if self.0.mute.load(Ordering::SeqCst) {
+        if self.0.silent.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }
         Ok(GuestMetricsResponse {

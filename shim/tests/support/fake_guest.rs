@@ -51,7 +51,7 @@ pub(crate) struct Guest {
     /// Of deletions that take long.
     pub(super) progress: AtomicU64,
     /// Its agent answers nothing any more.
-    pub(super) mute: AtomicBool,
+    pub(super) silent: AtomicBool,
     /// Rewrites what the agent answers.
     pub(crate) liar: Arc<Liar>,
     /// The calls that came, as "verb container".
@@ -103,7 +103,7 @@ impl Guest {
             making: watch::Sender::default(),
             released: watch::Sender::new(false),
             progress: AtomicU64::new(0),
-            mute: AtomicBool::new(false),
+            silent: AtomicBool::new(false),
             liar: Arc::default(),
             calls: watch::Sender::default(),
             serials: Mutex::default(),
