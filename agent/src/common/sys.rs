@@ -27,7 +27,16 @@ pub(crate) struct Ended {
     pub(crate) status: u32,
 }
 
-/// Reaps one child that has ended, without waiting; None: all of them live.
+/// What there was to do for a child.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Child {
+    /// It has been reaped.
+    Ended(Ended),
+    /// It was stopped, and goes on.
+    Released,
+}
+
+/// Reaps one child that has ended, or lets one go on that was traced and stopped, without waiting; None: there is nothing to do.
 ///
 /// A process that calls `ptrace(PTRACE_TRACEME)` makes its parent its tracer, whether that wants it or not, and stops at its next signal (ptrace(2)). Whoever
 /// wrote it means a parent that knows; we let it go on.
@@ -36,33 +45,29 @@ pub(crate) struct Ended {
 ///
 /// # Errors
 /// ECHILD where there is no child.
-pub(crate) fn reap_one() -> io::Result<Option<Ended>> {
-    loop {
-        // SAFETY: siginfo_t is plain data for which all zeroes is a valid value.
-        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-        // SAFETY: `info` is a valid, writable siginfo_t for the duration of the call.
-        if unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, libc::WEXITED | libc::WNOHANG) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: waitid filled in a SIGCHLD record, or left the zeroes, for which both fields read as 0.
-        let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
-        let Some(pid) = Pid::from_raw(pid) else {
-            return Ok(None);
-        };
-        let status = match info.si_code {
-            libc::CLD_EXITED => status,
-            libc::CLD_KILLED | libc::CLD_DUMPED => 128 + status,
-            // Stops of other children are not asked for: this one is traced.
-            _ => {
-                release(pid, status);
-                continue;
-            }
-        };
-        return Ok(Some(Ended {
-            pid,
-            status: status.unsigned_abs(),
-        }));
+pub(crate) fn reap_one() -> io::Result<Option<Child>> {
+    // SAFETY: siginfo_t is plain data for which all zeroes is a valid value.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `info` is a valid, writable siginfo_t for the duration of the call.
+    if unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, libc::WEXITED | libc::WNOHANG) } != 0 {
+        return Err(io::Error::last_os_error());
     }
+    // SAFETY: waitid filled in a SIGCHLD record, or left the zeroes, for which both fields read as 0.
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    let Some(pid) = Pid::from_raw(pid) else {
+        return Ok(None);
+    };
+    let status = match info.si_code {
+        libc::CLD_EXITED => status,
+        libc::CLD_KILLED | libc::CLD_DUMPED => 128 + status,
+        // Stops of other children are not asked for: this one is traced.
+        _ => {
+            release(pid, status);
+            return Ok(Some(Child::Released));
+        }
+    };
+    let status = status.unsigned_abs();
+    Ok(Some(Child::Ended(Ended { pid, status })))
 }
 
 /// Ends the tracing of a stopped process, which then gets the signal that it was stopped by.

@@ -14,7 +14,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
-use crate::common::sys;
+use crate::common::sys::{self, Child};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Exit {
@@ -61,7 +61,9 @@ impl Reaper {
     /// Reaps whenever children have ended. Never returns.
     pub(crate) async fn run(self, mut children_ended: Signal) {
         loop {
-            self.reap();
+            while self.reap() {
+                tokio::task::yield_now().await;
+            }
             if children_ended.recv().await.is_none() {
                 return;
             }
@@ -79,16 +81,24 @@ impl Reaper {
     }
 
     /// Reaps every child that has ended. Under the lock, so that [`Reaper::register`] sees a pid either alive or
-    /// among the unclaimed.
-    fn reap(&self) {
+    /// among the unclaimed. Whether there may be more: programs that stop again and again are not to keep the agent from all else.
+    fn reap(&self) -> bool {
+        const AT_A_TIME: usize = 256;
         let mut children = self.lock();
-        while let Ok(Some(ended)) = sys::reap_one() {
-            let exit = Exit {
-                status: ended.status,
-                at: SystemTime::now(),
-            };
-            children.ended(ended.pid, exit);
+        for _ in 0..AT_A_TIME {
+            match sys::reap_one() {
+                Ok(Some(Child::Ended(ended))) => {
+                    let exit = Exit {
+                        status: ended.status,
+                        at: SystemTime::now(),
+                    };
+                    children.ended(ended.pid, exit);
+                }
+                Ok(Some(Child::Released)) => {}
+                Ok(None) | Err(_) => return false,
+            }
         }
+        true
     }
 }
 

@@ -7,6 +7,7 @@ use protocol::agent::{SandboxSetup, Share};
 use rustix::mount::{MountFlags, mount, mount_bind};
 use rustix::time::{ClockId, Timespec, clock_settime};
 
+use crate::guest::inherited::inherit;
 use crate::guest::modules::ModuleError;
 
 /// Why the sandbox cannot be set up.
@@ -57,8 +58,8 @@ pub(crate) fn set_up(setup: &SandboxSetup) -> Result<(), SetupError> {
             .map_err(|error| SetupError::Hostname(setup.hostname.clone(), error.into()))?;
     }
     for (name, value) in &setup.inherited_sysctls {
-        inherit_sysctl(name, value);
-        of_interfaces(name).iter().for_each(|name| inherit_sysctl(name, value));
+        inherit(name, value);
+        of_interfaces(name).iter().for_each(|name| inherit(name, value));
     }
     // There may be more threads now.
     crate::cgroup::renew_reserve().map_err(SetupError::Reserve)?;
@@ -93,22 +94,6 @@ fn set_sysctl(name: &str, value: &str) -> Result<(), SetupError> {
     std::fs::write(path, value).map_err(|error| SetupError::Sysctl(name.to_owned(), value.to_owned(), error))
 }
 
-/// Takes over what is more, or what is no number. A guest without the parameter, or with bounds of its own, is still a guest: it is logged.
-fn inherit_sysctl(name: &str, value: &str) {
-    let path = sysctl_path(name).filter(|path| path.exists());
-    let Some(path) = path else {
-        tracing::debug!(name, "the guest has no such parameter");
-        return;
-    };
-    let inherited = std::fs::read_to_string(&path).and_then(|own| match inherited(&own, value) {
-        Some(value) => std::fs::write(&path, value),
-        None => Ok(()),
-    });
-    if let Err(error) = inherited {
-        tracing::warn!(name, value, %error, "the guest does not have what the host has of it");
-    }
-}
-
 /// What an interface begins with, and the setting of each that has begun already: in a new network namespace they would come later.
 fn of_interfaces(name: &str) -> Vec<String> {
     let Some(setting) = name.strip_prefix("net.ipv4.conf.default.") else {
@@ -122,24 +107,8 @@ fn of_interfaces(name: &str) -> Vec<String> {
         .collect()
 }
 
-/// What the parameter is to be where that is not what it is: of each number the greater one. A parameter of fewer or more numbers stays.
-fn inherited(own: &str, value: &str) -> Option<String> {
-    let numbers = |text: &str| text.split_whitespace().map(str::parse).collect::<Result<Vec<u64>, _>>();
-    let (own, value) = (own.trim(), value.trim());
-    match (numbers(own), numbers(value)) {
-        (Ok(own), Ok(least)) => {
-            let same = own.len() == least.len();
-            let raised: Vec<_> = own.iter().zip(&least).map(|(own, least)| own.max(least)).collect();
-            let more = same && raised.iter().zip(&own).any(|(raised, own)| *raised != own);
-            more.then(|| raised.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
-        }
-        (Err(_), Err(_)) => (own != value).then(|| value.to_owned()),
-        _ => None,
-    }
-}
-
 /// `a.b` is `a/b`; a name with slashes keeps its dots, as sysctl(8) has it (interfaces have dots in their names).
-fn sysctl_path(name: &str) -> Option<PathBuf> {
+pub(super) fn sysctl_path(name: &str) -> Option<PathBuf> {
     let relative = if name.contains('/') {
         name.to_owned()
     } else {
@@ -185,27 +154,6 @@ mod tests {
         let all = of_interfaces("net.ipv4.conf.default.rp_filter");
         assert!(all.contains(&"net/ipv4/conf/lo/rp_filter".to_owned()), "{all:?}");
         assert!(of_interfaces("net.ipv4.conf.all.rp_filter").is_empty() && of_interfaces("fs.nr_open").is_empty());
-    }
-
-    #[test]
-    fn what_the_guest_has_more_of_it_keeps_and_the_rest_it_has_as_the_host() {
-        let is = |own: &str, value: &str| inherited(own, value).unwrap_or_else(|| "as it is".to_owned());
-        assert_eq!(is("8192\n", "192536"), "192536");
-        assert_eq!(
-            is("4096\t131072\t1765632\n", "4096 16384 33554432"),
-            "4096 131072 33554432"
-        );
-        assert_eq!(is("cubic\n", "bbr"), "bbr");
-        for (own, value) in [
-            ("192536\n", "192536"),
-            ("1048576\n", "192536"),
-            ("4 5\n", "6"),
-            ("\n", "1"),
-            ("bbr\n", "bbr"),
-            ("bbr\n", "1"),
-        ] {
-            assert_eq!(is(own, value), "as it is", "{own:?}, {value}");
-        }
     }
 
     proptest! {

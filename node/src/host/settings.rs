@@ -8,12 +8,12 @@ use std::path::Path;
 
 use nix::sys::resource::{Resource, getrlimit};
 
-/// Limits on what a program may have, of which more is no harm. Those that are memory are mostly charged to the container; connections that
-/// wait or are tracked are not, and take of the VM's memory as they take of the node's.
+/// Limits on what a program may have, of which more is no harm. Those that are memory are mostly charged to the container. What is not, the
+/// agent bounds by the memory of the VM.
 ///
 /// The kernel makes those of TCP, UDP and connection tracking of the machine's memory when it boots, and a VM is small then. A new network
 /// namespace of the node has them so, or as the node's own has them (`tcp_sk_init` in net/ipv4/tcp_ipv4.c).
-const LIMITS: [&str; 50] = [
+const LIMITS: [&str; 51] = [
     "fs.aio-max-nr",
     "fs.epoll.max_user_watches",
     "fs.fanotify.max_queued_events",
@@ -52,6 +52,7 @@ const LIMITS: [&str; 50] = [
     "net.ipv6.neigh.default.gc_thresh1",
     "net.ipv6.neigh.default.gc_thresh2",
     "net.ipv6.neigh.default.gc_thresh3",
+    BUCKETS,
     "net.netfilter.nf_conntrack_expect_max",
     "net.netfilter.nf_conntrack_max",
     "user.max_cgroup_namespaces",
@@ -71,6 +72,10 @@ const CONGESTION_CONTROL: &str = "net.ipv4.tcp_congestion_control";
 
 /// Pages that a user's pipes may have together: 0 is no limit (Documentation/admin-guide/sysctl/fs.rst).
 const PIPE_PAGES: &str = "fs.pipe-user-pages-soft";
+/// The table of tracked connections, of which the guest's kernel makes a small one, too. A connection whose place has 50 others is dropped (`MIN_CHAINLEN`
+/// in net/netfilter/nf_conntrack_core.c). It is memory, 8 bytes a place, whether there are connections or not.
+const BUCKETS: &str = "net.netfilter.nf_conntrack_buckets";
+const MOST_BUCKETS: u64 = 16_384;
 /// More than any memory has.
 const NO_LIMIT: u64 = 1 << 40;
 
@@ -145,9 +150,13 @@ fn inherited_in(root: &Path) -> HashMap<String, String> {
     let all = LIMITS.iter().chain([&CONGESTION_CONTROL]).chain(of_network);
     let all = all.filter_map(|name| Some(((*name).to_owned(), value(root, name)?)));
     let all = all.filter(|(name, value)| name != OVERCOMMIT || value == ALWAYS);
-    all.map(|(name, value)| match name == PIPE_PAGES && value == "0" {
-        true => (name, NO_LIMIT.to_string()),
-        false => (name, value),
+    all.map(|(name, value)| {
+        let value = match name.as_str() {
+            PIPE_PAGES if value == "0" => NO_LIMIT.to_string(),
+            BUCKETS if value.parse().is_ok_and(|buckets: u64| buckets > MOST_BUCKETS) => MOST_BUCKETS.to_string(),
+            _ => value,
+        };
+        (name, value)
     })
     .collect()
 }
@@ -206,6 +215,8 @@ mod tests {
         assert_eq!(inherited_in(root.path())["net.ipv4.tcp_rmem"], "4096 131072 33554432");
         set("fs/pipe-user-pages-soft", "0\n");
         assert_eq!(inherited_in(root.path())[PIPE_PAGES], NO_LIMIT.to_string());
+        set("net/netfilter/nf_conntrack_buckets", "262144\n");
+        assert_eq!(inherited_in(root.path())[BUCKETS], MOST_BUCKETS.to_string());
         set("net/ipv4/conf/default/accept_redirects", "0\n");
         let exact = HashMap::from([("net.ipv4.conf.default.accept_redirects".to_owned(), "0".to_owned())]);
         assert_eq!(exact_in(root.path()), exact);

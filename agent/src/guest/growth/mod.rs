@@ -215,6 +215,7 @@ impl Growth {
 async fn set_marks(more: u64) {
     let setting = blocking::run(move || {
         cgroup::may_grow(more);
+        crate::guest::inherited::renew();
         cgroup::renew_reserve()
     });
     say(setting.await, "what the containers may have is not set anew");

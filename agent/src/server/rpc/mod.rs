@@ -247,7 +247,11 @@ impl Agent for Service {
     async fn resize(&self, _: &TtrpcContext, request: ResizeRequest) -> ttrpc::Result<Empty> {
         cgroup::grows_to(request.memory_grows_to_bytes);
         // Memory first: it is there already, and CPUs may take their time.
-        let kept = blocking::run(cgroup::renew_reserve).await;
+        let kept = blocking::run(|| {
+            crate::guest::inherited::renew();
+            cgroup::renew_reserve()
+        })
+        .await;
         let result = match kept {
             Ok(Ok(())) => crate::guest::cpus::online(request.cpus)
                 .await
