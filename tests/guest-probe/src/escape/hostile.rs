@@ -16,6 +16,7 @@
 use std::{
     sync::atomic::{Ordering, fence},
     thread,
+    time::Duration,
 };
 
 use serde_json::json;
@@ -30,6 +31,8 @@ const PLACES: u16 = 256;
 const TABLE: usize = QUEUES as usize * 3;
 /// No page of [`Hostile::rings`]: that of the data.
 const BUFFERS: usize = usize::MAX;
+/// `VIRTQ_DESC_F_NEXT`.
+const NEXT: u16 = 1;
 /// Devices that a driver may ask, by the rules, to take memory away (Virtio 1.2, 5.5 and 5.15), by the ids that [`Registers::take`]
 /// knows: so they are not asked to, or it would be the kernel's. What they read is ours, or where nothing is, and in whole words: a
 /// request that begins in the middle of one would be another.
@@ -108,10 +111,20 @@ impl Hostile {
         let mut sizes = [0; QUEUES as usize];
         for queue in 0..queues {
             sizes[usize::from(queue)] = self.set_up(queue);
+            // Nothing is available until it is written whole: a device looks once it is started.
+            if self.takes_memory() {
+                self.rings[usize::from(queue) * 3 + 1].0.write(2, 0_u16);
+            }
         }
         self.registers
             .set_status(ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
-        for _ in 0..=self.chance.below(4) {
+        // What is still read must not change: half of an old descriptor with half of a new one would lead elsewhere.
+        let notifications = if self.takes_memory() {
+            1
+        } else {
+            1 + self.chance.below(4)
+        };
+        for _ in 0..notifications {
             for queue in 0..queues {
                 self.fill(queue, sizes[usize::from(queue)]);
             }
@@ -122,6 +135,9 @@ impl Hostile {
             self.registers.notify(queue);
             for _ in 0..LOOKS {
                 thread::yield_now();
+            }
+            if self.takes_memory() {
+                thread::sleep(Duration::from_millis(2));
             }
         }
         Ok(self.registers.status() & NEEDS_RESET != 0)
@@ -164,7 +180,13 @@ impl Hostile {
 
     fn fill(&mut self, queue: u16, size: u16) {
         for at in (0..PAGE).step_by(8) {
-            let word = match self.chance.below(4) {
+            // It takes long for a page that there is: the balloon gets few of them.
+            let kind = if self.device == BALLOON && at >= 64 {
+                1
+            } else {
+                self.chance.below(4)
+            };
+            let word = match kind {
                 // Small numbers are types of requests, of all devices. To the balloon they are the first pages, which Linux leaves to
                 // the firmware.
                 0 => match self.chance.below(16) {
@@ -178,9 +200,19 @@ impl Hostile {
             self.buffers.0.write(at, word);
         }
         let ring = usize::from(queue) * 3;
+        // A device takes a descriptor for a table only at the beginning of a chain, and elsewhere for a buffer, whatever its flags say: what
+        // takes memory away would take a table for pages. Its chains have tables alone, or none.
+        let tables = self.chance.below(2) == 0;
         for place in 0..size.min(32) {
             for table in [ring, TABLE] {
-                let descriptor = self.descriptor(ring, place, size);
+                let flags = match (self.takes_memory(), table != TABLE && tables) {
+                    (false, _) => self
+                        .chance
+                        .of([0, 1, 1, 2, 3, 3, INDIRECT, INDIRECT | NEXT, INDIRECT | WRITE, 7]),
+                    (true, true) => self.chance.of([INDIRECT, INDIRECT | NEXT]),
+                    (true, false) => self.chance.of([0, NEXT, NEXT, WRITE, WRITE | NEXT]),
+                };
+                let descriptor = self.descriptor(ring, flags, place, size);
                 let table = &self.rings[table].0;
                 for (half, word) in descriptor.into_iter().enumerate() {
                     table.write(usize::from(place) * 16 + half * 8, word);
@@ -203,18 +235,17 @@ impl Hostile {
     }
 
     /// A descriptor's two words (2.7.5): the address; length, flags and next place.
-    fn descriptor(&mut self, ring: usize, place: u16, size: u16) -> [u64; 2] {
-        let flags: u16 = self
-            .chance
-            .of([0, 1, 1, 2, 3, 3, INDIRECT, INDIRECT | 1, INDIRECT | 2, 7]);
-        let which = if flags & INDIRECT != 0 {
+    fn descriptor(&mut self, ring: usize, flags: u16, place: u16, size: u16) -> [u64; 2] {
+        let which = if flags & INDIRECT != 0 && self.takes_memory() {
+            TABLE
+        } else if flags & INDIRECT != 0 {
             self.chance.of([TABLE, TABLE, ring])
-        } else if flags & WRITE != 0 {
-            // Not the descriptors: what the device would find there afterwards could be an address of the kernel's.
-            self.chance.of([BUFFERS, BUFFERS, ring + 1, ring + 2])
         } else if self.takes_memory() {
             // What is in a descriptor would be numbers of pages: a length of 4096 is where the kernel begins.
             BUFFERS
+        } else if flags & WRITE != 0 {
+            // Not the descriptors: what the device would find there afterwards could be an address of the kernel's.
+            self.chance.of([BUFFERS, BUFFERS, ring + 1, ring + 2])
         } else {
             self.chance.of([BUFFERS, BUFFERS, TABLE, ring])
         };
@@ -228,7 +259,9 @@ impl Hostile {
             // It ends with its page: what comes after it is the kernel's.
             self.chance.of([0, 1, 8, 16, 512, PAGE as u32])
         } else {
-            self.chance.of([0, 1, 16, 4096, u32::MAX, u32::MAX - 1])
+            // Where nothing is, the balloon would find the first page, as often as there are four bytes.
+            let page = if self.device == BALLOON { 16 } else { 4096 };
+            self.chance.of([0, 1, 16, page, u32::MAX, u32::MAX - 1])
         };
         let length = if self.takes_memory() { length & !7 } else { length };
         let wild = self.chance.next() as u16;
