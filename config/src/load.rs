@@ -97,6 +97,16 @@ pub enum ConfigError {
         /// What would be right.
         allowed: String,
     },
+    /// The files configure another hypervisor alone: nothing of what they say about the VM would hold.
+    #[error("{}:{line}: [{table}] is for another hypervisor than QEMU, which this runtime starts: its settings belong into [hypervisor.qemu]", path.display())]
+    OtherHypervisor {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The table.
+        table: String,
+    },
     /// Two keys that exclude each other.
     #[error("{}: {reason}", path.display())]
     Conflict {
@@ -164,6 +174,9 @@ pub fn load_for(path: &Path, installed: Option<&Installation>) -> Result<Loaded,
     for file in &files {
         let text = read(file)?;
         merge(&mut config, &mut said, file, &text)?;
+    }
+    if let Some(error) = said.other_hypervisor.take().filter(|_| !said.qemu) {
+        return Err(error);
     }
     let replaced = installation::complete(&mut config.hypervisor, said.image.take(), installed);
     let mut warnings = said.warnings;
@@ -351,6 +364,10 @@ struct Said {
     warnings: Vec<Warning>,
     /// The guest's image, by the last file that names one.
     image: Option<PathBuf>,
+    /// Whether a key of QEMU's is set.
+    qemu: bool,
+    /// The first table of another hypervisor, as the error that it is if no key of QEMU's is set.
+    other_hypervisor: Option<ConfigError>,
 }
 
 /// Puts what one file says on top of what is known.
@@ -442,9 +459,19 @@ impl<'a> Source<'a> {
         let warnings = &mut said.warnings;
         let line = line_at(self.text, entry.offset);
         let Some(table) = entry.table else {
-            warnings.extend(unsupported::table(self.path, line, &entry.key, entry.value.get_ref()));
+            let warning = unsupported::table(self.path, line, &entry.key, entry.value.get_ref());
+            let unsupported = matches!(&warning, Some(warning) if matches!(warning.reason, Reason::Unsupported(_)));
+            if unsupported && entry.key.starts_with("hypervisor.") && said.other_hypervisor.is_none() {
+                said.other_hypervisor = Some(ConfigError::OtherHypervisor {
+                    path: self.path.to_owned(),
+                    line,
+                    table: entry.key.clone(),
+                });
+            }
+            warnings.extend(warning);
             return Ok(());
         };
+        said.qemu |= table.name().starts_with("hypervisor.qemu");
         if (table, entry.key.as_str()) == unsupported::IMAGE
             && let Some(image) = entry.value.get_ref().as_str()
         {

@@ -351,10 +351,10 @@ pub(crate) enum VolumeCommand {
         #[command(flatten)]
         volume: VolumePath,
         /// In bytes
-        #[arg(value_name = "SIZE", required_unless_present = "resize_size")]
+        #[arg(value_name = "SIZE", required_unless_present = "resize_size", value_parser = bytes)]
         bytes: Option<u64>,
         /// The same, as a flag
-        #[arg(long, value_name = "SIZE", alias = "size", conflicts_with = "bytes")]
+        #[arg(long, value_name = "SIZE", alias = "size", conflicts_with = "bytes", value_parser = bytes)]
         resize_size: Option<u64>,
     },
 }
@@ -448,6 +448,11 @@ impl LogOptions {
             some_record: self.error_if_no_records,
         })
     }
+}
+
+/// A size of a volume.
+fn bytes(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "must be a number of bytes".to_owned())
 }
 
 fn seconds(text: &str) -> Result<f64, String> {

@@ -24,6 +24,7 @@ pub mod http;
 pub mod image;
 pub mod kernel;
 pub mod kernel_pin;
+pub mod kubernetes;
 pub mod leftovers;
 pub mod locate;
 pub mod netns;

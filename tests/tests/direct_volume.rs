@@ -207,6 +207,35 @@ fn disks_share_the_rate_that_the_configuration_gives_them() -> Result<()> {
     node.nothing_left()
 }
 
+/// Forty requests at ten a second: four seconds, less what the bucket holds at the start (a tenth of a second's).
+#[test]
+fn disks_do_as_many_requests_a_second_as_the_configuration_allows() -> Result<()> {
+    let node = Node::start_configured("[hypervisor.qemu]\ndisk_rate_limiter_ops_max_rate = 10\n")?;
+    let free = Node::start()?;
+    let took = |node: &Node| -> Result<f64> {
+        let image = RawImage::ext4(&node.dir().join("volume.img"), 32 * MIB)?;
+        let volume = Volume::add(node, image.path(), "ext4", &[])?;
+        volume.run("reader")?;
+        let prepare = "dd if=/dev/zero of=/data/file bs=1M count=4 conv=fsync 2>/dev/null";
+        node.exec("reader", "prepare").sh(prepare).ok()?;
+        // In the guest, whose clock does not count the start of the program.
+        let script = "now() { cut -d' ' -f1 /proc/uptime; }; echo 3 > /proc/sys/vm/drop_caches 2>/dev/null; now; \
+                      dd if=/data/file of=/dev/null bs=4k count=40 iflag=direct 2>/dev/null; now";
+        let said = node.exec("reader", "read").sh(script).ok()?;
+        let mut times = said.lines().filter_map(|line| line.parse::<f64>().ok());
+        let (began, ended) = (times.next().unwrap_or_default(), times.next().unwrap_or_default());
+        node.remove("reader")?;
+        node.nothing_left()?;
+        Ok(ended - began)
+    };
+    let (limited, free) = (took(&node)?, took(&free)?);
+    assert!(
+        limited > 3.0 && limited > 2.0 * free,
+        "{limited} s, and {free} s without a limit"
+    );
+    Ok(())
+}
+
 #[test]
 fn what_cannot_grow_is_refused_with_the_reason() -> Result<()> {
     let node = Node::start()?;

@@ -6,6 +6,8 @@ use framework::{Node, Result};
 
 /// Longer than any time-out that the tests configure.
 const IN_TIME: Duration = Duration::from_secs(40);
+/// For a VM that spins until it is given up: the limit is of its own time, and others run on this machine.
+const BUSY: Duration = Duration::from_secs(240);
 
 #[test]
 fn a_program_that_does_not_exist_is_named() -> Result<()> {
@@ -38,13 +40,12 @@ mod kata_only {
 
     /// Runs a container under a configuration with `dropin` and gives the error that the user sees.
     fn refused(dropin: &str, names: &[&str]) -> Result<()> {
+        refused_within(IN_TIME, dropin, names)
+    }
+
+    fn refused_within(limit: Duration, dropin: &str, names: &[&str]) -> Result<()> {
         let node = Node::start_configured(dropin)?;
-        let said = node
-            .run("refused")
-            .arg("--rm")
-            .program(["true"])
-            .limit(IN_TIME)
-            .fails()?;
+        let said = node.run("refused").arg("--rm").program(["true"]).limit(limit).fails()?;
         for name in names {
             assert!(said.contains(name), "no {name:?} in: {said}");
         }
@@ -83,11 +84,30 @@ mod kata_only {
 
     #[test]
     fn a_guest_that_never_calls_is_given_up_in_time() -> Result<()> {
-        // The kernel finds no such init in the initrd, and panics.
+        // The kernel finds no such init in the initrd, panics, and does nothing more.
+        refused_within(
+            BUSY,
+            "[hypervisor.qemu]\nkernel_params = \"rdinit=/no/such/init init=/no/such/init panic=0\"\n\
+             [agent.kata]\ndial_timeout = 5\n",
+            &["guest", "within 5 s"],
+        )
+    }
+
+    #[test]
+    fn a_guest_that_panics_is_given_up_at_once_with_the_end_of_its_console() -> Result<()> {
         refused(
-            "[hypervisor.qemu]\nkernel_params = \"rdinit=/no/such/init init=/no/such/init\"\n\
-             [agent.kata]\ndial_timeout = 15\n",
-            &["guest"],
+            "[hypervisor.qemu]\nkernel_params = \"rdinit=/no/such/init init=/no/such/init\"\n",
+            &["Kernel panic"],
+        )
+    }
+
+    #[test]
+    fn runtime_rs_time_for_its_agent_raises_ours() -> Result<()> {
+        refused_within(
+            BUSY,
+            "[hypervisor.qemu]\nkernel_params = \"rdinit=/no/such/init init=/no/such/init panic=0\"\n\
+             [agent.kata]\ndial_timeout = 2\nreconnect_timeout_ms = 8100\n",
+            &["guest", "within 9 s"],
         )
     }
 

@@ -2,7 +2,7 @@
 
 use std::{fs, process::Command};
 
-use framework::{Error, Result, locate};
+use framework::{Error, Result, kubernetes::Release, locate};
 use serde::Deserialize as _;
 use serde_json::{Value, json};
 
@@ -113,6 +113,60 @@ fn values_have_their_effect_and_wrong_ones_are_refused_by_name() -> Result<()> {
         match render(&values)? {
             Ok(objects) => panic!("{values} is {objects:?}"),
             Err(error) => assert!(error.contains(key), "{key}: {error}"),
+        }
+    }
+    Ok(())
+}
+
+/// The objects of a document's examples.
+fn examples(name: &str) -> Result<Vec<Value>> {
+    let text = fs::read_to_string(locate::workspace().join(name))?;
+    let blocks = text
+        .split("```yaml\n")
+        .skip(1)
+        .filter_map(|rest| rest.split("```").next());
+    let all: Result<Vec<_>> = blocks.map(objects).collect();
+    Ok(all?.concat())
+}
+
+#[test]
+fn kubernetes_knows_every_field_of_the_manifests_of_the_chart_and_of_the_examples() -> Result<()> {
+    let sets = [
+        ("install.yaml", manifest("install.yaml")?, 3),
+        ("uninstall.yaml", manifest("uninstall.yaml")?, 1),
+        ("the chart", rendered(&json!({}))?, 2),
+        ("the chart that takes out", rendered(&json!({ "uninstall": true }))?, 1),
+        (
+            "the chart with values",
+            rendered(&json!({ "imagePullSecrets": ["one"], "restart": false }))?,
+            2,
+        ),
+        ("docs/kubernetes.md", examples("docs/kubernetes.md")?, 2),
+        ("README.md", examples("README.md")?, 1),
+    ];
+    let releases = Release::all()?;
+    assert_eq!(releases.len(), 2);
+    for release in &releases {
+        for (name, objects, count) in &sets {
+            assert_eq!(objects.len(), *count, "{name}");
+            for object in objects {
+                assert_eq!(release.mistakes(object)?, [""; 0], "{name}, {}", release.name());
+                // What the API server refuses beside that: a selector that does not select its own pods.
+                let labels = &object["spec"]["template"]["metadata"]["labels"];
+                for (label, value) in object["spec"]["selector"]["matchLabels"]
+                    .as_object()
+                    .into_iter()
+                    .flatten()
+                {
+                    assert_eq!(labels[label], *value, "{name}");
+                }
+            }
+        }
+        // It sees what is wrong.
+        let wrong = json!({ "apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": { "name": 1 }, "overheads": {} });
+        let mistakes = release.mistakes(&wrong)?.join("\n");
+        for part in ["has no handler", "metadata.name is 1", "overheads is unknown"] {
+            assert!(mistakes.contains(part), "{part}: {mistakes}");
         }
     }
     Ok(())

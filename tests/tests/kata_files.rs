@@ -1,17 +1,21 @@
 //! Kata's own configuration files and pods' annotations start containers, and keys of Kata's have their effect.
 
-use framework::{Node, Result, disk::RawImage};
+use framework::{Error, Node, Result, disk::RawImage, locate};
 
 /// Where Kata's packages would be; nothing is there.
 const PREFIX: &str = "/nonexistent/opt/kata";
 
 mod kata_only {
-    use std::{fs, path::Path};
+    use std::{
+        fs,
+        os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+        path::Path,
+    };
 
     use super::*;
 
     fn stock(name: &str) -> Result<String> {
-        let path = framework::locate::workspace().join("config/tests/stock").join(name);
+        let path = locate::workspace().join("config/tests/stock").join(name);
         Ok(fs::read_to_string(path)?.replace("@PREFIX@", PREFIX))
     }
 
@@ -139,6 +143,120 @@ mod kata_only {
         );
         assert!(log.contains(configuration), "{log}");
         Ok(())
+    }
+
+    /// More huge pages for the host, until it is dropped.
+    struct HugePages {
+        before: u64,
+    }
+
+    /// How many pages of 2 MiB hugetlbfs has.
+    const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
+
+    impl HugePages {
+        fn more(pages: u64) -> Result<Self> {
+            let number = |text: String| text.trim().parse::<u64>().unwrap_or_default();
+            let more = Self {
+                before: number(fs::read_to_string(HUGE_PAGES)?),
+            };
+            fs::write("/proc/sys/vm/compact_memory", "1")?;
+            fs::write(HUGE_PAGES, (more.before + pages).to_string())?;
+            let has = number(fs::read_to_string(HUGE_PAGES)?);
+            match has >= more.before + pages {
+                true => Ok(more),
+                false => Err(Error::unexpected(format!("the host has {has} huge pages to give"))),
+            }
+        }
+
+        /// Pages that nobody uses and nobody has reserved.
+        fn free() -> Result<u64> {
+            let text = fs::read_to_string("/proc/meminfo")?;
+            let field = |name: &str| {
+                let line = text.lines().find_map(|line| line.strip_prefix(name));
+                line.and_then(|line| line.trim().parse::<u64>().ok())
+                    .unwrap_or_default()
+            };
+            Ok(field("HugePages_Free:") - field("HugePages_Rsvd:"))
+        }
+    }
+
+    impl Drop for HugePages {
+        fn drop(&mut self) {
+            let _ = fs::write(HUGE_PAGES, self.before.to_string());
+        }
+    }
+
+    #[test]
+    fn a_vm_on_huge_pages_takes_them_from_the_host_and_gives_them_back() -> Result<()> {
+        let pages = HugePages::more(160)?;
+        let before = HugePages::free()?;
+        let table = "[hypervisor.qemu]\nenable_hugepages = true\ndefault_memory = 256\n";
+        let node = Node::start_configured(table)?;
+        node.run("huge").arg("-d").program(["sleep", "1000"]).ok()?;
+        assert_eq!(node.exec("huge", "look").program(["echo", "hello"]).ok()?, "hello\n");
+        let during = HugePages::free()?;
+        assert!(during + 128 <= before, "{before} pages before, {during} while it runs");
+        node.remove("huge")?;
+        node.nothing_left()?;
+        assert_eq!(HugePages::free()?, before);
+        drop(pages);
+
+        // Without them no sandbox starts (`kata-ctl check` says how many are missing).
+        let said = node.run("none").arg("--rm").program(["true"]).fails()?;
+        assert!(said.contains("guest RAM: Cannot allocate memory"), "{said}");
+        node.discard("none")?;
+        node.nothing_left()
+    }
+
+    /// A pod may name a kernel, a virtiofsd and a QEMU that match the configuration's lists, and no others.
+    #[test]
+    fn a_pod_chooses_among_the_paths_that_are_listed() -> Result<()> {
+        let place = tempfile::tempdir()?;
+        fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755))?;
+        let at = |name: &str| place.path().join(name).display().to_string();
+        fs::copy(locate::built("share/vmlinuz", "build")?, at("vmlinuz"))?;
+        fs::copy(locate::built("bin/virtiofsd", "build")?, at("virtiofsd"))?;
+        symlink(locate::program("qemu-system-x86_64")?, at("qemu"))?;
+        let node = Node::start_configured(&format!(
+            "[hypervisor.qemu]\nenable_annotations = [\"kernel\", \"virtio_fs_daemon\", \"path\"]\n\
+             valid_boot_paths = [\"{0}/vm*\"]\nvalid_virtio_fs_daemon_paths = [\"{0}/virtiofs?\"]\n\
+             valid_hypervisor_paths = [\"{0}/qemu\"]\n",
+            place.path().display()
+        ))?;
+        let annotated = |name: &str, chosen: &[(&str, String)]| {
+            let mut spec = node.spec(name, &["sleep", "1000"])?;
+            for (key, value) in chosen {
+                spec = spec.annotation(&format!("io.katacontainers.config.hypervisor.{key}"), value)?;
+            }
+            node.run_spec(name, &spec)
+        };
+        let chosen = [
+            ("kernel", at("vmlinuz")),
+            ("virtio_fs_daemon", at("virtiofsd")),
+            ("path", at("qemu")),
+        ];
+        annotated("chosen", &chosen)?.arg("-d").ok()?;
+        let processes = node.processes("chosen");
+        let runs = |name: &str| processes.iter().find(|process| process.program() == at(name));
+        assert!(runs("virtiofsd").is_some(), "{processes:?}");
+        // QEMU sees the kernel under a name of its own.
+        let qemu = runs("qemu").ok_or_else(|| Error::unexpected(format!("{processes:?}")))?;
+        let seen = fs::metadata(format!("/proc/{}/root/guest/kernel", qemu.pid))?;
+        assert_eq!(seen.ino(), fs::metadata(at("vmlinuz"))?.ino());
+        node.remove("chosen")?;
+        for (key, list) in [
+            ("kernel", "valid_boot_paths"),
+            ("initrd", "enable_annotations"),
+            ("virtio_fs_daemon", "valid_virtio_fs_daemon_paths"),
+            ("path", "valid_hypervisor_paths"),
+        ] {
+            let said = annotated("refused", &[(key, "/bin/sh".to_owned())])?
+                .arg("--rm")
+                .fails()?;
+            assert!(said.contains(list), "{key}: {said}");
+            node.discard("refused")?;
+        }
+        node.nothing_left()
     }
 
     /// io_uring, or threads where the host has none: a container cannot tell, so what QEMU was asked is in the log.

@@ -3,8 +3,8 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
-    path::Path,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::{Path, PathBuf},
     process::{Command, Output},
 };
 
@@ -36,7 +36,7 @@ impl Place {
         Ok(place)
     }
 
-    fn configuration(&self) -> std::path::PathBuf {
+    fn configuration(&self) -> PathBuf {
         self.0.path().join("etc/containerd/config.toml")
     }
 
@@ -69,7 +69,7 @@ impl Place {
 }
 
 /// Files of a directory, with what is in them.
-fn files(directory: &Path) -> Result<Vec<(std::path::PathBuf, Vec<u8>)>> {
+fn files(directory: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>> {
     let mut all = Vec::new();
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
@@ -137,7 +137,7 @@ mod kata_only {
     fn docker_learns_the_runtime_runs_a_container_by_it_and_forgets() -> Result<()> {
         let place = Place::new(Version::Installed, "disabled_plugins = [\"cri\"]\n")?;
         let dockerd = locate::built("docker/bin/dockerd", "deps-containerd")?;
-        std::os::unix::fs::symlink(dockerd, place.0.path().join("bin/dockerd"))?;
+        symlink(dockerd, place.0.path().join("bin/dockerd"))?;
         let settings = place.0.path().join("etc/docker/daemon.json");
         fs::create_dir(place.0.path().join("etc/docker"))?;
         fs::write(&settings, "{ \"debug\":true,\n   \"userland-proxy\" : false }")?;
@@ -199,73 +199,222 @@ mod kata_only {
         Ok(())
     }
 
-    /// What deploy/install.yaml and deploy/uninstall.yaml run, with their arguments but `--wait`.
-    #[test]
-    fn the_image_installs_a_node_as_a_daemonset_does() -> Result<()> {
-        let node = Node::start_runtime(Runtime::Runc)?;
-        let made = Command::new(locate::workspace().join("scripts/image"))
-            .arg(node.dir())
-            .env("BUILD", locate::build())
-            .output()?;
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        node.ctr()
-            .args(["image", "import"])
-            .arg(node.dir().join("tatami.tar"))
-            .ok()?;
+    /// A node whose root is a directory, and a containerd that runs the image on it.
+    struct DaemonSet {
+        node: Node,
+        host: PathBuf,
+    }
 
-        // The node's root: its containerd, a systemctl that writes down what it is told, and a shell for that.
-        let host = node.dir().join("host");
-        for directory in ["etc/containerd", "bin", "opt"] {
-            fs::create_dir_all(host.join(directory))?;
+    impl DaemonSet {
+        /// The node has its containerd, a systemctl that writes down what it is told, and a shell for that.
+        fn new() -> Result<Self> {
+            let node = Node::start_runtime(Runtime::Runc)?;
+            let host = node.dir().join("host");
+            for directory in ["etc/containerd", "bin", "opt"] {
+                fs::create_dir_all(host.join(directory))?;
+            }
+            programs::add(&host, &[programs::CONTAINERD])?;
+            fs::copy(locate::program("busybox")?, host.join("bin/sh"))?;
+            fs::write(host.join("bin/systemctl"), "#!/bin/sh\necho \"$*\" >>/told\n")?;
+            fs::set_permissions(host.join("bin/systemctl"), fs::Permissions::from_mode(0o755))?;
+            let daemon_set = Self { node, host };
+            daemon_set.import(&locate::build())?;
+            Ok(daemon_set)
         }
-        programs::add(&host, &[programs::CONTAINERD])?;
-        fs::copy(locate::program("busybox")?, host.join("bin/sh"))?;
-        fs::write(host.join("bin/systemctl"), "#!/bin/sh\necho \"$*\" >>/told\n")?;
-        fs::set_permissions(host.join("bin/systemctl"), fs::Permissions::from_mode(0o755))?;
-        fs::write(host.join("etc/containerd/config.toml"), "version = 2\n")?;
 
-        let run = |manifest: &str| -> Result<String> {
-            let arguments = arguments(manifest)?;
-            let mount = format!("type=bind,src={},dst=/host,options=rbind:rw", host.display());
-            let image = "docker.io/library/tatami:latest";
-            node.ctr()
-                .args([
-                    "run",
-                    "--rm",
-                    "--privileged",
-                    "--runtime",
-                    "io.containerd.runc.v2",
-                    "--mount",
-                    &mount,
-                ])
-                .args([image, "node"])
+        /// Makes the image out of a build directory. It takes the place of the one before.
+        fn import(&self, build: &Path) -> Result<()> {
+            let directory = self.node.dir().join("image");
+            let made = Command::new(locate::workspace().join("scripts/image"))
+                .arg(&directory)
+                .env("BUILD", build)
+                .output()?;
+            if !made.status.success() {
+                return Err(Error::unexpected(String::from_utf8_lossy(&made.stderr).into_owned()));
+            }
+            let archive = directory.join("tatami.tar");
+            self.node.ctr().args(["image", "import"]).arg(archive).ok()?;
+            Ok(())
+        }
+
+        fn configuration(&self) -> PathBuf {
+            self.host.join("etc/containerd/config.toml")
+        }
+
+        /// How often the node's systemctl was called, in lines of what it was told.
+        fn told(&self) -> Result<Vec<String>> {
+            let told = fs::read_to_string(self.host.join("told"))?;
+            Ok(told.lines().map(str::to_owned).collect())
+        }
+
+        /// Runs a manifest's container, privileged and with the node's root.
+        fn run(&self, arguments: Vec<String>) -> Result<String> {
+            let mount = format!("type=bind,src={},dst=/host,options=rbind:rw", self.host.display());
+            self.node
+                .ctr()
+                .args(["run", "--rm", "--privileged", "--runtime", "io.containerd.runc.v2"])
+                .args(["--mount", &mount])
+                .args(["docker.io/library/tatami:latest", "node"])
                 // ctr puts arguments in the place of the image's entry point.
                 .args(["/opt/tatami/bin/kata-ctl", "node"])
                 .args(arguments)
                 .ok()
+        }
+    }
+
+    /// The version of what is tested, and another one that has as many bytes.
+    const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+    fn other_version() -> String {
+        format!("9{}", VERSION.get(1..).unwrap_or_default())
+    }
+
+    /// A build directory whose programs say that they are of another version.
+    fn build_of_another_version(directory: &Path) -> Result<()> {
+        fs::create_dir_all(directory.join("bin"))?;
+        for part in ["share", "etc"] {
+            symlink(locate::build().join(part), directory.join(part))?;
+        }
+        for program in fs::read_dir(locate::build().join("bin"))? {
+            let program = program?;
+            let to = directory.join("bin").join(program.file_name());
+            let mut bytes = fs::read(program.path())?;
+            let ours = ["containerd-shim-kata-v2", "kata-ctl"];
+            if ours.iter().any(|name| program.file_name() == *name) {
+                let (old, new) = (VERSION.as_bytes(), other_version());
+                while let Some(at) = bytes.windows(old.len()).position(|window| window == old) {
+                    bytes.splice(at..at + old.len(), new.bytes());
+                }
+            }
+            fs::write(&to, bytes)?;
+            fs::set_permissions(&to, program.metadata()?.permissions())?;
+        }
+        Ok(())
+    }
+
+    /// What the programs of a pod's shim say of their version, one for each process.
+    fn shims(pod: &str) -> Vec<String> {
+        let versions = [VERSION.to_owned(), other_version()];
+        let of = |process: &framework::leftovers::Process| {
+            let exe = format!("/proc/{}/exe", process.pid);
+            let path = fs::read_link(&exe).unwrap_or_default();
+            if !path.to_string_lossy().contains("containerd-shim-kata-v2") {
+                return None;
+            }
+            // Also of a file that has been removed since.
+            let bytes = fs::read(exe).unwrap_or_default();
+            let says = |version: &&String| {
+                let line = format!("Version: {version}\n");
+                bytes.windows(line.len()).any(|window| window == line.as_bytes())
+            };
+            versions.iter().find(says).cloned()
         };
-        let told = || fs::read_to_string(host.join("told"));
+        framework::leftovers::processes(pod).iter().filter_map(of).collect()
+    }
+
+    /// The node's containerd runs a pod by what the image has installed. An image of another version is installed over it: the pod lives, and the
+    /// next one is of the other version. Then all is taken out.
+    #[test]
+    fn an_upgrade_by_the_image_leaves_running_pods_and_a_removal_leaves_nothing() -> Result<()> {
+        let daemon_set = DaemonSet::new()?;
+        // The node's /opt/tatami, at a place that its containerd finds in the root of this machine.
+        let prefix = daemon_set.node.dir().join("tatami");
+        let copied = daemon_set.host.join(prefix.strip_prefix("/").unwrap_or(&prefix));
+        symlink(&copied, &prefix)?;
+        let with_prefix = |manifest: &str| -> Result<Vec<String>> {
+            let words = arguments(manifest)?.into_iter();
+            Ok(words
+                .map(|word| match word.as_str() {
+                    "/opt/tatami" => prefix.display().to_string(),
+                    _ => word,
+                })
+                .collect())
+        };
+        let mut before = Vec::new();
+        // containerd 1.6 looks for the shim in its PATH, and not at `runtime_path`: there it would find the build's.
+        let node = PodNode::start_edited(Version::V1_7, None, |base, configured| {
+            fs::write(daemon_set.configuration(), base)?;
+            before = files(&daemon_set.host.join("etc"))?;
+            daemon_set.run(with_prefix("install.yaml")?)?;
+            let delivered = daemon_set.host.join("etc/kata-containers/configuration.toml");
+            fs::write(configured, fs::read(delivered)?)?;
+            Ok(fs::read_to_string(daemon_set.configuration())?)
+        })?;
+        let guest = "grep -q tatami /proc/version && echo in a guest; sleep 1000";
+        let old = node.run(&node.pod("old"))?;
+        let app = old.start(&old.script("app", guest))?;
+        app.await_line("in a guest")?;
+        let is_of = |pod: &str, version: &str| {
+            let shims = shims(pod);
+            assert!(
+                !shims.is_empty() && shims.iter().all(|shim| shim == version),
+                "{shims:?} and no {version}"
+            );
+        };
+        is_of(&old.id, VERSION);
+
+        let build = daemon_set.node.dir().join("build");
+        build_of_another_version(&build)?;
+        daemon_set.import(&build)?;
+        daemon_set.run(with_prefix("install.yaml")?)?;
+        let said = Command::new(prefix.join("bin/containerd-shim-kata-v2"))
+            .arg("--version")
+            .output()?;
+        let said = String::from_utf8_lossy(&said.stdout).into_owned();
+        assert!(said.contains(&format!("Version: {}", other_version())), "{said}");
+        // Only the first installation has changed containerd's configuration, so only then is it restarted.
+        assert_eq!(daemon_set.told()?.len(), 2);
+
+        assert_eq!(app.sh("echo alive")?, "alive\n");
+        let more = old.start(&old.script("more", guest))?;
+        more.await_line("in a guest")?;
+        let new = node.run(&node.pod("new"))?;
+        let fresh = new.start(&new.script("app", guest))?;
+        fresh.await_line("in a guest")?;
+        is_of(&old.id, VERSION);
+        is_of(&new.id, &other_version());
+        assert_eq!(app.sh("echo alive")?, "alive\n");
+        for pod in [&old, &new] {
+            pod.stop()?;
+            node.cri().remove_pod(&pod.id)?;
+        }
+        node.nothing_left()?;
+
+        daemon_set.run(with_prefix("uninstall.yaml")?)?;
+        assert_eq!(files(&daemon_set.host.join("etc"))?, before);
+        assert!(!copied.exists(), "{} is left", copied.display());
+        drop(node);
+        daemon_set.node.nothing_left()
+    }
+
+    /// What deploy/install.yaml and deploy/uninstall.yaml run, with their arguments but `--wait`.
+    #[test]
+    fn the_image_installs_a_node_as_a_daemonset_does() -> Result<()> {
+        let daemon_set = DaemonSet::new()?;
+        let host = &daemon_set.host;
+        fs::write(daemon_set.configuration(), "version = 2\n")?;
+        let run = |manifest: &str| daemon_set.run(arguments(manifest)?);
         run("install.yaml")?;
-        let configuration = fs::read_to_string(host.join("etc/containerd/config.toml"))?;
+        let configuration = fs::read_to_string(daemon_set.configuration())?;
         assert!(
             configuration.contains("runtime_path = \"/opt/tatami/bin/containerd-shim-kata-v2\""),
             "{configuration}"
         );
         assert!(host.join("opt/tatami/share/tatami/vmlinuz").is_file());
         assert!(host.join("etc/kata-containers/configuration.toml").is_file());
-        assert_eq!(told()?, "restart containerd\nis-active --quiet containerd\n");
+        assert_eq!(
+            daemon_set.told()?,
+            ["restart containerd", "is-active --quiet containerd"]
+        );
         // The pod starts again: containerd, and with it every pod of the node, is left alone.
         run("install.yaml")?;
-        assert_eq!(told()?.lines().count(), 2);
+        assert_eq!(daemon_set.told()?.len(), 2);
 
         run("uninstall.yaml")?;
-        assert_eq!(
-            fs::read_to_string(host.join("etc/containerd/config.toml"))?,
-            "version = 2\n"
-        );
+        assert_eq!(fs::read_to_string(daemon_set.configuration())?, "version = 2\n");
         assert!(!host.join("etc/kata-containers/configuration.toml").exists());
-        assert_eq!(told()?.lines().count(), 4);
-        node.nothing_left()
+        assert_eq!(daemon_set.told()?.len(), 4);
+        daemon_set.node.nothing_left()
     }
 
     /// The arguments of a manifest's container, without the one that makes it stay.

@@ -18,6 +18,9 @@ use crate::command;
 /// The kernel's vsock backend.
 const VHOST_VSOCK: &str = "/dev/vhost-vsock";
 
+/// The host's huge pages of 2 MiB (the kernel's hugetlbpage.rst).
+const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+
 /// For a program to say its version.
 const VERSION: Duration = Duration::from_secs(5);
 
@@ -56,6 +59,12 @@ pub(super) async fn parts(config: &Config, search: Option<&OsStr>) -> Vec<Findin
         u64::from(config.hypervisor.default_memory.0),
         base::meminfo::read().as_ref().map(Free::of),
     ));
+    if hypervisor.enable_hugepages {
+        findings.push(huge_pages(
+            config.hypervisor.default_memory.0,
+            free_pages(Path::new(HUGE_PAGES)),
+        ));
+    }
     if config.agent.debug_console_enabled {
         let programs = hypervisor.initrd.with_file_name("debug-console.img");
         findings.push(console(&programs));
@@ -107,6 +116,33 @@ fn memory(wanted: u64, host: Option<Free>) -> Finding {
             "mount /proc",
         ),
     }
+}
+
+/// How many more huge pages of 2 MiB the host has for VMs.
+fn free_pages(place: &Path) -> Option<u64> {
+    let number = |file: &str| -> Option<u64> { std::fs::read_to_string(place.join(file)).ok()?.trim().parse().ok() };
+    let free = number("free_hugepages")?.checked_sub(number("resv_hugepages")?)?;
+    let surplus = number("nr_overcommit_hugepages")?.saturating_sub(number("surplus_hugepages")?);
+    Some(free + surplus)
+}
+
+/// A VM on huge pages takes all of its memory when it boots.
+fn huge_pages(memory: u32, free: Option<u64>) -> Finding {
+    let wanted = u64::from(memory.div_ceil(2));
+    let (found, remedy) = match free {
+        Some(free) if free >= wanted => {
+            return Finding::ok("huge pages", format!("{free} of 2 MiB are free, a VM takes {wanted}"));
+        }
+        Some(free) => (
+            format!("{free} of 2 MiB are free, a VM takes {wanted}"),
+            format!("run `sysctl vm.nr_hugepages={wanted}` or more, or set hypervisor.qemu.enable_hugepages to false"),
+        ),
+        None => (
+            format!("{HUGE_PAGES} cannot be read"),
+            String::from("use a kernel with CONFIG_HUGETLBFS, or set hypervisor.qemu.enable_hugepages to false"),
+        ),
+    };
+    Finding::warn("huge pages", found, "no sandbox starts until there are enough", remedy)
 }
 
 /// The programs of the debug console.
@@ -383,5 +419,27 @@ mod tests {
             );
         }
         assert!(matches!(memory(1, None).verdict, Verdict::Warn(_)));
+    }
+
+    #[test]
+    fn a_host_without_the_huge_pages_of_a_vm_is_a_warning_with_their_number() {
+        let place = tempfile::tempdir().unwrap();
+        assert_eq!(free_pages(place.path()), None);
+        for (file, number) in [
+            ("free_hugepages", "100\n"),
+            ("resv_hugepages", "30\n"),
+            ("nr_overcommit_hugepages", "8\n"),
+            ("surplus_hugepages", "2\n"),
+        ] {
+            std::fs::write(place.path().join(file), number).unwrap();
+        }
+        assert_eq!(free_pages(place.path()), Some(76));
+        assert_eq!(huge_pages(151, Some(76)).verdict, Verdict::Ok);
+        let found = huge_pages(153, Some(76));
+        assert!(
+            found.to_string().contains("vm.nr_hugepages=77") && matches!(found.verdict, Verdict::Warn(_)),
+            "{found}"
+        );
+        assert!(matches!(huge_pages(2, None).verdict, Verdict::Warn(_)));
     }
 }

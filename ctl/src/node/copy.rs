@@ -37,7 +37,12 @@ pub(crate) fn tree(from: &Path, to: &Path) -> Result<(), NodeError> {
             why: "has files that no copy of this program's installation left there: it is not replaced".to_owned(),
         });
     }
-    replaced(from, &hidden(to, ".tatami-new"), to).map_err(failed(to))
+    let new = hidden(to, ".tatami-new");
+    replaced(from, &new, to).map_err(|error| {
+        // The half of a copy takes room that the disk may not have. The next one removes it if this fails.
+        let _ = remove(&new);
+        failed(to)(error)
+    })
 }
 
 /// Whether it is a copy, empty, or not there.

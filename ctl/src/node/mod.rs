@@ -7,6 +7,7 @@ mod block;
 mod change;
 mod copy;
 mod error;
+mod lock;
 mod managers;
 mod parts;
 mod programs;
@@ -43,7 +44,7 @@ pub(crate) enum NodeCommand {
         #[arg(long)]
         dry_run: bool,
         /// Remove the copy that `install --copy-to` has made of the installation, too, if no sandbox runs
-        #[arg(long, value_name = "DIRECTORY")]
+        #[arg(long, value_name = "DIRECTORY", value_parser = target::absolute)]
         remove_copy: Option<PathBuf>,
         /// Stay until SIGTERM, as a DaemonSet's container has to
         #[arg(long)]
@@ -65,13 +66,13 @@ pub(crate) struct Install {
     #[command(flatten)]
     target: Target,
     /// Name this configuration file to the managers (containerd's ConfigPath) instead of leaving the runtime its default
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = target::absolute)]
     config: Option<PathBuf>,
     /// Add it to Docker's daemon.json, too
     #[arg(long)]
     docker: bool,
     /// Copy the installation that this program belongs to into this directory of the node first
-    #[arg(long, value_name = "DIRECTORY")]
+    #[arg(long, value_name = "DIRECTORY", value_parser = target::absolute)]
     copy_to: Option<PathBuf>,
     /// Restart the managers whose configuration changes
     #[arg(long)]
@@ -105,6 +106,7 @@ pub(crate) fn report(command: &NodeCommand) -> Result<Report, NodeError> {
             remove_copy,
             ..
         } => {
+            let _alone = lock::alone(&target.root)?;
             let parts = parts::removed(target)?;
             let mut report = carry_out(target, &parts, *dry_run, *restart, false)?;
             if let Some(directory) = remove_copy {
@@ -130,6 +132,7 @@ fn prefix() -> Result<PathBuf, NodeError> {
 
 fn install(options: &Install) -> Result<Report, NodeError> {
     let target = &options.target;
+    let _alone = lock::alone(&target.root)?;
     let from = prefix()?;
     let installed = match &options.copy_to {
         Some(directory) => {

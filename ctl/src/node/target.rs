@@ -24,6 +24,15 @@ pub(crate) struct Target {
     pub(super) containerd_version: Option<u32>,
 }
 
+/// A path of the node, which another process uses from another directory.
+pub(super) fn absolute(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    match path.is_absolute() {
+        true => Ok(path),
+        false => Err("must be an absolute path".to_owned()),
+    }
+}
+
 /// A RuntimeClass' handler is a DNS label (RFC 1123).
 fn handler_name(text: &str) -> Result<String, String> {
     let good = (1..=63).contains(&text.len())

@@ -258,7 +258,7 @@ pub(crate) async fn start_qemu(
             socket: number(socket.as_fd()),
         }),
         vsock: inherited.vsock.as_ref().map(|(device, cid)| vsock_device(device, *cid)),
-        reports_free: config.reclaim_guest_freed_memory,
+        reports_free: Backing::of(config).gives_back(config),
         iothread: disks.iothread,
         waits_at_end: dump.is_some(),
         disk_rates: DiskRates::of(config),

@@ -81,6 +81,12 @@ impl Backing {
             prealloc: config.enable_mem_prealloc || config.enable_hugepages,
         }
     }
+
+    /// Whether what the guest has freed goes back to the host. Memory that is taken at boot is kept: huge pages that are given back may be
+    /// another's when the guest wants them again, and that is the end of the VM (SIGBUS).
+    pub(crate) fn gives_back(self, config: &Hypervisor) -> bool {
+        config.reclaim_guest_freed_memory && !self.prealloc
+    }
 }
 
 /// A virtio-fs device.
@@ -111,4 +117,28 @@ pub(crate) struct NicDevice {
     pub(crate) taps: Vec<RawFd>,
     /// `/dev/vhost-net`, opened once for each queue; or none.
     pub(crate) vhost: Vec<RawFd>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_is_taken_at_boot_is_not_given_back() {
+        let gives_back = |prealloc: bool, huge: bool| {
+            let config = Hypervisor {
+                enable_mem_prealloc: prealloc,
+                enable_hugepages: huge,
+                ..Hypervisor::default()
+            };
+            Backing::of(&config).gives_back(&config)
+        };
+        assert!(gives_back(false, false));
+        assert!(!gives_back(true, false) && !gives_back(false, true));
+        let never = Hypervisor {
+            reclaim_guest_freed_memory: false,
+            ..Hypervisor::default()
+        };
+        assert!(!Backing::of(&never).gives_back(&never));
+    }
 }

@@ -11,6 +11,7 @@
 mod allowance;
 mod limits;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -59,26 +60,10 @@ impl HostCgroup {
             false => beginnings(&hierarchies, &own()),
         };
         let mut directories = Vec::new();
-        for hierarchy in hierarchies
-            .iter()
-            .filter(|line| line.kind == "cgroup" || line.kind == "cgroup2")
-        {
-            let begin = begins
-                .iter()
-                .find(|(mountpoint, _)| *mountpoint == hierarchy.mountpoint);
-            let relative = begin.map_or_else(|| relative.clone(), |(_, begin)| begin.join(&relative));
-            let directory = hierarchy.mountpoint.join(&relative);
-            let cpuset = hierarchy.kind == "cgroup" && hierarchy.super_options.split(',').any(|name| name == "cpuset");
-            let unified = hierarchy.kind == "cgroup2";
-            let deepest = if unified {
-                relative.join(MEMBERS)
-            } else {
-                relative.clone()
-            };
-            match make(&hierarchy.mountpoint, &deepest, cpuset, unified) {
-                Ok(()) if directories.contains(&directory) => {}
-                Ok(()) => directories.push(directory),
-                Err(error) => tracing::warn!(
+        for mounts in by_hierarchy(&hierarchies) {
+            match make_in(&mounts, &begins, &relative) {
+                Ok(directory) => directories.push(directory),
+                Err((directory, error)) => tracing::warn!(
                     error = &error as &dyn std::error::Error,
                     path = %directory.display(),
                     "the sandbox has no cgroup here"
@@ -163,9 +148,80 @@ pub fn procs_of(cgroups: &str) -> Vec<PathBuf> {
 }
 
 fn procs_in(hierarchies: &[mountinfo::MountLine], cgroups: &str) -> Vec<PathBuf> {
-    places_in(hierarchies, cgroups)
-        .map(|(mount, below)| mount.mountpoint.join(below).join("cgroup.procs"))
-        .collect()
+    let ordered: Vec<_> = by_hierarchy(hierarchies).into_iter().flatten().cloned().collect();
+    let mut mounts: Vec<&mountinfo::MountLine> = Vec::new();
+    let mut files = Vec::new();
+    for (mount, below) in places_in(&ordered, cgroups) {
+        if !mounts.iter().any(|other| is_same_hierarchy(other, mount)) {
+            mounts.push(mount);
+            files.push(mount.mountpoint.join(below).join("cgroup.procs"));
+        }
+    }
+    files
+}
+
+/// The mounts of cgroup file systems, one list for each hierarchy, in the order in which a cgroup is to be tried there. A hierarchy may be mounted
+/// several times: Cilium has the one of v2 at `/run/cilium/cgroupv2`, too, and a container's bind mount shows a part of one.
+fn by_hierarchy(mounts: &[mountinfo::MountLine]) -> Vec<Vec<&mountinfo::MountLine>> {
+    let mut all: Vec<Vec<&mountinfo::MountLine>> = Vec::new();
+    for mount in mounts {
+        if mount.kind != "cgroup" && mount.kind != "cgroup2" {
+            continue;
+        }
+        match all.iter_mut().find(|list| is_same_hierarchy(list[0], mount)) {
+            Some(list) => list.push(mount),
+            None => all.push(vec![mount]),
+        }
+    }
+    for list in &mut all {
+        list.sort_by_key(|mount| {
+            let whole = mount.root == Path::new("/");
+            let usual = mount.mountpoint.starts_with("/sys/fs/cgroup");
+            std::cmp::Reverse((!mount.read_only, whole, usual))
+        });
+    }
+    all
+}
+
+/// Whether two mounts show the same cgroups. The kernel has one hierarchy of v2, and one of v1 for each set of controllers or name (cgroups(7)).
+/// The device does not say it: it differs between cgroup namespaces.
+fn is_same_hierarchy(one: &mountinfo::MountLine, other: &mountinfo::MountLine) -> bool {
+    let names = |mount: &mountinfo::MountLine| -> BTreeSet<String> {
+        let options = mount.super_options.split(',');
+        options
+            .filter(|option| !["rw", "ro"].contains(option))
+            .map(str::to_owned)
+            .collect()
+    };
+    one.kind == other.kind && (one.kind == "cgroup2" || names(one) == names(other))
+}
+
+/// Makes the sandbox's cgroup by the first of a hierarchy's mounts by which it can be made. The answer is its directory; the error that of the
+/// first mount.
+fn make_in(
+    mounts: &[&mountinfo::MountLine],
+    begins: &[(PathBuf, PathBuf)],
+    relative: &Path,
+) -> Result<PathBuf, (PathBuf, io::Error)> {
+    let mut first = None;
+    for mount in mounts {
+        let begin = begins.iter().find(|(mountpoint, _)| *mountpoint == mount.mountpoint);
+        let relative = begin.map_or_else(|| relative.to_owned(), |(_, begin)| begin.join(relative));
+        let directory = mount.mountpoint.join(&relative);
+        let unified = mount.kind == "cgroup2";
+        let cpuset = !unified && mount.super_options.split(',').any(|name| name == "cpuset");
+        let deepest = if unified { relative.join(MEMBERS) } else { relative };
+        // Something else may have been mounted over it since.
+        let made = match mount.mountpoint.join("cgroup.procs").exists() {
+            true => make(&mount.mountpoint, &deepest, cpuset, unified),
+            false => Err(io::ErrorKind::NotFound.into()),
+        };
+        match made {
+            Ok(()) => return Ok(directory),
+            Err(error) => first = first.or(Some((directory, error))),
+        }
+    }
+    Err(first.unwrap_or_else(|| (relative.to_owned(), io::ErrorKind::NotFound.into())))
 }
 
 /// Where a relative path begins in each hierarchy, for a process in these cgroups. In v2 that is beside its own, which has processes and so no
@@ -195,16 +251,18 @@ fn places_in<'a>(
             let mut controllers = controllers.split(',');
             controllers.all(|controller| options.split(',').any(|option| option == controller))
         };
-        let is_it = |mount: &&mountinfo::MountLine| match controllers {
+        let is_it = move |mount: &&mountinfo::MountLine| match controllers {
             "" => mount.kind == "cgroup2",
             _ => mount.kind == "cgroup" && names(&mount.super_options),
         };
-        let mount = hierarchies.iter().find(is_it)?;
         // A hierarchy of which only a part is mounted has its names from there on.
-        let below = Path::new(path).strip_prefix(&mount.root).ok()?;
-        Some((mount, below.to_owned()))
+        let place = move |mount: &'a mountinfo::MountLine| {
+            let below = Path::new(path).strip_prefix(&mount.root).ok()?;
+            Some((mount, below.to_owned()))
+        };
+        Some(hierarchies.iter().filter(is_it).filter_map(place))
     };
-    cgroups.lines().filter_map(of_line)
+    cgroups.lines().filter_map(of_line).flatten()
 }
 
 /// Moves this process. If one of the cgroups has gone it gets into the nearest above: it must not stay where it was, or that cannot be removed.
@@ -322,6 +380,7 @@ fn slice_path(slice: &str) -> PathBuf {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use rustix::mount::{MountFlags, MountPropagationFlags};
     use std::process::Command;
 
     fn relative(path: &str) -> String {
@@ -423,6 +482,78 @@ mod tests {
             "/sys/fs/cgroup/unified/d:e/cgroup.procs",
         ];
         assert_eq!(found, expected.map(PathBuf::from));
+    }
+
+    fn mount(root: &str, mountpoint: &str, flags: &str, kind: &str, options: &str) -> mountinfo::MountLine {
+        let text = format!("1 2 0:3 {root} {mountpoint} {flags} - {kind} x rw,{options}\n");
+        mountinfo::parse(text.as_bytes()).remove(0)
+    }
+
+    #[test]
+    fn a_hierarchy_that_is_mounted_several_times_is_one() {
+        let mounts = [
+            mount("/kubepods/pod1", "/c/pod/cgroup", "rw", "cgroup2", "nsdelegate"),
+            mount("/", "/run/cilium/cgroupv2", "rw", "cgroup2", "nsdelegate"),
+            mount("/", "/sys/fs/cgroup/memory", "rw", "cgroup", "memory"),
+            mount("/", "/proc", "rw", "proc", ""),
+            mount("/", "/c/memory", "ro", "cgroup", "ro,memory"),
+            mount("/", "/sys/fs/cgroup/pids", "rw", "cgroup", "pids"),
+            mount("/", "/sys/fs/cgroup/unified", "rw", "cgroup2", "nsdelegate"),
+        ];
+        let order: Vec<Vec<_>> = by_hierarchy(&mounts)
+            .into_iter()
+            .map(|list| {
+                list.into_iter()
+                    .map(|mount| mount.mountpoint.to_str().unwrap())
+                    .collect()
+            })
+            .collect();
+        assert_eq!(
+            order,
+            [
+                vec!["/sys/fs/cgroup/unified", "/run/cilium/cgroupv2", "/c/pod/cgroup"],
+                vec!["/sys/fs/cgroup/memory", "/c/memory"],
+                vec!["/sys/fs/cgroup/pids"],
+            ]
+        );
+        let own = "3:memory:/a\n2:pids:/b\n0::/kubepods/pod1/c\n";
+        let procs = ["memory/a", "pids/b", "unified/kubepods/pod1/c"];
+        assert_eq!(
+            procs_in(&mounts, own),
+            procs.map(|path| Path::new("/sys/fs/cgroup").join(path).join("cgroup.procs"))
+        );
+    }
+
+    #[test]
+    fn by_a_second_mount_of_a_hierarchy_there_is_no_second_cgroup() {
+        let id = SandboxId::new(&format!("twice{}", std::process::id())).unwrap();
+        let place = tempfile::tempdir().unwrap();
+        let twice = || {
+            crate::host::sys::unshare_mount_namespace().unwrap();
+            rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+            let before = HostCgroup::create(Some(Path::new("/x/y")), &id);
+            // As Cilium does.
+            rustix::mount::mount("none", place.path(), "cgroup2", MountFlags::empty(), None).unwrap();
+            let cgroup = HostCgroup::create(Some(Path::new("/x/y")), &id);
+            assert_eq!(cgroup, before);
+            let below = |directory: &PathBuf| directory.starts_with(place.path());
+            assert!(!cgroup.directories().iter().any(below), "{cgroup:?}");
+
+            // The usual place shows something else from now on: what was mounted later is all that there is.
+            let mounts = mountinfo::read().unwrap();
+            for usual in mounts
+                .iter()
+                .filter(|mount| mount.kind == "cgroup2" && mount.mountpoint != place.path())
+            {
+                rustix::mount::mount("none", &usual.mountpoint, "tmpfs", MountFlags::empty(), None).unwrap();
+            }
+            let moved = HostCgroup::create(Some(Path::new("/x/y")), &id);
+            assert_eq!(moved.directories().len(), before.directories().len());
+            assert!(moved.directories().iter().any(below), "{moved:?}");
+            moved.remove();
+            cgroup.remove();
+        };
+        thread::scope(|scope| scope.spawn(twice).join().unwrap());
     }
 
     #[test]
