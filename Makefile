@@ -114,7 +114,7 @@ test: ## deps + build, then all tests, the end-to-end ones included
 	@$(MAKE) build
 	@$(MAKE) deps-containerd
 	@TATAMI_BUILD=$(BUILD) scripts/test
-	@for start in pool template; do TATAMI_BUILD=$(BUILD) TATAMI_TEST_START=$$start scripts/test --test smoke --test pods; done
+	@for start in pool template; do TATAMI_BUILD=$(BUILD) TATAMI_TEST_START=$$start scripts/test --test smoke --test pods || exit; done
 
 .PHONY: pool-life
 pool-life: build ## 1,000 starts from a pool whose members die at random (POOL_STARTS=…, TATAMI_SEED=…)
