@@ -110,6 +110,10 @@ pub trait RunningVm: Send + Sync {
     /// # Errors
     /// There is no place for them, or the guest does not let go of one within some seconds.
     async fn set_vcpus(&self, count: NonZeroU32) -> Result<(), CpuError>;
+    /// Does what there is to do when vCPUs come that nobody waits for any more. Never returns.
+    async fn follow_late_vcpus(&self) {
+        std::future::pending().await
+    }
     /// Asks the guest to have so much memory in all, never less than at the boot, and waits until it has taken what it lacks. The
     /// answer is what it has beyond, which it gives back when it can.
     ///

@@ -247,6 +247,12 @@ impl Vm {
         self.devices.set_vcpus(count).await
     }
 
+    /// Waits until vCPUs have been added that an earlier [`Vm::set_vcpus`] could not add, because the guest kept others in their places. One task may
+    /// wait; nothing is lost while none does.
+    pub async fn vcpus_came_late(&self) {
+        self.devices.vcpus_came_late().await;
+    }
+
     /// Asks the guest to have so much memory in all, never less than it booted with, rounded up to 4 MiB. Returns when it has taken
     /// what it lacked. The answer is what it has beyond, which it gives back when it can.
     ///

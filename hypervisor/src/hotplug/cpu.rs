@@ -23,9 +23,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
-use tokio::sync::Mutex;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
 
 use super::release::{Answer, ReleaseError, answer_of, release};
@@ -143,9 +143,19 @@ pub(crate) struct Vcpus {
     lacking: Option<NonZeroU32>,
     /// Whether [`follow`] runs.
     followed: bool,
+    /// Notified when [`follow`] has added some.
+    late: Arc<Notify>,
 }
 
 impl Vcpus {
+    /// Of a VM; `late` is notified when some have been added that nobody waited for.
+    pub(crate) fn new(late: Arc<Notify>) -> Self {
+        Self {
+            late,
+            ..Self::default()
+        }
+    }
+
     /// The one of those that are leaving that the guest was asked for first.
     fn first_asked(&self) -> Option<(String, Instant)> {
         let first = self.leaving.iter().min_by_key(|(_, asked)| **asked);
@@ -206,7 +216,10 @@ async fn follow(qmp: Qmp, accel: Accel, vcpus: Arc<Mutex<Vcpus>>, mut events: Re
         }
         if let Some(wanted) = held.lacking {
             match set(&qmp, accel, wanted, &mut held).await {
-                Ok(()) => tracing::info!(vcpus = wanted, "the VM has the vCPUs that it lacked"),
+                Ok(()) => {
+                    tracing::info!(vcpus = wanted, "the VM has the vCPUs that it lacked");
+                    held.late.notify_one();
+                }
                 Err(error) => tracing::debug!(error = base::chain(&error), "the VM still lacks vCPUs"),
             }
         }

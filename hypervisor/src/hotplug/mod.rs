@@ -125,6 +125,7 @@ pub(crate) struct DeviceManager {
     /// By serial number of a disk, or QEMU's name of a network device.
     plugged: Arc<Mutex<HashMap<String, Plugged>>>,
     vcpus: Arc<tokio::sync::Mutex<cpu::Vcpus>>,
+    late_vcpus: Arc<tokio::sync::Notify>,
     memory: Arc<tokio::sync::Mutex<Memory>>,
 }
 
@@ -147,6 +148,7 @@ impl DeviceManager {
             largest,
         } = machine;
         let places = Places::default();
+        let late_vcpus: Arc<tokio::sync::Notify> = Arc::default();
         let memory = Memory::new(qmp.clone(), places.clone(), size, largest, backing);
         Self {
             disks,
@@ -154,7 +156,8 @@ impl DeviceManager {
             patience: qmp.scale().of(RELEASE_TIMEOUT),
             places,
             plugged: Arc::default(),
-            vcpus: Arc::default(),
+            vcpus: Arc::new(tokio::sync::Mutex::new(cpu::Vcpus::new(Arc::clone(&late_vcpus)))),
+            late_vcpus,
             memory: Arc::new(tokio::sync::Mutex::new(memory)),
             qmp,
         }
@@ -299,6 +302,11 @@ impl DeviceManager {
     /// Gives the VM so many vCPUs.
     pub(crate) async fn set_vcpus(&self, count: NonZeroU32) -> Result<(), CpuError> {
         cpu::set_whole(self.qmp.clone(), self.accel, count, Arc::clone(&self.vcpus)).await
+    }
+
+    /// Waits until vCPUs have been added that the VM lacked because the guest kept others. One task may wait; nothing is lost meanwhile.
+    pub(crate) async fn vcpus_came_late(&self) {
+        self.late_vcpus.notified().await;
     }
 
     /// Asks the guest to have so much memory in all. The answer is what it has beyond.

@@ -49,9 +49,8 @@ impl Arch {
 ///
 /// - `tsc_early_khz`: spares it the calibration of its time stamp counter, which is the host's. Under KVM the guest is
 ///   told by paravirtualization.
-/// - `tsc=reliable`: that counter is the kernel's clock source. QEMU keeps it the same on all vCPUs, and keeps it going while a vCPU does not run
-///   and from a template to its copies. The kernel does not trust it by itself, and would have the ACPI timer, which wraps after 4.7 s: a
-///   guest that is not run for so long would lose them. Each reading of that is an access to a device, too.
+/// - `tsc=reliable`: that counter is the kernel's clock source, and not the ACPI timer, which wraps after 4.7 s: a guest that is not run for so
+///   long would lose them. Only if the host's kernel trusts the counter, because the guest does not check it any more ([`is_trusted`]).
 /// - `no_timer_check`: under load the emulated timer is late, which the check takes for a broken one and panics.
 /// - `init_on_alloc=1`: TCG notices that translated code is out of date by the guest's own writes. virtiofsd writes file
 ///   pages into the guest's memory behind its back, so a page that once held code and is used again would run as the old
@@ -65,17 +64,36 @@ pub(crate) fn emulation_parameters(accel: Accel) -> Vec<String> {
         Accel::Kvm => Vec::new(),
         Accel::Tcg => {
             let khz = crate::machine::sys::tsc_khz().or_else(|| tsc_khz_of_a_guest(&cpuinfo()?));
-            khz.map(|khz| format!("tsc_early_khz={khz}"))
-                .into_iter()
-                .chain(EMULATED.map(String::from))
-                .collect()
+            let sources = std::fs::read_to_string(CLOCK_SOURCES).unwrap_or_default();
+            let mut parameters = counter_parameters(khz, &sources);
+            parameters.extend(EMULATED.map(String::from));
+            parameters
         }
     }
 }
 
+/// The clock sources that the host's kernel has and has not marked as unstable.
+const CLOCK_SOURCES: &str = "/sys/devices/system/clocksource/clocksource0/available_clocksource";
+
+/// What the guest is told of its time stamp counter.
+fn counter_parameters(khz: Option<u32>, sources: &str) -> Vec<String> {
+    let Some(khz) = khz else { return Vec::new() };
+    let mut parameters = vec![format!("tsc_early_khz={khz}")];
+    if is_trusted(sources) {
+        parameters.push("tsc=reliable".to_owned());
+    }
+    parameters
+}
+
+/// Whether the host's kernel trusts the counter. A guest's under TCG is the host's: where those of several sockets differ, or stand still while a CPU
+/// sleeps, the guest's would run away or drift. The kernel does not list a counter that it has marked as unstable (`available_clocksource_show` in
+/// kernel/time/clocksource.c). `tsc-early` is another entry.
+fn is_trusted(sources: &str) -> bool {
+    sources.split_whitespace().any(|source| source == "tsc")
+}
+
 /// Those of [`emulation_parameters`] that are the same on every host.
-const EMULATED: [&str; 5] = [
-    "tsc=reliable",
+const EMULATED: [&str; 4] = [
     "no_timer_check",
     "init_on_alloc=1",
     "noreplace-smp",
@@ -97,6 +115,26 @@ fn tsc_khz_of_a_guest(cpuinfo: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_counter_is_the_clock_only_if_its_frequency_is_known_and_the_hosts_kernel_trusts_it() {
+        let told = |khz, sources: &str| counter_parameters(khz, sources).join(" ");
+        assert_eq!(told(Some(7), "tsc kvm-clock \n"), "tsc_early_khz=7 tsc=reliable");
+        assert_eq!(
+            told(Some(7), "kvm-clock tsc hpet acpi_pm \n"),
+            "tsc_early_khz=7 tsc=reliable"
+        );
+        // Marked as unstable, not calibrated yet, and a host that does not tell.
+        for sources in [
+            "hpet acpi_pm \n",
+            "kvm-clock acpi_pm \n",
+            "tsc-early hpet acpi_pm \n",
+            "",
+        ] {
+            assert_eq!(told(Some(7), sources), "tsc_early_khz=7", "{sources:?}");
+        }
+        assert_eq!(told(None, "tsc \n"), "");
+    }
 
     #[test]
     fn a_guests_clock_is_its_counters_frequency() {

@@ -297,6 +297,13 @@ impl RunningVm for QemuVm {
         set
     }
 
+    async fn follow_late_vcpus(&self) {
+        loop {
+            self.vm.vcpus_came_late().await;
+            self.pin_vcpus().await;
+        }
+    }
+
     async fn set_memory(&self, memory: Mebibytes) -> Result<Mebibytes, MemoryError> {
         self.vm.set_memory(memory).await
     }

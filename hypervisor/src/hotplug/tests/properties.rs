@@ -269,9 +269,13 @@ async fn a_vcpu_that_the_guest_keeps_is_waited_for_once_and_comes_again_when_it_
     assert!(held.is_err() && seconds == 0, "{held:?} after {seconds} s");
     timed(&devices, 4).await.0.unwrap_err();
     assert_eq!(vcpus(&qemu), 4);
+    let late = async || tokio::time::timeout(Duration::from_secs(1), devices.vcpus_came_late()).await;
+    assert!(late().await.is_err(), "none has come yet");
     qemu.set_guest(Guest::LetsGo);
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(vcpus(&qemu), 4, "those that went are there again");
+    assert!(late().await.is_ok(), "who pins them is told");
+    assert!(late().await.is_err(), "once");
     timed(&devices, 2).await.0.unwrap();
     assert_eq!(vcpus(&qemu), 2);
 }

@@ -144,6 +144,8 @@ impl Sandbox {
             tokio::spawn(changes::copy(copies, booted.agent.clone(), self.vm_state.subscribe()));
         }
         let following = tokio::spawn(Arc::clone(&self).follow_network(Arc::clone(&booted)));
+        let vm = Arc::clone(&booted.vm);
+        let late_vcpus = tokio::spawn(async move { vm.follow_late_vcpus().await });
         let demands = signals.demands.take();
         let scaling = demands.map(|demands| tokio::spawn(Arc::clone(&self).follow_demands(demands)));
         let mut ending = loop {
@@ -167,6 +169,7 @@ impl Sandbox {
             }
         };
         following.abort();
+        late_vcpus.abort();
         if let Some(scaling) = scaling {
             scaling.abort();
         }
