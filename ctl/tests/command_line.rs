@@ -132,7 +132,7 @@ const WRONG: &[(&[&str], i32, &str)] = &[
     (&["collect-data", "--since", "x"], 1, "is neither a time"),
     (&["factory", "init", "--nonsense"], 2, "--nonsense"),
     (
-        &["node", "install", "--root", "/no/such", "--dry-run"],
+        &["node", "install", "--root", "/no/such"],
         1,
         "cannot lock /no/such: No such file or directory",
     ),
