@@ -204,7 +204,12 @@ mod node {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, text).unwrap();
         }
-        std::fs::copy(KATA_CTL, prefix.join("bin/kata-ctl")).unwrap();
+        // By another process: a child that another test starts meanwhile would have the file open for writing (ETXTBSY).
+        let copied = Command::new("cp")
+            .arg(KATA_CTL)
+            .arg(prefix.join("bin/kata-ctl"))
+            .status();
+        assert!(copied.unwrap().success());
         prefix.join("bin/kata-ctl")
     }
 
