@@ -174,9 +174,10 @@ pub fn load_for(path: &Path, installed: Option<&Installation>) -> Result<Loaded,
     for file in &files {
         let text = read(file)?;
         merge(&mut config, &mut said, file, &text)?;
-    }
-    if let Some(error) = said.other_hypervisor.take().filter(|_| !said.qemu) {
-        return Err(error);
+        // A drop-in for QEMU does not make a file of another hypervisor one for QEMU.
+        if let Some(error) = said.other_hypervisor.take().filter(|_| !said.qemu) {
+            return Err(error);
+        }
     }
     let replaced = installation::complete(&mut config.hypervisor, said.image.take(), installed);
     let mut warnings = said.warnings;

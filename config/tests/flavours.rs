@@ -301,6 +301,15 @@ fn a_file_of_several_hypervisors_is_that_of_qemu() {
     let loaded = config::load_for(&path, installed.as_ref()).unwrap();
     assert!(loaded.warnings.iter().any(|warning| warning.key == "hypervisor.clh"));
 
+    // A drop-in of a node for QEMU changes nothing for a file of another hypervisor alone.
+    let drop_in = directory.path().join("config.d/50-node.toml");
+    std::fs::create_dir(drop_in.parent().unwrap()).unwrap();
+    std::fs::write(&drop_in, "[hypervisor.qemu]\ndefault_memory = 512\n").unwrap();
+    std::fs::write(&path, clh).unwrap();
+    let said = config::load_for(&path, installed.as_ref()).unwrap_err().to_string();
+    assert!(said.contains("[hypervisor.clh] is for another hypervisor"), "{said}");
+    std::fs::remove_file(&drop_in).unwrap();
+
     // One of another hypervisor alone that names it for runtime-rs is refused by the first of the two.
     let named = GO.replace("[runtime]\n", "[runtime]\nhypervisor_name = \"clh\"\n");
     std::fs::write(&path, named.replace("@PREFIX@", "/nonexistent/opt/kata")).unwrap();

@@ -132,7 +132,7 @@ const WRONG: &[(&[&str], i32, &str)] = &[
     (&["collect-data", "--since", "x"], 1, "is neither a time"),
     (&["factory", "init", "--nonsense"], 2, "--nonsense"),
     (
-        &["node", "install", "--root", "/no/such", "--dry-run"],
+        &["node", "install", "--root", "/no/such"],
         1,
         "cannot lock /no/such: No such file or directory",
     ),
@@ -204,7 +204,12 @@ mod node {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, text).unwrap();
         }
-        std::fs::copy(KATA_CTL, prefix.join("bin/kata-ctl")).unwrap();
+        // By another process: a child that another test starts meanwhile would have the file open for writing (ETXTBSY).
+        let copied = Command::new("cp")
+            .arg(KATA_CTL)
+            .arg(prefix.join("bin/kata-ctl"))
+            .status();
+        assert!(copied.unwrap().success());
         prefix.join("bin/kata-ctl")
     }
 

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -166,7 +167,7 @@ fn a_debian_package_is_as_debian_has_them_and_says_under_which_licences_its_part
 }
 
 #[test]
-fn an_rpm_says_what_it_needs_and_its_programs_run() -> Result<()> {
+fn an_rpm_says_what_it_needs_runs_a_container_and_leaves_no_file() -> Result<()> {
     let packages = Packages::make()?;
     let rpm = packages.with_end(".rpm")?;
     let query = |what: &str| run(Command::new("rpm").args(["-qp", what]).arg(&rpm));
@@ -176,12 +177,17 @@ fn an_rpm_says_what_it_needs_and_its_programs_run() -> Result<()> {
     }
     assert!(query("--recommends")?.contains("qemu-system-x86-core >= 2:8.2"));
     assert_eq!(query("--configfiles")?, "/etc/kata-containers/configuration.toml\n");
+    // As on a node, but for the libraries: they are packages of another distribution.
     let root = tempfile::tempdir()?;
-    let unpack = "rpm2cpio \"$0\" | cpio -idm --quiet";
-    run(Command::new("sh")
-        .args(["-c", unpack])
-        .arg(&rpm)
-        .current_dir(root.path()))?;
+    let package = rpm.display().to_string();
+    let in_root = |words: &[&str]| -> Result<String> {
+        run(Command::new("rpm")
+            .arg(format!("--root={}", root.path().display()))
+            .arg("--nodeps")
+            .args(words))
+    };
+    in_root(&["-i", &package])?;
+    assert_eq!(in_root(&["-V", "tatami"])?, "");
     let at = |path: &str| root.path().join(path);
     assert!(run(Command::new(at("usr/bin/kata-ctl")).arg("version"))?.contains("kata-ctl"));
     let shim = run(Command::new(at("usr/bin/containerd-shim-kata-v2")).arg("-v"))?;
@@ -194,6 +200,17 @@ fn an_rpm_says_what_it_needs_and_its_programs_run() -> Result<()> {
         shown.contains(&*at("usr/share/tatami/vmlinuz").to_string_lossy()),
         "{shown}"
     );
+    symlink("../etc/kata-containers", at("usr/etc"))?;
+    let node = Node::start_unpacked(&at("usr"))?;
+    assert_eq!(node.run("rpm").arg("--rm").program(["echo", "hello"]).ok()?, "hello\n");
+    node.nothing_left()?;
+    fs::remove_file(at("usr/etc"))?;
+
+    in_root(&["-e", "tatami"])?;
+    let left = run(Command::new("find")
+        .arg(root.path())
+        .args(["-not", "-type", "d", "-not", "-path", "*rpm*"]))?;
+    assert_eq!(left, "");
     Ok(())
 }
 

@@ -135,7 +135,10 @@ fn huge_pages(memory: u32, free: Option<u64>) -> Finding {
         }
         Some(free) => (
             format!("{free} of 2 MiB are free, a VM takes {wanted}"),
-            format!("run `sysctl vm.nr_hugepages={wanted}` or more, or set hypervisor.qemu.enable_hugepages to false"),
+            format!(
+                "add {} to the number in {HUGE_PAGES}/nr_hugepages, or set hypervisor.qemu.enable_hugepages to false",
+                wanted - free
+            ),
         ),
         None => (
             format!("{HUGE_PAGES} cannot be read"),
@@ -437,7 +440,7 @@ mod tests {
         assert_eq!(huge_pages(151, Some(76)).verdict, Verdict::Ok);
         let found = huge_pages(153, Some(76));
         assert!(
-            found.to_string().contains("vm.nr_hugepages=77") && matches!(found.verdict, Verdict::Warn(_)),
+            found.to_string().contains("add 1 to the number in") && matches!(found.verdict, Verdict::Warn(_)),
             "{found}"
         );
         assert!(matches!(huge_pages(2, None).verdict, Verdict::Warn(_)));

@@ -10,6 +10,14 @@ use rustix::io::Errno;
 
 use super::error::NodeError;
 
+/// As [`alone`], unless nothing is changed.
+pub(super) fn unless(dry_run: bool, root: &Path) -> Result<Option<File>, NodeError> {
+    match dry_run {
+        true => Ok(None),
+        false => alone(root).map(Some),
+    }
+}
+
 /// Waits until no other `kata-ctl node` changes the node. The lock ends with what is returned.
 pub(super) fn alone(root: &Path) -> Result<File, NodeError> {
     let failed = |source| NodeError::Io {
@@ -25,7 +33,16 @@ pub(super) fn alone(root: &Path) -> Result<File, NodeError> {
         }
         other => other,
     }
-    .map_err(|error| failed(error.into()))?;
+    .or_else(|error| match error {
+        Errno::INTR => Err(failed(error.into())),
+        // A root on NFS has no such lock for a directory.
+        _ => {
+            crate::report::complain(&format!(
+                "the node cannot be locked ({error}): run one `kata-ctl node` at a time"
+            ));
+            Ok(())
+        }
+    })?;
     Ok(directory)
 }
 

@@ -106,7 +106,7 @@ pub(crate) fn report(command: &NodeCommand) -> Result<Report, NodeError> {
             remove_copy,
             ..
         } => {
-            let _alone = lock::alone(&target.root)?;
+            let _alone = lock::unless(*dry_run, &target.root)?;
             let parts = parts::removed(target)?;
             let mut report = carry_out(target, &parts, *dry_run, *restart, false)?;
             if let Some(directory) = remove_copy {
@@ -132,7 +132,7 @@ fn prefix() -> Result<PathBuf, NodeError> {
 
 fn install(options: &Install) -> Result<Report, NodeError> {
     let target = &options.target;
-    let _alone = lock::alone(&target.root)?;
+    let _alone = lock::unless(options.dry_run, &target.root)?;
     let from = prefix()?;
     let installed = match &options.copy_to {
         Some(directory) => {

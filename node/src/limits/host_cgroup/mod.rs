@@ -206,6 +206,10 @@ fn make_in(
     let mut first = None;
     for mount in mounts {
         let begin = begins.iter().find(|(mountpoint, _)| *mountpoint == mount.mountpoint);
+        // By a mount of a part, a path from the root would be another cgroup than by the first.
+        if first.is_some() && begin.is_none() && mount.root != Path::new("/") {
+            continue;
+        }
         let relative = begin.map_or_else(|| relative.to_owned(), |(_, begin)| begin.join(relative));
         let directory = mount.mountpoint.join(&relative);
         let unified = mount.kind == "cgroup2";
