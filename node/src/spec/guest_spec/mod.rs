@@ -82,7 +82,7 @@ pub fn guest_spec(spec: &Spec, input: Input<'_>) -> Result<GuestSpec, GuestSpecE
     answer.mounts(input)?;
     answer.process()?;
     answer.linux(input)?;
-    answer.hooks()?;
+    answer.hooks();
     let others = left_out::of_spec(&mut answer.spec);
     answer.warnings.extend(others);
     if answer.pause {
@@ -123,21 +123,10 @@ impl GuestSpec {
 
     /// The host runs the others: see [`crate::hooks`].
     #[allow(deprecated)]
-    fn hooks(&mut self) -> Result<(), GuestSpecError> {
+    fn hooks(&mut self) {
         let Some(mut hooks) = self.spec.hooks().clone() else {
-            return Ok(());
+            return;
         };
-        if let Some(hook) = hooks.create_container().iter().flatten().next() {
-            return Err(GuestSpecError::Field {
-                field: "hooks.createContainer",
-                reason: format!(
-                    "{} is a file of the host that would have to run in the namespaces of the container, which are in the guest: make it \
-                     a createRuntime hook where it is to change the host, a startContainer hook of a file of the image where it is to \
-                     change the container",
-                    hook.path().display()
-                ),
-            });
-        }
         hooks
             .set_prestart(None)
             .set_create_runtime(None)
@@ -145,7 +134,6 @@ impl GuestSpec {
             .set_poststart(None)
             .set_poststop(None);
         self.spec.set_hooks(Some(hooks));
-        Ok(())
     }
 }
 
@@ -250,14 +238,11 @@ mod tests {
     #[test]
     fn only_the_hooks_of_the_container_reach_the_guest() {
         let hook = json!([{"path": "/bin/true"}]);
-        let hooks =
-            json!({"hooks": {"prestart": hook, "createRuntime": hook, "startContainer": hook, "poststop": hook}});
+        let hooks = json!({"hooks": {"prestart": hook, "createRuntime": hook, "createContainer": hook, "startContainer": hook, "poststop": hook}});
         let guest = translate(hooks, "me").unwrap();
         assert_eq!(
             serde_json::to_value(guest.spec.hooks()).unwrap(),
             json!({"startContainer": [{"path": "/bin/true"}]})
         );
-        let refused = translate(json!({"hooks": {"createContainer": hook}}), "me").unwrap_err();
-        assert!(refused.to_string().contains("/bin/true"), "{refused}");
     }
 }

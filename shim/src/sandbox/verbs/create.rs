@@ -45,12 +45,15 @@ impl Sandbox {
     /// Runs the hooks of the creation. They may put a network into the VM's namespace, as Docker's do.
     pub(in crate::sandbox) async fn run_create_hooks(&self, container: &Container) -> Result<(), Error> {
         let Some(hooks) = container.hooks() else { return Ok(()) };
-        let run = self.host.run_hooks(hooks, HookPoint::Create, self.pid()).await;
-        run.map_err(|source| Error::Host {
+        let failed = |source| Error::Host {
             operation: "run the hooks of",
             subject: container.subject(),
             source,
-        })?;
+        };
+        let run = self.host.run_hooks(hooks, HookPoint::Create, self.pid()).await;
+        run.map_err(failed)?;
+        let run = self.host.run_create_container_hooks(hooks, self.pid()).await;
+        run.map_err(failed)?;
         let agent = self.agent("create", &container.subject())?;
         self.update_network(&agent, &container.subject()).await
     }
