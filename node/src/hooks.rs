@@ -13,7 +13,8 @@ use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus};
+use std::process::{Child, Command, ExitStatus};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -163,7 +164,7 @@ async fn run_one(host: &HostNamespace, hook: Hook, state: &HookState, view: Opti
     let (host, state) = (host.clone(), state.clone());
     // Its start as well: its program may be on a file server that does not answer.
     let ending = async {
-        let started = tokio::task::spawn_blocking(move || start(&host, &hook, &state, view)).await;
+        let started = tokio::task::spawn_blocking(move || start(&host, &hook, &state, view.as_ref())).await;
         let mut running = started.unwrap_or_else(|error| Err(failed(io::Error::other(error))))?;
         running.end().await.map_err(failed)
     };
@@ -181,7 +182,7 @@ async fn run_one(host: &HostNamespace, hook: Hook, state: &HookState, view: Opti
 }
 
 /// Starts it, a createContainer hook in its view. Blocks.
-fn start(host: &HostNamespace, hook: &Hook, state: &HookState, view: Option<View>) -> Result<Running, HookError> {
+fn start(host: &HostNamespace, hook: &Hook, state: &HookState, view: Option<&View>) -> Result<Running, HookError> {
     let failed = |source| HookError::Start {
         path: hook.path().clone(),
         source,
@@ -190,24 +191,25 @@ fn start(host: &HostNamespace, hook: &Hook, state: &HookState, view: Option<View
     let (output, stdout) = io::pipe().map_err(failed)?;
     let stderr = stdout.try_clone().map_err(failed)?;
     let program = program(hook).stdin(stdin).stdout(stdout).stderr(stderr);
-    let directory = view.as_ref().map_or_else(|| state.directory(), View::directory);
-    let mut command = program.directory(directory).into_command().map_err(failed)?;
+    let directory = view.map_or_else(|| state.directory(), View::directory);
+    let command = program.directory(directory).into_command().map_err(failed)?;
     let bundle = state.bundle.clone();
-    let space = view.as_ref().map_or(host, View::space).clone();
-    let start = move || {
-        view.as_ref().map_or(Ok(()), View::enter_namespaces)?;
-        match command.spawn() {
-            // containerd removes the bundle while the hooks of a sandbox that is gone are run: maybe since it was looked for.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !bundle.is_dir() => {
-                command.current_dir("/").spawn()
-            }
-            started => started,
+    let start = move |mut command: Command| match command.spawn() {
+        // containerd removes the bundle while the hooks of a sandbox that is gone are run: maybe since it was looked for.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !bundle.is_dir() => command.current_dir("/").spawn(),
+        started => started,
+    };
+    let (child, keeper) = match view {
+        None => (host.run(move || start(command))?.map_err(failed)?, None),
+        Some(view) => {
+            let (child, keeper) = view.spawn(command).map_err(failed)?;
+            (child, Some(keeper))
         }
     };
-    let child = space.run(start)?.map_err(failed)?;
     Ok(Running {
         child: Some(child),
         output: output.into(),
+        _keeper: keeper,
     })
 }
 
@@ -217,6 +219,8 @@ struct Running {
     child: Option<Child>,
     /// What it prints.
     output: OwnedFd,
+    /// A createContainer hook ends with this, and with the shim.
+    _keeper: Option<mpsc::Sender<()>>,
 }
 
 impl Running {
@@ -264,6 +268,8 @@ impl Drop for Running {
         // Not reaped yet, so the number is still the group's.
         if let (Ok(None), Some(group)) = (child.try_wait(), pid(&child)) {
             let _ = kill_process_group(group, Signal::KILL);
+            // It may have left its group.
+            let _ = child.kill();
             // In an uninterruptible wait it does not die before that ends, and this is a thread of the runtime. Without a thread it stays
             // a zombie until the shim's end.
             let _ = thread::Builder::new()

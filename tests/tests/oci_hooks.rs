@@ -148,6 +148,10 @@ mod kata_only {
                 .bind(&in_memory, "/memory", &["rw"])?
                 .push("/hooks/createContainer", of_root(script))?
                 .push("/hooks/poststop", note(&dir, name))?;
+            // As below /var/run: the list of mounts has no links.
+            let link = dir.join(format!("link-{name}"));
+            std::os::unix::fs::symlink(spec.root(), &link)?;
+            let spec = spec.set("/root/path", link.display().to_string())?;
             let output = node.run_spec(name, &spec)?.arg("--rm").output()?;
             assert_eq!(output.stdout(), "", "{name}");
             let failure = output.failure()?;
@@ -220,6 +224,64 @@ mod kata_only {
             seen.starts_with("a file\n") && seen.contains("symbolic links"),
             "{seen}"
         );
+        node.nothing_left()
+    }
+
+    /// What the guest has to make in the root is of the kind that it needs, and what it makes in a source is no obstacle.
+    #[test]
+    fn mounts_of_the_guests_are_as_without_create_container_hooks() -> Result<()> {
+        let node = Node::start()?;
+        let volume = node.dir().join("volume");
+        fs::create_dir(&volume)?;
+        let look =
+            "stat -c %F /etc/new; df /app/scratch | tail -n 1 | cut -d ' ' -f 1; cat /app/file/of; ls /app/below";
+        let below = node.dir().join("below");
+        fs::create_dir(&below)?;
+        fs::write(below.join("file"), "of a source\n")?;
+        let tmpfs = json!({ "destination": "/app/scratch", "type": "tmpfs", "source": "tmpfs", "options": [] });
+        let spec = node
+            .spec("guests", &["sh", "-c", look])?
+            .bind(Path::new("/dev/null"), "/etc/new", &["rw"])?
+            .bind(&volume, "/app", &["rw"])?
+            .push("/mounts", tmpfs)?
+            .bind(&below.join("file"), "/app/file/of", &["ro"])?
+            .bind(&below, "/app/below", &["ro"])?
+            .push("/hooks/createContainer", of_root("true"))?;
+        let said = node.run_spec("guests", &spec)?.arg("--rm").ok()?;
+        assert_eq!(said, "character special file\ntmpfs\nof a source\nfile\n");
+        node.nothing_left()
+    }
+
+    /// The next VM has the same root, and could lead it.
+    #[test]
+    fn a_create_container_hook_ends_with_its_shim() -> Result<()> {
+        let node = Node::start()?;
+        let dir = node.dir().to_owned();
+        let mark = dir.join("sleeper").display().to_string();
+        let script = format!(
+            "echo begun > {}/notes; setsid sh -c 'while sleep 1; do :; done' {mark}",
+            dir.display()
+        );
+        let spec = node
+            .spec("asleep", &["true"])?
+            .push("/hooks/createContainer", of_root(&script))?;
+        let running = node.run_spec("asleep", &spec)?.args(["-d", "--null-io"]).spawn()?;
+        wait::content(&dir, "notes", Duration::from_secs(60), |text| text == "begun\n")?;
+        node.signal_process("asleep", "containerd-shim", Signal::SIGKILL)?;
+        let sleepers = || {
+            let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+            let told = processes.filter_map(|process| fs::read(process.path().join("cmdline")).ok());
+            let left = told.filter(|told| told.ends_with(format!("\0{mark}\0").as_bytes()));
+            left.count()
+        };
+        let mut tries = 0;
+        while sleepers() > 0 {
+            tries += 1;
+            assert!(tries < 100, "the hook goes on");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        drop(running);
+        node.discard("asleep")?;
         node.nothing_left()
     }
 

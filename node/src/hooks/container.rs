@@ -12,7 +12,7 @@ use super::view::View;
 use super::{HookError, HookState, run_one};
 use crate::host::host_ns::HostNamespace;
 
-pub use super::view::{ContainerFiles, ShownMount};
+pub use super::view::{ContainerFiles, Shown, ShownMount};
 
 /// The createContainer hooks of a specification.
 #[must_use]

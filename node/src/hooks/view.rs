@@ -11,9 +11,11 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
+use std::process::{Child, Command};
+use std::sync::{Arc, mpsc};
+use std::thread;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, mkdirat, openat, readlinkat, statat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, mkdirat, openat, readlink, readlinkat, statat};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, mount, move_mount, open_tree};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -44,8 +46,21 @@ pub struct ContainerFiles {
 pub struct ShownMount {
     /// Its place in the container.
     pub destination: PathBuf,
-    /// What is shown: a tree of mounts that is attached nowhere. None: the host does not have it.
-    pub tree: Option<OwnedFd>,
+    /// What is shown there.
+    pub shown: Shown,
+}
+
+/// What is shown of a mount.
+#[derive(Debug)]
+pub enum Shown {
+    /// What the host has: a tree of mounts that is attached nowhere.
+    Tree(OwnedFd),
+    /// A directory that the host does not have.
+    Directory,
+    /// A file that the host does not have.
+    File,
+    /// One or the other: its place is covered if it is there.
+    Either,
 }
 
 /// A file of the container cannot be shown.
@@ -67,6 +82,8 @@ pub(super) struct View {
     space: HostNamespace,
     network_of: Option<u32>,
     root: PathBuf,
+    /// The root's path as the list of mounts has it: without links.
+    listed_as: PathBuf,
     /// What is mounted in the root.
     mounts: Vec<Mounted>,
     /// The mounts that were made: as long as they are open, none of their numbers is another mount's.
@@ -79,24 +96,19 @@ impl View {
         let (network_of, root) = (files.network_of, files.root.clone());
         let make = move || -> io::Result<_> {
             host_ns::leave().map_err(io::Error::other)?;
-            let root = files.root.clone();
-            let held = show(files)?;
+            let (listed_as, held) = show(files)?;
             let space = HostNamespace::start_thread().map_err(io::Error::other)?;
-            Ok((space, mounts(&root)?, held))
+            Ok((space, mounts(&listed_as)?, listed_as, held))
         };
-        let (space, mounts, held) = host.run(make).map_err(io::Error::other)??;
+        let (space, mounts, listed_as, held) = host.run(make).map_err(io::Error::other)??;
         Ok(Self {
             space,
             network_of,
             root,
+            listed_as,
             mounts,
             _held: Arc::new(held),
         })
-    }
-
-    /// Threads that see it.
-    pub(super) fn space(&self) -> &HostNamespace {
-        &self.space
     }
 
     /// Where a hook begins, as on runc.
@@ -104,9 +116,27 @@ impl View {
         &self.root
     }
 
-    /// Moves the calling thread, which is one of [`View::space`] and ends soon, to the container's network, and to UTS, IPC and, for its children, PID namespaces of
+    /// Starts a process in it, which is killed when the answer's second part is dropped, or this process ends. Blocks.
+    pub(super) fn spawn(&self, mut command: Command) -> io::Result<(Child, mpsc::Sender<()>)> {
+        let (keep, until) = mpsc::channel();
+        let (answer, answered) = mpsc::sync_channel(1);
+        let view = self.clone();
+        let start_and_stay = move || {
+            sys::end_with_this_thread(&mut command);
+            let _ = answer.send(view.enter_namespaces().and_then(|()| command.spawn()));
+            // Until the other end is dropped: nothing is sent.
+            let _ = until.recv();
+        };
+        let thread = thread::Builder::new().name("hook".to_owned());
+        let started = self.space.run(move || thread.spawn(start_and_stay).map(drop));
+        started.map_err(io::Error::other)??;
+        let child = answered.recv().map_err(io::Error::other)??;
+        Ok((child, keep))
+    }
+
+    /// Moves the calling thread to the container's network, and to UTS, IPC and, for its children, PID namespaces of
     /// nobody's: a hook that means the container's changes none of the host's, and whatever a hook starts ends with it (pid_namespaces(7)).
-    pub(super) fn enter_namespaces(&self) -> io::Result<()> {
+    fn enter_namespaces(&self) -> io::Result<()> {
         if let Some(process) = self.network_of {
             let network = File::open(format!("/proc/{process}/ns/net"))?;
             move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
@@ -116,7 +146,7 @@ impl View {
 
     /// Where somebody has changed what is mounted in the root since it was made. Blocks.
     pub(super) fn changed(&self) -> io::Result<Option<PathBuf>> {
-        let root = self.root.clone();
+        let root = self.listed_as.clone();
         let now = self.space.run(move || mounts(&root)).map_err(io::Error::other)??;
         let differs = |one: &[Mounted], other: &[Mounted]| {
             let found = one.iter().find(|mounted| !other.contains(mounted));
@@ -126,35 +156,42 @@ impl View {
     }
 }
 
+/// What is mounted on and below a root, of which itself is the first.
 fn mounts(root: &Path) -> io::Result<Vec<Mounted>> {
     let lines = mountinfo::below(root)?.into_iter();
-    Ok(lines
+    let mounts: Vec<_> = lines
         .map(|line| (line.id, line.parent, line.mountpoint, line.read_only))
-        .collect())
+        .collect();
+    match mounts.is_empty() {
+        true => Err(io::Error::other("it is not in the list of mounts")),
+        false => Ok(mounts),
+    }
 }
 
-/// Mounts the root at its path, and on it what the container has mounted. The answer is the mounts.
-fn show(files: ContainerFiles) -> io::Result<Vec<OwnedFd>> {
+/// Mounts the root at its path, and on it what the container has mounted. The answer is the root's path without links, and the mounts.
+fn show(files: ContainerFiles) -> io::Result<(PathBuf, Vec<OwnedFd>)> {
     sys::mount_setattr(files.rootfs.as_fd(), SetAttr::PrivateRecursive)?;
     sys::mount_setattr(files.rootfs.as_fd(), SetAttr::NotExecutedRecursive)?;
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    move_mount(&files.rootfs, "", CWD, &files.root, flags)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = rustix::fs::open(&files.root, flags, Mode::empty())?;
+    attach(&files.rootfs, &rustix::fs::open(&files.root, flags, Mode::empty())?)?;
+    let root = files.rootfs;
+    let listed_as = readlink(name_of(&root), Vec::new())?;
     let mut held = Vec::new();
-    for ShownMount { destination, tree } in files.mounts {
-        let made = match tree {
-            Some(tree) => show_source(&root, &destination, tree),
-            None => show_nothing(&root, &destination),
+    for ShownMount { destination, shown } in files.mounts {
+        let made = match shown {
+            Shown::Tree(tree) => show_source(&root, &destination, tree).map(Some),
+            Shown::Directory => show_nothing(&root, &destination, Some(true)),
+            Shown::File => show_nothing(&root, &destination, Some(false)),
+            Shown::Either => show_nothing(&root, &destination, None),
         };
-        held.push(made.map_err(|source| io::Error::other(NotShown { destination, source }))?);
+        held.extend(made.map_err(|source| io::Error::other(NotShown { destination, source }))?);
     }
     // Once all is in place. Sources are read-only already.
     for mount in &held {
         sys::mount_setattr(mount.as_fd(), SetAttr::ReadOnly)?;
     }
-    held.push(files.rootfs);
-    Ok(held)
+    held.push(root);
+    Ok((OsString::from_vec(listed_as.into_bytes()).into(), held))
 }
 
 /// Shows the source of a bind.
@@ -162,28 +199,35 @@ fn show_source(root: &OwnedFd, destination: &Path, tree: OwnedFd) -> io::Result<
     sys::mount_setattr(tree.as_fd(), SetAttr::PrivateRecursive)?;
     sys::mount_setattr(tree.as_fd(), SetAttr::NotExecutedRecursive)?;
     sys::mount_setattr(tree.as_fd(), SetAttr::WithoutLinksRecursive)?;
-    match place(root, destination, is_directory(&tree)?) {
+    match place(root, destination, Some(is_directory(&tree)?)) {
         Ok(under) => attach(&tree, &under)?,
-        // Below another source, which is read-only here and has no such file: the guest makes it.
-        Err(error) if error.raw_os_error() == Some(Errno::ROFS.raw_os_error()) => {}
+        Err(error) if is_read_only(&error) => {}
         Err(error) => return Err(error),
     }
     Ok(tree)
 }
 
+/// A place below another source, which is read-only here, cannot be made: nor can a hook write there, and the guest makes it.
+fn is_read_only(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::ROFS.raw_os_error())
+}
+
 /// Shows that there is nothing to be had: what is mounted there is the guest's.
-fn show_nothing(root: &OwnedFd, destination: &Path) -> io::Result<OwnedFd> {
-    let under = place(root, destination, true)?;
+fn show_nothing(root: &OwnedFd, destination: &Path, directory: Option<bool>) -> io::Result<Option<OwnedFd>> {
+    let under = match place(root, destination, directory) {
+        Err(error) if is_read_only(&error) => return Ok(None),
+        Err(error) if directory.is_none() && error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        under => under?,
+    };
     if is_directory(&under)? {
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         mount("tmpfs", name_of(&under), "tmpfs", flags, None)?;
-        return place(root, destination, true);
+        return place(root, destination, None).map(Some);
     }
-    // A file of the image that the container does not see.
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let covered = open_tree(&under, "", flags)?;
     attach(&covered, &under)?;
-    Ok(covered)
+    Ok(Some(covered))
 }
 
 fn attach(tree: &OwnedFd, place: &OwnedFd) -> io::Result<()> {
@@ -196,8 +240,9 @@ fn is_directory(file: &OwnedFd) -> io::Result<bool> {
     Ok(FileType::from_raw_mode(stat.st_mode).is_dir())
 }
 
-/// The file or directory of a root, links followed within it; made if it is not there, as the agent does in the guest.
-fn place(root: &OwnedFd, destination: &Path, directory: bool) -> io::Result<OwnedFd> {
+/// The file or directory of a root, links followed within it, those of sources too; made if it is not there and it is known what it is, as the agent does in the guest. Whoever changes a source
+/// meanwhile has another place of the root covered.
+fn place(root: &OwnedFd, destination: &Path, directory: Option<bool>) -> io::Result<OwnedFd> {
     let mut rest: VecDeque<OsString> = names(destination).collect();
     let (mut at, mut links) = (PathBuf::new(), 0);
     while let Some(name) = rest.pop_front() {
@@ -223,7 +268,8 @@ fn place(root: &OwnedFd, destination: &Path, directory: bool) -> io::Result<Owne
                 continue;
             }
             Ok(_) => {}
-            Err(Errno::NOENT) if directory || !rest.is_empty() => {
+            Err(Errno::NOENT) if directory.is_none() => return Err(Errno::NOENT.into()),
+            Err(Errno::NOENT) if directory == Some(true) || !rest.is_empty() => {
                 mkdirat(&above, &name, Mode::from_raw_mode(0o755))?;
             }
             Err(Errno::NOENT) => {
@@ -275,12 +321,14 @@ mod tests {
             ("/top/../../a/b", true, "a/b"),
             ("lib/file", false, "usr/lib/file"),
         ] {
-            let place = place(&opened, Path::new(destination), directory).unwrap();
+            let path_to = Path::new(destination);
+            assert!(place(&opened, path_to, None).is_err(), "{destination} is there");
+            let place = place(&opened, path_to, Some(directory)).unwrap();
             let at = fs::read_link(name_of(&place)).unwrap();
             assert_eq!(at, path.canonicalize().unwrap().join(found), "{destination}");
             assert_eq!(is_directory(&place).unwrap(), directory);
         }
-        let looped = place(&opened, Path::new("/loop/x"), true).unwrap_err();
+        let looped = place(&opened, Path::new("/loop/x"), Some(true)).unwrap_err();
         assert_eq!(looped.raw_os_error(), Some(Errno::LOOP.raw_os_error()));
     }
 }

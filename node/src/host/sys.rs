@@ -5,8 +5,11 @@ use std::ffi::{CStr, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use base::mount_attributes;
+use rustix::process::Signal;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -32,6 +35,14 @@ pub fn unshare_network_namespace() -> io::Result<()> {
 /// the first of a PID namespace. It can start no thread.
 pub fn unshare_uts_ipc_and_pid_namespaces() -> io::Result<()> {
     unshare(libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWPID)
+}
+
+/// The process that the command starts is killed when the calling thread ends, and so when this process does (prctl(2), PR_SET_PDEATHSIG).
+pub fn end_with_this_thread(command: &mut Command) {
+    // SAFETY: the closure makes one system call, and touches no memory.
+    unsafe {
+        command.pre_exec(|| rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(Into::into));
+    }
 }
 
 fn unshare(flags: i32) -> io::Result<()> {

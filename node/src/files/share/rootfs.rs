@@ -143,11 +143,8 @@ impl SharedTree {
                 self.bind_rootfs(attachment, Path::new(&mount.source), target, &how)
             }
             kind => {
-                let mut layers = Layers::new(
-                    self.mirrors
-                        .directory()
-                        .join(format!("layers-{}", attachment.container)),
-                );
+                let name = format!("layers-{}-{}", attachment.container, attachment.number);
+                let mut layers = Layers::new(self.mirrors.directory().join(name));
                 self.own_lower(&mut layers, kind, map.as_ref(), &mut options)
                     .and_then(|()| self.own_upper(&mut layers, kind, &mut options))
                     .map_err(refused)?;
@@ -415,7 +412,7 @@ mod tests {
             fs::write(root.join("written"), "").unwrap();
             let written = disk.join("rw/upper/written");
             assert!(tree.host.run(move || written.exists()).unwrap());
-            assert!(!tree.mirrors.directory().join("layers-c").exists());
+            assert_eq!(fs::read_dir(tree.mirrors.directory()).unwrap().count(), 0);
             tree.detach(&id).unwrap();
             tree.host.run(move || unmount_below(&disk).unwrap()).unwrap();
         });
@@ -480,7 +477,7 @@ mod tests {
                 (found.uid(), found.gid())
             };
             assert_eq!((owner("one"), owner("two")), ((100_007, 200_008), (100_000, 200_000)));
-            assert!(!tree.mirrors.directory().join("layers-c").exists());
+            assert_eq!(fs::read_dir(tree.mirrors.directory()).unwrap().count(), 0);
             tree.detach(&id).unwrap();
             mount.options.pop();
             let error = tree

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{MutexGuard, PoisonError};
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags, statx};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
@@ -78,21 +78,24 @@ impl SharedTree {
         if !place.starts_with(protocol::VOLUMES) {
             return Ok(None);
         }
-        let _held = self.attachments.hold(attachment)?;
         let mut flags =
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
         if recursive {
             flags |= OpenTreeFlags::AT_RECURSIVE;
         }
+        // A file server may take its time: nothing is held meanwhile.
         let cloned = openat_beneath::open(&self.root, place).and_then(|opened| {
-            let mode = rustix::fs::fstat(&opened)?.st_mode;
-            if FileType::from_raw_mode(mode).is_symlink() {
+            let asked = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+            let mode = statx(&opened, "", asked, StatxFlags::TYPE)?.stx_mode;
+            if FileType::from_raw_mode(mode.into()).is_symlink() {
                 return Err(Errno::LOOP.into());
             }
             Ok(open_tree(&opened, "", flags)?)
         });
         let failed = |source| ShareError::from(PathError::new("clone", self.root.join(place), source));
-        cloned.map(Some).map_err(failed)
+        let cloned = cloned.map_err(failed)?;
+        let _held = self.attachments.hold(attachment)?;
+        Ok(Some(cloned))
     }
 
     pub(super) fn registry(&self) -> MutexGuard<'_, Registry> {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use containerd_shim_protos::types::mount::Mount as RootfsMount;
 use node::guest_spec::GuestSpecError;
 use node::hooks::HookState;
-use node::hooks::container::{self, ContainerFiles, ShownMount};
+use node::hooks::container::{self, ContainerFiles, Shown, ShownMount};
 use node::host_ns::HostNamespace;
 use node::share::{Attachment, PreparedRootfs, SharedTree};
 use oci_spec::runtime::{Hook, LinuxNamespaceType, Mount, Spec};
@@ -91,15 +91,37 @@ impl CreateContainerHooks {
     fn prepare(&self, tree: &SharedTree) -> Result<(PreparedRootfs, Vec<ShownMount>), HostError> {
         let prepared = tree.prepare_rootfs(&self.attachment, &self.rootfs, &self.root);
         let shown = |mount: &Mount| {
-            let recursive = mount.options().iter().flatten().any(|option| option == "rbind");
+            let recursive = has(mount, "rbind");
             let source = mount.source().as_deref().unwrap_or(Path::new(""));
             let tree = tree.clone_placed(&self.attachment, source, recursive).map_err(other)?;
             Ok(ShownMount {
                 destination: mount.destination().clone(),
-                tree,
+                shown: tree.map_or_else(|| of_the_guest(mount, source), Shown::Tree),
             })
         };
         let mounts: Result<Vec<_>, HostError> = self.mounts.iter().map(shown).collect();
         Ok((prepared.map_err(other)?, mounts?))
+    }
+}
+
+fn has(mount: &Mount, name: &str) -> bool {
+    mount.options().iter().flatten().any(|option| option == name)
+}
+
+/// What a mount is that the host does not have.
+fn of_the_guest(mount: &Mount, source: &Path) -> Shown {
+    let is_bind = mount.typ().as_deref() == Some("bind") || has(mount, "bind") || has(mount, "rbind");
+    // By their names in the guest, which the host's kernel has, too.
+    let kernels = ["/dev", "/proc", "/sys"]
+        .iter()
+        .any(|directory| source.starts_with(directory));
+    let volumes = Path::new(protocol::STORAGE_DIRECTORY);
+    if !is_bind || source.parent() == Some(volumes) || kernels && source.is_dir() {
+        Shown::Directory
+    } else if source.starts_with(volumes) {
+        Shown::Either
+    } else {
+        // Devices, and sockets of the host that are relayed.
+        Shown::File
     }
 }
