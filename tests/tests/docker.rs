@@ -291,19 +291,6 @@ mod kata_only {
         docker.nothing_left(id)
     }
 
-    #[test]
-    fn a_container_that_is_to_have_the_network_of_another_one_is_refused_with_the_reason() -> Result<()> {
-        let docker = Docker::start()?;
-        let id = docker.run("box").arg("-d").program(["sleep", "1000"]).ok()?;
-        let beside = docker.run("beside").args(["--network", "container:box"]);
-        let said = beside.program(["true"]).fails()?;
-        assert!(said.contains("another sandbox uses it"), "{said}");
-        let address = ["exec", "box", "ip", "addr", "show", "dev", "eth0"];
-        assert!(docker.docker(&address).ok()?.contains("inet 10.95.0.2/24"));
-        docker.docker(&["rm", "-f", "box", "beside"]).ok()?;
-        docker.nothing_left(id.trim())
-    }
-
     /// What the guest's cgroup says: memory, CPU time, processes; then the VM's memory in MiB.
     fn limits(docker: &Docker) -> Result<(String, u64)> {
         let script = "cd /sys/fs/cgroup; cat memory.max cpu.max pids.max cpu.weight; \

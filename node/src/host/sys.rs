@@ -16,6 +16,9 @@ use tokio::io::unix::AsyncFd;
 /// The descriptor by which a process of ours gets what it is to have from the start: the server its listening socket.
 const INHERITED_FD: i32 = 3;
 
+/// The first word of the command line of a process that stands for a container.
+pub const STAND_IN: &str = "tatami-container";
+
 /// `unshare(CLONE_NEWNS)` for the calling thread.
 pub fn unshare_mount_namespace() -> io::Result<()> {
     unshare(libc::CLONE_NEWNS)

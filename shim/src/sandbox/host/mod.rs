@@ -9,7 +9,7 @@ mod error;
 mod network;
 mod volumes;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -49,10 +49,10 @@ pub struct ContainerHooks {
 pub struct GuestContainer {
     /// The OCI specification as JSON, with the guest's paths.
     pub spec: Vec<u8>,
-    /// OCI type of a namespace to the container whose namespace is joined.
-    pub join_namespaces: HashMap<String, String>,
-    /// The host's path of the PID namespace that a container of a pod joins.
-    pub pid_namespace: Option<PathBuf>,
+    /// OCI type of a namespace to the host's path of the one that is joined.
+    pub join_namespaces: BTreeMap<String, PathBuf>,
+    /// The host's path of the network namespace of a container that is not the sandbox's first.
+    pub network_of: Option<PathBuf>,
     /// Hooks that the host runs.
     pub hooks: Option<ContainerHooks>,
     /// How much memory its processes may lock.
@@ -292,8 +292,8 @@ impl HostSide for RealHost {
             let limits = resources.map(Limits::of).unwrap_or_default();
             Ok(GuestContainer {
                 spec: serde_json::to_vec(&guest.spec).map_err(other)?,
-                join_namespaces: guest.join_namespaces.into_iter().collect(),
-                pid_namespace: guest.pid_namespace,
+                join_namespaces: guest.join_namespaces,
+                network_of: guest.network_of,
                 hooks,
                 memlock,
                 inherited,
