@@ -50,8 +50,8 @@ pub(crate) enum Purpose {
 /// The state machine. `E` is the driver's error, which it passes on.
 #[derive(Debug)]
 pub struct Core<E> {
-    /// The sandbox's own container, which in a pod keeps the namespaces and does nothing by itself.
-    pub(crate) own: ContainerId,
+    /// The pod's own container, which keeps the namespaces and does nothing by itself; none if the sandbox is no pod.
+    pub(crate) own: Option<ContainerId>,
     pub(crate) vm: Vm,
     pub(crate) containers: BTreeMap<ContainerId, Container<E>>,
     pub(crate) jobs: BTreeMap<Job, Purpose>,
@@ -66,9 +66,9 @@ pub struct Core<E> {
 }
 
 impl<E> Core<E> {
-    /// A sandbox whose VM boots. `own` is the container that has the sandbox's id.
+    /// A sandbox whose VM boots. `own` is the container that does nothing but keep a pod's namespaces.
     #[must_use]
-    pub fn new(own: ContainerId) -> Self {
+    pub fn new(own: Option<ContainerId>) -> Self {
         Self {
             own,
             vm: Vm::Booting,

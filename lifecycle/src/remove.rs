@@ -138,10 +138,10 @@ impl<E: Clone> Core<E> {
     }
 
     /// A container that has stopped must be deletable, but a neighbour that may be well is not worth the VM: whoever asks is told to try
-    /// again. So is whoever deletes the last one that lives, once: what is on its disks may be saved yet. The sandbox's own container does
+    /// again. So is whoever deletes the last one that lives, once: what is on its disks may be saved yet. A pod's own container does
     /// nothing by itself and does not count.
     fn guest_holds_on(&mut self, now: SystemTime, id: &ContainerId, failure: Failure<E>) {
-        let counts = |other: &ContainerId| other != id && *other != self.own;
+        let counts = |other: &ContainerId| other != id && Some(other) != self.own.as_ref();
         let mut others = self.containers.iter().filter(|(other, _)| counts(other));
         let alone = others.all(|(_, container)| container.life.has_ended());
         let Some(container) = self.containers.get_mut(id) else {

@@ -189,11 +189,11 @@ impl<E: Clone> Core<E> {
         self.begin(Purpose::CgroupKill, kill);
     }
 
-    /// Whether every container has ended or has been sent SIGKILL. The sandbox's own, if there are others, does nothing by
+    /// Whether every container has ended or has been sent SIGKILL. A pod's own, if there are others, does nothing by
     /// itself and does not count.
     fn nobody_goes_on(&self) -> bool {
-        let others = self.containers.keys().any(|id| *id != self.own);
-        let counts = |id: &ContainerId| !others || *id != self.own;
+        let others = self.containers.keys().any(|id| Some(id) != self.own.as_ref());
+        let counts = |id: &ContainerId| !others || Some(id) != self.own.as_ref();
         let counted = self.containers.iter().filter(|(id, _)| counts(id));
         counted
             .map(|(_, container)| container)

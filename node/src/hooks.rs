@@ -1,9 +1,11 @@
-//! The hooks that the OCI runtime runs on the host: prestart, createRuntime, poststart, poststop.
+//! The hooks that the OCI runtime runs on the host: prestart, createRuntime, createContainer, poststart, poststop.
 //!
-//! They run in the host's mount namespace and the runtime's other namespaces (OCI runtime spec, config.md,
+//! All but createContainer hooks ([`container`]) run in the host's mount namespace and the runtime's other namespaces (OCI runtime spec, config.md,
 //! "POSIX-platform Hooks"), with the container's state on stdin.
 
+pub mod container;
 mod poststop;
+mod view;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -11,7 +13,8 @@ use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus};
+use std::process::{Child, Command, ExitStatus};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -25,6 +28,8 @@ use tokio::net::unix::pipe;
 
 use crate::host::host_ns::{HostNamespace, HostNamespaceError};
 use crate::host::sys;
+
+use view::View;
 
 pub use poststop::{PoststopHooks, run_handed_over};
 
@@ -102,6 +107,23 @@ pub enum HookError {
         /// What it may take.
         timeout: Duration,
     },
+    /// A createContainer hook has changed what is mounted in the container's root.
+    #[error("hook {} has changed what is mounted on {}, which would not reach the guest", path.display(), on.display())]
+    Mounted {
+        /// The hook's program.
+        path: PathBuf,
+        /// Where.
+        on: PathBuf,
+    },
+    /// A createContainer hook cannot be shown the container's files.
+    #[error("cannot show the container's files at {} to its createContainer hooks", root.display())]
+    View {
+        /// Where they are to be.
+        root: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// The host's namespace cannot be reached.
     #[error(transparent)]
     Host(#[from] HostNamespaceError),
@@ -114,7 +136,7 @@ pub enum HookError {
 /// "Lifecycle").
 pub async fn run(host: &HostNamespace, hooks: &Hooks, point: HookPoint, state: &HookState) -> Result<(), HookError> {
     for hook in at(hooks, point) {
-        run_one(host, hook, state).await?;
+        run_one(host, hook, state, None).await?;
     }
     Ok(())
 }
@@ -129,7 +151,7 @@ fn at(hooks: &Hooks, point: HookPoint) -> Vec<Hook> {
     lists.into_iter().flatten().flatten().cloned().collect()
 }
 
-async fn run_one(host: &HostNamespace, hook: Hook, state: &HookState) -> Result<(), HookError> {
+async fn run_one(host: &HostNamespace, hook: Hook, state: &HookState, view: Option<View>) -> Result<(), HookError> {
     let path = hook.path().clone();
     let failed = |source| HookError::Start {
         path: path.clone(),
@@ -142,7 +164,7 @@ async fn run_one(host: &HostNamespace, hook: Hook, state: &HookState) -> Result<
     let (host, state) = (host.clone(), state.clone());
     // Its start as well: its program may be on a file server that does not answer.
     let ending = async {
-        let started = tokio::task::spawn_blocking(move || start(&host, &hook, &state)).await;
+        let started = tokio::task::spawn_blocking(move || start(&host, &hook, &state, view.as_ref())).await;
         let mut running = started.unwrap_or_else(|error| Err(failed(io::Error::other(error))))?;
         running.end().await.map_err(failed)
     };
@@ -159,8 +181,8 @@ async fn run_one(host: &HostNamespace, hook: Hook, state: &HookState) -> Result<
     }
 }
 
-/// Starts it. Blocks.
-fn start(host: &HostNamespace, hook: &Hook, state: &HookState) -> Result<Running, HookError> {
+/// Starts it, a createContainer hook in its view. Blocks.
+fn start(host: &HostNamespace, hook: &Hook, state: &HookState, view: Option<&View>) -> Result<Running, HookError> {
     let failed = |source| HookError::Start {
         path: hook.path().clone(),
         source,
@@ -169,17 +191,25 @@ fn start(host: &HostNamespace, hook: &Hook, state: &HookState) -> Result<Running
     let (output, stdout) = io::pipe().map_err(failed)?;
     let stderr = stdout.try_clone().map_err(failed)?;
     let program = program(hook).stdin(stdin).stdout(stdout).stderr(stderr);
-    let mut command = program.directory(state.directory()).into_command().map_err(failed)?;
+    let directory = view.map_or_else(|| state.directory(), View::directory);
+    let command = program.directory(directory).into_command().map_err(failed)?;
     let bundle = state.bundle.clone();
-    let start = move || match command.spawn() {
+    let start = move |mut command: Command| match command.spawn() {
         // containerd removes the bundle while the hooks of a sandbox that is gone are run: maybe since it was looked for.
         Err(error) if error.kind() == io::ErrorKind::NotFound && !bundle.is_dir() => command.current_dir("/").spawn(),
         started => started,
     };
-    let child = host.run(start)?.map_err(failed)?;
+    let (child, keeper) = match view {
+        None => (host.run(move || start(command))?.map_err(failed)?, None),
+        Some(view) => {
+            let (child, keeper) = view.spawn(command).map_err(failed)?;
+            (child, Some(keeper))
+        }
+    };
     Ok(Running {
         child: Some(child),
         output: output.into(),
+        _keeper: keeper,
     })
 }
 
@@ -189,6 +219,8 @@ struct Running {
     child: Option<Child>,
     /// What it prints.
     output: OwnedFd,
+    /// A createContainer hook ends with this, and with the shim.
+    _keeper: Option<mpsc::Sender<()>>,
 }
 
 impl Running {
@@ -236,6 +268,8 @@ impl Drop for Running {
         // Not reaped yet, so the number is still the group's.
         if let (Ok(None), Some(group)) = (child.try_wait(), pid(&child)) {
             let _ = kill_process_group(group, Signal::KILL);
+            // It may have left its group.
+            let _ = child.kill();
             // In an uninterruptible wait it does not die before that ends, and this is a thread of the runtime. Without a thread it stays
             // a zombie until the shim's end.
             let _ = thread::Builder::new()
@@ -245,7 +279,8 @@ impl Drop for Running {
     }
 }
 
-/// The hook's environment is the one that it names, be it empty; if it names none it is ours, as with runc. Its score and limits are those that runc
+/// The hook's environment is the one that it names, be it empty; if it names none it is ours, as with runc. A createContainer hook of runc's has the program's then, in which
+/// an image can have LD_PRELOAD: it never gets that here. Its score and limits are those that runc
 /// leaves it: its caller's, as containerd has started it. Its process group is its own, so that all of it can be ended.
 fn program(hook: &Hook) -> Program {
     let args = hook.args().clone().unwrap_or_default();

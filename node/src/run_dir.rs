@@ -71,6 +71,12 @@ pub struct SandboxState {
     /// What is changed in the pod's network namespace.
     #[serde(default)]
     pub network: Option<NetworkRecord>,
+    /// Whether it is a pod: no container joins it but the pod's. None until its server has read its specification.
+    #[serde(default)]
+    pub pod: Option<bool>,
+    /// The configuration file.
+    #[serde(default)]
+    pub config_path: Option<PathBuf>,
 }
 
 /// A field, if it is what this build writes.
@@ -100,6 +106,8 @@ impl SandboxState {
             accelerator: field(fields, "accelerator"),
             vsock: field(fields, "vsock"),
             network: field(fields, "network"),
+            pod: field(fields, "pod"),
+            config_path: field(fields, "config_path"),
         }
     }
 
@@ -116,6 +124,8 @@ impl SandboxState {
             accelerator: None,
             vsock: None,
             network: None,
+            pod: None,
+            config_path: None,
         }
     }
 }
@@ -208,6 +218,33 @@ impl RunDir {
 
     fn state(&self) -> PathBuf {
         self.path.join("sandbox.json")
+    }
+
+    fn joined(&self) -> PathBuf {
+        self.path.join("joined")
+    }
+
+    /// Writes down that containers of other ids may be in the sandbox, which is no pod.
+    ///
+    /// # Errors
+    /// The file cannot be made.
+    pub fn mark_joined(&self) -> Result<(), RunDirError> {
+        let path = self.joined();
+        fs::write(&path, "").map_err(|source| failed("create", &path, source))
+    }
+
+    /// Whether they may.
+    #[must_use]
+    pub fn is_joined(&self) -> bool {
+        self.joined().exists()
+    }
+
+    /// The directory of the server that has this address, as [`RunDir::address`] gives it.
+    #[must_use]
+    pub fn of_address(address: &str) -> Option<Self> {
+        let path = Path::new(address.strip_prefix("unix://")?).parent()?;
+        let found = Self { path: path.to_owned() };
+        (path.parent() == Some(Path::new(ROOT)) && found.address() == address).then_some(found)
     }
 
     /// Makes the directory, mode 0700, and its parents. It may exist.

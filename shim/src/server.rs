@@ -42,7 +42,7 @@ use crate::management::{self, places};
 use crate::pool::{self, Template};
 use crate::program::announcement::Announcement;
 use crate::program::context::ServerContext;
-use crate::program::settings::Settings;
+use crate::program::settings::{Settings, file as configuration_file};
 use crate::qemu::QemuLauncher;
 use crate::qemu::saved::Saved;
 use crate::sandbox::boot::BootPlan;
@@ -205,6 +205,8 @@ fn start_sandbox(context: &ServerContext, events: Publisher) -> Result<Arc<Sandb
     let mut state = SandboxState::new(&context.namespace, &context.id);
     state.shim = ProcessRef::own();
     state.cgroups = cgroup.directories().to_vec();
+    state.pod = Some(spec.annotations().as_ref().is_some_and(bundle::is_pods));
+    state.config_path = Some(configuration_file(context.config_path.as_deref()));
     if let Some(parked) = &parked {
         state.cgroups.extend_from_slice(parked.cgroup.directories());
         state.vm = parked.processes();

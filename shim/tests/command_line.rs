@@ -169,6 +169,32 @@ fn no_server_is_left(id: &str) {
     assert_eq!(servers(), 0);
 }
 
+/// containerd kills a `delete` after 5 s.
+#[test]
+fn a_delete_of_the_last_container_removes_a_sandbox_whose_server_hangs() {
+    let bundle = tempfile::tempdir().unwrap();
+    let (id, run_dir) = run_dir("hangs");
+    run_dir.create().unwrap();
+    let _never_accepts = std::os::unix::net::UnixListener::bind(run_dir.socket()).unwrap();
+    let mut vmm = Command::new("sleep").arg("600").spawn().unwrap();
+    let namespace = Namespace::new("command-line").unwrap();
+    let mut state = SandboxState::new(&namespace, &SandboxId::new(&id).unwrap());
+    state.shim = None;
+    state.vm = vec![ProcessRef::of(vmm.id().try_into().unwrap()).unwrap()];
+    run_dir.write_state(&state).unwrap();
+    run_dir.mark_joined().unwrap();
+    let own = bundle.path().join("own");
+    std::fs::create_dir(&own).unwrap();
+    std::fs::write(own.join("address"), run_dir.address()).unwrap();
+    let path = own.to_str().unwrap();
+    let words = ["-namespace", "command-line", "-id", &id, "-bundle", path, "delete"];
+    let began = Instant::now();
+    shim(&own, &words).unwrap();
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    assert!(!vmm.wait().unwrap().success());
+    assert!(!run_dir.path().exists());
+}
+
 #[test]
 fn a_delete_answers_the_pid_that_stood_for_the_sandbox() {
     let bundle = tempfile::tempdir().unwrap();

@@ -4,7 +4,8 @@
 //! Elsewhere: CVE-2020-2024 and CVE-2020-2026 (the guest leads the host's mounts astray by links in the shared directory), in
 //! `escape.rs` and `hostile_files.rs`; CVE-2026-47243 (links by absolute names), in `escape.rs`; CVE-2020-2025 (a guest's changes of its image
 //! are kept on the host), by `confinement.rs`: QEMU has the kernel and the initrd read-only, and there is no image; CVE-2020-27151
-//! (annotations with paths of programs), in `config/tests/annotations.rs`.
+//! (annotations with paths of programs), in `config/tests/annotations.rs`; CVE-2025-23266 (a hook of the host has the image's environment), in
+//! `oci_hooks.rs`.
 
 mod kata_only {
     use std::{

@@ -115,7 +115,7 @@ mod kata_only {
     fn each_demand_for_memory_is_served_in_time() -> Result<()> {
         let node = Node::start()?;
         node.run("demands").arg("-d").program(["sleep", "1000"]).ok()?;
-        for (exec, bytes) in [("first", "300000000"), ("second", "600000000")] {
+        for (exec, bytes) in [("first", "240000000"), ("second", "500000000")] {
             let burst = ["guest-probe", "touch-memory", bytes];
             node.exec("demands", exec).limit(LONG).program(burst).ok()?;
         }

@@ -2,8 +2,9 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use framework::{Node, Result, wait};
+use framework::{Node, Result, host_mount::HostMount, wait};
 use nix::sys::signal::Signal;
+use rustix::mount::MountFlags;
 use serde_json::{Value, json};
 
 /// A hook of the host that appends a line to `notes` in a directory.
@@ -108,24 +109,219 @@ mod kata_only {
         node.nothing_left()
     }
 
-    /// It would run in the namespaces of the container, which are in the guest, and its file is on the host.
+    fn of_root(script: &str) -> Value {
+        json!({ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"] })
+    }
+
+    /// What it does in the container's memory, and what it mounts, does not reach the guest: neither is lost in silence.
     #[test]
-    fn a_create_container_hook_is_refused_before_anything_is_made() -> Result<()> {
+    fn a_create_container_hook_that_mounts_or_writes_to_memory_fails_the_create() -> Result<()> {
         let node = Node::start()?;
         let dir = node.dir().to_owned();
+        let volume = dir.join("volume");
+        fs::create_dir(&volume)?;
+        fs::write(volume.join("file"), "")?;
+        let in_memory = dir.join("kubernetes.io~empty-dir/memory");
+        let memory = HostMount::new(&in_memory, MountFlags::empty())?;
+        let read_only = "Read-only file system";
+        let cases = [
+            ("mounts", "mount -t tmpfs tmpfs mnt", "has changed what is mounted on"),
+            ("unmounts", "umount -l dev/shm", "has changed what is mounted on"),
+            (
+                "covers",
+                "umount -l dev/shm && mount -t tmpfs -o ro tmpfs dev/shm",
+                "has changed what is mounted on",
+            ),
+            (
+                "remounts",
+                "mount -o remount,bind,rw dev",
+                "has changed what is mounted on",
+            ),
+            ("writes", "ln -s target dev/link", read_only),
+            ("volume", "echo changed > mnt/file", read_only),
+            ("memory", "echo changed > memory/file", read_only),
+        ];
+        for (name, script, said) in cases {
+            let spec = node
+                .spec(name, &["echo", "it was run"])?
+                .bind(&volume, "/mnt", &["rw"])?
+                .bind(&in_memory, "/memory", &["rw"])?
+                .push("/hooks/createContainer", of_root(script))?
+                .push("/hooks/poststop", note(&dir, name))?;
+            // As below /var/run: the list of mounts has no links.
+            let link = dir.join(format!("link-{name}"));
+            std::os::unix::fs::symlink(spec.root(), &link)?;
+            let spec = spec.set("/root/path", link.display().to_string())?;
+            let output = node.run_spec(name, &spec)?.arg("--rm").output()?;
+            assert_eq!(output.stdout(), "", "{name}");
+            let failure = output.failure()?;
+            assert!(failure.contains(said), "{name}: {failure}");
+            node.discard(name)?;
+        }
+        assert_eq!(notes(&node), cases.map(|(name, ..)| format!("{name}\n")).concat());
+        memory.unmount()?;
+        node.nothing_left()
+    }
+
+    /// CVE-2025-23266: with runc a hook that names no environment has the program's, and begins in the image's root.
+    #[test]
+    fn a_create_container_hook_has_nothing_of_the_images_environment_and_executes_none_of_its_files() -> Result<()> {
+        let node = Node::start()?;
+        let seen = node.dir().join("seen");
+        let script = format!("env > {seen}; bin/busybox true 2>> {seen}", seen = seen.display());
         let spec = node
-            .spec("cdi", &["true"])?
-            .push("/hooks/createRuntime", note(&dir, "made"))?
+            .spec("preloaded", &["true"])?
+            .push("/process/env", "LD_PRELOAD=./evil.so")?
+            .push("/process/env", "LD_AUDIT=./evil.so")?
             .push(
                 "/hooks/createContainer",
-                json!({ "path": "/usr/bin/nvidia-ctk", "args": ["nvidia-ctk", "hook"] }),
+                json!({ "path": "/bin/sh", "args": ["sh", "-c", script] }),
             )?;
-        let said = node.run_spec("cdi", &spec)?.arg("--rm").fails()?;
+        let said = node.run_spec("preloaded", &spec)?.arg("--rm").fails()?;
+        let seen = fs::read_to_string(seen)?;
+        assert!(seen.contains("PATH=") && !seen.contains("evil.so"), "{seen}");
+        assert!(seen.contains("Permission denied"), "{seen} {said}");
+        node.discard("preloaded")?;
+        node.nothing_left()
+    }
+
+    /// It would meet the root again when the guest has it, and the guest's links.
+    #[test]
+    fn nothing_that_a_create_container_hook_has_started_outlives_it() -> Result<()> {
+        let node = Node::start()?;
+        let mark = node.dir().join("daemon").display().to_string();
+        let script = format!("setsid sh -c 'while sleep 1; do :; done' {mark} & sleep 1; true");
+        let spec = node
+            .spec("daemon", &["true"])?
+            .push("/hooks/createContainer", of_root(&script))?;
+        node.run_spec("daemon", &spec)?.arg("--rm").ok()?;
+        let processes = fs::read_dir("/proc")?.flatten();
+        let told = processes.filter_map(|process| fs::read(process.path().join("cmdline")).ok());
+        let left = told.filter(|told| told.ends_with(format!("\0{mark}\0").as_bytes()));
+        assert_eq!(left.count(), 0);
+        node.nothing_left()
+    }
+
+    /// A link that whoever writes to a volume has made leads a hook nowhere.
+    #[test]
+    fn a_create_container_hook_is_not_led_out_of_a_volume() -> Result<()> {
+        let node = Node::start()?;
+        let volume = node.dir().join("volume");
+        fs::create_dir(&volume)?;
+        fs::write(volume.join("file"), "a file\n")?;
+        std::os::unix::fs::symlink(node.dir(), volume.join("out"))?;
+        let script = format!(
+            "(cat mnt/file; ls mnt/out/ 2>&1; echo $?) > {}/notes",
+            node.dir().display()
+        );
+        let spec = node
+            .spec("led", &["cat", "/mnt/file"])?
+            .bind(&volume, "/mnt", &["rw"])?
+            .push("/hooks/createContainer", of_root(&script))?;
+        assert_eq!(node.run_spec("led", &spec)?.arg("--rm").ok()?, "a file\n");
+        let seen = notes(&node);
         assert!(
-            said.contains("hooks.createContainer") && said.contains("/usr/bin/nvidia-ctk"),
+            seen.starts_with("a file\n") && seen.contains("symbolic links"),
+            "{seen}"
+        );
+        node.nothing_left()
+    }
+
+    /// What the guest has to make in the root is of the kind that it needs, and what it makes in a source is no obstacle.
+    #[test]
+    fn mounts_of_the_guests_are_as_without_create_container_hooks() -> Result<()> {
+        let node = Node::start()?;
+        let volume = node.dir().join("volume");
+        fs::create_dir(&volume)?;
+        let look =
+            "stat -c %F /etc/new; df /app/scratch | tail -n 1 | cut -d ' ' -f 1; cat /app/file/of; ls /app/below";
+        let below = node.dir().join("below");
+        fs::create_dir(&below)?;
+        fs::write(below.join("file"), "of a source\n")?;
+        let tmpfs = json!({ "destination": "/app/scratch", "type": "tmpfs", "source": "tmpfs", "options": [] });
+        let spec = node
+            .spec("guests", &["sh", "-c", look])?
+            .bind(Path::new("/dev/null"), "/etc/new", &["rw"])?
+            .bind(&volume, "/app", &["rw"])?
+            .push("/mounts", tmpfs)?
+            .bind(&below.join("file"), "/app/file/of", &["ro"])?
+            .bind(&below, "/app/below", &["ro"])?
+            .push("/hooks/createContainer", of_root("true"))?;
+        let said = node.run_spec("guests", &spec)?.arg("--rm").ok()?;
+        assert_eq!(said, "character special file\ntmpfs\nof a source\nfile\n");
+        node.nothing_left()
+    }
+
+    /// The next VM has the same root, and could lead it.
+    #[test]
+    fn a_create_container_hook_ends_with_its_shim() -> Result<()> {
+        let node = Node::start()?;
+        let dir = node.dir().to_owned();
+        let mark = dir.join("sleeper").display().to_string();
+        let script = format!(
+            "echo begun > {}/notes; setsid sh -c 'while sleep 1; do :; done' {mark}",
+            dir.display()
+        );
+        let spec = node
+            .spec("asleep", &["true"])?
+            .push("/hooks/createContainer", of_root(&script))?;
+        let running = node.run_spec("asleep", &spec)?.args(["-d", "--null-io"]).spawn()?;
+        wait::content(&dir, "notes", Duration::from_secs(60), |text| text == "begun\n")?;
+        node.signal_process("asleep", "containerd-shim", Signal::SIGKILL)?;
+        let sleepers = || {
+            let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+            let told = processes.filter_map(|process| fs::read(process.path().join("cmdline")).ok());
+            let left = told.filter(|told| told.ends_with(format!("\0{mark}\0").as_bytes()));
+            left.count()
+        };
+        let mut tries = 0;
+        while sleepers() > 0 {
+            tries += 1;
+            assert!(tries < 100, "the hook goes on");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        drop(running);
+        node.discard("asleep")?;
+        node.nothing_left()
+    }
+
+    #[test]
+    fn a_mount_that_a_create_container_hook_cannot_be_shown_is_named() -> Result<()> {
+        let node = Node::start()?;
+        let volume = node.dir().join("volume");
+        fs::create_dir(&volume)?;
+        let spec = node
+            .spec("unshown", &["true"])?
+            .bind(&volume, "/loop/on", &["rw"])?
+            .push("/hooks/createContainer", of_root("true"))?;
+        std::os::unix::fs::symlink("loop", spec.root().join("loop"))?;
+        let said = node.run_spec("unshown", &spec)?.arg("--rm").fails()?;
+        assert!(
+            said.contains("on /loop/on") && said.contains("symbolic links"),
             "{said}"
         );
-        node.discard("cdi")?;
+        node.discard("unshown")?;
+        node.nothing_left()
+    }
+
+    #[test]
+    fn a_create_container_hook_in_a_user_namespace_is_refused_before_anything_is_made() -> Result<()> {
+        let node = Node::start()?;
+        let dir = node.dir().to_owned();
+        let one = json!([{ "containerID": 0, "hostID": 100_000, "size": 10 }]);
+        let spec = node
+            .spec("users", &["true"])?
+            .push("/linux/namespaces", json!({ "type": "user" }))?
+            .set("/linux/uidMappings", one.clone())?
+            .set("/linux/gidMappings", one)?
+            .push("/hooks/createRuntime", note(&dir, "made"))?
+            .push("/hooks/createContainer", note(&dir, "made"))?;
+        let said = node.run_spec("users", &spec)?.arg("--rm").fails()?;
+        assert!(
+            said.contains("hooks.createContainer") && said.contains("user namespace"),
+            "{said}"
+        );
+        node.discard("users")?;
         assert_eq!(notes(&node), "");
         node.nothing_left()
     }

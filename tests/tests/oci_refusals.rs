@@ -76,6 +76,39 @@ fn the_same_limit_twice_is_taken_and_the_last_one_counts() -> Result<()> {
 mod kata_only {
     use super::*;
 
+    #[test]
+    fn the_network_of_a_container_leads_into_its_vm_and_that_of_another_process_does_not() -> Result<()> {
+        let node = Node::start_configured("[runtime]\n")?;
+        let first = node.spec("first", &["sleep", "1000"])?;
+        node.run_spec("first", &first)?.arg("-d").ok()?;
+        let boot = ["cat", "/proc/sys/kernel/random/boot_id"];
+        let own = node.exec("first", "boot").program(boot).ok()?;
+        let beside = |name: &str, pid: u32| {
+            let path = format!("/proc/{pid}/ns/net");
+            let namespaces = json!([{ "type": "mount" }, { "type": "pid" }, { "type": "ipc" }, { "type": "uts" },
+                { "type": "network", "path": path }]);
+            node.spec(name, &boot)?.set("/linux/namespaces", namespaces)
+        };
+        let processes = node.processes("first");
+        let qemu = processes
+            .iter()
+            .find(|process| process.program().contains("qemu-system"));
+        let qemu = qemu.map(|process| process.pid).unwrap_or_default();
+        let spec = beside("qemus", qemu)?;
+        assert_ne!(node.run_spec("qemus", &spec)?.arg("--rm").ok()?, own);
+        let spec = beside("joins", node.pid("first")?)?;
+        assert_eq!(node.run_spec("joins", &spec)?.arg("--rm").ok()?, own);
+        let other = node.dir().join("other.toml");
+        std::fs::copy(node.configuration(), &other)?;
+        let spec = beside("other", node.pid("first")?)?;
+        let configured = node.run_spec("other", &spec)?.args(["--rm", "--runtime-config-path"]);
+        let said = configured.arg(&other).fails()?;
+        assert!(said.contains("has another configuration file"), "{said}");
+        node.discard("other")?;
+        node.remove("first")?;
+        node.nothing_left()
+    }
+
     /// runc of Debian 12 passes over the first, and fails later and in other words on the second. What containerd 1.6 does not know of a
     /// specification it does not pass on: time offsets, devices of the network and other newer fields are in the shim's own tests.
     #[test]

@@ -92,7 +92,7 @@ pub(crate) struct World<'a> {
 impl<'a> World<'a> {
     pub(crate) fn new(script: &'a Script, logs: bool) -> Self {
         let mut world = Self {
-            core: Core::new(container(CONTAINERS[0])),
+            core: Core::new(Some(container(CONTAINERS[0]))),
             dice: Dice::new(script.seed),
             now: 0,
             order: 0,

@@ -116,7 +116,7 @@ impl PoststopHooks {
             if hook.timeout().is_none() {
                 hook.set_timeout(limit);
             }
-            let result = run_one(host, hook, &claim.state).await;
+            let result = run_one(host, hook, &claim.state, None).await;
             claim.done();
             first = first.and(result);
         }

@@ -5,13 +5,19 @@ use std::ffi::{CStr, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use base::mount_attributes;
+use rustix::process::Signal;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// The descriptor by which a process of ours gets what it is to have from the start: the server its listening socket.
 const INHERITED_FD: i32 = 3;
+
+/// The first word of the command line of a process that stands for a container.
+pub const STAND_IN: &str = "tatami-container";
 
 /// `unshare(CLONE_NEWNS)` for the calling thread.
 pub fn unshare_mount_namespace() -> io::Result<()> {
@@ -28,9 +34,23 @@ pub fn unshare_network_namespace() -> io::Result<()> {
     unshare(libc::CLONE_NEWNET)
 }
 
+/// `unshare(CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID)`: from now on the calling thread has host names and System V objects of its own, and the first process that it starts is
+/// the first of a PID namespace. It can start no thread.
+pub fn unshare_uts_ipc_and_pid_namespaces() -> io::Result<()> {
+    unshare(libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWPID)
+}
+
+/// The process that the command starts is killed when the calling thread ends, and so when this process does (prctl(2), PR_SET_PDEATHSIG).
+pub fn end_with_this_thread(command: &mut Command) {
+    // SAFETY: the closure makes one system call, and touches no memory.
+    unsafe {
+        command.pre_exec(|| rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(Into::into));
+    }
+}
+
 fn unshare(flags: i32) -> io::Result<()> {
-    // SAFETY: the flags that are used here change this thread's view of the file systems or of the network, and nothing
-    // about memory or descriptors.
+    // SAFETY: the flags that are used here change this thread's view of the file systems, of the network, of host names or of
+    // System V objects, which this program does not use, or where its children are counted, and nothing about memory or descriptors.
     match unsafe { libc::unshare(flags) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
@@ -48,6 +68,10 @@ pub enum SetAttr {
     ReadOnlyRecursive,
     /// Device nodes and set-id programs of the mount, and of all below it, do nothing.
     InertRecursive,
+    /// The same, and nothing of them can be executed.
+    NotExecutedRecursive,
+    /// The mount and all below it become read-only, and their symbolic links are not followed.
+    WithoutLinksRecursive,
     /// The mount and all below it become slaves.
     SlaveRecursive,
     /// The mount and all below it become private.
@@ -69,7 +93,13 @@ pub fn mount_setattr(mount: BorrowedFd<'_>, change: SetAttr) -> io::Result<()> {
             flags = 0;
         }
         SetAttr::ReadOnlyRecursive => attributes.attr_set = libc::MOUNT_ATTR_RDONLY,
+        SetAttr::WithoutLinksRecursive => {
+            attributes.attr_set = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSYMFOLLOW;
+        }
         SetAttr::InertRecursive => attributes.attr_set = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID,
+        SetAttr::NotExecutedRecursive => {
+            attributes.attr_set = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
+        }
         SetAttr::SlaveRecursive => attributes.propagation = libc::MS_SLAVE,
         SetAttr::PrivateRecursive => attributes.propagation = libc::MS_PRIVATE,
     }

@@ -9,6 +9,12 @@ use serde::Deserialize;
 
 use lifecycle::id::{ContainerId, IdError, SandboxId};
 
+/// The file of a bundle that has its server's address.
+pub const ADDRESS: &str = "address";
+
+/// The OCI type of a network namespace.
+pub const NETWORK: &str = "network";
+
 /// Largest config.json that is read, in bytes. containerd's own are a few ten thousand.
 const CONFIG_MAX: u64 = 16 << 20;
 
@@ -53,10 +59,41 @@ pub enum BundleError {
     NoSandbox(&'static str),
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
 struct Config {
     #[serde(default)]
     annotations: Option<HashMap<String, String>>,
+    #[serde(default)]
+    linux: Option<Linux>,
+}
+
+#[derive(Deserialize)]
+struct Linux {
+    #[serde(default)]
+    namespaces: Option<Vec<Namespace>>,
+}
+
+#[derive(Deserialize)]
+struct Namespace {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(default)]
+    path: Option<PathBuf>,
+}
+
+/// Nothing is known of one that is described later.
+fn read(bundle: &Path) -> Result<Config, BundleError> {
+    let path = bundle.join("config.json");
+    let mut text = Vec::new();
+    let read = File::open(&path).and_then(|file| file.take(CONFIG_MAX).read_to_end(&mut text));
+    match read {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && is_awaited(bundle) => return Ok(Config::default()),
+        read => read.map_err(|source| BundleError::Read {
+            path: path.clone(),
+            source,
+        })?,
+    };
+    serde_json::from_slice(&text).map_err(|source| BundleError::Json { path, source })
 }
 
 /// The sandbox that the container of this bundle belongs to; its own where it is not part of a pod.
@@ -64,20 +101,35 @@ struct Config {
 /// # Errors
 /// config.json cannot be read, or its annotations are no ids.
 pub fn sandbox_of(bundle: &Path, container: &ContainerId) -> Result<SandboxId, BundleError> {
-    let path = bundle.join("config.json");
-    let mut text = Vec::new();
-    let read = File::open(&path).and_then(|file| file.take(CONFIG_MAX).read_to_end(&mut text));
-    match read {
-        Err(error) if error.kind() == io::ErrorKind::NotFound && is_awaited(bundle) => {
-            return Ok(SandboxId::from(container));
-        }
-        read => read.map_err(|source| BundleError::Read {
-            path: path.clone(),
-            source,
-        })?,
-    };
-    let config: Config = serde_json::from_slice(&text).map_err(|source| BundleError::Json { path, source })?;
-    sandbox_from(&config.annotations.unwrap_or_default(), container)
+    sandbox_from(&read(bundle)?.annotations.unwrap_or_default(), container)
+}
+
+/// The process of the host whose network namespace the container of this bundle is to have; none if it names none by a process, or is a pod's.
+///
+/// # Errors
+/// config.json cannot be read.
+pub fn network_of(bundle: &Path) -> Result<Option<u32>, BundleError> {
+    let config = read(bundle)?;
+    if config.annotations.is_some_and(|annotations| is_pods(&annotations)) {
+        return Ok(None);
+    }
+    let namespaces = config.linux.and_then(|linux| linux.namespaces);
+    let mut networks = namespaces.into_iter().flatten().filter(|one| one.kind == NETWORK);
+    Ok(networks.find_map(|network| process_in(network.path.as_deref()?, NETWORK)))
+}
+
+/// Whether a container with these annotations belongs to a pod.
+#[must_use]
+pub fn is_pods(annotations: &HashMap<String, String>) -> bool {
+    GROUPINGS.iter().any(|(kind, _)| annotations.contains_key(*kind))
+}
+
+/// The pid in the path of a process's namespace of this OCI type, `/proc/PID/ns/…`; none in a path of another form.
+#[must_use]
+pub fn process_in(namespace: &Path, kind: &str) -> Option<u32> {
+    let (pid, file) = namespace.to_str()?.strip_prefix("/proc/")?.split_once("/ns/")?;
+    let files = if kind == NETWORK { "net" } else { kind };
+    pid.parse().ok().filter(|_| file == files)
 }
 
 /// Whether containerd made this bundle for a sandbox that it describes later, by CreateSandbox: without a specification, but
@@ -158,6 +210,30 @@ mod tests {
             ("io.kubernetes.cri-o.SandboxID", "p"),
         ];
         assert_eq!(sandbox(&annotations), Ok("p".to_owned()));
+    }
+
+    #[test]
+    fn the_process_of_a_network_namespace_is_found() {
+        let bundle = tempfile::tempdir().unwrap();
+        let network = |path: &str| {
+            let config = format!(
+                r#"{{"linux": {{"namespaces": [{{"type": "mount"}}, {{"type": "network", "path": "{path}"}}]}}}}"#
+            );
+            std::fs::write(bundle.path().join("config.json"), config).unwrap();
+            network_of(bundle.path()).unwrap()
+        };
+        assert_eq!(network("/proc/42/ns/net"), Some(42));
+        for other in [
+            "",
+            "/var/run/netns/a",
+            "/proc/self/ns/net",
+            "/proc/42/ns/net/x",
+            "/proc/42/fd/7",
+        ] {
+            assert_eq!(network(other), None, "{other}");
+        }
+        std::fs::write(bundle.path().join("config.json"), r#"{"linux": {"namespaces": null}}"#).unwrap();
+        assert_eq!(network_of(bundle.path()).unwrap(), None);
     }
 
     #[test]

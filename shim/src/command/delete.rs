@@ -1,9 +1,11 @@
 //! `delete`: containerd's last resort if a shim has ended or does not answer. containerd kills this process after 5 s.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use containerd_shim_protos::api::{DeleteRequest, DeleteResponse, KillRequest, WaitRequest};
+use containerd_shim_protos::api::{DeleteRequest, DeleteResponse, KillRequest, ShutdownRequest, WaitRequest};
 use containerd_shim_protos::shim_async::{Client, TaskClient};
 use node::bundle;
 use node::run_dir::RunDir;
@@ -11,6 +13,7 @@ use protobuf::MessageField;
 use protobuf::well_known_types::timestamp::Timestamp;
 use ttrpc::context;
 
+use super::joined;
 use crate::cleanup;
 use crate::id::{ContainerId, SandboxId};
 use crate::program::alive::is_alive;
@@ -25,6 +28,9 @@ const SIGKILL: u32 = 9;
 /// For the container to die of it.
 const DEATH_LIMIT: Duration = Duration::from_secs(3);
 
+/// For the server of a sandbox that is no pod to end its last container.
+const LAST_LIMIT: Duration = Duration::from_millis(1500);
+
 /// For a pod's server to end one of its containers.
 const END_LIMIT: Duration = Duration::from_secs(4);
 
@@ -34,16 +40,36 @@ const END_LIMIT: Duration = Duration::from_secs(4);
 pub fn delete(arguments: &Arguments, bundle: &Path) -> DeleteResponse {
     let own = SandboxId::from(&arguments.id);
     // The bundle may be gone already; then the container can only be found by its own id.
-    let sandbox = bundle::sandbox_of(bundle, &arguments.id).unwrap_or_else(|_| own.clone());
-    let run_dir = RunDir::of(&arguments.namespace, &sandbox);
+    let named = bundle::sandbox_of(bundle, &arguments.id).unwrap_or_else(|_| own.clone());
+    let run_dir = joined::found(bundle).unwrap_or_else(|| RunDir::of(&arguments.namespace, &named));
     let pid = vmm(&run_dir);
-    if sandbox != own && is_alive(&run_dir.socket()) {
-        return end_in_pod(&run_dir.address(), &arguments.id).unwrap_or_else(|| killed(pid));
+    let is_own = run_dir == RunDir::of(&arguments.namespace, &own);
+    if (!is_own || run_dir.is_joined()) && is_alive(&run_dir.socket()) {
+        // Docker starts a container again by its id, in the same sandbox, maybe before this process runs, which containerd starts after each deletion.
+        if run_dir.is_joined() && !is_working_directory(bundle) {
+            return killed(pid);
+        }
+        let address = run_dir.address();
+        // What hangs is removed by whoever is the last: that takes most of containerd's 5 s.
+        let is_last = run_dir.is_joined() && !joined::others(bundle, &address);
+        let limit = if is_last { LAST_LIMIT } else { END_LIMIT };
+        match end_in_pod(&address, &arguments.id, run_dir.is_joined(), limit) {
+            Ok(ended) => return ended.unwrap_or_else(|| killed(pid)),
+            Err(Unanswered) if is_last => {}
+            Err(Unanswered) => return killed(pid),
+        }
     }
     // Before the lock: whoever has it may be starting a new sandbox of this id.
     let server = cleanup::recorded_server(&run_dir);
     cleanup::remove_sandbox(&run_dir, server);
     killed(pid)
+}
+
+/// Whether containerd has started this process for the bundle that is there now: it starts it there.
+fn is_working_directory(bundle: &Path) -> bool {
+    let identity = |path: &Path| fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
+    let own = identity(Path::new("."));
+    own.is_some() && own == identity(bundle)
 }
 
 /// The pid that stood for the sandbox; 0 where none is known.
@@ -67,19 +93,49 @@ fn killed(pid: u32) -> DeleteResponse {
     }
 }
 
-/// Has the pod's server end the container. None where it did not in time, or does not know it; why, is logged.
-fn end_in_pod(address: &str, container: &ContainerId) -> Option<DeleteResponse> {
+/// A server has not answered in time.
+struct Unanswered;
+
+/// Has the pod's server end the container, and, if it is not a pod's, itself if it has no other one. None where it does not know it; why, is logged.
+fn end_in_pod(
+    address: &str,
+    container: &ContainerId,
+    is_joined: bool,
+    limit: Duration,
+) -> Result<Option<DeleteResponse>, Unanswered> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let ended = runtime.map(|runtime| {
-        runtime.block_on(async { tokio::time::timeout(END_LIMIT, end(address, container.as_str())).await })
+        let end = async {
+            let ended = end(address, container.as_str()).await;
+            if is_joined {
+                shut_down(address, container.as_str()).await;
+            }
+            ended
+        };
+        runtime.block_on(async { tokio::time::timeout(limit, end).await })
     });
     match ended {
-        Ok(Ok(Ok(answer))) => return Some(answer),
+        Ok(Ok(Ok(answer))) => return Ok(Some(answer)),
         Ok(Ok(Err(error))) => tracing::warn!(%error, %container, "the pod's shim has not deleted the container"),
-        Ok(Err(_)) => tracing::warn!(%container, "the pod's shim has not deleted the container in time"),
+        Ok(Err(_)) => {
+            tracing::warn!(%container, "the pod's shim has not deleted the container in time");
+            return Err(Unanswered);
+        }
         Err(error) => tracing::warn!(%error, %container, "the pod's shim cannot be asked to delete the container"),
     }
-    None
+    Ok(None)
+}
+
+/// Asks a server to end, as containerd does after each deletion. One that has other containers stays.
+async fn shut_down(address: &str, container: &str) {
+    let request = ShutdownRequest {
+        id: container.to_owned(),
+        ..Default::default()
+    };
+    if let Ok(client) = Client::connect(address).await {
+        let limit = context::with_duration(END_LIMIT);
+        let _ = TaskClient::new(client).shutdown(limit, &request).await;
+    }
 }
 
 /// Kills a container and deletes it, by the server that listens on this address (`unix://…`).

@@ -6,5 +6,6 @@ pub mod cli;
 pub mod delete;
 pub mod entry;
 pub mod features;
+mod joined;
 pub mod options;
 pub mod start;

@@ -16,12 +16,14 @@ use node::process::ProcessRef;
 use node::run_dir::{RunDir, RunDirError};
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
 
+use super::joined;
 use crate::cleanup;
 use crate::id::SandboxId;
 use crate::pool;
 use crate::program::alive::is_alive;
 use crate::program::announcement::Launched;
 use crate::program::arguments::Arguments;
+use crate::program::settings::file as configuration_file;
 
 /// Why there is no server.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +37,18 @@ pub enum StartError {
     /// A container of a pod whose shim is gone.
     #[error("the shim of sandbox {0} does not run")]
     SandboxGone(SandboxId),
+    /// A container that is to have the network of one whose VM is configured otherwise.
+    #[error(
+        "the container is to have the network of another one, and so its VM, which has another configuration file: {}, and not {}",
+        theirs.display(),
+        own.display()
+    )]
+    OtherConfiguration {
+        /// The file of the VM's runtime.
+        theirs: PathBuf,
+        /// The file of the container's.
+        own: PathBuf,
+    },
     /// The socket cannot be made.
     #[error("cannot listen on {}", path.display())]
     Listen {
@@ -88,7 +102,23 @@ impl Started {
 /// There is no server, and none can be started.
 pub fn start(arguments: &Arguments, bundle: &Path, config_path: Option<&Path>) -> Result<Started, StartError> {
     let sandbox = bundle::sandbox_of(bundle, &arguments.id)?;
-    let run_dir = RunDir::of(&arguments.namespace, &sandbox);
+    let own = RunDir::of(&arguments.namespace, &sandbox);
+    if sandbox == SandboxId::from(&arguments.id)
+        && let Some((other, theirs)) = joined::wanted(&arguments.namespace, bundle)?
+        && other != own
+    {
+        let file = configuration_file(config_path);
+        if theirs.as_ref() != Some(&file) {
+            return Err(StartError::OtherConfiguration {
+                theirs: theirs.unwrap_or_default(),
+                own: file,
+            });
+        }
+        if let Some(started) = join(&other, bundle)? {
+            return Ok(started);
+        }
+    }
+    let run_dir = own;
     let address = run_dir.address();
     let lock = run_dir.lock()?;
     let mut launched = None;
@@ -123,6 +153,19 @@ pub fn start(arguments: &Arguments, bundle: &Path, config_path: Option<&Path>) -
         return Err(error);
     }
     Ok(Started { address, launched })
+}
+
+/// The server of another sandbox, in which the container will be; none if it has ended meanwhile.
+fn join(other: &RunDir, bundle: &Path) -> Result<Option<Started>, StartError> {
+    let _lock = other.lock()?;
+    if !is_alive(&other.socket()) {
+        return Ok(None);
+    }
+    other.mark_joined()?;
+    let address = other.address();
+    write_address(bundle, &address)?;
+    let launched = None;
+    Ok(Some(Started { address, launched }))
 }
 
 /// Whether something is mounted here; true where the kernel (before 5.8) does not tell.
@@ -187,7 +230,7 @@ fn launch(
 
 /// containerd 1.6 and 1.7 read the address from here when they come back after a restart.
 fn write_address(bundle: &Path, address: &str) -> Result<(), StartError> {
-    let path = bundle.join("address");
+    let path = bundle.join(bundle::ADDRESS);
     let new = bundle.join(".address");
     fs::write(&new, address)
         .and_then(|()| fs::rename(&new, &path))

@@ -37,8 +37,7 @@ impl Settings {
     /// # Errors
     /// The file or an annotation says what cannot be; all in one line.
     pub(crate) fn load(config_path: Option<&Path>, spec: &Spec) -> Result<Self, String> {
-        let environment = std::env::var_os("KATA_CONF_FILE").map(PathBuf::from);
-        let file = config::locate(config_path, environment.as_deref());
+        let file = file(config_path);
         let loaded = config::load(&file).map_err(|error| chain(&error))?;
         let (mut config, mut warnings) = (loaded.config, loaded.warnings);
         let annotations: BTreeMap<_, _> = spec.annotations().clone().unwrap_or_default().into_iter().collect();
@@ -47,6 +46,12 @@ impl Settings {
         config.hypervisor.kernel = guest_kernel(&config)?;
         Ok(Self { file, config, warnings })
     }
+}
+
+/// The configuration file: what the runtime's options name, what the environment names, or where Kata's is.
+pub(crate) fn file(config_path: Option<&Path>) -> PathBuf {
+    let environment = std::env::var_os("KATA_CONF_FILE").map(PathBuf::from);
+    config::locate(config_path, environment.as_deref())
 }
 
 #[cfg(test)]

@@ -62,7 +62,7 @@ impl HostSide for FakeHost {
             volumes: volumes(&spec)?,
             spec,
             join_namespaces: Default::default(),
-            pid_namespace: None,
+            network_of: None,
             hooks: None,
             memlock: Default::default(),
             inherited: Default::default(),

@@ -20,6 +20,7 @@ pub(super) const GROUPS: &[Group] = &[
             ),
             case("hook-prestart", "runtime-tools prestart; youki prestart"),
             case("hook-create-runtime", "youki create_runtime; runc hooks.bats"),
+            case("hook-create-container", "youki hooks; runc hooks.bats"),
             case("hook-start-container", "youki hooks; runc hooks.bats"),
             case("hook-poststart", "runtime-tools poststart; youki poststart"),
             case("hook-poststop", "runtime-tools poststop; youki poststop"),
@@ -53,6 +54,7 @@ pub(super) const GROUPS: &[Group] = &[
                 "create-runtime-that-fails",
                 "youki create_runtime_fail; runc hooks.bats",
             ),
+            case("create-container-that-fails", "runc hooks.bats"),
             case("start-container-that-fails", "runc hooks.bats"),
             case(
                 "poststart-that-fails",
@@ -63,6 +65,16 @@ pub(super) const GROUPS: &[Group] = &[
             case("hook-that-is-not-there", "runc hooks.bats"),
         ],
         run: failing,
+    },
+    Group {
+        name: "create-container-hooks",
+        cases: &[
+            case("create-container-begins-in-the-root", "runc hooks_so.bats"),
+            case("create-container-sees-what-is-mounted", "runc hooks_so.bats"),
+            case("create-container-changes-the-root", "runc hooks_so.bats"),
+            case("create-container-has-namespaces-of-its-own", "runc hooks.bats"),
+        ],
+        run: of_the_container,
     },
     // By itself: runc 1.1 does not come to an end of it.
     Group {
@@ -101,6 +113,7 @@ fn told(bench: &Bench, seen: &mut Seen) -> Result<()> {
         .set("/process/env", json!(["PATH=/bin", "OF=program"]))?
         .push("/hooks/prestart", note(&dir, "prestart"))?
         .push("/hooks/createRuntime", note(&dir, "createRuntime"))?
+        .push("/hooks/createContainer", note(&dir, "createContainer"))?
         .push("/hooks/startContainer", inside)?
         .push("/hooks/poststart", note(&dir, "poststart"))?
         .push("/hooks/poststop", note(&dir, "poststop"))?;
@@ -111,11 +124,20 @@ fn told(bench: &Bench, seen: &mut Seen) -> Result<()> {
     let lines: Vec<_> = order.lines().collect();
     // The program and poststart run side by side.
     let fixed: Vec<_> = lines.iter().filter(|line| **line != "poststart").copied().collect();
-    let right = fixed == ["prestart", "createRuntime", "startContainer", "program", "poststop"];
-    seen.holds("hooks-in-their-order", right && lines.len() == 6, &order);
+    let right = fixed
+        == [
+            "prestart",
+            "createRuntime",
+            "createContainer",
+            "startContainer",
+            "program",
+            "poststop",
+        ];
+    seen.holds("hooks-in-their-order", right && lines.len() == 7, &order);
     for (case, hook) in [
         ("hook-prestart", "prestart"),
         ("hook-create-runtime", "createRuntime"),
+        ("hook-create-container", "createContainer"),
         ("hook-start-container", "startContainer"),
         ("hook-poststart", "poststart"),
         ("hook-poststop", "poststop"),
@@ -134,7 +156,7 @@ fn told(bench: &Bench, seen: &mut Seen) -> Result<()> {
         &read(&dir, "inside"),
         "OF=program\n",
     );
-    for hook in ["prestart", "createRuntime", "poststart", "poststop"] {
+    for hook in ["prestart", "createRuntime", "createContainer", "poststart", "poststop"] {
         let text = read(&dir, hook);
         let state: Value = serde_json::from_str(&text).unwrap_or_default();
         seen.same("hook-is-told-the-id", &state["id"], &json!(bench.node().id(&name)));
@@ -175,6 +197,45 @@ fn told(bench: &Bench, seen: &mut Seen) -> Result<()> {
     Ok(())
 }
 
+/// What it sees of the container, as those of CDI do: they make links, and have ldconfig(8) read libraries that are mounted.
+fn of_the_container(bench: &Bench, seen: &mut Seen) -> Result<()> {
+    let dir = bench.node().dir().join("inside");
+    fs::create_dir_all(dir.join("source"))?;
+    fs::write(dir.join("source/library"), "a library\n")?;
+    let name = bench.name();
+    let spec = bench.spec(&name, &["sh", "-c", "readlink /etc/link; cat /made"])?;
+    let script = format!(
+        "exec >{dir}/seen; pwd; cat opt/of/library; readlink /proc/self/ns/uts /proc/self/ns/ipc /proc/self/ns/net; \
+         ln -s target etc/link && echo a file >made",
+        dir = dir.display()
+    );
+    let shown =
+        json!({ "destination": "/opt/of", "type": "bind", "source": dir.join("source"), "options": ["rbind", "ro"] });
+    let root = spec.root();
+    let spec = spec.push("/mounts", shown)?.set("/root/readonly", true)?.push(
+        "/hooks/createContainer",
+        json!({ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"] }),
+    )?;
+    let printed = bench.output(&name, &spec)?;
+    let text = read(&dir, "seen");
+    let lines: Vec<_> = text.lines().collect();
+    let line = |number: usize| lines.get(number).copied().unwrap_or_default();
+    seen.same("create-container-begins-in-the-root", Path::new(line(0)), root);
+    seen.same("create-container-sees-what-is-mounted", line(1), "a library");
+    let own = ["uts", "ipc", "net"].iter().zip(2..).all(|(kind, number)| {
+        let hosts = fs::read_link(format!("/proc/self/ns/{kind}")).unwrap_or_default();
+        line(number).starts_with(kind) && Path::new(line(number)) != hosts
+    });
+    seen.holds("create-container-has-namespaces-of-its-own", own, &text);
+    // The root becomes read-only after it.
+    seen.same(
+        "create-container-changes-the-root",
+        printed.stdout() + &printed.stderr(),
+        "target\na file\n",
+    );
+    Ok(())
+}
+
 fn fails() -> Value {
     json!({ "path": "/bin/sh", "args": ["sh", "-c", "echo the reason >&2; exit 3"], "env": ["PATH=/bin"] })
 }
@@ -183,6 +244,7 @@ fn failing(bench: &Bench, seen: &mut Seen) -> Result<()> {
     for (case, point) in [
         ("prestart-that-fails", "prestart"),
         ("create-runtime-that-fails", "createRuntime"),
+        ("create-container-that-fails", "createContainer"),
         ("start-container-that-fails", "startContainer"),
     ] {
         let said = bench.refusal(|spec| spec.push(&format!("/hooks/{point}"), fails()))?;

@@ -14,7 +14,7 @@ use lifecycle::id::ContainerId;
 #[derive(Debug, Clone)]
 pub struct Attachment {
     pub(super) container: ContainerId,
-    number: u64,
+    pub(super) number: u64,
 }
 
 /// The latest of each container.

@@ -48,6 +48,7 @@ pub use attachment::Attachment;
 pub use bind::AttachedBinds;
 pub use error::ShareError;
 pub use registry::VolumeId;
+pub use rootfs::PreparedRootfs;
 
 /// The shared directory of one sandbox.
 #[derive(Debug, Clone)]
@@ -305,6 +306,34 @@ mod tests {
             assert!(tree.detach(&id).unwrap().is_empty());
             assert!(!own.exists() && nothing_exported(tree));
             assert!(source.join("new").exists());
+        });
+    }
+
+    /// What a createContainer hook is shown of a volume that another container changes.
+    #[test]
+    fn what_was_placed_is_cloned_and_no_link_that_has_taken_its_place_is_followed() {
+        in_namespace(|tree, directory| {
+            let (one, other) = (ContainerId::new("one").unwrap(), ContainerId::new("other").unwrap());
+            let source = directory.join("source");
+            fs::create_dir_all(source.join("sub")).unwrap();
+            fs::write(source.join("sub/file"), "content").unwrap();
+            attach_bind(tree, &other, &bind(&source, false)).unwrap();
+            let attachment = tree.begin(&one);
+            let attached = tree
+                .attach_binds(&attachment, &[bind(&source.join("sub"), false)])
+                .unwrap();
+            let placed = &attached.placed[0].source;
+            let cloned = tree.clone_placed(&attachment, placed, true).unwrap().unwrap();
+            assert!(rustix::fs::statat(&cloned, "file", AtFlags::empty()).is_ok());
+            fs::rename(source.join("sub"), source.join("moved")).unwrap();
+            std::os::unix::fs::symlink("/", source.join("sub")).unwrap();
+            let refused = base::chain(&tree.clone_placed(&attachment, placed, true).unwrap_err());
+            assert!(refused.contains("symbolic links"), "{refused}");
+            let storage = Path::new(protocol::STORAGE_DIRECTORY).join("memory");
+            assert!(tree.clone_placed(&attachment, &storage, true).unwrap().is_none());
+            tree.detach(&one).unwrap();
+            assert!(tree.clone_placed(&attachment, placed, true).is_err());
+            tree.detach(&other).unwrap();
         });
     }
 

@@ -26,6 +26,15 @@ const WORK: &str = "workdir=";
 /// Device nodes and set-id programs do nothing on the host: the guest's kernel is who opens and executes them.
 const INERT: [&str; 2] = ["nosuid", "nodev"];
 
+/// A rootfs that the guest does not have yet, twice: each is a tree of mounts that is attached nowhere.
+#[derive(Debug)]
+pub struct PreparedRootfs {
+    /// For the guest.
+    pub tree: OwnedFd,
+    /// For who is to see it on the host.
+    pub shown: OwnedFd,
+}
+
 impl SharedTree {
     /// Mounts the rootfs; `bundle_rootfs` (root.path, made absolute) is taken where there are no mounts. The answer is
     /// the path in the guest.
@@ -38,27 +47,77 @@ impl SharedTree {
         mounts: &[Mount],
         bundle_rootfs: &Path,
     ) -> Result<PathBuf, ShareError> {
-        let container = &attachment.container;
-        let own = Path::new(container.as_str());
+        let target = self.make_rootfs_directory(attachment)?;
+        self.mount_rootfs(attachment, mounts, bundle_rootfs, &target)?;
+        Ok(guest_rootfs(&attachment.container))
+    }
+
+    /// Mounts the rootfs where the guest does not see it.
+    ///
+    /// # Errors
+    /// Nothing can be mounted.
+    pub fn prepare_rootfs(
+        &self,
+        attachment: &Attachment,
+        mounts: &[Mount],
+        bundle_rootfs: &Path,
+    ) -> Result<PreparedRootfs, ShareError> {
+        // Of this attachment alone: one that was given up may still be at work.
+        let name = format!("root-{}-{}", attachment.container, attachment.number);
+        let directory = self.mirrors.directory().join(name);
+        let place = directory.join("rootfs");
+        let failed = |source: io::Error| ShareError::from(PathError::new("prepare", &place, source));
+        // It goes with this; clones of it are what is kept.
+        let _layers = Layers { directory, used: true };
+        fs::create_dir_all(&place).map_err(failed)?;
+        self.mount_rootfs(attachment, mounts, bundle_rootfs, &place)?;
+        let clone = || {
+            let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+            open_tree(CWD, &place, flags).map_err(|errno| failed(errno.into()))
+        };
+        Ok(PreparedRootfs {
+            tree: clone()?,
+            shown: clone()?,
+        })
+    }
+
+    /// Gives the guest a rootfs that was prepared.
+    ///
+    /// # Errors
+    /// The container has been detached meanwhile.
+    pub fn attach_prepared_rootfs(&self, attachment: &Attachment, tree: &OwnedFd) -> Result<(), ShareError> {
+        let target = self.make_rootfs_directory(attachment)?;
+        let _held = self.attachments.hold(attachment)?;
+        attach(tree, &target, false)
+    }
+
+    fn make_rootfs_directory(&self, attachment: &Attachment) -> Result<PathBuf, ShareError> {
+        let own = Path::new(attachment.container.as_str());
         let name = own.join("rootfs");
-        {
-            let _held = self.attachments.hold(attachment)?;
-            self.make_directory(own, false)?;
-            self.make_directory(&name, true)?;
-        }
-        let target = self.root.join(&name);
+        let _held = self.attachments.hold(attachment)?;
+        self.make_directory(own, false)?;
+        self.make_directory(&name, true)?;
+        Ok(self.root.join(&name))
+    }
+
+    fn mount_rootfs(
+        &self,
+        attachment: &Attachment,
+        mounts: &[Mount],
+        bundle_rootfs: &Path,
+        target: &Path,
+    ) -> Result<(), ShareError> {
         if mounts.is_empty() {
             let how = How {
                 recursive: true,
                 read_only: false,
                 map: None,
             };
-            self.bind_rootfs(attachment, bundle_rootfs, &target, &how)?;
+            self.bind_rootfs(attachment, bundle_rootfs, target, &how)?;
         }
-        for mount in mounts {
-            self.mount_layer(attachment, mount, &target)?;
-        }
-        Ok(guest_rootfs(container))
+        mounts
+            .iter()
+            .try_for_each(|mount| self.mount_layer(attachment, mount, target))
     }
 
     fn mount_layer(&self, attachment: &Attachment, mount: &Mount, target: &Path) -> Result<(), ShareError> {
@@ -84,11 +143,8 @@ impl SharedTree {
                 self.bind_rootfs(attachment, Path::new(&mount.source), target, &how)
             }
             kind => {
-                let mut layers = Layers::new(
-                    self.mirrors
-                        .directory()
-                        .join(format!("layers-{}", attachment.container)),
-                );
+                let name = format!("layers-{}-{}", attachment.container, attachment.number);
+                let mut layers = Layers::new(self.mirrors.directory().join(name));
                 self.own_lower(&mut layers, kind, map.as_ref(), &mut options)
                     .and_then(|()| self.own_upper(&mut layers, kind, &mut options))
                     .map_err(refused)?;
@@ -356,9 +412,35 @@ mod tests {
             fs::write(root.join("written"), "").unwrap();
             let written = disk.join("rw/upper/written");
             assert!(tree.host.run(move || written.exists()).unwrap());
-            assert!(!tree.mirrors.directory().join("layers-c").exists());
+            assert_eq!(fs::read_dir(tree.mirrors.directory()).unwrap().count(), 0);
             tree.detach(&id).unwrap();
             tree.host.run(move || unmount_below(&disk).unwrap()).unwrap();
+        });
+    }
+
+    /// The thread of a creation that was given up goes on until it is done.
+    #[test]
+    fn a_rootfs_is_prepared_beside_that_of_a_creation_that_was_given_up() {
+        in_namespace(|tree, directory| {
+            let source = directory.join("source");
+            fs::create_dir(&source).unwrap();
+            let id = ContainerId::new("c").unwrap();
+            let given_up = tree.begin(&id);
+            tree.detach(&id).unwrap();
+            let attachment = tree.begin(&id);
+            let used = |attachment: &Attachment| tree.mirrors.directory().join(format!("root-c-{}", attachment.number));
+            // It has its place mounted still.
+            fs::create_dir_all(used(&given_up).join("rootfs")).unwrap();
+            rustix::mount::mount_bind(&source, used(&given_up).join("rootfs")).unwrap();
+            let prepared = tree.prepare_rootfs(&attachment, &[], &source).unwrap();
+            assert!(!used(&attachment).exists() && !tree.root().join("c").exists());
+            unmount_below(&used(&given_up)).unwrap();
+            tree.prepare_rootfs(&given_up, &[], &source).unwrap_err();
+            tree.attach_prepared_rootfs(&given_up, &prepared.tree).unwrap_err();
+            tree.attach_prepared_rootfs(&attachment, &prepared.tree).unwrap();
+            fs::write(tree.root().join("c/rootfs/new"), "").unwrap();
+            assert!(source.join("new").exists());
+            tree.detach(&id).unwrap();
         });
     }
 
@@ -395,7 +477,7 @@ mod tests {
                 (found.uid(), found.gid())
             };
             assert_eq!((owner("one"), owner("two")), ((100_007, 200_008), (100_000, 200_000)));
-            assert!(!tree.mirrors.directory().join("layers-c").exists());
+            assert_eq!(fs::read_dir(tree.mirrors.directory()).unwrap().count(), 0);
             tree.detach(&id).unwrap();
             mount.options.pop();
             let error = tree

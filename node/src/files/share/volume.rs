@@ -6,13 +6,15 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{MutexGuard, PoisonError};
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags, statx};
+use rustix::io::Errno;
+use rustix::mount::{OpenTreeFlags, open_tree};
 
 use super::attach::{attach, io_error, unmount_below};
 use super::error::ShareError;
 use super::mirror::Original;
 use super::registry::{Access, Exported, Inside, Piece, Place, Registry, View, VolumeId, join};
-use super::{SharedTree, access};
+use super::{Attachment, SharedTree, access};
 use crate::host::host_ns::HostTree;
 use crate::host::mountinfo;
 use crate::host::openat_beneath;
@@ -59,6 +61,43 @@ pub(super) fn place_of(volume: VolumeId) -> PathBuf {
 }
 
 impl SharedTree {
+    /// A clone of what a bind's source was placed at, by its path in the guest; none if that is not in a volume. The guest may have changed it since: no link
+    /// is followed.
+    ///
+    /// # Errors
+    /// It is not there, or the container has been detached meanwhile.
+    pub fn clone_placed(
+        &self,
+        attachment: &Attachment,
+        source: &Path,
+        recursive: bool,
+    ) -> Result<Option<OwnedFd>, ShareError> {
+        let Ok(place) = source.strip_prefix(protocol::SHARE_MOUNTPOINT) else {
+            return Ok(None);
+        };
+        if !place.starts_with(protocol::VOLUMES) {
+            return Ok(None);
+        }
+        let mut flags =
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        if recursive {
+            flags |= OpenTreeFlags::AT_RECURSIVE;
+        }
+        // A file server may take its time: nothing is held meanwhile.
+        let cloned = openat_beneath::open(&self.root, place).and_then(|opened| {
+            let asked = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+            let mode = statx(&opened, "", asked, StatxFlags::TYPE)?.stx_mode;
+            if FileType::from_raw_mode(mode.into()).is_symlink() {
+                return Err(Errno::LOOP.into());
+            }
+            Ok(open_tree(&opened, "", flags)?)
+        });
+        let failed = |source| ShareError::from(PathError::new("clone", self.root.join(place), source));
+        let cloned = cloned.map_err(failed)?;
+        let _held = self.attachments.hold(attachment)?;
+        Ok(Some(cloned))
+    }
+
     pub(super) fn registry(&self) -> MutexGuard<'_, Registry> {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }

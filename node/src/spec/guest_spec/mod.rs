@@ -25,9 +25,12 @@ pub use inherited::Inherited;
 pub use mounts::{BindSource, HostOptions, Over, PlacedBind};
 pub use read::{ReadError, read, read_exec};
 
-use crate::spec::bundle::is_pod_sandbox;
+use crate::spec::bundle::{is_pod_sandbox, is_pods};
 use crate::spec::guest_path::guest_rootfs;
 use lifecycle::id::{ContainerId, SandboxId};
+
+/// Kata's annotations that configure the VM.
+const OF_VM: &str = "io.katacontainers.config.";
 
 /// What to know besides the specification.
 #[derive(Debug, Clone, Copy)]
@@ -48,10 +51,10 @@ pub struct GuestSpec {
     /// For the guest: `root.path` is where [`crate::files::share::SharedTree`] puts it; so are the sources of bind mounts once they
     /// are placed ([`GuestSpec::place`]).
     pub spec: Spec,
-    /// OCI type of a namespace to the container whose namespace is joined.
-    pub join_namespaces: BTreeMap<String, String>,
-    /// The host's path of the PID namespace that a container of a pod joins: whose it is, the sandbox knows.
-    pub pid_namespace: Option<PathBuf>,
+    /// OCI type of a namespace to the host's path of the one that is joined: whose it is, the sandbox knows.
+    pub join_namespaces: BTreeMap<String, PathBuf>,
+    /// The host's path of the network namespace of a container that is not the sandbox's first.
+    pub network_of: Option<PathBuf>,
     /// What the host has to attach.
     pub binds: Vec<BindSource>,
     /// What was left out, and why. One sentence each.
@@ -69,7 +72,7 @@ pub fn guest_spec(spec: &Spec, input: Input<'_>) -> Result<GuestSpec, GuestSpecE
     let mut answer = GuestSpec {
         spec: spec.clone(),
         join_namespaces: BTreeMap::new(),
-        pid_namespace: None,
+        network_of: None,
         binds: Vec::new(),
         warnings: Vec::new(),
         pause: is_pods_sandbox(spec, input),
@@ -82,13 +85,25 @@ pub fn guest_spec(spec: &Spec, input: Input<'_>) -> Result<GuestSpec, GuestSpecE
     answer.mounts(input)?;
     answer.process()?;
     answer.linux(input)?;
-    answer.hooks()?;
+    answer.hooks();
     let others = left_out::of_spec(&mut answer.spec);
     answer.warnings.extend(others);
+    answer.warnings.extend(vms_annotations(spec, input));
     if answer.pause {
         answer.become_pause()?;
     }
     Ok(answer)
+}
+
+/// Annotations for the VM of a container that is in another one's, and of no pod.
+fn vms_annotations(spec: &Spec, input: Input<'_>) -> Vec<String> {
+    let is_first = input.container.as_str() == input.sandbox.as_str();
+    let annotations = spec.annotations().as_ref().filter(|all| !is_first && !is_pods(all));
+    let keys = annotations.into_iter().flat_map(|all| all.keys());
+    let of_vm = keys.filter(|key| key.starts_with(OF_VM));
+    of_vm
+        .map(|key| format!("{key} is left out: the container is in the VM of {}", input.sandbox))
+        .collect()
 }
 
 /// Whether the container is a pod's sandbox.
@@ -123,21 +138,10 @@ impl GuestSpec {
 
     /// The host runs the others: see [`crate::hooks`].
     #[allow(deprecated)]
-    fn hooks(&mut self) -> Result<(), GuestSpecError> {
+    fn hooks(&mut self) {
         let Some(mut hooks) = self.spec.hooks().clone() else {
-            return Ok(());
+            return;
         };
-        if let Some(hook) = hooks.create_container().iter().flatten().next() {
-            return Err(GuestSpecError::Field {
-                field: "hooks.createContainer",
-                reason: format!(
-                    "{} is a file of the host that would have to run in the namespaces of the container, which are in the guest: make it \
-                     a createRuntime hook where it is to change the host, a startContainer hook of a file of the image where it is to \
-                     change the container",
-                    hook.path().display()
-                ),
-            });
-        }
         hooks
             .set_prestart(None)
             .set_create_runtime(None)
@@ -145,7 +149,6 @@ impl GuestSpec {
             .set_poststart(None)
             .set_poststop(None);
         self.spec.set_hooks(Some(hooks));
-        Ok(())
     }
 }
 
@@ -248,16 +251,36 @@ mod tests {
     }
 
     #[test]
+    fn an_annotation_for_the_vm_is_named_if_the_container_is_in_another_ones() {
+        let annotated = |more: serde_json::Value| {
+            let mut all = json!({ "io.katacontainers.config.hypervisor.default_memory": "512", "other": "" });
+            all.as_object_mut()
+                .unwrap()
+                .append(&mut more.as_object().unwrap().clone());
+            json!({ "annotations": all })
+        };
+        let named = |change: serde_json::Value, sandbox: &str| {
+            let guest = translate(change, sandbox).unwrap();
+            guest
+                .warnings
+                .iter()
+                .filter(|warning| warning.contains("default_memory"))
+                .count()
+        };
+        assert_eq!(named(annotated(json!({})), "first"), 1);
+        assert_eq!(named(annotated(json!({})), "me"), 0);
+        let member = json!({ "io.kubernetes.cri.container-type": "container" });
+        assert_eq!(named(annotated(member), "first"), 0);
+    }
+
+    #[test]
     fn only_the_hooks_of_the_container_reach_the_guest() {
         let hook = json!([{"path": "/bin/true"}]);
-        let hooks =
-            json!({"hooks": {"prestart": hook, "createRuntime": hook, "startContainer": hook, "poststop": hook}});
+        let hooks = json!({"hooks": {"prestart": hook, "createRuntime": hook, "createContainer": hook, "startContainer": hook, "poststop": hook}});
         let guest = translate(hooks, "me").unwrap();
         assert_eq!(
             serde_json::to_value(guest.spec.hooks()).unwrap(),
             json!({"startContainer": [{"path": "/bin/true"}]})
         );
-        let refused = translate(json!({"hooks": {"createContainer": hook}}), "me").unwrap_err();
-        assert!(refused.to_string().contains("/bin/true"), "{refused}");
     }
 }

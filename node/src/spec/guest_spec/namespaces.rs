@@ -44,11 +44,13 @@ impl GuestSpec {
     /// Whether the container gets a namespace of this type of its own.
     fn keeps(&mut self, namespace: &LinuxNamespace, input: Input<'_>) -> Result<bool, GuestSpecError> {
         let typ = namespace.typ();
+        let path = namespace.path().clone().filter(|path| !path.as_os_str().is_empty());
         // The VM's network is the container's: there is one network per VM.
         if typ == LinuxNamespaceType::Network {
+            self.network_of = path.filter(|_| input.container.as_str() != input.sandbox.as_str());
             return Ok(false);
         }
-        let Some(path) = namespace.path().clone().filter(|path| !path.as_os_str().is_empty()) else {
+        let Some(path) = path else {
             return Ok(true);
         };
         let kind = serde_json::to_value(typ)
@@ -63,14 +65,12 @@ impl GuestSpec {
             });
         }
         if input.container.as_str() != input.sandbox.as_str() {
-            self.join_namespaces.insert(kind, input.sandbox.as_str().to_owned());
-            if typ == LinuxNamespaceType::Pid {
-                self.pid_namespace = Some(path);
-            }
+            self.join_namespaces.insert(kind, path);
             return Ok(false);
         }
         if path.starts_with("/proc") {
-            let reason = "it belongs to a process of the host, which a guest cannot join";
+            let reason = "it belongs to a process of the host or of another VM, which a guest cannot join. A container whose network namespace is that of a \
+                          container of this runtime, too, is in its VM, where the two can share others";
             return Err(GuestSpecError::Namespace { kind, path, reason });
         }
         // CRI-O pins a pod's namespaces to files: they stand for the pod's own, which are the guest's.
@@ -99,8 +99,11 @@ mod tests {
             {"type": "network", "path": "/proc/7/ns/net"}, {"type": "mount"}
         ]}});
         let guest = translate(linux.clone(), "pod").unwrap();
-        assert_eq!(guest.join_namespaces.keys().collect::<Vec<_>>(), ["ipc", "uts"]);
-        assert!(guest.join_namespaces.values().all(|container| container == "pod"));
+        let joined = [("ipc", "/proc/7/ns/ipc"), ("uts", "/proc/7/ns/uts")];
+        assert_eq!(
+            guest.join_namespaces.into_iter().collect::<Vec<_>>(),
+            joined.map(|(kind, path)| (kind.to_owned(), path.into()))
+        );
         assert!(matches!(translate(linux, "me"), Err(GuestSpecError::Namespace { .. })));
     }
 

@@ -114,8 +114,8 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    /// `own` is the container that has the sandbox's id.
-    pub(super) fn new(sandbox: Arc<Sandbox>, own: ContainerId) -> Self {
+    /// `own` is the container that does nothing but keep a pod's namespaces.
+    pub(super) fn new(sandbox: Arc<Sandbox>, own: Option<ContainerId>) -> Self {
         Self {
             sandbox,
             core: Core::new(own),

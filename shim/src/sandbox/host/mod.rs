@@ -3,12 +3,13 @@
 //! This is a trait, so that the sandbox can be tested without mounts.
 
 pub(super) mod changes;
+mod create_container_hooks;
 pub(crate) mod disks;
+mod error;
 mod network;
 mod volumes;
 
-use std::collections::HashMap;
-use std::error::Error;
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -29,24 +30,18 @@ use node::watch::Watches;
 use oci_spec::runtime::Hooks;
 use protocol::agent::{Cover, HostSocket};
 
+use self::create_container_hooks::CreateContainerHooks;
+use self::error::{blocking, other};
 use crate::id::{ContainerId, SandboxId};
 
-/// The host could not do it.
-#[derive(Debug, thiserror::Error)]
-pub enum HostError {
-    /// The bundle's specification asks for what cannot be done.
-    #[error(transparent)]
-    Spec(Box<dyn Error + Send + Sync>),
-    /// A mount or a hook.
-    #[error(transparent)]
-    Other(Box<dyn Error + Send + Sync>),
-}
+pub use self::error::HostError;
 
 /// A container's hooks and what they are told.
 #[derive(Debug, Clone)]
 pub struct ContainerHooks {
     hooks: Hooks,
     state: HookState,
+    create_container: Option<CreateContainerHooks>,
 }
 
 /// A container as the guest is to see it.
@@ -54,10 +49,10 @@ pub struct ContainerHooks {
 pub struct GuestContainer {
     /// The OCI specification as JSON, with the guest's paths.
     pub spec: Vec<u8>,
-    /// OCI type of a namespace to the container whose namespace is joined.
-    pub join_namespaces: HashMap<String, String>,
-    /// The host's path of the PID namespace that a container of a pod joins.
-    pub pid_namespace: Option<PathBuf>,
+    /// OCI type of a namespace to the host's path of the one that is joined.
+    pub join_namespaces: BTreeMap<String, PathBuf>,
+    /// The host's path of the network namespace of a container that is not the sandbox's first.
+    pub network_of: Option<PathBuf>,
     /// Hooks that the host runs.
     pub hooks: Option<ContainerHooks>,
     /// How much memory its processes may lock.
@@ -94,6 +89,13 @@ pub trait HostSide: Send + Sync {
     /// # Errors
     /// One of them failed.
     async fn run_hooks(&self, hooks: &ContainerHooks, point: HookPoint, pid: u32) -> Result<(), HostError>;
+    /// Runs the createContainer hooks, and then gives the guest the rootfs.
+    ///
+    /// # Errors
+    /// One of them failed.
+    async fn run_create_container_hooks(&self, _hooks: &ContainerHooks, _pid: u32) -> Result<(), HostError> {
+        Ok(())
+    }
     /// Runs the poststop hooks of a container that is no more, or of which nothing came. They run once, however often this is
     /// called.
     ///
@@ -158,17 +160,6 @@ pub struct RealHost {
     pub memlock: SandboxPolicy,
 }
 
-fn other(error: impl Error + Send + Sync + 'static) -> HostError {
-    HostError::Other(Box::new(error))
-}
-
-/// Runs blocking work on a thread of its own.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, HostError> + Send + 'static,
-) -> Result<T, HostError> {
-    tokio::task::spawn_blocking(work).await.map_err(other)?
-}
-
 #[async_trait]
 impl HostSide for RealHost {
     async fn attach(
@@ -200,7 +191,15 @@ impl HostSide for RealHost {
                 host_files: &volumes.host_files,
             };
             let mut guest = guest_spec(&spec, input).map_err(|error| HostError::Spec(Box::new(error)))?;
-            let hooks = spec.hooks().clone().map(|hooks| ContainerHooks {
+            let root = spec
+                .root()
+                .as_ref()
+                .map_or_else(|| PathBuf::from("rootfs"), |root| root.path().clone());
+            let root = bundle.join(root);
+            let is_shared = volumes.rootfs.is_none() && copies.is_none();
+            let mut create_container = CreateContainerHooks::of(&spec, &attachment, &root, &rootfs, is_shared)
+                .map_err(|error| HostError::Spec(Box::new(error)))?;
+            let mut hooks = spec.hooks().clone().map(|hooks| ContainerHooks {
                 hooks,
                 state: HookState {
                     oci_version: spec.version().clone(),
@@ -210,8 +209,9 @@ impl HostSide for RealHost {
                     bundle: bundle.clone(),
                     annotations: spec.annotations().clone().unwrap_or_default(),
                 },
+                create_container: None,
             });
-            if let Some(ContainerHooks { hooks, state }) = &hooks {
+            if let Some(ContainerHooks { hooks, state, .. }) = &hooks {
                 poststop.record(hooks, state).map_err(other)?;
             }
             let mut memlock = if container.as_str() == sandbox.as_str() {
@@ -234,10 +234,6 @@ impl HostSide for RealHost {
             {
                 tracing::warn!(%container, warning);
             }
-            let root = spec
-                .root()
-                .as_ref()
-                .map_or_else(|| PathBuf::from("rootfs"), |root| root.path().clone());
             match (&volumes.rootfs, guest.spec.root_mut()) {
                 (Some(path), Some(root)) => {
                     root.set_path(path.clone());
@@ -245,11 +241,12 @@ impl HostSide for RealHost {
                 // The guest has the root of a pod's sandbox itself.
                 _ if guest.pause => {}
                 _ if copies.is_some() => volumes
-                    .refuse_shared_root(&bundle.join(root), &rootfs)
+                    .refuse_shared_root(&root, &rootfs)
                     .map_err(|error| HostError::Spec(Box::new(error)))?,
+                // Hooks have to end before the guest has it.
+                _ if create_container.is_some() => {}
                 _ => {
-                    tree.attach_rootfs(&attachment, &rootfs, &bundle.join(root))
-                        .map_err(other)?;
+                    tree.attach_rootfs(&attachment, &rootfs, &root).map_err(other)?;
                 }
             }
             let copied = copies
@@ -282,6 +279,12 @@ impl HostSide for RealHost {
                     .chain(copied)
                     .collect::<Vec<_>>(),
             );
+            if let Some(create_container) = &mut create_container {
+                create_container.placed(&guest.spec, guest.pause);
+            }
+            if let Some(hooks) = &mut hooks {
+                hooks.create_container = create_container;
+            }
             if let Some(watches) = &watches {
                 binds.exported.iter().for_each(|volume| watches.add(*volume));
             }
@@ -289,8 +292,8 @@ impl HostSide for RealHost {
             let limits = resources.map(Limits::of).unwrap_or_default();
             Ok(GuestContainer {
                 spec: serde_json::to_vec(&guest.spec).map_err(other)?,
-                join_namespaces: guest.join_namespaces.into_iter().collect(),
-                pid_namespace: guest.pid_namespace,
+                join_namespaces: guest.join_namespaces,
+                network_of: guest.network_of,
                 hooks,
                 memlock,
                 inherited,
@@ -312,6 +315,15 @@ impl HostSide for RealHost {
         };
         state.pid = i32::try_from(pid).unwrap_or(0);
         hooks::run(&self.host, &hooks.hooks, point, &state).await.map_err(other)
+    }
+
+    async fn run_create_container_hooks(&self, hooks: &ContainerHooks, pid: u32) -> Result<(), HostError> {
+        let Some(create_container) = hooks.create_container.clone() else {
+            return Ok(());
+        };
+        let mut state = hooks.state.clone();
+        state.pid = i32::try_from(pid).unwrap_or(0);
+        create_container.run(&self.host, &self.tree, &state, pid).await
     }
 
     async fn run_poststop_hooks(&self, container: &ContainerId) -> Result<(), HostError> {

@@ -6,23 +6,20 @@
 //! read-only. It is in the pod's network namespace and in the sandbox's cgroup, which a client expects behind the pid.
 //! Killing it ends nothing of the shim. A thread of the shim would not do, because a signal to a thread's number goes to the
 //! whole process (kill(2)), and would end the shim and the pod. The owner of the stand-in sees to the end of what it stands
-//! for ([`StandIn::killed`]). `ps` shows it as [`PROGRAM`] with the container's id.
+//! for ([`StandIn::killed`]). `ps` shows it as [`sys::STAND_IN`] with the container's id.
 
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 
 use node::sys::{self, Idle};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, waitpid};
-
-/// The first word of its command line.
-const PROGRAM: &str = "tatami-container";
 
 /// The pid; it ends with this. It is nobody else's before: a process that was killed stays a zombie until then.
 #[derive(Debug)]
@@ -61,7 +58,7 @@ impl StandIn {
             network: network.as_ref().map(AsFd::as_fd),
             cgroups: &cgroups,
             name: &name,
-            command_line: format!("{PROGRAM}\0{container}").as_bytes(),
+            command_line: format!("{}\0{container}", sys::STAND_IN).as_bytes(),
         })?;
         let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::NotFound)?;
         // So that its end, should it come at once, is the end of the stream.
@@ -103,15 +100,10 @@ impl Drop for StandIn {
     }
 }
 
-/// The pid in `/proc/PID/ns/pid`; none in a path of another form.
-pub(in crate::sandbox) fn pid_in(path: &Path) -> Option<u32> {
-    let pid = path.to_str()?.strip_prefix("/proc/")?.strip_suffix("/ns/pid")?;
-    pid.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     #[tokio::test]
     async fn each_is_a_live_pid_of_its_own_until_it_is_dropped() {
@@ -195,13 +187,5 @@ mod tests {
     #[tokio::test]
     async fn a_vmm_that_is_gone_is_no_obstacle() {
         assert!(StandIn::new("one", u32::MAX, None, &[]).is_ok());
-    }
-
-    #[test]
-    fn only_a_process_of_the_hosts_proc_is_understood() {
-        assert_eq!(pid_in(Path::new("/proc/4711/ns/pid")), Some(4711));
-        for other in ["/proc/x/ns/pid", "/run/pin/pid", "/proc/1/ns/net", "/proc/-1/ns/pid"] {
-            assert_eq!(pid_in(Path::new(other)), None);
-        }
     }
 }

@@ -89,6 +89,11 @@ impl Sizes {
         }
     }
 
+    /// Whether the sandbox is a pod.
+    pub(in crate::sandbox) fn is_pod(&self) -> bool {
+        self.own.is_some()
+    }
+
     fn counted(&self) -> MutexGuard<'_, Counted> {
         self.counted.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -2,10 +2,11 @@
 //! decides the next step, and what is undone if one fails.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use base::chain;
+use node::bundle;
 use node::hooks::HookPoint;
 use node::volumes::Volumes;
 use protocol::agent::{BlockDevice, CreateContainerRequest, Storage};
@@ -18,7 +19,7 @@ use crate::sandbox::error::Error;
 use crate::sandbox::host::disks::DiskError;
 use crate::sandbox::host::{GuestContainer, HostError};
 use crate::sandbox::records::container::Container;
-use crate::sandbox::records::stand_in::{StandIn, pid_in};
+use crate::sandbox::records::stand_in::StandIn;
 
 impl Sandbox {
     /// Reads the bundle, and mounts the rootfs and the binds.
@@ -42,15 +43,26 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Runs the hooks of the creation. They may put a network into the VM's namespace, as Docker's do.
+    /// Checks whose network the container is to have, and runs the hooks of the creation. They may put a network into the VM's namespace, as Docker's do.
     pub(in crate::sandbox) async fn run_create_hooks(&self, container: &Container) -> Result<(), Error> {
+        let network_of = container
+            .making()
+            .guest
+            .as_ref()
+            .and_then(|guest| guest.network_of.clone());
+        if let Some(path) = network_of {
+            self.owner_of(bundle::NETWORK, &path, &container.subject())?;
+        }
         let Some(hooks) = container.hooks() else { return Ok(()) };
-        let run = self.host.run_hooks(hooks, HookPoint::Create, self.pid()).await;
-        run.map_err(|source| Error::Host {
+        let failed = |source| Error::Host {
             operation: "run the hooks of",
             subject: container.subject(),
             source,
-        })?;
+        };
+        let run = self.host.run_hooks(hooks, HookPoint::Create, self.pid()).await;
+        run.map_err(failed)?;
+        let run = self.host.run_create_container_hooks(hooks, self.pid()).await;
+        run.map_err(failed)?;
         let agent = self.agent("create", &container.subject())?;
         self.update_network(&agent, &container.subject()).await
     }
@@ -66,17 +78,18 @@ impl Sandbox {
         let stdio = self.prepare_streams(&container.init).await?;
         let GuestContainer {
             spec,
-            mut join_namespaces,
-            pid_namespace,
+            join_namespaces,
             mut volumes,
             limits,
             covers,
             sockets,
             ..
         } = guest;
-        if let Some(owner) = pid_namespace.map(|path| self.owner_of(&path, &subject)).transpose()? {
-            join_namespaces.insert("pid".to_owned(), owner.to_string());
-        }
+        let owner = |(kind, path): (String, PathBuf)| {
+            let owner = self.owner_of(&kind, &path, &subject)?;
+            Ok((kind, owner.to_string()))
+        };
+        let join_namespaces = join_namespaces.into_iter().map(owner).collect::<Result<_, Error>>()?;
         let device_names = std::mem::take(&mut volumes.device_names);
         let (disks, size) = (
             self.plug_in(&container.id, volumes),
@@ -165,20 +178,23 @@ impl Sandbox {
         Ok(())
     }
 
-    /// The container whose PID namespace a path of the host stands for: another one of the pod, by its pid, or the
+    /// The container whose namespace of a kind a path of the host stands for: another one of the sandbox, by its pid, or the
     /// sandbox's own.
-    fn owner_of(&self, path: &Path, subject: &str) -> Result<ContainerId, Error> {
-        let pid = match pid_in(path) {
-            Some(pid) if pid != self.pid() => pid,
-            Some(_) | None => return Ok(ContainerId::new(self.id.as_str())?),
-        };
+    fn owner_of(&self, kind: &str, path: &Path, subject: &str) -> Result<ContainerId, Error> {
+        let is_pod = self.sizes.is_pod();
         let made = self.created();
-        let owner = made.iter().find(|container| self.pid_of(container) == pid);
+        let pid = match bundle::process_in(path, kind) {
+            // Clients of pods name them by files, too.
+            None if is_pod => return Ok(ContainerId::new(self.id.as_str())?),
+            Some(pid) if is_pod && pid == self.pid() => return Ok(ContainerId::new(self.id.as_str())?),
+            pid => pid,
+        };
+        let owner = made.iter().find(|container| pid == Some(self.pid_of(container)));
         let owner = owner.map(|container| container.id.clone());
         owner.ok_or_else(|| Error::Invalid {
-            what: "the PID namespace",
+            what: "a namespace",
             subject: subject.to_owned(),
-            reason: format!("{} is no container's of this sandbox", path.display()),
+            reason: format!("{kind}: {} is no container's of this sandbox", path.display()),
         })
     }
 

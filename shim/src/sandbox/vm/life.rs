@@ -10,6 +10,7 @@ use guest::streams::StreamRegistry;
 use guest::vm::RunningVm;
 use lifecycle::{Input, KILLED, Timeouts};
 use node::sizing::Sizing;
+use rustix::process::Signal;
 use scrape::durations::Durations;
 use tokio::sync::{mpsc, watch};
 
@@ -19,7 +20,7 @@ use crate::sandbox::driver::Driver;
 use crate::sandbox::host::HostSide;
 use crate::sandbox::host::changes;
 use crate::sandbox::programs::forwards::Forwards;
-use crate::sandbox::records::process::Exit;
+use crate::sandbox::records::process::{Exit, ProcessName};
 use crate::sandbox::records::stand_in::StandIn;
 use crate::sandbox::size::sizes::Sizes;
 use crate::sandbox::vm::boot::{self, BootPlan, GuestBootError};
@@ -59,7 +60,7 @@ impl Sandbox {
     #[must_use]
     pub fn start(parts: Parts, plan: BootPlan) -> Arc<Self> {
         let (inputs, messages) = mpsc::unbounded_channel();
-        let own = ContainerId::from(&parts.id);
+        let own = parts.sizing.is_pod().then(|| ContainerId::from(&parts.id));
         let sizes = Sizes::new(parts.sizing, &parts.id);
         let sandbox = Arc::new(Self {
             id: parts.id,
@@ -205,7 +206,8 @@ impl Sandbox {
         self.report(Input::VmEnded { out_of_memory });
     }
 
-    /// Makes the pid that stands for the sandbox. Whoever kills it ends the VM, as it would end a container of runc.
+    /// Makes the pid that stands for the sandbox. Whoever kills it ends the VM, as it would end a container of runc; if others that are no pod's have joined its
+    /// first container, that container alone.
     fn stand_for_the_sandbox(self: &Arc<Self>, vm: &Arc<dyn RunningVm>) {
         let made = StandIn::new(self.id.as_str(), vm.pid(), vm.network_namespace(), &vm.cgroup_members());
         let made = made.and_then(|stand_in| Ok((stand_in.killed()?, stand_in)));
@@ -219,11 +221,20 @@ impl Sandbox {
         let sandbox = Arc::downgrade(self);
         tokio::spawn(async move {
             killed.await;
-            if let Some(sandbox) = sandbox.upgrade() {
-                sandbox.give_up(format!(
-                    "process {pid}, which stands for the sandbox on the host, was killed"
-                ));
+            let Some(sandbox) = sandbox.upgrade() else { return };
+            let first = ContainerId::from(&sandbox.id);
+            let others = sandbox.created().iter().any(|container| container.id != first);
+            if others && !sandbox.sizes.is_pod() {
+                tracing::warn!(container = %first, pid, "the process that stands for a container was killed: so is the container");
+                let init = ProcessName::init(first);
+                if let Err(error) = sandbox.kill(&init, Signal::KILL.as_raw().unsigned_abs(), true).await {
+                    tracing::debug!(container = %init.container, error = error.message(), "it was not to be killed");
+                }
+                return;
             }
+            sandbox.give_up(format!(
+                "process {pid}, which stands for the sandbox on the host, was killed"
+            ));
         });
     }
 
