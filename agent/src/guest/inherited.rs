@@ -4,10 +4,8 @@
 //! nobody has accepted. They have at most their part of the memory that the VM has, and follow it when it changes.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-
-use crate::guest::setup::sysctl_path;
 
 /// What one of them takes, in bytes.
 const COSTS: [(&str, u64); 5] = [
@@ -130,9 +128,22 @@ fn inherited(own: &str, host: &str, most: Option<u64>) -> Option<String> {
     }
 }
 
+/// `a.b` is `a/b`; a name with slashes keeps its dots, as sysctl(8) has it (interfaces have dots in their names).
+pub(crate) fn sysctl_path(name: &str) -> Option<PathBuf> {
+    let relative = if name.contains('/') {
+        name.to_owned()
+    } else {
+        name.replace('.', "/")
+    };
+    let relative = Path::new(&relative);
+    let plain = relative.components().all(|part| matches!(part, Component::Normal(_)));
+    (plain && !name.is_empty()).then(|| Path::new("/proc/sys").join(relative))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn what_the_guest_has_more_of_it_keeps_and_the_rest_it_has_as_the_host() {
@@ -165,5 +176,28 @@ mod tests {
     #[test]
     fn this_machine_has_memory() {
         assert!(memory() > 64 << 20);
+    }
+
+    #[test]
+    fn dots_are_directories_unless_there_are_slashes() {
+        assert_eq!(
+            sysctl_path("kernel.perf_event_mlock_kb").unwrap(),
+            Path::new("/proc/sys/kernel/perf_event_mlock_kb")
+        );
+        assert_eq!(
+            sysctl_path("net/ipv4/conf/eth0.1/forwarding").unwrap(),
+            Path::new("/proc/sys/net/ipv4/conf/eth0.1/forwarding")
+        );
+        assert_eq!(sysctl_path(""), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_name_leads_out_of_proc_sys(name in "[a-z./]*") {
+            if let Some(path) = sysctl_path(&name) {
+                prop_assert!(path.starts_with("/proc/sys"));
+                prop_assert!(!path.components().any(|part| part == Component::ParentDir));
+            }
+        }
     }
 }

@@ -1,13 +1,13 @@
 //! Applies the host's answer to Hello: random seed, clock, name, shares, kernel modules, sysctls. It knows no container.
 
 use std::io;
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 
 use protocol::agent::{SandboxSetup, Share};
 use rustix::mount::{MountFlags, mount, mount_bind};
 use rustix::time::{ClockId, Timespec, clock_settime};
 
-use crate::guest::inherited::inherit;
+use crate::guest::inherited::{inherit, sysctl_path};
 use crate::guest::modules::ModuleError;
 
 /// Why the sandbox cannot be set up.
@@ -107,18 +107,6 @@ fn of_interfaces(name: &str) -> Vec<String> {
         .collect()
 }
 
-/// `a.b` is `a/b`; a name with slashes keeps its dots, as sysctl(8) has it (interfaces have dots in their names).
-pub(super) fn sysctl_path(name: &str) -> Option<PathBuf> {
-    let relative = if name.contains('/') {
-        name.to_owned()
-    } else {
-        name.replace('.', "/")
-    };
-    let relative = Path::new(&relative);
-    let plain = relative.components().all(|part| matches!(part, Component::Normal(_)));
-    (plain && !name.is_empty()).then(|| Path::new("/proc/sys").join(relative))
-}
-
 fn mount_share(share: &Share) -> Result<(), SetupError> {
     let fail = |error| SetupError::Share(share.tag.clone(), share.mountpoint.clone(), error);
     std::fs::create_dir_all(&share.mountpoint).map_err(fail)?;
@@ -134,35 +122,11 @@ fn show_sandbox_mounts() -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-
-    #[test]
-    fn dots_are_directories_unless_there_are_slashes() {
-        assert_eq!(
-            sysctl_path("kernel.perf_event_mlock_kb").unwrap(),
-            Path::new("/proc/sys/kernel/perf_event_mlock_kb")
-        );
-        assert_eq!(
-            sysctl_path("net/ipv4/conf/eth0.1/forwarding").unwrap(),
-            Path::new("/proc/sys/net/ipv4/conf/eth0.1/forwarding")
-        );
-        assert_eq!(sysctl_path(""), None);
-    }
 
     #[test]
     fn a_default_is_of_every_interface_and_nothing_else_is() {
         let all = of_interfaces("net.ipv4.conf.default.rp_filter");
         assert!(all.contains(&"net/ipv4/conf/lo/rp_filter".to_owned()), "{all:?}");
         assert!(of_interfaces("net.ipv4.conf.all.rp_filter").is_empty() && of_interfaces("fs.nr_open").is_empty());
-    }
-
-    proptest! {
-        #[test]
-        fn no_name_leads_out_of_proc_sys(name in "[a-z./]*") {
-            if let Some(path) = sysctl_path(&name) {
-                prop_assert!(path.starts_with("/proc/sys"));
-                prop_assert!(!path.components().any(|part| part == Component::ParentDir));
-            }
-        }
     }
 }
