@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::stream::{self, StreamExt};
 use protocol::agent::{HelloRequest, SandboxSetup};
@@ -22,9 +22,10 @@ use crate::connections::dial::{Dialer, Watched};
 use crate::container::Services;
 use crate::container::events::{self, Events};
 use crate::container::reaper::Reaper;
-use crate::guest::setup::{SetupError, set_up};
+use crate::guest::setup::{SetupError, mount_share_early, set_up};
 use crate::guest::{boot, clock, cpus, growth, template};
 use crate::network::{GuestNetwork, NetworkError};
+use crate::server::rehearsal;
 use crate::server::rpc::{self, Service};
 use crate::server::sandbox::Sandbox;
 
@@ -94,10 +95,20 @@ fn start() -> Result<(), InitError> {
 }
 
 async fn serve(log: &Log) -> Result<(), InitError> {
+    let signals = Reaper::listen().map_err(InitError::Runtime)?;
+    let reaper = Reaper::default();
+    tokio::spawn(reaper.clone().run(signals));
+    let network = Arc::new(GuestNetwork::default());
+    let has_share = boot::is_to_rehearse()? && rehearse(&reaper, &network).await;
     if boot::is_template()? {
         template::wait_for_device().await.map_err(InitError::Device)?;
     }
     let dialer = Dialer::new(boot::host_port()?);
+    let services = Services {
+        dialer,
+        events: Events::default(),
+        reaper,
+    };
     let lost = Arc::new(Notify::new());
     let stream = dialer
         .dial(Preamble::Host)
@@ -108,17 +119,13 @@ async fn serve(log: &Log) -> Result<(), InitError> {
         .hello(Context::default(), &hello())
         .await
         .map_err(InitError::Hello)?;
-    let network = Arc::new(GuestNetwork::default());
-    let services = match prepare(dialer, log, &setup, &network).await {
-        Ok(services) => services,
-        Err(error) => {
-            let told = events::fatal(&host, base::chain(&error));
-            if !matches!(timeout(HANG_UP_TIMEOUT, told).await, Ok(Ok(()))) {
-                tracing::warn!("the host was not told");
-            }
-            return Err(error);
+    if let Err(error) = prepare(dialer, log, &setup, &network, has_share).await {
+        let told = events::fatal(&host, base::chain(&error));
+        if !matches!(timeout(HANG_UP_TIMEOUT, told).await, Ok(Ok(()))) {
+            tracing::warn!("the host was not told");
         }
-    };
+        return Err(error);
+    }
     let shutdown = Arc::new(Notify::new());
     let mut server = listen(dialer, log, services.clone(), network, &lost, &shutdown).await?;
     tracing::info!(sandbox = setup.sandbox_id, "ready");
@@ -144,7 +151,8 @@ async fn prepare(
     log: &Log,
     setup: &SandboxSetup,
     network: &GuestNetwork,
-) -> Result<Services, InitError> {
+    has_share: bool,
+) -> Result<(), InitError> {
     let connection = dialer
         .dial(Preamble::Log)
         .await
@@ -152,20 +160,30 @@ async fn prepare(
     log.connect(connection, &setup.log_level);
     cgroup::may_grow(setup.most_extra_memory_bytes);
     timeouts::set_factor(setup.timeout_factor);
-    set_up(setup)?;
+    set_up(setup, has_share)?;
     if let Some(wanted) = setup.network.as_ref() {
         network.apply(wanted).await?;
     }
-    let signals = Reaper::listen().map_err(InitError::Runtime)?;
-    let services = Services {
-        dialer,
-        events: Events::default(),
-        reaper: Reaper::default(),
-    };
-    tokio::spawn(services.reaper.clone().run(signals));
     tokio::spawn(cgroup::watch_reserve());
     tokio::spawn(cpus::follow());
-    Ok(services)
+    Ok(())
+}
+
+/// Mounts the share, and runs a container for nobody. The answer is whether the share is mounted.
+async fn rehearse(reaper: &Reaper, network: &GuestNetwork) -> bool {
+    let began = Instant::now();
+    let has_share = mount_share_early();
+    let services = Services {
+        // A container without streams dials nobody.
+        dialer: Dialer::new(protocol::DEFAULT_HOST_PORT),
+        events: Events::default(),
+        reaper: reaper.clone(),
+    };
+    match Box::pin(rehearsal::rehearse(&services, network)).await {
+        Ok(()) => tracing::info!(has_share, took = ?began.elapsed(), "has rehearsed"),
+        Err(error) => tracing::warn!(error = base::chain(&error), "has not rehearsed"),
+    }
+    has_share
 }
 
 async fn listen(

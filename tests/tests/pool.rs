@@ -162,6 +162,35 @@ fn a_container_gets_a_vm_that_had_booted_before_and_the_pool_is_filled_again() -
     node.nothing_left()
 }
 
+#[test]
+fn a_member_has_run_a_container_for_nobody_of_which_nothing_is_left() -> Result<()> {
+    let node = Node::start_configured("[factory]\nvm_cache_number = 1\n[agent.kata]\ndebug_console_enabled = true\n")?;
+    let pool = Pool::fill(&node.configuration())?;
+    let (member, slot) = a_member(&pool)?;
+    let console = fs::read_to_string(Path::new("/run/tatami/pool").join(slot).join("console.log"))?;
+    assert!(
+        console.contains("has rehearsed") && console.contains("\"has_share\":true"),
+        "{console}"
+    );
+    node.run("warm").arg("-d").program(["sleep", "1000"]).ok()?;
+    assert!(is_shim_of(&node, "warm", member));
+    let id = node.id("warm");
+    let seen = node
+        .diagnose()?
+        .args(["exec", &id, "--", "ls", "/sys/fs/cgroup/containers"])
+        .ok()?;
+    assert!(!seen.contains("rehearsal") && seen.contains(&id), "{seen}");
+    node.remove("warm")?;
+    pool.empty()?;
+    // What somebody waits for is not delayed by it.
+    node.run("cold").arg("-d").program(["sleep", "1000"]).ok()?;
+    let line = node.exec("cold", "line").program(["cat", "/proc/cmdline"]).ok()?;
+    assert!(!line.contains("tatami.rehearsal"), "{line}");
+    node.remove("cold")?;
+    pool.empty()?;
+    node.nothing_left()
+}
+
 /// With `TATAMI_STRESS` twenty from a pool of twenty, otherwise more starts than the pool has VMs.
 #[test]
 fn no_vm_is_given_twice_however_many_start_at_once() -> Result<()> {

@@ -4,12 +4,14 @@ use std::{
     collections::BTreeSet,
     env, fs,
     io::Write as _,
-    path::PathBuf,
+    os::unix::ffi::OsStrExt as _,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use framework::{Error, Node, Pool, Result, wait};
+use framework::{Error, NetNs, Node, Pool, Result, leftovers, wait};
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sys::signal::{Signal, kill},
@@ -19,6 +21,9 @@ use tempfile::TempDir;
 
 /// For a template to be made, and what follows from it.
 const LIMIT: Duration = Duration::from_secs(120);
+
+/// Seconds by which a guest's clock may differ: the emulated clock of a guest that waits for a CPU is late until the agent corrects it.
+const CLOCK: f64 = 2.0;
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(10);
@@ -50,6 +55,52 @@ fn only(templates: &TempDir) -> Result<PathBuf> {
 fn entries(templates: &TempDir) -> Vec<PathBuf> {
     let entries = fs::read_dir(templates.path().join("templates")).into_iter().flatten();
     entries.flatten().map(|entry| entry.path()).collect()
+}
+
+/// Seconds since the epoch, by the host's clock.
+fn now() -> f64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.unwrap_or_default().as_secs_f64()
+}
+
+/// The pids of the processes that make a template for a configuration file.
+fn makers(configuration: &Path) -> Vec<i32> {
+    let is_its_maker = |pid: &i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let named = [&line, &environment]
+            .into_iter()
+            .any(|text| holds(text, configuration.as_os_str().as_bytes()));
+        named && holds(&line, b"\0-pool\0template\0")
+    };
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(is_its_maker).collect()
+}
+
+fn holds(text: &[u8], part: &[u8]) -> bool {
+    text.windows(part.len()).any(|window| window == part)
+}
+
+/// Does the work, and says which processes made a template meanwhile.
+fn makers_during(configuration: &Path, work: impl FnOnce() -> Result<()>) -> Result<BTreeSet<i32>> {
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let watching = scope.spawn(|| {
+            let mut seen = BTreeSet::new();
+            while !over.load(Ordering::Relaxed) {
+                seen.extend(makers(configuration));
+                thread::sleep(LOOK);
+            }
+            seen
+        });
+        let done = work();
+        over.store(true, Ordering::Relaxed);
+        let seen = watching
+            .join()
+            .map_err(|_| Error::unexpected("the watch has panicked".to_owned()))?;
+        done.map(|()| seen)
+    })
 }
 
 /// Starts a container, says whether its VM is a copy, and removes it.
@@ -105,29 +156,28 @@ fn no_two_copies_have_the_same_boot_id_or_random_numbers_and_all_have_the_hosts_
     let (node, pool, _templates) = node("")?;
     pool.again()?;
     let mut seen = BTreeSet::new();
-    let script = "cat /proc/sys/kernel/random/boot_id; head -c 16 /dev/urandom | od -An -tx8 | tr -d ' \\n'; echo; \
-                  cat /proc/sys/kernel/random/uuid; date +%s; echo up; read end; true";
+    let script = "date +%s; cat /proc/sys/kernel/random/boot_id; head -c 16 /dev/urandom | od -An -tx8 | tr -d ' \\n'; echo; \
+                  cat /proc/sys/kernel/random/uuid; echo up; read end; true";
     for round in 0..count / 2 {
         let names = [2 * round, 2 * round + 1].map(|number| format!("copy{number}"));
         let run = |name: &String| node.run(name).arg("--rm").limit(LIMIT).sh(script).spawn();
+        let begun = now();
         let running: Vec<_> = names.iter().map(run).collect::<Result<_>>()?;
         for (mut running, name) in running.into_iter().zip(&names) {
             running.shows("up")?;
             let said = running.said();
             let words: Vec<_> = said.split_whitespace().collect();
-            let [boot, random, uuid, time, ..] = words[..] else {
+            let [time, boot, random, uuid, ..] = words[..] else {
                 return Err(Error::unexpected(said));
             };
             assert_eq!(random.len(), 32, "{said}");
             for value in [boot, random, uuid] {
                 assert!(seen.insert(value.to_owned()), "{value} twice");
             }
-            let now = SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .unwrap_or_default()
-                .as_secs();
-            let time: u64 = time.parse().map_err(|_| Error::unexpected(said.clone()))?;
-            assert!(now.abs_diff(time) < LIMIT.as_secs(), "{now} {time}");
+            let time: f64 = time.parse().map_err(|_| Error::unexpected(said.clone()))?;
+            // `date` cuts off what is less than a second. The template was saved before all of this.
+            let (earliest, latest) = (begun - 1.0 - CLOCK, now() + CLOCK);
+            assert!((earliest..latest).contains(&time), "{earliest} {time} {latest}");
             assert!(
                 node.processes(name)
                     .iter()
@@ -141,6 +191,72 @@ fn no_two_copies_have_the_same_boot_id_or_random_numbers_and_all_have_the_hosts_
     node.nothing_left()
 }
 
+/// What tells VMs apart that are copies at the same time: the addresses of their interfaces, which they get from their pods, and of their vsock devices
+/// (docs/decisions/0063).
+#[test]
+fn copies_have_the_addresses_of_their_own_pods_and_their_own_vsock_devices() -> Result<()> {
+    let (node, pool, _templates) = node("")?;
+    pool.again()?;
+    let pods = ["one", "two"]
+        .into_iter()
+        .map(|name| {
+            let pod = NetNs::new(node.namespace(), name)?;
+            let outside = NetNs::new(node.namespace(), &format!("out{name}"))?;
+            pod.veth("eth0", &outside, "veth0")?;
+            Ok((pod, outside))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let mut seen = BTreeSet::new();
+    for (number, (pod, _)) in pods.iter().enumerate() {
+        let name = format!("copy{number}");
+        let run = node.run(&name).args(["-d", &pod.flag()]).limit(LIMIT);
+        run.program(["sleep", "1000"]).ok()?;
+        let address = |text: String| text.trim().to_owned();
+        let inside = address(
+            node.exec(&name, "mac")
+                .program(["cat", "/sys/class/net/eth0/address"])
+                .ok()?,
+        );
+        let outside = address(pod.exec(&["cat", "/sys/class/net/eth0/address"])?);
+        assert_eq!(inside, outside);
+        assert!(seen.insert(inside), "{seen:?}");
+        let sockets = vsock_sockets(&node, &name);
+        assert!(
+            !sockets.is_empty() && sockets.into_iter().all(|socket| seen.insert(socket)),
+            "{seen:?}"
+        );
+    }
+    for number in 0..pods.len() {
+        let name = format!("copy{number}");
+        let is_incoming = node
+            .processes(&name)
+            .iter()
+            .any(|process| process.command.contains("-incoming"));
+        assert!(is_incoming, "{name}");
+        node.remove(&name)?;
+    }
+    pool.empty()?;
+    node.nothing_left()
+}
+
+/// What the vsock devices of a container's VM are connected to: the sockets of a daemon, or nothing but a CID of the kernel's.
+fn vsock_sockets(node: &Node, name: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for process in node.processes(name) {
+        let descriptors = fs::read_dir(format!("/proc/{}/fd", process.pid))
+            .into_iter()
+            .flatten()
+            .flatten();
+        let links = descriptors.filter_map(|entry| fs::read_link(entry.path()).ok());
+        let is_daemon = process.program().ends_with("vhost-device-vsock");
+        let links = links.map(|link| link.to_string_lossy().into_owned());
+        found.extend(links.filter(|link| is_daemon && link.starts_with("socket:") || link == "/dev/vhost-vsock"));
+    }
+    found.sort();
+    found.dedup();
+    found
+}
+
 #[test]
 fn members_of_the_pool_are_copies() -> Result<()> {
     let (node, pool, _templates) = node("")?;
@@ -148,9 +264,21 @@ fn members_of_the_pool_are_copies() -> Result<()> {
     fs::write(dropin, "[factory]\nvm_cache_number = 1\n")?;
     pool.again()?;
     let members = pool.members()?;
-    let member = members.first().and_then(|member| member["pid"].as_u64());
-    assert!(is_copy(&node, "warm")?);
-    assert!(member.is_some());
+    let [member] = &members[..] else {
+        return Err(Error::unexpected(format!("one member, and not {members:?}")));
+    };
+    node.run("warm")
+        .arg("-d")
+        .limit(LIMIT)
+        .program(["sleep", "1000"])
+        .ok()?;
+    let processes = node.processes("warm");
+    let is_member = |process: &leftovers::Process| member["pid"].as_u64() == Some(u64::from(process.pid));
+    assert!(processes.iter().any(is_member), "{member} {processes:?}");
+    let is_copy = |process: &leftovers::Process| process.command.contains("-incoming");
+    assert!(processes.iter().any(is_copy), "{processes:?}");
+    assert_eq!(node.exec("warm", "more").program(["echo", "more"]).ok()?, "more\n");
+    node.remove("warm")?;
     pool.empty()?;
     node.nothing_left()
 }
@@ -221,16 +349,36 @@ fn a_template_is_of_one_configuration() -> Result<()> {
 #[test]
 fn two_who_make_the_same_template_make_one() -> Result<()> {
     let (node, pool, templates) = node("")?;
-    thread::scope(|scope| {
-        let makers = [0, 1].map(|_| scope.spawn(|| pool.again()));
-        makers.into_iter().try_for_each(|maker| match maker.join() {
-            Ok(made) => made,
-            Err(_) => Err(Error::unexpected("a maker has panicked".to_owned())),
+    let both = || {
+        thread::scope(|scope| {
+            let wanted = [0, 1].map(|_| scope.spawn(|| pool.again()));
+            wanted.into_iter().try_for_each(|wanted| match wanted.join() {
+                Ok(made) => made,
+                Err(_) => Err(Error::unexpected("one who waits has panicked".to_owned())),
+            })
         })
-    })?;
+    };
+    let makers = makers_during(&node.configuration(), both)?;
+    assert_eq!(makers.len(), 1, "{makers:?}");
     only(&templates)?;
     assert!(is_copy(&node, "copy")?);
     pool.empty()?;
+    node.nothing_left()
+}
+
+#[test]
+fn a_template_in_another_place_replaces_the_one_that_is_left_behind() -> Result<()> {
+    let (node, pool, templates) = node("")?;
+    pool.again()?;
+    let before = only(&templates)?;
+    let elsewhere = templates.path().join("elsewhere");
+    let path = format!("[factory]\ntemplate_path = \"{}\"\n", elsewhere.display());
+    fs::write(node.dir().join("config.d/95-elsewhere.toml"), path)?;
+    pool.again()?;
+    assert!(!before.exists() && fs::read_dir(&elsewhere)?.count() == 1);
+    assert!(is_copy(&node, "copy")?);
+    pool.empty()?;
+    assert_eq!(fs::read_dir(&elsewhere)?.count(), 0);
     node.nothing_left()
 }
 

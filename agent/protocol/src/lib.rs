@@ -104,6 +104,9 @@ pub const DEFAULT_HOST_PORT: u32 = 1024;
 /// Key of the kernel's command line that names the port of the host: `tatami.port=1024`.
 pub const PORT_PARAMETER: &str = "tatami.port";
 
+/// Word of the kernel's command line of a VM that boots before anybody needs it: its guest runs a container for nobody before it calls the host.
+pub const REHEARSAL_PARAMETER: &str = "tatami.rehearsal";
+
 /// Word of the kernel's command line of a VM that becomes a template: it boots without a vsock device. Each copy of the VM is given one,
 /// and the guest waits until then.
 pub const TEMPLATE_PARAMETER: &str = "tatami.template";

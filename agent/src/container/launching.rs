@@ -118,6 +118,12 @@ impl Container {
         Ok(())
     }
 
+    /// Waits until its first process has ended.
+    pub(crate) async fn await_end(&self) {
+        // An error: the container is gone.
+        let _ = self.stopped.subscribe().wait_for(|stopped| *stopped).await;
+    }
+
     /// Adds a process and executes its program. Dropped, or overtaken by SIGKILL or by the container's end, it leaves nothing.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 use crate::cgroup;
 use crate::common::sys;
 use crate::guest::modules::HELPER;
+use crate::guest::pause;
 
 /// Why the guest cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -124,7 +125,8 @@ pub(crate) fn boot() -> Result<(), EarlyBootError> {
     )?;
     raise_descriptors()?;
     allow_mounts()?;
-    loopback()
+    loopback()?;
+    step("make", "the root of the sandbox's process", pause::prepare())
 }
 
 /// Mounts the tmpfs that becomes the root, and everything in it.
@@ -228,10 +230,19 @@ fn command_line() -> Result<String, EarlyBootError> {
 /// # Errors
 /// The command line cannot be read.
 pub(crate) fn is_template() -> Result<bool, EarlyBootError> {
-    let line = command_line()?;
-    Ok(line
-        .split_ascii_whitespace()
-        .any(|word| word == protocol::TEMPLATE_PARAMETER))
+    Ok(has_word(&command_line()?, protocol::TEMPLATE_PARAMETER))
+}
+
+/// Whether the VM was booted before anybody needs it.
+///
+/// # Errors
+/// The command line cannot be read.
+pub(crate) fn is_to_rehearse() -> Result<bool, EarlyBootError> {
+    Ok(has_word(&command_line()?, protocol::REHEARSAL_PARAMETER))
+}
+
+fn has_word(cmdline: &str, wanted: &str) -> bool {
+    cmdline.split_ascii_whitespace().any(|word| word == wanted)
 }
 
 /// The host's port: the kernel's command line names it; or it is the protocol's, by the guest's CID if the VM is a copy of a template.
@@ -256,6 +267,13 @@ pub(crate) fn host_port() -> Result<u32, EarlyBootError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_word_is_found_whole() {
+        let line = "quiet tatami.rehearsals tatami.rehearsal.no tatami.template\n";
+        assert!(has_word(line, "tatami.template") && has_word(line, "quiet"));
+        assert!(!has_word(line, "tatami.rehearsal"));
+    }
 
     #[test]
     fn a_parameter_is_found_by_its_whole_name() {

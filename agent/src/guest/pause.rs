@@ -1,7 +1,8 @@
 //! The process of a pod's sandbox: this program under another name, so that a pod needs no image for it.
 //!
 //! Like any `pause` program it keeps the pod's namespaces, reaps orphaned processes of the containers, and ends on a
-//! signal. As `pause dial PORT`, an exec in the sandbox, it connects its standard streams to a port of the pod.
+//! signal. As `pause dial PORT`, an exec in the sandbox, it connects its standard streams to a port of the pod. As `pause
+//! rehearsal` it ends at once ([`crate::server::rehearsal`]).
 //!
 //! [`tatami_agent::launch`] starts it like any other program, with the same confinement. It is not part of the agent
 //! process.
@@ -20,6 +21,9 @@ use protocol::{PAUSE_PROGRAM, PAUSE_ROOT};
 use rustix::mount::{MountFlags, mount_bind, mount_remount};
 
 use crate::common::sys::reap_one;
+
+/// The argument with which it ends at once.
+pub(crate) const REHEARSAL: &str = "rehearsal";
 
 /// Puts the root of the sandbox's process together: a directory with this program in it.
 ///
@@ -51,8 +55,11 @@ pub(crate) fn is_pause(name: Option<&OsStr>) -> bool {
 pub(crate) fn main(mut arguments: impl Iterator<Item = String>) -> ExitCode {
     let done = match (arguments.next().as_deref(), arguments.next()) {
         (None, None) => wait_for_the_end(),
+        (Some(REHEARSAL), None) => Ok(()),
         (Some("dial"), Some(port)) => port.parse().map_err(io::Error::other).and_then(dial),
-        _ => Err(io::Error::other("the arguments are neither none nor: dial PORT")),
+        _ => Err(io::Error::other(
+            "the arguments are neither none nor one of: dial PORT, rehearsal",
+        )),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 
 use protocol::agent::{SandboxSetup, Share};
+use protocol::{SHARE_MOUNTPOINT, SHARE_TAG};
 use rustix::mount::{MountFlags, mount, mount_bind};
 use rustix::time::{ClockId, Timespec, clock_settime};
 
@@ -31,9 +32,6 @@ pub(crate) enum SetupError {
     /// Not the name of a sysctl.
     #[error("{0:?} is not the name of a sysctl")]
     SysctlName(String),
-    /// The root of a pod's sandbox cannot be made.
-    #[error("make the root of the sandbox's process")]
-    Pause(#[source] io::Error),
     /// See [`ModuleError`].
     #[error(transparent)]
     Modules(#[from] ModuleError),
@@ -45,11 +43,11 @@ pub(crate) enum SetupError {
     Share(String, String, #[source] io::Error),
 }
 
-/// Does all of it.
+/// Does all of it. `has_share`: the share is mounted already.
 ///
 /// # Errors
 /// The first step that failed.
-pub(crate) fn set_up(setup: &SandboxSetup) -> Result<(), SetupError> {
+pub(crate) fn set_up(setup: &SandboxSetup, has_share: bool) -> Result<(), SetupError> {
     // First: what the kernel draws until then is the same in all copies of a template.
     crate::guest::random::reseed(&setup.random_seed).map_err(SetupError::Random)?;
     set_clock(setup.clock_ns)?;
@@ -63,7 +61,10 @@ pub(crate) fn set_up(setup: &SandboxSetup) -> Result<(), SetupError> {
     }
     // There may be more threads now.
     crate::cgroup::renew_reserve().map_err(SetupError::Reserve)?;
-    setup.shares.iter().try_for_each(mount_share)?;
+    let shares = setup.shares.iter();
+    shares
+        .filter(|share| !(has_share && share.mountpoint == SHARE_MOUNTPOINT))
+        .try_for_each(mount_share)?;
     if setup.sandbox_mounts {
         show_sandbox_mounts().map_err(SetupError::SandboxMounts)?;
     }
@@ -75,7 +76,21 @@ pub(crate) fn set_up(setup: &SandboxSetup) -> Result<(), SetupError> {
             .iter()
             .try_for_each(|name| set_sysctl(name, value))?;
     }
-    crate::guest::pause::prepare().map_err(SetupError::Pause)
+    Ok(())
+}
+
+/// Mounts the share before the host has said so. The answer is whether it is there: a guest may have none, and a template has it later.
+pub(crate) fn mount_share_early() -> bool {
+    let share = Share {
+        tag: SHARE_TAG.to_owned(),
+        mountpoint: SHARE_MOUNTPOINT.to_owned(),
+        ..Share::default()
+    };
+    let mounted = mount_share(&share);
+    if let Err(error) = &mounted {
+        tracing::debug!(error = base::chain(error), "the share is not mounted yet");
+    }
+    mounted.is_ok()
 }
 
 fn set_clock(nanoseconds: u64) -> Result<(), SetupError> {
@@ -115,7 +130,7 @@ fn mount_share(share: &Share) -> Result<(), SetupError> {
 
 fn show_sandbox_mounts() -> io::Result<()> {
     std::fs::create_dir_all(protocol::GUEST_SANDBOX_MOUNTS)?;
-    let source = Path::new(protocol::SHARE_MOUNTPOINT).join(protocol::SANDBOX_MOUNTS);
+    let source = Path::new(SHARE_MOUNTPOINT).join(protocol::SANDBOX_MOUNTS);
     Ok(mount_bind(source, protocol::GUEST_SANDBOX_MOUNTS)?)
 }
 

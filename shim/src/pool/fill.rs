@@ -100,6 +100,7 @@ pub(crate) fn fill(config_path: Option<&Path>, failed: Failed) -> Result<Filled,
     let size = hypervisor::boot_size(&settings.config.hypervisor).memory.bytes();
     let mut started = 0;
     if let Some(template) = &template {
+        template::remove_elsewhere(&root, &factory.template_path, template);
         match Template::find(&settings.file, &settings.config) {
             Some(found) => found.show(&root),
             None if make(&root, template, size, config_path, failed)? => {

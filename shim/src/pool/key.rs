@@ -71,12 +71,23 @@ impl Caller {
     /// saved from the same machine.
     pub(super) fn with_sizes(mut self, config: &Hypervisor) -> Self {
         let sizes = (hypervisor::boot_size(config), hypervisor::largest_size(config));
-        let accelerator = hypervisor::accelerator(config.accelerator)
-            .ok()
-            .map(|(accelerator, _)| accelerator);
-        self.0.push(format!("sizes={sizes:?}\naccelerator={accelerator:?}\n"));
+        self.0
+            .push(format!("sizes={sizes:?}\naccelerator={:?}\n", accelerator(config)));
         self
     }
+
+    /// And what decides sizes and accelerator that is of this process, and not of the configuration.
+    pub(super) fn with_cpus(mut self, config: &Hypervisor) -> Self {
+        let cpus = std::thread::available_parallelism().ok();
+        self.0
+            .push(format!("cpus={cpus:?}\naccelerator={:?}\n", accelerator(config)));
+        self
+    }
+}
+
+fn accelerator(config: &Hypervisor) -> Option<hypervisor::Accel> {
+    let chosen = hypervisor::accelerator(config.accelerator);
+    chosen.ok().map(|(accelerator, _)| accelerator)
 }
 
 /// virtiofsd's share of it decides how many files the guest remembers.

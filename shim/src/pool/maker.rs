@@ -11,7 +11,6 @@ use config::Config;
 use node::boot_queue::BootQueue;
 use node::host_cgroup::{self, HostCgroup};
 use node::host_ns;
-use node::process::ProcessRef;
 use node::run_dir;
 use node::sizing::Sizing;
 use node::sys;
@@ -52,6 +51,7 @@ fn make_in(root: &Path, slot: &Slot, config_path: Option<&Path>) -> Result<(), P
     if !slot.has_key(&key) {
         return Err(PoolError::Boot("what decides the VM has changed".to_owned()));
     }
+    let maker = template::maker(&config);
     Sizing::new(&config, &spec).apply(&mut config);
     let unfinished = Unfinished::create(&config.factory.template_path, &key)?;
     let cgroup = settle(slot, file.clone())?;
@@ -66,21 +66,14 @@ fn make_in(root: &Path, slot: &Slot, config_path: Option<&Path>) -> Result<(), P
     let booting = booting.map_err(|source| PoolError::Start("thread for the VM", source))?;
     let panicked = |_| PoolError::Boot("its thread has panicked".to_owned());
     booting.join().map_err(panicked)??;
-    unfinished.finish(root, &key, &file)
+    unfinished.finish(root, &key, &file, &maker)
 }
 
 /// Gives the slot a directory and a cgroup, and writes down for whoever cleans up what there is.
 fn settle(slot: &Slot, config: PathBuf) -> Result<HostCgroup, PoolError> {
     slot.directory().create()?;
     let cgroup = member::join_own_cgroup(slot)?;
-    let notes = Notes {
-        config,
-        process: ProcessRef::own(),
-        vm: Vec::new(),
-        ready: false,
-        since: report::now(),
-    };
-    notes.write(slot);
+    Notes::own(config).write(slot);
     Ok(cgroup)
 }
 

@@ -132,13 +132,7 @@ impl Member {
         let listener = wire::listen_at(&socket).map_err(|source| PathError::new("listen on", &socket, source))?;
         let cgroup = join_own_cgroup(slot)?;
         set_oom_score_adj(FIRST_TO_GO);
-        let notes = Notes {
-            config: settings.file,
-            process: ProcessRef::own(),
-            vm: Vec::new(),
-            ready: false,
-            since: report::now(),
-        };
+        let notes = Notes::own(settings.file);
         notes.write(slot);
         let booting = warm::boot(config, directory.clone(), cgroup, saved)?;
         Ok(Self {

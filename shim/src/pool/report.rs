@@ -35,6 +35,16 @@ pub(super) fn now() -> u64 {
 }
 
 impl Notes {
+    /// Of this process, which has begun for this configuration file.
+    pub(super) fn own(config: PathBuf) -> Self {
+        Self {
+            config,
+            process: ProcessRef::own(),
+            since: now(),
+            ..Self::default()
+        }
+    }
+
     /// Writes them; a reader sees the old ones or the new ones, whole. Without them the member works as well.
     pub(super) fn write(&self, slot: &Slot) {
         let path = slot.notes();

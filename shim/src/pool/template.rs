@@ -37,7 +37,7 @@ pub(super) struct About {
     key: String,
     /// The configuration file that it was made for.
     config: PathBuf,
-    /// What decides it of who had it made.
+    /// What decides it of who had it made ([`maker`]).
     caller: String,
     /// proc_sys_kernel(5), `random/boot_id` of the host: its kernel and its CPU are what they were.
     boot: String,
@@ -50,6 +50,11 @@ pub(super) struct About {
 /// The key of templates. It does not contain what a process has by who started it, but for the number of files, which is on the guest's command line.
 pub(crate) fn key(file: &Path, config: &Config) -> Key {
     Key::of(file, config, &Caller::of_any_template().with_sizes(&config.hypervisor))
+}
+
+/// What decides templates of who makes them: processes that differ in it have templates of their own from one configuration file.
+pub(super) fn maker(config: &Config) -> String {
+    Caller::of_any_template().with_cpus(&config.hypervisor).to_string()
 }
 
 /// A template that can be used.
@@ -211,13 +216,13 @@ impl Unfinished {
     }
 
     /// Puts it in its place, on the disk before it has its name, and removes those that it replaces.
-    pub(super) fn finish(self, root: &Path, key: &Key, config: &Path) -> Result<(), PoolError> {
+    pub(super) fn finish(self, root: &Path, key: &Key, config: &Path, maker: &str) -> Result<(), PoolError> {
         let failed = |source| PathError::new("write the template", &self.whole, source);
         let put = || -> io::Result<()> {
             let about = About {
                 key: key.as_str().to_owned(),
                 config: config.to_owned(),
-                caller: Caller::of_any_template().to_string(),
+                caller: maker.to_owned(),
                 boot: host_boot()?,
                 length: self.vm.metadata()?.len(),
                 made: report::now(),
@@ -237,7 +242,7 @@ impl Unfinished {
             fs::rename(&self.path, &self.whole)
         };
         put().map_err(failed)?;
-        remove_replaced(root, &self.whole, key, config);
+        remove_replaced(root, &self.whole, key, config, maker);
         // Last: who waits for it finds everything done.
         show(root, key.as_str(), &self.whole);
         Ok(())
@@ -250,21 +255,36 @@ impl Drop for Unfinished {
     }
 }
 
-/// Removes the templates beside this one that nobody uses any more: of the same configuration file as it was, of an earlier boot of the host, and what dead
-/// makers have left.
-fn remove_replaced(root: &Path, whole: &Path, key: &Key, config: &Path) {
+/// Removes the templates that nobody uses any more: of the same configuration file as it was, also where it had another `template_path`, of an earlier
+/// boot of the host, and what dead makers have left.
+fn remove_replaced(root: &Path, whole: &Path, key: &Key, config: &Path, maker: &str) {
     let (Some(template_path), Ok(boot)) = (whole.parent(), host_boot()) else {
         return;
     };
-    let caller = Caller::of_any_template().to_string();
-    for (name, path) in place::of_keys(template_path, "") {
-        let is_replaced = |about: About| about.config == config && about.caller == caller || about.boot != boot;
-        if name != key.as_str() && about(&path).is_some_and(is_replaced) {
-            forget(root, &name);
+    let elsewhere = place::templates(root).into_iter();
+    for (name, path) in elsewhere.chain(place::of_keys(template_path, "")) {
+        let is_replaced = |about: About| about.config == config && about.caller == maker || about.boot != boot;
+        if path != whole && about(&path).is_some_and(is_replaced) {
+            if name != key.as_str() {
+                forget(root, &name);
+            }
             remove(&path);
         }
     }
     remove_unfinished(root, template_path);
+}
+
+/// Removes the template of this key that was made when the configuration had another `template_path`: who waits for the new one must not find it.
+pub(super) fn remove_elsewhere(root: &Path, template_path: &Path, key: &Key) {
+    let Ok(directory) = fs::read_link(link(root, key.as_str())) else {
+        return;
+    };
+    if directory != template_path.join(key.as_str()) {
+        forget(root, key.as_str());
+        if about(&directory).is_some_and(|about| about.key == key.as_str()) {
+            remove(&directory);
+        }
+    }
 }
 
 /// Removes what dead makers have left.
@@ -401,10 +421,14 @@ mod tests {
     use super::*;
 
     fn made(root: &Path, templates: &Path, key: &str, config: &str) -> PathBuf {
+        made_by(root, templates, key, config, "maker")
+    }
+
+    fn made_by(root: &Path, templates: &Path, key: &str, config: &str, maker: &str) -> PathBuf {
         let key = Key::test(key);
         let unfinished = Unfinished::create(templates, &key).unwrap();
         fs::write(unfinished.path.join(VM), "memory and state").unwrap();
-        unfinished.finish(root, &key, Path::new(config)).unwrap();
+        unfinished.finish(root, &key, Path::new(config), maker).unwrap();
         templates.join(key.as_str())
     }
 
@@ -487,5 +511,42 @@ mod tests {
         assert_eq!(place::templates(&pool).len(), 1);
         assert_eq!(remove_all(&pool, None), 1);
         assert!(!others.exists() && place::templates(&pool).is_empty());
+    }
+
+    #[test]
+    fn processes_with_other_cpus_have_templates_of_their_own_from_one_configuration() {
+        let root = tempfile::tempdir().unwrap();
+        let (pool, templates) = (root.path().join("pool"), root.path().join("templates"));
+        place::create(&pool).unwrap();
+        let of_two = made_by(&pool, &templates, "two", "/c", "cpus=2");
+        let of_one = made_by(&pool, &templates, "one", "/c", "cpus=1");
+        assert!(of_two.exists() && of_one.exists());
+        let again = made_by(&pool, &templates, "new", "/c", "cpus=1");
+        assert!(of_two.exists() && !of_one.exists() && again.exists());
+    }
+
+    #[test]
+    fn a_template_is_removed_when_its_configuration_has_another_place_for_it() {
+        let root = tempfile::tempdir().unwrap();
+        let (pool, here) = (root.path().join("pool"), root.path().join("here"));
+        place::create(&pool).unwrap();
+        for (number, key) in ["same", "other"].into_iter().enumerate() {
+            let there = root.path().join(format!("there{number}"));
+            let before = made(&pool, &there, "same", "/c");
+            let others = made(&pool, &there, "others", "/d");
+            remove_elsewhere(&pool, &there, &Key::test("same"));
+            assert!(before.exists());
+            if key == "same" {
+                remove_elsewhere(&pool, &here, &Key::test(key));
+                assert!(!before.exists());
+            }
+            let after = made(&pool, &here, key, "/c");
+            assert!(!before.exists() && others.exists() && after.exists());
+            let links: Vec<_> = place::templates(&pool).into_iter().map(|(_, path)| path).collect();
+            assert!(
+                links.contains(&after) && links.contains(&others) && !links.contains(&before),
+                "{links:?}"
+            );
+        }
     }
 }

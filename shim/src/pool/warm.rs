@@ -158,13 +158,14 @@ async fn park(
     })
 }
 
-/// Boots a VM, and waits until its agent calls.
+/// Boots a VM, and waits until its agent has rehearsed and calls.
 async fn boot_and_wait(
     config: &Config,
     hypervisor: &Hypervisor,
-    request: VmRequest,
+    mut request: VmRequest,
 ) -> Result<(Vm, GuestListener, GuestStream), PoolError> {
     let failed = |error: &dyn std::error::Error| PoolError::Boot(chain(error));
+    request.kernel_params.push(protocol::REHEARSAL_PARAMETER.to_owned());
     let booted = Box::pin(hypervisor::boot(hypervisor, request)).await;
     let (vm, mut listener) = booted.map_err(|error| failed(&error))?;
     let pids: Vec<u32> = vm.pids().collect();
