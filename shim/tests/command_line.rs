@@ -195,6 +195,44 @@ fn a_delete_of_the_last_container_removes_a_sandbox_whose_server_hangs() {
     assert!(!run_dir.path().exists());
 }
 
+/// It can be connected to until the kernel has closed its socket. The bundle of another container of the sandbox is there meanwhile.
+#[test]
+fn a_delete_removes_a_sandbox_whose_server_is_just_being_killed() {
+    let bundles = tempfile::tempdir().unwrap();
+    let (id, run_dir) = run_dir("dying");
+    run_dir.create().unwrap();
+    let mut server = Command::new("sleep").arg("600").spawn().unwrap();
+    let namespace = Namespace::new("command-line").unwrap();
+    let mut state = SandboxState::new(&namespace, &SandboxId::new(&id).unwrap());
+    state.shim = Some(ProcessRef::of(server.id().try_into().unwrap()).unwrap());
+    run_dir.write_state(&state).unwrap();
+    run_dir.mark_joined().unwrap();
+    for bundle in ["own", "other"] {
+        let bundle = bundles.path().join(bundle);
+        std::fs::create_dir(&bundle).unwrap();
+        std::fs::write(bundle.join("address"), run_dir.address()).unwrap();
+    }
+    let listener = std::os::unix::net::UnixListener::bind(run_dir.socket()).unwrap();
+    let dies = std::thread::spawn(move || {
+        // The look whether it is there, and the first request.
+        for _ in 0..2 {
+            drop(listener.accept().unwrap());
+        }
+        server.kill().unwrap();
+        server.wait().unwrap();
+        drop(listener);
+    });
+    let own = bundles.path().join("own");
+    let path = own.to_str().unwrap();
+    shim(
+        &own,
+        &["-namespace", "command-line", "-id", &id, "-bundle", path, "delete"],
+    )
+    .unwrap();
+    dies.join().unwrap();
+    assert!(!run_dir.path().exists());
+}
+
 #[test]
 fn a_delete_answers_the_pid_that_stood_for_the_sandbox() {
     let bundle = tempfile::tempdir().unwrap();

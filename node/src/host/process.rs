@@ -44,6 +44,12 @@ impl ProcessRef {
         self.open().is_some_and(alive)
     }
 
+    /// Whether it has ended, or does until then. Blocks.
+    pub fn ends_by(&self, deadline: Instant) -> bool {
+        self.open()
+            .is_none_or(|pidfd| wait_for(&pidfd, deadline).unwrap_or(false))
+    }
+
     /// Whether it is stopped by a signal or a debugger: it does nothing until it is continued.
     pub fn is_stopped(&self) -> bool {
         stat(self.pid).is_some_and(|stat| stat.starttime == self.start_time && matches!(stat.state, 'T' | 't'))

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use containerd_shim_protos::api::{DeleteRequest, DeleteResponse, KillRequest, ShutdownRequest, WaitRequest};
 use containerd_shim_protos::shim_async::{Client, TaskClient};
@@ -55,8 +55,11 @@ pub fn delete(arguments: &Arguments, bundle: &Path) -> DeleteResponse {
         let limit = if is_last { LAST_LIMIT } else { END_LIMIT };
         match end_in_pod(&address, &arguments.id, run_dir.is_joined(), limit) {
             Ok(ended) => return ended.unwrap_or_else(|| killed(pid)),
-            Err(Unanswered) if is_last => {}
-            Err(Unanswered) => return killed(pid),
+            Err(Failed::Unanswered) if is_last => {}
+            // A server that was killed is connected to until the kernel has closed its socket. containerd starts this process for each of its containers at
+            // that moment, and does not start it again.
+            Err(Failed::HungUp) if run_dir.is_joined() && has_ended(&run_dir) => {}
+            Err(_) => return killed(pid),
         }
     }
     // Before the lock: whoever has it may be starting a new sandbox of this id.
@@ -93,8 +96,20 @@ fn killed(pid: u32) -> DeleteResponse {
     }
 }
 
-/// A server has not answered in time.
-struct Unanswered;
+/// Whether a server that has hung up is a process that ends.
+fn has_ended(run_dir: &RunDir) -> bool {
+    let deadline = Instant::now() + LAST_LIMIT;
+    let server = cleanup::recorded_server(run_dir);
+    server.is_none_or(|server| server.ends_by(deadline)) && !is_alive(&run_dir.socket())
+}
+
+/// Why a server has not ended a container.
+enum Failed {
+    /// It has not answered in time.
+    Unanswered,
+    /// It cannot be reached any more, or the connection ended.
+    HungUp,
+}
 
 /// Has the pod's server end the container, and, if it is not a pod's, itself if it has no other one. None where it does not know it; why, is logged.
 fn end_in_pod(
@@ -102,7 +117,7 @@ fn end_in_pod(
     container: &ContainerId,
     is_joined: bool,
     limit: Duration,
-) -> Result<Option<DeleteResponse>, Unanswered> {
+) -> Result<Option<DeleteResponse>, Failed> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let ended = runtime.map(|runtime| {
         let end = async {
@@ -116,10 +131,15 @@ fn end_in_pod(
     });
     match ended {
         Ok(Ok(Ok(answer))) => return Ok(Some(answer)),
-        Ok(Ok(Err(error))) => tracing::warn!(%error, %container, "the pod's shim has not deleted the container"),
+        Ok(Ok(Err(error))) => {
+            tracing::warn!(%error, %container, "the pod's shim has not deleted the container");
+            if !matches!(error, ttrpc::Error::RpcStatus(_)) {
+                return Err(Failed::HungUp);
+            }
+        }
         Ok(Err(_)) => {
             tracing::warn!(%container, "the pod's shim has not deleted the container in time");
-            return Err(Unanswered);
+            return Err(Failed::Unanswered);
         }
         Err(error) => tracing::warn!(%error, %container, "the pod's shim cannot be asked to delete the container"),
     }
