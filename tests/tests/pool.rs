@@ -402,13 +402,17 @@ fn inject(fault: Fault, node: &Node, pool: &Pool, name: &str, random: &mut Rando
         pool.again()?;
     }
     let (member, slot) = a_member(pool)?;
-    match fault {
-        Fault::MemberKilled => signal(member, Signal::SIGKILL)?,
-        Fault::VmKilled => kill_vm(member)?,
-        Fault::ClaimGivenUp => drop(claimed(node, &slot, &format!("dead-{name}"))?),
-        Fault::MemberStopped | Fault::StartKilled => signal(member, Signal::SIGSTOP)?,
+    let injected = match fault {
+        Fault::MemberKilled => signal(member, Signal::SIGKILL),
+        Fault::VmKilled => kill_vm(member),
+        Fault::ClaimGivenUp => claimed(node, &slot, &format!("dead-{name}")).map(drop),
+        Fault::MemberStopped | Fault::StartKilled => signal(member, Signal::SIGSTOP),
+    };
+    if injected.is_err() {
+        // It was ending, for an earlier fault: it is tried again when that member is gone.
+        wait::gone(number(member), LIMIT)?;
     }
-    Ok(true)
+    Ok(injected.is_ok())
 }
 
 /// Starts a container and kills its `start` after a while. False if that had ended, or was too short to be seen.
