@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api::DeleteResponse;
@@ -169,19 +169,32 @@ fn no_server_is_left(id: &str) {
     assert_eq!(servers(), 0);
 }
 
+fn sleeper() -> Child {
+    Command::new("sleep").arg("600").spawn().unwrap()
+}
+
+fn reference(process: &Child) -> ProcessRef {
+    ProcessRef::of(process.id().try_into().unwrap()).unwrap()
+}
+
+/// Makes the directory of a sandbox that these processes are recorded for.
+fn record(run_dir: &RunDir, id: &str, shim: Option<ProcessRef>, vm: Vec<ProcessRef>) {
+    run_dir.create().unwrap();
+    let namespace = Namespace::new("command-line").unwrap();
+    let mut state = SandboxState::new(&namespace, &SandboxId::new(id).unwrap());
+    state.shim = shim;
+    state.vm = vm;
+    run_dir.write_state(&state).unwrap();
+}
+
 /// containerd kills a `delete` after 5 s.
 #[test]
 fn a_delete_of_the_last_container_removes_a_sandbox_whose_server_hangs() {
     let bundle = tempfile::tempdir().unwrap();
     let (id, run_dir) = run_dir("hangs");
-    run_dir.create().unwrap();
+    let mut vmm = sleeper();
+    record(&run_dir, &id, None, vec![reference(&vmm)]);
     let _never_accepts = std::os::unix::net::UnixListener::bind(run_dir.socket()).unwrap();
-    let mut vmm = Command::new("sleep").arg("600").spawn().unwrap();
-    let namespace = Namespace::new("command-line").unwrap();
-    let mut state = SandboxState::new(&namespace, &SandboxId::new(&id).unwrap());
-    state.shim = None;
-    state.vm = vec![ProcessRef::of(vmm.id().try_into().unwrap()).unwrap()];
-    run_dir.write_state(&state).unwrap();
     run_dir.mark_joined().unwrap();
     let own = bundle.path().join("own");
     std::fs::create_dir(&own).unwrap();
@@ -200,12 +213,8 @@ fn a_delete_of_the_last_container_removes_a_sandbox_whose_server_hangs() {
 fn a_delete_removes_a_sandbox_whose_server_is_just_being_killed() {
     let bundles = tempfile::tempdir().unwrap();
     let (id, run_dir) = run_dir("dying");
-    run_dir.create().unwrap();
-    let mut server = Command::new("sleep").arg("600").spawn().unwrap();
-    let namespace = Namespace::new("command-line").unwrap();
-    let mut state = SandboxState::new(&namespace, &SandboxId::new(&id).unwrap());
-    state.shim = Some(ProcessRef::of(server.id().try_into().unwrap()).unwrap());
-    run_dir.write_state(&state).unwrap();
+    let mut server = sleeper();
+    record(&run_dir, &id, Some(reference(&server)), Vec::new());
     run_dir.mark_joined().unwrap();
     for bundle in ["own", "other"] {
         let bundle = bundles.path().join(bundle);
@@ -237,13 +246,8 @@ fn a_delete_removes_a_sandbox_whose_server_is_just_being_killed() {
 fn a_delete_answers_the_pid_that_stood_for_the_sandbox() {
     let bundle = tempfile::tempdir().unwrap();
     let (id, run_dir) = run_dir("pid");
-    run_dir.create().unwrap();
-    let mut vmm = Command::new("sleep").arg("600").spawn().unwrap();
-    let namespace = Namespace::new("command-line").unwrap();
-    let mut state = SandboxState::new(&namespace, &SandboxId::new(&id).unwrap());
-    state.shim = None;
-    state.vm = vec![ProcessRef::of(vmm.id().try_into().unwrap()).unwrap()];
-    run_dir.write_state(&state).unwrap();
+    let mut vmm = sleeper();
+    record(&run_dir, &id, None, vec![reference(&vmm)]);
     let output = shim(bundle.path(), &["-namespace", "command-line", "-id", &id, "delete"]).unwrap();
     assert_eq!(DeleteResponse::parse_from_bytes(&output.stdout).unwrap().pid, vmm.id());
     assert!(!vmm.wait().unwrap().success());

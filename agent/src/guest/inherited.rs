@@ -45,7 +45,7 @@ pub(crate) fn inherit(name: &str, host: &str) {
         }
         return;
     };
-    let written = inherited(&own, host, Some(memory() / PART / cost)).unwrap_or_else(|| own.clone());
+    let written = bounded(&own, host, memory() / PART / cost);
     if written == own || write(name, &path, &written) {
         let host = host.to_owned();
         let mut following = FOLLOWING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -57,16 +57,21 @@ pub(crate) fn inherit(name: &str, host: &str) {
 /// To be called when the VM has got other memory.
 pub(crate) fn renew() {
     let mut following = FOLLOWING.lock().unwrap_or_else(PoisonError::into_inner);
+    let part = memory() / PART;
     for (name, limit) in following.iter_mut().flatten() {
         let (Some(path), Some(cost)) = (sysctl_path(name), cost(name)) else {
             continue;
         };
-        let most = Some(memory() / PART / cost);
-        let value = inherited(&limit.own, &limit.host, most).unwrap_or_else(|| limit.own.clone());
+        let value = bounded(&limit.own, &limit.host, part / cost);
         if value != limit.written && read(name, &path).as_ref() == Some(&limit.written) && write(name, &path, &value) {
             limit.written = value;
         }
     }
+}
+
+/// What a limit is to be, where the host's counts up to `most`.
+fn bounded(own: &str, host: &str, most: u64) -> String {
+    inherited(own, host, Some(most)).unwrap_or_else(|| own.to_owned())
 }
 
 fn cost(name: &str) -> Option<u64> {
