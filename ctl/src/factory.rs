@@ -25,7 +25,7 @@ const BOOTS: Duration = Duration::from_secs(600);
 /// For a VM that was claimed to be counted.
 const COUNTED: Duration = Duration::from_secs(1);
 
-/// How often the pool is filled again if VMs are missing for no reason.
+/// How often the pool is filled again if VMs or the template are missing for no reason.
 const AGAIN: u32 = 3;
 
 /// Between two looks at VMs that boot.
@@ -153,19 +153,39 @@ async fn init(config: Option<&Path>) -> Result<String, FactoryError> {
 
 /// Has the template made if it is missing, and waits for it.
 async fn template(config: Option<&Path>, end: Instant) -> Result<String, FactoryError> {
-    let answer = ask("init", config).await?;
-    let key = answer.split_whitespace().nth(2).ok_or(FactoryError::NoKey)?;
+    let mut again = 0;
     loop {
-        let status = status().await?;
-        let found = status.templates.iter().find(|template| template.key == key);
-        match found.map(|template| template.state.as_str()) {
-            Some("whole") => return Ok("the template is there\n".to_owned()),
-            Some(_) if Instant::now() < end => tokio::time::sleep(BETWEEN_LOOKS).await,
-            Some(_) => return Err(FactoryError::NoTemplate(format!(" after {} s", BOOTS.as_secs()))),
-            None => {
-                let why = status.notices.get(key).map(|why| format!(": {why}"));
+        let answer = ask("init", config).await?;
+        let key = answer.split_whitespace().nth(2).ok_or(FactoryError::NoKey)?;
+        match await_template(key, end).await? {
+            Awaited::Whole => return Ok("the template is there\n".to_owned()),
+            // The slot's owner was not making this one: it was still filling the pool after a template that is gone.
+            Awaited::Missing(None) if again < AGAIN && Instant::now() < end => again += 1,
+            Awaited::Missing(why) => {
+                let why = why.map(|why| format!(": {why}"));
                 return Err(FactoryError::NoTemplate(why.unwrap_or_default()));
             }
+        }
+    }
+}
+
+/// What has become of a template when nobody makes it any more.
+#[derive(Debug)]
+enum Awaited {
+    Whole,
+    /// It is not there; the reason, if one was noted.
+    Missing(Option<String>),
+}
+
+async fn await_template(key: &str, end: Instant) -> Result<Awaited, FactoryError> {
+    loop {
+        let mut status = status().await?;
+        let found = status.templates.iter().find(|template| template.key == key);
+        match found.map(|template| template.state.as_str()) {
+            Some("whole") => return Ok(Awaited::Whole),
+            Some(_) if Instant::now() < end => tokio::time::sleep(BETWEEN_LOOKS).await,
+            Some(_) => return Err(FactoryError::NoTemplate(format!(" after {} s", BOOTS.as_secs()))),
+            None => return Ok(Awaited::Missing(status.notices.remove(key))),
         }
     }
 }

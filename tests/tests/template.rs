@@ -4,14 +4,15 @@ use std::{
     collections::BTreeSet,
     env, fs,
     io::Write as _,
-    os::unix::ffi::OsStrExt as _,
+    os::unix::{ffi::OsStrExt as _, fs::PermissionsExt as _},
     path::{Path, PathBuf},
+    process::{Command, Output},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use framework::{Error, NetNs, Node, Pool, Result, leftovers, wait};
+use framework::{Error, NetNs, Node, Pool, Result, leftovers, locate, wait};
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sys::signal::{Signal, kill},
@@ -380,6 +381,51 @@ fn a_template_in_another_place_replaces_the_one_that_is_left_behind() -> Result<
     pool.empty()?;
     assert_eq!(fs::read_dir(&elsewhere)?.count(), 0);
     node.nothing_left()
+}
+
+/// What `kata-ctl factory init` says if others have the slot of the template's maker: the first `vain` times that it asks for the template, somebody
+/// seems to make it, and nobody has made it.
+fn asked_in_vain(vain: u32) -> Result<Output> {
+    let directory = tempfile::tempdir()?;
+    let program = locate::built("bin/kata-ctl", "build")?;
+    fs::copy(program, directory.path().join("kata-ctl"))?;
+    let asked = directory.path().join("asked").display().to_string();
+    let shim = directory.path().join("containerd-shim-kata-v2");
+    let whole = r#"{"key": "t", "state": "whole", "config": "/c", "directory": "/t", "age": 0, "bytes": 0}"#;
+    let text = format!(
+        r#"#!/bin/sh
+case $2 in
+number) echo 0 template ;;
+init) echo >> {asked}; echo 0 k t ;;
+status)
+    templates=
+    if [ "$(wc -l < {asked})" -gt {vain} ]; then templates='{whole}'; fi
+    echo '{{"hits": 0, "misses": 0, "notice": "", "members": [], "templates": ['"$templates"']}}' ;;
+esac
+"#
+    );
+    fs::write(&shim, text)?;
+    fs::set_permissions(&shim, fs::Permissions::from_mode(0o755))?;
+    let ctl = Command::new(directory.path().join("kata-ctl"))
+        .args(["factory", "init"])
+        .output();
+    Ok(ctl?)
+}
+
+#[test]
+fn a_template_that_the_owner_of_its_slot_did_not_make_is_asked_for_again() -> Result<()> {
+    let said = asked_in_vain(2)?;
+    assert_eq!(
+        String::from_utf8_lossy(&said.stdout),
+        "the template is there\n",
+        "{said:?}"
+    );
+    let said = asked_in_vain(100)?;
+    assert!(
+        !said.status.success() && String::from_utf8_lossy(&said.stderr).contains("there is no template"),
+        "{said:?}"
+    );
+    Ok(())
 }
 
 /// The pid of the process that makes the template.

@@ -353,35 +353,31 @@ pub(super) struct Shown {
 
 /// All templates that the pool knows of, and those that are being made.
 pub(super) fn shown(root: &Path) -> Vec<Shown> {
-    let mut all: Vec<Shown> = place::templates(root)
-        .into_iter()
-        .filter_map(|(key, directory)| {
-            let about = about(&directory)?;
-            let data = fs::metadata(directory.join(VM)).ok()?;
-            Some(Shown {
-                key,
-                state: "whole",
-                config: about.config,
-                directory,
-                age: report::now().saturating_sub(about.made),
-                bytes: data.blocks().saturating_mul(512),
-            })
-        })
-        .collect();
-    for slot in place::slots(root)
+    // The makers first: one that ends meanwhile has left its template by then. So each is shown as one or the other, or as both.
+    let mut all: Vec<Shown> = place::slots(root)
         .iter()
         .filter(|slot| slot.is_maker() && slot.is_taken())
-    {
-        let notes = report::read(slot).unwrap_or_default();
-        all.push(Shown {
+        .map(|slot| Shown {
             key: slot.key().to_owned(),
             state: "making",
-            config: notes.config,
+            config: report::read(slot).unwrap_or_default().config,
             directory: PathBuf::new(),
             age: 0,
             bytes: 0,
-        });
-    }
+        })
+        .collect();
+    all.extend(place::templates(root).into_iter().filter_map(|(key, directory)| {
+        let about = about(&directory)?;
+        let data = fs::metadata(directory.join(VM)).ok()?;
+        Some(Shown {
+            key,
+            state: "whole",
+            config: about.config,
+            directory,
+            age: report::now().saturating_sub(about.made),
+            bytes: data.blocks().saturating_mul(512),
+        })
+    }));
     all.sort_by(|one, other| one.key.cmp(&other.key));
     all
 }
