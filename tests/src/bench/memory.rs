@@ -10,7 +10,7 @@ use super::{
     pss::{pss, translated},
     table::{Row, Unit},
 };
-use crate::{Result, locate};
+use crate::{Node, Result, locate};
 
 /// How many sandboxes run at once.
 const SANDBOXES: u8 = 10;
@@ -46,44 +46,62 @@ pub(super) fn measure(host: &Host) -> Result<Vec<Row>> {
         rows.push(row(program, value, (program == PROGRAMS[0]).then_some(floor)));
     }
     rows.push(row("sandbox with one idle container", sum, Some(floor)));
-    rows.extend(ten(host)?);
+    let each = of_each(&host.node, SANDBOXES)?;
+    let values = [
+        ("each of ten sandboxes", each.all),
+        (
+            "the same without the code that QEMU translates",
+            each.all - each.translated,
+        ),
+    ];
+    rows.extend(values.map(|(what, value)| Row {
+        count: SANDBOXES.into(),
+        ..row(what, value, None)
+    }));
     Ok(rows)
 }
 
-/// Each of ten sandboxes with an idle container: what they share is counted once for all of them.
-fn ten(host: &Host) -> Result<Vec<Row>> {
-    let names: Vec<String> = (1..SANDBOXES).map(|number| format!("other{number}")).collect();
-    let mut others = Vec::new();
+/// What a sandbox takes of the host's memory, in MiB. What several share is counted once for all of them.
+#[derive(Debug, Clone, Copy)]
+pub struct Footprint {
+    /// Of all its processes.
+    pub all: f64,
+    /// What of it is code that QEMU has translated, which there is only without KVM.
+    pub translated: f64,
+}
+
+/// What each of so many sandboxes with an idle container takes when all of them run.
+///
+/// # Errors
+/// One does not start or does not end.
+pub fn of_each(node: &Node, sandboxes: u8) -> Result<Footprint> {
+    let names: Vec<String> = (0..sandboxes).map(|number| format!("other{number}")).collect();
+    let mut running = Vec::new();
     for name in &names {
-        let other = host.node.run(name).sh("echo up; exec sleep 100000").limit(LIMIT * 10);
-        let other = other.spawn()?;
-        other.shows("up")?;
-        others.push(other);
+        let container = node.run(name).sh("echo up; exec sleep 100000").limit(LIMIT * 10);
+        let container = container.spawn()?;
+        container.shows("up")?;
+        running.push(container);
     }
     thread::sleep(SETTLED);
     let (mut all, mut code) = (0.0, 0.0);
-    for name in names.iter().map(String::as_str).chain([IDLE]) {
-        for process in host.node.processes(name) {
-            let is_counted = PROGRAMS.iter().any(|program| process.program().contains(program));
-            if is_counted {
+    for name in &names {
+        for process in node.processes(name) {
+            if PROGRAMS.iter().any(|program| process.program().contains(program)) {
                 all += pss(process.pid)?;
                 code += translated(process.pid)?;
             }
         }
     }
-    for (name, other) in names.iter().zip(others) {
-        host.node.task("kill", name).args(["--signal", "9"]).ok()?;
-        other.wait()?;
-        host.node.discard(name)?;
+    for (name, container) in names.iter().zip(running) {
+        node.task("kill", name).args(["--signal", "9"]).ok()?;
+        container.wait()?;
+        node.discard(name)?;
     }
-    let each = |what: &str, sum: f64| Row {
-        count: SANDBOXES.into(),
-        ..row(what, sum / f64::from(SANDBOXES), None)
-    };
-    Ok(vec![
-        each("each of ten sandboxes", all),
-        each("the same without the code that QEMU translates", all - code),
-    ])
+    Ok(Footprint {
+        all: all / f64::from(sandboxes),
+        translated: code / f64::from(sandboxes),
+    })
 }
 
 fn row(what: &str, value: f64, floor: Option<f64>) -> Row {

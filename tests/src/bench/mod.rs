@@ -18,6 +18,7 @@ mod table;
 mod turns;
 
 pub use host::Host;
+pub use memory::{Footprint, of_each};
 pub use table::{Row, Unit, human, json};
 
 use crate::Result;
