@@ -20,7 +20,6 @@ pub(crate) enum ResizeError {
     /// What is left to the agent and the kernel.
     #[error(transparent)]
     Reserve(#[from] cgroup::Error),
-    /// There can be no thread.
     #[error("set what is left to the agent and the kernel")]
     Thread(#[source] std::io::Error),
 }
@@ -28,13 +27,10 @@ pub(crate) enum ResizeError {
 /// Why a request was not carried out.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// A name that is no id.
     #[error(transparent)]
     Id(#[from] InvalidId),
-    /// No container of that name.
     #[error("container {0}: not found")]
     NoContainer(ContainerId),
-    /// No process of that name.
     #[error("container {0}: {1}: not found")]
     NoProcess(ContainerId, ExecId),
     #[error("container {0}: {1}: process already finished")]
@@ -72,36 +68,28 @@ pub(crate) enum Error {
     #[error("container {id}: {what} is not valid: {source}")]
     Json {
         id: ContainerId,
-        /// What should have been there.
         what: &'static str,
-        /// What is wrong with it.
         #[source]
         source: serde_json::Error,
     },
     /// The kernel has no way to tell that a file has changed on the host.
     #[error("this guest kernel cannot tell programs of the host's changes")]
     NoChanges(#[source] std::io::Error),
-    /// A namespace that cannot be joined.
     #[error("container {id}: join the {kind} namespace of {of}: {reason}")]
     Namespace {
         id: ContainerId,
-        /// OCI name of the type.
         kind: String,
-        /// Whose namespace.
         of: String,
         reason: String,
     },
-    /// Not a signal, not a size.
     #[error("container {0}: {1} is out of range")]
     Range(ContainerId, &'static str),
-    /// The process could not be started.
     #[error("container {id}: {source}")]
     Launch {
         id: ContainerId,
         #[source]
         source: LaunchError,
     },
-    /// A limit, a statistic, the freezer.
     #[error("container {id}: cgroup: {source}")]
     Cgroup {
         id: ContainerId,
@@ -119,7 +107,6 @@ pub(crate) enum Error {
     #[error("container {id}: locked memory: {source}")]
     Memlock {
         id: ContainerId,
-        /// Why it cannot be said.
         #[source]
         source: ProbeError,
     },

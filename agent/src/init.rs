@@ -32,34 +32,26 @@ use crate::server::sandbox::Sandbox;
 /// How long the host may take to hang up after the answer to Shutdown, or to acknowledge a fatal event.
 const HANG_UP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Why there is no sandbox.
 #[derive(Debug, thiserror::Error)]
 enum InitError {
-    /// See [`boot::EarlyBootError`].
     #[error(transparent)]
     Boot(#[from] boot::EarlyBootError),
     /// The runtime cannot be made, or SIGCHLD cannot be had.
     #[error("start the runtime")]
     Runtime(#[source] io::Error),
-    /// A logger is set already.
     #[error("start the log")]
     Log(#[from] tracing_subscriber::util::TryInitError),
     /// A guest without a vsock device cannot wait for one.
     #[error("wait for a vsock device")]
     Device(#[source] io::Error),
-    /// The host does not listen.
     #[error("dial the host for {0}")]
     Dial(&'static str, #[source] io::Error),
-    /// The host did not answer.
     #[error("say hello to the host")]
     Hello(#[source] ttrpc::Error),
-    /// The server did not start.
     #[error("serve the host")]
     Serve(#[source] ttrpc::Error),
-    /// See [`SetupError`].
     #[error(transparent)]
     Setup(#[from] SetupError),
-    /// See [`NetworkError`].
     #[error(transparent)]
     Network(#[from] NetworkError),
 }

@@ -19,13 +19,12 @@ use crate::warning::{Place, Reason, Warning};
 
 /// Why a sandbox is not created as its annotations ask.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what they are")]
 pub enum AnnotationError {
-    /// The configuration does not allow it.
     #[error(
         "annotation {annotation} is not allowed: no entry of hypervisor.qemu.enable_annotations matches \"{name}\""
     )]
     NotEnabled {
-        /// The annotation's key.
         annotation: String,
         /// Its last part, which is what has to match.
         name: String,
@@ -35,9 +34,7 @@ pub enum AnnotationError {
         "annotation {annotation}: the path \"{path}\" is not allowed: no entry of hypervisor.qemu.{key} matches it"
     )]
     PathNotAllowed {
-        /// The annotation's key.
         annotation: String,
-        /// The path, as it was written.
         path: String,
         /// The list that has to allow it.
         key: &'static str,
@@ -48,9 +45,7 @@ pub enum AnnotationError {
          have that, set {key} = {value} in the configuration"
     )]
     Weakens {
-        /// The annotation's key.
         annotation: String,
-        /// The value.
         value: bool,
         /// The key of the configuration that would allow it.
         key: String,
@@ -60,7 +55,6 @@ pub enum AnnotationError {
         "annotation {annotation}: \"{entry}\" is not allowed: it is neither an entry of {key} nor a path that one of them matches"
     )]
     NotListed {
-        /// The annotation's key.
         annotation: String,
         /// The path or pattern, as it was written.
         entry: String,
@@ -73,11 +67,9 @@ pub enum AnnotationError {
     /// The value has the wrong type or is out of range, or asks for what cannot be done.
     #[error("annotation {annotation} = \"{value}\": must be {allowed}")]
     Value {
-        /// The annotation's key.
         annotation: String,
         /// The value, as it was written; the beginning of it if it is long.
         value: String,
-        /// What would be right.
         allowed: String,
     },
 }

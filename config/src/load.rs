@@ -45,84 +45,56 @@ pub struct Loaded {
 
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what they are")]
 pub enum ConfigError {
-    /// A file cannot be read.
     #[error("cannot read the configuration {}", path.display())]
     Read {
-        /// The file or directory.
         path: PathBuf,
-        /// The operating system's error.
         #[source]
         source: std::io::Error,
     },
     /// A pipe, a device or a directory: opening or reading it might never end.
     #[error("cannot read the configuration {}: not a regular file", path.display())]
-    NotAFile {
-        /// What it is not.
-        path: PathBuf,
-    },
+    NotAFile { path: PathBuf },
     /// A file is too large to be meant.
     #[error("{}: larger than {MAX_FILE_SIZE} bytes", path.display())]
-    TooLarge {
-        /// The file.
-        path: PathBuf,
-    },
+    TooLarge { path: PathBuf },
     /// A directory has too many drop-ins to be meant.
     #[error("{}: more than {MAX_DROP_INS} drop-ins", path.display())]
-    TooManyDropIns {
-        /// The directory.
-        path: PathBuf,
-    },
-    /// A file is not TOML.
+    TooManyDropIns { path: PathBuf },
     #[error("{}:{line}: not valid TOML: {message}", path.display())]
     Syntax {
-        /// The file.
         path: PathBuf,
         /// The line, from 1.
         line: usize,
-        /// What the parser says.
         message: String,
     },
     /// A value has the wrong type or is out of range.
     #[error("{}:{line}: {key} = {value}: must be {allowed}", path.display())]
     Value {
-        /// The file.
         path: PathBuf,
         /// The line, from 1.
         line: usize,
-        /// The key, with its table.
         key: String,
         /// The value, as it was written; the beginning of it if it is long.
         value: String,
-        /// What would be right.
         allowed: String,
     },
     /// The files configure another hypervisor alone: nothing of what they say about the VM would hold.
     #[error("{}:{line}: [{table}] is for another hypervisor than QEMU, which this runtime starts: its settings belong into [hypervisor.qemu]", path.display())]
     OtherHypervisor {
-        /// The file.
         path: PathBuf,
         /// The line, from 1.
         line: usize,
-        /// The table.
         table: String,
     },
-    /// Two keys that exclude each other.
     #[error("{}: {reason}", path.display())]
-    Conflict {
-        /// The main file.
-        path: PathBuf,
-        /// The keys, and why.
-        reason: String,
-    },
+    Conflict { path: PathBuf, reason: String },
     /// A key that is needed is in none of the files.
     #[error("{}: {key} is not set: {why}{}", path.display(), hint(misspelt.as_deref()))]
     Missing {
-        /// The main file.
         path: PathBuf,
-        /// The key, with its table.
         key: &'static str,
-        /// What it is needed for.
         why: &'static str,
         /// A key that looks as if this one was meant.
         misspelt: Option<Box<Warning>>,
@@ -389,7 +361,6 @@ fn merge(config: &mut Config, said: &mut Said, path: &Path, text: &str) -> Resul
     Ok(())
 }
 
-/// A file and its text.
 struct Source<'a> {
     path: &'a Path,
     text: &'a str,

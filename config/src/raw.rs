@@ -5,7 +5,6 @@
 
 use toml::de::DeValue;
 
-/// Says what would have been right.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Refusal(pub(crate) String);
 
@@ -18,9 +17,7 @@ impl Refusal {
 /// A value before it has a meaning.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Raw<'a> {
-    /// From a file.
     File(&'a DeValue<'a>),
-    /// From an annotation.
     Annotation(&'a str),
 }
 

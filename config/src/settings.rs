@@ -17,7 +17,6 @@ use crate::model::Config;
 use crate::raw::{Raw, Refusal};
 use crate::value::PathPattern;
 
-/// A table of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Table {
     Hypervisor,
@@ -100,7 +99,6 @@ impl PathList {
 /// How a key can be set by an annotation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
-    /// Only in the file.
     File,
     /// By the annotation of this name.
     Annotation(&'static str),
@@ -115,7 +113,6 @@ pub(crate) enum Access {
     Choose(&'static str),
 }
 
-/// A supported key.
 pub(crate) struct Setting {
     pub(crate) table: Table,
     pub(crate) key: &'static str,
@@ -140,7 +137,6 @@ impl Setting {
     }
 }
 
-/// The setting with that key.
 pub(crate) fn find(table: Table, key: &str) -> Option<&'static Setting> {
     SETTINGS
         .iter()

@@ -35,7 +35,6 @@ enum Neutral {
     Otherwise,
     /// False, zero, an empty string or an empty list.
     Off,
-    /// True.
     True,
     /// This string, or an empty one.
     Text(&'static str),

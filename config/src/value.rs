@@ -74,7 +74,7 @@ impl fmt::Display for SandboxBind {
 /// How many vCPUs: as many as the host has CPUs, or a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Vcpus {
-    /// As many as the host has.
+    /// As many as the host has CPUs.
     Host,
     /// This many, if the host has them.
     Count(NonZeroU32),
@@ -171,7 +171,7 @@ choice! {
     SharedFs {
         /// virtio-fs, served by a virtiofsd of our own.
         VirtioFs = "virtio-fs",
-        /// Not at all.
+        /// No directory of the host is shared: files are copied, or are on disks.
         None = "none",
     }
 }
@@ -189,7 +189,7 @@ choice! {
 choice! {
     /// How QEMU reads and writes disks (`aio` of its block drivers).
     BlockAio {
-        /// By threads of its own.
+        /// By QEMU's own pool of threads.
         Threads = "threads",
         /// By Linux AIO, which needs disks that bypass the host's cache.
         Native = "native",

@@ -7,7 +7,6 @@ use config::{ConfigError, Installation, Loaded, Reason, Warning};
 const GO: &str = include_str!("stock/go.toml");
 const RUNTIME_RS: &str = include_str!("stock/runtime-rs.toml");
 
-/// What becomes of a file.
 enum Becomes {
     /// Containers start. The keys are those that are warned of.
     Starts(&'static [&'static str]),
@@ -16,7 +15,6 @@ enum Becomes {
 }
 use Becomes::{Refused, Starts};
 
-/// A configuration file that Kata ships.
 struct File {
     /// `configuration-NAME.toml`.
     name: &'static str,

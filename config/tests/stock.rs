@@ -40,7 +40,6 @@ mod flavours {
             Self { directory, installed }
         }
 
-        /// Kata's prefix.
         pub(super) fn prefix(&self) -> PathBuf {
             self.directory.path().join("opt/kata")
         }

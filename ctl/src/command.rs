@@ -14,7 +14,6 @@ use tokio::process::Command;
 /// Bytes of output that are kept of each stream.
 const KEPT: usize = 256 << 10;
 
-/// Why a program has no output.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CommandError {
     #[error("cannot be run")]
@@ -23,13 +22,12 @@ pub(crate) enum CommandError {
     TimedOut(Duration),
 }
 
-/// What a program printed.
 #[derive(Debug)]
 pub(crate) struct Printed {
     pub(crate) out: String,
     pub(crate) err: String,
     pub(crate) success: bool,
-    /// In words.
+    /// The exit status in words.
     pub(crate) status: String,
 }
 

@@ -7,10 +7,8 @@ use config::{ConfigError, Loaded};
 
 use crate::report::{Report, complain};
 
-/// Why the configuration cannot be shown.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ShowError {
-    /// There is none.
     #[error(transparent)]
     Load(#[from] ConfigError),
     /// It is there but cannot be written as TOML.

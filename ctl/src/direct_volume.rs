@@ -52,7 +52,6 @@ const LONGEST: usize = 189;
 struct MountInfo {
     /// "block", or another kind that the runtime knows.
     volume_type: String,
-    /// The device on the host.
     device: String,
     #[serde(rename = "fstype", alias = "fs-type", alias = "fs_type", default)]
     fs_type: String,
@@ -65,13 +64,8 @@ struct MountInfo {
 /// Why a volume is not changed or shown.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DirectVolumeError {
-    /// Not a path of a volume.
     #[error("the volume path {path:?} must be absolute and at most {LONGEST} bytes long")]
-    Path {
-        /// What was given.
-        path: String,
-    },
-    /// Not Kata's JSON.
+    Path { path: String },
     #[error("the mount information is not {{\"volume-type\", \"device\", \"fstype\", \"metadata\", \"options\"}}")]
     Json(#[source] serde_json::Error),
     /// It is too large, or has values that mean nothing.
@@ -86,22 +80,18 @@ pub(crate) enum DirectVolumeError {
         #[source]
         source: io::Error,
     },
-    /// Nobody can be asked.
     #[error("no running sandbox uses the volume {volume}: only the guest that has it mounted can {operation}{users}")]
     NotInUse {
-        /// What the guest is needed for.
         operation: &'static str,
         volume: String,
         /// Who is written down, as the end of the sentence.
         users: String,
     },
-    /// Sandboxes cannot be looked for.
     #[error(transparent)]
     Find(#[from] FindError),
     /// Who has it says no, or nothing.
     #[error("sandbox {sandbox}")]
     Shim {
-        /// Who has it.
         sandbox: String,
         #[source]
         source: ShimError,

@@ -14,7 +14,6 @@ use crate::report::Report;
 /// Kata's name for the form of this output.
 const FORMAT: &str = "0.0.1-kata-ctl";
 
-/// The whole as TOML or JSON.
 pub(crate) async fn report(named: Option<&Path>, as_json: bool) -> Result<Report, ShowError> {
     let value = collect(named).await?;
     let text = if as_json {
@@ -25,7 +24,6 @@ pub(crate) async fn report(named: Option<&Path>, as_json: bool) -> Result<Report
     Ok(Report { text, good: true })
 }
 
-/// Reads everything.
 pub(crate) async fn collect(named: Option<&Path>) -> Result<Value, ShowError> {
     let path = crate::config::path(named);
     let loaded = config::load(&path)?;

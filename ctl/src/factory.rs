@@ -16,52 +16,43 @@ use crate::report::Report;
 /// The shim's program, which is installed beside this one, or where containerd finds it.
 const SHIM: &str = "containerd-shim-kata-v2";
 
-/// For the shim's program to answer; it ends members within 20 s.
+/// Timeout for the shim's program to answer; it ends members within 20 s.
 const ANSWER: Duration = Duration::from_secs(60);
 
-/// For all VMs to boot.
+/// Timeout for all VMs to boot.
 const BOOTS: Duration = Duration::from_secs(600);
 
-/// For a VM that was claimed to be counted.
+/// Timeout for a VM that was claimed to be counted.
 const COUNTED: Duration = Duration::from_secs(1);
 
 /// How often the pool is filled again if VMs or the template are missing for no reason.
 const AGAIN: u32 = 3;
 
-/// Between two looks at VMs that boot.
+/// Pause between two looks at VMs that boot.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 
-/// Why the pool cannot be asked.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FactoryError {
-    /// There is no shim's program.
     #[error("no {SHIM} beside kata-ctl or in PATH")]
     NoShim,
-    /// It cannot be run.
     #[error("{}", shim.display())]
     Command {
-        /// The program.
         shim: PathBuf,
         #[source]
         source: CommandError,
     },
     #[error("{0}")]
     Failed(String),
-    /// Its answer is none.
     #[error("the answer of {SHIM} cannot be understood")]
     Answer(#[source] serde_json::Error),
-    /// The answer of another version.
     #[error("{SHIM} does not say which VMs it has started: it is of another version than kata-ctl")]
     NoKey,
-    /// There is nothing to be filled.
     #[error(
         "the configuration asks for no warm VMs and no template (vm_cache_number and enable_template in [factory])"
     )]
     Off,
-    /// The template is not there.
     #[error("there is no template{0}")]
     NoTemplate(String),
-    /// Some did not come up.
     #[error("the pool is not full: {0}")]
     NotFull(String),
 }
@@ -117,7 +108,6 @@ impl Status {
     }
 }
 
-/// Does what the command says.
 pub(crate) async fn report(command: &FactoryCommand) -> Result<Report, FactoryError> {
     let text = match command {
         FactoryCommand::Init { config } => init(config.as_deref()).await?,
@@ -250,7 +240,6 @@ async fn status() -> Result<Status, FactoryError> {
     serde_json::from_str(&ask("status", None).await?).map_err(FactoryError::Answer)
 }
 
-/// Runs the shim's program.
 async fn ask(action: &str, config: Option<&Path>) -> Result<String, FactoryError> {
     let shim = shim().ok_or(FactoryError::NoShim)?;
     let path = config.map(|path| path.display().to_string());

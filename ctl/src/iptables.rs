@@ -17,22 +17,17 @@ const LARGEST: usize = 64 << 10;
 /// Largest answer that is read, in bytes: the shim sends less.
 const ANSWER: u64 = 8 << 20;
 
-/// For the shim to answer. It gives the program in the guest 30 s.
+/// Timeout for the shim to answer. It gives the program in the guest 30 s.
 const PATIENCE: Duration = Duration::from_secs(45);
 
-/// Why nothing was read or set.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum IptablesError {
-    /// There is no such sandbox.
     #[error(transparent)]
     Find(#[from] FindError),
-    /// The rules cannot be read.
     #[error("cannot read {}", .0.display())]
     File(PathBuf, #[source] io::Error),
-    /// There are too many of them.
     #[error("{} has more than {LARGEST} bytes", .0.display())]
     TooLarge(PathBuf),
-    /// The shim is not there.
     #[error("the shim of sandbox {0} does not answer")]
     Shim(String, #[source] io::Error),
     /// The shim or the program in the guest refuses.

@@ -39,7 +39,6 @@ use direct_volume::Places;
 use progress::said;
 use report::{Report, complain};
 
-/// How a command ends.
 enum End {
     Report(Report),
     /// With a program's own exit code.

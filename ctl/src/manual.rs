@@ -8,7 +8,6 @@ use clap_complete::Shell;
 use crate::arguments::definition;
 use crate::report::Report;
 
-/// The pages cannot be written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write the manual pages into {}", directory.display())]
 pub(crate) struct ManualError {

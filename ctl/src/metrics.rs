@@ -9,7 +9,6 @@ use scrape::text::{Kind, Text};
 use crate::report::Report;
 use crate::sandboxes::{self, FindError, Found, Shim, ShimError};
 
-/// Why there are no figures.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MetricsError {
     /// There is no such sandbox, or none can be looked for.

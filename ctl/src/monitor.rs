@@ -19,7 +19,6 @@ use crate::sandboxes::{self, FindError};
 /// Where kata-monitor serves.
 pub(crate) const ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8090);
 
-/// Why it does not serve.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MonitorError {
     /// The figures are for this host alone, unless it is allowed.
@@ -27,7 +26,6 @@ pub(crate) enum MonitorError {
         "{0} is not a loopback address, and whoever reaches it reads the figures: use 127.0.0.1 and a proxy, or --allow-remote"
     )]
     NotLoopback(IpAddr),
-    /// The port cannot be had.
     #[error("cannot listen on {0}")]
     Listen(SocketAddr, #[source] io::Error),
 }
@@ -67,7 +65,6 @@ struct Scrapes {
 }
 
 impl Scrapes {
-    /// As Prometheus text.
     fn render(&self) -> String {
         let mut text = Text::default();
         let resident = base::process::resident(std::process::id().cast_signed());

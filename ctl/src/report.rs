@@ -4,7 +4,6 @@ use std::io::{self, Write};
 
 #[derive(Debug)]
 pub(crate) struct Report {
-    /// For standard output.
     pub(crate) text: String,
     /// False ends the program with status 1.
     pub(crate) good: bool,

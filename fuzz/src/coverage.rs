@@ -49,7 +49,6 @@ extern "C" fn __sanitizer_cov_8bit_counters_init(start: *mut u8, stop: *mut u8) 
 #[unsafe(no_mangle)]
 extern "C" fn __sanitizer_cov_pcs_init(_start: *const usize, _stop: *const usize) {}
 
-/// What was reached up to now.
 pub(crate) struct Coverage {
     counters: Vec<Counters>,
     /// For each counter, a bit for each bucket that it was in.
@@ -57,7 +56,6 @@ pub(crate) struct Coverage {
 }
 
 impl Coverage {
-    /// Nothing yet.
     pub(crate) fn new() -> Self {
         let counters = COUNTERS.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let seen = counters.iter().map(|one| vec![0; one.length]).collect();
@@ -91,7 +89,6 @@ impl Coverage {
         new
     }
 
-    /// How many edges were taken.
     pub(crate) fn edges(&self) -> usize {
         self.seen.iter().flatten().filter(|buckets| **buckets != 0).count()
     }

@@ -6,15 +6,15 @@ use std::time::Duration;
 use hypervisor::{GuestListener, GuestStream};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
-/// Between two attempts where the process or the host has no descriptor or memory left for one more: others end meanwhile,
+/// Pause between two attempts where the process or the host has no descriptor or memory left for one more: others end meanwhile,
 /// and nothing tells when.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Where connections come from.
 pub trait Accept {
-    /// What an accepted connection is.
+    /// An accepted connection.
     type Connection;
-    /// As accept(2).
+    /// Waits for the next connection; the errors are those of accept(2).
     fn accept(&mut self) -> impl Future<Output = io::Result<Self::Connection>> + Send;
 }
 

@@ -40,7 +40,7 @@ const SAMPLE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bytes of a message from the guest that are passed on.
 const LONGEST_MESSAGE: usize = 8 << 10;
 
-/// The agent of one VM.
+/// The client of one VM's agent. Clones share its connection.
 #[derive(Clone)]
 pub struct AgentClient {
     client: Generated,

@@ -39,7 +39,7 @@ struct Verdict {
 }
 
 impl Window {
-    /// Begins at `now`.
+    /// Starts the first window at `now`.
     #[must_use]
     pub fn new(now: Instant) -> Self {
         Self { began: now, count: 0 }

@@ -74,13 +74,13 @@ impl Drop for Offer {
     }
 }
 
-/// Why a connection is not served.
+/// Why a connection is not relayed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what they are")]
 pub enum Refused {
     /// The token means nothing, or no longer.
     #[error("nobody is offered by its token")]
     Unknown,
-    /// There are too many.
     #[error("there are too many connections")]
     TooMany,
 }

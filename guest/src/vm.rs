@@ -19,7 +19,7 @@ use protocol::agent::Network;
 
 pub use crate::connection::{Connection, GuestStream};
 
-/// Why a VM is no more.
+/// How a VM ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ending {
     /// One sentence, for logs and messages.

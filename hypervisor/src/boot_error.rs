@@ -23,45 +23,37 @@ pub struct CommandLineError {
     pub(crate) limit: usize,
 }
 
-/// Why there is no VM.
+/// Why a VM could not be started.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what they are")]
 pub enum BootError {
     /// A file of the configuration or the run directory.
     #[error(transparent)]
     File(#[from] FileError),
-    /// QEMU as another user.
     #[error(transparent)]
     Rootless(#[from] RootlessError),
     /// The files that QEMU is to see.
     #[error(transparent)]
     QemuRoot(#[from] QemuRootError),
-    /// The accelerator.
     #[error(transparent)]
     Accelerator(#[from] AccelError),
-    /// The kernel's vsock.
     #[error(transparent)]
     Vsock(#[from] VsockError),
-    /// The kernel's command line.
     #[error(transparent)]
     CommandLine(#[from] CommandLineError),
-    /// A child cannot be started.
     #[error(transparent)]
     Spawn(#[from] SpawnError),
     /// A socket cannot be made or connected to.
     #[error("socket {path:?} cannot be used")]
     Socket {
-        /// Its path.
         path: PathBuf,
-        /// The operating system's error.
         #[source]
         source: io::Error,
     },
     /// The run directory cannot be watched for the daemon's socket.
     #[error("{path:?} cannot be watched")]
     Watch {
-        /// The directory.
         path: PathBuf,
-        /// The operating system's error.
         #[source]
         source: io::Error,
     },
@@ -76,10 +68,7 @@ pub enum BootError {
     Nics(#[source] io::Error),
     /// The vsock daemon runs and does not listen.
     #[error("vhost-device-vsock does not listen on {path:?}")]
-    NotListening {
-        /// Its socket.
-        path: PathBuf,
-    },
+    NotListening { path: PathBuf },
     /// A helper ended before QEMU was started.
     #[error("{0}")]
     ChildDied(ChildDeath),
@@ -88,10 +77,8 @@ pub enum BootError {
     Ended {
         /// Its kernel, the part that QEMU complains about without naming it.
         kernel: PathBuf,
-        /// How it ended.
         ended: Arc<Ended>,
     },
-    /// QEMU refuses to talk.
     #[error("QEMU's monitor cannot be used")]
     Monitor(#[from] QmpError),
     /// A VM cannot be saved, or a saved one cannot be loaded.
@@ -99,7 +86,6 @@ pub enum BootError {
     Saved {
         /// `save` or `load`.
         step: &'static str,
-        /// What QEMU says.
         reason: String,
     },
     /// QEMU or a helper was killed while a VM was saved or loaded.
@@ -110,10 +96,7 @@ pub enum BootError {
     Hotplug(#[from] HotplugError),
     /// The guest does not say that it waits to be saved.
     #[error("the guest does not get as far as to be saved; its console ends with: {console}")]
-    NotParked {
-        /// The end of the console.
-        console: String,
-    },
+    NotParked { console: String },
     /// A thread of ours ended before its work.
     #[error("the boot was not finished: {0}")]
     Task(String),

@@ -44,7 +44,6 @@ pub struct Vm {
     _files: Vec<SocketFile>,
 }
 
-/// What a VM is made of.
 pub(crate) struct Parts {
     pub(crate) qemu: Child,
     pub(crate) helpers: Vec<Child>,
@@ -55,7 +54,6 @@ pub(crate) struct Parts {
     pub(crate) vsock: Vsock,
     /// Where its memory goes when the guest has crashed.
     pub(crate) dump: Option<Dump>,
-    /// The sandbox's.
     pub(crate) name: String,
     pub(crate) machine: Machine,
 }

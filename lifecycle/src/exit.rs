@@ -9,7 +9,6 @@ use crate::message::{Answer, Effect, Event, Exit, Output, Refusal, Timer, View, 
 use crate::state::{InGuest, KILLED, Life, Waits};
 
 impl<E: Clone> Core<E> {
-    /// The guest reports an exit.
     pub(crate) fn exited(&mut self, name: &ProcessName, reported: Exit, output: Output) {
         let Some(life) = self.life_mut(name) else {
             return self.effects.push(Effect::Unknown(name.clone()));

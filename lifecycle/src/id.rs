@@ -9,25 +9,19 @@ pub const MAX_LENGTH: usize = 76;
 
 /// Why a string cannot be an id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what they are")]
 pub enum IdError {
-    /// The string is empty.
     #[error("the {kind} is empty")]
-    Empty {
-        /// What the id names.
-        kind: &'static str,
-    },
+    Empty { kind: &'static str },
     /// More than [`MAX_LENGTH`] bytes.
     #[error("the {kind} is {length} bytes long, more than {MAX_LENGTH}")]
     TooLong {
-        /// What the id names.
         kind: &'static str,
         /// Its length in bytes.
         length: usize,
     },
-    /// Other characters than containerd allows.
     #[error("the {kind} {id:?} must be letters and digits, with '.', '_' or '-' between them")]
     Characters {
-        /// What the id names.
         kind: &'static str,
         /// The string that was to be an id.
         id: String,

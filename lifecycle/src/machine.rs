@@ -11,21 +11,17 @@ use crate::state::{Container, Exec, Life, Vm};
 /// What a piece of work or a timer is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// The container's operation.
     Operation(ContainerId),
     /// A container's creation in the guest that was interrupted.
     OvertakenCreate(ContainerId),
-    /// An exec's start.
     Exec(ProcessName),
     /// An exec's start in the guest that was ended by SIGKILL.
     OvertakenExec(ProcessName),
-    /// An exec's deletion.
     ExecDelete(ProcessName),
     /// The kill of an exec whose start has failed half-way.
     ExecKill(ProcessName),
     /// The rest of an ended process's output.
     Streams(ProcessName),
-    /// The exits of a container's execs.
     ExecExits(ContainerId),
     /// A signal that somebody waits for.
     Signal {
@@ -89,7 +85,6 @@ impl<E> Core<E> {
         job
     }
 
-    /// Begins work.
     pub(crate) fn begin(&mut self, purpose: Purpose, work: Work) -> Job {
         let job = self.job(purpose);
         if work.is_guests() {

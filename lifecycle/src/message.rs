@@ -86,7 +86,7 @@ pub struct Failure<E> {
     pub error: E,
 }
 
-/// What the state machine is told.
+/// An input of the state machine.
 #[derive(Debug, Clone)]
 pub enum Input<E> {
     /// A client makes a request.
@@ -118,7 +118,7 @@ pub enum Work {
     CreateHooks(ContainerId),
     /// Open the streams, plug the disks in, and give the VM the memory and vCPUs.
     Provision(ContainerId),
-    /// Have the guest make the container.
+    /// Have the guest create the container and its first process, which waits.
     GuestCreate(ContainerId),
     /// Connect the streams of the first process, and make the pid that stands for it.
     Connect(ContainerId),
@@ -164,7 +164,7 @@ pub enum Work {
 }
 
 impl Work {
-    /// Whom it is about.
+    /// The process or container that it is done for; none for a ping.
     #[must_use]
     pub fn subject(&self) -> Option<ProcessName> {
         match self {
@@ -224,17 +224,17 @@ impl Work {
 /// The time-outs that the core itself asks for; [`crate::Timeouts`] says how long they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Timer {
-    /// For the guest to take a SIGKILL.
+    /// Until the guest has answered a SIGKILL.
     KillAnswer,
-    /// For a process to die of SIGKILL.
+    /// Until a process has died of SIGKILL.
     Death,
-    /// For the exits of a container's execs to be reported once its own is.
+    /// Until the exits of a container's execs are reported, once its own is.
     ExecExits,
-    /// For the hooks that follow a deletion.
+    /// Until the hooks that follow a deletion have ended.
     StopHooks,
 }
 
-/// What containerd is told of.
+/// An event that is published to containerd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// TaskCreate.
@@ -258,7 +258,7 @@ pub enum Event {
 /// What others see of a process: the record that answers State and Wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum View {
-    /// It has not ended.
+    /// The phase of a process that has not ended.
     In(Phase),
     /// Ended, its output passed on.
     Stopped(Exit),
@@ -290,7 +290,7 @@ pub enum Refusal {
         verb: Verb,
         /// The process that the request names.
         name: ProcessName,
-        /// Its phase, or its container's.
+        /// The phase of the process, or of its container.
         phase: Phase,
     },
     /// The VM is not up.

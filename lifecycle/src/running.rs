@@ -129,7 +129,6 @@ impl<E: Clone> Core<E> {
         }
     }
 
-    /// Pause or resume.
     pub(crate) fn freeze(&mut self, reply: Reply, id: &ContainerId, pause: bool) {
         let verb = if pause { Verb::Pause } else { Verb::Resume };
         if self.allows(reply, id, verb) {

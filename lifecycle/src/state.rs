@@ -57,7 +57,6 @@ pub(crate) enum Life {
 /// What a process that has ended waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Waits {
-    /// Its streams.
     Streams,
     /// The exits of its execs, until this timer.
     Execs(Job),
@@ -93,7 +92,6 @@ impl Life {
 /// What a container has that has to be given back.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Held {
-    /// Mounts on the host.
     pub(crate) attached: bool,
     /// Disks, and a share of the VM's size.
     pub(crate) provisioned: bool,
@@ -101,7 +99,6 @@ pub(crate) struct Held {
     pub(crate) guest: bool,
 }
 
-/// What changes a container.
 #[derive(Debug)]
 pub(crate) enum Operation<E> {
     Create {
@@ -112,7 +109,6 @@ pub(crate) enum Operation<E> {
         reply: Reply,
         job: Job,
     },
-    /// Pause or resume.
     Freeze {
         reply: Reply,
         job: Job,

@@ -7,7 +7,6 @@ use crate::machine::{Core, Purpose};
 use crate::message::{Effect, Failure, Fault, Input, Job, Refusal, Reply, Request};
 use crate::state::Operation;
 
-/// The result of work.
 pub(crate) type Done<E> = Result<(), Failure<E>>;
 
 impl<E: Clone> Core<E> {

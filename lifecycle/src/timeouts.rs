@@ -13,33 +13,33 @@ pub struct Timeouts {
     scale: Scale,
 }
 
-/// For the guest to take a SIGKILL: it only has to ask the guest's kernel.
+/// Timeout for the guest to take a SIGKILL: it only has to ask the guest's kernel.
 const KILL_ANSWER: Duration = Duration::from_secs(10);
-/// For a process to die of SIGKILL, and as long again of its cgroup.kill: freeing much memory takes its time.
+/// Timeout for a process to die of SIGKILL, and as long again of its cgroup.kill: freeing much memory takes its time.
 const DEATH: Duration = Duration::from_secs(15);
 /// Longest time without progress that the output of an ended process is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// For hooks that follow a deletion, if they have no limit of their own.
+/// Timeout for hooks that follow a deletion, if they have no limit of their own.
 const STOP_HOOKS: Duration = Duration::from_secs(120);
-/// For the agent to answer a ping.
+/// Timeout for the agent to answer a ping.
 const HEARTBEAT: Duration = Duration::from_secs(30);
-/// For a container's figures: containerd asks for those of all tasks one after the other, and has no limit of its own.
+/// Timeout for a container's figures: containerd asks for those of all tasks one after the other, and has no limit of its own.
 const FIGURES: Duration = Duration::from_secs(4);
 /// Longest time without progress that a deletion in the guest is waited for: of its writing to disks, for one.
 const NO_PROGRESS: Duration = Duration::from_secs(120);
-/// For a deletion in the guest in all. What it can still have to write is in its memory; that it gets on is its own word.
+/// Timeout for a deletion in the guest in all. What it can still have to write is in its memory; that it gets on is its own word.
 const DELETION: Duration = Duration::from_secs(3600);
-/// For the guest to power itself off.
+/// Timeout for the guest to power itself off.
 const POWER_OFF: Duration = Duration::from_secs(2);
-/// For the guest to connect the streams of a process: it does so before it says that the process is there.
+/// Timeout for the guest to connect the streams of a process: it does so before it says that the process is there.
 const STREAMS: Duration = Duration::from_secs(10);
-/// For a connection of the guest to say what it is: its preamble is its first bytes.
+/// Timeout for a connection of the guest to say what it is: its preamble is its first bytes.
 const PREAMBLE: Duration = Duration::from_secs(5);
-/// For the program of a console to die of SIGKILL.
+/// Timeout for the program of a console to die of SIGKILL.
 const CONSOLE_DEATH: Duration = Duration::from_secs(10);
-/// For what the connections of a dead VM still hold.
+/// Timeout for what the connections of a dead VM still hold.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
-/// Before a network update that has failed is tried again, the first time.
+/// Pause before a network update that has failed is tried again, the first time.
 const NETWORK_RETRY: Duration = Duration::from_secs(1);
 /// The longest such wait: it doubles each time.
 const LONGEST_NETWORK_RETRY: Duration = Duration::from_secs(30);

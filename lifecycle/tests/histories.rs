@@ -11,7 +11,6 @@ use lifecycle::{
 };
 use protocol::phase::Phase;
 
-/// A sandbox whose VM is up.
 struct Sandbox {
     core: Core<&'static str>,
     replies: u64,

@@ -43,7 +43,7 @@ const STOPPED: Duration = Duration::from_secs(2);
 /// How long the one that is next waits where no place is given back.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// The queue.
+/// The node's queue of VMs that want to boot, in lock files that all shims share.
 #[derive(Debug, Clone)]
 pub struct BootQueue {
     directory: PathBuf,
@@ -126,7 +126,6 @@ impl BootQueue {
         Ok(place)
     }
 
-    /// Name of a place's file.
     fn place(&self, number: usize) -> String {
         format!("{}.place.{number}", self.name)
     }
@@ -182,7 +181,6 @@ impl BootQueue {
         }
     }
 
-    /// Waits for this place.
     fn take(&self, number: usize) -> io::Result<BootPlace> {
         let mut file = self.open(&self.place(number))?;
         lock(&file)?;

@@ -79,52 +79,32 @@ impl HookState {
 
 /// Why a hook did not do its work.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what they are")]
 pub enum HookError {
-    /// It could not be started.
     #[error("cannot start hook {}", path.display())]
     Start {
-        /// The hook's program.
         path: PathBuf,
-        /// The operating system's error.
         #[source]
         source: io::Error,
     },
-    /// The hook ended with an error.
     #[error("hook {} failed with {status}: {output}", path.display())]
     Failed {
-        /// The hook's program.
         path: PathBuf,
-        /// The hook's exit status.
         status: ExitStatus,
-        /// The end of what it printed.
         output: String,
     },
-    /// It took longer than it may.
     #[error("hook {} did not end within {timeout:?}", path.display())]
-    Timeout {
-        /// The hook's program.
-        path: PathBuf,
-        /// What it may take.
-        timeout: Duration,
-    },
+    Timeout { path: PathBuf, timeout: Duration },
     /// A createContainer hook has changed what is mounted in the container's root.
     #[error("hook {} has changed what is mounted on {}, which would not reach the guest", path.display(), on.display())]
-    Mounted {
-        /// The hook's program.
-        path: PathBuf,
-        /// Where.
-        on: PathBuf,
-    },
+    Mounted { path: PathBuf, on: PathBuf },
     /// A createContainer hook cannot be shown the container's files.
     #[error("cannot show the container's files at {} to its createContainer hooks", root.display())]
     View {
-        /// Where they are to be.
         root: PathBuf,
-        /// Why not.
         #[source]
         source: io::Error,
     },
-    /// The host's namespace cannot be reached.
     #[error(transparent)]
     Host(#[from] HostNamespaceError),
 }
@@ -217,7 +197,6 @@ fn start(host: &HostNamespace, hook: &Hook, state: &HookState, view: Option<&Vie
 /// the sandbox is shut down.
 struct Running {
     child: Option<Child>,
-    /// What it prints.
     output: OwnedFd,
     /// A createContainer hook ends with this, and with the shim.
     _keeper: Option<mpsc::Sender<()>>,

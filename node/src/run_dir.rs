@@ -33,16 +33,14 @@ const STATE_MAX: u64 = 1 << 20;
 
 /// Why a sandbox's directory cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what they are")]
 pub enum RunDirError {
-    /// A file operation failed.
     #[error(transparent)]
     Io(#[from] PathError),
     /// `sandbox.json` is not what this program writes.
     #[error("{} cannot be understood", path.display())]
     State {
-        /// The file or directory.
         path: PathBuf,
-        /// What is wrong with it.
         #[source]
         source: serde_json::Error,
     },
@@ -54,7 +52,7 @@ pub struct SandboxState {
     version: u32,
     /// containerd's namespace of the sandbox.
     pub namespace: String,
-    /// The sandbox's id.
+    /// The id that containerd gave the sandbox.
     pub id: String,
     /// The shim's server process.
     pub shim: Option<ProcessRef>,
@@ -233,7 +231,7 @@ impl RunDir {
         fs::write(&path, "").map_err(|source| failed("create", &path, source))
     }
 
-    /// Whether they may.
+    /// Whether containers of other ids may be in the sandbox.
     #[must_use]
     pub fn is_joined(&self) -> bool {
         self.joined().exists()

@@ -11,7 +11,6 @@ use crate::text::Text;
 /// Bounds in milliseconds: `ExponentialBuckets(1, 2, 10)` (kata-containers, src/runtime/pkg/containerd-shim-v2/metrics.go).
 const BUCKETS: usize = 10;
 
-/// One action.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 struct Histogram {
     /// By bucket, each without those of the smaller ones. What takes longer than the last bound is counted in `count` alone.

@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
-/// For a request to be there, and for its answer to be taken.
+/// Timeout for a request to be there, and for its answer to be taken.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Largest head of a request, in bytes.

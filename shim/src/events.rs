@@ -18,10 +18,10 @@ use ttrpc::{Code, context};
 
 use self::backlog::{Backlog, Kept};
 
-/// For containerd to take one event.
+/// Timeout for one event to be accepted by containerd.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Between two attempts to reach a containerd that is not there. Its socket is made anew when it starts: there is
+/// Pause between two attempts to reach a containerd that is not there. Its socket is made anew when it starts: there is
 /// nothing of ours to wait on.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -34,9 +34,9 @@ pub struct Publisher {
 
 struct Queue {
     backlog: Mutex<Backlog>,
-    /// Something came in.
+    /// Notified when an event was added.
     filled: Notify,
-    /// Everything has gone out.
+    /// Notified when the queue has become empty.
     empty: Notify,
 }
 
@@ -125,7 +125,6 @@ impl Publisher {
     }
 }
 
-/// The protocol's form of a time.
 #[must_use]
 pub fn timestamp(time: SystemTime) -> Timestamp {
     Timestamp::from(time)
@@ -161,7 +160,7 @@ async fn forward(address: String, queue: Arc<Queue>) {
     }
 }
 
-/// What containerd says to an event.
+/// How containerd answered an event.
 enum Sent {
     Taken,
     /// It was read, and will not be taken as it is.

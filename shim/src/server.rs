@@ -52,17 +52,16 @@ use crate::sandbox::{Parts, Sandbox};
 use crate::service::{Awaited, SandboxCell, Service};
 use crate::spans::Tracing;
 
-/// For containerd to ask for the first container. It does at once; a sandbox of its sandbox service first waits for the VM, and
+/// Timeout for containerd to ask for the first container. It does at once; a sandbox of its sandbox service first waits for the VM, and
 /// that for its turn among the node's boots.
 const UNCLAIMED: Duration = Duration::from_secs(15 * 60);
 
-/// For containerd to take the last events; for the collector to take the last spans.
+/// Timeout for containerd to take the last events, and for the collector to take the last spans.
 const FLUSH: Duration = Duration::from_secs(2);
 
 /// The archive of programs that are run in the guest; it lies beside the guest's image (guest-kernel/iptables).
 const PROGRAMS: &str = "iptables.img";
 
-/// Why the server ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitReason {
     /// containerd asked for it and nothing was left.
@@ -72,16 +71,12 @@ pub enum ExitReason {
     Unclaimed,
 }
 
-/// Why the server failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// The socket cannot be used.
     #[error("cannot serve on the sandbox's socket")]
     Listen(#[source] io::Error),
-    /// The ttrpc server cannot be started.
     #[error("cannot serve on the sandbox's socket")]
     Serve(#[source] ttrpc::Error),
-    /// The shared directory cannot be made.
     #[error("cannot set up the sandbox's shared directory")]
     Share(#[from] ShareError),
     /// Changes of files that are copied into the guest cannot be noticed.

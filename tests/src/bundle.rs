@@ -51,12 +51,11 @@ impl Bundle {
         self.line(Path::new(INSIDE))
     }
 
-    /// How the host runs it.
+    /// The command line that runs it on the host.
     pub fn outside(&self) -> [String; 4] {
         self.line(&self.dir)
     }
 
-    /// ld.so(8).
     fn line(&self, dir: &Path) -> [String; 4] {
         let path = |name: &str| dir.join(name).display().to_string();
         [

@@ -77,7 +77,6 @@ impl Containerd {
         self.dir.join("state/io.containerd.runtime.v2.task").join(namespace)
     }
 
-    /// The version that runs.
     pub fn version(&self) -> Version {
         self.version
     }

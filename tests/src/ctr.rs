@@ -94,7 +94,6 @@ impl Ctr {
         self
     }
 
-    /// Adds several arguments.
     pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
         self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
         self

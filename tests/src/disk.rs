@@ -48,7 +48,6 @@ impl RawImage {
         Self { path: path.to_owned() }
     }
 
-    /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -99,7 +98,6 @@ pub struct LoopDevice {
 }
 
 impl LoopDevice {
-    /// Its node.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -31,7 +31,6 @@ const READY: Duration = Duration::from_secs(60);
 const ENDS: Duration = Duration::from_secs(20);
 /// How long a command may take that starts or stops several containers.
 const COMPOSE: Duration = Duration::from_secs(240);
-/// The image's name in Docker.
 pub const IMAGE: &str = "tatami/test:1";
 
 /// A running Docker with the image loaded.
@@ -52,7 +51,6 @@ pub struct Docker {
 pub const REMAPPED: u32 = 1_200_000;
 
 impl Docker {
-    /// Starts one.
     pub fn start() -> Result<Self> {
         Self::start_with(None, "{}", false)
     }
@@ -116,7 +114,6 @@ impl Docker {
         self.containerd.log()
     }
 
-    /// The runtime under test.
     pub fn runtime(&self) -> Runtime {
         self.runtime
     }

@@ -10,54 +10,28 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// A file that `make` should have made is not there.
     #[error("{path} is missing: `make {target}` makes it", path = path.display())]
-    Missing {
-        /// Where it was looked for.
-        path: PathBuf,
-        /// The make target that provides it.
-        target: &'static str,
-    },
+    Missing { path: PathBuf, target: &'static str },
     /// A program that the machine should have is not in PATH.
     #[error("no {program} in PATH: `make deps` installs it")]
-    NoProgram {
-        /// Its name.
-        program: String,
-    },
-    /// The operating system refused something.
+    NoProgram { program: String },
     #[error("{what}: {source}")]
-    Io {
-        /// What was tried, with its path.
-        what: String,
-        /// Why it failed.
-        source: io::Error,
-    },
-    /// Something did not happen in time.
+    Io { what: String, source: io::Error },
     #[error("not within {limit:?}: {what}")]
-    Timeout {
-        /// What was awaited.
-        what: String,
-        /// How long.
-        limit: Duration,
-    },
+    Timeout { what: String, limit: Duration },
     /// A command ended with a failure, or with a success where a failure was wanted.
     #[error("{command}\nexit code {code:?}\nstdout: {stdout}\nstderr: {stderr}")]
     Command {
-        /// The command line.
         command: String,
         /// Its exit code; none after a signal.
         code: Option<i32>,
-        /// The end of its standard output.
         stdout: String,
-        /// The end of its standard error.
         stderr: String,
     },
     /// A call of CRI was answered with an error.
     #[error("{method}: {code:?}: {message}")]
     Rpc {
-        /// The call.
         method: String,
-        /// gRPC's code.
         code: tonic::Code,
-        /// What the other side says.
         message: String,
     },
     /// The machine is not as it should be.

@@ -64,7 +64,7 @@ impl HostMemory {
         self.allow(self.used()? + bytes)
     }
 
-    /// Bytes that it has.
+    /// In bytes.
     pub fn used(&self) -> Result<u64> {
         let used = read(&self.used)?;
         let parsed = used.trim().parse();

@@ -15,7 +15,6 @@ use sha2::{Digest, Sha256};
 
 use crate::{Error, Result, locate};
 
-/// The image's name in containerd.
 pub const NAME: &str = "docker.io/tatami/test:1";
 /// The same files under another name, and [`SECOND_LAYER`] in a second layer. Its program does nothing for ever: a pod's sandbox.
 pub const PAUSE: &str = "docker.io/tatami/pause:1";

@@ -83,7 +83,6 @@ const CAPABILITIES: &[&str] = &[
 /// What a test found of the kernel that it ran on. A test that could not tell is an error instead.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// The kernel does what it should.
     Right(String),
     /// The kernel has the fault that the test looks for.
     Wrong(String),
@@ -188,7 +187,6 @@ fn replace(running: &mut Running, directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes empty files in a directory.
 fn fill(dir: &Path, files: usize) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(Error::io(format!("making {}", dir.display())))?;
     for number in 0..files {
@@ -212,7 +210,6 @@ pub fn needs_test_pmu(test: &str) -> bool {
     test.starts_with("aux-")
 }
 
-/// The table of fixes.
 pub fn fixes() -> Result<Vec<Fix>> {
     let file = locate::workspace().join("guest-kernel/fixes.toml");
     let text = std::fs::read_to_string(&file).map_err(Error::io(format!("reading {}", file.display())))?;

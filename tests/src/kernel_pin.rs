@@ -33,12 +33,10 @@ impl Pinned {
         Ok(Self { dir })
     }
 
-    /// Where all of it is.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// The pin as it is now.
     pub fn pin(&self) -> Result<String> {
         Ok(fs::read_to_string(self.dir().join("pin"))?)
     }
@@ -69,7 +67,6 @@ impl Pinned {
         command
     }
 
-    /// Runs such a script.
     pub fn run(&self, script: &str, given: Option<&Path>) -> Result<Output> {
         let mut command = self.command(script);
         if let Some(given) = given {
@@ -127,7 +124,6 @@ impl Toy {
     /// What its build makes.
     pub const IMAGE: &str = "first part\nsecond part\n";
 
-    /// The tarball.
     pub fn tarball(&self) -> PathBuf {
         self.work.path().join("linux.tar.xz")
     }

@@ -15,10 +15,8 @@ use nix::{
 
 use crate::{Error, Result, image::sha256, wait};
 
-/// A process of the host.
 #[derive(Debug, Clone)]
 pub struct Process {
-    /// Its pid on the host.
     pub pid: u32,
     /// Its command line, words apart by blanks.
     pub command: String,

@@ -6,6 +6,7 @@
 //! Every [`Node`] has a tag that no other node has. The tag is its containerd namespace, its directory and the start
 //! of every container's id, so whatever on this machine names the tag belongs to that node and to nothing else. Tests
 //! can therefore run side by side and still prove that nothing of theirs is left.
+#![allow(missing_docs, reason = "no other crate uses it")]
 
 pub mod bench;
 pub mod bundle;

@@ -59,7 +59,6 @@ pub fn runtime_parts() -> Result<()> {
     PARTS.iter().try_for_each(|part| built(part, "build").map(drop))
 }
 
-/// A program from PATH.
 pub fn program(name: &str) -> Result<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)

@@ -33,12 +33,10 @@ impl NetNs {
         Ok(namespace)
     }
 
-    /// Its name for `ip`.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its file.
     pub fn path(&self) -> PathBuf {
         Path::new("/run/netns").join(&self.name)
     }

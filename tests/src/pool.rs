@@ -8,7 +8,7 @@ use std::{
 
 use crate::{Ctr, Error, Result, locate};
 
-/// For all VMs of a pool to boot: as long as `kata-ctl` waits.
+/// Timeout for all VMs of a pool to boot: as long as `kata-ctl` waits.
 const BOOTS: Duration = Duration::from_secs(600);
 
 /// Members, unless a test has a number of its own: a test's first container takes one, and its next one another.
@@ -64,7 +64,7 @@ impl Pool {
             .arg(&self.configuration)
     }
 
-    /// Ends all that wait.
+    /// Ends all members.
     pub fn empty(&self) -> Result<()> {
         self.factory("destroy").ok().map(drop)
     }
@@ -128,5 +128,4 @@ pub(crate) fn of(configuration: &Path) -> Result<Option<Pool>> {
     }
 }
 
-/// Its drop-in.
 pub(crate) const NAME: &str = "80-pool.toml";

@@ -26,7 +26,6 @@ impl Report {
         self.0.pointer(pointer).unwrap_or(&Value::Null)
     }
 
-    /// A fact that is a text.
     pub fn text(&self, pointer: &str) -> Result<&str> {
         self.fact(pointer)
             .as_str()

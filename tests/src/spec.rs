@@ -92,7 +92,6 @@ impl Spec {
         .push("/linux/namespaces", json!({ "type": "cgroup" }))
     }
 
-    /// Adds a bind mount.
     pub fn bind(self, source: &Path, destination: &str, options: &[&str]) -> Result<Self> {
         let options: Vec<_> = ["rbind"].iter().chain(options).collect();
         self.push(
@@ -106,7 +105,6 @@ impl Spec {
         self.0.pointer(pointer).unwrap_or(&Value::Null)
     }
 
-    /// Sets an annotation.
     pub fn annotation(mut self, key: &str, value: &str) -> Result<Self> {
         let annotations = self.field("/annotations")?;
         if annotations.is_null() {

@@ -73,7 +73,6 @@ impl Tasks {
         self.call("Update", request).map(|Empty {}| ())
     }
 
-    /// Sends a signal.
     pub fn kill(&self, container: &str, exec: &str, signal: u32) -> Result<()> {
         let request = KillRequest {
             container_id: container.to_owned(),
@@ -89,12 +88,10 @@ impl Tasks {
         Ok(ended.exit_status)
     }
 
-    /// Deletes a container's task.
     pub fn delete(&self, container: &str) -> Result<()> {
         self.call("Delete", process(container, "")).map(|Empty {}| ())
     }
 
-    /// Deletes an exec.
     pub fn delete_exec(&self, container: &str, exec: &str) -> Result<()> {
         self.call("DeleteProcess", process(container, exec)).map(|Empty {}| ())
     }
@@ -110,10 +107,8 @@ fn process(container: &str, exec: &str) -> ProcessRequest {
 /// A mount of a rootfs, as snapshotters describe it.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Mount {
-    /// Its file system.
     #[prost(string, tag = "1")]
     pub kind: String,
-    /// What is mounted.
     #[prost(string, tag = "2")]
     pub source: String,
     /// As for mount(8).

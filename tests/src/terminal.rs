@@ -16,7 +16,6 @@ use nix::{
 
 use crate::{Error, Result, wait};
 
-/// A command on a terminal.
 #[derive(Debug)]
 pub struct Terminal {
     line: String,
@@ -52,7 +51,6 @@ impl Terminal {
         })
     }
 
-    /// Types `text`.
     pub fn types(&mut self, text: &str) -> Result<()> {
         self.screen
             .write_all(text.as_bytes())

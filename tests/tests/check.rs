@@ -4,7 +4,7 @@ use std::{fs, path::Path, process::Command, time::Duration};
 
 use framework::{Node, Result, locate};
 
-/// For a failed start, on a machine that boots other VMs as well.
+/// Timeout for a failed start, on a machine that boots other VMs as well.
 const IN_TIME: Duration = Duration::from_secs(60);
 
 /// A container under a configuration with `dropin` does not start. What `check` fails names all of `checked`, and nothing else

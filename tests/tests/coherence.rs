@@ -17,7 +17,7 @@ use framework::{
 
 /// How often each change is made.
 const TIMES: usize = 100;
-/// For a hundred looks of an emulated guest on a busy machine.
+/// Timeout for a hundred looks of an emulated guest on a busy machine.
 const LIMIT: Duration = Duration::from_secs(240);
 /// Until what a container has read is closed on the host: six seconds, on a busy machine.
 const GRANTED: Duration = Duration::from_secs(30);
@@ -53,7 +53,6 @@ impl Reader {
         self.running.shows(&format!("<{}>\n", self.wanted.len()))
     }
 
-    /// What was wrong.
     fn end(mut self) -> Result<Vec<String>> {
         self.running.close_stdin();
         let said = self.running.wait()?.success()?.stdout();

@@ -56,7 +56,6 @@ impl<'a> Volume<'a> {
         spec.bind(&self.path, "/data", &["rw"])
     }
 
-    /// Starts one.
     fn run(&self, name: &str) -> Result<()> {
         self.run_spec(name, &self.user(name)?)
     }

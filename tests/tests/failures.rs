@@ -6,7 +6,7 @@ use framework::{Node, Result};
 
 /// Longer than any time-out that the tests configure.
 const IN_TIME: Duration = Duration::from_secs(40);
-/// For a VM that spins until it is given up: the limit is of its own time, and others run on this machine.
+/// Timeout for a VM that spins until it is given up: the limit is of its own time, and others run on this machine.
 const BUSY: Duration = Duration::from_secs(240);
 
 #[test]

@@ -17,9 +17,9 @@ use std::{
 use framework::{Error, HostMount, Node, Result, Running, locate};
 use rustix::mount::MountFlags;
 
-/// Without `TATAMI_FILES_SECONDS`.
+/// The duration without `TATAMI_FILES_SECONDS`.
 const SECONDS: u64 = 20;
-/// Without `TATAMI_SEED`.
+/// The seed without `TATAMI_SEED`.
 const SEED: u64 = 1;
 /// How many of the last operations a failure shows.
 const SHOWN: usize = 30;
@@ -76,7 +76,6 @@ impl Random {
     }
 }
 
-/// The program on the host.
 struct Alone {
     child: Child,
     requests: ChildStdin,
@@ -119,7 +118,6 @@ impl Drop for Alone {
     }
 }
 
-/// The program in a container.
 struct Contained {
     running: Running,
     done: usize,

@@ -21,9 +21,9 @@ mod kata_only {
 
     /// How much more memory the shim may have had at any time, in KiB.
     const GROWTH: u64 = 16 << 10;
-    /// Bytes of the log.
+    /// Size of the log in bytes.
     const LOG: usize = 64 << 10;
-    /// For a flood to be over, on a busy machine.
+    /// Timeout for a flood to be over, on a busy machine.
     const LIMIT: Duration = Duration::from_secs(180);
 
     /// The shim of a sandbox, as it was before a flood.

@@ -29,11 +29,10 @@ use nix::sys::socket::{
 };
 use serde_json::json;
 
-/// Bytes.
 const GIGABYTE: u64 = 1 << 30;
 /// So much of it is streamed for comparison.
 const PARTS: u64 = 8;
-/// For that many, out of an emulated guest on a busy machine.
+/// Timeout for that many, out of an emulated guest on a busy machine.
 const BULK_LIMIT: Duration = Duration::from_secs(300);
 
 /// A service of the host: one thread for each connection.
@@ -359,7 +358,6 @@ mod kata_only {
     const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
     const CHOICE: &str = "io.katacontainers.config.runtime.share_host_sockets";
 
-    /// What comes of connecting.
     fn refused(node: &Node, container: &str, exec: &str, path: &str) -> Result<String> {
         let tried = node
             .exec(container, exec)

@@ -13,7 +13,7 @@ mod kata_only {
     const ROUNDS: &str = "1500";
     /// Of the generator, so that a failure can be had again.
     const SEED: &str = "20261130";
-    /// For a driver's rounds, in an emulated guest on a busy machine.
+    /// Timeout for a driver's rounds, in an emulated guest on a busy machine.
     const LIMIT: Duration = Duration::from_secs(180);
 
     /// Private memory of a process that serves a VM's devices, in kB. virtiofsd's is mostly what it knows of the guest's inodes.
@@ -132,7 +132,6 @@ mod kata_only {
         node.nothing_left()
     }
 
-    /// What a flood came to.
     #[derive(Debug)]
     struct Flood {
         /// What the driver said: the packets that it sent, and what a connection was answered afterwards.
@@ -194,7 +193,7 @@ mod kata_only {
     /// Packets without end, and no buffers for what the device has to say.
     #[test]
     fn a_driver_that_floods_vsock_makes_nothing_grow() -> Result<()> {
-        /// Of the daemon, in kB.
+        /// Limit of the daemon's memory in kB.
         const DAEMON: u64 = 32 << 10;
         /// An exec takes half a second, on a machine that is not busy.
         const NEIGHBOUR: Duration = Duration::from_secs(10);

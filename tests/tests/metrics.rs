@@ -15,7 +15,7 @@ use std::{
 use framework::{Error, Node, Result, http::get, locate};
 use prometheus_parse::Scrape;
 
-/// For a guest that is well to say so within the shim's patience.
+/// Timeout for a guest that is well to say so within the shim's patience.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The directory of a sandbox, by the id in its sandbox.json.

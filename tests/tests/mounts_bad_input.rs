@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::symlink, time::Duration};
 use framework::{Node, Result};
 use serde_json::{Value, json};
 
-/// For what is large.
+/// Timeout for a container with 10,000 mounts.
 const LONG: Duration = Duration::from_secs(280);
 
 #[test]

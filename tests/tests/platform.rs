@@ -24,7 +24,6 @@ fn device(path: &str) -> Result<()> {
         .map_err(Error::io(format!("opening {path}")))
 }
 
-/// What this host has.
 struct Host {
     kvm: Result<()>,
     vsock: Result<()>,

@@ -22,10 +22,10 @@ use rustix::net::{
 };
 use serde_json::json;
 
-/// For a member to boot or to end, and what follows from it.
+/// Timeout for a member to boot or to end, and what follows from it.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// For containerd to run `start`.
+/// Timeout for containerd to run `start`.
 const SEEN: Duration = Duration::from_secs(5);
 
 fn node(members: u32) -> Result<(Node, Pool)> {
@@ -315,7 +315,6 @@ struct Given {
     hit: bool,
 }
 
-/// The members that are ready.
 fn ready_members(pool: &Pool) -> Result<Vec<Pid>> {
     let members = pool.members()?;
     let ready = members.iter().filter(|member| member["state"] == "ready");

@@ -20,13 +20,12 @@ use nix::{
 };
 use tempfile::TempDir;
 
-/// For a template to be made, and what follows from it.
+/// Timeout for a template to be made, and what follows from it.
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// Seconds by which a guest's clock may differ: the emulated clock of a guest that waits for a CPU is late until the agent corrects it.
 const CLOCK: f64 = 2.0;
 
-/// Between two looks.
 const LOOK: Duration = Duration::from_millis(10);
 
 /// Where the pool is, and what belongs to the templates.
@@ -44,7 +43,6 @@ fn node(more: &str) -> Result<(Node, Pool, TempDir)> {
     Ok((node, pool, templates))
 }
 
-/// The directory of the only template.
 fn only(templates: &TempDir) -> Result<PathBuf> {
     let mut all = entries(templates);
     match (all.pop(), all.is_empty()) {

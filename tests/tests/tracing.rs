@@ -61,7 +61,6 @@ mod kata_only {
             self.received.0.lock().unwrap_or_else(PoisonError::into_inner)
         }
 
-        /// All spans so far.
         fn spans(&self) -> Vec<Span> {
             spans_in(&self.received())
         }

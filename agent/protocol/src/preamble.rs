@@ -32,8 +32,8 @@ pub enum Preamble {
 
 /// Why 24 bytes are no preamble.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what they are")]
 pub enum PreambleError {
-    /// Some other program, or another protocol.
     #[error("the connection does not start with the agent's magic bytes")]
     Magic,
     /// An agent of another build than the shim.

@@ -22,7 +22,6 @@ pub(crate) enum Error {
         #[source]
         source: std::io::Error,
     },
-    /// Reading, writing, making or removing failed.
     #[error("{what} {path}")]
     Io {
         what: &'static str,
@@ -32,11 +31,7 @@ pub(crate) enum Error {
     },
     /// The kernel did not get there in time.
     #[error("the processes of {path} were not {what} within {} s", scaled(PATIENCE).as_secs_f64())]
-    Slow {
-        /// The state that was awaited.
-        what: &'static str,
-        path: PathBuf,
-    },
+    Slow { what: &'static str, path: PathBuf },
 }
 
 pub(super) fn failed(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {

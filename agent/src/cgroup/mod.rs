@@ -131,7 +131,6 @@ fn open_procs(directory: &Path) -> Result<OwnedFd, Error> {
     Ok(file.into())
 }
 
-/// The cgroup of one container.
 #[derive(Debug)]
 pub(crate) struct Cgroup {
     path: PathBuf,

@@ -19,7 +19,6 @@ use super::flat::flat;
 use super::paths::CONTAINERS;
 use super::watch::{Stalls, Watch};
 
-/// Where they are read and written.
 const MAX: &str = "memory.max";
 const HIGH: &str = "memory.high";
 
@@ -189,7 +188,6 @@ fn current(file: &str) -> Result<u64, Error> {
     number(&text).ok_or_else(|| unreadable(path))
 }
 
-/// Nothing is the most.
 fn mark() -> Result<u64, Error> {
     Ok(number(&read(&Path::new(CONTAINERS).join(HIGH))?).unwrap_or(u64::MAX))
 }

@@ -56,7 +56,6 @@ fn cpu(text: &str) -> CpuStats {
 }
 
 impl Cgroup {
-    /// What has been used so far.
     pub(crate) fn stats(&self) -> StatsResponse {
         let read = |name| std::fs::read_to_string(self.file(name)).unwrap_or_default();
         let map = |text: String| flat(&text).map(|(key, value)| (key.to_owned(), value)).collect();

@@ -32,7 +32,7 @@ impl Level {
     }
 }
 
-/// What is done on the way.
+/// What a walk does in each directory.
 trait Visit {
     /// Before those below it.
     fn enter(&mut self, _directory: &OwnedFd) -> rustix::io::Result<()> {

@@ -5,7 +5,6 @@ use std::fmt;
 /// containerd allows 76 (its identifiers package); other callers are allowed some more.
 const MAX_LENGTH: usize = 128;
 
-/// Why a name is refused.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:?} is no id: 1 to {MAX_LENGTH} of A-Z, a-z, 0-9, '.', '_', '-', the first a letter or digit")]
 pub(crate) struct InvalidId(String);
@@ -47,7 +46,6 @@ impl fmt::Display for ContainerId {
 pub(crate) enum ExecId {
     /// The container's first process; empty in the protocol.
     Init,
-    /// A process that was added.
     Exec(String),
 }
 

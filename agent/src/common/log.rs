@@ -12,7 +12,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{Registry, reload};
 
-/// Lines that wait for the host.
+/// Most lines that wait for the host.
 const QUEUE: usize = 256;
 
 /// Longest line in bytes; what is longer is left out rather than cut into invalid JSON.

@@ -38,7 +38,6 @@ impl Dialer {
 /// lost, their credit with them, and the connection stands still.
 const MAX_PACKET: usize = 28 << 10;
 
-/// A connection to the host.
 #[derive(Debug)]
 pub(crate) struct HostStream(VsockStream);
 

@@ -41,7 +41,6 @@ pub(crate) use launching::Joined;
 use phase::Life;
 pub(crate) use protocol::phase::Verb;
 
-/// What every container uses.
 #[derive(Debug, Clone)]
 pub(crate) struct Services {
     pub(crate) dialer: Dialer,

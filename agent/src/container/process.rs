@@ -19,7 +19,6 @@ pub(crate) struct Process {
     pub(crate) streams: Streams,
     /// The signal that ended it while it waited to be started: it was sent SIGKILL for that.
     pub(crate) ended_by: OnceLock<u32>,
-    /// It has been reaped.
     pub(crate) ended: bool,
     /// Its exit has been handed to the event queue.
     pub(crate) published: watch::Sender<bool>,

@@ -40,7 +40,6 @@ pub(crate) struct Reaper(Arc<Mutex<Children>>);
 #[derive(Debug)]
 pub(crate) struct Launching(Reaper);
 
-/// A process that was registered.
 #[derive(Debug)]
 pub(crate) struct Registered {
     /// None where the process has been reaped already.

@@ -11,7 +11,6 @@ use crate::common::ids::ExecId;
 use crate::connections::streams::Drained;
 use crate::container::reaper::Exit;
 
-/// A process that is dead.
 struct Ended {
     drained: Drained,
     published: watch::Sender<bool>,

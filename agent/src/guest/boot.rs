@@ -15,10 +15,8 @@ use crate::common::sys;
 use crate::guest::modules::HELPER;
 use crate::guest::pause;
 
-/// Why the guest cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EarlyBootError {
-    /// A step of the boot failed.
     #[error("boot: {step} {on}")]
     Step {
         step: &'static str,
@@ -47,7 +45,6 @@ fn step<T, E: Into<io::Error>>(
 /// Where the root that containers can pivot away from is put together.
 const NEW_ROOT: &str = "/newroot";
 
-/// One file system of the guest.
 struct Mount {
     kind: &'static str,
     /// Below the root, without the first slash.

@@ -21,15 +21,9 @@ const APPEARS: Duration = Duration::from_secs(20);
 pub(crate) enum OnlineError {
     /// The kernel has made room for fewer when it booted.
     #[error("the guest's kernel has no place for {wanted} CPUs but for {possible}")]
-    NoPlace {
-        wanted: u32,
-        /// How many there can be.
-        possible: u32,
-    },
-    /// Some have not come.
+    NoPlace { wanted: u32, possible: u32 },
     #[error("{online} of {wanted} CPUs are online, and no other has appeared within {} s", scaled(APPEARS).as_secs_f64())]
     Missing { wanted: u32, online: u32 },
-    /// A file of the kernel.
     #[error("{what} {path}")]
     Io {
         what: &'static str,

@@ -24,7 +24,6 @@ const CPU: [&str; 10] = [
     "guest_nice",
 ];
 
-/// Reads all of it.
 pub(crate) fn guest() -> GuestMetricsResponse {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let (tasks, runnable, load_milli) = load(&read("/proc/loadavg")).unwrap_or_default();
@@ -69,7 +68,6 @@ fn devices(text: &str) -> Vec<DeviceTraffic> {
         .collect()
 }
 
-/// What this process uses.
 fn own(open_files: usize) -> AgentUsage {
     let stat = base::process::own_stat();
     let (user_ticks, system_ticks, threads) = stat.map_or((0, 0, 0), |stat| (stat.utime, stat.stime, stat.num_threads));

@@ -51,7 +51,6 @@ pub(crate) fn is_pause(name: Option<&OsStr>) -> bool {
     name == Some(OsStr::new(PAUSE_PROGRAM))
 }
 
-/// Does what the arguments say.
 pub(crate) fn main(mut arguments: impl Iterator<Item = String>) -> ExitCode {
     let done = match (arguments.next().as_deref(), arguments.next()) {
         (None, None) => wait_for_the_end(),

@@ -17,10 +17,8 @@ pub(crate) enum SetupError {
     /// The random number generator does not take the host's bytes.
     #[error("reseed the random number generator")]
     Random(#[source] io::Error),
-    /// The clock cannot be set.
     #[error("set the clock to {0} ns")]
     Clock(u64, #[source] io::Error),
-    /// The name cannot be set.
     #[error("set the hostname to {0:?}")]
     Hostname(String, #[source] io::Error),
     /// There is no such sysctl, or it does not take the value.
@@ -29,16 +27,13 @@ pub(crate) enum SetupError {
     /// What the containers may have together cannot be set anew.
     #[error("set what all containers may have together")]
     Reserve(#[source] crate::cgroup::Error),
-    /// Not the name of a sysctl.
     #[error("{0:?} is not the name of a sysctl")]
     SysctlName(String),
-    /// See [`ModuleError`].
     #[error(transparent)]
     Modules(#[from] ModuleError),
     /// What the guest itself has of the host cannot be put in its place.
     #[error("mount on {}", protocol::GUEST_SANDBOX_MOUNTS)]
     SandboxMounts(#[source] io::Error),
-    /// A share cannot be mounted.
     #[error("mount virtio-fs {0} on {1}")]
     Share(String, String, #[source] io::Error),
 }

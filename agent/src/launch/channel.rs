@@ -25,7 +25,6 @@ const MAX_MESSAGE: usize = 32 << 10;
 /// Most descriptors in one message (SCM_MAX_FD, unix(7)).
 const MAX_DESCRIPTORS: usize = 253;
 
-/// What the agent says.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Order {
     /// The descriptors beside it are a [`super::instructions::Transfer`].
@@ -34,7 +33,6 @@ pub(super) enum Order {
     Go,
 }
 
-/// What the child says.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Report {
     /// The process is made; its number in the guest's root PID namespace. Beside it goes a pidfd of it.
@@ -53,7 +51,6 @@ pub(super) fn pair() -> io::Result<(AgentEnd, OwnedFd)> {
     Ok((AgentEnd(sys::watch(ours)?), theirs))
 }
 
-/// The agent's end of the channel.
 #[derive(Debug)]
 pub(super) struct AgentEnd(AsyncFd<OwnedFd>);
 
@@ -73,7 +70,6 @@ impl AgentEnd {
     }
 }
 
-/// The child's end of the channel.
 #[derive(Debug)]
 pub(super) struct ChildEnd(OwnedFd);
 

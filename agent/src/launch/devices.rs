@@ -45,7 +45,6 @@ const LINKS: [(&str, &str); 5] = [
     ("/dev/ptmx", "pts/ptmx"),
 ];
 
-/// One node to be made.
 struct Node<'a> {
     path: &'a Path,
     kind: FileType,

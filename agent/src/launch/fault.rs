@@ -15,7 +15,6 @@ pub(super) enum Fault {
     /// The specification asks for something that cannot be carried out.
     #[error("{0}")]
     Refused(String),
-    /// Something of ours failed.
     #[error("{0}")]
     Internal(String),
 }

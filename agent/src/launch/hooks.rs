@@ -29,7 +29,7 @@ use super::{
 pub(super) struct HookInput<'a> {
     pub(super) spec: &'a Spec,
     pub(super) id: &'a str,
-    /// On the host.
+    /// Path on the host.
     pub(super) bundle: &'a Path,
     /// The process's, for hooks that name none.
     pub(super) environment: &'a [String],

@@ -22,7 +22,7 @@ use super::{
 /// Largest text of instructions, in bytes: twice what the shim may send in one message.
 const MAX_TEXT: u64 = 8 << 20;
 
-/// The part that is text.
+/// The part that is sent as JSON.
 #[derive(Debug, Serialize, Deserialize)]
 struct Text {
     id: String,
@@ -31,7 +31,7 @@ struct Text {
     process: Option<Process>,
     /// The namespaces whose descriptors are sent, in their order.
     join: Vec<LinuxNamespaceType>,
-    /// The host's.
+    /// Path on the host.
     bundle: PathBuf,
     terminal: bool,
     /// Which of stdin, stdout and stderr are sent.
@@ -47,7 +47,6 @@ pub(super) enum Place {
     Of(OwnedFd),
 }
 
-/// Everything the child knows.
 #[derive(Debug)]
 pub(super) struct Instructions {
     pub(super) id: String,
@@ -121,12 +120,10 @@ impl Transfer {
         self.fds.iter().map(AsFd::as_fd).collect()
     }
 
-    /// What was received.
     pub(super) fn received(fds: Vec<OwnedFd>) -> Self {
         Self { fds }
     }
 
-    /// Unpacks what [`Transfer::pack`] packed.
     pub(super) fn unpack(self) -> Result<Instructions> {
         let mut fds = self.fds.into_iter();
         let mut next = || {

@@ -79,7 +79,6 @@ pub enum LaunchError {
     /// The specification asks for something that cannot be carried out: the sentence is for the user.
     #[error("{0}")]
     Refused(String),
-    /// A step of the set-up failed.
     #[error("{0}")]
     Internal(String),
     /// The child was killed before it could say anything.
@@ -88,7 +87,6 @@ pub enum LaunchError {
     /// The child could not be made or talked to.
     #[error("cannot {what} the child that sets up the process")]
     Child {
-        /// What was tried with it.
         what: &'static str,
         #[source]
         source: io::Error,

@@ -198,7 +198,6 @@ pub(super) fn carry_out(root: Root<'_>, mounts: &[Prepared<'_>]) -> Result<Vec<O
     Ok(to_seal)
 }
 
-/// Makes the mounts read-only.
 pub(super) fn seal(mounts: &[OwnedFd]) -> Result<()> {
     let read_only = Attributes {
         set: libc::MOUNT_ATTR_RDONLY,

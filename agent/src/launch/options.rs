@@ -26,7 +26,6 @@ impl Attributes {
     }
 }
 
-/// What a mount's options ask for.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Options {
     /// Of the mount alone.
@@ -52,7 +51,6 @@ pub(super) struct Options {
 }
 
 impl Options {
-    /// Reads the options in their order.
     pub(super) fn parse<S: AsRef<str>>(options: &[S]) -> Self {
         let mut parsed = Self::default();
         for option in options.iter().flat_map(|option| words(option.as_ref())) {

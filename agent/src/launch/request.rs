@@ -4,7 +4,6 @@ use std::{os::fd::OwnedFd, path::PathBuf};
 
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 
-/// What is started, and where.
 #[derive(Debug)]
 pub enum Target {
     /// A new container's first process.
@@ -25,7 +24,6 @@ pub enum Target {
     },
 }
 
-/// Where the standard streams go.
 #[derive(Debug)]
 pub enum Stdio {
     /// Each to its descriptor, or to /dev/null where it has none.
@@ -41,14 +39,11 @@ pub enum Stdio {
     Terminal,
 }
 
-/// Everything that one launch needs.
 #[derive(Debug)]
 pub struct LaunchRequest {
     /// The container's id: its keyring and its hooks are told.
     pub id: String,
-    /// What is started, and where.
     pub target: Target,
-    /// Where the standard streams go.
     pub stdio: Stdio,
     /// The bundle of a new container on the host, which its hooks are told.
     pub bundle: PathBuf,

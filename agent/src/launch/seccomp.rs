@@ -29,7 +29,7 @@ impl Filter {
         self.put_in_force().or_refuse(|| "seccomp: cannot load the filter")
     }
 
-    /// The same. Allocates nothing.
+    /// Installs the filter. Allocates no memory.
     pub(super) fn put_in_force(&self) -> io::Result<()> {
         sys::set_seccomp_filter(self)
     }

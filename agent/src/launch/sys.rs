@@ -93,7 +93,6 @@ pub(super) fn join_session_keyring(name: &CStr) -> io::Result<libc::c_long> {
     nix::errno::Errno::result(serial).map_err(io::Error::from)
 }
 
-/// Sets the permissions of a key.
 pub(super) fn set_key_permissions(serial: libc::c_long, permissions: u32) -> io::Result<()> {
     // SAFETY: takes numbers alone.
     let done = unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_SETPERM, serial, permissions) };

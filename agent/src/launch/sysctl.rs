@@ -9,7 +9,6 @@ use oci_spec::runtime::Spec;
 
 use super::fault::{Context, Fault, Result};
 
-/// Whose parameters are set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Where {
     /// The guest's, with the guest's privileges.

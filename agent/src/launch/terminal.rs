@@ -19,7 +19,6 @@ use super::{
 
 const DEVPTS_SUPER_MAGIC: i64 = 0x1cd1;
 
-/// A master and its terminal.
 #[derive(Debug)]
 pub(super) struct Pair {
     pub(super) master: OwnedFd,

@@ -29,7 +29,6 @@ use super::{
 /// Links that one path may lead through: the kernel's own limit (path_resolution(7)).
 const MAX_LINKS: usize = 40;
 
-/// The root directory of a container.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Root<'a>(BorrowedFd<'a>);
 
@@ -170,7 +169,6 @@ pub(super) fn components(path: &Path) -> Vec<OsString> {
     names
 }
 
-/// Whether a descriptor names a directory.
 pub(super) fn is_directory(fd: &OwnedFd) -> io::Result<bool> {
     Ok(FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode) == FileType::Directory)
 }

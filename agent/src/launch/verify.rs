@@ -20,7 +20,6 @@ const SYS_ADMIN: u64 = 1 << 21;
 /// CAP_IPC_LOCK.
 const IPC_LOCK: u64 = 1 << 14;
 
-/// What a process must have.
 #[derive(Debug)]
 pub(super) struct Expected {
     limits: Vec<PosixRlimit>,
@@ -29,7 +28,6 @@ pub(super) struct Expected {
 }
 
 impl Expected {
-    /// What a request asks for.
     pub(super) fn of(request: &LaunchRequest) -> Self {
         let (spec, process) = match &request.target {
             Target::Container { spec, .. } => (spec, spec.process().as_ref()),

@@ -6,7 +6,6 @@
 
 use protocol::agent::MemlockReport;
 
-/// The figures of one probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Charges {
     page: u64,

@@ -41,7 +41,6 @@ pub(super) struct Plan {
     pub(super) task: Task,
 }
 
-/// What it does.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Task {
     /// A buffer of so many data pages on each of these CPUs.
@@ -50,7 +49,6 @@ pub(super) enum Task {
     Allowance { most: u64 },
 }
 
-/// How far it came.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub(super) struct Outcome {
     /// Pages that were mapped, headers included.

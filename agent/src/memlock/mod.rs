@@ -33,7 +33,6 @@ const PERF_EVENT_MLOCK_KB: &str = "/proc/sys/kernel/perf_event_mlock_kb";
 /// Largest answer of the child, in bytes: a few numbers.
 const MAX_ANSWER: u64 = 4096;
 
-/// Why there is no report.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     /// A number of pages that no perf buffer can have.
@@ -42,25 +41,20 @@ pub enum ProbeError {
     /// The guest would be short of memory while they are mapped.
     #[error("{pages} pages on each of {cpus} CPUs take {needed} bytes, and half of the guest's free memory is {most}")]
     TooMany {
-        /// Data pages on each CPU.
         pages: u32,
-        /// Online CPUs.
         cpus: u64,
         /// With their headers, in bytes.
         needed: u64,
         /// What may be taken, in bytes.
         most: u64,
     },
-    /// The process has ended.
     #[error("process {0} is gone")]
     Gone(i32),
     /// The process is not of the container, or no longer.
     #[error("process {0} is none of the container's: its processes are those that `ps` shows in it")]
     Foreign(u32),
-    /// The kernel cannot be asked.
     #[error("cannot {0}")]
     System(String, #[source] io::Error),
-    /// The child ended without an answer.
     #[error("the probe ended without an answer")]
     NoAnswer,
     /// The child could not become what it should be.
@@ -153,7 +147,6 @@ pub fn report_by(program: &Path, pid: i32, pages: u32) -> Result<MemlockReport, 
     })
 }
 
-/// One probe of one process.
 struct Prober<'a> {
     program: &'a Path,
     report: &'a MemlockReport,

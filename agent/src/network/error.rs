@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use crate::common::timeouts::scaled;
 
-/// For a device that has been plugged in to be found by its driver.
+/// Timeout for a device that has been plugged in to be found by its driver.
 pub(super) const APPEARS: Duration = Duration::from_secs(20);
 
 /// Why the network is not what the host wants.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NetworkError {
-    /// There is no netlink socket.
     #[error("network: open a netlink socket")]
     Socket(#[source] io::Error),
     /// There can be no thread for it, or its work has panicked.
@@ -27,13 +26,8 @@ pub(crate) enum NetworkError {
         what: &'static str,
         reason: String,
     },
-    /// A device did not come up.
     #[error("network: no device with address {mac} appeared within {} s", scaled(APPEARS).as_secs_f64())]
-    NoDevice {
-        /// Its address.
-        mac: String,
-    },
-    /// The kernel refuses a step.
+    NoDevice { mac: String },
     #[error("network: {step} {on}")]
     Step {
         step: &'static str,
@@ -41,11 +35,9 @@ pub(crate) enum NetworkError {
         #[source]
         source: io::Error,
     },
-    /// A sysctl of an interface.
     #[error("network: write {value} to {path}")]
     Sysctl {
         path: String,
-        /// What was to be in it.
         value: String,
         #[source]
         source: io::Error,

@@ -52,7 +52,6 @@ impl ParkedInterfaces {
         })
     }
 
-    /// Speaks to its kernel.
     pub(super) fn handle(&self) -> &Handle {
         &self.handle
     }

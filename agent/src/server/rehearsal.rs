@@ -25,19 +25,15 @@ use crate::server::sandbox::{Deleted, Sandbox, Wanted};
 /// No sandbox has a container of this name by then.
 const NAME: &str = "rehearsal";
 
-/// For the container to run and end, and for its removal. The factor of time-outs comes with the host's answer.
+/// Timeout for the container to run and end, and for its removal. The factor of time-outs comes with the host's answer.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Why a VM has not rehearsed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RehearsalError {
-    /// The specification.
     #[error("describe the container of the rehearsal")]
     Spec(#[from] serde_json::Error),
-    /// The container.
     #[error(transparent)]
     Container(#[from] Arc<Error>),
-    /// Something hangs.
     #[error("the rehearsal takes more than {} s", LIMIT.as_secs())]
     TimedOut,
 }

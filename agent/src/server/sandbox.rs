@@ -35,10 +35,8 @@ pub(crate) struct Sandbox {
     shutdown: Arc<Notify>,
 }
 
-/// A deletion that is under way.
 #[derive(Debug, Clone)]
 struct Deletion {
-    /// Its end, once there is one.
     ended: watch::Receiver<Option<Result<(), Arc<Error>>>>,
     waits_for: watch::Receiver<&'static str>,
 }
@@ -53,7 +51,6 @@ const UNMOUNT: Duration = Duration::from_secs(20);
 /// How a deletion goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Deleted {
-    /// Nothing is left.
     All,
     /// It is under way.
     NotYet {
@@ -70,7 +67,6 @@ pub(crate) struct Wanted {
     pub(crate) id: ContainerId,
     pub(crate) spec: Spec,
     pub(crate) stdio: Stdio,
-    /// File systems that it needs.
     pub(crate) storages: Vec<Storage>,
     /// Disks that are devices of it.
     pub(crate) devices: Vec<BlockDevice>,
@@ -78,7 +74,6 @@ pub(crate) struct Wanted {
     pub(crate) covers: Vec<Cover>,
     /// Sockets of the host that it has.
     pub(crate) sockets: Vec<HostSocket>,
-    /// Its bundle on the host.
     pub(crate) bundle: PathBuf,
     /// What the host calls its character devices, by their numbers.
     pub(crate) device_names: HashMap<String, String>,
@@ -87,18 +82,14 @@ pub(crate) struct Wanted {
 /// A container that has been made up to the gate.
 #[derive(Debug)]
 pub(crate) struct Created {
-    /// Of its first process.
     pub(crate) pid: u32,
-    /// Which of the covers are there.
     pub(crate) covered: Vec<bool>,
 }
 
 type Containers<'a> = MutexGuard<'a, HashMap<ContainerId, Entry>>;
 
-/// What a name stands for.
 #[derive(Debug)]
 enum Entry {
-    /// A container that is being made.
     Making(Making),
     Made(Arc<Container>),
 }
@@ -120,7 +111,6 @@ impl Drop for GiveUp {
     }
 }
 
-/// A deletion that is under way.
 struct Deleting<'a>(&'a Sandbox, &'a ContainerId);
 
 impl Drop for Deleting<'_> {
@@ -422,7 +412,6 @@ impl Sandbox {
         &self.volumes
     }
 
-    /// The relay of Docker's name server.
     pub(crate) fn names(&self) -> &Names {
         &self.names
     }

@@ -1,23 +1,23 @@
 //! Where in the kernel a program is asked.
 
-/// What a program is asked about.
+/// The events that a program decides about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attachment {
     /// Accesses to devices.
     Device,
     /// The address that a socket is connected to.
     Connect4,
-    /// The same of IPv6.
+    /// The same for IPv6.
     Connect6,
     /// The address that a datagram is sent to.
     Send4,
     /// The address that a datagram came from.
     Receive4,
-    /// The same of IPv6.
+    /// The same for IPv6.
     Receive6,
     /// The address that getpeername(2) tells.
     Peer4,
-    /// The same of IPv6.
+    /// The same for IPv6.
     Peer6,
     /// The socket that gets what is dialled in a network namespace.
     SocketLookup,

@@ -10,7 +10,7 @@ pub struct Instruction {
     pub registers: u8,
     /// Of a jump in instructions, of a load or store in bytes.
     pub offset: i16,
-    /// A number.
+    /// The constant operand, if the code takes one.
     pub immediate: u32,
 }
 
@@ -19,29 +19,29 @@ pub struct Instruction {
 pub const LOAD: u8 = 0x61;
 /// 4 bytes of memory from a register.
 pub const STORE: u8 = 0x63;
-/// A number into a register.
+/// A constant into a register.
 pub const MOVE: u8 = 0xb4;
-/// A register into another.
+/// One register into another.
 pub const COPY: u8 = 0xbc;
-/// Bits of a number in a register.
+/// A register and a constant, bit by bit.
 pub const AND: u8 = 0x54;
-/// Bits of a register, by a number.
+/// A register by a constant number of bits.
 pub const SHIFT_RIGHT: u8 = 0x74;
-/// A jump if a register is not a number.
+/// A jump if a register is not equal to a constant.
 pub const IF_NOT_EQUAL: u8 = 0x56;
-/// A jump if a register has any bit of a number.
+/// A jump if a register has any bit of a constant.
 pub const IF_ANY_SET: u8 = 0x46;
-/// A jump.
+/// A jump in every case (BPF_JA).
 pub const JUMP: u8 = 0x05;
-/// The end.
+/// The end of the program. Its result is in [`ANSWER`].
 pub const EXIT: u8 = 0x95;
 
-/// The register of the answer.
+/// The register with the program's result.
 pub const ANSWER: u8 = 0;
 /// The register in which the kernel puts what the program is asked about.
 pub const CONTEXT: u8 = 1;
 
-/// An instruction with a number.
+/// An instruction with one register and a constant.
 #[must_use]
 pub const fn instruction(code: u8, register: u8, offset: i16, immediate: u32) -> Instruction {
     Instruction {

@@ -36,7 +36,7 @@ pub enum Score {
     NotSpared,
     /// The caller's plus 1: it is killed before the caller.
     BeforeCaller,
-    /// This one.
+    /// This score, from -1000 to 1000.
     Of(i32),
 }
 
@@ -67,7 +67,7 @@ pub struct Accounting {
     pub score: Score,
     /// How many files it may have open.
     pub open_files: OpenFiles,
-    /// Whether it dumps core.
+    /// Its limit for core dumps.
     pub core_dumps: CoreDumps,
 }
 

@@ -34,18 +34,14 @@ pub struct Finished {
 
 /// Why a program did not run to its end.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what they are")]
 pub enum RunError {
     /// It cannot be started or waited for.
     #[error("cannot be run: {0}")]
     Start(#[source] io::Error),
     /// It was killed with its process group.
     #[error("did not end within {} s and was killed: {said}", limit.as_secs())]
-    TimedOut {
-        /// What it had.
-        limit: Duration,
-        /// The end of its standard error.
-        said: String,
-    },
+    TimedOut { limit: Duration, said: String },
 }
 
 impl Program {

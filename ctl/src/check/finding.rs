@@ -4,7 +4,6 @@ use std::fmt::{self, Write as _};
 
 use crate::report::Report;
 
-/// One thing that is needed.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Finding {
     pub(crate) what: &'static str,
@@ -18,11 +17,9 @@ pub(crate) enum Verdict {
     Ok,
     /// It works, but not as it should.
     Warn(Advice),
-    /// It does not work.
     Fail(Advice),
 }
 
-/// What follows, and what to do.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Advice {
     consequence: String,

@@ -11,7 +11,7 @@ use crate::command;
 /// The oldest containerd that the runtime was tried with.
 const CONTAINERD: (u32, u32) = (1, 6);
 
-/// For containerd to print its configuration.
+/// Timeout for containerd to print its configuration.
 const DUMP: Duration = Duration::from_secs(10);
 
 /// The name of the runtime in containerd's configuration.
@@ -58,7 +58,6 @@ pub(super) fn kvm(device: &Path, virtualization: bool) -> Finding {
     }
 }
 
-/// containerd's version.
 pub(super) async fn containerd(search: Option<&OsStr>) -> Finding {
     let Some(path) = command::find(Path::new("containerd"), search) else {
         return Finding::warn(

@@ -21,7 +21,6 @@ enum Kind {
     Other,
 }
 
-/// The configured kernel.
 pub(super) fn kernel(path: &Path) -> Finding {
     let remedy = "install it, or set hypervisor.qemu.kernel";
     let wrong =
@@ -42,7 +41,6 @@ pub(super) fn kernel(path: &Path) -> Finding {
     }
 }
 
-/// The configured initrd.
 pub(super) fn initrd(path: &Path) -> Finding {
     let remedy = "install it, or set hypervisor.qemu.initrd";
     let wrong =

@@ -25,7 +25,6 @@ const MAX_IMAGE: u64 = 128 << 20;
 /// Longer than any release (include/linux/uts.h, __NEW_UTS_LEN).
 const MAX_RELEASE: usize = 64;
 
-/// Judges the kernel in a file.
 pub(super) fn of_file(path: &Path) -> Vec<Finding> {
     // That it cannot be read is said of the file itself.
     let Ok(image) = read(path) else { return Vec::new() };

@@ -21,14 +21,13 @@ const VHOST_VSOCK: &str = "/dev/vhost-vsock";
 /// The host's huge pages of 2 MiB (the kernel's hugetlbpage.rst).
 const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 
-/// For a program to say its version.
+/// Timeout for a program to say its version.
 const VERSION: Duration = Duration::from_secs(5);
 
 /// The oldest versions that the runtime is known to work with, of QEMU and virtiofsd.
 const QEMU: (u32, u32) = (8, 0);
 const VIRTIOFSD: (u32, u32) = (1, 10);
 
-/// What the configuration names.
 pub(super) async fn parts(config: &Config, search: Option<&OsStr>) -> Vec<Finding> {
     let hypervisor = &config.hypervisor;
     let remedy = "install it, or set hypervisor.qemu.path";
@@ -72,7 +71,7 @@ pub(super) async fn parts(config: &Config, search: Option<&OsStr>) -> Vec<Findin
     findings
 }
 
-/// The host's memory, in MiB.
+/// In MiB.
 #[derive(Clone, Copy)]
 struct Free {
     /// With swap.
@@ -148,7 +147,6 @@ fn huge_pages(memory: u32, free: Option<u64>) -> Finding {
     Finding::warn("huge pages", found, "no sandbox starts until there are enough", remedy)
 }
 
-/// The programs of the debug console.
 fn console(programs: &Path) -> Finding {
     match File::open(programs) {
         Ok(_) => Finding::warn(
@@ -258,7 +256,6 @@ fn usable(device: &Path) -> Result<(), String> {
         .map_err(|error| error.to_string())
 }
 
-/// A program that says its version.
 pub(super) async fn program(
     what: &'static str,
     program: &Path,

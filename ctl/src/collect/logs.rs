@@ -22,7 +22,7 @@ const TAIL: u64 = 4 << 20;
 /// Bytes of a console's end that are shown.
 const CONSOLE: u64 = 8 << 10;
 
-/// For the journal to find its lines.
+/// Timeout for the journal to find its lines.
 const JOURNAL: Duration = Duration::from_secs(20);
 
 /// Whose logs have the shims' lines: what runs a containerd, k3s and rke2 with one built in, and what uses one. A unit that

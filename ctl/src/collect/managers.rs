@@ -9,7 +9,7 @@ use super::page::{COMMAND, Page};
 use super::scope::Host;
 use crate::command;
 
-/// For a manager that has to ask its daemon.
+/// Timeout for a manager that has to ask its daemon.
 const DAEMON: Duration = Duration::from_secs(15);
 
 /// One container manager, and what is asked of it.

@@ -29,19 +29,16 @@ use crate::redact::Redactor;
 use crate::report::Report;
 use crate::{check, progress, sandboxes as found, time};
 
-/// For one section.
+/// Timeout for one section of the report.
 const SECTION: Duration = Duration::from_secs(60);
 
-/// For a section to end what it has begun once its time is over.
+/// Timeout for a section to end what it has begun once its time is over.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Why there is no report.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CollectError {
-    /// The time of --since.
     #[error("{0}")]
     Since(String),
-    /// The file of --output.
     #[error("cannot write the report to {}", path.display())]
     Write {
         path: PathBuf,
@@ -50,7 +47,6 @@ pub(crate) enum CollectError {
     },
 }
 
-/// Writes the report.
 pub(crate) async fn report(options: &CollectOptions) -> Result<Report, CollectError> {
     let host = Host {
         search: std::env::var_os("PATH"),

@@ -16,7 +16,7 @@ use crate::redact::Redactor;
 /// Bytes of a file that are shown.
 const FILE: u64 = 128 << 10;
 
-/// For a program whose output is shown, unless it is given more.
+/// Timeout for a program whose output is shown, unless it is given more.
 pub(super) const COMMAND: Duration = Duration::from_secs(10);
 
 /// A section. Clones share it: one fills it, another waits for no longer than it will.
@@ -38,12 +38,10 @@ impl Page {
         self.text.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What has been written so far.
     pub(super) fn written(&self) -> String {
         self.text().clone()
     }
 
-    /// A heading within the section.
     pub(super) fn heading(&self, title: &str) {
         // Writing to a String cannot fail.
         let _ = write!(self.text(), "\n## {title}\n\n");

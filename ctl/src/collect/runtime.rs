@@ -243,7 +243,7 @@ fn names(archive: &[u8]) -> io::Result<Vec<String>> {
     }
 }
 
-/// Whether a member begins here.
+/// Whether a cpio entry of the format newc begins here, with a checksum or without.
 fn is_member(bytes: &[u8]) -> bool {
     bytes.starts_with(b"070701") || bytes.starts_with(b"070702")
 }

@@ -7,7 +7,6 @@ use std::time::Duration;
 /// The host as the report looks at it: other places are for tests.
 #[derive(Clone)]
 pub(crate) struct Host {
-    /// Where programs are looked up.
     pub(super) search: Option<OsString>,
     /// /etc
     pub(super) etc: PathBuf,
@@ -19,6 +18,6 @@ pub(crate) struct Host {
     pub(super) config: Option<PathBuf>,
     /// How far back logs are read, in nanoseconds since the epoch.
     pub(super) since: i128,
-    /// For one section.
+    /// Timeout for one section.
     pub(super) limit: Duration,
 }

@@ -12,7 +12,6 @@ use crate::sandboxes::tests::make;
 
 const SECRET: &str = "hunter2Hunter2";
 
-/// A host made of files.
 struct Fake {
     directory: TempDir,
     host: Host,

@@ -30,16 +30,12 @@ const SIGHUP: u32 = 1;
 const SIGPIPE: u32 = 13;
 const SIGTERM: u32 = 15;
 
-/// Why nothing ran.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ExecError {
-    /// There is no such sandbox.
     #[error(transparent)]
     Find(#[from] FindError),
-    /// The shim or the guest refuses.
     #[error(transparent)]
     Shim(#[from] ShimError),
-    /// The streams cannot be made.
     #[error("cannot {operation} {}", path.display())]
     Stream {
         operation: &'static str,
@@ -47,7 +43,6 @@ pub(crate) enum ExecError {
         #[source]
         source: io::Error,
     },
-    /// Our own terminal.
     #[error("this terminal cannot be used")]
     Terminal(#[source] io::Error),
 }
@@ -228,7 +223,6 @@ fn pump(fifo: &Path) {
     }
 }
 
-/// The FIFOs of the program's output.
 struct Outputs {
     out: pipe::Receiver,
     err: Option<pipe::Receiver>,

@@ -17,7 +17,6 @@ pub(crate) struct Entry {
     /// "shim", "agent", "containerd", "console"; empty where that cannot be told.
     pub(crate) source: String,
     pub(crate) message: String,
-    /// Everything else.
     pub(crate) fields: BTreeMap<String, String>,
     /// The log that it is from.
     pub(crate) origin: String,

@@ -32,13 +32,11 @@ pub(crate) enum Format {
     Csv,
 }
 
-/// What is asked for.
 #[derive(Debug)]
 pub(crate) struct Request {
     /// The logs; none: standard input.
     pub(crate) files: Vec<PathBuf>,
     pub(crate) format: Format,
-    /// Only of this sandbox.
     pub(crate) sandbox: Option<String>,
     /// Sandbox by sandbox, not mixed.
     pub(crate) group: bool,
@@ -52,10 +50,8 @@ pub(crate) struct Request {
     pub(crate) some_record: bool,
 }
 
-/// Why there is no output.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LogError {
-    /// A log cannot be read.
     #[error("cannot read {}", path.display())]
     Read {
         path: PathBuf,
@@ -69,15 +65,12 @@ pub(crate) enum LogError {
         /// From 1.
         line: usize,
     },
-    /// A log has no line.
     #[error("{}: there is no line in it", .0.display())]
     Empty(PathBuf),
-    /// No log has a line.
     #[error("there is no line in any log")]
     Nothing,
 }
 
-/// Reads, sorts and writes.
 pub(crate) fn report(request: &Request) -> Result<Report, LogError> {
     let mut entries = Vec::new();
     if request.files.is_empty() {

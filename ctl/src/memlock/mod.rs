@@ -18,45 +18,33 @@ use ttrpc::context;
 pub(crate) use self::question::Question;
 use crate::report::Report;
 
-/// For a shim to say which containers it has.
+/// Timeout for a shim to say which containers it has.
 const LOOK_UP: Duration = Duration::from_secs(5);
 
-/// For the report: a probe starts up to six processes in a guest that may be emulated.
+/// Timeout for the report: a probe starts up to six processes in a guest that may be emulated.
 const PROBE: Duration = Duration::from_secs(60);
 
-/// Why there is no report.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReportError {
     /// This program cannot wait for an answer.
     #[error("cannot start")]
     Runtime(#[source] std::io::Error),
-    /// No sandbox can be looked for.
     #[error("cannot look for sandboxes in {}", path.display())]
     Directory {
-        /// Where.
         path: PathBuf,
         #[source]
         source: std::io::Error,
     },
-    /// No shim has such a container.
     #[error("no container {container} in any of {} sandboxes in {}{}", asked, root.display(), silence(silent))]
     NotFound {
         container: String,
-        /// Where sandboxes were looked for.
         root: PathBuf,
-        /// How many answered.
         asked: usize,
         /// The sockets of those that did not.
         silent: Vec<String>,
     },
-    /// Several have one.
     #[error("there is a container {container} in each of the namespaces {}: choose one by --namespace", namespaces.join(", "))]
-    Ambiguous {
-        container: String,
-        /// Of containerd.
-        namespaces: Vec<String>,
-    },
-    /// The shim said no, or nothing.
+    Ambiguous { container: String, namespaces: Vec<String> },
     #[error("{0}")]
     Refused(String),
 }
@@ -68,7 +56,6 @@ fn silence(silent: &[String]) -> String {
     format!("; no answer from {}", silent.join(", "))
 }
 
-/// A sandbox that has the container.
 struct Found {
     info: SandboxInfo,
     client: DiagnosticsClient,

@@ -1,6 +1,5 @@
 //! The command line of `kata-ctl memlock`.
 
-/// What is asked.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Question {
     /// The container's id

@@ -4,7 +4,6 @@ use config::LockLimit;
 use protocol::agent::{MemlockAttempt, MemlockProbe, MemlockReport};
 use protocol::diagnostics::MemlockPolicy;
 
-/// The annotations' names.
 const MEMLOCK: &str = "io.katacontainers.container.resource.memlock";
 const CAP_IPC_LOCK: &str = "io.katacontainers.container.cap_ipc_lock";
 
@@ -14,11 +13,9 @@ pub(super) struct Remedy {
     pub(super) name: &'static str,
     /// Whether the buffers were granted with it and nothing else changed.
     pub(super) helps: bool,
-    /// What is needed at least.
     pub(super) needed: String,
     /// Any one of these does it, for a container that is made afterwards.
     pub(super) set: Vec<String>,
-    /// What else is to be known.
     pub(super) notes: Vec<String>,
 }
 

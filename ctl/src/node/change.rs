@@ -16,18 +16,16 @@ const LARGEST: u64 = 4 << 20;
 /// Longest file that is shown as a whole, in lines.
 const LONG: usize = 30;
 
-/// What is at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum State {
     /// Nothing.
     Absent,
     /// A file with this text.
     Text(String),
-    /// A symbolic link to this.
     Link(PathBuf),
 }
 
-/// What one path becomes.
+/// The state of one path before and after.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Change {
     pub(crate) path: PathBuf,
@@ -63,7 +61,7 @@ impl State {
         Ok(text(path)?.map_or(Self::Absent, Self::Text))
     }
 
-    /// What is at this very path.
+    /// Does not follow a symbolic link.
     pub(crate) fn of_link(path: &Path) -> Result<Self, NodeError> {
         match fs::read_link(path) {
             Ok(target) => Ok(Self::Link(target)),

@@ -21,7 +21,6 @@ pub(crate) enum NodeError {
     /// A program of the node says no.
     #[error("`{command}` failed: {why}")]
     Program { command: String, why: String },
-    /// There is nobody to tell.
     #[error("no containerd, CRI-O, k3s or RKE2 on this node (programs and directories below {} were looked at)", root.display())]
     NoManager { root: PathBuf },
     /// A manager would not find the shim.

@@ -27,7 +27,7 @@ pub(crate) struct Handler {
     pub(crate) configuration: Option<PathBuf>,
 }
 
-/// A string of TOML.
+/// A quoted TOML string.
 fn quoted(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
 }

@@ -95,7 +95,6 @@ impl NodeCommand {
     }
 }
 
-/// Does it.
 pub(crate) fn report(command: &NodeCommand) -> Result<Report, NodeError> {
     match command {
         NodeCommand::Install(options) => install(options),

@@ -30,14 +30,12 @@ const TEMPLATES: [(&str, &str, [&str; 2]); 2] = [
 
 pub(crate) const INSTALLED: &str = "installed";
 
-/// The changes for one manager.
 #[derive(Debug)]
 pub(crate) struct Part {
     pub(crate) manager: &'static str,
     pub(crate) changes: Vec<Change>,
     /// What has to be restarted for them.
     pub(crate) service: Option<&'static str>,
-    /// What the operator should know.
     pub(crate) notes: Vec<String>,
 }
 

@@ -28,7 +28,6 @@ pub(crate) const PATH: [&str; 6] = [
     "/bin",
 ];
 
-/// A program of the node.
 #[derive(Debug)]
 pub(crate) struct Program<'a> {
     /// The node's root as this process sees it.

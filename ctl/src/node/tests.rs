@@ -9,7 +9,6 @@ use super::*;
 
 struct Node {
     root: TempDir,
-    /// containerd's.
     major: u32,
 }
 
@@ -56,7 +55,6 @@ impl Node {
         )
     }
 
-    /// What it printed.
     fn install(&self) -> String {
         carry_out(&self.target(), &self.added().unwrap(), false, false, true)
             .unwrap()

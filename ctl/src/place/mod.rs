@@ -14,7 +14,7 @@ use crate::report::Report;
 use crate::sandboxes::{self, FindError, Shim, ShimError};
 use system_map::SystemMap;
 
-/// Between two samples: often enough to see what a busy guest does, seldom enough not to change it.
+/// Pause between two samples: often enough to see what a busy guest does, seldom enough not to change it.
 const INTERVAL: Duration = Duration::from_millis(20);
 
 /// Places that are shown of each vCPU.
@@ -23,10 +23,8 @@ const SHOWN: usize = 12;
 /// Why the guest cannot be looked at.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WhereError {
-    /// There is no such sandbox.
     #[error(transparent)]
     Find(#[from] FindError),
-    /// Its shim does not answer.
     #[error(transparent)]
     Shim(#[from] ShimError),
     /// There is no vCPU to look at.
@@ -34,7 +32,7 @@ pub(crate) enum WhereError {
     NoVcpu(String),
 }
 
-/// What one vCPU was seen doing.
+/// The samples of one vCPU.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Seen {
     samples: u32,

@@ -20,10 +20,8 @@ const STEP: u64 = 2 << 20;
 /// Functions are not longer than this: what is farther from the last name is not in the kernel.
 const LONGEST: u64 = 1 << 20;
 
-/// Why addresses have no names.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MapError {
-    /// The file.
     #[error("the names of the guest kernel's functions cannot be read from {}", path.display())]
     Read {
         path: PathBuf,
@@ -33,7 +31,6 @@ pub(crate) enum MapError {
     /// It is no map, or one without functions.
     #[error("{} is not the System.map of a kernel: it has no {FIRST_HANDLER}", path.display())]
     NoMap { path: PathBuf },
-    /// It belongs to another kernel.
     #[error("{} belongs to another kernel than the guest's: its {FIRST_HANDLER} does not fit", path.display())]
     OtherKernel { path: PathBuf },
 }

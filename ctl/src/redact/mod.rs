@@ -19,7 +19,6 @@ pub(crate) struct Redactor {
 }
 
 impl Redactor {
-    /// The text without secrets.
     pub(crate) fn clean(&self, text: &str) -> String {
         let without_keys = self.without_blocks(text);
         let without_named = self.without_named(&without_keys);
@@ -246,7 +245,7 @@ fn is_ids(word: &str) -> bool {
     word.bytes().all(|byte| byte.is_ascii_digit() || byte == b':')
 }
 
-/// A word of a language.
+/// Whether it looks like a word of a language, and not like a generated secret.
 fn is_plain(word: &str) -> bool {
     word.bytes()
         .all(|byte| byte.is_ascii_lowercase() || b".:".contains(&byte))

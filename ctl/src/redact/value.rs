@@ -207,7 +207,6 @@ fn word_end(text: &str, at: usize) -> usize {
     text[at..].find(ends).map_or(text.len(), |length| at + length)
 }
 
-/// Values that say nothing.
 pub(super) fn harmless(value: &str) -> bool {
     let value = value.trim();
     value.is_empty()

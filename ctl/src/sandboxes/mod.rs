@@ -24,7 +24,7 @@ pub(crate) const POOL: &str = "pool";
 /// Largest `sandbox.json` that is read, in bytes.
 const STATE_MAX: u64 = 1 << 20;
 
-/// Sandboxes that are looked at.
+/// Most sandboxes that are read.
 const MOST: usize = 4096;
 
 /// What a shim has written down of its sandbox.
@@ -70,38 +70,27 @@ impl Found {
         }
     }
 
-    /// Where the shim listens.
     pub(crate) fn socket(&self) -> PathBuf {
         self.directory.join("shim.sock")
     }
 }
 
-/// Why a sandbox cannot be named.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FindError {
-    /// The run directory.
     #[error("cannot read {}{}", path.display(), root_hint(source))]
     Read {
         path: PathBuf,
         #[source]
         source: io::Error,
     },
-    /// None has this id.
     #[error("no sandbox {wanted:?}; there {known}")]
     None {
-        /// What was asked for.
         wanted: String,
         /// What there is, as the end of the sentence.
         known: String,
     },
-    /// Several begin so.
     #[error("{wanted:?} stands for several sandboxes: {known}")]
-    Several {
-        /// What was asked for.
-        wanted: String,
-        /// Their ids.
-        known: String,
-    },
+    Several { wanted: String, known: String },
 }
 
 fn root_hint(error: &io::Error) -> &'static str {

@@ -30,7 +30,6 @@ impl Process {
         stat(self.pid).is_some_and(|stat| stat.starttime == self.start_time && stat.state != 'Z')
     }
 
-    /// What it uses now.
     pub(crate) fn usage(&self) -> Use {
         let (command, state) = stat(self.pid)
             .map(|stat| (stat.comm, stat.state.to_string()))

@@ -14,38 +14,29 @@ use ttrpc::context::{self, Context};
 
 use super::Found;
 
-/// For an answer: the shim itself waits for the guest for 4 s and, meanwhile, for QEMU for 3.
+/// Timeout for an answer: the shim itself waits for the guest for 4 s and, meanwhile, for QEMU for 3.
 const ANSWER: Duration = Duration::from_secs(6);
 
-/// For all figures: the shim waits for the guest for 4 s. With the connection it is less than the 10 s that Prometheus waits
+/// Timeout for all figures: the shim waits for the guest for 4 s. With the connection it is less than the 10 s that Prometheus waits
 /// (`scrape_timeout`), so that one shim that hangs costs the figures of no other sandbox.
 const FIGURES: Duration = Duration::from_secs(7);
 
-/// For a file system to grow: the shim gives the guest two minutes.
+/// Timeout for a file system to grow: the shim gives the guest two minutes.
 const GROWTH: Duration = Duration::from_secs(150);
 
-/// For a connection.
+/// Timeout for a connection.
 const CONNECT: Duration = Duration::from_secs(2);
 
-/// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ShimError {
-    /// There is no shim to ask.
     #[error("the shim of sandbox {sandbox} cannot be asked: {reason}")]
     Gone { sandbox: String, reason: String },
-    /// It says no.
     #[error("{0}")]
     Refused(String),
-    /// It says nothing.
     #[error("the shim of sandbox {sandbox} has not answered for {} s: it hangs", limit.as_secs())]
-    Hung {
-        sandbox: String,
-        /// How long was waited.
-        limit: Duration,
-    },
+    Hung { sandbox: String, limit: Duration },
 }
 
-/// A connection to a shim.
 #[derive(Clone)]
 pub(crate) struct Shim {
     sandbox: String,
@@ -75,7 +66,6 @@ impl Shim {
         })
     }
 
-    /// Whose it is.
     pub(crate) fn sandbox(&self) -> &str {
         &self.sandbox
     }

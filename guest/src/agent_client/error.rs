@@ -46,19 +46,16 @@ impl Refusal {
 
 /// The guest said no, or nothing.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what they are")]
 pub enum AgentError {
-    /// The agent's own answer.
     #[error("{message}")]
     Refused {
-        /// What it means.
         refusal: Refusal,
         /// The agent's message, bounded and without control characters.
         message: String,
     },
-    /// No answer in time.
     #[error("the guest's agent did not answer within {} s", .0.as_secs_f64())]
     TimedOut(Duration),
-    /// The connection is gone.
     #[error("the connection to the guest's agent is broken: {0}")]
     Broken(String),
 }

@@ -53,12 +53,12 @@ pub struct Chosen {
     pub warnings: Vec<String>,
 }
 
-/// What the guest is to make.
+/// Where a container's sockets are in the guest.
 #[derive(Debug, Default)]
 pub struct ShownSockets {
     /// Where mounts have their sources in the guest.
     pub placed: Vec<(Position, PathBuf)>,
-    /// The sockets that are there.
+    /// The sockets that the agent creates, with their tokens.
     pub sockets: Vec<HostSocket>,
 }
 

@@ -90,7 +90,7 @@ impl NameRelay {
         })
     }
 
-    /// What the agent is told.
+    /// The message that tells the agent of the relay.
     #[must_use]
     pub fn server(&self) -> NameServer {
         NameServer {
@@ -117,7 +117,6 @@ impl Service for Names {
     }
 }
 
-/// The thread in the namespace.
 fn inside(netns: &File, mut queue: mpsc::Receiver<Job>, told: oneshot::Sender<io::Result<()>>) {
     let entered = || {
         move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;

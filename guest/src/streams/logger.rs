@@ -22,16 +22,15 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::endpoint::Target;
 use super::error::StreamError;
 
-/// For the program to say that it is ready.
+/// Timeout for the program to say that it is ready.
 const READY: Duration = Duration::from_secs(10);
 
-/// For the program to end by itself once its input has ended. Then it gets SIGTERM, if the process's record is to be removed.
+/// Timeout for the program to end by itself once its input has ended. Then it gets SIGTERM, if the process's record is to be removed.
 const END: Duration = Duration::from_secs(2);
 
-/// For the program to end after SIGTERM, in seconds: what containerd's own shim gives it (`binaryIOProcTermTimeout`).
+/// Timeout for the program to end after SIGTERM, in seconds: what containerd's own shim gives it (`binaryIOProcTermTimeout`).
 const TERMINATION: Duration = Duration::from_secs(12);
 
-/// A program and its arguments.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct LogCommand {
     path: PathBuf,

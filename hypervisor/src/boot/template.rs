@@ -29,7 +29,7 @@ use crate::vm::Vm;
 /// The set of descriptors that has the file: `/dev/kvm` has the last one, disks count from the first.
 const FILE_SET: i32 = i32::MAX - 1;
 
-/// Between two looks at the console.
+/// Pause between two looks at the console.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 
 /// Boots a VM without share, vsock and network devices, waits until its guest prints `waits`, and writes its memory and state into the file, which

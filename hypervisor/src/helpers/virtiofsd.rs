@@ -33,7 +33,6 @@ pub(crate) struct Share {
     pub(crate) socket: OwnedFd,
 }
 
-/// Starts the daemon.
 pub(crate) async fn start(
     program: PathBuf,
     config: &Hypervisor,

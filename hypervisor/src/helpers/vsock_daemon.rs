@@ -169,7 +169,6 @@ impl NewFiles {
         Ok(Self(crate::process::sys::watch_readable(inotify)?))
     }
 
-    /// Waits for one or more.
     async fn next(&mut self) -> io::Result<()> {
         let mut buffer = [MaybeUninit::uninit(); 4096];
         loop {

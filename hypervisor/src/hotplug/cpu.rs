@@ -41,35 +41,25 @@ const PERIPHERAL: &str = "/machine/peripheral/";
 
 /// Why the VM has not the number of vCPUs that it was to have.
 #[derive(Debug, Clone, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what they are")]
 pub enum CpuError {
     /// QEMU refuses a step, or has ended.
     #[error("cannot {step}")]
     Step {
         /// The failed operation, as the message names it.
         step: &'static str,
-        /// The error that caused it.
         #[source]
         source: QmpError,
     },
     /// More than what the VM was started for.
     #[error("the VM can have {most} vCPUs, and not {wanted}")]
-    TooMany {
-        /// What was asked for.
-        wanted: NonZeroU32,
-        /// What there is place for.
-        most: usize,
-    },
+    TooMany { wanted: NonZeroU32, most: usize },
     /// The task that did the work is gone: the process is ending.
     #[error("interrupted")]
     Interrupted,
     /// The guest does not let go of one.
     #[error("the guest has not let go of vCPU {id}: {reason}")]
-    Held {
-        /// QEMU's name of it.
-        id: String,
-        /// What was seen.
-        reason: String,
-    },
+    Held { id: String, reason: String },
 }
 
 fn failed(step: &'static str) -> impl FnOnce(QmpError) -> CpuError {

@@ -9,7 +9,7 @@ use super::slots::{BUS, Slot};
 use super::transaction::{Command, Name, Part};
 use crate::machine::disk_rates::DiskRates;
 
-/// What a disk's bytes are.
+/// What holds a disk's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DiskKind {
     /// A block device of the host.
@@ -24,7 +24,7 @@ pub struct Disk {
     /// The opened device or image; for reading alone if `read_only`, for both otherwise: QEMU takes a descriptor only for
     /// what it was opened for.
     pub file: OwnedFd,
-    /// What it is.
+    /// Decides the block driver: `host_device` or `file`.
     pub kind: DiskKind,
     /// The guest cannot write to it: QEMU does not.
     pub read_only: bool,
@@ -37,9 +37,9 @@ pub struct Disk {
 /// Sizes of a disk's sectors, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sectors {
-    /// What it can be addressed by.
+    /// The smallest unit that can be addressed.
     pub logical: u32,
-    /// What it writes at once.
+    /// The unit that it writes at once.
     pub physical: u32,
 }
 
@@ -56,7 +56,6 @@ pub(crate) struct DiskOptions {
 }
 
 impl DiskOptions {
-    /// As the configuration says.
     pub(crate) fn of(config: &Hypervisor) -> Self {
         let set = config.block_device_cache_set;
         Self {
@@ -87,7 +86,6 @@ impl Names {
         format!("disk-{}", self.number)
     }
 
-    /// As in messages.
     pub(super) fn said(self) -> String {
         format!("disk {}", self.serial())
     }

@@ -31,38 +31,27 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Why the VM has not the memory that it was to have.
 #[derive(Debug, Clone, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what they are")]
 pub enum MemoryError {
     /// QEMU refuses a step, or has ended.
     #[error("cannot {step}")]
     Step {
         /// The failed operation, as the message names it.
         step: &'static str,
-        /// The error that caused it.
         #[source]
         source: QmpError,
     },
     /// More than what the VM was started for.
     #[error("the VM can have {most}, and not {wanted}")]
-    TooMuch {
-        /// What was asked for.
-        wanted: Mebibytes,
-        /// What there is place for.
-        most: Mebibytes,
-    },
+    TooMuch { wanted: Mebibytes, most: Mebibytes },
     /// There is no place for the device.
     #[error("all places for devices of the VM are taken")]
     Full,
     /// The task that did the work is gone: the process is ending.
     #[error("interrupted")]
     Interrupted,
-    /// The guest does not get on.
     #[error("the guest has {has} of plugged memory and was asked to have {asked}")]
-    Stuck {
-        /// What it has.
-        has: Mebibytes,
-        /// What it was asked to have.
-        asked: Mebibytes,
-    },
+    Stuck { has: Mebibytes, asked: Mebibytes },
 }
 
 /// The memory that a VM has when it is asked to have `wanted`: pieces are plugged, as many as there is room for.
@@ -87,7 +76,6 @@ fn failed(step: &'static str) -> impl FnOnce(QmpError) -> MemoryError {
     move |source| MemoryError::Step { step, source }
 }
 
-/// The plugged memory of one VM.
 #[derive(Debug)]
 pub(crate) struct Memory {
     qmp: Qmp,
@@ -163,12 +151,10 @@ impl Memory {
     }
 }
 
-/// What is known of the device.
 #[derive(Debug, Clone, Copy)]
 enum DeviceState {
     /// Neither it nor its memory is there.
     Absent,
-    /// It is there.
     Present,
     /// QEMU does not answer: it may be there, in this slot, or its memory alone.
     Unknown(Slot),

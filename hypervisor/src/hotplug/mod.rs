@@ -52,20 +52,17 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a device could not be plugged or unplugged.
 #[derive(Debug, Clone, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what they are")]
 pub enum HotplugError {
     /// QEMU does not give it another size, or has ended.
     #[error("cannot resize disk {disk}")]
     Resize {
-        /// The disk's serial number.
         disk: String,
-        /// The error that caused it.
         #[source]
         source: QmpError,
     },
-    /// All places are taken.
     #[error("all {CAPACITY} places for devices of the VM are taken")]
     Full,
-    /// There is no such device.
     #[error("the VM has no {0}")]
     Unknown(String),
     /// QEMU refuses a step, or has ended.
@@ -73,26 +70,17 @@ pub enum HotplugError {
     Step {
         /// The failed operation, as the message names it.
         step: &'static str,
-        /// What it is, and its name.
         device: String,
-        /// The error that caused it.
         #[source]
         source: QmpError,
     },
     /// The guest does not let go of it.
     #[error("the guest has not let go of {device}: {reason}")]
-    Held {
-        /// What it is, and its name.
-        device: String,
-        /// What was seen.
-        reason: String,
-    },
+    Held { device: String, reason: String },
     /// Its files cannot be duplicated for QEMU.
     #[error("cannot duplicate the files of {device} for QEMU")]
     Files {
-        /// What it is, and its name.
         device: String,
-        /// The error that caused it.
         #[source]
         source: Arc<std::io::Error>,
     },
@@ -108,9 +96,8 @@ pub(crate) struct Machine {
     pub(crate) accel: Accel,
     /// On what the guest's memory is.
     pub(crate) backing: Backing,
-    /// What it boots with.
     pub(crate) size: Size,
-    /// What it can become.
+    /// The size up to which it can grow.
     pub(crate) largest: Size,
 }
 
@@ -132,7 +119,6 @@ pub(crate) struct DeviceManager {
 /// A disk or network device that is there.
 #[derive(Debug, Clone)]
 struct Plugged {
-    /// As in messages.
     said: String,
     slot: Slot,
     parts: Vec<Name>,

@@ -19,7 +19,6 @@ pub(crate) const BRIDGE: &str =
 /// controller.
 pub(crate) const CAPACITY: u32 = 31;
 
-/// A place on the bus.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Slot(u32);
 
@@ -30,7 +29,6 @@ impl Slot {
     }
 }
 
-/// Which places are taken.
 #[derive(Debug, Default)]
 pub(crate) struct Slots {
     taken: u32,
@@ -44,7 +42,6 @@ impl Slots {
         Some(Slot(slot))
     }
 
-    /// Frees one.
     pub(crate) fn give_back(&mut self, slot: Slot) {
         self.taken &= !(1 << slot.0);
     }

@@ -24,7 +24,6 @@ enum Does {
     /// Accepts, and tells an event.
     Tells(&'static str, Value),
     Ends,
-    /// Does not answer.
     Hangs,
 }
 

@@ -18,7 +18,6 @@ use serde_json::{Value, json};
 use super::release::{ReleaseError, exists, lists, release};
 use crate::qmp::{Qmp, QmpError};
 
-/// One command of QEMU's.
 #[derive(Debug)]
 pub(super) struct Command {
     /// As a message names it, before the device.
@@ -56,14 +55,13 @@ impl Command {
     }
 }
 
-/// What QEMU calls a part.
+/// QEMU's name of a part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Name {
     /// A file that was handed over, until a back end takes it. QEMU has no list of them.
     File(String),
     /// A set of files.
     Files(u32),
-    /// A block node.
     Node(String),
     /// The back end of a network device. QEMU has no list of them.
     Netdev(String),
@@ -198,7 +196,6 @@ impl Part {
     }
 }
 
-/// A part that was not added.
 struct Failed {
     step: &'static str,
     source: QmpError,
@@ -209,20 +206,16 @@ struct Failed {
 /// What QEMU has of a device that was not added.
 #[derive(Debug)]
 pub(super) enum Left {
-    /// Nothing.
     Nothing,
     /// Perhaps these: QEMU does not answer, or does not remove them.
     Perhaps(Vec<Name>),
 }
 
-/// A device that was not added.
 #[derive(Debug)]
 pub(super) struct NotAdded {
     /// The operation that failed, as messages name it.
     pub(super) step: &'static str,
-    /// Why.
     pub(super) source: QmpError,
-    /// What is left.
     pub(super) left: Left,
     /// The device that the guest was asked to let go of and may still let go of.
     pub(super) leaving: Option<Name>,
@@ -231,7 +224,6 @@ pub(super) struct NotAdded {
 /// What becomes of the parts before one that is not added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Undo {
-    /// They are removed.
     Removed,
     /// They stay: each is of use by itself.
     Kept,

@@ -15,7 +15,6 @@ impl DiskRates {
     /// QEMU's name of the group.
     pub(crate) const GROUP: &'static str = "disk-rates";
 
-    /// As the configuration says.
     pub(crate) fn of(config: &Hypervisor) -> Option<Self> {
         let (bits, operations) = (
             config.disk_rate_limiter_bw_max_rate,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// A MAC address.
+/// A MAC address, in the order of transmission.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MacAddress(pub [u8; 6]);
 

@@ -14,7 +14,6 @@ use crate::machine::mac_address::MacAddress;
 use crate::machine::size::Size;
 use crate::machine::vsock::Cid;
 
-/// One VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct VmSpec {
     /// `-name`, seen in process lists.
@@ -24,11 +23,9 @@ pub(crate) struct VmSpec {
     pub(crate) accel: Accel,
     /// Added to `-cpu`, if anything.
     pub(crate) cpu_features: String,
-    /// On what the memory is.
     pub(crate) backing: Backing,
     /// `/dev/kvm`, where QEMU cannot open it by itself.
     pub(crate) kvm: Option<RawFd>,
-    /// What it boots with.
     pub(crate) size: Size,
     /// What it can become: not less.
     pub(crate) largest: Size,
@@ -51,7 +48,6 @@ pub(crate) struct VmSpec {
     pub(crate) nics: Vec<NicDevice>,
 }
 
-/// What the VM does first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Beginning {
     /// It boots.
@@ -89,7 +85,6 @@ impl Backing {
     }
 }
 
-/// A virtio-fs device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct VirtioFs {
     /// Under which the guest mounts it.
@@ -100,7 +95,6 @@ pub(crate) struct VirtioFs {
     pub(crate) socket: RawFd,
 }
 
-/// A virtio-vsock device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum VsockDevice {
     /// Served by the kernel.
@@ -109,7 +103,6 @@ pub(crate) enum VsockDevice {
     VhostUser { socket: RawFd },
 }
 
-/// A virtio-net device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NicDevice {
     pub(crate) mac: MacAddress,

@@ -43,6 +43,7 @@ impl fmt::Display for Cid {
 
 /// Why the kernel's vsock cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what they are")]
 pub enum VsockError {
     /// It is asked for, and the device cannot be opened.
     #[error(
@@ -53,16 +54,13 @@ pub enum VsockError {
     /// The device refuses a CID for another reason than that it is taken.
     #[error("{DEVICE} does not accept CID {cid}")]
     SetCid {
-        /// The CID that was asked for.
         cid: u32,
-        /// The kernel's error.
         #[source]
         source: io::Error,
     },
     /// Every CID that was tried is taken.
     #[error("{DEVICE}: no free CID found in {CID_ATTEMPTS} attempts")]
     NoFreeCid,
-    /// The kernel gives no random numbers.
     #[error("no random number for a CID")]
     Random(#[source] io::Error),
 }

@@ -93,7 +93,6 @@ fn followed(path: PathBuf) -> (PathBuf, Option<OwnedFd>) {
     }
 }
 
-/// The two files.
 struct Ring {
     path: PathBuf,
     file: Option<File>,

@@ -30,7 +30,6 @@ pub struct Sample {
     pub first_handler: Option<u64>,
 }
 
-/// Asks for a sample.
 pub(crate) async fn sample(qmp: &Qmp) -> Result<Sample, QmpError> {
     let registers = print(qmp, "info registers -a").await?;
     let vcpus = blocks(&registers);

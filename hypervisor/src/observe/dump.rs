@@ -29,7 +29,6 @@ const NO_PROGRESS: Duration = Duration::from_secs(60);
 /// QEMU's name for the file.
 const FILE: &str = "dump";
 
-/// Why there is no dump.
 #[derive(Debug, thiserror::Error)]
 enum DumpError {
     #[error(transparent)]
@@ -146,7 +145,6 @@ async fn wait(
     state.send_replace(false);
 }
 
-/// An error with its causes.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

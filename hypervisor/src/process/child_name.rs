@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// Which child.
+/// A process that a VM consists of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChildName {
     /// The VM itself.
@@ -14,7 +14,7 @@ pub enum ChildName {
 }
 
 impl ChildName {
-    /// As in messages.
+    /// The name in messages.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

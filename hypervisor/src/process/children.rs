@@ -60,15 +60,14 @@ impl fmt::Display for ChildDeath {
 
 /// Why a child could not be started.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what they are")]
 pub enum SpawnError {
     /// A namespace or cgroup that it is to enter cannot be opened.
     #[error("{child}: {path:?} cannot be opened")]
     Open {
         /// The program that was to be started.
         child: ChildName,
-        /// The namespace's or cgroup's file.
         path: PathBuf,
-        /// The operating system's error.
         #[source]
         source: io::Error,
     },
@@ -77,11 +76,9 @@ pub enum SpawnError {
     Spawn {
         /// The program that was to be started.
         child: ChildName,
-        /// The program's path.
         program: PathBuf,
         /// What failed before exec; empty if something else did.
         step: String,
-        /// The operating system's error.
         #[source]
         source: io::Error,
     },
@@ -90,19 +87,16 @@ pub enum SpawnError {
     Resources {
         /// The program that was to be started.
         child: ChildName,
-        /// The operating system's error.
         #[source]
         source: io::Error,
     },
 }
 
-/// A program to run.
 #[derive(Debug)]
 pub(crate) struct Program {
     pub(crate) child: ChildName,
     pub(crate) path: PathBuf,
     pub(crate) args: Vec<OsString>,
-    /// Where it runs.
     pub(crate) network: Network,
     /// All that it sees of the host's files; what we see, if none, unless it is kept in a jail.
     pub(crate) root: Option<Root>,

@@ -14,41 +14,29 @@ const MAX_SOCKET_PATH: usize = 107;
 
 /// A file that cannot serve its purpose.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what they are")]
 pub enum FileError {
-    /// A program is missing.
     #[error("{role}: {path:?} cannot be executed")]
     Program {
-        /// What it is for.
         role: &'static str,
-        /// The path, as configured.
         path: PathBuf,
-        /// The operating system's error.
         #[source]
         source: io::Error,
     },
     /// A bare name that no directory of PATH has.
     #[error("{role}: no program {name:?} in PATH")]
-    NotInPath {
-        /// What it is for.
-        role: &'static str,
-        /// The name, as configured.
-        name: PathBuf,
-    },
+    NotInPath { role: &'static str, name: PathBuf },
     /// A file is missing or cannot be read.
     #[error("{role}: {path:?} cannot be read")]
     Unreadable {
-        /// What it is for.
         role: &'static str,
-        /// The path, as configured.
         path: PathBuf,
-        /// The operating system's error.
         #[source]
         source: io::Error,
     },
     /// A socket's path does not fit into its address.
     #[error("{path:?} is too long for a socket: {length} bytes, and {MAX_SOCKET_PATH} are possible")]
     SocketPath {
-        /// The path.
         path: PathBuf,
         /// Its bytes.
         length: usize,

@@ -14,16 +14,14 @@ use crate::qmp::{Qmp, QmpError};
 
 /// Why vCPUs could not be pinned, or not be let go.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what they are")]
 pub enum PinError {
-    /// QEMU does not name the threads.
     #[error("cannot ask QEMU for the threads of the vCPUs")]
     Threads(#[source] QmpError),
     /// The kernel refuses: not a CPU of the cgroup's set, or not online any more.
     #[error("cannot choose the CPUs of thread {thread}")]
     Affinity {
-        /// The id of the vCPU's thread.
         thread: i32,
-        /// The operating system's error.
         #[source]
         source: io::Error,
     },

@@ -36,7 +36,7 @@ const FIRMWARE: [&str; 8] = [
     "lib/ipxe/qemu",
 ];
 
-/// For a loader to list a program's libraries: it reads some hundred files. Generous, as nothing but a dead file server uses it up.
+/// Timeout for a loader to list a program's libraries: it reads some hundred files. Generous, as nothing but a dead file server uses it up.
 const LIST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Characters of a loader's complaint that are passed on.
@@ -44,6 +44,7 @@ const MOST_SAID: usize = 1024;
 
 /// Why QEMU's root cannot be made.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what they are")]
 pub enum QemuRootError {
     /// QEMU is a script, or a program of another kind.
     #[error(
@@ -51,28 +52,22 @@ pub enum QemuRootError {
          or set hypervisor.qemu.rootless to false"
     )]
     Program {
-        /// QEMU's program.
         path: PathBuf,
-        /// The operating system's error.
         #[source]
         source: io::Error,
     },
     /// The program's loader does not say what it would load.
     #[error("the loader {loader:?} does not list the libraries of {path:?}: {said}")]
     Libraries {
-        /// The loader, which the program names.
         loader: PathBuf,
         /// The program whose libraries were asked for.
         path: PathBuf,
-        /// The beginning of its output.
         said: String,
     },
     /// A file that it is to see.
     #[error("{path:?} cannot be given to QEMU")]
     File {
-        /// The file.
         path: PathBuf,
-        /// The operating system's error.
         #[source]
         source: io::Error,
     },

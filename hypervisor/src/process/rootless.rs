@@ -26,13 +26,10 @@ pub enum RootlessError {
     /// A file that it needs cannot be opened.
     #[error("rootless: {path:?} cannot be opened for QEMU")]
     Open {
-        /// The file that QEMU needs.
         path: PathBuf,
-        /// The operating system's error.
         #[source]
         source: io::Error,
     },
-    /// The kernel gives no random numbers.
     #[error("rootless: no random number for a user")]
     Random(#[source] io::Error),
 }

@@ -27,7 +27,6 @@ pub async fn has_passed(bound: Duration, pids: impl Fn() -> Vec<u32>) {
     }
 }
 
-/// What is left of the bound.
 fn left(bound: Duration, elapsed: Duration, lost: Duration) -> Duration {
     let had = elapsed.saturating_sub(lost);
     let by_the_clock = (bound * MOST).saturating_sub(elapsed);

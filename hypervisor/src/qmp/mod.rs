@@ -35,28 +35,20 @@ const EVENT_BACKLOG: usize = 64;
 
 /// Why a command has no answer.
 #[derive(Debug, Clone, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what they are")]
 pub enum QmpError {
-    /// QEMU refuses the command.
     #[error("QEMU refuses {command}: {description} ({class})")]
     Refused {
-        /// The command's name.
         command: String,
         /// The kind of error, `GenericError` for most.
         class: String,
-        /// QEMU's words.
         description: String,
     },
     /// QEMU has ended, or closed the connection because of what it read.
     #[error("the connection to QEMU's monitor is closed")]
     Closed,
-    /// QEMU does not answer.
     #[error("QEMU has not answered {command} for {} s", limit.as_secs_f64())]
-    Timeout {
-        /// The command's name.
-        command: String,
-        /// How long it has had.
-        limit: Duration,
-    },
+    Timeout { command: String, limit: Duration },
 }
 
 impl QmpError {
@@ -227,7 +219,7 @@ struct Reader {
     state: watch::Sender<State>,
     pending: Pending,
     events: broadcast::Sender<Event>,
-    /// How often QEMU has complained.
+    /// Number of commands that QEMU did not understand.
     complaints: u64,
 }
 

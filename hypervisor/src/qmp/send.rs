@@ -8,7 +8,6 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::net::unix::OwnedWriteHalf;
 
-/// A command as bytes.
 #[derive(Debug)]
 pub(super) struct Line {
     pub(super) bytes: Vec<u8>,

@@ -31,7 +31,6 @@ pub(super) enum WireError {
     Json(#[source] serde_json::Error),
 }
 
-/// What QEMU sends.
 #[derive(Debug, PartialEq)]
 pub(super) enum Message {
     Greeting,
@@ -73,7 +72,6 @@ pub(super) fn command(name: &str, arguments: Value, id: u64) -> Vec<u8> {
     line
 }
 
-/// Reads one message.
 pub(super) fn parse(line: &[u8]) -> Result<Message, WireError> {
     #[derive(Deserialize)]
     #[serde(untagged)]

@@ -27,7 +27,7 @@ use crate::qmp::Qmp;
 pub enum Fault {
     /// Carries it out and answers.
     None,
-    /// Refuses it.
+    /// Answers with an error and changes nothing.
     Refuses,
     /// Its main loop is blocked for so long; then it carries out this and all that has come meanwhile, in order.
     Late(Duration),

@@ -84,7 +84,6 @@ impl Sandbox {
         std::fs::write(target.join("file"), content).unwrap();
     }
 
-    /// The sockets in the directory.
     pub(crate) fn sockets(&self) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(self.directory.path())
             .unwrap()
@@ -102,7 +101,6 @@ impl Drop for Sandbox {
     }
 }
 
-/// The guest's connection.
 pub(crate) struct Guest {
     stream: BufReader<GuestStream>,
     _listener: GuestListener,

@@ -14,7 +14,6 @@ pub(crate) enum Action {
     HangUp(u64),
     /// The agent answers nothing from now on.
     AgentHangs,
-    /// The VM dies.
     VmDies {
         out_of_memory: bool,
     },

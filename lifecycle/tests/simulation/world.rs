@@ -393,7 +393,6 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    /// A call to the guest.
     fn call(&mut self, job: Job, work: Work) -> Checked {
         if let Work::Signal {
             name, signal: SIGKILL, ..

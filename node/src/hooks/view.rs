@@ -41,12 +41,12 @@ pub struct ContainerFiles {
     pub network_of: Option<u32>,
 }
 
-/// A mount of the container.
+/// A mount of the container, as its hooks see it.
 #[derive(Debug)]
 pub struct ShownMount {
     /// Its place in the container.
     pub destination: PathBuf,
-    /// What is shown there.
+    /// What is mounted there for the hooks.
     pub shown: Shown,
 }
 
@@ -84,7 +84,6 @@ pub(super) struct View {
     root: PathBuf,
     /// The root's path as the list of mounts has it: without links.
     listed_as: PathBuf,
-    /// What is mounted in the root.
     mounts: Vec<Mounted>,
     /// The mounts that were made: as long as they are open, none of their numbers is another mount's.
     _held: Arc<Vec<OwnedFd>>,

@@ -14,7 +14,7 @@ use base::spawn::{Accounting, Program, RunError, Score};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
-/// For a helper to mount: it may have to reach a server first. It is the time that Kata's configuration gives the creation of a container.
+/// Timeout for a helper to mount: it may have to reach a server first. It is the time that Kata's configuration gives the creation of a container.
 const HELPER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How much of what a helper says an error shows, in characters.
@@ -82,7 +82,6 @@ fn by_helper(program: &str, kind: &str, source: &str, options: &[String], target
     )))
 }
 
-/// Mounts an overlay.
 fn overlay(options: &[String], target: &Path) -> io::Result<()> {
     let (flags, data) = split(options);
     let (directory, data) = match data.len() < OPTIONS_MAX {

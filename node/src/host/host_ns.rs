@@ -20,25 +20,20 @@ use rustix::mount::{MountPropagationFlags, OpenTreeFlags, mount_change, open_tre
 
 /// Why something could not be done in the host's mount namespace.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what they are")]
 pub enum HostNamespaceError {
-    /// A thread could not be started.
     #[error("cannot start a thread in the host's mount namespace")]
     Thread(#[source] io::Error),
-    /// A source cannot be opened.
     #[error("cannot open {} on the host", path.display())]
     Open {
-        /// The path of the source.
         path: PathBuf,
-        /// The operating system's error.
         #[source]
         source: io::Error,
     },
     /// The server's own mount namespace could not be made.
     #[error("cannot enter a mount namespace of our own: {operation}")]
     Unshare {
-        /// The step that failed.
         operation: &'static str,
-        /// The operating system's error.
         #[source]
         source: io::Error,
     },

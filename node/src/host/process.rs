@@ -18,7 +18,7 @@ const GENERATIONS: usize = 4;
 /// A pid and when that process started, in clock ticks since boot (field 22 of `/proc/PID/stat`, proc_pid_stat(5)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessRef {
-    /// The pid.
+    /// The pid, which another process may have by now.
     pub pid: i32,
     /// Its start, in clock ticks since boot.
     pub start_time: u64,

@@ -76,7 +76,7 @@ const PIPE_PAGES: &str = "fs.pipe-user-pages-soft";
 /// in net/netfilter/nf_conntrack_core.c). It is memory, 8 bytes a place, whether there are connections or not.
 const BUCKETS: &str = "net.netfilter.nf_conntrack_buckets";
 const MOST_BUCKETS: u64 = 16_384;
-/// More than any memory has.
+/// Stands for "no limit" where the guest has none to copy: more pages than any memory has.
 const NO_LIMIT: u64 = 1 << 40;
 
 /// Settings of IPv4 that a new network namespace has from the host's (the kernel's ip-sysctl.rst, `devconf_inherit_init_net`), of which

@@ -11,7 +11,6 @@ use super::error::PodNetworkError;
 use super::snapshot::{Snapshot, name};
 use super::tap;
 
-/// An interface of the pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PodInterface {
     pub(super) index: u32,
@@ -22,7 +21,7 @@ pub(super) struct PodInterface {
     pub(super) device: MacAddress,
 }
 
-/// What of the namespace is ours.
+/// Devices in the namespace that the shim made.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Own {
     pub(super) taps: BTreeSet<String>,

@@ -5,13 +5,12 @@ use std::path::PathBuf;
 
 /// Why a sandbox has no network.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what they are")]
 pub enum PodNetworkError {
     /// The namespace has gone, or never was.
     #[error("cannot open network namespace {}", path.display())]
     Namespace {
-        /// The namespace's file.
         path: PathBuf,
-        /// The operating system's error.
         #[source]
         source: io::Error,
     },
@@ -20,9 +19,7 @@ pub enum PodNetworkError {
     Enter {
         /// The failed operation, as the message names it.
         operation: &'static str,
-        /// The namespace, as messages name it.
         namespace: String,
-        /// The operating system's error.
         #[source]
         source: io::Error,
     },
@@ -38,9 +35,7 @@ pub enum PodNetworkError {
          with Ethernet frames are supported"
     )]
     Unsupported {
-        /// The interface's name.
         name: String,
-        /// Its namespace, as messages name it.
         namespace: String,
         /// What it is, as the kernel calls it.
         kind: String,
@@ -51,63 +46,42 @@ pub enum PodNetworkError {
          two (remove the addresses of {name}, or make {upper} inside the container)"
     )]
     Stacked {
-        /// The lower interface's name.
         name: String,
-        /// Its namespace, as messages name it.
         namespace: String,
-        /// The upper interface's name.
         upper: String,
     },
-    /// Its incoming frames are redirected already.
     #[error(
         "interface {name} of network namespace {namespace} has an ingress qdisc: another sandbox uses it, or something \
          limits it (tc qdisc show dev {name})"
     )]
-    Taken {
-        /// The interface's name.
-        name: String,
-        /// Its namespace, as messages name it.
-        namespace: String,
-    },
+    Taken { name: String, namespace: String },
     /// More than the VM has places for.
     #[error("network namespace {namespace} has {count} interfaces that are in use: a VM has places for {most}")]
     TooMany {
-        /// The namespace, as messages name it.
         namespace: String,
-        /// How many there are.
         count: usize,
-        /// How many there may be.
         most: usize,
     },
     /// Another sandbox is about to redirect its frames.
     #[error("another sandbox is about to use network namespace {namespace}: there is one VM for each")]
-    Claimed {
-        /// The namespace, as messages name it.
-        namespace: String,
-    },
-    /// The kernel refuses a step.
+    Claimed { namespace: String },
     #[error("network namespace {namespace}: cannot {step} {on}{}", hint(step))]
     Step {
-        /// The namespace, as messages name it.
         namespace: String,
         /// The failed operation, as the message names it.
         step: &'static str,
         /// The object of the operation, as the message names it.
         on: String,
-        /// The operating system's error.
         #[source]
         source: io::Error,
     },
     /// A tap or one of its devices cannot be opened.
     #[error("network namespace {namespace}: cannot open {device} for {on}")]
     Tap {
-        /// The namespace, as messages name it.
         namespace: String,
         /// `/dev/net/tun`, `/dev/tapN` or `/dev/vhost-net`.
         device: String,
-        /// The tap's name.
         on: String,
-        /// The operating system's error.
         #[source]
         source: io::Error,
     },

@@ -22,7 +22,6 @@ use super::{snapshot, tap};
 /// A change comes in many messages: they are told once when none has come for this long.
 const SETTLES: Duration = Duration::from_millis(50);
 
-/// A device of the VM.
 #[derive(Debug, Clone)]
 pub(super) struct Device {
     pub(super) mac: MacAddress,
@@ -31,7 +30,6 @@ pub(super) struct Device {
     pub(super) plugged: Option<String>,
 }
 
-/// Which devices there are.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Devices {
     /// By the indexes of the interfaces that they are joined to.

@@ -39,13 +39,13 @@ pub use self::plan::{NetworkPlan, Place};
 pub use self::record::{NetworkRecord, remove};
 pub use self::vm::VmNetwork;
 
-/// Between two attempts to unplug a device.
+/// Pause between two attempts to unplug a device.
 const RETRY: Duration = Duration::from_secs(10);
 
 /// Interfaces at the boot: each has a slot of the VM's first bus, which has 32, some for other devices.
 const MOST_AT_BOOT: usize = 16;
 
-/// The network of one sandbox.
+/// The network namespace of one sandbox, and the taps that join it to the VM.
 #[derive(Debug)]
 pub struct PodNetwork {
     plan: NetworkPlan,

@@ -105,7 +105,6 @@ impl Namespace {
         }
     }
 
-    /// The name that messages use.
     pub(super) fn name(&self) -> &str {
         &self.name
     }

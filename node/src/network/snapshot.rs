@@ -19,7 +19,6 @@ use super::error::{PodNetworkError, cause};
 /// How often a list is asked for that changes while it is told.
 const ATTEMPTS: u32 = 10;
 
-/// What is in the namespace.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Snapshot {
     pub(super) links: Vec<LinkMessage>,
@@ -158,7 +157,6 @@ fn supported<T>(listed: Result<Vec<T>, rtnetlink::Error>) -> Result<Vec<T>, rtne
     }
 }
 
-/// An interface's name.
 pub(super) fn name(link: &LinkMessage) -> Option<String> {
     link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::IfName(name) => Some(name.clone()),

@@ -23,7 +23,6 @@ pub(super) fn name(place: usize) -> String {
     format!("tap{place}_kata")
 }
 
-/// Whether it is such a name.
 pub(super) fn is_name(name: &str) -> bool {
     let place = name.strip_prefix("tap").and_then(|rest| rest.strip_suffix("_kata"));
     place.is_some_and(|place| place.bytes().all(|digit| digit.is_ascii_digit()))
@@ -42,7 +41,6 @@ pub(super) fn make(name: &str, queues: NonZeroUsize) -> Result<Arc<[OwnedFd]>, F
         .map_err(|error| (TUN.to_owned(), error))
 }
 
-/// Opens the macvtap with this index.
 pub(super) fn open_macvtap(index: u32, name: &str, queues: NonZeroUsize) -> Result<Arc<[OwnedFd]>, Failed> {
     let device = format!("/dev/tap{index}");
     let open = |_| {

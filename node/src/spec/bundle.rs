@@ -26,31 +26,23 @@ const GROUPINGS: [(&str, &str); 2] = [
 
 /// Why the bundle cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what they are")]
 pub enum BundleError {
-    /// config.json cannot be read.
     #[error("cannot read {}", path.display())]
     Read {
-        /// The file of the bundle.
         path: PathBuf,
-        /// The operating system's error.
         #[source]
         source: io::Error,
     },
-    /// config.json is no JSON.
     #[error("cannot understand {}", path.display())]
     Json {
-        /// The file of the bundle.
         path: PathBuf,
-        /// The error that caused it.
         #[source]
         source: serde_json::Error,
     },
-    /// The annotation holds no id.
     #[error("annotation {annotation}")]
     Annotation {
-        /// The annotation's key.
         annotation: &'static str,
-        /// The error that caused it.
         #[source]
         source: IdError,
     },

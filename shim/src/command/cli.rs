@@ -10,14 +10,12 @@ use std::path::PathBuf;
 use crate::id::{ContainerId, IdError, Namespace};
 use crate::program::arguments::Arguments;
 
-/// The action of a command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// Start the sandbox's server, or find it, and print its address.
     Start(Arguments),
     /// Remove what a dead shim has left.
     Delete(Arguments),
-    /// Run the sandbox's server.
     Serve(Arguments),
     /// Run the poststop hooks that are recorded in this directory, which `delete` has no time for.
     Poststop(PathBuf),
@@ -35,15 +33,12 @@ pub enum Command {
         /// The configuration that the runtime options named.
         config_path: Option<PathBuf>,
     },
-    /// Do something about the pool.
     Pool(PoolAction, Option<PathBuf>),
-    /// Print the version for people.
     Version,
-    /// Print a `RuntimeInfo` for containerd.
     Info,
 }
 
-/// What `-pool` asks for.
+/// The argument of `-pool`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PoolAction {
     /// Start what is missing, after a start.
@@ -61,7 +56,6 @@ pub enum PoolAction {
 /// Why the command line cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CliError {
-    /// Not one of ours.
     #[error("unknown flag {0:?}")]
     UnknownFlag(String),
     /// A flag that needs a value is the last word.
@@ -69,22 +63,13 @@ pub enum CliError {
     NoValue(String),
     /// A boolean flag with another value than true or false.
     #[error("flag -{flag} is true or false, not {value:?}")]
-    Boolean {
-        /// The flag.
-        flag: String,
-        /// What it was given.
-        value: String,
-    },
-    /// Not one of start and delete.
+    Boolean { flag: String, value: String },
     #[error("unknown action {0:?}: expected start or delete")]
     UnknownAction(String),
-    /// Neither action, nor -v, nor -info.
     #[error("no action: expected start or delete, or one of the flags -v and -info")]
     NoAction,
-    /// Not one of ours.
     #[error("-pool is fill, init, drain, status, number, member or template, not {0:?}")]
     UnknownPool(String),
-    /// More than one action.
     #[error("unexpected argument {0:?} after the action")]
     Trailing(String),
     /// -id or -namespace are missing or wrong.

@@ -25,13 +25,13 @@ const KILLED: u32 = 137;
 /// SIGKILL on Linux (signal(7)).
 const SIGKILL: u32 = 9;
 
-/// For the container to die of it.
+/// Timeout for the container to die of it.
 const DEATH_LIMIT: Duration = Duration::from_secs(3);
 
-/// For the server of a sandbox that is no pod to end its last container.
+/// Timeout for the server of a sandbox that is no pod to end its last container.
 const LAST_LIMIT: Duration = Duration::from_millis(1500);
 
-/// For a pod's server to end one of its containers.
+/// Timeout for a pod's server to end one of its containers.
 const END_LIMIT: Duration = Duration::from_secs(4);
 
 /// Removes what is left, and answers what containerd takes for the container's end. Of a pod whose shim runs nothing but the

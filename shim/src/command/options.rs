@@ -8,10 +8,9 @@ use protobuf::{CodedInputStream, rt};
 
 /// End of the type's name: `runtimeoptions.v1.Options`, with other prefixes in other versions of containerd.
 const TYPE: &str = "runtimeoptions.v1.Options";
-/// `config_path`'s number in it.
+/// The field number of `config_path` in the message.
 const CONFIG_PATH: u32 = 2;
 
-/// Why the options cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("the runtime options cannot be decoded")]
 pub struct OptionsError(#[from] protobuf::Error);

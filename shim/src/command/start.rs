@@ -25,13 +25,11 @@ use crate::program::announcement::Launched;
 use crate::program::arguments::Arguments;
 use crate::program::settings::file as configuration_file;
 
-/// Why there is no server.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The bundle does not say what is needed.
     #[error(transparent)]
     Bundle(#[from] BundleError),
-    /// The sandbox's directory cannot be used.
     #[error(transparent)]
     RunDir(#[from] RunDirError),
     /// A container of a pod whose shim is gone.
@@ -43,18 +41,10 @@ pub enum StartError {
         theirs.display(),
         own.display()
     )]
-    OtherConfiguration {
-        /// The file of the VM's runtime.
-        theirs: PathBuf,
-        /// The file of the container's.
-        own: PathBuf,
-    },
-    /// The socket cannot be made.
+    OtherConfiguration { theirs: PathBuf, own: PathBuf },
     #[error("cannot listen on {}", path.display())]
     Listen {
-        /// The socket.
         path: PathBuf,
-        /// The operating system's error.
         #[source]
         source: io::Error,
     },
@@ -64,15 +54,12 @@ pub enum StartError {
          from the host's: make it one (mount --bind DIR DIR) before the chroot"
     )]
     NoMountPoint,
-    /// The server cannot be started.
     #[error("cannot start the server")]
     Spawn(#[source] io::Error),
     /// The address cannot be left for containerd.
     #[error("cannot write {}", path.display())]
     Address {
-        /// The file.
         path: PathBuf,
-        /// The operating system's error.
         #[source]
         source: io::Error,
     },
@@ -81,7 +68,6 @@ pub enum StartError {
 /// The server's address, and the server if this call has started it.
 #[derive(Debug)]
 pub struct Started {
-    /// What containerd is to connect to.
     pub address: String,
     launched: Option<Launched>,
 }

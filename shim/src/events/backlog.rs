@@ -20,24 +20,22 @@ pub(super) const MANY: usize = 64;
 #[derive(Default)]
 pub(super) struct Backlog {
     envelopes: VecDeque<Envelope>,
-    /// Those that are no exits.
+    /// Events that are not exits: the ones that may be dropped.
     others: usize,
-    /// Dropped since the beginning.
+    /// Number of events dropped since the start.
     lost: u64,
 }
 
 /// What adding an event has meant for the others.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Kept {
-    /// All are there.
     All,
     /// One that waits says the same already.
     Merged,
-    /// One had to go.
+    /// One event was dropped.
     Without {
-        /// What it was about.
         topic: String,
-        /// How many have gone by now.
+        /// Number dropped since the start.
         lost: u64,
     },
 }

@@ -31,7 +31,6 @@ const CONNECTIONS: usize = 256;
 /// The calling thread's network namespace (network_namespaces(7)).
 const OWN: &str = "/proc/thread-self/ns/net";
 
-/// Why ports cannot be forwarded.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {operation} in the network namespace {}", netns.display())]
 pub struct ForwardError {

@@ -24,7 +24,7 @@ use crate::sandbox::Sandbox;
 use crate::sandbox::console::ConsoleRequest;
 use crate::service::SandboxCell;
 
-/// For the client to name its port.
+/// Timeout for the client to name its port.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Longest first line, in bytes: `CONNECT 4294967295\n`.

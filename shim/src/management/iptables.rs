@@ -30,13 +30,12 @@ const OUTPUT: usize = 4 << 20;
 /// Longest message of a failure, in bytes.
 const MESSAGE: usize = 8 << 10;
 
-/// For the program to end. Kata's clients wait for 3 s and more (`--wait`), and nothing here has a lock to wait for.
+/// Timeout for the program to end. Kata's clients wait for 3 s and more (`--wait`), and nothing here has a lock to wait for.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Tells the programs of one shim apart.
 static NUMBER: AtomicU64 = AtomicU64::new(0);
 
-/// Why there are no rules.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error(transparent)]
@@ -51,7 +50,7 @@ enum Failure {
     Hangs,
 }
 
-/// What iptables-save, or ip6tables-save, says.
+/// The output of iptables-save or ip6tables-save.
 pub(super) async fn get(sandbox: &Arc<Sandbox>, directory: &Path, v6: bool) -> Reply {
     let program = if v6 { "ip6tables-save" } else { "iptables-save" };
     match run(sandbox, directory, program, &[]).await {

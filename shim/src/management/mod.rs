@@ -109,7 +109,7 @@ async fn resize(sandbox: &Sandbox, body: &[u8]) -> Reply {
     }
 }
 
-/// Kata answers 500, whatever it is.
+/// Kata answers 500 to every error.
 fn failed(error: &Error) -> Reply {
     Reply::failed(chain(error) + "\n")
 }

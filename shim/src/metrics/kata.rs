@@ -67,7 +67,7 @@ pub(super) struct Devices<'a> {
 
 /// What the sandbox's shim has measured.
 pub(super) struct Measured<'a> {
-    /// containerd's calls.
+    /// Durations of containerd's calls.
     pub(super) calls: &'a Durations,
     /// Calls to the agent; none before there is one.
     pub(super) agent_calls: Option<Durations>,
@@ -88,7 +88,6 @@ fn traffic(text: &mut Text, networks: &[Devices<'_>]) {
     }
 }
 
-/// The agent's own process.
 fn agent(text: &mut Text, agent: &AgentUsage) {
     let plain = [
         (

@@ -22,10 +22,9 @@ use self::processes::Usage;
 use crate::id::ContainerId;
 use crate::sandbox::Sandbox;
 
-/// Microseconds in a second.
 const MICRO: f64 = 1e6;
 
-/// Who asks.
+/// The format that a caller wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scraper {
     /// `kata-ctl`, which passes the text on as it is.
@@ -88,7 +87,6 @@ pub(crate) async fn render(sandbox: &Sandbox, scraper: Scraper) -> String {
     text.finish() + &kata::render(label, &usage, &networks, guest.as_ref(), &measured)
 }
 
-/// A figure of one process.
 type Figure = (&'static str, Kind, &'static str, fn(&Usage) -> f64);
 
 const FIGURES: [Figure; 5] = [
@@ -236,7 +234,6 @@ fn system(text: &mut Text, guest: &GuestMetricsResponse) {
     }
 }
 
-/// A figure of one container.
 type ContainerFigure = (&'static str, Kind, &'static str, fn(&StatsResponse) -> f64);
 
 const CONTAINER: [ContainerFigure; 5] = [

@@ -80,7 +80,7 @@ fn with_children(pid: u32) -> Vec<u32> {
 }
 
 impl Usage {
-    /// User and system.
+    /// User and system time.
     pub(super) fn cpu_seconds(&self) -> f64 {
         (self.user + self.system) / TICKS as f64
     }

@@ -23,13 +23,13 @@ use crate::program::announcement::Launched;
 use crate::program::arguments::Arguments;
 use crate::program::settings::Settings;
 
-/// For a member to say hello: it does at once, unless something is wrong with it or the host is very busy.
+/// Timeout for a member to say hello: it does at once, unless something is wrong with it or the host is very busy.
 const HELLO: Duration = Duration::from_secs(1);
 
-/// For all members together that do not: then the sandbox is started as without a pool.
+/// Timeout for all members together that do not: then the sandbox is started as without a pool.
 const HELLOS: Duration = Duration::from_secs(2);
 
-/// For a member to adopt: it renames a directory and binds a socket. One that has been asked and does not answer is killed.
+/// Timeout for a member to adopt: it renames a directory and binds a socket. One that has been asked and does not answer is killed.
 const ADOPTION: Duration = Duration::from_secs(30);
 
 /// Has a member of the pool adopt the sandbox whose lock this is. None where there is no pool, or no member that fits: then the sandbox is

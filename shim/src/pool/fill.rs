@@ -24,13 +24,13 @@ const ROOM: usize = 640;
 /// Of the host's memory, one in so many stays free beside the pool.
 const KEPT_FREE: u64 = 10;
 
-/// For a member to say hello and to end.
+/// Timeout for a member to say hello and to end.
 const END_LIMIT: Duration = Duration::from_secs(10);
 
-/// For the pool to be filled: members are started, and nobody waits until they have booted.
+/// Timeout for the pool to be filled: members are started, and nobody waits until they have booted.
 const FILL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Between two looks whether one has ended: there is no event for a lock that is given back.
+/// Pause between two looks whether one has ended: there is no event for a lock that is given back.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
 
 /// After a failure a start does not have a template made again for so long: each attempt boots a VM.
@@ -45,7 +45,6 @@ pub(crate) enum Failed {
     Stays,
 }
 
-/// What came of a fill.
 #[derive(Debug)]
 pub(crate) struct Filled {
     started: u32,

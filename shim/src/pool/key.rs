@@ -139,7 +139,7 @@ impl Key {
         Self(digest.iter().take(LENGTH).map(|byte| format!("{byte:02x}")).collect())
     }
 
-    /// As it is in names.
+    /// The form used in file names.
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }

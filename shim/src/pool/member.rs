@@ -34,10 +34,10 @@ use crate::qemu::parked::Parked;
 /// The namespace in the records of members: containerd's own have no such name.
 const NAMESPACE: &str = "tatami.pool";
 
-/// Between two looks whether the member is still what the configuration asks for.
+/// Pause between two looks whether the member is still what the configuration asks for.
 const LOOK: Duration = Duration::from_secs(30);
 
-/// For a claim to come after the hello.
+/// Timeout for a claim to come after the hello.
 const REQUEST: Duration = Duration::from_secs(2);
 
 /// A claim, the lock on the sandbox's directory, and where the answer goes.
@@ -55,7 +55,7 @@ pub(crate) struct Adoption {
     pub(crate) parked: Parked,
 }
 
-/// What a member waits for came.
+/// What ended a member's wait.
 enum Next {
     Claimed(Asked),
     End(&'static str),
@@ -241,7 +241,6 @@ impl Member {
         }
     }
 
-    /// Talks to one who has connected.
     fn answer(&mut self) -> Option<Next> {
         let connection = wire::accept(self.listener.as_fd()).ok()?;
         let ready = self.parked.is_some();

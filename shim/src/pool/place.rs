@@ -13,7 +13,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::Key;
 use crate::cleanup;
 
-/// End of a lock's name.
+/// Suffix of a lock file.
 const LOCK: &str = ".lock";
 
 /// How many starts the pool has served.
@@ -31,16 +31,12 @@ pub(super) const TEMPLATE: &str = ".template";
 /// End of the name of a slot in which a template is made.
 const MAKER: &str = ".maker";
 
-/// Why the pool cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PoolError {
-    /// One of its files.
     #[error(transparent)]
     Io(#[from] PathError),
-    /// A member's directory.
     #[error(transparent)]
     RunDir(#[from] RunDirError),
-    /// The configuration.
     #[error("the pool needs a configuration that can be used: {0}")]
     Configuration(String),
     /// A member's VM did not come up.
@@ -54,7 +50,6 @@ pub(crate) enum PoolError {
     Stays(usize),
 }
 
-/// Where the pool is.
 pub(super) fn root() -> PathBuf {
     Path::new(run_dir::ROOT).join("pool")
 }
@@ -75,7 +70,6 @@ impl Slot {
         Self::named(root, format!("{key}{MAKER}"))
     }
 
-    /// One that was made by [`Slot::new`].
     pub(super) fn named(root: &Path, name: String) -> Self {
         Self {
             name,
@@ -200,7 +194,7 @@ impl Slot {
         ((named.dev(), named.ino()) == (own.dev(), own.ino())).then(|| held.into())
     }
 
-    /// Whether a member has it.
+    /// Whether a member holds its lock.
     pub(super) fn is_taken(&self) -> bool {
         // Shared: those who look do not take it from one another.
         File::open(self.lock_path())
@@ -220,7 +214,6 @@ pub(super) fn reckon(root: &Path) -> Result<OwnedFd, PoolError> {
     lock().map_err(|source| PathError::new("lock", root, source).into())
 }
 
-/// Makes the pool's directory.
 pub(super) fn create(root: &Path) -> Result<(), PoolError> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(root);
     made.map_err(|source| PathError::new("create", root, source).into())
@@ -245,7 +238,6 @@ pub(super) fn of_keys(root: &Path, end: &str) -> Vec<(String, PathBuf)> {
     files.collect()
 }
 
-/// The templates, by their keys.
 pub(super) fn templates(root: &Path) -> Vec<(String, PathBuf)> {
     let links = of_keys(root, TEMPLATE).into_iter();
     links

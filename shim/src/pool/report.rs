@@ -12,16 +12,13 @@ use serde::{Deserialize, Serialize};
 
 use super::place::{self, Slot};
 
-/// A member's note.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Notes {
     /// The configuration file that it was made for.
     pub(super) config: PathBuf,
-    /// Its shim.
     pub(super) process: Option<ProcessRef>,
     /// QEMU and its helpers.
     pub(super) vm: Vec<ProcessRef>,
-    /// Whether the VM has booted.
     pub(super) ready: bool,
     /// When it was started, in seconds since the epoch.
     pub(super) since: u64,
@@ -59,7 +56,6 @@ impl Notes {
     }
 }
 
-/// What a member says of itself.
 pub(super) fn read(slot: &Slot) -> Option<Notes> {
     serde_json::from_slice(&fs::read(slot.notes()).ok()?).ok()
 }
@@ -67,11 +63,11 @@ pub(super) fn read(slot: &Slot) -> Option<Notes> {
 /// What came of a start while the pool is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// A member was claimed.
+    /// The start took a VM from the pool.
     Hit,
     /// There was none, and the VM is a copy of a template.
     Copy,
-    /// The VM was booted.
+    /// The start booted its own VM.
     Miss,
 }
 
@@ -117,7 +113,7 @@ pub(super) fn count(root: &Path, outcome: Outcome) {
     }
 }
 
-/// For how long the last problem of a key is shown that the pool has no slots of any more: another configuration has taken its place.
+/// How long the last problem of a key is shown that the pool has no slots of any more: another configuration has taken its place.
 const STALE: Duration = Duration::from_secs(3600);
 
 fn notice_file(root: &Path, key: &str) -> PathBuf {
@@ -176,18 +172,16 @@ fn notices(root: &Path) -> (BTreeMap<String, String>, String) {
     (found.into_iter().map(|(_, key, why)| (key, why)).collect(), latest)
 }
 
-/// The pool as it is.
 #[derive(Debug, Serialize)]
 struct Status<'a, Template> {
     /// Starts that a member has served, since the pool was made.
     hits: u64,
     /// Starts that found none, and had a copy of a template.
     copies: u64,
-    /// Starts that found neither.
+    /// Starts that found neither a member nor a template.
     misses: u64,
     /// The last reason why a member did not come up or was not made; empty if there was none.
     notice: String,
-    /// The same for each key.
     notices: BTreeMap<String, String>,
     members: Vec<Member>,
     templates: &'a [Template],

@@ -31,7 +31,6 @@ const UNFINISHED: &str = ".new";
 const VM: &str = "vm";
 const ABOUT: &str = "about.json";
 
-/// What a template is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct About {
     key: String,
@@ -41,7 +40,7 @@ pub(super) struct About {
     caller: String,
     /// proc_sys_kernel(5), `random/boot_id` of the host: its kernel and its CPU are what they were.
     boot: String,
-    /// Bytes of the file.
+    /// Length of the file in bytes.
     length: u64,
     /// When it was made, in seconds since the epoch.
     made: u64,
@@ -57,7 +56,6 @@ pub(super) fn maker(config: &Config) -> String {
     Caller::of_any_template().with_cpus(&config.hypervisor).to_string()
 }
 
-/// A template that can be used.
 #[derive(Debug)]
 pub(crate) struct Template {
     vm: OwnedFd,
@@ -139,7 +137,7 @@ impl Template {
         Err(io::Error::other(reason))
     }
 
-    /// Has the pool know of it.
+    /// Makes the pool's link to it.
     pub(super) fn show(&self, root: &Path) {
         show(root, &self.key, &self.directory);
     }
@@ -315,7 +313,6 @@ fn identity(directory: &Path) -> Option<(u64, u64)> {
     Some((data.dev(), data.ino()))
 }
 
-/// Removes the link of a template.
 fn forget(root: &Path, key: &str) {
     let _ = fs::remove_file(link(root, key));
 }
@@ -337,7 +334,7 @@ fn about(directory: &Path) -> Option<About> {
     serde_json::from_slice(&fs::read(directory.join(ABOUT)).ok()?).ok()
 }
 
-/// A template as it is shown.
+/// A template as `factory status` prints it.
 #[derive(Debug, Serialize)]
 pub(super) struct Shown {
     key: String,

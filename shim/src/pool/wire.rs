@@ -31,21 +31,17 @@ const LONGEST: usize = 512 << 10;
 /// Connections that may wait: as many starts at once as have a chance.
 const BACKLOG: i32 = 1024;
 
-/// What a member is.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Hello {
-    /// Whether its VM has booted.
     pub(super) ready: bool,
     /// The process, which is the sandbox's server once it has adopted.
     pub(super) process: ProcessRef,
 }
 
-/// What is asked of a member.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Request {
     /// To be a sandbox's shim. The lock on the sandbox's directory comes with it.
     Claim(Box<Claim>),
-    /// The member is to end.
     Retire,
 }
 
@@ -64,7 +60,6 @@ pub(super) struct Claim {
     pub(super) oom_score_adj: i32,
 }
 
-/// The member's answer to a claim.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Adopted;
 

@@ -23,7 +23,6 @@ impl Launched {
     }
 }
 
-/// The server's side.
 #[derive(Debug)]
 pub struct Announcement(OwnedFd);
 

@@ -6,13 +6,11 @@ use crate::id::{ContainerId, Namespace};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Arguments {
-    /// containerd's namespace of the sandbox.
     pub namespace: Namespace,
     /// The container, or for the server the sandbox. Checked as both are.
     pub id: ContainerId,
     /// The bundle; empty: the working directory.
     pub bundle: PathBuf,
-    /// Log at level debug.
     pub debug: bool,
     /// Ours, for the server: the configuration that the runtime options named.
     pub config_path: Option<PathBuf>,

@@ -13,7 +13,6 @@ use crate::qemu::parked::Parked;
 /// Everything that identifies one sandbox's server.
 #[derive(Debug)]
 pub struct ServerContext {
-    /// containerd's namespace of the sandbox.
     pub namespace: Namespace,
     pub id: SandboxId,
     /// The bundle of the container that the sandbox was started for. Absolute.

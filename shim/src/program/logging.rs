@@ -21,7 +21,7 @@ use tracing_subscriber::{Layer, Registry, reload};
 
 use crate::id::{Namespace, SandboxId};
 
-/// `PIPE_BUF` of Linux.
+/// `PIPE_BUF` of Linux: a write of at most this length is atomic (pipe(7)).
 const LINE_MAX: usize = 4096;
 /// Longest text of one field, in bytes.
 const FIELD_MAX: usize = 2000;

@@ -7,7 +7,7 @@ use base::chain;
 use config::{Config, Warning};
 use oci_spec::runtime::Spec;
 
-/// What holds for a sandbox.
+/// The configuration of one sandbox, annotations applied.
 pub(crate) struct Settings {
     /// The file that it was loaded from.
     pub(crate) file: PathBuf,

@@ -37,11 +37,8 @@ use crate::qemu::saved::Saved;
 pub struct QemuLauncher {
     /// How; or why it cannot be done, which the Create that waits for it reports.
     pub plan: Result<config::Hypervisor, VmLaunchError>,
-    /// Where and with what.
     pub request: VmRequest,
-    /// The network that the VM gets.
     pub network: NetworkPlan,
-    /// The sandbox's cgroup.
     pub cgroup: HostCgroup,
     /// What it is limited to before anything runs in it.
     pub limits: HostLimits,

@@ -9,7 +9,6 @@ use hypervisor::{GuestListener, GuestStream, Vm};
 use node::host_cgroup::HostCgroup;
 use node::process::ProcessRef;
 
-/// A booted VM.
 #[derive(Debug)]
 pub struct Parked {
     /// The VM, whose network namespace has nothing in it.

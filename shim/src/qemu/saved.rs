@@ -10,10 +10,9 @@ use config::Hypervisor;
 use hypervisor::{BootError, Cause, GuestListener, GuestStream, Vm, VmRequest, vm_time};
 use rustix::event::{PollFd, PollFlags, poll};
 
-/// For the guest of a copy to call, in time that the VM has had: its first act.
+/// Timeout for the guest of a copy to call, in time that the VM has had: its first act.
 const CALL: Duration = Duration::from_secs(10);
 
-/// Why there is no copy.
 #[derive(Debug)]
 pub(crate) struct NotCopied {
     pub(crate) why: String,

@@ -16,7 +16,6 @@ use crate::sandbox::vm::boot::GuestBootError;
 /// A call that could not be carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// An id that nothing can have.
     #[error("the request names no valid id")]
     Id(#[from] IdError),
     /// The request lacks something or holds something that cannot be read.
@@ -24,40 +23,25 @@ pub enum Error {
     Invalid {
         /// The field or part of the request.
         what: &'static str,
-        /// The container or process.
         subject: String,
         /// The reason, as the message gives it.
         reason: String,
     },
-    /// No such container or process.
     #[error("{subject} does not exist in this sandbox")]
-    NotFound {
-        /// The container or process.
-        subject: String,
-    },
-    /// The id is in use.
+    NotFound { subject: String },
     #[error("{subject} exists already: delete it first or choose another id")]
-    Exists {
-        /// The container or process.
-        subject: String,
-    },
+    Exists { subject: String },
     /// A signal for, or a question about, what has ended. The wording is that of runc's shim, which clients look for.
     #[error("process already finished: {subject} has exited")]
-    Finished {
-        /// The process, as messages name it.
-        subject: String,
-    },
-    /// The state does not allow it.
+    Finished { subject: String },
     #[error("cannot {operation} {subject}: it is {state}")]
     State {
         /// The operation, as the message names it: a verb.
         operation: &'static str,
-        /// The container or process.
         subject: String,
         /// The subject's state, as the message names it.
         state: &'static str,
     },
-    /// The configuration does not allow it.
     #[error("cannot {operation} sandbox {sandbox}: {key} is off; set it, and start the sandbox anew")]
     NotEnabled {
         /// The operation, as the message names it: a verb.
@@ -69,35 +53,27 @@ pub enum Error {
     /// A request or an option that is not implemented, with its name.
     #[error("{0} is not supported by this runtime")]
     Unsupported(&'static str),
-    /// The VM did not come up.
     #[error("sandbox {sandbox} did not start")]
     Boot {
         sandbox: String,
         #[source]
         source: GuestBootError,
     },
-    /// The VM is gone.
     #[error("cannot {operation} {subject}: the sandbox's VM has ended: {reason}")]
     VmEnded {
         /// The operation, as the message names it: a verb.
         operation: &'static str,
-        /// The container or process.
         subject: String,
-        /// The reason of the VM's end.
         reason: String,
     },
     /// The client disconnected before the container was created.
     #[error("the creation of {subject} was interrupted")]
-    Interrupted {
-        /// The container, as messages name it.
-        subject: String,
-    },
+    Interrupted { subject: String },
     /// A step on the host failed: a mount, a hook, a file.
     #[error("cannot {operation} {subject}")]
     Host {
         /// The operation, as the message names it: a verb.
         operation: &'static str,
-        /// The container, as messages name it.
         subject: String,
         #[source]
         source: HostError,
@@ -107,7 +83,6 @@ pub enum Error {
     Disk {
         /// The operation, as the message names it: a verb.
         operation: &'static str,
-        /// The container, or the sandbox.
         subject: String,
         #[source]
         source: Box<DiskError>,
@@ -115,7 +90,6 @@ pub enum Error {
     /// The VM does not get the memory for a container.
     #[error("cannot give the VM the memory that {subject} may use")]
     Memory {
-        /// The container, as messages name it.
         subject: String,
         #[source]
         source: MemoryError,
@@ -123,7 +97,6 @@ pub enum Error {
     /// The standard streams of a process cannot be opened.
     #[error("cannot open the standard streams of {subject}")]
     Stream {
-        /// The process, as messages name it.
         subject: String,
         #[source]
         source: StreamError,
@@ -131,11 +104,8 @@ pub enum Error {
     /// The guest's agent answers, but a deletion in the guest has got on no further.
     #[error("cannot delete {subject}: the guest has waited {seconds} s for {waits_for}")]
     Stalled {
-        /// The container or process.
         subject: String,
-        /// As the guest says it.
         waits_for: String,
-        /// Since anything has changed.
         seconds: u64,
     },
     /// The agent refused the request, or did not answer it.
@@ -143,7 +113,6 @@ pub enum Error {
     Agent {
         /// The operation, as the message names it: a verb.
         operation: &'static str,
-        /// The container or process.
         subject: String,
         #[source]
         source: AgentError,
@@ -158,7 +127,7 @@ impl Error {
     }
 }
 
-/// An error that several are told.
+/// An error with several receivers.
 #[derive(Debug, Clone)]
 pub struct Shared(Arc<Error>);
 

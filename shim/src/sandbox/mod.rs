@@ -57,7 +57,6 @@ pub use self::records::process;
 pub use self::vm::boot;
 pub use self::vm::life::Parts;
 
-/// The VM's life.
 #[derive(Clone)]
 enum VmState {
     Booting,
@@ -66,11 +65,8 @@ enum VmState {
     Ended { ending: Ending, exit: Exit },
 }
 
-/// A sandbox: see the module.
 pub struct Sandbox {
-    /// The sandbox's id.
     pub id: SandboxId,
-    /// When it began.
     pub created_at: SystemTime,
     namespace: Namespace,
     host: Arc<dyn HostSide>,
@@ -83,7 +79,7 @@ pub struct Sandbox {
     names: tokio::sync::Mutex<Option<NameRelay>>,
     /// Written by the driver alone.
     records: Mutex<HashMap<ContainerId, Arc<Container>>>,
-    /// To the driver.
+    /// Inputs for the driver.
     inputs: mpsc::UnboundedSender<Message>,
     next_reply: AtomicU64,
     /// Whether a process of a container has been started.
@@ -112,7 +108,6 @@ pub struct Sandbox {
     programs: tokio::sync::OnceCell<()>,
     /// Where its spans go; None: nothing is traced.
     tracing: Option<Tracing>,
-    /// How long containerd's calls take.
     pub(crate) call_durations: Durations,
     /// The processes of forwarded connections, which containerd does not know.
     forwards: Forwards,
@@ -127,7 +122,6 @@ impl Sandbox {
         &self.relays
     }
 
-    /// Its trace, if it has one.
     #[must_use]
     pub fn tracing(&self) -> Option<&Tracing> {
         self.tracing.as_ref()
@@ -224,7 +218,6 @@ impl Sandbox {
         }
     }
 
-    /// containerd's namespace of the sandbox.
     #[must_use]
     pub fn namespace(&self) -> &Namespace {
         &self.namespace
@@ -270,7 +263,6 @@ impl Sandbox {
         self.created().is_empty()
     }
 
-    /// Whether the VM is up.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         matches!(&*self.vm_state.borrow(), VmState::Ready(_))

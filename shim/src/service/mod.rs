@@ -27,7 +27,6 @@ use crate::service::stats::{CgroupMode, metrics};
 
 const TASK_V2: &str = "containerd.task.v2.Task";
 
-/// The sandbox, once there is one.
 pub type SandboxCell = Arc<OnceLock<Arc<Sandbox>>>;
 
 /// Begins a sandbox whose bundle has its specification now.
@@ -35,14 +34,13 @@ pub type Begin = Box<dyn Fn() -> Result<Arc<Sandbox>, Error> + Send + Sync>;
 
 /// What it takes to begin a sandbox when containerd says what it is: by CreateSandbox, and not by a bundle.
 pub struct Awaited {
-    /// Where the specification belongs.
+    /// The bundle that the specification is written into.
     pub bundle: PathBuf,
     pub begin: Begin,
     /// Held while it is begun: a second request finds that there is one.
     pub beginning: Mutex<()>,
 }
 
-/// The services of one sandbox.
 pub struct Service {
     id: SandboxId,
     cell: SandboxCell,

@@ -14,17 +14,15 @@ use serde_json::{Value, json};
 
 use crate::id::SandboxId;
 
-/// End of the message's name.
+/// The end of the message's type URL.
 const TYPE: &str = "runtime.v1.PodSandboxConfig";
 /// `NamespaceMode` NODE.
 const NODE: u64 = 2;
 /// What containerd gives a sandbox: the least weight.
 const SHARES: u64 = 2;
 
-/// Why the configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PodConfigError {
-    /// It is another message, or none.
     #[error("the sandbox's options are {0:?} and not a {TYPE}")]
     Kind(String),
     #[error("the sandbox's options cannot be decoded")]

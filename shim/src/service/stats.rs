@@ -18,7 +18,6 @@ pub enum CgroupMode {
 }
 
 impl CgroupMode {
-    /// The mode of this host.
     #[must_use]
     pub fn of_host() -> Self {
         const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;

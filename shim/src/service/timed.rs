@@ -29,7 +29,7 @@ const TRACED: [(&str, bool); 10] = [
     ("CloseIO", true),
 ];
 
-/// For the collector to take the spans before a Shutdown, or a Create that has failed, is answered: containerd may have this process killed
+/// Timeout for the collector to take the spans before a Shutdown, or a Create that has failed, is answered: containerd may have this process killed
 /// then.
 const LAST: Duration = Duration::from_millis(500);
 
@@ -91,7 +91,7 @@ impl MethodHandler for Timed {
     }
 }
 
-/// Puts a clock around every method.
+/// Measures the duration of every method.
 pub(super) fn measure(table: &mut Methods, cell: &Arc<OnceLock<Arc<Sandbox>>>) {
     let methods = std::mem::take(&mut table.methods).into_iter();
     table.methods = methods

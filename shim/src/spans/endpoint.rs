@@ -18,7 +18,6 @@ pub(super) struct Endpoint {
     authorization: Option<String>,
 }
 
-/// Why a URL is no collector's.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{variable}={url}: a collector's URL begins with http:// and has no user in it (TLS is not spoken)")]
 pub(super) struct EndpointError {
@@ -64,12 +63,11 @@ impl Endpoint {
         })
     }
 
-    /// For the log.
     pub(super) fn url(&self) -> String {
         format!("http://{}{}", self.authority, self.path)
     }
 
-    /// What is connected to.
+    /// `host:port` to connect to.
     pub(super) fn address(&self) -> String {
         let bracket = self.authority.rfind(']').unwrap_or(0);
         match self.authority[bracket..].contains(':') {

@@ -18,13 +18,13 @@ use super::otlp::{Origin, Resource};
 /// Spans that wait for the collector: at most 4 MiB of them.
 const QUEUE: usize = 1024;
 
-/// Spans in one request.
+/// Most spans in one request.
 const BATCH: usize = 256;
 
-/// For how long spans are gathered.
+/// Longest time that a span waits for others before it is sent.
 const GATHER: Duration = Duration::from_millis(500);
 
-/// For a collector to take a batch.
+/// Timeout for a collector to take a batch.
 const REQUEST: Duration = Duration::from_secs(3);
 
 /// Longest part of an answer that is read: its status is in the first line.
@@ -42,7 +42,6 @@ struct Counts {
     dropped: AtomicU64,
 }
 
-/// The way to the collector.
 #[derive(Clone)]
 pub(super) struct Exporter {
     jobs: mpsc::Sender<Job>,
@@ -89,7 +88,7 @@ impl Exporter {
         }
     }
 
-    /// Sent, and dropped.
+    /// Numbers of spans sent and dropped.
     pub(super) fn counts(&self) -> (u64, u64) {
         let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
         (count(&self.counts.sent), count(&self.counts.dropped))

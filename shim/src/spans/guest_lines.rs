@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use trace::{Context, Record};
 
-/// Spans of the guest per second.
+/// Most spans per second that are accepted from the guest.
 const RATE: u32 = 200;
 
 /// What of the guest's spans is let through.

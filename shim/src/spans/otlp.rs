@@ -6,7 +6,6 @@ use trace::{Kind, Record};
 
 use crate::id::{Namespace, SandboxId};
 
-/// Whose span it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Origin {
     Shim,

@@ -40,7 +40,7 @@ const VICTIM: &str = "victim";
 /// What a call may take, and some for a busy machine.
 const LONGEST: Duration = Duration::from_secs(50);
 
-/// For the creation and the start of a process.
+/// Timeout for the creation and the start of a process.
 const CREATION: Duration = Duration::from_millis(1500);
 
 /// Later than any answer of the guest is waited for.

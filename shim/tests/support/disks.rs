@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use hypervisor::{Disk, HotplugError};
 use tokio::sync::watch;
 
-/// The disks of the fake VM.
 #[derive(Default)]
 pub(crate) struct FakeDisks {
     plugged: Mutex<BTreeSet<String>>,

@@ -31,7 +31,6 @@ use super::liar::Liar;
 use super::network::FakeNetwork;
 use super::size::FakeSize;
 
-/// Container and exec.
 pub(super) type Key = (String, String);
 
 pub(crate) struct Guest {
@@ -48,9 +47,9 @@ pub(crate) struct Guest {
     /// Containers whose creation waits.
     pub(super) making: watch::Sender<BTreeSet<String>>,
     released: watch::Sender<bool>,
-    /// Of deletions that take long.
+    /// Progress that a slow deletion reports.
     pub(super) progress: AtomicU64,
-    /// Its agent answers nothing any more.
+    /// Set: the agent answers no call.
     pub(super) silent: AtomicBool,
     /// Rewrites what the agent answers.
     pub(crate) liar: Arc<Liar>,
@@ -62,7 +61,6 @@ pub(crate) struct Guest {
     ended: watch::Sender<Option<Ending>>,
 }
 
-/// A process of the guest.
 pub(super) struct GuestProcess {
     pub(super) args: Vec<String>,
     streams: tokio::sync::Mutex<GuestStreams>,
@@ -79,7 +77,6 @@ pub(super) struct GuestStreams {
     stderr: Option<UnixStream>,
 }
 
-/// How a program ended.
 #[derive(Default)]
 struct End {
     status: u32,
@@ -132,7 +129,6 @@ impl Guest {
         log.wait_for(|lines| lines.len() >= count).await.unwrap().clone()
     }
 
-    /// The VM ends.
     pub(crate) fn die(&self, reason: &str, out_of_memory: bool) {
         self.ended.send_if_modified(|ended| {
             let first = ended.is_none();
@@ -156,7 +152,6 @@ impl Guest {
         }
     }
 
-    /// Lets everything slow go on.
     pub(crate) fn release(&self) {
         self.released.send_replace(true);
     }

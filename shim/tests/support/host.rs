@@ -23,12 +23,10 @@ pub(crate) struct FakeHost {
 }
 
 impl FakeHost {
-    /// The containers that have mounts now.
     pub(crate) fn attached(&self) -> Vec<String> {
         self.attached.borrow().iter().map(ContainerId::to_string).collect()
     }
 
-    /// Waits until something is attached.
     pub(crate) async fn attaches(&self) {
         let mut attached = self.attached.subscribe();
         attached.wait_for(|attached| !attached.is_empty()).await.unwrap();

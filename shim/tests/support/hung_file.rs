@@ -33,7 +33,6 @@ impl HungFile {
         self.fcntl(libc::F_GETLEASE, 0) != libc::F_RDLCK
     }
 
-    /// Waits until somebody does.
     pub(crate) async fn is_opened(&self) {
         while !self.is_waited_for() {
             tokio::time::sleep(Duration::from_millis(5)).await;

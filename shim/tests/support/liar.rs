@@ -17,7 +17,6 @@ const REQUEST: u8 = 1;
 const RESPONSE: u8 = 2;
 const DATA: u8 = 3;
 
-/// What becomes of an answer.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Lie {
     /// It is a byte longer than an answer may be.

@@ -45,10 +45,9 @@ use self::fake_guest::Guest;
 use self::host::FakeHost;
 pub(crate) use self::vm::{Boot, CONSOLE, PID};
 
-/// For the creation and the start of a process.
+/// Timeout for the creation and the start of a process.
 const CREATION: Duration = Duration::from_secs(20);
 
-/// The sandbox's id.
 pub(crate) const POD: &str = "pod";
 
 /// The streams of a process: paths of FIFOs, or nothing.
@@ -297,7 +296,6 @@ impl Shim {
         self.tasks.start(soon(), &request).await.map(|response| response.pid)
     }
 
-    /// A container that runs.
     pub(crate) async fn run(&self, id: &str, program: &[&str]) {
         self.create(id, program).await.unwrap();
         self.start(id, "").await.unwrap();
@@ -359,7 +357,6 @@ impl Shim {
         self.tasks.kill(soon(), &request).await.map(drop)
     }
 
-    /// CloseIO.
     pub(crate) async fn close_stdin(&self, id: &str, exec: &str) {
         let request = CloseIORequest {
             id: id.to_owned(),
@@ -370,7 +367,6 @@ impl Shim {
         self.tasks.close_io(soon(), &request).await.unwrap();
     }
 
-    /// A container's pids.
     pub(crate) async fn pids(&self, id: &str) -> ttrpc::Result<Vec<u32>> {
         let request = PidsRequest {
             id: id.to_owned(),
@@ -380,7 +376,6 @@ impl Shim {
         Ok(listed.processes.iter().map(|process| process.pid).collect())
     }
 
-    /// A container's figures are asked for.
     pub(crate) async fn stats(&self, id: &str) -> ttrpc::Result<()> {
         let request = StatsRequest {
             id: id.to_owned(),

@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::sync::{Notify, watch};
 
-/// The network of the fake VM.
 #[derive(Default)]
 pub(crate) struct FakeNetwork {
     changes: Notify,
@@ -22,7 +21,6 @@ impl FakeNetwork {
         self.changes.notify_one();
     }
 
-    /// Waits for a change.
     pub(super) async fn next_change(&self) {
         self.changes.notified().await;
     }

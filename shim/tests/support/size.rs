@@ -27,7 +27,7 @@ pub(crate) struct FakeSize {
     pub(crate) clings: AtomicBool,
     host: Mutex<HostLimits>,
     asked: AtomicU32,
-    /// MiB.
+    /// In MiB.
     has: watch::Sender<u32>,
     /// How many wait for the guest to give memory back.
     pub(crate) waited_for: watch::Sender<usize>,
@@ -113,7 +113,6 @@ impl FakeSize {
     }
 }
 
-/// One who waits.
 struct Waits<'a>(&'a watch::Sender<usize>);
 
 impl<'a> Waits<'a> {

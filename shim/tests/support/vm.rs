@@ -17,10 +17,8 @@ use tokio::sync::{mpsc, watch};
 
 use super::fake_guest::Guest;
 
-/// The VMM's pid.
 pub(crate) const PID: u32 = 4242;
 
-/// What is on the console.
 pub(crate) const CONSOLE: &str = "Kernel panic - not syncing: No working init found";
 
 /// What becomes of the VM when it is started.

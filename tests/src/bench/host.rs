@@ -31,7 +31,6 @@ pub struct Host {
     dir: TempDir,
 }
 
-/// The name of the idle container.
 pub(crate) const IDLE: &str = "idle";
 
 impl Host {
@@ -72,7 +71,6 @@ impl Host {
         self.node.nothing_left()
     }
 
-    /// The built kernel.
     pub(crate) fn kernel(&self) -> Result<PathBuf> {
         locate::built("share/vmlinuz", "build")
     }
@@ -108,7 +106,6 @@ impl Host {
         Ok(initrd)
     }
 
-    /// Starts a guest.
     pub(crate) fn boot(&self, plan: &Plan) -> Result<Bare> {
         self.boot_with(plan, |options| options)
     }

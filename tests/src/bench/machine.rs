@@ -21,10 +21,9 @@ pub(crate) struct Plan {
 #[derive(Default, Clone)]
 pub(crate) struct Share {
     pub(crate) dir: PathBuf,
-    /// Instead of the runtime's.
+    /// Replaces the runtime's `--cache`.
     pub(crate) cache: Option<&'static str>,
     pub(crate) queue_size: Option<u32>,
-    /// More options for virtiofsd.
     pub(crate) more: Vec<String>,
 }
 
@@ -115,7 +114,6 @@ pub(crate) fn is_emulated(qemu: &[OsString]) -> bool {
     accel.is_some_and(|accel| accel.to_string_lossy().starts_with("tcg"))
 }
 
-/// The tag of the sandbox's share.
 pub(crate) fn share_tag(qemu: &[OsString]) -> Option<&str> {
     let device = qemu
         .iter()

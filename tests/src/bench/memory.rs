@@ -21,7 +21,6 @@ const SETTLED: Duration = Duration::from_secs(10);
 /// Rows by the name of the program.
 const PROGRAMS: [&str; 4] = ["qemu-system", "virtiofsd", "vhost-device-vsock", "containerd-shim-kata"];
 
-/// See the module.
 pub(super) fn measure(host: &Host) -> Result<Vec<Row>> {
     let mut bare = host.boot(&Plan {
         kernel: locate::built("tests/vmlinuz-floor", "bench")?,

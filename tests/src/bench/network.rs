@@ -133,7 +133,6 @@ fn seconds_per_mebibyte(report: &str) -> Result<f64> {
     }
 }
 
-/// See the module.
 pub(super) fn measure(host: &Host) -> Result<Vec<Row>> {
     const KINDS: usize = 2 * (TRANSFERS.len() + 1);
     let runc = Node::start_runtime(Runtime::Runc)?.quiet();

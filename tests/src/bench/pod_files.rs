@@ -14,7 +14,6 @@ use crate::{Error, HostMount, Node, Result};
 const TURNS: &str = "300";
 const COUNT: usize = 3;
 
-/// See the module.
 pub(super) fn measure(_: &Host) -> Result<Vec<Row>> {
     let node = Node::start()?.quiet();
     let disk = node.dir().join("disk");

@@ -21,11 +21,10 @@ const ROUNDS: u32 = 3;
 /// Directories of the work tree, and files in each.
 const DIRECTORIES: usize = 40;
 const FILES: usize = 25;
-/// Of them are compiled.
+/// Number of sources that are compiled.
 const SOURCES: usize = 6;
 const FLOOR: &str = "the same in a tmpfs of the same VM";
 
-/// One thing that is timed.
 struct Timed {
     what: &'static str,
     /// `root`: with the place as the program's root. `in`: in its directory `work`.

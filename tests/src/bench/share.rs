@@ -17,7 +17,6 @@ const FEWER_FILES: &str = "2000";
 /// Of the file that is read and written.
 const MEBIBYTES: &str = "32";
 
-/// See the module.
 pub(super) fn measure(host: &Host) -> Result<Vec<Row>> {
     let mut best: BTreeMap<String, (Unit, [f64; 2])> = BTreeMap::new();
     for number in 0..COUNT {

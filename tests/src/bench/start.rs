@@ -14,7 +14,6 @@ use crate::{Error, Node, Pool, Result, Runtime, locate};
 const COUNT: usize = 5;
 const FLOOR: &str = "the smallest kernel in the same QEMU, to /init";
 
-/// See the module.
 pub(super) fn measure(host: &Host) -> Result<Vec<Row>> {
     let mut rows = boots(host)?;
     if host.is_emulated() {

@@ -18,7 +18,6 @@ const MEBIBYTES: usize = 32;
 const BARE: usize = 6;
 const BLOCKS: usize = (MEBIBYTES << 20) / (64 << 10);
 
-/// See the module.
 pub(super) fn measure(host: &Host) -> Result<Vec<Row>> {
     let runc = Node::start_runtime(Runtime::Runc)?.quiet();
     let idle = runc

@@ -7,15 +7,10 @@ use serde_json::{Value, json};
 /// What a figure counts. The ratio is that of costs: above 1 is always worse than the floor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
-    /// Time.
     Seconds,
-    /// Time.
     Milliseconds,
-    /// Memory.
     Mebibytes,
-    /// A rate: less is worse.
     MebibytesPerSecond,
-    /// A rate: less is worse.
     OperationsPerSecond,
 }
 
@@ -41,15 +36,13 @@ impl Unit {
 /// One measurement and its floor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
-    /// What was measured.
     pub what: String,
     /// What the floor is. Empty where there is none.
     pub floor_is: &'static str,
     /// The floor's figure, if there is a floor.
     pub floor: Option<f64>,
-    /// The figure.
     pub value: f64,
-    /// Of both.
+    /// The unit of the value and the floor.
     pub unit: Unit,
     /// How many measurements the figures are the best of.
     pub count: usize,
@@ -114,7 +107,7 @@ pub fn json(sections: &[(&str, Vec<Row>)]) -> Value {
         .collect()
 }
 
-/// Three digits that count.
+/// Three significant digits.
 fn figure(number: f64) -> String {
     match number {
         big if big >= 100.0 => format!("{big:.0}"),

@@ -9,7 +9,6 @@ const TYPE: &str = "io.kubernetes.cri.container-type";
 const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
 const POD: &str = "pod";
 
-/// A node with one runtime.
 pub struct Bench {
     node: Node,
     last: Cell<u32>,
@@ -25,12 +24,10 @@ impl Bench {
         })
     }
 
-    /// The node.
     pub fn node(&self) -> &Node {
         &self.node
     }
 
-    /// Whether it is runc.
     pub fn is_runc(&self) -> bool {
         self.node.runtime() == Runtime::Runc
     }

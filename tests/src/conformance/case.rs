@@ -5,10 +5,8 @@ use std::fmt::{Debug, Display};
 use super::bench::Bench;
 use crate::Result;
 
-/// One thing that a suite asks.
 #[derive(Debug, Clone, Copy)]
 pub struct Case {
-    /// Our name.
     pub name: &'static str,
     /// The suites' names of the like: files of runc's `tests/integration`, of runtime-tools' `validation`, of youki's `contest`.
     pub like: &'static str,
@@ -20,11 +18,9 @@ pub struct Group {
     pub name: &'static str,
     /// What it answers for.
     pub cases: &'static [Case],
-    /// Runs it.
     pub run: fn(&Bench, &mut Seen) -> Result<()>,
 }
 
-/// For the lists.
 pub(super) const fn case(name: &'static str, like: &'static str) -> Case {
     Case { name, like }
 }

@@ -5,7 +5,6 @@ use super::{
     refusals,
 };
 
-/// All groups.
 pub fn groups() -> impl Iterator<Item = &'static Group> {
     let all = [
         process::GROUPS,

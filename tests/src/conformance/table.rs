@@ -12,14 +12,10 @@ use crate::{Result, Runtime};
 /// What a runtime made of a case: right, or what was seen instead.
 pub type Column = std::result::Result<(), String>;
 
-/// A line of the table.
 #[derive(Debug)]
 pub struct Row {
-    /// The case.
     pub name: &'static str,
-    /// What runc made of it.
     pub runc: Column,
-    /// What ours made of it.
     pub ours: Column,
 }
 

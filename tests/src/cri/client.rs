@@ -66,7 +66,6 @@ impl Client {
             .collect())
     }
 
-    /// A pod's status.
     pub fn pod_status(&self, pod: &str) -> Result<PodSandboxStatus> {
         let response: PodSandboxStatusResponse = self.runtime("PodSandboxStatus", status_of(pod))?;
         response.status.ok_or_else(|| absent("PodSandboxStatus"))
@@ -79,7 +78,6 @@ impl Client {
         Ok(serde_json::from_str(info)?)
     }
 
-    /// All pods.
     pub fn pods(&self) -> Result<Vec<PodSandbox>> {
         let response: ListPodSandboxResponse = self.runtime("ListPodSandbox", Empty {})?;
         Ok(response.items)
@@ -91,7 +89,6 @@ impl Client {
         Ok(container.container_id)
     }
 
-    /// Starts a container.
     pub fn start_container(&self, container: &str) -> Result<()> {
         let _: Empty = self.runtime("StartContainer", container_id(container))?;
         Ok(())
@@ -107,25 +104,21 @@ impl Client {
         Ok(())
     }
 
-    /// Removes a container.
     pub fn remove_container(&self, container: &str) -> Result<()> {
         let _: Empty = self.runtime("RemoveContainer", container_id(container))?;
         Ok(())
     }
 
-    /// A container's status.
     pub fn container_status(&self, container: &str) -> Result<ContainerStatus> {
         let response: ContainerStatusResponse = self.runtime("ContainerStatus", status_of(container))?;
         response.status.ok_or_else(|| absent("ContainerStatus"))
     }
 
-    /// All containers.
     pub fn containers(&self) -> Result<Vec<Container>> {
         let response: ListContainersResponse = self.runtime("ListContainers", Empty {})?;
         Ok(response.containers)
     }
 
-    /// Changes a container's limits.
     pub fn update_resources(&self, request: UpdateContainerResourcesRequest) -> Result<()> {
         let _: Empty = self.runtime("UpdateContainerResources", request)?;
         Ok(())
@@ -169,13 +162,11 @@ impl Client {
         Ok(prepared.url)
     }
 
-    /// A container's figures.
     pub fn container_stats(&self, container: &str) -> Result<ContainerStats> {
         let response: ContainerStatsResponse = self.runtime("ContainerStats", container_id(container))?;
         response.stats.ok_or_else(|| absent("ContainerStats"))
     }
 
-    /// All containers' figures.
     pub fn all_container_stats(&self) -> Result<Vec<ContainerStats>> {
         let response: ListContainerStatsResponse = self.runtime("ListContainerStats", Empty {})?;
         Ok(response.stats)
@@ -187,13 +178,11 @@ impl Client {
         response.stats.ok_or_else(|| absent("PodSandboxStats"))
     }
 
-    /// All pods' figures.
     pub fn all_pod_stats(&self) -> Result<Vec<PodSandboxStats>> {
         let response: ListPodSandboxStatsResponse = self.runtime("ListPodSandboxStats", Empty {})?;
         Ok(response.stats)
     }
 
-    /// Whether CRI knows an image.
     pub fn has_image(&self, name: &str) -> Result<bool> {
         let request = ImageStatusRequest {
             image: Some(ImageSpec { image: name.to_owned() }),

@@ -25,7 +25,6 @@ use crate::{
     wait,
 };
 
-/// The namespace that CRI uses.
 const NAMESPACE: &str = "k8s.io";
 /// How long what ends by itself after its pod may take.
 const ENDS: Duration = Duration::from_secs(30);
@@ -110,12 +109,10 @@ impl PodNode {
         Ok(node)
     }
 
-    /// The runtime under test.
     pub fn runtime(&self) -> Runtime {
         self.runtime
     }
 
-    /// The CRI client.
     pub fn cri(&self) -> &Client {
         &self.client
     }
@@ -179,7 +176,6 @@ impl PodNode {
         }
     }
 
-    /// Runs a pod.
     pub fn run(&self, config: &PodSandboxConfig) -> Result<Pod<'_>> {
         fs::create_dir_all(&config.log_directory).map_err(Error::io("making the pod's log directory"))?;
         let handler = match self.runtime {

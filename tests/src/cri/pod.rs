@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{Error, Report, Result, image, wait};
 
-/// For a command in a container.
+/// Timeout for a command in a container.
 const EXEC: Duration = Duration::from_secs(60);
 
 /// The security context of a container that [`Pod::container`] made, to be changed.
@@ -26,12 +26,9 @@ pub fn resources(config: &mut ContainerConfig) -> &mut LinuxContainerResources {
     config.linux.get_or_insert_default().resources.get_or_insert_default()
 }
 
-/// A pod.
 pub struct Pod<'a> {
     node: &'a PodNode,
-    /// Its id.
     pub id: String,
-    /// What it was run with.
     pub config: PodSandboxConfig,
 }
 
@@ -84,7 +81,6 @@ impl<'a> Pod<'a> {
         self.container(name, &["sh", "-c", script])
     }
 
-    /// Creates a container.
     pub fn create(&self, config: &ContainerConfig) -> Result<Container<'a>> {
         let id = self.node.cri().create_container(CreateContainerRequest {
             pod_sandbox_id: self.id.clone(),
@@ -98,7 +94,6 @@ impl<'a> Pod<'a> {
         })
     }
 
-    /// Creates a container and starts it.
     pub fn start(&self, config: &ContainerConfig) -> Result<Container<'a>> {
         let container = self.create(config)?;
         container.start()?;
@@ -110,7 +105,6 @@ impl<'a> Pod<'a> {
         self.start(config)?.report()
     }
 
-    /// Its status.
     pub fn status(&self) -> Result<PodSandboxStatus> {
         self.node.cri().pod_status(&self.id)
     }
@@ -146,32 +140,26 @@ impl<'a> Pod<'a> {
 /// A container of a pod.
 pub struct Container<'a> {
     node: &'a PodNode,
-    /// Its id.
     pub id: String,
     log_path: String,
 }
 
-/// A line of a container's log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogLine {
     /// `stdout` or `stderr`.
     pub stream: String,
-    /// The line without its end.
     pub text: String,
 }
 
 impl Container<'_> {
-    /// Starts it.
     pub fn start(&self) -> Result<()> {
         self.node.cri().start_container(&self.id)
     }
 
-    /// Its status.
     pub fn status(&self) -> Result<ContainerStatus> {
         self.node.cri().container_status(&self.id)
     }
 
-    /// Waits for its end.
     pub fn await_exit(&self) -> Result<ContainerStatus> {
         eventually("the container has exited", || {
             let status = self.status()?;
@@ -207,7 +195,6 @@ impl Container<'_> {
         self.node.cri().stop_container(&self.id, timeout)
     }
 
-    /// Removes it.
     pub fn remove(&self) -> Result<()> {
         self.node.cri().remove_container(&self.id)
     }

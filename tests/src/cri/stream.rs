@@ -80,7 +80,6 @@ impl Streams {
         self.send(STDIN, bytes)
     }
 
-    /// Gives the terminal a size.
     pub fn resize(&mut self, columns: u16, rows: u16) -> Result<()> {
         self.send(RESIZE, format!(r#"{{"Width":{columns},"Height":{rows}}}"#).as_bytes())
     }
@@ -178,9 +177,7 @@ impl Streams {
 pub struct Finished {
     /// Kubernetes' `Status`.
     pub outcome: Value,
-    /// Everything on the standard output.
     pub stdout: String,
-    /// Everything on the standard error.
     pub stderr: String,
 }
 

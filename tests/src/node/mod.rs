@@ -31,7 +31,6 @@ const LOG_SHOWN: usize = 12_000;
 /// The runtime that the tests run on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Runtime {
-    /// Ours.
     Kata,
     /// runc, which proves that a test asks for what a container really is.
     Runc,
@@ -199,7 +198,6 @@ impl Node {
         self.runtime = runtime;
     }
 
-    /// The runtime under test.
     pub fn runtime(&self) -> Runtime {
         self.runtime
     }
@@ -231,12 +229,10 @@ impl Node {
         format!("{}-{name}", self.tag)
     }
 
-    /// The containerd namespace of this node.
     pub fn namespace(&self) -> &str {
         &self.tag
     }
 
-    /// `ctr` on this node.
     pub fn ctr(&self) -> Ctr {
         Ctr::new(self.program.clone(), &self.containerd.address(), &self.tag)
     }
@@ -246,7 +242,6 @@ impl Node {
         Ok(Ctr::kata_ctl(locate::built("bin/kata-ctl", "build")?))
     }
 
-    /// Runs the build's `kata-ctl`.
     pub fn kata_ctl(&self, words: &[&str]) -> Result<Output> {
         Ctr::kata_ctl(locate::built("bin/kata-ctl", "build")?)
             .args(words)

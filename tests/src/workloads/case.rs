@@ -11,7 +11,6 @@ pub struct Case {
     pub name: &'static str,
     /// The container's limit of memory, MiB.
     pub(super) memory: u64,
-    /// How long one run may take.
     pub(super) limit: Duration,
     /// Runs it: gives the measured steps, or why it is not right.
     pub(super) run: fn(&Container<'_>, &Case) -> Result<Vec<Step>>,

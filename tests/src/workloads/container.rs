@@ -63,7 +63,6 @@ impl<'a> Container<'a> {
         self.dir.join("data")
     }
 
-    /// The container's root on the host.
     pub(super) fn root(&self) -> &Path {
         self.root.path()
     }

@@ -10,7 +10,6 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::{Error, Result};
 
-/// A mounted overlay.
 #[derive(Debug)]
 pub(super) struct Root(PathBuf);
 
@@ -35,7 +34,6 @@ impl Root {
         Ok(Self(root))
     }
 
-    /// Where it is.
     pub(super) fn path(&self) -> &Path {
         &self.0
     }

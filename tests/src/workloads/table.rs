@@ -2,23 +2,17 @@
 
 use std::fmt::Write as _;
 
-/// One measured step of a case.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Step {
-    /// What was done.
     pub(super) name: String,
-    /// How long it took.
     pub(super) seconds: f64,
 }
 
 /// A case on both runtimes: its steps, or why it is not right.
 #[derive(Debug)]
 pub(super) struct Outcome {
-    /// The case's name.
     pub(super) case: &'static str,
-    /// On runc.
     pub(super) runc: Result<Vec<Step>, String>,
-    /// On the runtime under test.
     pub(super) ours: Result<Vec<Step>, String>,
 }
 

@@ -20,7 +20,6 @@ use framework::{
     cri::{Container, PodNode, messages::AttachRequest, stream::Streams},
 };
 
-/// Attaches to a container's streams.
 fn attach(node: &PodNode, container: &Container<'_>) -> Result<Streams> {
     let url = node.cri().attach(AttachRequest {
         container_id: container.id.clone(),

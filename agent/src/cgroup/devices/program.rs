@@ -41,7 +41,7 @@ pub(super) enum Kind {
     Char = 2,
 }
 
-/// What a rule speaks of.
+/// The devices that a rule applies to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scope {
     /// Every access to every device.

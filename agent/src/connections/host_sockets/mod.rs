@@ -29,17 +29,14 @@ const TO_ALL: usize = 256;
 /// Connections that wait to be accepted, as Docker's and SPIRE's servers have it at least.
 const BACKLOG: i32 = 128;
 
-/// Why a socket cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SocketError {
-    /// The host describes it wrongly.
     #[error("socket {number} of the host: {what} is out of range")]
     Description {
         /// The number that the host gave the socket.
         number: u32,
         what: &'static str,
     },
-    /// The kernel refuses a step.
     #[error("socket {number} of the host: {step} {}", path.display())]
     Step {
         /// The number that the host gave the socket.
@@ -51,7 +48,6 @@ pub(crate) enum SocketError {
     },
 }
 
-/// The sockets that the containers have.
 #[derive(Debug)]
 pub(crate) struct HostSockets {
     dialer: Dialer,

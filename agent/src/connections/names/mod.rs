@@ -34,10 +34,8 @@ const LARGEST: usize = 64 << 10;
 /// TCP connections at a time; others wait.
 const CONNECTIONS: usize = 64;
 
-/// Why names are not served.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NamesError {
-    /// A token of the wrong length.
     #[error("names: a token has {0} bytes")]
     Token(usize),
     /// There is no socket at the name server's address.

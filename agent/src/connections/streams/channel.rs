@@ -28,7 +28,7 @@ impl Channel {
         async_io(&self.0, Interest::READABLE, |fd| Ok(read_or_end(fd, buffer)?)).await
     }
 
-    /// What is there now; None: nothing.
+    /// Reads without waiting; None if nothing is there.
     pub(super) fn read_now(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         match read_or_end(self, buffer) {
             Ok(count) => Ok(Some(count)),

@@ -25,7 +25,6 @@ use crate::connections::dial::Dialer;
 use channel::Channel;
 use tatami_agent::launch;
 
-/// A byte stream to the host.
 pub(crate) trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 
@@ -34,7 +33,6 @@ type BoxedConnection = Box<dyn Connection>;
 /// Why the streams of a process cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StdioError {
-    /// A token of the wrong length.
     #[error("the token of {stream} has {length} bytes instead of {TOKEN_LENGTH}")]
     Token {
         stream: &'static str,
@@ -44,13 +42,10 @@ pub(crate) enum StdioError {
     /// A terminal and a single stream were asked for.
     #[error("a terminal takes no other stream")]
     Mixed,
-    /// The host cannot be reached.
     #[error("dial the host for {0}")]
     Dial(&'static str, #[source] io::Error),
-    /// No pipe can be made.
     #[error("make a pipe for {0}")]
     Pipe(&'static str, #[source] io::Error),
-    /// Made without a terminal.
     #[error("the process has no terminal")]
     NoTerminal,
     /// The launcher did not hand over the terminal that was asked for.

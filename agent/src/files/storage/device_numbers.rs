@@ -73,7 +73,6 @@ trait CharacterDevices {
     fn number(&self, name: &str) -> Option<Number>;
 }
 
-/// The running kernel.
 struct Sysfs;
 
 impl CharacterDevices for Sysfs {

@@ -14,18 +14,11 @@ pub(crate) enum StorageError {
     Events(#[source] io::Error),
     /// A disk that was plugged in does not show up.
     #[error("disk {serial} has not appeared in the guest within {seconds} s")]
-    NoDisk {
-        serial: String,
-        /// How long it was waited for.
-        seconds: u64,
-    },
-    /// The file system cannot be mounted.
+    NoDisk { serial: String, seconds: u64 },
     #[error("cannot mount {fstype} from {source_name} with options {options:?}: {reason}")]
     Mount {
         fstype: String,
-        /// The disk, or the type again.
         source_name: String,
-        /// The options asked for.
         options: Vec<String>,
         reason: String,
     },
@@ -42,7 +35,6 @@ pub(crate) enum StorageError {
         name: String,
         /// What is already mounted under the name.
         mounted: String,
-        /// What is asked for.
         wanted: String,
     },
     /// The memory does not do for so many huge pages.
@@ -56,7 +48,6 @@ pub(crate) enum StorageError {
         /// Size of a page in KiB.
         size_kib: u64,
     },
-    /// A file or mount operation.
     #[error("cannot {operation} {}", path.display())]
     Io {
         operation: &'static str,
@@ -66,20 +57,11 @@ pub(crate) enum StorageError {
     },
     /// The disk is still in use after its file system was unmounted.
     #[error("disk {} is still in use {seconds} s after it was unmounted", path.display())]
-    Busy {
-        path: PathBuf,
-        /// How long it was waited for.
-        seconds: u64,
-    },
+    Busy { path: PathBuf, seconds: u64 },
     #[error("no storage {0:?} is mounted")]
     NotMounted(String),
-    /// It does not become larger.
     #[error("cannot make {name} larger: {reason}")]
-    Grow {
-        /// The storage, or its disk.
-        name: String,
-        reason: String,
-    },
+    Grow { name: String, reason: String },
     /// The thread that did the work is gone.
     #[error("the work was interrupted")]
     Thread(#[source] io::Error),

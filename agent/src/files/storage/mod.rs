@@ -49,7 +49,6 @@ struct Table {
     held: HashMap<ContainerId, Held>,
 }
 
-/// What a container holds.
 #[derive(Debug, Default)]
 struct Held {
     storages: Vec<String>,
@@ -74,7 +73,6 @@ struct Mounted {
     disks: Vec<DiskNode>,
 }
 
-/// Where a storage is mounted.
 fn place(name: &str) -> PathBuf {
     Path::new(protocol::STORAGE_DIRECTORY).join(name)
 }

@@ -348,7 +348,7 @@ mod tests {
             changed.notify_all();
         }
 
-        /// Waits until a call waits.
+        /// Waits until a call is blocked.
         fn waits(&self, place: &Path) {
             let (state, changed) = &*self.0;
             let state = state.lock().unwrap();

@@ -24,7 +24,6 @@ pub(super) trait Mounts: Debug + Send + Sync {
     fn is_gone(&self, name: &Path) -> bool;
 }
 
-/// This kernel's.
 #[derive(Debug)]
 pub(super) struct Kernel;
 

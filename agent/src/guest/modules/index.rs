@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 /// A module of the archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Module<'a> {
-    /// Its own name, with underscores.
+    /// With underscores, as in /proc/modules.
     pub(super) name: &'a str,
     /// Where its file begins, in bytes after the index.
     pub(super) offset: u64,
-    /// Of its file, in bytes.
+    /// Size of the file in bytes.
     pub(super) size: u64,
     needs: Vec<&'a str>,
 }
@@ -22,7 +22,7 @@ pub(super) struct Device<'a> {
     pub(super) path: &'a str,
     /// A block device, otherwise a character device.
     pub(super) block: bool,
-    /// Its numbers (makedev(3)).
+    /// Major and minor number.
     pub(super) number: (u32, u32),
 }
 

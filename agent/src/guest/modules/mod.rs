@@ -30,7 +30,6 @@ const LARGEST: u64 = 16 << 20;
 /// Where the index ends: an empty line.
 const END_OF_INDEX: &[u8] = b"\n\n";
 
-/// Why a module is not loaded.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ModuleError {
     /// There is no archive, or it cannot be read.
@@ -45,12 +44,10 @@ pub(crate) enum ModuleError {
     /// The kernel refuses it; EKEYREJECTED: it was not built with this kernel.
     #[error("load the kernel's module {0}")]
     Load(String, #[source] io::Error),
-    /// A parameter cannot be handed on.
     #[error("the parameters of the kernel's module {0} contain a zero byte")]
     Parameters(String),
 }
 
-/// The file of the modules.
 struct Archive {
     file: File,
     /// The index as it is in the file.

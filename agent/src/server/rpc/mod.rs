@@ -27,7 +27,6 @@ use crate::server::sandbox::{Deleted, Sandbox, Wanted};
 
 pub(crate) use self::traced::trace;
 
-/// The service that the host calls.
 #[derive(Debug)]
 pub(crate) struct Service(Arc<Sandbox>, Arc<GuestNetwork>);
 

@@ -8,7 +8,6 @@ use trace::{Context, Kind, Place, Record};
 use ttrpc::r#async::{MethodHandler, Service as Methods, TtrpcContext};
 use ttrpc::{Request, Response};
 
-/// Takes the spans that have ended.
 type Spans = Arc<dyn Fn(Record) + Send + Sync>;
 
 struct Traced {
@@ -36,7 +35,6 @@ fn parent(context: &TtrpcContext) -> Option<Context> {
     context.metadata.get(trace::TRACEPARENT)?.first()?.parse().ok()
 }
 
-/// Puts a span around every method.
 pub(crate) fn trace(table: &mut Methods, spans: impl Fn(Record) + Send + Sync + 'static) {
     let spans: Spans = Arc::new(spans);
     let methods = std::mem::take(&mut table.methods).into_iter();

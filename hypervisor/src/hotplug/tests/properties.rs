@@ -6,7 +6,6 @@ use proptest::prelude::*;
 use super::*;
 use crate::scripted::{Fault, Guest, ScriptedQemu};
 
-/// One call of the manager's.
 #[derive(Debug, Clone)]
 enum Call {
     AttachDisk,
@@ -94,7 +93,6 @@ fn memory(qemu: &ScriptedQemu) -> usize {
     qemu.has().iter().filter(|part| part.contains("memory")).count()
 }
 
-/// What came of a call.
 enum Done {
     Gone(String),
     Vcpus(u32),

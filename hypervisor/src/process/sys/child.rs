@@ -44,14 +44,12 @@ pub(crate) enum Network {
     Inherited,
     /// Makes a new one, in which there is nothing.
     Empty,
-    /// Enters this one.
     Entered(Arc<OwnedFd>),
 }
 
 /// What a child does to itself before it becomes its program.
 #[derive(Debug)]
 pub(crate) struct BeforeExec {
-    /// Its network namespace.
     pub(crate) network: Network,
     /// Whose rights it has; its parent's, if none.
     pub(crate) user: Option<User>,

@@ -33,12 +33,17 @@ enum Item {
         flags: MountFlags,
     },
     /// A file with the bytes of another.
-    Copy { source: File, length: u64, name: CString },
-    /// A symbolic link.
-    Link { name: CString, target: CString },
+    Copy {
+        source: File,
+        length: u64,
+        name: CString,
+    },
+    Link {
+        name: CString,
+        target: CString,
+    },
 }
 
-/// Describes a root.
 #[derive(Debug)]
 pub(crate) struct RootBuilder {
     mount_point: CString,
@@ -102,7 +107,6 @@ impl RootBuilder {
         Ok(())
     }
 
-    /// Adds a symbolic link.
     pub(crate) fn link(&mut self, name: &Path, target: &Path) -> io::Result<()> {
         let item = Item::Link {
             name: self.place(name)?,

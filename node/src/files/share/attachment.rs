@@ -17,7 +17,6 @@ pub struct Attachment {
     pub(super) number: u64,
 }
 
-/// The latest of each container.
 #[derive(Debug, Default)]
 pub(super) struct Attachments(Mutex<Latest>);
 

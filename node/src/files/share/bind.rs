@@ -60,7 +60,7 @@ struct Located {
     place: Option<Place>,
     /// Mounts below it, if it is recursive, and what is mounted there.
     inside: Vec<(PathBuf, Place)>,
-    /// Those of them that are read-only.
+    /// Paths of those that are read-only.
     read_only_inside: BTreeSet<PathBuf>,
     /// The host may mount something below it later.
     receives: bool,

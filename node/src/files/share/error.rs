@@ -9,29 +9,23 @@ use lifecycle::id::ContainerId;
 
 /// Why something cannot be shared with the guest.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what they are")]
 pub enum ShareError {
-    /// A file or mount operation failed.
     #[error(transparent)]
     Io(#[from] PathError),
     /// The source of a bind mount cannot be had.
     #[error("cannot bind-mount {} on {}", bind.display(), destination.display())]
     Bind {
-        /// Path on the host.
         bind: PathBuf,
-        /// Path in the container.
         destination: PathBuf,
-        /// The error that caused it.
         #[source]
         source: Box<HostNamespaceError>,
     },
     /// The owners of a source's files cannot be mapped.
     #[error("cannot map the owners of {} on {} (uidMappings, gidMappings)", bind.display(), destination.display())]
     IdMap {
-        /// Path on the host.
         bind: PathBuf,
-        /// Path in the container.
         destination: PathBuf,
-        /// The operating system's error.
         #[source]
         source: io::Error,
     },
@@ -40,22 +34,13 @@ pub enum ShareError {
         "cannot bind-mount {} on {}: it leads into the host's /proc or /sys; a source below /proc or /sys by its own name is \
          the guest's", bind.display(), destination.display()
     )]
-    Kernels {
-        /// Path on the host.
-        bind: PathBuf,
-        /// Path in the container.
-        destination: PathBuf,
-    },
+    Kernels { bind: PathBuf, destination: PathBuf },
     /// One of the mounts that containerd sent for the rootfs.
     #[error("cannot mount the rootfs: {kind} from {from:?} with options {options:?}")]
     Rootfs {
-        /// The mount's type.
         kind: String,
-        /// The mount's source.
         from: String,
-        /// The mount's options.
         options: Vec<String>,
-        /// The operating system's error.
         #[source]
         source: io::Error,
     },
@@ -65,9 +50,7 @@ pub enum ShareError {
     /// The directory that is the rootfs cannot be had.
     #[error("cannot use {} as the rootfs", root.display())]
     RootfsSource {
-        /// The directory on the host.
         root: PathBuf,
-        /// The error that caused it.
         #[source]
         source: Box<HostNamespaceError>,
     },

@@ -63,7 +63,7 @@ struct Mirror {
     replica: PathBuf,
     /// The number of the replica's own mount.
     replica_id: u64,
-    /// What the guest gets.
+    /// The tree that the guest sees.
     copy: PathBuf,
     read_only: bool,
     /// What is mounted below the replica, by its place there, and its copy.
@@ -81,7 +81,7 @@ struct Copied {
 pub(super) struct Original<'a> {
     pub(super) host: &'a HostNamespace,
     pub(super) tree: &'a HostTree,
-    /// With what is mounted below it.
+    /// Includes the mounts below it.
     pub(super) recursive: bool,
     /// Nothing was done to the clone, and it is of what is at its path.
     pub(super) can_be_cloned_again: bool,

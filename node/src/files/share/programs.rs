@@ -20,7 +20,7 @@ const ARCHIVE_MAX: u64 = 32 << 20;
 /// What an entry begins with (cpio(5), "New ASCII Format").
 const MAGIC: &[u8] = b"070701";
 
-/// Bytes of an entry's head.
+/// Size of an entry's header in bytes (newc, cpio(5)).
 const HEAD: usize = 110;
 
 /// The name of the entry that is the last.
@@ -71,7 +71,6 @@ fn unpack(mut archive: &[u8], directory: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// One file of an archive.
 struct Entry<'a> {
     name: &'a str,
     mode: u32,

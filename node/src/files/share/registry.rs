@@ -63,7 +63,7 @@ pub(super) struct Piece {
     pub(super) at: PathBuf,
     /// What is mounted.
     pub(super) of: Place,
-    /// Nothing can be written by it.
+    /// It is mounted read-only.
     pub(super) read_only: bool,
 }
 
@@ -79,7 +79,6 @@ pub(super) struct View {
 pub(super) struct Overlap {
     /// The place in the view that is covered.
     pub(super) at: PathBuf,
-    /// What is mounted there.
     pub(super) view: View,
     /// The host has a read-only mount there.
     pub(super) read_only: bool,
@@ -104,9 +103,7 @@ pub(super) struct Late {
     pub(super) mount: (PathBuf, View),
     /// The part of the mount.
     pub(super) at: PathBuf,
-    /// What is there.
     pub(super) shown: View,
-    /// What is to be there.
     pub(super) source: View,
 }
 
@@ -135,7 +132,6 @@ pub(super) enum Access {
     Writable,
 }
 
-/// What a volume is exported with.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Exported {
     pub(super) access: Access,
@@ -173,7 +169,7 @@ impl Volume {
     }
 }
 
-/// What becomes of a source.
+/// Which volume a source belongs to.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Choice {
     /// It is in a volume already.
@@ -195,7 +191,7 @@ pub(super) struct Registry {
     planned: BTreeMap<ContainerId, Planned>,
     /// No longer used, and not yet removed.
     unused: BTreeSet<VolumeId>,
-    /// Removed, and nobody has been told.
+    /// Volumes that were removed and not reported yet.
     gone: Vec<VolumeId>,
 }
 

@@ -29,7 +29,7 @@ const INERT: [&str; 2] = ["nosuid", "nodev"];
 /// A rootfs that the guest does not have yet, twice: each is a tree of mounts that is attached nowhere.
 #[derive(Debug)]
 pub struct PreparedRootfs {
-    /// For the guest.
+    /// The tree that the guest sees.
     pub tree: OwnedFd,
     /// For who is to see it on the host.
     pub shown: OwnedFd,

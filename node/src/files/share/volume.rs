@@ -240,7 +240,6 @@ impl SharedTree {
         }
     }
 
-    /// The path in the guest.
     pub(super) fn guest_path(view: &View) -> PathBuf {
         join(
             &Path::new(protocol::SHARE_MOUNTPOINT).join(place_of(view.volume)),

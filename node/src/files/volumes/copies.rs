@@ -38,7 +38,7 @@ pub struct Copies {
 
 #[derive(Debug, Default)]
 struct Followed {
-    /// By the number of its watch.
+    /// Keyed by inotify watch descriptor.
     watched: HashMap<i32, Watched>,
     /// How many watches are being added. inotify gives the same number for the same directory, so none is removed meanwhile.
     adding: usize,
@@ -151,7 +151,7 @@ impl Copies {
         });
     }
 
-    /// Whether a container has this storage.
+    /// Whether any container uses this storage.
     #[must_use]
     pub fn has(&self, storage: &str) -> bool {
         let followed = self.followed();

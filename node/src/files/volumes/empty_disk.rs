@@ -27,7 +27,7 @@ const IMAGE: &str = "disk.img";
 /// Where the programs are if PATH does not say so.
 const PROGRAMS: &str = "/usr/sbin:/sbin:/usr/bin:/bin";
 
-/// For a program to make the file system on the host's disk.
+/// Timeout for a program to make the file system on the host's disk.
 const PROGRAM_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The image of an emptyDir, made if there is none, and its file system for the guest. Blocks.
@@ -111,7 +111,7 @@ fn make(root: &Path) -> io::Result<()> {
     named
 }
 
-/// Of this process's and thread's own.
+/// The id of the calling thread: no other thread of the host has it now.
 fn unique() -> String {
     let thread = rustix::thread::gettid().as_raw_nonzero();
     format!("{thread}")

@@ -17,7 +17,7 @@ use crate::host::openat_beneath;
 const MOST_ENTRIES: usize = 512;
 const MOST_BYTES: u64 = 1 << 20;
 
-/// These bounds, for errors.
+/// The bounds, as error messages give them.
 pub(super) const BOUNDS: &str = "512 files and directories, 1 MiB";
 
 /// Everything in it, parents first; none if it is too much. Blocks.
@@ -70,7 +70,7 @@ struct Copy {
 }
 
 impl Copy {
-    /// False if it is too much.
+    /// Returns false if the tree exceeds the bounds.
     fn directory(&mut self, root: &Path, directory: &Path, required: &Path) -> io::Result<bool> {
         let opened = openat_beneath::open(root, directory)?;
         for entry in fs::read_dir(openat_beneath::name_of(&opened))? {

@@ -10,7 +10,6 @@ use crate::host::mountinfo::{self, MountLine};
 /// A part of an emptyDir.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct EmptyDirPlace {
-    /// Its directory on the host.
     pub(super) root: PathBuf,
     /// The part, without leading slash; empty for all of it.
     pub(super) part: PathBuf,

@@ -54,7 +54,7 @@ struct Places {
     direct: PathBuf,
     /// The kernel's list of block devices by number.
     block: PathBuf,
-    /// The same of character devices.
+    /// The same for character devices.
     character: PathBuf,
     /// Device nodes.
     dev: PathBuf,
@@ -74,7 +74,7 @@ impl Default for Places {
     }
 }
 
-/// What one container needs.
+/// What one container's mounts, devices and rootfs need of the VM and the guest.
 #[derive(Debug, Clone, Default)]
 pub struct Volumes {
     /// Disks to be plugged in.
@@ -87,7 +87,7 @@ pub struct Volumes {
     pub rootfs: Option<PathBuf>,
     /// What the host calls its character devices that are listed, by their numbers (`MAJOR:MINOR`).
     pub device_names: HashMap<String, String>,
-    /// Its direct-assigned volumes.
+    /// For statistics and resizing.
     pub direct: Vec<DirectVolume>,
     /// Sources below `/dev` that are files of the host.
     pub host_files: BTreeSet<PathBuf>,

@@ -25,7 +25,7 @@ pub struct DirectVolume {
     pub path: PathBuf,
     /// Its name among the storages of the guest.
     pub storage: String,
-    /// What it is on.
+    /// The disk that holds its file system.
     pub disk: HostDisk,
 }
 

@@ -13,14 +13,16 @@ use crate::host::mountinfo;
 const TMPFS: u64 = 0x0102_1994;
 const HUGETLBFS: u64 = 0x958_458f6;
 
-/// What matters of a file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FileSystem {
     /// In memory, with its size in bytes; 0 if it has no bound.
-    Tmpfs { size: u64 },
+    Tmpfs {
+        size: u64,
+    },
     /// Of huge pages of so many bytes.
-    HugePages { page: u64 },
-    /// Any other file system.
+    HugePages {
+        page: u64,
+    },
     Other,
 }
 

@@ -25,7 +25,6 @@ pub(super) struct Event {
     pub(super) pid: i32,
     /// What it happened to, by name.
     pub(super) entry: Option<Entry>,
-    /// What it happened to.
     pub(super) object: Option<Handle>,
     /// Of a rename, the name before.
     pub(super) old: Option<Entry>,

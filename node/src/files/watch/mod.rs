@@ -52,7 +52,7 @@ pub struct Watches {
     gone: Arc<Notify>,
 }
 
-/// What the guest is told then.
+/// The change that is reported for it.
 fn gone() -> HostChange {
     HostChange {
         mask: libc::IN_UNMOUNT,

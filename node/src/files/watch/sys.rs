@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use super::event::Handle;
 
-/// What a directory is watched for.
+/// Events for which a directory is watched.
 const DIRECTORY: u64 = libc::FAN_CREATE
     | libc::FAN_DELETE
     | libc::FAN_RENAME

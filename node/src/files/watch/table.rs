@@ -13,7 +13,7 @@ pub(super) struct Place {
     pub(super) volume: VolumeId,
     /// Below the volume's root, without leading slash; empty for the root.
     pub(super) path: Vec<u8>,
-    /// The volume is this file.
+    /// The volume is a single file.
     pub(super) file: bool,
 }
 
@@ -62,11 +62,9 @@ pub(super) struct Translated {
     pub(super) appeared: Vec<Place>,
 }
 
-/// What has a mark.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Marked {
     pub(super) handle: Handle,
-    /// A volume that it was in.
     pub(super) volume: VolumeId,
     pub(super) directory: bool,
 }

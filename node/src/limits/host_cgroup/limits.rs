@@ -9,37 +9,27 @@ use crate::limits::sizing::{HostLimits, NumberSet};
 
 /// Why a limit is not in force.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what they are")]
 pub enum LimitError {
-    /// The kernel refuses it.
     #[error("cannot write {value:?} into {}", path.display())]
     Write {
-        /// The file of the cgroup.
         path: PathBuf,
-        /// What was to be in it.
         value: String,
-        /// The operating system's error.
         #[source]
         source: io::Error,
     },
     /// What the parent has is not known.
     #[error("cannot read {}", path.display())]
     Read {
-        /// The file of the cgroup.
         path: PathBuf,
-        /// The operating system's error.
         #[source]
         source: io::Error,
     },
-    /// No hierarchy has the file.
     #[error("no cgroup of the sandbox has the controller {controller}")]
-    NoController {
-        /// The controller's name.
-        controller: &'static str,
-    },
+    NoController { controller: &'static str },
     /// What is in use cannot be reclaimed: the limit would kill the VMM.
     #[error("{} has {used} bytes in use that cannot be reclaimed, more than {wanted}", path.display())]
     InUse {
-        /// The cgroup's directory.
         path: PathBuf,
         /// Memory in use, in bytes.
         used: u64,

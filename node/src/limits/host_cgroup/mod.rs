@@ -31,7 +31,7 @@ const CONTROLLERS: [&str; 5] = ["cpuset", "cpu", "io", "memory", "pids"];
 /// Where the processes are in v2, below the sandbox's cgroup.
 const MEMBERS: &str = "vm";
 
-/// Between two attempts to remove a cgroup whose processes are dead. See [`remove_directory`].
+/// Pause between two attempts to remove a cgroup whose processes are dead. See [`remove_directory`].
 const REMOVE_INTERVAL: Duration = Duration::from_millis(5);
 /// How long that is tried.
 const REMOVE_LIMIT: Duration = Duration::from_secs(2);

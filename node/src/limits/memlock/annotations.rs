@@ -37,7 +37,6 @@ impl Annotations {
     }
 }
 
-/// Whose annotations they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Whose {
     Container,
@@ -53,7 +52,6 @@ impl fmt::Display for Whose {
     }
 }
 
-/// Soft and hard limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Limits {
     pub(super) soft: LockLimit,

@@ -24,53 +24,32 @@ const PERF_EVENT_MLOCK_KB: &str = "kernel.perf_event_mlock_kb";
 
 /// Why a process cannot have what is asked for. The text has the key, the value, and what is allowed.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what they are")]
 pub enum MemlockError {
-    /// The configuration allows no such annotation.
     #[error("{asked} = \"{value}\" is not allowed: {key} is false")]
     NotAllowed {
-        /// The annotation and whose it is.
         asked: String,
         /// Its value; the beginning of it if it is long.
         value: String,
-        /// The key that would allow it.
         key: &'static str,
     },
-    /// A value that means nothing.
     #[error("{asked} = \"{value}\": must be {allowed}")]
     Value {
-        /// The annotation and whose it is.
         asked: String,
         /// Its value; the beginning of it if it is long.
         value: String,
-        /// What would be right.
         allowed: String,
     },
     /// A soft limit above the hard one.
     #[error("{asked} = {value}: the soft limit must be at most the hard one")]
-    SoftAboveHard {
-        /// Where it is asked for.
-        asked: String,
-        /// Soft and hard limit.
-        value: String,
-    },
-    /// A limit above the ceiling.
+    SoftAboveHard { asked: String, value: String },
     #[error(
         "{asked} = {value}: must be at most {max}, which is runtime.memlock.max (runtime.memlock.on_excess is deny)"
     )]
-    AboveCeiling {
-        /// Where it is asked for.
-        asked: String,
-        /// Soft and hard limit.
-        value: String,
-        /// The ceiling, as configured.
-        max: String,
-    },
-    /// An exec that cannot be read.
+    AboveCeiling { asked: String, value: String, max: String },
     #[error("{field} of the process cannot be read")]
     Json {
-        /// Which part of it.
         field: &'static str,
-        /// What is wrong with it.
         #[source]
         source: serde_json::Error,
     },

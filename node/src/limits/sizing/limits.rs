@@ -32,7 +32,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Those of a specification.
+    /// The limits of one container's specification.
     #[must_use]
     pub fn of(resources: &LinuxResources) -> Self {
         Self::default().updated(resources)

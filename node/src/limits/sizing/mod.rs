@@ -68,11 +68,9 @@ impl Overhead {
 /// How the limits of one sandbox's containers become a size.
 #[derive(Debug, Clone, Copy)]
 pub struct Sizing {
-    /// The size without any limits.
     base: Size,
     /// The size at boot, below which the VM never shrinks.
     boot: Wanted,
-    /// The largest size.
     most: Size,
     /// What containers without a limit of memory may have beyond `base` and the limits of others.
     growth: Mebibytes,

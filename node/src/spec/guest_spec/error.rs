@@ -6,6 +6,7 @@ use oci_spec::runtime::Mount;
 
 /// Why a specification cannot be carried out in a guest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what they are")]
 pub enum GuestSpecError {
     /// There is no `process`, `root` or `linux`.
     #[error("config.json has no {0}")]
@@ -13,7 +14,6 @@ pub enum GuestSpecError {
     /// A field that contradicts another one, or that a guest cannot carry out and a container cannot do without.
     #[error("{field}: {reason}")]
     Field {
-        /// As the specification names it.
         field: &'static str,
         /// The reason, as the message gives it.
         reason: String,
@@ -21,7 +21,6 @@ pub enum GuestSpecError {
     /// A mount that cannot be made in the guest.
     #[error("mount on {}: {reason}", destination.display())]
     Mount {
-        /// Where in the container.
         destination: PathBuf,
         /// The reason, as the message gives it.
         reason: String,
@@ -31,7 +30,6 @@ pub enum GuestSpecError {
     Namespace {
         /// The type, as the OCI specification names it.
         kind: String,
-        /// The path asked for.
         path: PathBuf,
         /// The reason, as the message gives it.
         reason: &'static str,

@@ -8,7 +8,6 @@ use oci_spec::runtime::{Linux, LinuxIdMapping, Mount};
 use super::error::GuestSpecError;
 use crate::host::owners::IdMap;
 
-/// A mount's mapping.
 struct Mapping {
     users: Vec<LinuxIdMapping>,
     groups: Vec<LinuxIdMapping>,

@@ -35,7 +35,7 @@ const OF_VM: &str = "io.katacontainers.config.";
 /// What to know besides the specification.
 #[derive(Debug, Clone, Copy)]
 pub struct Input<'a> {
-    /// The container's id.
+    /// The container whose specification it is.
     pub container: &'a ContainerId,
     /// The sandbox it belongs to; its first container has the same id.
     pub sandbox: &'a SandboxId,

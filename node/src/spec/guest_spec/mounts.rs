@@ -128,7 +128,6 @@ const SHM_OPTIONS: [&str; 4] = ["nosuid", "noexec", "nodev", "mode=1777"];
 /// Size of a `/dev/shm` of which the specification gives no size: Docker's and containerd's default.
 const SHM_SIZE: &str = "size=65536k";
 
-/// The options of one mount.
 #[derive(Debug, Clone)]
 struct Options(Vec<String>);
 

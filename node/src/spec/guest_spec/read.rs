@@ -18,22 +18,18 @@ const CONFIG_MAX: u64 = 16 << 20;
 
 /// Why a specification cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what they are")]
 pub enum ReadError {
-    /// The file cannot be read.
     #[error("cannot read {}", path.display())]
     File {
-        /// The path of config.json.
         path: PathBuf,
-        /// The operating system's error.
         #[source]
         source: io::Error,
     },
-    /// It is no specification.
     #[error("cannot understand {what}")]
     Json {
         /// The file, or the process of an exec.
         what: String,
-        /// The parser's error, with the position.
         #[source]
         source: serde_json::Error,
     },

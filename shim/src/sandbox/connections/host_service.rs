@@ -15,7 +15,6 @@ use tokio::sync::{mpsc, oneshot};
 use ttrpc::Code;
 use ttrpc::r#async::TtrpcContext;
 
-/// Memory that the guest asks for.
 pub(in crate::sandbox) struct Demand {
     /// Memory beyond what the VM has without it.
     pub(in crate::sandbox) extra: Mebibytes,
@@ -31,7 +30,6 @@ impl Demand {
     }
 }
 
-/// What the agent calls.
 pub(in crate::sandbox) struct HostService {
     setup: SandboxSetup,
     hello: Mutex<Option<oneshot::Sender<HelloRequest>>>,

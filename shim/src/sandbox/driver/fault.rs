@@ -5,7 +5,7 @@ use lifecycle::{Failure, Fault};
 
 use crate::sandbox::error::{Error, Shared};
 
-/// What becomes of work.
+/// The result of a job.
 pub(in crate::sandbox) type Done = Result<(), Failure<Shared>>;
 
 pub(in crate::sandbox) fn failure(error: Error) -> Failure<Shared> {

@@ -19,7 +19,7 @@ pub(in crate::sandbox) enum Payload {
     Update(Box<LinuxResources>),
 }
 
-/// What the driver is told.
+/// An input of the driver.
 pub(in crate::sandbox) enum Message {
     /// A client makes a request.
     Request {

@@ -103,7 +103,6 @@ struct Running {
     is_call: bool,
 }
 
-/// See the module's description.
 pub(super) struct Driver {
     sandbox: Arc<Sandbox>,
     core: Core<Shared>,

@@ -8,7 +8,6 @@ use trace::{Kind, Place, Span};
 
 use crate::sandbox::records::process::ProcessName;
 
-/// The open requests that are traced.
 #[derive(Default)]
 pub(in crate::sandbox) struct OpenRequests(Vec<Open>);
 

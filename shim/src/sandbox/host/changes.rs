@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::sandbox::VmState;
 
-/// Before files that the guest has not taken are sent again; then twice as long each time.
+/// Pause before files that the guest has not taken are sent again; then twice as long each time.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 
 /// The longest of these pauses.

@@ -12,7 +12,6 @@ use oci_spec::runtime::{Hook, LinuxNamespaceType, Mount, Spec};
 
 use super::error::{HostError, blocking, other};
 
-/// The hooks of one creation.
 #[derive(Debug, Clone)]
 pub(super) struct CreateContainerHooks {
     hooks: Vec<Hook>,

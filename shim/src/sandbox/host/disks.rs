@@ -21,16 +21,13 @@ use node::volumes::disk::{DiskKey, HostDisk};
 
 use crate::id::ContainerId;
 
-/// Why a container has no disk.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
     /// It cannot be opened on the host.
     #[error(transparent)]
     Open(#[from] VolumeError),
-    /// The VM does not take it.
     #[error("cannot give {path} to the guest{advice}")]
     Plug {
-        /// The path on the host.
         path: String,
         /// What to do about it: the end of the message, or empty.
         advice: &'static str,
@@ -39,33 +36,20 @@ pub enum DiskError {
     },
     /// Another container has it, and cannot write to it.
     #[error("{path} is given to another container of the sandbox read-only, and this one is to write to it")]
-    ReadOnly {
-        /// The path on the host.
-        path: String,
-    },
+    ReadOnly { path: String },
     /// It was to be unplugged, and the guest has not let go of it yet.
     #[error("the guest has yet to give {path} back, which another container had: try again later")]
     Leaving {
-        /// On the host.
         path: String,
-        /// What was seen.
         #[source]
         source: HotplugError,
     },
-    /// It does not become larger.
     #[error("cannot make {path} larger: {reason}")]
-    Grow {
-        /// The path on the host.
-        path: String,
-        /// Why not, and what to do.
-        reason: String,
-    },
-    /// The container is no longer wanted.
+    Grow { path: String, reason: String },
     #[error("interrupted")]
     Interrupted,
 }
 
-/// All disks of a sandbox.
 #[derive(Debug, Default)]
 pub(in crate::sandbox) struct Disks {
     table: Mutex<HashMap<DiskKey, Entry>>,
@@ -93,7 +77,7 @@ struct Plugged {
     leaving: bool,
 }
 
-/// A container's wish for a disk.
+/// A disk that a container needs.
 struct Attachment {
     disks: Arc<Disks>,
     vm: Arc<dyn RunningVm>,

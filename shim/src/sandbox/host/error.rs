@@ -8,7 +8,6 @@ pub enum HostError {
     /// The bundle's specification asks for what cannot be done.
     #[error(transparent)]
     Spec(Box<dyn Error + Send + Sync>),
-    /// A mount or a hook.
     #[error(transparent)]
     Other(Box<dyn Error + Send + Sync>),
 }

@@ -142,7 +142,6 @@ pub struct RealHost {
     pub copies: Option<Copies>,
     /// The thread in the host's mount namespace.
     pub host: HostNamespace,
-    /// The sandbox's id.
     pub sandbox: SandboxId,
     /// What the containers have of the host is watched here.
     pub watches: Option<Watches>,
@@ -154,7 +153,6 @@ pub struct RealHost {
     pub programs: PathBuf,
     /// Kata's `disable_guest_seccomp`.
     pub disable_guest_seccomp: bool,
-    /// Where its emptyDirs are.
     pub emptydir_mode: EmptyDirMode,
     /// How much memory the processes of its containers may lock.
     pub memlock: SandboxPolicy,

@@ -27,7 +27,6 @@ const MOST: usize = 16;
 /// The key that allows it.
 const KEY: &str = "debug_console_enabled = true in [agent.kata] of the runtime's configuration";
 
-/// What is to run.
 #[derive(Debug, Clone)]
 pub struct ConsoleRequest {
     /// Its name among the sandbox's consoles.
@@ -262,7 +261,7 @@ impl Sandbox {
     }
 }
 
-/// All of them (capabilities(7)).
+/// All capabilities (capabilities(7)).
 const CAPABILITIES: &[&str] = &[
     "CAP_AUDIT_CONTROL",
     "CAP_AUDIT_READ",

@@ -18,7 +18,7 @@ use crate::sandbox::programs::forwards::Length;
 use crate::sandbox::records::process::ProcessName;
 use lifecycle::SIGKILL;
 
-/// Bytes that are copied at once.
+/// Size of the copy buffer in bytes.
 const BUFFER: usize = 64 << 10;
 
 impl Sandbox {

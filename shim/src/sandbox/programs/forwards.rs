@@ -11,7 +11,6 @@ use crate::id::{ExecId, IdError};
 /// The length of the output of a process that has ended.
 pub(in crate::sandbox) type Length = u64;
 
-/// All of a sandbox.
 #[derive(Default)]
 pub(in crate::sandbox) struct Forwards {
     waiting: Mutex<HashMap<ExecId, oneshot::Sender<Length>>>,

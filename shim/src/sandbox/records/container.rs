@@ -17,16 +17,13 @@ use crate::sandbox::host::{ContainerHooks, GuestContainer};
 use crate::sandbox::records::process::{Process, ProcessName};
 use crate::sandbox::records::stand_in::StandIn;
 
-/// What is to be created.
 #[derive(Debug, Clone)]
 pub struct CreateRequest {
-    /// The container's id.
     pub id: ContainerId,
     /// Its bundle on the host.
     pub bundle: PathBuf,
     /// How its rootfs is mounted; empty if the bundle has it.
     pub rootfs: Vec<Mount>,
-    /// Its streams.
     pub stdio: StdioPaths,
 }
 
@@ -37,13 +34,10 @@ pub(in crate::sandbox) struct Making {
     pub(in crate::sandbox) call: Option<Box<CreateContainerRequest>>,
 }
 
-/// The record of a container.
 pub struct Container {
-    /// The container's id.
     pub id: ContainerId,
     /// Its bundle on the host.
     pub bundle: PathBuf,
-    /// Its first process.
     pub init: Arc<Process>,
     pub(in crate::sandbox) rootfs: Vec<Mount>,
     pub(in crate::sandbox) execs: Mutex<HashMap<ExecId, Arc<Process>>>,

@@ -19,7 +19,6 @@ pub(in crate::sandbox) fn is_created(view: View) -> bool {
     view != View::In(Phase::Creating)
 }
 
-/// The record of one process.
 pub struct Process {
     /// The container's id, and the exec's.
     pub name: ProcessName,
@@ -44,7 +43,6 @@ pub struct Process {
 }
 
 impl Process {
-    /// A process in its first phase.
     #[must_use]
     pub fn new(name: ProcessName, stdio: StdioPaths, spec: Vec<u8>) -> Self {
         let phase = if name.exec.is_some() {
@@ -103,7 +101,6 @@ impl Process {
         reached.unwrap_or_else(|_| self.view())
     }
 
-    /// Waits for its end.
     pub async fn stopped(&self) -> Exit {
         loop {
             if let View::Stopped(exit) = self.reach(|view| matches!(view, View::Stopped(_))).await {

@@ -24,7 +24,7 @@ pub(in crate::sandbox) struct Sizes {
     growth_told: AtomicU32,
     /// The bytes of the VM's memory that its kernel has kept for itself at boot: no program ever gets those.
     kept: AtomicU64,
-    /// How many want a turn.
+    /// Number of changes that wait for their turn.
     waiting: watch::Sender<usize>,
 }
 
@@ -36,7 +36,7 @@ struct Counted {
     extra: Mebibytes,
 }
 
-/// What the VM is to be.
+/// The size that the VM should have.
 pub(in crate::sandbox) struct ResizeTarget {
     /// What QEMU and the guest were last asked for.
     pub(in crate::sandbox) vm: Size,
@@ -56,7 +56,7 @@ impl ResizeTarget {
     }
 }
 
-/// One who wants a turn.
+/// Counts one waiting change until it is dropped.
 struct Waiting<'a>(&'a watch::Sender<usize>);
 
 impl<'a> Waiting<'a> {
@@ -89,7 +89,6 @@ impl Sizes {
         }
     }
 
-    /// Whether the sandbox is a pod.
     pub(in crate::sandbox) fn is_pod(&self) -> bool {
         self.own.is_some()
     }
@@ -114,7 +113,6 @@ impl Sizes {
         self.counted().limits.insert(container.clone(), limits);
     }
 
-    /// Counts a container no more.
     pub(in crate::sandbox) fn forget(&self, container: &ContainerId) {
         self.counted().limits.remove(container);
     }
@@ -171,7 +169,7 @@ impl Sizes {
         self.sizing.is_fixed()
     }
 
-    /// Waits until somebody wants a turn.
+    /// Waits until another change waits for its turn.
     pub(in crate::sandbox) async fn another_waits(&self) {
         let mut waiting = self.waiting.subscribe();
         // The sender is in self: it cannot be gone.

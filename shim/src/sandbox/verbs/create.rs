@@ -115,7 +115,6 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Has the guest make it.
     pub(in crate::sandbox) async fn create_in_guest(&self, container: &Container) -> Result<(), Error> {
         let agent = self.agent("create", &container.subject())?;
         let mut call = container.making().call.take().unwrap_or_default();

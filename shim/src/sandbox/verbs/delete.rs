@@ -146,7 +146,7 @@ impl Patience {
         self.stands_still(now) < self.idle && now.duration_since(self.began) < self.total
     }
 
-    /// For how long nothing has changed.
+    /// Time since the last progress.
     fn stands_still(&self, now: Instant) -> Duration {
         now.duration_since(self.last.1)
     }

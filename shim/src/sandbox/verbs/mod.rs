@@ -124,7 +124,6 @@ impl Sandbox {
         self.done(Request::Kill { name, signal, all }, Payload::Nothing).await
     }
 
-    /// Sends it in the guest.
     pub(super) async fn signal_in_guest(&self, name: &ProcessName, signal: u32, all: bool) -> Result<(), Error> {
         let agent = self.agent("signal", &name.to_string())?;
         let sent = agent.signal(&signal_request(name, signal, all)).await;

@@ -90,7 +90,6 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Has the guest start an exec.
     pub(in crate::sandbox) async fn exec_in_guest(&self, process: &Process) -> Result<(), Error> {
         let name = &process.name;
         let agent = self.agent("start", &name.to_string())?;

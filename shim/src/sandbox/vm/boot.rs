@@ -33,25 +33,18 @@ const EVENTS: usize = 16;
 /// Why the VM did not come up.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum GuestBootError {
-    /// It could not be started.
     #[error(transparent)]
     Launch(VmLaunchError),
-    /// The guest took too long.
     #[error("{waited_for} within {} s of the VM's own time (dial_timeout){console}", limit.as_secs())]
     TimedOut {
-        /// What did not happen.
         waited_for: &'static str,
-        /// The time limit that was reached.
         limit: Duration,
-        /// The console's tail, with its heading.
         console: String,
     },
-    /// It ended by itself.
     #[error("the VM ended while it booted: {reason}{console}")]
     Guest {
         /// The reason, as the message gives it.
         reason: String,
-        /// The console's tail, with its heading.
         console: String,
     },
     /// The sandbox was stopped in the meantime.
@@ -59,11 +52,9 @@ pub enum GuestBootError {
     Stopped,
 }
 
-/// What the boot needs to know.
 pub struct BootPlan {
     /// Where the boot waits for its turn; none: it does not.
     pub queue: Option<BootQueue>,
-    /// What starts the VM.
     pub launcher: Arc<dyn Launcher>,
     /// The answer to the agent's hello; the clock is filled in then.
     pub setup: SandboxSetup,
@@ -71,20 +62,17 @@ pub struct BootPlan {
     pub dial_timeout: Duration,
     /// For a process to be created.
     pub create_timeout: Duration,
-    /// All other time-outs.
     pub timeouts: Timeouts,
-    /// Takes the agent's log.
     pub log: LogSink,
 }
 
-/// A VM whose agent answers.
 pub(in crate::sandbox) struct Booted {
     pub(in crate::sandbox) vm: Arc<dyn RunningVm>,
     pub(in crate::sandbox) agent: AgentClient,
     pub(in crate::sandbox) hello: HelloRequest,
 }
 
-/// What a booted VM tells.
+/// Events of a booted VM.
 pub(in crate::sandbox) struct Signals {
     pub(in crate::sandbox) events: mpsc::Receiver<What>,
     /// Of memory. Taken by who carries them out.

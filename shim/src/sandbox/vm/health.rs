@@ -15,12 +15,12 @@ use crate::sandbox::error::Error;
 use crate::sandbox::verbs::agent_container;
 use crate::sandbox::{Sandbox, VmState};
 
-/// For the VMM to answer: it does so at once unless its main loop is stuck.
+/// Timeout for the VMM to answer: it does so at once unless its main loop is stuck.
 const ANSWER: Duration = Duration::from_secs(3);
 
 /// The state of the VM and its agent, for diagnostics.
 pub struct Health {
-    /// The VM's life in one word.
+    /// `booting`, `ready`, `failed` or `ended`.
     pub vm_state: &'static str,
     /// Why it failed or ended; empty otherwise.
     pub reason: String,

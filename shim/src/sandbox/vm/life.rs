@@ -27,23 +27,17 @@ use crate::sandbox::vm::boot::{self, BootPlan, GuestBootError};
 use crate::sandbox::{Sandbox, VmState, ended};
 use crate::spans::Tracing;
 
-/// What a sandbox is made of.
 pub struct Parts {
-    /// The sandbox's id.
     pub id: SandboxId,
-    /// containerd's namespace of the sandbox.
     pub namespace: Namespace,
     /// The host's side of its containers.
     pub host: Arc<dyn HostSide>,
-    /// containerd's events.
     pub events: Publisher,
     /// What the guest may be connected with.
     pub relays: Relays,
-    /// How long things may take.
     pub timeouts: Timeouts,
     /// Whether programs may be run in the guest's own namespaces.
     pub debug_console: bool,
-    /// The path of the guest's kernel.
     pub kernel: PathBuf,
     /// How big the VM has to be.
     pub sizing: Sizing,
@@ -101,7 +95,7 @@ impl Sandbox {
         sandbox
     }
 
-    /// The VM's whole life.
+    /// Boots the VM and waits for its end.
     pub(in crate::sandbox) async fn live(self: Arc<Self>, plan: BootPlan) {
         let mut stopping = self.stopping.subscribe();
         let mut hopeless = self.given_up.subscribe();

@@ -36,7 +36,6 @@ const SHORT_REPLY: usize = 96;
 /// Short requests that are sent together: each takes two descriptors.
 pub(super) const BATCH: usize = QUEUE_SIZE as usize / 2;
 
-/// The device, ours.
 pub(super) struct Device {
     registers: Registers,
     rings: Shared,

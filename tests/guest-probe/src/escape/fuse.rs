@@ -44,7 +44,6 @@ pub(super) struct Node {
     pub(super) inode: u64,
 }
 
-/// A conversation with the host.
 pub(super) struct Client {
     device: Device,
     unique: u64,
@@ -62,7 +61,6 @@ impl Client {
         }
     }
 
-    /// One request.
     pub(super) fn ask(&mut self, op: Op, node: u64, body: &[u8]) -> io::Result<Answer> {
         let length = 40 + body.len() as u32;
         self.claim(length, op as u32, node, body)?

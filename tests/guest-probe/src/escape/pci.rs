@@ -57,7 +57,6 @@ struct Part {
     length: usize,
 }
 
-/// A device, ours.
 pub(super) struct Registers {
     common: Part,
     notify: Part,
@@ -151,7 +150,6 @@ impl Registers {
         }
     }
 
-    /// How many queues it has.
     pub(super) fn queues(&self) -> u16 {
         self.read(QUEUES)
     }

@@ -372,7 +372,6 @@ fn software_event() -> io::Result<OwnedFd> {
     sys::perf_event(SOFTWARE, CPU_CLOCK)
 }
 
-/// A buffer and its event.
 fn map(event: OwnedFd, pages: usize) -> io::Result<(Mapping, OwnedFd)> {
     Ok((Mapping::new(&event, pages, 0)?, event))
 }

@@ -23,7 +23,6 @@ const POSITION: usize = 8;
 const LENGTH: usize = 16;
 const NAME: usize = 19;
 
-/// Who calls.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Caller {
     /// A program of this architecture.
@@ -68,7 +67,6 @@ impl Drop for Mapped {
 pub(super) struct MappedPage(Mapped);
 
 impl MappedPage {
-    /// Maps it, for reading.
     pub(super) fn of(file: &File) -> io::Result<Self> {
         Mapped::new(PAGE, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd()).map(Self)
     }

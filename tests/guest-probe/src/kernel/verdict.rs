@@ -1,6 +1,5 @@
 //! What a kernel test found.
 
-/// What a test found.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// The kernel does what it should; the figures.

@@ -2,7 +2,6 @@
 
 use super::common::Int64Value;
 
-/// Whose namespace it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
 #[repr(i32)]
 pub enum NamespaceMode {

@@ -16,7 +16,7 @@ const LONGEST: usize = 64 << 10;
 pub(super) struct Answers {
     requests: Frames,
     answers: Frames,
-    /// Numbers of their streams.
+    /// Stream numbers of requests that have no answer yet.
     outstanding: HashSet<u32>,
 }
 

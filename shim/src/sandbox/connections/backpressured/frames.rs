@@ -23,7 +23,6 @@ impl Kind {
         }
     }
 
-    /// As on the wire.
     pub(super) fn number(self) -> u8 {
         match self {
             Kind::Request => 1,
@@ -33,10 +32,9 @@ impl Kind {
     }
 }
 
-/// The beginning of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Header {
-    /// Bytes that follow it.
+    /// Length of the payload in bytes.
     pub(super) length: usize,
     pub(super) stream: u32,
     pub(super) kind: Kind,
