@@ -4,6 +4,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use base::chain;
 use node::bundle;
@@ -24,7 +25,8 @@ use crate::sandbox::records::stand_in::StandIn;
 
 impl Sandbox {
     /// Reads the bundle, and mounts the rootfs and the binds.
-    pub(in crate::sandbox) async fn attach(&self, container: &Container) -> Result<(), Error> {
+    pub(in crate::sandbox) async fn attach(self: &Arc<Self>, container: &Container) -> Result<(), Error> {
+        self.renew_stand_in(container);
         self.mounts_are_served().await?;
         let attached = self
             .host
@@ -42,6 +44,16 @@ impl Sandbox {
         let _ = container.resolv_conf.set(guest.resolv_conf.clone());
         container.making().guest = Some(guest);
         Ok(())
+    }
+
+    /// Makes another process for the sandbox's first container, if the one that stood for it was killed and the VM lives on for others.
+    fn renew_stand_in(self: &Arc<Self>, container: &Container) {
+        if container.id.as_str() == self.id.as_str()
+            && self.stand_in_killed.swap(false, Ordering::SeqCst)
+            && let Some(vm) = self.running_vm()
+        {
+            self.stand_for_the_sandbox(&vm);
+        }
     }
 
     /// Checks whose network the container is to have, and runs the hooks of the creation. They may put a network into the VM's namespace, as Docker's do.
