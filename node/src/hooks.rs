@@ -5,6 +5,7 @@
 
 pub mod container;
 mod poststop;
+mod users;
 mod view;
 
 use std::borrow::Cow;
@@ -12,6 +13,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::fchown;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::sync::mpsc;
@@ -169,6 +171,10 @@ fn start(host: &HostNamespace, hook: &Hook, state: &HookState, view: Option<&Vie
     };
     let stdin = temporary(&serde_json::to_vec(state).map_err(|error| failed(error.into()))?).map_err(failed)?;
     let (output, stdout) = io::pipe().map_err(failed)?;
+    if let Some(owner) = view.and_then(View::owner) {
+        // Who opens it again (`/dev/stderr`) has to be its owner.
+        fchown(&stdout, Some(owner.uid), Some(owner.gid)).map_err(failed)?;
+    }
     let stderr = stdout.try_clone().map_err(failed)?;
     let program = program(hook).stdin(stdin).stdout(stdout).stderr(stderr);
     let directory = view.map_or_else(|| state.directory(), View::directory);

@@ -333,6 +333,17 @@ pub struct Output {
 }
 
 impl Output {
+    /// What came of a process that no command has run: `command` is what errors call it.
+    pub(crate) fn of(command: &str, code: i32, [stdout, stderr]: [Vec<u8>; 2]) -> Self {
+        Self {
+            command: command.to_owned(),
+            code: Some(code),
+            stdout,
+            stderr,
+            elapsed: Duration::ZERO,
+        }
+    }
+
     /// The standard output as text.
     pub fn stdout(&self) -> String {
         String::from_utf8_lossy(&self.stdout).into_owned()

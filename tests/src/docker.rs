@@ -11,6 +11,7 @@ use std::{
 };
 
 use rustix::mount::MountFlags;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
@@ -67,7 +68,13 @@ impl Docker {
 
     /// Starts one with `userns-remap`: its containers' users are others on the host, from [`REMAPPED`] on.
     pub fn start_remapped() -> Result<Self> {
-        Self::start_with(None, r#"{"userns-remap": "nobody:nogroup"}"#, true)
+        Self::start_remapped_with(json!({}))
+    }
+
+    /// The same with a daemon.json of more.
+    pub fn start_remapped_with(mut settings: Value) -> Result<Self> {
+        settings["userns-remap"] = "nobody:nogroup".into();
+        Self::start_with(None, &settings.to_string(), true)
     }
 
     fn start_with(dropin: Option<&str>, settings: &str, remapped: bool) -> Result<Self> {

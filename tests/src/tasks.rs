@@ -1,11 +1,10 @@
-//! containerd's task API by itself (containerd/api/services/tasks/v1): the steps that `ctr` takes at once, each alone, and without
-//! standard streams.
+//! containerd's task API by itself (containerd/api/services/tasks/v1): the steps that `ctr` takes at once, each alone.
 
 use prost::Message;
 use serde_json::Value;
 use tonic::Request;
 
-use crate::{Error, Result, grpc::Connection};
+use crate::{Error, Fifos, Result, grpc::Connection};
 
 const SERVICE: &str = "containerd.services.tasks.v1.Tasks";
 
@@ -45,6 +44,19 @@ impl Tasks {
         let request = CreateTaskRequest {
             container_id: container.to_owned(),
             rootfs,
+            ..CreateTaskRequest::default()
+        };
+        self.call("Create", request).map(|Empty {}| ())
+    }
+
+    /// Creates the task of a container whose specification names its root, with standard output and error.
+    pub fn create_with(&self, container: &str, fifos: &Fifos) -> Result<()> {
+        let [stdout, stderr] = fifos.paths();
+        let request = CreateTaskRequest {
+            container_id: container.to_owned(),
+            stdout,
+            stderr,
+            ..CreateTaskRequest::default()
         };
         self.call("Create", request).map(|Empty {}| ())
     }
@@ -58,6 +70,20 @@ impl Tasks {
     pub fn exec(&self, container: &str, exec: &str, process: &Value) -> Result<()> {
         let request = ExecProcessRequest {
             container_id: container.to_owned(),
+            spec: Some(Any::new("Process", process)),
+            exec_id: exec.to_owned(),
+            ..ExecProcessRequest::default()
+        };
+        self.call("Exec", request).map(|Empty {}| ())
+    }
+
+    /// Adds an exec with standard output and error.
+    pub fn exec_with(&self, container: &str, exec: &str, process: &Value, fifos: &Fifos) -> Result<()> {
+        let [stdout, stderr] = fifos.paths();
+        let request = ExecProcessRequest {
+            container_id: container.to_owned(),
+            stdout,
+            stderr,
             spec: Some(Any::new("Process", process)),
             exec_id: exec.to_owned(),
         };
@@ -122,6 +148,10 @@ struct CreateTaskRequest {
     container_id: String,
     #[prost(message, repeated, tag = "3")]
     rootfs: Vec<Mount>,
+    #[prost(string, tag = "5")]
+    stdout: String,
+    #[prost(string, tag = "6")]
+    stderr: String,
 }
 
 /// StartRequest, WaitRequest, DeleteTaskRequest and DeleteProcessRequest have the same fields.
@@ -137,6 +167,10 @@ struct ProcessRequest {
 struct ExecProcessRequest {
     #[prost(string, tag = "1")]
     container_id: String,
+    #[prost(string, tag = "3")]
+    stdout: String,
+    #[prost(string, tag = "4")]
+    stderr: String,
     #[prost(message, optional, tag = "6")]
     spec: Option<Any>,
     #[prost(string, tag = "7")]

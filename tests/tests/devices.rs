@@ -51,6 +51,28 @@ fn a_privileged_container_mounts_an_image_by_a_loop_device() -> Result<()> {
 mod kata_only {
     use super::*;
 
+    /// The list is what the host had when it was made. On runc the node is made, and leads nowhere.
+    #[test]
+    fn a_device_of_the_host_that_goes_while_a_privileged_container_is_created_is_left_out() -> Result<()> {
+        let node = Node::start()?;
+        let image = RawImage::with(&node.dir().join("disk"), "x", 8 << 20)?;
+        let (goes, stays) = (image.loop_device()?, image.loop_device()?);
+        let detach = format!("losetup --detach {}", goes.path().display());
+        let hook =
+            json!({ "path": "/bin/sh", "args": ["sh", "-c", detach], "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"] });
+        let mut spec = node.spec("goes", &["sh", "-c", "ls /dev/goes /dev/stays; head -c 1 /dev/stays"])?;
+        for (device, name) in [(&goes, "/dev/goes"), (&stays, "/dev/stays")] {
+            spec = device.given_to(spec, name, "rwm")?;
+        }
+        let spec = spec
+            .set("/linux/resources/devices", json!([{ "allow": true, "access": "rwm" }]))?
+            .push("/hooks/createRuntime", hook)?;
+        let output = node.run_spec("goes", &spec)?.arg("--rm").output()?.success()?;
+        assert_eq!(output.stdout(), "/dev/stays\nx", "{}", output.stderr());
+        assert!(output.stderr().contains("/dev/goes"), "{}", output.stderr());
+        node.nothing_left()
+    }
+
     /// As CRI sends it with `privileged_without_host_devices`.
     #[test]
     fn it_does_so_where_no_device_of_the_host_is_listed() -> Result<()> {

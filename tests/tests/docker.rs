@@ -175,9 +175,8 @@ fn a_container_of_dockers_is_copied_from_and_to_committed_exported_and_restarted
     Ok(())
 }
 
-/// What a CDI specification asks for, with the hooks of NVIDIA's: a link in the root, and what ldconfig(8) finds among the libraries that are mounted.
-#[test]
-fn a_device_of_cdi_has_its_files_variables_and_hooks() -> Result<()> {
+/// A device of CDI's, with the hooks of NVIDIA's: a link in the root, and what ldconfig(8) finds among the libraries that are mounted.
+fn uses_a_device_of_cdi(device: &str, start: impl FnOnce(serde_json::Value) -> Result<Docker>) -> Result<()> {
     let places = tempfile::tempdir()?;
     let place = |name: &str| places.path().join(name);
     std::fs::create_dir(place("cdi"))?;
@@ -190,17 +189,30 @@ fn a_device_of_cdi_has_its_files_variables_and_hooks() -> Result<()> {
     let hook = serde_json::json!({ "hookName": "createContainer", "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"] });
     let edits = serde_json::json!({
         "env": ["OF_CDI=yes"],
-        "deviceNodes": [{ "path": "/dev/of-cdi", "hostPath": "/dev/zero" }],
+        "deviceNodes": [{ "path": device, "hostPath": "/dev/zero" }],
         "mounts": [{ "hostPath": place("library"), "containerPath": "/opt/lib.so.1", "options": ["ro", "nosuid", "nodev", "bind"] }],
         "hooks": [hook],
     });
     let cdi = serde_json::json!({ "cdiVersion": "0.5.0", "kind": "vendor.test/class", "devices": [{ "name": "one", "containerEdits": edits }] });
     std::fs::write(place("cdi/vendor.json"), cdi.to_string())?;
-    let docker = Docker::start_with_settings(&settings.to_string())?;
+    let docker = start(settings)?;
     let run = docker.run("cdi").args(["--rm", "--device", "vendor.test/class=one"]);
-    let look = "echo $OF_CDI; head -c 2 /dev/of-cdi | wc -c; readlink /opt/lib.so; cat /opt/lib.so /etc/found";
-    assert_eq!(run.sh(look).ok()?, "yes\n2\nlib.so.1\na library\na library\n");
+    let look = "echo $OF_CDI; head -c 2 /dev/of-cdi | wc -c; readlink /opt/lib.so; cat /opt/lib.so /etc/found; stat -c %u /etc/found";
+    assert_eq!(run.sh(look).ok()?, "yes\n2\nlib.so.1\na library\na library\n0\n");
     Ok(())
+}
+
+#[test]
+fn a_device_of_cdi_has_its_files_variables_and_hooks() -> Result<()> {
+    uses_a_device_of_cdi("/dev/of-cdi", |settings| {
+        Docker::start_with_settings(&settings.to_string())
+    })
+}
+
+#[test]
+fn a_device_of_cdi_has_its_hooks_in_a_remapped_docker() -> Result<()> {
+    // In a user namespace runc has the host's device of that name.
+    uses_a_device_of_cdi("/dev/zero", Docker::start_remapped_with)
 }
 
 mod kata_only {

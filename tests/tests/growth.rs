@@ -76,6 +76,15 @@ mod kata_only {
         Ok(said.trim().parse().unwrap_or_default())
     }
 
+    /// How many pages all connections of TCP may have, which is a part of the guest's memory.
+    fn tcp_pages(node: &Node, container: &str, exec: &str) -> Result<u64> {
+        let said = node
+            .exec(container, exec)
+            .sh("cut -f 3 /proc/sys/net/ipv4/tcp_mem")
+            .ok()?;
+        Ok(said.trim().parse().unwrap_or_default())
+    }
+
     #[test]
     fn a_file_that_is_read_once_does_not_grow_the_vm_and_memory_that_is_free_again_goes_back() -> Result<()> {
         let node = Node::start()?;
@@ -89,6 +98,7 @@ mod kata_only {
         let read = "dd if=/work/big of=/dev/null bs=1M 2>/dev/null && echo read";
         assert_eq!(node.exec("back", "read").limit(LONG).sh(read).ok()?, "read\n");
         assert_eq!(total(&node, "back", "after")?, small);
+        let tcp_of_small = tcp_pages(&node, "back", "tcp")?;
 
         node.exec("back", "burst")
             .limit(LONG)
@@ -96,6 +106,14 @@ mod kata_only {
             .ok()?;
         let grown = total(&node, "back", "grown")?;
         assert!(grown >= small + 512, "{small} MiB became {grown} MiB");
+        let deadline = Instant::now() + wait::patience(LONG);
+        for look in 0.. {
+            let tcp = tcp_pages(&node, "back", &format!("tcp{look}"))?;
+            if tcp > 2 * tcp_of_small {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{tcp_of_small} pages for TCP became {tcp}");
+        }
         // Nobody tells of a VM that has given memory back.
         let deadline = Instant::now() + wait::patience(LONG);
         for look in 0.. {
@@ -105,6 +123,18 @@ mod kata_only {
             }
             assert!(Instant::now() < deadline, "the VM keeps its memory");
             sleep(Duration::from_secs(2));
+        }
+        let deadline = Instant::now() + wait::patience(LONG);
+        for look in 0.. {
+            let tcp = tcp_pages(&node, "back", &format!("less{look}"))?;
+            // As the VM, it may have a little more than before.
+            if tcp <= tcp_of_small + (16 << 20 >> 12) {
+                break;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{tcp} pages stay, {tcp_of_small} are the VM's part"
+            );
         }
         node.remove("back")?;
         node.nothing_left()

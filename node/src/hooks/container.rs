@@ -12,6 +12,7 @@ use super::view::View;
 use super::{HookError, HookState, run_one};
 use crate::host::host_ns::HostNamespace;
 
+pub use super::users::Users;
 pub use super::view::{ContainerFiles, Shown, ShownMount};
 
 /// The createContainer hooks of a specification.
@@ -23,22 +24,21 @@ pub fn hooks_of(spec: &Spec) -> Vec<Hook> {
         .unwrap_or_default()
 }
 
-/// Why a specification's createContainer hooks cannot be run; `shared`: its root is a directory that the guest is given.
-#[must_use]
-pub fn refusal(spec: &Spec, shared: bool) -> Option<&'static str> {
+/// The user namespace that a specification's createContainer hooks have, if they have one of their own; `shared`: its root is a directory that the guest is given.
+///
+/// # Errors
+/// Why they cannot be run.
+pub fn users_of(spec: &Spec, shared: bool) -> Result<Option<Users>, &'static str> {
     if hooks_of(spec).is_empty() {
-        return None;
+        return Ok(None);
     }
-    if has_namespace(spec, LinuxNamespaceType::User) {
-        return Some(
-            "they would have the privileges of the container's user namespace, which is in the guest: make them createRuntime hooks, or \
+    if !shared {
+        return Err(
+            "they run on the host, which does not have the container's root: it is a disk of the guest's, or a copy. Make them \
              startContainer hooks of a file of the image",
         );
     }
-    (!shared).then_some(
-        "they run on the host, which does not have the container's root: it is a disk of the guest's, or a copy. Make them \
-         startContainer hooks of a file of the image",
-    )
+    spec.linux().as_ref().map_or(Ok(None), Users::of)
 }
 
 /// Whether a specification asks for a namespace of a type, be it a new one or another one's.

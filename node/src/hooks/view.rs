@@ -5,7 +5,7 @@
 //! executed here, and no device node or set-id bit has an effect. Knows nothing of hooks.
 
 use std::collections::VecDeque;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,11 +15,12 @@ use std::process::{Child, Command};
 use std::sync::{Arc, mpsc};
 use std::thread;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, mkdirat, openat, readlink, readlinkat, statat};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, chownat, mkdirat, openat, readlink, readlinkat, statat};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, mount, move_mount, open_tree};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use super::users::{Owner, Users};
 use crate::host::host_ns::{self, HostNamespace};
 use crate::host::mountinfo;
 use crate::host::openat_beneath::{self, name_of};
@@ -39,6 +40,8 @@ pub struct ContainerFiles {
     pub mounts: Vec<ShownMount>,
     /// A process in the container's network namespace on the host; none if it has the host's.
     pub network_of: Option<u32>,
+    /// The container's user namespace, if it has one of its own.
+    pub users: Option<Users>,
 }
 
 /// A mount of the container, as its hooks see it.
@@ -81,6 +84,8 @@ pub(super) struct View {
     /// Threads in it.
     space: HostNamespace,
     network_of: Option<u32>,
+    /// The user namespace of the hooks, and its root on the host.
+    users: Option<(Arc<OwnedFd>, Owner)>,
     root: PathBuf,
     /// The root's path as the list of mounts has it: without links.
     listed_as: PathBuf,
@@ -93,6 +98,11 @@ impl View {
     /// Makes one. Blocks.
     pub(super) fn new(host: &HostNamespace, files: ContainerFiles) -> io::Result<Self> {
         let (network_of, root) = (files.network_of, files.root.clone());
+        let users = files
+            .users
+            .as_ref()
+            .map(|users| Ok::<_, io::Error>((Arc::new(users.namespace()?), users.root())));
+        let users = users.transpose()?;
         let make = move || -> io::Result<_> {
             host_ns::leave().map_err(io::Error::other)?;
             let (listed_as, held) = show(files)?;
@@ -103,6 +113,7 @@ impl View {
         Ok(Self {
             space,
             network_of,
+            users,
             root,
             listed_as,
             mounts,
@@ -115,12 +126,21 @@ impl View {
         &self.root
     }
 
+    /// Who a hook is on the host, if not root.
+    pub(super) fn owner(&self) -> Option<Owner> {
+        self.users.as_ref().map(|(_, owner)| *owner)
+    }
+
     /// Starts a process in it, which is killed when the answer's second part is dropped, or this process ends. Blocks.
     pub(super) fn spawn(&self, mut command: Command) -> io::Result<(Child, mpsc::Sender<()>)> {
         let (keep, until) = mpsc::channel();
         let (answer, answered) = mpsc::sync_channel(1);
         let view = self.clone();
         let start_and_stay = move || {
+            if let Some((users, _)) = &view.users {
+                sys::enter_user_namespace(&mut command, users.clone());
+            }
+            // After that: with its user a process loses this signal.
             sys::end_with_this_thread(&mut command);
             let _ = answer.send(view.enter_namespaces().and_then(|()| command.spawn()));
             // Until the other end is dropped: nothing is sent.
@@ -167,14 +187,24 @@ fn mounts(root: &Path) -> io::Result<Vec<Mounted>> {
     }
 }
 
+/// A container's root.
+struct Root {
+    tree: OwnedFd,
+    /// Whose the files are that are made in it, if not root's.
+    owner: Option<Owner>,
+}
+
 /// Mounts the root at its path, and on it what the container has mounted. The answer is the root's path without links, and the mounts.
 fn show(files: ContainerFiles) -> io::Result<(PathBuf, Vec<OwnedFd>)> {
     sys::mount_setattr(files.rootfs.as_fd(), SetAttr::PrivateRecursive)?;
     sys::mount_setattr(files.rootfs.as_fd(), SetAttr::NotExecutedRecursive)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     attach(&files.rootfs, &rustix::fs::open(&files.root, flags, Mode::empty())?)?;
-    let root = files.rootfs;
-    let listed_as = readlink(name_of(&root), Vec::new())?;
+    let root = Root {
+        tree: files.rootfs,
+        owner: files.users.as_ref().map(Users::root),
+    };
+    let listed_as = readlink(name_of(&root.tree), Vec::new())?;
     let mut held = Vec::new();
     for ShownMount { destination, shown } in files.mounts {
         let made = match shown {
@@ -189,12 +219,12 @@ fn show(files: ContainerFiles) -> io::Result<(PathBuf, Vec<OwnedFd>)> {
     for mount in &held {
         sys::mount_setattr(mount.as_fd(), SetAttr::ReadOnly)?;
     }
-    held.push(root);
+    held.push(root.tree);
     Ok((OsString::from_vec(listed_as.into_bytes()).into(), held))
 }
 
 /// Shows the source of a bind.
-fn show_source(root: &OwnedFd, destination: &Path, tree: OwnedFd) -> io::Result<OwnedFd> {
+fn show_source(root: &Root, destination: &Path, tree: OwnedFd) -> io::Result<OwnedFd> {
     sys::mount_setattr(tree.as_fd(), SetAttr::PrivateRecursive)?;
     sys::mount_setattr(tree.as_fd(), SetAttr::NotExecutedRecursive)?;
     sys::mount_setattr(tree.as_fd(), SetAttr::WithoutLinksRecursive)?;
@@ -212,7 +242,7 @@ fn is_read_only(error: &io::Error) -> bool {
 }
 
 /// Shows that there is nothing to be had: what is mounted there is the guest's.
-fn show_nothing(root: &OwnedFd, destination: &Path, directory: Option<bool>) -> io::Result<Option<OwnedFd>> {
+fn show_nothing(root: &Root, destination: &Path, directory: Option<bool>) -> io::Result<Option<OwnedFd>> {
     let under = match place(root, destination, directory) {
         Err(error) if is_read_only(&error) => return Ok(None),
         Err(error) if directory.is_none() && error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -241,7 +271,7 @@ fn is_directory(file: &OwnedFd) -> io::Result<bool> {
 
 /// The file or directory of a root, links followed within it, those of sources too; made if it is not there and it is known what it is, as the agent does in the guest. Whoever changes a source
 /// meanwhile has another place of the root covered.
-fn place(root: &OwnedFd, destination: &Path, directory: Option<bool>) -> io::Result<OwnedFd> {
+fn place(root: &Root, destination: &Path, directory: Option<bool>) -> io::Result<OwnedFd> {
     let mut rest: VecDeque<OsString> = names(destination).collect();
     let (mut at, mut links) = (PathBuf::new(), 0);
     while let Some(name) = rest.pop_front() {
@@ -249,7 +279,7 @@ fn place(root: &OwnedFd, destination: &Path, directory: Option<bool>) -> io::Res
             at.pop();
             continue;
         }
-        let above = open_at(root, &at)?;
+        let above = open_at(&root.tree, &at)?;
         match statat(&above, &name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_symlink() => {
                 links += 1;
@@ -270,16 +300,33 @@ fn place(root: &OwnedFd, destination: &Path, directory: Option<bool>) -> io::Res
             Err(Errno::NOENT) if directory.is_none() => return Err(Errno::NOENT.into()),
             Err(Errno::NOENT) if directory == Some(true) || !rest.is_empty() => {
                 mkdirat(&above, &name, Mode::from_raw_mode(0o755))?;
+                give(&above, &name, root.owner)?;
             }
             Err(Errno::NOENT) => {
                 let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
                 openat(&above, &name, flags, Mode::from_raw_mode(0o644))?;
+                give(&above, &name, root.owner)?;
             }
             Err(errno) => return Err(errno.into()),
         }
         at.push(name);
     }
-    open_at(root, &at)
+    open_at(&root.tree, &at)
+}
+
+/// Gives what was made in a directory to its owner.
+fn give(directory: &OwnedFd, name: &OsStr, owner: Option<Owner>) -> io::Result<()> {
+    let Some(Owner { uid, gid }) = owner else {
+        return Ok(());
+    };
+    let (user, group) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    Ok(chownat(
+        directory,
+        name,
+        Some(user),
+        Some(group),
+        AtFlags::SYMLINK_NOFOLLOW,
+    )?)
 }
 
 /// The names in a path, `..` among them.
@@ -302,7 +349,7 @@ fn open_at(directory: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
 mod tests {
     use super::*;
     use std::fs;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{MetadataExt, symlink};
 
     #[test]
     fn a_place_is_found_and_made_within_the_root() {
@@ -313,7 +360,10 @@ mod tests {
         symlink("../run/resolve/conf", path.join("dangling")).unwrap();
         symlink("/", path.join("top")).unwrap();
         symlink("loop", path.join("loop")).unwrap();
-        let opened = File::open(path).unwrap().into();
+        let opened = Root {
+            tree: File::open(path).unwrap().into(),
+            owner: Some(Owner { uid: 1000, gid: 2000 }),
+        };
         for (destination, directory, found) in [
             ("/lib/of", true, "usr/lib/of"),
             ("/dangling", false, "run/resolve/conf"),
@@ -326,6 +376,8 @@ mod tests {
             let at = fs::read_link(name_of(&place)).unwrap();
             assert_eq!(at, path.canonicalize().unwrap().join(found), "{destination}");
             assert_eq!(is_directory(&place).unwrap(), directory);
+            let made = fs::metadata(path.join(found)).unwrap();
+            assert_eq!((made.uid(), made.gid()), (1000, 2000), "{destination}");
         }
         let looped = place(&opened, Path::new("/loop/x"), Some(true)).unwrap_err();
         assert_eq!(looped.raw_os_error(), Some(Errno::LOOP.raw_os_error()));

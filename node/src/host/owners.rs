@@ -10,3 +10,8 @@ pub struct IdMap {
     /// What is mounted below the source is mapped, too.
     pub recursive: bool,
 }
+
+/// A line of uid_map or gid_map.
+pub(crate) fn line(inside: u32, outside: u32, size: u32) -> String {
+    format!("{inside} {outside} {size}\n")
+}

@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::Arc;
 
 use base::mount_attributes;
 use rustix::process::Signal;
@@ -45,6 +46,28 @@ pub fn end_with_this_thread(command: &mut Command) {
     // SAFETY: the closure makes one system call, and touches no memory.
     unsafe {
         command.pre_exec(|| rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(Into::into));
+    }
+}
+
+/// The process that the command starts is the root of this user namespace and in no other group. Its host names and System V objects belong to the namespace.
+pub fn enter_user_namespace(command: &mut Command, users: Arc<OwnedFd>) {
+    let enter = move || {
+        let done = |result: libc::c_long| match result {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        };
+        // SAFETY: system calls that take no memory; the descriptor is open here as in the parent.
+        unsafe {
+            done(libc::syscall(libc::SYS_setns, users.as_raw_fd(), libc::CLONE_NEWUSER))?;
+            done(libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()))?;
+            done(libc::syscall(libc::SYS_setresgid, 0, 0, 0))?;
+            done(libc::syscall(libc::SYS_setresuid, 0, 0, 0))?;
+        }
+        unshare(libc::CLONE_NEWUTS | libc::CLONE_NEWIPC)
+    };
+    // SAFETY: it makes system calls alone, and allocates nothing.
+    unsafe {
+        command.pre_exec(enter);
     }
 }
 

@@ -23,8 +23,8 @@ mod vm;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicUsize};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use guest::agent_client::AgentClient;
@@ -97,7 +97,9 @@ pub struct Sandbox {
     /// Whether the file server sees from now on what is mounted in the shared directory.
     serves_mounts: watch::Sender<bool>,
     /// The sandbox's pid on the host, from the VMM's start on.
-    stand_in: OnceLock<StandIn>,
+    stand_in: Mutex<Option<StandIn>>,
+    /// That pid's process was killed, and the VM lives on for other containers.
+    stand_in_killed: AtomicBool,
     stopping: watch::Sender<bool>,
     /// Why the VM has been given up, once it has been.
     given_up: watch::Sender<Option<String>>,
@@ -145,7 +147,8 @@ impl Sandbox {
     /// The pid that stands for the sandbox; 0 before the VMM runs. The guest's own pids mean nothing on the host.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.stand_in.get().map_or(0, StandIn::pid)
+        let stand_in = self.stand_in.lock().unwrap_or_else(PoisonError::into_inner);
+        stand_in.as_ref().map_or(0, StandIn::pid)
     }
 
     /// The VMM's pid; 0 before it runs.

@@ -2,12 +2,17 @@
 
 use std::cell::Cell;
 
-use crate::{Error, Node, Output, Report, Result, Runtime, Spec, locate::Version};
+use serde_json::{Value, json};
+
+use crate::{Error, Fifos, Node, Output, Report, Result, Runtime, Spec, locate::Version};
 
 /// The annotations by which CRI puts a container into a pod's sandbox.
 const TYPE: &str = "io.kubernetes.cri.container-type";
 const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
 const POD: &str = "pod";
+
+/// For what has not run: a program's code is not negative.
+const NO_CODE: i32 = -1;
 
 pub struct Bench {
     node: Node,
@@ -70,13 +75,18 @@ impl Bench {
             .annotation(SANDBOX, &self.node.id(POD))
     }
 
-    /// Runs a specification to its end in the foreground.
+    /// Runs a specification to its end. Where it cannot be run, the reason is in the standard error, and the code is none of a program's.
     pub fn output(&self, name: &str, spec: &Spec) -> Result<Output> {
-        let output = self.node.run_spec(name, spec)?.arg("--rm").output()?;
-        if output.code != Some(0) {
-            self.node.discard(name)?;
-        }
-        Ok(output)
+        self.node.create_spec(name, spec)?;
+        let (tasks, id) = (self.node.tasks()?, self.node.id(name));
+        let fifos = Fifos::new(self.node.dir(), name)?;
+        let ended = tasks.create_with(&id, &fifos).and_then(|()| {
+            let ended = tasks.start(&id, "").and_then(|()| tasks.wait(&id, ""));
+            let deleted = tasks.delete(&id);
+            ended.and_then(|code| deleted.map(|()| code))
+        });
+        self.node.discard(name)?;
+        come_to_an_end(name, ended, fifos)
     }
 
     /// Runs a changed specification whose program is a script; what it printed, on both streams.
@@ -110,7 +120,7 @@ impl Bench {
         let output = self.output(name, spec)?;
         match output.stdout().contains("it was run") || output.code == Some(0) {
             true => Ok(String::new()),
-            false => Ok(output.stderr().to_lowercase()),
+            false => Ok((output.stdout() + &output.stderr()).to_lowercase()),
         }
     }
 
@@ -124,8 +134,24 @@ impl Bench {
 
     /// Runs a script by an exec; what it printed, on both streams.
     pub fn exec(&self, container: &str, script: &str) -> Result<String> {
-        let output = self.node.exec(container, &self.name()).sh(script).output()?;
+        let output = self.exec_output(container, |process| process["args"] = json!(["sh", "-c", script]))?;
         Ok(output.stdout() + &output.stderr())
+    }
+
+    /// Runs an exec to its end: the container's process after a change.
+    pub fn exec_output(&self, container: &str, change: impl FnOnce(&mut Value)) -> Result<Output> {
+        let spec = std::fs::read(self.node.dir().join(format!("{container}.json")))?;
+        let mut spec: Value = serde_json::from_slice(&spec).map_err(|error| Error::unexpected(error.to_string()))?;
+        let mut process = spec["process"].take();
+        change(&mut process);
+        let (tasks, id, exec) = (self.node.tasks()?, self.node.id(container), self.name());
+        let fifos = Fifos::new(self.node.dir(), &exec)?;
+        let ended = tasks.exec_with(&id, &exec, &process, &fifos).and_then(|()| {
+            let ended = tasks.start(&id, &exec).and_then(|()| tasks.wait(&id, &exec));
+            let deleted = tasks.delete_exec(&id, &exec);
+            ended.and_then(|code| deleted.map(|()| code))
+        });
+        come_to_an_end(&exec, ended, fifos)
     }
 
     /// A line of the text after its key, or an error that shows the text.
@@ -135,4 +161,18 @@ impl Bench {
             .map(str::trim)
             .ok_or_else(|| Error::unexpected(format!("no {key} in {text}")))
     }
+}
+
+/// What came of a process that has ended, or was refused.
+fn come_to_an_end(name: &str, ended: Result<u32>, fifos: Fifos) -> Result<Output> {
+    let [stdout, mut stderr] = fifos.read()?;
+    let code = match ended {
+        Ok(code) => i32::try_from(code).unwrap_or(NO_CODE),
+        Err(Error::Rpc { message, .. }) => {
+            stderr.extend(message.into_bytes());
+            NO_CODE
+        }
+        Err(error) => return Err(error),
+    };
+    Ok(Output::of(name, code, [stdout, stderr]))
 }

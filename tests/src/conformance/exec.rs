@@ -83,6 +83,12 @@ fn execs(bench: &Bench, seen: &mut Seen) -> Result<()> {
             )
     })?;
     let exec = || node.exec(&name, &bench.name());
+    let printed = |args: &[&str], field: &str, value: serde_json::Value| {
+        bench.exec_output(&name, |process| {
+            process["args"] = json!(args);
+            process[field] = value;
+        })
+    };
     let output = exec().sh("echo out; echo err >&2; exit 9").output()?;
     seen.same("exec-exit-code", output.code, Some(9));
     seen.same(
@@ -92,14 +98,14 @@ fn execs(bench: &Bench, seen: &mut Seen) -> Result<()> {
     );
     seen.same(
         "exec-ended-by-a-signal",
-        exec().sh("kill -9 $$").output()?.code,
+        printed(&["sh", "-c", "kill -9 $$"], "cwd", json!("/"))?.code,
         Some(137),
     );
     let output = exec().program(["cat"]).output_with(b"typed".to_vec())?;
     seen.same("exec-input", output.stdout(), "typed");
     seen.same(
         "exec-cwd",
-        exec().args(["--cwd", "/usr/bin"]).program(["pwd"]).output()?.stdout(),
+        printed(&["pwd"], "cwd", json!("/usr/bin"))?.stdout(),
         "/usr/bin\n",
     );
     let relative = exec().args(["--cwd", "tmp"]).sh("echo it was run").output()?;
@@ -108,13 +114,13 @@ fn execs(bench: &Bench, seen: &mut Seen) -> Result<()> {
         relative.code != Some(0) && relative.stderr().to_lowercase().contains("cwd"),
         relative.stderr(),
     );
-    let said = exec()
-        .args(["--user", "1000:1000"])
-        .sh("id -u; id -g")
-        .output()?
-        .stdout();
-    seen.same("exec-user", said, "1000\n1000\n");
-    let report = Report::parse(&exec().program(["guest-probe", "report"]).output()?.success()?)?;
+    let said = printed(
+        &["sh", "-c", "id -u; id -g"],
+        "user",
+        json!({ "uid": 1000, "gid": 1000 }),
+    )?;
+    seen.same("exec-user", said.stdout(), "1000\n1000\n");
+    let report = Report::parse(&printed(&["guest-probe", "report"], "cwd", json!("/"))?.success()?)?;
     seen.same(
         "exec-has-the-containers-environment",
         report.fact("/env/OF"),

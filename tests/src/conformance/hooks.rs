@@ -1,6 +1,11 @@
 //! Hooks: all six, what they are told, in which order, and what a failure of each does.
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::Path,
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 
@@ -75,6 +80,22 @@ pub(super) const GROUPS: &[Group] = &[
             case("create-container-has-namespaces-of-its-own", "runc hooks.bats"),
         ],
         run: of_the_container,
+    },
+    Group {
+        name: "create-container-hooks-in-a-user-namespace",
+        cases: &[
+            case(
+                "create-container-is-root-of-the-user-namespace",
+                "runc userns.bats; runc hooks.bats",
+            ),
+            case("create-container-is-nobody-to-the-host", "runc userns.bats"),
+            case(
+                "create-container-changes-the-root-of-a-user-namespace",
+                "runc userns.bats; runc hooks_so.bats",
+            ),
+            case("mount-points-are-of-the-user-namespace", "runc userns.bats"),
+        ],
+        run: of_a_user_namespace,
     },
     // By itself: runc 1.1 does not come to an end of it.
     Group {
@@ -236,6 +257,62 @@ fn of_the_container(bench: &Bench, seen: &mut Seen) -> Result<()> {
     Ok(())
 }
 
+fn of_a_user_namespace(bench: &Bench, seen: &mut Seen) -> Result<()> {
+    let dir = bench.node().dir().join("users");
+    fs::create_dir_all(dir.join("source"))?;
+    fs::write(dir.join("seen"), "")?;
+    fs::write(dir.join("of-root"), "of root\n")?;
+    for (name, mode) in [("seen", 0o666), ("of-root", 0o600)] {
+        fs::set_permissions(dir.join(name), fs::Permissions::from_mode(mode))?;
+    }
+    let name = bench.name();
+    let script = "stat -c '%u %g' /etc/link-to /made /opt/new; cat /made";
+    let spec = bench.spec(&name, &["sh", "-c", script])?;
+    let hook = format!(
+        "echo to the runtime >/dev/stderr && opened=again; exec >{dir}/seen 2>&1; echo $(id -u) $(id -g); echo $(cat /proc/self/uid_map); \
+         grep CapEff /proc/self/status; echo $opened; cat {dir}/of-root || echo refused; ln -s target etc/link-to && echo a file >made",
+        dir = dir.display()
+    );
+    let shown = json!({ "destination": "/opt/new", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid"] });
+    let below = json!({ "destination": "/fresh/below", "type": "bind", "source": dir.join("source"), "options": ["rbind", "ro"] });
+    let root = spec.root();
+    let ranges = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
+    let spec = super::namespaces::mapped(spec, &ranges)?
+        .push("/mounts", shown)?
+        .push("/mounts", below)?
+        .push(
+            "/hooks/createContainer",
+            json!({ "path": "/bin/sh", "args": ["sh", "-c", hook], "env": ["PATH=/usr/bin:/bin"] }),
+        )?;
+    let printed = bench.output(&name, &spec)?;
+    let text = read(&dir, "seen");
+    let every_capability = text
+        .lines()
+        .any(|line| line.starts_with("CapEff:\t0") && line.ends_with("fffffffff"));
+    seen.holds(
+        "create-container-is-root-of-the-user-namespace",
+        text.starts_with("0 0\n0 100000 65536\n") && every_capability && text.contains("again\n"),
+        &text,
+    );
+    seen.holds(
+        "create-container-is-nobody-to-the-host",
+        text.contains("refused") && !text.contains("of root"),
+        &text,
+    );
+    seen.same(
+        "create-container-changes-the-root-of-a-user-namespace",
+        printed.stdout() + &printed.stderr(),
+        "0 0\n0 0\n0 0\na file\n",
+    );
+    let owner = |path: &str| fs::metadata(root.join(path)).map(|file| (file.uid(), file.gid())).ok();
+    seen.same(
+        "mount-points-are-of-the-user-namespace",
+        [owner("fresh"), owner("fresh/below")],
+        [Some((100_000, 100_000)); 2],
+    );
+    Ok(())
+}
+
 fn fails() -> Value {
     json!({ "path": "/bin/sh", "args": ["sh", "-c", "echo the reason >&2; exit 3"], "env": ["PATH=/bin"] })
 }
@@ -278,7 +355,7 @@ fn failing(bench: &Bench, seen: &mut Seen) -> Result<()> {
         order.ends_with("made\nundone\n"),
         order + &said,
     );
-    let slow = json!({ "path": "/bin/sh", "args": ["sh", "-c", "sleep 100"], "env": ["PATH=/bin"], "timeout": 1 });
+    let slow = json!({ "path": "/bin/sh", "args": ["sh", "-c", "exec sleep 100"], "env": ["PATH=/bin"], "timeout": 1 });
     let said = bench.refusal(|spec| spec.push("/hooks/createRuntime", slow))?;
     seen.has("hook-that-takes-too-long", &said, "hook");
     let said = bench.refusal(|spec| spec.push("/hooks/createRuntime", json!({ "path": "/no/such/hook" })))?;

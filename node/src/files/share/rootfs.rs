@@ -13,7 +13,7 @@ use super::attach::{attach, unmount_below};
 use super::error::ShareError;
 use super::{Attachment, SharedTree, id_map};
 use crate::host::host_mount;
-use crate::host::owners::IdMap;
+use crate::host::owners::{self, IdMap};
 use crate::host::path_error::PathError;
 use crate::host::sys::{self, SetAttr};
 use crate::spec::guest_path::guest_rootfs;
@@ -337,7 +337,7 @@ fn lines(map: &str) -> io::Result<String> {
         let [inside, outside, size] = words[..] else {
             return None;
         };
-        Some(format!("{inside} {outside} {size}\n"))
+        Some(owners::line(inside, outside, size))
     };
     let lines: Option<String> = map.split(',').map(line).collect();
     lines.ok_or_else(|| {

@@ -30,6 +30,7 @@ impl Volumes {
             .and_then(|resources| resources.devices().clone())
             .unwrap_or_default();
         let lenient = allows_everything(&rules);
+        self.every_device = lenient;
         let Some(listed) = linux.devices_mut().as_mut() else {
             return Ok(());
         };

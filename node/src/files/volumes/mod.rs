@@ -83,6 +83,8 @@ pub struct Volumes {
     pub storages: Vec<(Storage, Vec<usize>)>,
     /// Devices of the container, each with the index of its disk.
     pub devices: Vec<(BlockDevice, usize)>,
+    /// The container may use every device: those that it lists are what the host had at that moment, and it does without one that goes.
+    pub(super) every_device: bool,
     /// The root in the guest, if it is on a disk.
     pub rootfs: Option<PathBuf>,
     /// What the host calls its character devices that are listed, by their numbers (`MAJOR:MINOR`).
@@ -289,6 +291,12 @@ impl Volumes {
         }
         let index = self.add(disk);
         self.storages.push((storage, vec![index]));
+    }
+
+    /// Whether the container can be made without a disk, by its index.
+    #[must_use]
+    pub fn is_dispensable(&self, disk: usize) -> bool {
+        self.every_device && !self.storages.iter().any(|(_, disks)| disks.contains(&disk))
     }
 
     /// The index of a disk, which is there once even if it is named twice. It is written to if anything writes to it.

@@ -6,7 +6,7 @@
 use oci_spec::runtime::{Linux, LinuxIdMapping, Mount};
 
 use super::error::GuestSpecError;
-use crate::host::owners::IdMap;
+use crate::host::owners::{self, IdMap};
 
 struct Mapping {
     users: Vec<LinuxIdMapping>,
@@ -93,7 +93,7 @@ pub(super) fn refuse(mount: &Mount, reason: &str) -> Result<(), GuestSpecError> 
 }
 
 fn lines(mappings: &[LinuxIdMapping]) -> String {
-    let line = |map: &LinuxIdMapping| format!("{} {} {}\n", map.container_id(), map.host_id(), map.size());
+    let line = |map: &LinuxIdMapping| owners::line(map.container_id(), map.host_id(), map.size());
     mappings.iter().map(line).collect()
 }
 

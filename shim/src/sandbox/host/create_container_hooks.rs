@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use containerd_shim_protos::types::mount::Mount as RootfsMount;
 use node::guest_spec::GuestSpecError;
 use node::hooks::HookState;
-use node::hooks::container::{self, ContainerFiles, Shown, ShownMount};
+use node::hooks::container::{self, ContainerFiles, Shown, ShownMount, Users};
 use node::host_ns::HostNamespace;
 use node::share::{Attachment, PreparedRootfs, SharedTree};
 use oci_spec::runtime::{Hook, LinuxNamespaceType, Mount, Spec};
@@ -23,6 +23,7 @@ pub(super) struct CreateContainerHooks {
     mounts: Vec<Mount>,
     /// The container has a network namespace on the host.
     own_network: bool,
+    users: Option<Users>,
     /// The guest is to have the rootfs.
     shared: bool,
 }
@@ -39,12 +40,10 @@ impl CreateContainerHooks {
         rootfs: &[RootfsMount],
         shared: bool,
     ) -> Result<Option<Self>, GuestSpecError> {
-        if let Some(reason) = container::refusal(spec, shared) {
-            return Err(GuestSpecError::Field {
-                field: "hooks.createContainer",
-                reason: reason.to_owned(),
-            });
-        }
+        let users = container::users_of(spec, shared).map_err(|reason| GuestSpecError::Field {
+            field: "hooks.createContainer",
+            reason: reason.to_owned(),
+        })?;
         let hooks = container::hooks_of(spec);
         Ok((!hooks.is_empty()).then(|| Self {
             hooks,
@@ -53,6 +52,7 @@ impl CreateContainerHooks {
             rootfs: rootfs.to_vec(),
             mounts: Vec::new(),
             own_network: container::has_namespace(spec, LinuxNamespaceType::Network),
+            users,
             shared: true,
         }))
     }
@@ -78,6 +78,7 @@ impl CreateContainerHooks {
             rootfs: prepared.shown,
             mounts,
             network_of: self.own_network.then_some(pid),
+            users: self.users,
         };
         container::run(host, self.hooks, files, state).await.map_err(other)?;
         if !self.shared {

@@ -4,11 +4,13 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use base::chain;
 use node::bundle;
 use node::hooks::HookPoint;
 use node::volumes::Volumes;
+use oci_spec::runtime::{LinuxDevice, Spec};
 use protocol::agent::{BlockDevice, CreateContainerRequest, Storage};
 use rustix::process::Signal;
 
@@ -23,7 +25,8 @@ use crate::sandbox::records::stand_in::StandIn;
 
 impl Sandbox {
     /// Reads the bundle, and mounts the rootfs and the binds.
-    pub(in crate::sandbox) async fn attach(&self, container: &Container) -> Result<(), Error> {
+    pub(in crate::sandbox) async fn attach(self: &Arc<Self>, container: &Container) -> Result<(), Error> {
+        self.renew_stand_in(container);
         self.mounts_are_served().await?;
         let attached = self
             .host
@@ -41,6 +44,16 @@ impl Sandbox {
         let _ = container.resolv_conf.set(guest.resolv_conf.clone());
         container.making().guest = Some(guest);
         Ok(())
+    }
+
+    /// Makes another process for the sandbox's first container, if the one that stood for it was killed and the VM lives on for others.
+    fn renew_stand_in(self: &Arc<Self>, container: &Container) {
+        if container.id.as_str() == self.id.as_str()
+            && self.stand_in_killed.swap(false, Ordering::SeqCst)
+            && let Some(vm) = self.running_vm()
+        {
+            self.stand_for_the_sandbox(&vm);
+        }
     }
 
     /// Checks whose network the container is to have, and runs the hooks of the creation. They may put a network into the VM's namespace, as Docker's do.
@@ -77,7 +90,7 @@ impl Sandbox {
         })?;
         let stdio = self.prepare_streams(&container.init).await?;
         let GuestContainer {
-            spec,
+            mut spec,
             join_namespaces,
             mut volumes,
             limits,
@@ -95,7 +108,15 @@ impl Sandbox {
             self.plug_in(&container.id, volumes),
             self.grow(&agent, &container.id, limits),
         );
-        let ((storages, devices), ()) = tokio::try_join!(disks, size)?;
+        let ((storages, devices, gone), ()) = tokio::try_join!(disks, size)?;
+        if !gone.is_empty() {
+            let rest = without_devices(&spec, &gone);
+            spec = rest.map_err(|error| Error::Host {
+                operation: "create",
+                subject: subject.clone(),
+                source: HostError::Other(Box::new(error)),
+            })?;
+        }
         let call = CreateContainerRequest {
             container_id: container.id.to_string(),
             spec,
@@ -197,24 +218,31 @@ impl Sandbox {
         })
     }
 
-    /// Plugs in what a container needs, and tells the guest by which numbers it finds it.
+    /// Plugs in what a container needs, and tells the guest by which numbers it finds it. The third part of the answer is the devices that have gone meanwhile, which
+    /// the container does without.
     async fn plug_in(
         &self,
         container: &ContainerId,
-        volumes: Volumes,
-    ) -> Result<(Vec<Storage>, Vec<BlockDevice>), Error> {
+        mut volumes: Volumes,
+    ) -> Result<(Vec<Storage>, Vec<BlockDevice>, Vec<BlockDevice>), Error> {
         let failed = |source| Error::Disk {
             operation: "create",
             subject: format!("container {container}"),
             source: Box::new(source),
         };
         let mut serials = Vec::new();
-        for disk in volumes.disks {
+        for (index, disk) in std::mem::take(&mut volumes.disks).into_iter().enumerate() {
             let vm = self.running_vm().ok_or_else(|| failed(DiskError::Interrupted))?;
-            serials.push(self.disks.attach(vm, container, disk).await.map_err(failed)?);
+            serials.push(match self.disks.attach(vm, container, disk).await {
+                Err(DiskError::Open(error)) if volumes.is_dispensable(index) => {
+                    tracing::warn!(%container, error = chain(&error), "a device of the host is left out");
+                    None
+                }
+                attached => Some(attached.map_err(failed)?),
+            });
         }
         self.use_volumes(volumes.direct);
-        let serial = |index: usize| serials.get(index).cloned().unwrap_or_default();
+        let serial = |index: usize| serials.get(index).cloned().flatten().unwrap_or_default();
         let storages = volumes.storages.into_iter().map(|(mut storage, disks)| {
             let mut serials = disks.into_iter().map(serial);
             storage.serial = serials.next().unwrap_or_default();
@@ -225,7 +253,8 @@ impl Sandbox {
             device.serial = serial(disk);
             device
         });
-        Ok((storages.collect(), devices.collect()))
+        let (devices, gone) = devices.partition(|device| !device.serial.is_empty());
+        Ok((storages.collect(), devices, gone))
     }
 
     /// Unplugs what a container leaves. A guest that holds on to a disk does not hold up the deletion: the disk is freed by
@@ -236,4 +265,21 @@ impl Sandbox {
             tracing::error!(%container, serial, error = chain(&error), "a disk stays in the VM until its end");
         }
     }
+}
+
+/// A specification for the guest without some of its devices.
+fn without_devices(spec: &[u8], gone: &[BlockDevice]) -> serde_json::Result<Vec<u8>> {
+    let mut spec: Spec = serde_json::from_slice(spec)?;
+    let is_gone = |listed: &LinuxDevice| {
+        let number = (listed.major(), listed.minor());
+        let is = |gone: &BlockDevice| {
+            listed.path() == Path::new(&gone.path) && number == (gone.host_major.into(), gone.host_minor.into())
+        };
+        gone.iter().any(is)
+    };
+    let linux = spec.linux_mut().as_mut();
+    if let Some(listed) = linux.and_then(|linux| linux.devices_mut().as_mut()) {
+        listed.retain(|device| !is_gone(device));
+    }
+    serde_json::to_vec(&spec)
 }

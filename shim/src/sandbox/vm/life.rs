@@ -1,8 +1,8 @@
 //! The VM's life as one task: its boot, its reports and its end. Other tasks can request its end or wait for it.
 
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use guest::relays::Relays;
@@ -79,7 +79,8 @@ impl Sandbox {
             vm_state: watch::Sender::new(VmState::Booting),
             running: Mutex::default(),
             serves_mounts: watch::Sender::new(parts.serves_mounts),
-            stand_in: OnceLock::new(),
+            stand_in: Mutex::default(),
+            stand_in_killed: AtomicBool::new(false),
             stopping: watch::Sender::new(false),
             given_up: watch::Sender::new(None),
             timeouts: parts.timeouts,
@@ -202,7 +203,7 @@ impl Sandbox {
 
     /// Makes the pid that stands for the sandbox. Whoever kills it ends the VM, as it would end a container of runc; if others that are no pod's have joined its
     /// first container, that container alone.
-    fn stand_for_the_sandbox(self: &Arc<Self>, vm: &Arc<dyn RunningVm>) {
+    pub(in crate::sandbox) fn stand_for_the_sandbox(self: &Arc<Self>, vm: &Arc<dyn RunningVm>) {
         let made = StandIn::new(self.id.as_str(), vm.pid(), vm.network_namespace(), &vm.cgroup_members());
         let made = made.and_then(|stand_in| Ok((stand_in.killed()?, stand_in)));
         let (killed, stand_in) = match made {
@@ -210,8 +211,7 @@ impl Sandbox {
             Err(error) => return self.give_up(format!("no pid can be made for the sandbox: {error}")),
         };
         let pid = stand_in.pid();
-        // Once: a VM is launched once.
-        let _ = self.stand_in.set(stand_in);
+        *self.stand_in.lock().unwrap_or_else(PoisonError::into_inner) = Some(stand_in);
         let sandbox = Arc::downgrade(self);
         tokio::spawn(async move {
             killed.await;
@@ -220,6 +220,8 @@ impl Sandbox {
             let others = sandbox.created().iter().any(|container| container.id != first);
             if others && !sandbox.sizes.is_pod() {
                 tracing::warn!(container = %first, pid, "the process that stands for a container was killed: so is the container");
+                // Before its end, after which it can be created again.
+                sandbox.stand_in_killed.store(true, Ordering::SeqCst);
                 let init = ProcessName::init(first);
                 if let Err(error) = sandbox.kill(&init, Signal::KILL.as_raw().unsigned_abs(), true).await {
                     tracing::debug!(container = %init.container, error = error.message(), "it was not to be killed");
