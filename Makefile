@@ -177,7 +177,7 @@ packages: build ## build/packages: a .deb, an archive that works wherever it is 
 	@BUILD=$(BUILD) scripts/packages $(BUILD)/packages
 
 .PHONY: test-packages
-test-packages: packages ## a fresh bookworm and trixie, `dpkg -i`, `kata-ctl node install`, `ctr run` (root, the network)
+test-packages: packages ## the README, command by command, in a fresh bookworm and trixie (root, the network)
 	@for suite in bookworm trixie; do scripts/fresh-root $$suite $(BUILD)/packages/tatami_*.deb || exit 1; done
 
 .PHONY: image

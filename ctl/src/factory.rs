@@ -12,6 +12,7 @@ use serde::Deserialize;
 use crate::arguments::FactoryCommand;
 use crate::command::{self, CommandError};
 use crate::report::Report;
+use crate::sandboxes::{self, FindError};
 
 /// The shim's program, which is installed beside this one, or where containerd finds it.
 const SHIM: &str = "containerd-shim-kata-v2";
@@ -33,6 +34,9 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FactoryError {
+    /// The pool is below the sandboxes' directory. The shim's program takes one that it cannot read for an empty one.
+    #[error(transparent)]
+    Unreadable(#[from] FindError),
     #[error("no {SHIM} beside kata-ctl or in PATH")]
     NoShim,
     #[error("{}", shim.display())]
@@ -109,6 +113,7 @@ impl Status {
 }
 
 pub(crate) async fn report(command: &FactoryCommand) -> Result<Report, FactoryError> {
+    sandboxes::all(Path::new(sandboxes::ROOT))?;
     let text = match command {
         FactoryCommand::Init { config } => init(config.as_deref()).await?,
         FactoryCommand::Status { json: true } => format!("{}\n", ask("status", None).await?.trim_end()),
@@ -329,7 +334,7 @@ fn shown(status: &Status) -> String {
 
 /// The pool's figures for Prometheus; nothing where it was never on, or cannot be asked.
 pub(crate) async fn metrics() -> String {
-    if !Path::new(crate::sandboxes::ROOT).join(crate::sandboxes::POOL).exists() {
+    if !Path::new(sandboxes::ROOT).join(sandboxes::POOL).exists() {
         return String::new();
     }
     let Ok(status) = status().await else {

@@ -311,6 +311,19 @@ mod kata_only {
         node.nothing_left()
     }
 
+    /// What Kata's file of runtime-rs has, with a value that says so.
+    #[test]
+    fn with_seccompsandbox_off_qemu_has_no_filter_and_the_helpers_keep_theirs() -> Result<()> {
+        let node = Node::start_configured("[hypervisor.qemu]\nseccompsandbox = \"off\"\n")?;
+        node.run("a").arg("-d").program(["sleep", "1000"]).ok()?;
+        let processes = processes(&node, "a");
+        assert_eq!(status(processes["qemu"], "Seccomp")?, "0");
+        is_nobody("QEMU", processes["qemu"])?;
+        virtiofsd_is_confined(&node, "a")?;
+        node.remove("a")?;
+        node.nothing_left()
+    }
+
     #[test]
     fn a_sandbox_that_asks_for_the_hosts_network_has_nothing_of_it() -> Result<()> {
         let node = Node::start()?;

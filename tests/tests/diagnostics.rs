@@ -160,12 +160,18 @@ fn without_root_the_report_is_whole_and_says_what_it_could_not_read() -> Result<
     std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755))?;
     let node = Node::start()?;
     node.run("hidden").arg("-d").program(["sleep", "1000"]).ok()?;
-    let output = std::process::Command::new(&program)
-        .args(["collect-data", "--since", "1m"])
-        .current_dir("/")
-        .uid(65534)
-        .gid(65534)
-        .output()?;
+    let by_nobody = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(&program);
+        command.args(arguments).current_dir("/").uid(65534).gid(65534).output()
+    };
+    let output = by_nobody(&["collect-data", "--since", "1m"])?;
+    // A pool that cannot be read is not an empty one.
+    for action in ["status", "destroy"] {
+        let refused = by_nobody(&["factory", action])?;
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(1), "{said}");
+        assert!(said.contains("cannot read /run/tatami (only root can)"), "{said}");
+    }
     node.remove("hidden")?;
     assert!(output.status.success(), "{output:?}");
     let report = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -142,7 +142,7 @@ fn kubernetes_knows_every_field_of_the_manifests_of_the_chart_and_of_the_example
             2,
         ),
         ("docs/kubernetes.md", examples("docs/kubernetes.md")?, 2),
-        ("README.md", examples("README.md")?, 1),
+        ("README.md", examples("README.md")?, 2),
     ];
     let releases = Release::all()?;
     assert_eq!(releases.len(), 2);

@@ -133,6 +133,33 @@ mod kata_only {
         node.nothing_left()
     }
 
+    #[test]
+    fn a_container_that_has_dropped_all_capabilities_gets_one_back_only_if_the_operator_allows_it() -> Result<()> {
+        let dropped = |node: &Node| -> Result<Spec> {
+            let spec = sleeping(node, "dropped", 0)?.annotation(CAP_IPC_LOCK, "grant")?;
+            ["bounding", "permitted", "effective"]
+                .iter()
+                .try_fold(spec, |spec, set| {
+                    spec.set(&format!("/process/capabilities/{set}"), json!([]))
+                })
+        };
+        let node = Node::start()?;
+        let said = node.run_spec("dropped", &dropped(&node)?)?.arg("--rm").fails()?;
+        let reason = "is not allowed: runtime.cap_ipc_lock.grant_to_dropped is false";
+        assert!(said.contains(reason) && said.contains("invalid argument"), "{said}");
+        node.discard("dropped")?;
+        node.nothing_left()?;
+
+        let node = Node::start_configured("[runtime.cap_ipc_lock]\ngrant_to_dropped = true\n")?;
+        node.run_spec("dropped", &dropped(&node)?)?.arg("-d").ok()?;
+        let report = exec(&node, "dropped", "e")?;
+        for set in ["CapEff", "CapPrm", "CapBnd"] {
+            assert_eq!(report.capabilities(set)?, IPC_LOCK, "{set}");
+        }
+        node.remove("dropped")?;
+        node.nothing_left()
+    }
+
     /// A container with this annotation is refused as an invalid argument, with its key, its value and the reason.
     fn refused(node: &Node, name: &str, (key, value): (&str, &str), says: &str) -> Result<()> {
         let spec = sleeping(node, name, 0)?.annotation(key, value)?;

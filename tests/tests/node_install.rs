@@ -312,10 +312,20 @@ mod kata_only {
         framework::leftovers::processes(pod).iter().filter_map(of).collect()
     }
 
-    /// The node's containerd runs a pod by what the image has installed. An image of another version is installed over it: the pod lives, and the
-    /// next one is of the other version. Then all is taken out.
     #[test]
     fn an_upgrade_by_the_image_leaves_running_pods_and_a_removal_leaves_nothing() -> Result<()> {
+        an_upgrade_leaves_running_pods(Version::Installed)
+    }
+
+    /// By what was written for containerd 1.6, as after an upgrade of containerd.
+    #[test]
+    fn an_upgrade_by_the_image_leaves_running_pods_with_containerd_1_7() -> Result<()> {
+        an_upgrade_leaves_running_pods(Version::V1_7)
+    }
+
+    /// The node's containerd runs a pod by what the image has installed. An image of another version is installed over it: the pod lives, and the
+    /// next one is of the other version. Then all is taken out. The PATH of containerd has another shim, the build's.
+    fn an_upgrade_leaves_running_pods(version: Version) -> Result<()> {
         let daemon_set = DaemonSet::new()?;
         // The node's /opt/tatami, at a place that its containerd finds in the root of this machine.
         let prefix = daemon_set.node.dir().join("tatami");
@@ -331,8 +341,7 @@ mod kata_only {
                 .collect())
         };
         let mut before = Vec::new();
-        // containerd 1.6 looks for the shim in its PATH, and not at `runtime_path`: there it would find the build's.
-        let node = PodNode::start_edited(Version::V1_7, None, |base, configured| {
+        let node = PodNode::start_edited(version, None, |base, configured| {
             fs::write(daemon_set.configuration(), base)?;
             before = files(&daemon_set.host.join("etc"))?;
             daemon_set.run(with_prefix("install.yaml")?)?;

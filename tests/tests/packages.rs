@@ -136,6 +136,19 @@ fn a_debian_package_says_what_it_needs_and_is_gone_when_it_is_purged() -> Result
     Ok(())
 }
 
+/// On a node that has this machine's files, containerd and QEMU among them. `make test-packages` does the same in fresh roots.
+#[test]
+fn the_readme_followed_command_by_command_runs_a_container_and_leaves_nothing_installed() -> Result<()> {
+    let packages = Packages::make()?;
+    let said = run(Command::new(locate::workspace().join("scripts/follow-readme"))
+        .arg("/")
+        .arg(packages.with_end(".deb")?))?;
+    for command in ["# apt install ", "# ctr run ", "# apt purge tatami"] {
+        assert!(said.contains(command), "{command}: {said}");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_debian_package_is_as_debian_has_them_and_says_under_which_licences_its_parts_are() -> Result<()> {
     let packages = Packages::make()?;

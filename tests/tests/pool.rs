@@ -252,6 +252,15 @@ fn a_member_whose_vm_dies_ends() -> Result<()> {
 }
 
 #[test]
+fn a_member_that_nobody_claims_ends_after_the_configured_time() -> Result<()> {
+    let node = Node::start_configured("[factory]\nvm_cache_number = 1\nvm_cache_idle_timeout = 20\n")?;
+    let pool = Pool::fill(&node.configuration())?;
+    let ended = || pool.members().ok()?.is_empty().then_some(());
+    wait::changed(Path::new("/run/tatami/pool"), LIMIT, ended)?;
+    node.nothing_left()
+}
+
+#[test]
 fn a_member_that_is_stopped_holds_up_no_start_and_is_replaced() -> Result<()> {
     let (node, pool) = node(1)?;
     let (member, _) = a_member(&pool)?;

@@ -105,6 +105,19 @@ mod kata_only {
         node.nothing_left()
     }
 
+    /// Kata's runtime-rs has the rule (its how-to-size-sandbox-overhead-runtime-rs.md).
+    #[test]
+    fn with_an_overhead_a_vm_has_its_limits_and_that() -> Result<()> {
+        let node = Node::start_configured(
+            "[hypervisor.qemu]\noverhead_vcpus = 0.5\noverhead_memory = 200\n[runtime]\nstatic_sandbox_resource_mgmt = true\n",
+        )?;
+        let limits = ["--rm", "--memory-limit", "314572800", "--cpus", "1"];
+        let (vcpus, memory) = size(&node.run("limited").args(limits).sh(SIZE).ok()?);
+        assert_eq!(vcpus, 2.min(host_cpus()));
+        assert!((436..=500).contains(&memory), "{memory} MiB");
+        node.nothing_left()
+    }
+
     #[test]
     fn a_set_of_cpus_that_the_guest_has_not_is_as_many_of_its_own() -> Result<()> {
         let node = Node::start()?;

@@ -17,6 +17,9 @@ const DUMP: Duration = Duration::from_secs(10);
 /// The name of the runtime in containerd's configuration.
 const RUNTIME: &str = "io.containerd.kata.v2";
 
+/// The shim's name. `kata-ctl node install` gives containerd 1.6 its path for a runtime's type.
+const SHIM: &str = "containerd-shim-kata-v2";
+
 /// Whether the processor can run guests: vmx or svm among its flags (the kernel's Documentation/arch/x86/cpuinfo.rst).
 pub(super) fn virtualization(cpuinfo: &str, arch: &str) -> Finding {
     const WHAT: &str = "virtualization";
@@ -93,7 +96,8 @@ pub(super) async fn containerd(search: Option<&OsStr>) -> Finding {
 pub(super) async fn runtime_class(search: Option<&OsStr>) -> Option<Finding> {
     let path = command::find(Path::new("containerd"), search)?;
     let printed = command::run(&path, &["config", "dump"], DUMP).await.ok()?;
-    let known = printed.out.contains(RUNTIME);
+    let mut lines = printed.out.lines().map(str::trim);
+    let known = lines.any(|line| line.starts_with("runtime_type") && (line.contains(RUNTIME) || line.contains(SHIM)));
     Some(if known {
         Finding::ok(
             "containerd's configuration",
@@ -111,12 +115,11 @@ pub(super) async fn runtime_class(search: Option<&OsStr>) -> Option<Finding> {
 
 /// Whether containerd can find the shim by its name.
 pub(super) fn shim(search: Option<&OsStr>) -> Finding {
-    const NAME: &str = "containerd-shim-kata-v2";
-    match command::find(Path::new(NAME), search) {
+    match command::find(Path::new(SHIM), search) {
         Some(path) => Finding::ok("shim", path.display().to_string()),
         None => Finding::warn(
             "shim",
-            format!("{NAME} is not in this PATH"),
+            format!("{SHIM} is not in this PATH"),
             "containerd cannot start sandboxes unless it is in containerd's own",
             "install it, or add its directory to the PATH of containerd's service",
         ),
@@ -184,6 +187,8 @@ mod tests {
             "case $1 in config) echo 'runtime_type = \"io.containerd.kata.v2\"';; *) echo containerd x v1.7.2 abc;; esac",
         );
         assert_eq!(containerd(search).await.verdict, Verdict::Ok);
+        assert_eq!(runtime_class(search).await.unwrap().verdict, Verdict::Ok);
+        write("echo 'runtime_type = \"/opt/tatami/bin/containerd-shim-kata-v2\"'");
         assert_eq!(runtime_class(search).await.unwrap().verdict, Verdict::Ok);
         write("echo containerd x 1.4.13");
         assert!(warned(&containerd(search).await));

@@ -65,8 +65,8 @@ impl State {
     pub(crate) fn of_link(path: &Path) -> Result<Self, NodeError> {
         match fs::read_link(path) {
             Ok(target) => Ok(Self::Link(target)),
-            // Not a link.
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Self::of_file(path),
+            // Not a link: a program, whose bytes nobody asks for.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(Self::Text(String::new())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::Absent),
             Err(error) => Err(failed("read", path)(error)),
         }

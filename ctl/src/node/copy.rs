@@ -11,6 +11,8 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use super::error::NodeError;
 use super::programs::below;
 
+/// A file of each unpacked archive, which a package has in /etc.
+const CONFIGURATION: &str = "etc/configuration.toml";
 /// A file of each copy: a directory without it was made by somebody else.
 const MARK: &str = ".tatami-copy";
 
@@ -29,6 +31,14 @@ pub(crate) fn tree(from: &Path, to: &Path) -> Result<(), NodeError> {
         return Err(NodeError::Configuration {
             path: to.to_owned(),
             why: "is no directory to copy into".to_owned(),
+        });
+    }
+    // A package's programs are in /usr, beside those of the distribution.
+    if !from.join(CONFIGURATION).is_file() {
+        return Err(NodeError::Configuration {
+            path: from.to_owned(),
+            why: "is no directory of this runtime alone: --copy-to copies an unpacked archive, or what the image has"
+                .to_owned(),
         });
     }
     if !is_replaceable(to).map_err(failed(to))? {
@@ -57,6 +67,16 @@ fn is_replaceable(directory: &Path) -> io::Result<bool> {
 /// to be printed.
 pub(crate) fn removed(root: &Path, directory: &Path, dry_run: bool) -> Result<String, NodeError> {
     let path = below(root, directory);
+    let (new, old) = (hidden(&path, ".tatami-new"), hidden(&path, ".tatami-old"));
+    let failed = |source| NodeError::Io {
+        operation: "remove",
+        path: path.clone(),
+        source,
+    };
+    if !dry_run {
+        // What an interrupted copy or removal left.
+        remove(&new).and_then(|()| remove(&old)).map_err(failed)?;
+    }
     if !path.exists() {
         return Ok(String::new());
     }
@@ -79,15 +99,7 @@ pub(crate) fn removed(root: &Path, directory: &Path, dry_run: bool) -> Result<St
         ));
     }
     if !dry_run {
-        let old = hidden(&path, ".tatami-old");
-        let gone = remove(&old)
-            .and_then(|()| fs::rename(&path, &old))
-            .and_then(|()| remove(&old));
-        gone.map_err(|source| NodeError::Io {
-            operation: "remove",
-            path,
-            source,
-        })?;
+        fs::rename(&path, &old).and_then(|()| remove(&old)).map_err(failed)?;
     }
     Ok(format!("remove  {}\n", directory.display()))
 }
@@ -173,8 +185,13 @@ mod tests {
             fs::write(at("opt/tatami").join(file), "").unwrap();
         }
         fs::create_dir_all(at("opt/tatami/share/tatami")).unwrap();
+        let error = tree(&at("opt/tatami"), &at("opt/copy")).unwrap_err().to_string();
+        assert!(error.contains("is no directory of this runtime alone"), "{error}");
+        assert!(!at("opt/copy").exists());
+        fs::create_dir_all(at("opt/tatami/etc")).unwrap();
+        fs::write(at("opt/tatami").join(CONFIGURATION), "").unwrap();
         assert!(removed(root.path(), copy, false).is_err());
-        assert!(tree(&at("opt/tatami/bin"), &at("opt/tatami")).is_err());
+        assert!(tree(&at("opt/tatami"), &at("opt/tatami")).is_err());
         assert!(at("opt/tatami/bin/sh").exists());
         fs::rename(at("opt/tatami"), at("installed")).unwrap();
         tree(&at("installed"), &at("opt/tatami")).unwrap();
@@ -188,7 +205,12 @@ mod tests {
         fs::remove_dir_all(at("run/tatami/pod-1")).unwrap();
         assert_eq!(removed(root.path(), copy, true).unwrap(), "remove  /opt/tatami\n");
         assert!(at("opt/tatami").exists());
+        fs::create_dir_all(at("opt/.tatami.tatami-old/half")).unwrap();
         removed(root.path(), copy, false).unwrap();
+        assert_eq!(fs::read_dir(at("opt")).unwrap().count(), 0);
+        // One that was ended in its first copy.
+        fs::create_dir_all(at("opt/.tatami.tatami-new/half")).unwrap();
+        assert_eq!(removed(root.path(), copy, false).unwrap(), "");
         assert_eq!(fs::read_dir(at("opt")).unwrap().count(), 0);
     }
 
@@ -196,7 +218,10 @@ mod tests {
     fn a_copy_replaces_an_older_one_and_what_an_interrupted_one_left() {
         let place = tempfile::tempdir().unwrap();
         let (from, to) = (place.path().join("from"), place.path().join("opt/tatami"));
-        fs::create_dir_all(from.join("bin")).unwrap();
+        for directory in ["bin", "etc"] {
+            fs::create_dir_all(from.join(directory)).unwrap();
+        }
+        fs::write(from.join(CONFIGURATION), "").unwrap();
         fs::write(from.join("bin/program"), "1").unwrap();
         symlink("program", from.join("bin/other")).unwrap();
         fs::create_dir_all(place.path().join("opt/.tatami.tatami-new/half")).unwrap();

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::block;
 use super::error::NodeError;
+use super::programs::Release;
 use super::target::CONFIGURATION;
 
 /// The runtime's name for containerd.
@@ -36,13 +37,27 @@ fn path(path: &Path) -> String {
     quoted(&path.to_string_lossy())
 }
 
+/// What tells containerd where the shim is.
+#[derive(Debug, Clone, Copy)]
+enum Finds {
+    /// The key `runtime_path`.
+    RuntimePath,
+    /// `runtime_type`, which may be a path instead of a name in every containerd. Only this one is read by 1.6, which would look up a name in
+    /// its PATH, where there may be a shim of another runtime.
+    RuntimeType,
+}
+
 impl Handler {
-    /// The tables for containerd, in a file of this version.
-    pub(crate) fn containerd(&self, version: i64) -> String {
+    /// The tables for containerd, in a file of this version, for a containerd that takes the shim from there.
+    fn containerd(&self, version: i64, by: Finds) -> String {
         let plugin = if version < 3 { PLUGINS[0] } else { PLUGINS[1] };
+        let runtime_type = match by {
+            Finds::RuntimePath => quoted(RUNTIME),
+            Finds::RuntimeType => path(&self.shim),
+        };
         let table = format!("plugins.{}.containerd.runtimes.{}", quoted(plugin), quoted(&self.name));
         let mut text = format!(
-            "[{table}]\nruntime_type = \"{RUNTIME}\"\nruntime_path = {}\nprivileged_without_host_devices = true\n\
+            "[{table}]\nruntime_type = {runtime_type}\nruntime_path = {}\nprivileged_without_host_devices = true\n\
              privileged_without_host_devices_all_devices_allowed = true\n\
              pod_annotations = [\"io.katacontainers.*\"]\ncontainer_annotations = [\"io.katacontainers.*\"]\n",
             path(&self.shim)
@@ -93,14 +108,14 @@ fn refused(file: &Path, why: String) -> NodeError {
     }
 }
 
-/// Adds the handler to the configuration of containerd in `file`, whose text is that; `major` is containerd's version.
+/// Adds the handler to the configuration of containerd in `file`, whose text is that.
 pub(crate) fn with_containerd(
     file: &Path,
     text: Option<&str>,
-    major: u32,
+    release: Release,
     handler: &Handler,
 ) -> Result<Place, NodeError> {
-    let newest = if major < 2 { 2 } else { 3 };
+    let newest = if release.major < 2 { 2 } else { 3 };
     let (rest, _) = block::without(text.unwrap_or_default()).map_err(|error| refused(file, error.to_string()))?;
     let known: toml::Table = rest
         .parse()
@@ -133,14 +148,18 @@ pub(crate) fn with_containerd(
             return Err(refused(file, why));
         }
     }
-    if major >= 2
+    if release.major >= 2
         && let Some(directory) = imported(file, &known).first()
     {
-        let text = format!("{OWN}version = 3\n{}", handler.containerd(3));
+        let text = format!("{OWN}version = 3\n{}", handler.containerd(3, Finds::RuntimePath));
         let file = directory.join(DROP_IN);
         return Ok(Place::DropIn { file, text });
     }
-    let mut part = handler.containerd(version);
+    let by = match release.reads_runtime_path() {
+        true => Finds::RuntimePath,
+        false => Finds::RuntimeType,
+    };
+    let mut part = handler.containerd(version, by);
     if known.is_empty() {
         part.insert_str(0, &format!("version = {version}\n"));
     }
@@ -174,7 +193,8 @@ pub(crate) fn with_template(
     handler: &Handler,
 ) -> Result<String, NodeError> {
     let text = text.unwrap_or(BASE);
-    block::with(text, &handler.containerd(version)).map_err(|error| refused(file, error.to_string()))
+    block::with(text, &handler.containerd(version, Finds::RuntimePath))
+        .map_err(|error| refused(file, error.to_string()))
 }
 
 /// The template that is used where there is none (docs.k3s.io, Advanced, Configuring containerd).
@@ -264,7 +284,13 @@ mod tests {
     }
 
     fn placed(text: Option<&str>, major: u32) -> Result<Place, NodeError> {
-        with_containerd(Path::new("/etc/containerd/config.toml"), text, major, &handler())
+        // 1.7 or 2.7.
+        with_containerd(
+            Path::new("/etc/containerd/config.toml"),
+            text,
+            Release { major, minor: 7 },
+            &handler(),
+        )
     }
 
     fn part(text: Option<&str>, major: u32) -> String {
@@ -288,6 +314,19 @@ mod tests {
         }
         assert!(part(None, 1).contains("\nversion = 2\n") && part(None, 2).contains("\nversion = 3\n"));
         assert!(part(Some("version = 3\n"), 2).contains("[plugins.\"io.containerd.cri.v1.runtime\".containerd"));
+    }
+
+    #[test]
+    fn containerd_1_6_is_told_the_shim_by_the_runtimes_type() {
+        let release = Release { major: 1, minor: 6 };
+        let placed = with_containerd(Path::new("config.toml"), Some("version = 2\n"), release, &handler()).unwrap();
+        let Place::Part(text) = placed else {
+            panic!("{placed:?}")
+        };
+        assert!(
+            text.contains("\nruntime_type = \"/usr/bin/containerd-shim-kata-v2\"\n"),
+            "{text}"
+        );
     }
 
     #[test]

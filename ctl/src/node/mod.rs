@@ -106,7 +106,8 @@ pub(crate) fn report(command: &NodeCommand) -> Result<Report, NodeError> {
             ..
         } => {
             let _alone = lock::unless(*dry_run, &target.root)?;
-            let parts = parts::removed(target)?;
+            let installed = remove_copy.clone().map_or_else(prefix, Ok)?;
+            let parts = parts::removed(target, Some(&installed))?;
             let mut report = carry_out(target, &parts, *dry_run, *restart, false)?;
             if let Some(directory) = remove_copy {
                 let said = copy::removed(&target.root, directory, *dry_run)?;
@@ -174,6 +175,9 @@ fn carry_out(target: &Target, parts: &[Part], dry_run: bool, restart: bool, adds
         })?;
     }
     if restart && !dry_run {
+        if services.is_empty() {
+            text.push_str("note    no manager was restarted, because no file of it has changed\n");
+        }
         return Ok(Report { text, good: true });
     }
     for service in services {

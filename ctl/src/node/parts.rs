@@ -214,6 +214,21 @@ fn service(root: &Path, services: [&'static str; 2]) -> &'static str {
     services.into_iter().find(is_there).unwrap_or(services[0])
 }
 
+/// Whether a link to this may be replaced or removed: it leads to an installation of this runtime, or to nothing. Kata's own installer has a link of
+/// the same name.
+fn is_replaceable(root: &Path, shim: &Path) -> bool {
+    let prefix = shim.ancestors().nth(2).unwrap_or(Path::new("/"));
+    // `make install` makes the first, an archive and a build have the second.
+    let ours = ["share/tatami", "etc/configuration.toml"];
+    shim.file_name() == Some(SHIM.as_ref())
+        && (ours.iter().any(|part| below(root, &prefix.join(part)).exists()) || !below(root, shim).exists())
+}
+
+fn is_in_path(shim: &Path) -> bool {
+    let directory = shim.parent();
+    PATH.iter().any(|path| Some(Path::new(path)) == directory)
+}
+
 /// What every manager needs: a configuration where the runtime looks for it, and the shim in the PATH for `ctr` and Docker.
 fn runtime(root: &Path, installed: &Path, shim: &Path) -> Result<Part, NodeError> {
     let mut changes = Vec::new();
@@ -227,21 +242,32 @@ fn runtime(root: &Path, installed: &Path, shim: &Path) -> Result<Part, NodeError
         });
     }
     let mut notes = Vec::new();
-    let in_path = shim
-        .parent()
-        .is_some_and(|parent| PATH.iter().any(|path| Path::new(path) == parent));
-    if !in_path {
-        let link = below(root, Path::new(LINK));
-        match State::of_link(&link)? {
-            State::Text(_) => notes.push(format!(
-                "{} is another program: `ctr` and Docker use that",
-                link.display()
-            )),
-            before => changes.push(Change {
-                path: link,
-                before,
+    let link = Path::new(LINK);
+    for place in PATH.iter().map(|directory| Path::new(directory).join(SHIM)) {
+        if place == shim {
+            break;
+        }
+        let there = below(root, &place);
+        let state = State::of_link(&there)?;
+        let is_free = match &state {
+            State::Absent => true,
+            State::Link(target) => target == shim || is_replaceable(root, target),
+            State::Text(_) => false,
+        };
+        if is_free && place == link && !is_in_path(shim) {
+            changes.push(Change {
+                path: there,
+                before: state,
                 after: State::Link(shim.to_owned()),
-            }),
+            });
+            break;
+        }
+        if state != State::Absent {
+            notes.push(format!(
+                "{} is another program: `ctr` and Docker use that",
+                there.display()
+            ));
+            break;
         }
     }
     Ok(Part {
@@ -262,10 +288,10 @@ fn containerd(target: &Target, handler: &Handler) -> Result<Part, NodeError> {
                 .to_owned(),
         })
     };
-    let major = target.containerd_version.map_or_else(|| program()?.major(), Ok)?;
+    let release = target.containerd_version.map_or_else(|| program()?.release(), Ok)?;
     let text = change::text(&file)?;
     let mut notes = Vec::new();
-    let changes = match managers::with_containerd(&target.containerd_config, text.as_deref(), major, handler)? {
+    let changes = match managers::with_containerd(&target.containerd_config, text.as_deref(), release, handler)? {
         Place::Part(text) => rewritten(&file, text)?,
         Place::DropIn { file, text } => vec![own(below(&target.root, &file), text)?],
         Place::Without(why) => {
@@ -316,8 +342,8 @@ impl Part {
     }
 }
 
-/// What is taken out again.
-pub(crate) fn removed(target: &Target) -> Result<Vec<Part>, NodeError> {
+/// What is taken out again; `installed` is the installation, a path of the node.
+pub(crate) fn removed(target: &Target, installed: Option<&Path>) -> Result<Vec<Part>, NodeError> {
     let root = &target.root;
     let mut parts = Vec::new();
     let mut push = |manager, changes: Vec<Change>, service| {
@@ -358,7 +384,7 @@ pub(crate) fn removed(target: &Target) -> Result<Vec<Part>, NodeError> {
             push("Docker", restored(&file, &rest, "")?, "docker");
         }
     }
-    parts.insert(0, runtime_removed(root)?);
+    parts.insert(0, runtime_removed(root, installed)?);
     Ok(parts)
 }
 
@@ -378,27 +404,31 @@ fn without_part(file: &Path, empty: &str) -> Result<Vec<Change>, NodeError> {
 }
 
 /// The link, if it leads to a shim of ours or nowhere, and the configuration, if it is the one that was delivered.
-fn runtime_removed(root: &Path) -> Result<Part, NodeError> {
+fn runtime_removed(root: &Path, installed: Option<&Path>) -> Result<Part, NodeError> {
     let mut changes = Vec::new();
+    let mut installations: Vec<PathBuf> = installed.map(Path::to_owned).into_iter().collect();
     let link = below(root, Path::new(LINK));
-    if let State::Link(shim) = State::of_link(&link)? {
-        let prefix = shim.ancestors().nth(2).unwrap_or(Path::new("/")).to_owned();
-        let file = below(root, Path::new(CONFIGURATION));
-        let delivered = change::text(&below(root, &prefix.join("etc/configuration.toml")))?;
-        let before = State::of_file(&file)?;
+    if let State::Link(shim) = State::of_link(&link)?
+        && is_replaceable(root, &shim)
+    {
+        installations.extend(shim.ancestors().nth(2).map(Path::to_owned));
+        changes.push(Change {
+            path: link,
+            before: State::Link(shim),
+            after: State::Absent,
+        });
+    }
+    let file = below(root, Path::new(CONFIGURATION));
+    let before = State::of_file(&file)?;
+    for installation in installations {
+        let delivered = change::text(&below(root, &installation.join("etc/configuration.toml")))?;
         if delivered.is_some_and(|text| before == State::Text(text)) {
             changes.push(Change {
                 path: file,
                 before,
                 after: State::Absent,
             });
-        }
-        if shim.file_name() == Some(SHIM.as_ref()) {
-            changes.push(Change {
-                path: link,
-                before: State::Link(shim),
-                after: State::Absent,
-            });
+            break;
         }
     }
     Ok(Part {
@@ -412,7 +442,7 @@ fn runtime_removed(root: &Path) -> Result<Part, NodeError> {
 /// How each manager of the node stands: what it has of ours, beside what an installation of today would give it.
 pub(crate) fn standing(target: &Target) -> Result<Vec<Standing>, NodeError> {
     let root = &target.root;
-    let ours = removed(target)?;
+    let ours = removed(target, None)?;
     let has = |manager: &str| {
         ours.iter()
             .any(|part| part.manager == manager && !part.changes.is_empty())

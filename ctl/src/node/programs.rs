@@ -73,26 +73,41 @@ impl<'a> Program<'a> {
         Err(said(format!("{status}: {last}")))
     }
 
-    /// The major version in what `--version` prints: "containerd github.com/containerd/containerd v1.7.24 …".
-    pub(crate) fn major(&self) -> Result<u32, NodeError> {
+    /// The release in what `--version` prints: "containerd github.com/containerd/containerd v1.7.24 …".
+    pub(crate) fn release(&self) -> Result<Release, NodeError> {
         let said = self.run(&["--version"])?;
-        major(&said).ok_or_else(|| NodeError::Program {
+        release(&said).ok_or_else(|| NodeError::Program {
             command: format!("{} --version", self.path.display()),
             why: format!("no version in {said:?}"),
         })
     }
 }
 
-/// The major version of `--containerd-version`.
-pub(crate) fn version(text: &str) -> Result<u32, String> {
-    major(text).ok_or_else(|| "must be a version such as 1.7 or 2.1".to_owned())
+/// A release of containerd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Release {
+    pub(crate) major: u32,
+    pub(crate) minor: u32,
 }
 
-fn major(said: &str) -> Option<u32> {
+impl Release {
+    /// Whether a handler's `runtime_path` has an effect. containerd 1.6 takes the first shim of its PATH.
+    pub(crate) fn reads_runtime_path(self) -> bool {
+        self >= Self { major: 1, minor: 7 }
+    }
+}
+
+/// The release of `--containerd-version`.
+pub(crate) fn version(text: &str) -> Result<Release, String> {
+    release(text).ok_or_else(|| "must be a version such as 1.7 or 2.1".to_owned())
+}
+
+fn release(said: &str) -> Option<Release> {
     said.split_whitespace().find_map(|word| {
         let (major, rest) = word.trim_start_matches('v').split_once('.')?;
-        rest.starts_with(|first: char| first.is_ascii_digit())
-            .then(|| major.parse().ok())?
+        let digits = rest.split(|next: char| !next.is_ascii_digit()).next()?;
+        let (major, minor) = (major.parse().ok()?, digits.parse().ok()?);
+        Some(Release { major, minor })
     })
 }
 
@@ -105,16 +120,21 @@ mod tests {
         for (said, wanted) in [
             (
                 "containerd github.com/containerd/containerd v1.7.24 88bf19b2105c8b17560993bee28a01ddc2f97182",
-                Some(1),
+                Some((1, 7)),
             ),
             (
                 "containerd github.com/containerd/containerd 1.6.20~ds1 1.6.20~ds1-1+deb12u3",
-                Some(1),
+                Some((1, 6)),
             ),
-            ("containerd github.com/containerd/containerd/v2 2.1.9+unknown ", Some(2)),
+            (
+                "containerd github.com/containerd/containerd/v2 2.1.9+unknown ",
+                Some((2, 1)),
+            ),
+            ("containerd v2.3", Some((2, 3))),
             ("containerd", None),
         ] {
-            assert_eq!(major(said), wanted, "{said}");
+            let wanted = wanted.map(|(major, minor)| Release { major, minor });
+            assert_eq!(release(said), wanted, "{said}");
         }
     }
 }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::programs::Release;
+
 /// Where the runtime reads its configuration if nothing names another file.
 pub(super) const CONFIGURATION: &str = "/etc/kata-containers/configuration.toml";
 
@@ -21,7 +23,7 @@ pub(crate) struct Target {
     pub(super) containerd_config: PathBuf,
     /// containerd's version, where it cannot be asked
     #[arg(long, value_name = "VERSION", value_parser = super::programs::version)]
-    pub(super) containerd_version: Option<u32>,
+    pub(super) containerd_version: Option<Release>,
 }
 
 /// A path of the node, which another process uses from another directory.

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use tempfile::TempDir;
 
+use super::programs::Release;
 use super::*;
 
 struct Node {
@@ -42,7 +43,10 @@ impl Node {
             root: self.root.path().to_owned(),
             handler: "kata".to_owned(),
             containerd_config: "/etc/containerd/config.toml".into(),
-            containerd_version: Some(self.major),
+            containerd_version: Some(Release {
+                major: self.major,
+                minor: 7,
+            }),
         }
     }
 
@@ -62,7 +66,7 @@ impl Node {
     }
 
     fn uninstall(&self) -> String {
-        let parts = parts::removed(&self.target()).unwrap();
+        let parts = parts::removed(&self.target(), Some(Path::new("/opt/tatami"))).unwrap();
         carry_out(&self.target(), &parts, false, false, false).unwrap().text
     }
 
@@ -190,6 +194,32 @@ fn one_file_that_cannot_be_added_to_leaves_all_as_they_were() {
         "{error}"
     );
     assert_eq!(node.all(), before);
+}
+
+/// Kata's installer links its shim by the same name in the same place.
+#[test]
+fn a_shim_of_another_runtime_stays_where_it_is() {
+    const LINK: &str = "usr/local/bin/containerd-shim-kata-v2";
+    let other: fn(&Node) = |node| {
+        node.write("opt/kata/bin/containerd-shim-kata-v2", "");
+        fs::create_dir_all(node.path("usr/local/bin")).unwrap();
+        std::os::unix::fs::symlink("/opt/kata/bin/containerd-shim-kata-v2", node.path(LINK)).unwrap();
+    };
+    let program: fn(&Node) = |node| node.write(LINK, &"x".repeat(5 << 20));
+    let earlier: fn(&Node) = |node| node.write("usr/local/sbin/containerd-shim-kata-v2", "");
+    for put in [other, program, earlier] {
+        let node = Node::new(1);
+        put(&node);
+        node.write("etc/containerd/config.toml", "version = 2\n");
+        let before = node.all();
+        let said = node.install();
+        assert!(
+            said.contains("is another program: `ctr` and Docker use that\n"),
+            "{said}"
+        );
+        node.uninstall();
+        assert_eq!(node.all(), before);
+    }
 }
 
 #[test]
