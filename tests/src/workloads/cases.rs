@@ -16,6 +16,7 @@ pub const CASES: &[Case] = &[
     case("redis", 512),
     case("git", 1024),
     case("postgres", 1024),
+    case("mariadb", 1024),
     case("nginx", 512),
     case("python", 512),
     case("node", 1024),
@@ -27,6 +28,7 @@ pub const CASES: &[Case] = &[
     case("go", 1536),
     case("rsync", 512),
     case("fio", 512),
+    case("stress-ng", 1024),
     case("apt", 512),
     case("cron", 512),
     Case {
