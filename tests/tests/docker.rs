@@ -197,8 +197,10 @@ fn uses_a_device_of_cdi(device: &str, start: impl FnOnce(serde_json::Value) -> R
     std::fs::write(place("cdi/vendor.json"), cdi.to_string())?;
     let docker = start(settings)?;
     let run = docker.run("cdi").args(["--rm", "--device", "vendor.test/class=one"]);
-    let look = "echo $OF_CDI; head -c 2 /dev/of-cdi | wc -c; readlink /opt/lib.so; cat /opt/lib.so /etc/found; stat -c %u /etc/found";
-    assert_eq!(run.sh(look).ok()?, "yes\n2\nlib.so.1\na library\na library\n0\n");
+    let look = format!(
+        "echo $OF_CDI; head -c 2 {device} | wc -c; readlink /opt/lib.so; cat /opt/lib.so /etc/found; stat -c %u /etc/found"
+    );
+    assert_eq!(run.sh(&look).ok()?, "yes\n2\nlib.so.1\na library\na library\n0\n");
     Ok(())
 }
 

@@ -315,7 +315,9 @@ mod kata_only {
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o711))?;
         let script = format!(
             "exec >>{notes}; bin/busybox echo executed; touch /etc/of-hook etc/of-hook && echo written; mknod zero c 1 5 && echo made; \
-             mount -t tmpfs tmpfs mnt && echo mounted; nsenter -t {other} -m echo entered; kill -0 {other} && echo signalled; \
+             mount -t tmpfs tmpfs mnt && echo mounted; \
+             PATH=$PATH:/usr/sbin:/sbin; ip link show lo >/dev/null || echo none; ip link set lo up && echo up; \
+             nsenter -t {other} -m echo entered; kill -0 {other} && echo signalled; \
              echo begun; setsid sh -c 'while sleep 1; do :; done' {mark}",
             notes = dir.join("notes").display(),
             other = std::process::id(),
