@@ -38,6 +38,11 @@ pub(crate) const LIMITS: ProcessLimits = ProcessLimits {
 /// Timeout for the daemon to listen, in time that it has had. It needs some milliseconds.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Bytes of a connection that the guest may send before it hears that the host has taken some (the daemon's default: 65536). The daemon says so
+/// after three quarters of them. A guest has at most its own socket's buffer on the way, 256 KiB in Linux (`virtio_transport_tx_buf_size`):
+/// more than a third above that, and it would wait for ever.
+const TX_BUFFER: &str = "131072";
+
 /// The pause while the daemon's socket has its name and does not listen yet.
 const BETWEEN_BIND_AND_LISTEN: Duration = Duration::from_millis(1);
 
@@ -139,6 +144,8 @@ fn args() -> Vec<OsString> {
         "vhost-vsock.sock",
         "--uds-path",
         "vsock.sock",
+        "--tx-buffer-size",
+        TX_BUFFER,
     ]
     .map(OsString::from)
     .to_vec()

@@ -51,20 +51,34 @@ fn converse(mut socket: File, words: &[u8]) -> io::Result<usize> {
     }
 }
 
-/// Bytes of a write: as the agent's (`agent/src/connections/dial.rs`).
+/// Bytes of a write to vsock: as the agent's (`agent/src/connections/dial.rs`).
 const BLOCK: usize = 28 << 10;
+/// Bytes of a write to a pipe.
+const PIPE_BLOCK: usize = 64 << 10;
 
 /// Sends so many MiB to a port of the host, and ends the connection when the host has.
 pub(crate) fn pour(port: &str, mebibytes: &str) -> Result<()> {
     let mut socket = File::from(connected(&VsockAddr::new(HOST, port.parse()?))?);
-    let block = vec![0x5a; BLOCK];
+    write_blocks(&mut socket, BLOCK, mebibytes)?;
+    socket.read_to_end(&mut Vec::new())?;
+    Ok(())
+}
+
+/// `guest-probe pour MIB`: writes so many MiB to its standard output.
+pub(crate) fn pour_out(mebibytes: &str) -> Result<()> {
+    let mut stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    write_blocks(&mut stdout, PIPE_BLOCK, mebibytes)
+}
+
+/// Writes the same block again and again: to make it costs nothing.
+fn write_blocks(to: &mut File, length: usize, mebibytes: &str) -> Result<()> {
+    let block = vec![0x5a; length];
     let mut left = mebibytes.parse::<usize>()? << 20;
     while left > 0 {
-        let length = left.min(BLOCK);
-        socket.write_all(&block[..length])?;
+        let length = left.min(block.len());
+        to.write_all(&block[..length])?;
         left -= length;
     }
-    socket.read_to_end(&mut Vec::new())?;
     Ok(())
 }
 

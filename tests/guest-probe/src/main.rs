@@ -26,6 +26,7 @@
 //! guest-probe names tcp|udp SERVER NAME COUNT  asks a name server for an address that many times at once; prints the answers
 //! guest-probe dial CID PORT         says its standard input on a vsock connection; prints what came of it, as one JSON object
 //! guest-probe silence CID PORT COUNT  keeps that many vsock connections open and says nothing on them
+//! guest-probe pour MIB              writes that many MiB to its standard output, and does nothing else
 //! guest-probe log-to FILE           containerd's binary logger: copies descriptors 3 and 4 to a file
 //! guest-probe load DIR FILES MIB    file system load; prints rates
 //! guest-probe times root|in ROUNDS COUNT DIR,DIR… PROGRAM…   seconds that a program takes from or in each directory, as JSON
@@ -107,6 +108,7 @@ fn main() -> ExitCode {
         ["dial", cid, port] => dial::dial(cid, port),
         ["silence", cid, port, count] => dial::silence(cid, port, count),
         ["knock", cid, port, seconds] => dial::knock(cid, port, seconds),
+        ["pour", mebibytes] => dial::pour_out(mebibytes),
         ["log-to", file] => log_to(file),
         ["watch", count, paths @ ..] => watch::watch(count, paths),
         ["load", dir, files, mebibytes] => load::load(dir, files, mebibytes),

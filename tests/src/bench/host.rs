@@ -27,11 +27,15 @@ pub struct Host {
     idle: Option<Running>,
     qemu: Vec<OsString>,
     virtiofsd: Vec<OsString>,
+    /// The vsock daemon's options besides its sockets and the guest's CID. None with vhost-vsock.
+    vsock: Vec<OsString>,
     shares: Cell<u32>,
     dir: TempDir,
 }
 
 pub(crate) const IDLE: &str = "idle";
+
+const VSOCK_DAEMON: &str = "vhost-device-vsock";
 
 impl Host {
     /// Starts containerd and an idle container.
@@ -48,11 +52,16 @@ impl Host {
         idle.shows("up")?;
         let qemu = arguments(&running(&node, "qemu-system")?)?;
         let virtiofsd = arguments(&running(&node, "virtiofsd")?)?;
+        let vsock = match running(&node, VSOCK_DAEMON) {
+            Ok(daemon) => without_sockets(&arguments(&daemon)?[1..]),
+            Err(_) => Vec::new(),
+        };
         Ok(Self {
             idle: Some(idle),
             node,
             qemu,
             virtiofsd,
+            vsock,
             shares: Cell::new(0),
             dir: tempfile::tempdir()?,
         })
@@ -181,15 +190,27 @@ impl Host {
         }
         let listener = UnixListener::bind(&listen)?;
         let daemon = Helper::listening(
-            Command::new(locate::built("bin/vhost-device-vsock", "build")?)
+            Command::new(locate::built("bin", "build")?.join(VSOCK_DAEMON))
                 .args(["--guest-cid", "3", "--socket"])
                 .arg(&socket)
                 .arg("--uds-path")
-                .arg(&connections),
+                .arg(&connections)
+                .args(&self.vsock),
             &socket,
         )?;
         Ok((daemon, socket, listener))
     }
+}
+
+/// The options of a vsock daemon without those that a bare guest's has of its own. Each option has a value.
+fn without_sockets(options: &[OsString]) -> Vec<OsString> {
+    let own = |option: &OsString| {
+        ["--guest-cid", "--socket", "--uds-path"]
+            .iter()
+            .any(|own| option == own)
+    };
+    let rest = options.chunks(2).filter(|option| !option.first().is_some_and(own));
+    rest.flatten().cloned().collect()
 }
 
 /// What comes before an option's value.

@@ -16,7 +16,6 @@ const COUNT: usize = 3;
 const MEBIBYTES: usize = 32;
 /// The kind that is a bare guest.
 const BARE: usize = 6;
-const BLOCKS: usize = (MEBIBYTES << 20) / (64 << 10);
 
 pub(super) fn measure(host: &Host) -> Result<Vec<Row>> {
     let runc = Node::start_runtime(Runtime::Runc)?.quiet();
@@ -61,13 +60,8 @@ pub(super) fn measure(host: &Host) -> Result<Vec<Row>> {
         let node = nodes[kind % 2];
         match kind / 2 {
             0 => exec(node, "true", 0, 0),
-            // Large writes, so that the writer is not what is measured.
-            1 => exec(
-                node,
-                &format!("dd if=/dev/zero bs=64k count={BLOCKS} 2>/dev/null"),
-                0,
-                bytes,
-            ),
+            // Large writes of one block, so that the writer is not what is measured.
+            1 => exec(node, &format!("guest-probe pour {MEBIBYTES}"), 0, bytes),
             _ => exec(node, "cat > /dev/null", bytes, 0),
         }
     })?;

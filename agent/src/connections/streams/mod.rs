@@ -15,13 +15,14 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use protocol::agent::Stdio;
 use protocol::preamble::{Preamble, TOKEN_LENGTH, Token};
-use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::connections::dial::Dialer;
+use buffer::BUFFER;
 use channel::Channel;
 use tatami_agent::launch;
 
@@ -90,6 +91,16 @@ fn pipe(stream: &'static str) -> Result<(OwnedFd, OwnedFd), StdioError> {
     pipe_with(PipeFlags::CLOEXEC).map_err(|error| StdioError::Pipe(stream, error.into()))
 }
 
+/// Makes room for [`BUFFER`] bytes in a pipe, if that can be had: it is only faster.
+///
+/// The room counts for the guest's root, containers included, who gets pipes of two pages beyond `fs.pipe-user-pages-soft` (pipe(7)):
+/// so it is for stdout alone, where most of the output is.
+fn enlarge(pipe: &OwnedFd) {
+    if let Err(error) = fcntl_setpipe_size(pipe, BUFFER) {
+        tracing::debug!(%error, "a pipe keeps its size");
+    }
+}
+
 impl Prepared {
     /// Dials what the host wants to see, and makes the pipes.
     ///
@@ -138,6 +149,7 @@ impl Prepared {
         }
         if let Some(connection) = stdout {
             let (read, write) = pipe("stdout")?;
+            enlarge(&write);
             prepared.stdout = Some((read, connection));
             ends[1] = Some(write);
         }

@@ -27,6 +27,12 @@ fn stdin(window: usize) -> (OwnedFd, DuplexStream, Streams) {
 }
 
 #[tokio::test]
+async fn the_pipe_of_stdout_takes_what_the_copy_moves_at_a_time() {
+    let (pipe, _host, _streams) = stdout(1);
+    assert_eq!(rustix::pipe::fcntl_getpipe_size(&pipe).unwrap(), BUFFER);
+}
+
+#[tokio::test]
 async fn fifty_megabytes_reach_a_slow_host_and_are_counted() {
     const SIZE: usize = 50 << 20;
     let (pipe, mut host, mut streams) = stdout(4096);
