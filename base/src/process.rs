@@ -1,9 +1,10 @@
-//! What the kernel tells of a process: /proc/PID/stat, status and smaps_rollup (proc_pid_stat(5), proc_pid_status(5), proc_pid_smaps(5)).
+//! What the kernel tells of a process: /proc/PID/stat, status, smaps_rollup and io (proc_pid_stat(5), proc_pid_status(5), proc_pid_smaps(5),
+//! proc_pid_io(5)).
 
 use std::fs::File;
 use std::io::BufReader;
 
-pub use procfs_core::process::Stat;
+pub use procfs_core::process::{Io, Stat};
 use procfs_core::process::{SmapsRollup, Status};
 use procfs_core::{FromBufRead, FromRead};
 
@@ -37,6 +38,13 @@ pub fn proportional(pid: i32) -> Option<u64> {
         .map
         .get("Pss")
         .copied()
+}
+
+/// What a process has read and written, in bytes. None without the right to trace it.
+#[must_use]
+pub fn io(pid: i32) -> Option<Io> {
+    let file = File::open(format!("/proc/{pid}/io")).ok()?;
+    Io::from_buf_read(BufReader::new(file)).ok()
 }
 
 /// The stat of the calling process.
@@ -76,5 +84,14 @@ mod tests {
             "{proportional} of {resident}"
         );
         assert!(super::resident(i32::MAX).is_none() && super::proportional(i32::MAX).is_none());
+    }
+
+    #[test]
+    fn what_a_process_has_read_counts() {
+        let own = std::process::id().cast_signed();
+        let before = io(own).unwrap().rchar;
+        std::fs::read("/proc/self/stat").unwrap();
+        assert!(io(own).unwrap().rchar > before);
+        assert!(io(i32::MAX).is_none());
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use config::{ConfigError, Loaded};
 
-use crate::report::{Report, complain};
+use crate::report::{Report, print_message};
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ShowError {
@@ -29,7 +29,7 @@ pub(crate) fn path(named: Option<&Path>) -> PathBuf {
 pub(crate) fn report(named: Option<&Path>, json: bool) -> Result<Report, ShowError> {
     let loaded = config::load(&path(named))?;
     for warning in &loaded.warnings {
-        complain(&format!("warning: {warning}"));
+        print_message(&format!("warning: {warning}"));
     }
     let text = if json { as_json(&loaded)? } else { as_toml(&loaded)? };
     Ok(Report { text, good: true })

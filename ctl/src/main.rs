@@ -37,7 +37,7 @@ use std::time::Duration;
 use arguments::{CheckScope, Command, VolumeCommand};
 use direct_volume::Places;
 use progress::said;
-use report::{Report, complain};
+use report::{Report, print_message};
 
 enum End {
     Report(Report),
@@ -58,7 +58,7 @@ fn main() -> ExitCode {
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {
-            complain(&format!("cannot start: {error}"));
+            print_message(&format!("cannot start: {error}"));
             return ExitCode::FAILURE;
         }
     };
@@ -70,7 +70,7 @@ fn main() -> ExitCode {
         // An exit code has eight bits (exit(3)).
         Ok(End::Code(code)) => ExitCode::from(u8::try_from(code & 0xff).unwrap_or(u8::MAX)),
         Err(error) => {
-            complain(&base::chain(&*error));
+            print_message(&base::chain(&*error));
             ExitCode::FAILURE
         }
     }
@@ -219,7 +219,7 @@ async fn stay(report: &Report) -> Result<(), Failure> {
     use tokio::signal::unix::{SignalKind, signal};
 
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    complain(&format!("done, waiting for SIGTERM:\n{}", report.text.trim_end()));
+    print_message(&format!("done, waiting for SIGTERM:\n{}", report.text.trim_end()));
     tokio::select! {
         _ = term.recv() => {}
         _ = int.recv() => {}
@@ -243,7 +243,7 @@ fn finish(report: &Report) -> ExitCode {
         // A reader that has seen enough, such as head(1).
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
-            complain(&format!("cannot write the result: {error}"));
+            print_message(&format!("cannot write the result: {error}"));
             ExitCode::FAILURE
         }
     }

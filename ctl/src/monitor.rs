@@ -38,7 +38,7 @@ pub(crate) async fn serve(address: SocketAddr, remote: bool) -> Result<(), Monit
     let failed = |error| MonitorError::Listen(address, error);
     let listener = bind(address).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
-    crate::report::complain(&format!("serving http://{address}/metrics, /sandboxes and /agent-url"));
+    crate::report::print_message(&format!("serving http://{address}/metrics, /sandboxes and /agent-url"));
     answer_all(listener, sandboxes::ROOT.into()).await;
     Ok(())
 }

@@ -11,7 +11,7 @@ pub(crate) async fn said<T>(what: &str, work: impl Future<Output = T>) -> T {
     tokio::select! {
         biased;
         done = &mut work => return done,
-        () = tokio::time::sleep(LONG) => crate::report::complain(&format!("{what} …")),
+        () = tokio::time::sleep(LONG) => crate::report::print_message(&format!("{what} …")),
     }
     work.await
 }

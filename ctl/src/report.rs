@@ -10,6 +10,6 @@ pub(crate) struct Report {
 }
 
 /// Writes a line to standard error. If that fails, there is nowhere left to report it.
-pub(crate) fn complain(line: &str) {
+pub(crate) fn print_message(line: &str) {
     let _ = writeln!(io::stderr().lock(), "kata-ctl: {line}");
 }

@@ -107,7 +107,7 @@ impl<E: Clone> Core<E> {
             _ => None,
         };
         container.life = Life::Created;
-        container.told = true;
+        container.announced = true;
         let name = ProcessName::init(id.clone());
         let enter = Effect::Enter(name.clone(), View::In(Phase::Created), Some(Event::Created));
         self.effects.push(enter);

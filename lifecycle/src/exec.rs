@@ -46,7 +46,7 @@ impl<E: Clone> Core<E> {
         let init = self.containers.get(&name.container).map(|container| container.life);
         let phase = init.map_or(Phase::Stopped, |life| life.phase());
         if life != Life::Created || deleting {
-            return self.refuse_phase(reply, Verb::Start, name, life.seen());
+            return self.refuse_phase(reply, Verb::Start, name, life.published());
         }
         if !phase.allows(Verb::Exec) {
             return self.refuse_phase(reply, Verb::Exec, ProcessName::init(name.container), phase);
@@ -152,8 +152,8 @@ impl<E: Clone> Core<E> {
         }
     }
 
-    /// A start that has failed, or was ended, and whose job is over or abandoned. Of an exec that was never told to have
-    /// started no exit is told.
+    /// A start that has failed, or was ended, and whose job is over or abandoned. Of an exec whose start was never
+    /// published no exit is published.
     pub(crate) fn exec_failed(
         &mut self,
         now: SystemTime,
@@ -225,7 +225,7 @@ impl<E: Clone> Core<E> {
             return delete.replies.push(reply);
         }
         if !matches!(exec.life, Life::Created | Life::Stopped(_)) {
-            let phase = exec.life.seen();
+            let phase = exec.life.published();
             return self.refuse_phase(reply, Verb::Delete, name, phase);
         }
         let guest = exec.guest;
@@ -277,7 +277,7 @@ impl<E: Clone> Core<E> {
         let Some(delete) = &mut exec.delete else { return };
         let refused = matches!(failure.fault, Fault::Refused | Fault::Phase);
         if refused && !std::mem::replace(&mut delete.tried, true) {
-            // It runs, though it has never been told to have started, or though its exit was told by the container's end.
+            // It runs, though its start was never published, or though its exit was published at the container's end.
             exec.guest = InGuest::Lingers;
             self.kill_exec(name);
             return self.await_exec_exit(name);

@@ -52,7 +52,7 @@ impl<E: Clone> Core<E> {
         }
     }
 
-    /// Whether an exec has been started and its exit is not told.
+    /// Whether an exec has been started and its exit is not published.
     fn has_live_exec(&self, id: &ContainerId) -> bool {
         let execs = self.containers.get(id).map(|container| container.execs.values());
         execs

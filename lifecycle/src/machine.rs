@@ -122,7 +122,7 @@ impl<E> Core<E> {
         self.refuse(reply, Refusal::Phase { verb, name, phase });
     }
 
-    /// A process is in another phase, of which nothing is told.
+    /// A process is in another phase, of which nothing is published.
     pub(crate) fn enter(&mut self, name: ProcessName, phase: Phase) {
         self.effects.push(Effect::Enter(name, View::In(phase), None));
     }

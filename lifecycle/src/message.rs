@@ -328,11 +328,11 @@ pub enum Effect<E> {
     Abandon(Job),
     /// A process has come to be known; what came with the request is its record.
     Record(ProcessName, Reply),
-    /// A process is in another phase, and this is told.
+    /// A process is in another phase, and this is published.
     Enter(ProcessName, View, Option<Event>),
-    /// Something is told of a process that stays in its phase.
+    /// An event of a process that stays in its phase.
     Tell(ProcessName, Event),
-    /// A process is forgotten, and this is told first.
+    /// A process is forgotten, and this is published first.
     Forget(ProcessName, Option<Event>),
     /// A container needs memory and vCPUs no more.
     Uncount(ContainerId),

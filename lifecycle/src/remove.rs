@@ -42,7 +42,7 @@ impl<E: Clone> Core<E> {
         };
         match container.life {
             Life::Created | Life::Stopped(_) => self.begin_removal(now, &id, Cause::Delete(vec![reply])),
-            life => self.refuse_phase(reply, Verb::Delete, ProcessName::init(id), life.seen()),
+            life => self.refuse_phase(reply, Verb::Delete, ProcessName::init(id), life.published()),
         }
     }
 
@@ -186,7 +186,7 @@ impl<E: Clone> Core<E> {
                 }
                 self.release_disks(now, id);
             }
-            // Its exit is told before its deletion.
+            // Its exit is published before its deletion.
             Life::Ending { .. } => self.removal_at(id, RemoveStep::Stopping),
             Life::Created | Life::Starting { .. } | Life::Running | Life::Paused => {
                 self.removal_at(id, RemoveStep::Stopping);
@@ -195,7 +195,7 @@ impl<E: Clone> Core<E> {
         }
     }
 
-    /// Its exit has been told; a removal that waits for that goes on.
+    /// Its exit has been published; a removal that waits for that goes on.
     pub(crate) fn removal_goes_on(&mut self, now: SystemTime, id: &ContainerId) {
         let operation = self
             .containers
@@ -323,8 +323,8 @@ impl<E: Clone> Core<E> {
             Life::Stopped(exit) => Some(exit),
             _ => None,
         };
-        // Told first: whoever takes the id again is told of later.
-        let event = exit.filter(|_| container.told).map(Event::Deleted);
+        // Published first: what happens to whoever takes the id again is published later.
+        let event = exit.filter(|_| container.announced).map(Event::Deleted);
         self.effects.push(Effect::Forget(name.clone(), event));
         for (reply, _) in container.waiting {
             self.refuse(reply, Refusal::NotFound(name.clone()));

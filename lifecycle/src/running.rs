@@ -19,7 +19,7 @@ impl<E: Clone> Core<E> {
         if !life.phase().allows(verb) {
             match verb {
                 Verb::Update => self.refuse(reply, Refusal::Finished(name)),
-                _ => self.refuse_phase(reply, verb, name, life.seen()),
+                _ => self.refuse_phase(reply, verb, name, life.published()),
             }
             return false;
         }

@@ -29,7 +29,7 @@ pub(crate) enum Vm {
     Ended,
 }
 
-/// An exit that was reported before it could be told: the process is still being created or started.
+/// An exit that was reported before it could be published: the process is still being created or started.
 pub(crate) type Early = Option<(Exit, Output)>;
 
 /// A process's life.
@@ -75,15 +75,15 @@ impl Life {
         }
     }
 
-    /// What others see.
-    pub(crate) fn seen(&self) -> Phase {
+    /// The phase that is published: while an exit waits to be, the one before.
+    pub(crate) fn published(&self) -> Phase {
         match self {
             Life::Ending { was, .. } => *was,
             other => other.phase(),
         }
     }
 
-    /// Whether it has come to its end, told or not.
+    /// Whether it has ended, its exit published or not.
     pub(crate) fn has_ended(&self) -> bool {
         matches!(self, Life::Ending { .. } | Life::Stopped(_))
     }
@@ -161,7 +161,7 @@ pub(crate) enum RemoveStep {
     OvertakenCreate,
     /// The VM has been given up: nothing is unplugged before it is gone.
     VmsEnd,
-    /// Its exit is about to be told.
+    /// Its exit is about to be published.
     Stopping,
     Disks(Job),
     Detaching(Job),
@@ -197,8 +197,8 @@ pub(crate) struct Container<E> {
     pub(crate) ladder: Option<Ladder>,
     /// SIGKILL has been sent to it: nobody needs the VM for it.
     pub(crate) killed: bool,
-    /// Its creation was told.
-    pub(crate) told: bool,
+    /// TaskCreate was published.
+    pub(crate) announced: bool,
     /// The hooks that follow its start, and who waits for them.
     pub(crate) start_hooks: Option<(Job, Reply)>,
     /// How often the guest has refused to forget it.
@@ -235,7 +235,7 @@ impl<E> Container<E> {
             execs: BTreeMap::new(),
             ladder: None,
             killed: false,
-            told: false,
+            announced: false,
             start_hooks: None,
             refused: 0,
             signals: Vec::new(),

@@ -65,7 +65,7 @@ impl<E: Clone> Core<E> {
         let Some(container) = self.containers.get(id) else {
             return;
         };
-        if out_of_memory && container.told && !matches!(container.life, Life::Stopped(_)) {
+        if out_of_memory && container.announced && !matches!(container.life, Life::Stopped(_)) {
             self.effects.push(Effect::Tell(name.clone(), Event::OutOfMemory));
         }
         let execs: Vec<_> = container.execs.keys().cloned().collect();

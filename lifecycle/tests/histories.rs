@@ -73,7 +73,7 @@ impl Sandbox {
     }
 
     /// Does whatever is begun, at once, but for what `holds` says; all that follows.
-    fn settle(&mut self, mut effects: Effects, holds: impl Fn(&Work) -> bool) -> Effects {
+    fn complete(&mut self, mut effects: Effects, holds: impl Fn(&Work) -> bool) -> Effects {
         let mut next = 0;
         while let Some(effect) = effects.get(next).cloned() {
             next += 1;
@@ -89,7 +89,7 @@ impl Sandbox {
     fn run(&mut self, id: &str) -> Effects {
         for request in [Request::Create(init(id).container), Request::Start(init(id))] {
             let begun = self.ask(request);
-            let effects = self.settle(begun, |work| matches!(work, Work::StartHooks(_)));
+            let effects = self.complete(begun, |work| matches!(work, Work::StartHooks(_)));
             if matches!(effects.last(), Some(Effect::Do(_, Work::StartHooks(_)))) {
                 return effects;
             }
@@ -103,7 +103,7 @@ impl Sandbox {
             at: SystemTime::UNIX_EPOCH,
         };
         let begun = self.step(Input::Exited(name, exit, Output::default()));
-        self.settle(begun, |_| false)
+        self.complete(begun, |_| false)
     }
 }
 
@@ -125,7 +125,7 @@ fn hooks_that_follow_a_start_hold_up_no_deletion() {
     let hooks = job(&started, |work| matches!(work, Work::StartHooks(_)));
     sandbox.exits(init("c"));
     let begun = sandbox.ask(Request::Delete(init("c")));
-    let deleted = sandbox.settle(begun, |_| false);
+    let deleted = sandbox.complete(begun, |_| false);
     assert!(deleted.contains(&Effect::Abandon(hooks)));
     let answers = answers(&deleted);
     assert!(matches!(answers[..], [Answer::Done, Answer::Deleted(_)]), "{answers:?}");
@@ -137,14 +137,14 @@ fn hooks_that_follow_a_deletion_hold_it_up_for_a_bounded_time() {
     sandbox.run("c");
     sandbox.exits(init("c"));
     let begun = sandbox.ask(Request::Delete(init("c")));
-    let waits = sandbox.settle(begun, |work| matches!(work, Work::StopHooks(_)));
+    let waits = sandbox.complete(begun, |work| matches!(work, Work::StopHooks(_)));
     assert!(answers(&waits).is_empty());
     let timer = waits.iter().find_map(|effect| match effect {
         Effect::Start(job, Timer::StopHooks) => Some(*job),
         _ => None,
     });
     let deleted = sandbox.step(Input::Elapsed(timer.unwrap()));
-    // It is told before the id is free.
+    // TaskDelete is published before the id is free.
     let told = |effect: &Effect<_>| matches!(effect, Effect::Forget(_, Some(Event::Deleted(_))));
     let answered = |effect: &Effect<_>| matches!(effect, Effect::Answer(_, Answer::Deleted(_)));
     let at = |wanted: &dyn Fn(&Effect<&'static str>) -> bool| deleted.iter().position(wanted).unwrap();
@@ -157,14 +157,14 @@ fn an_exec_that_is_being_started_is_not_deleted_under_its_start() {
     sandbox.run("c");
     sandbox.ask(Request::AddExec(exec("c")));
     let begun = sandbox.ask(Request::Start(exec("c")));
-    let starting = sandbox.settle(begun, |work| matches!(work, Work::GuestExec(_)));
+    let starting = sandbox.complete(begun, |work| matches!(work, Work::GuestExec(_)));
     let refused = answers(&sandbox.ask(Request::Delete(exec("c"))));
     assert!(
         matches!(refused[..], [Answer::Refused(Refusal::Phase { .. })]),
         "{refused:?}"
     );
     let begun = sandbox.done(job(&starting, |work| matches!(work, Work::GuestExec(_))));
-    assert_eq!(answers(&sandbox.settle(begun, |_| false)), [Answer::Done]);
+    assert_eq!(answers(&sandbox.complete(begun, |_| false)), [Answer::Done]);
 }
 
 #[test]
@@ -172,7 +172,7 @@ fn a_creation_that_reaches_the_guest_after_it_was_undone_is_undone_again() {
     for (is_made, asked_first) in [(true, true), (true, false), (false, true), (false, false)] {
         let mut sandbox = Sandbox::new();
         let begun = sandbox.ask(Request::Create(init("c").container));
-        let creating = sandbox.settle(begun, |work| matches!(work, Work::GuestCreate(_)));
+        let creating = sandbox.complete(begun, |work| matches!(work, Work::GuestCreate(_)));
         let create = job(&creating, |work| matches!(work, Work::GuestCreate(_)));
         let undoing = sandbox.step(Input::ClientGone(Reply(1)));
         let deletes = |work: &Work| matches!(work, Work::GuestDelete(_));
@@ -192,7 +192,7 @@ fn a_creation_that_reaches_the_guest_after_it_was_undone_is_undone_again() {
             assert_eq!(effects.len(), 1, "{effects:?}");
             effects = sandbox.done(again);
         }
-        let undone = sandbox.settle(effects, |_| false);
+        let undone = sandbox.complete(effects, |_| false);
         assert!(
             matches!(answers(&undone)[..], [Answer::Refused(Refusal::Interrupted(_))]),
             "{undone:?}"
@@ -207,7 +207,7 @@ fn a_sigkill_that_is_not_answered_costs_the_vm_only_if_a_ping_is_not_answered_ei
         sandbox.run("c");
         sandbox.ask(Request::AddExec(exec("c")));
         let begun = sandbox.ask(Request::Start(exec("c")));
-        sandbox.settle(begun, |_| false);
+        sandbox.complete(begun, |_| false);
         let (name, signal, all) = (exec("c"), SIGKILL, false);
         let killing = sandbox.ask(Request::Kill { name, signal, all });
         let timer = killing.iter().find_map(|effect| match effect {
@@ -308,7 +308,7 @@ fn whoever_waits_for_an_exec_that_never_started_is_woken_by_its_containers_delet
     sandbox.ask(Request::AddExec(exec("c")));
     sandbox.exits(init("c"));
     let begun = sandbox.ask(Request::Delete(init("c")));
-    let deleted = sandbox.settle(begun, |_| false);
+    let deleted = sandbox.complete(begun, |_| false);
     let woken =
         |effect: &Effect<_>| matches!(effect, Effect::Enter(name, View::Stopped(_), None) if *name == exec("c"));
     assert!(deleted.iter().any(woken), "{deleted:?}");
@@ -320,7 +320,7 @@ fn a_signal_to_an_exec_whose_container_has_ended_finds_it_finished() {
     sandbox.run("c");
     sandbox.ask(Request::AddExec(exec("c")));
     let begun = sandbox.ask(Request::Start(exec("c")));
-    sandbox.settle(begun, |_| false);
+    sandbox.complete(begun, |_| false);
     let begun = sandbox.ask(Request::Kill {
         name: exec("c"),
         signal: SIGKILL,
@@ -357,12 +357,12 @@ fn signalled_at_start(name: &ProcessName, signal: u32, done: Result<(), Failure<
         }
         None => {
             let begun = sandbox.ask(Request::Create(name.container.clone()));
-            sandbox.settle(begun, |_| false);
+            sandbox.complete(begun, |_| false);
             sandbox.ask(Request::Start(name.clone()))
         }
     };
     let in_guest = |work: &Work| matches!(work, Work::GuestExec(_) | Work::GuestStart(_));
-    let waits = sandbox.settle(begun, in_guest);
+    let waits = sandbox.complete(begun, in_guest);
     let start = job(&waits, in_guest);
     let mut effects = sandbox.ask(Request::Kill {
         name: name.clone(),
@@ -371,7 +371,7 @@ fn signalled_at_start(name: &ProcessName, signal: u32, done: Result<(), Failure<
     });
     let begun = sandbox.step(Input::Finished(start, done));
     let held = |work: &Work| matches!(work, Work::Signal { .. } | Work::StartHooks(_));
-    effects.extend(sandbox.settle(begun, held));
+    effects.extend(sandbox.complete(begun, held));
     effects
 }
 
@@ -404,7 +404,7 @@ fn sigkill_ends_the_start_of_an_exec_and_does_not_wait_for_it() {
         sandbox.run("c");
         sandbox.ask(Request::AddExec(exec("c")));
         let begun = sandbox.ask(Request::Start(exec("c")));
-        let waits = sandbox.settle(begun, |work| *work == held);
+        let waits = sandbox.complete(begun, |work| *work == held);
         let start = job(&waits, |work| *work == held);
         let killed = sandbox.ask(Request::Kill {
             name: exec("c"),
@@ -439,7 +439,7 @@ fn overtaken(done: Result<(), Failure<&'static str>>) -> (Effects, Effects) {
     sandbox.run("c");
     sandbox.ask(Request::AddExec(exec("c")));
     let begun = sandbox.ask(Request::Start(exec("c")));
-    let waits = sandbox.settle(begun, |work| matches!(work, Work::GuestExec(_)));
+    let waits = sandbox.complete(begun, |work| matches!(work, Work::GuestExec(_)));
     let start = job(&waits, |work| matches!(work, Work::GuestExec(_)));
     let killed = sandbox.ask(Request::Kill {
         name: exec("c"),

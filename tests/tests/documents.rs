@@ -128,7 +128,7 @@ fn the_tests_that_the_decision_on_the_lifecycle_names_are_there() -> Result<()> 
         assert!(source.contains(&format!("fn {name}(")), "{file} has no test {name}");
         count += 1;
     }
-    assert_eq!(count, 17);
+    assert_eq!(count, 21);
     Ok(())
 }
 

@@ -76,28 +76,27 @@ pub(crate) async fn online(wanted: u32) -> Result<(), OnlineError> {
 /// CPUs that have appeared.
 #[derive(Debug, PartialEq, Eq)]
 enum Appeared {
-    /// These, by their numbers.
-    These(BTreeSet<u32>),
-    /// It is not known which.
-    Some,
+    Numbers(BTreeSet<u32>),
+    /// Announcements were lost: it may be any CPU.
+    Any,
 }
 
 impl Appeared {
     /// Takes note of an announcement; of none if some were lost.
     fn note(&mut self, announcement: Option<&[u8]>) {
         let Some(announcement) = announcement else {
-            *self = Self::Some;
+            *self = Self::Any;
             return;
         };
-        if let (Self::These(these), Some(number)) = (self, number_in(announcement)) {
-            these.insert(number);
+        if let (Self::Numbers(numbers), Some(number)) = (self, number_in(announcement)) {
+            numbers.insert(number);
         }
     }
 
     fn has(&self, name: &str) -> bool {
         match self {
-            Self::Some => true,
-            Self::These(these) => these.iter().any(|number| name == format!("cpu{number}")),
+            Self::Any => true,
+            Self::Numbers(numbers) => numbers.iter().any(|number| name == format!("cpu{number}")),
         }
     }
 }
@@ -115,11 +114,11 @@ fn number_in(announcement: &[u8]) -> Option<u32> {
 pub(crate) async fn follow() {
     let error = match Uevents::listen() {
         Ok(events) => loop {
-            let mut appeared = Appeared::These(BTreeSet::new());
+            let mut appeared = Appeared::Numbers(BTreeSet::new());
             if let Err(error) = events.next_of(|announcement| appeared.note(announcement)).await {
                 break error;
             }
-            if appeared == Appeared::These(BTreeSet::new()) {
+            if appeared == Appeared::Numbers(BTreeSet::new()) {
                 continue;
             }
             let brought = blocking::run(move || bring_online_those(Path::new(CPUS), &appeared)).await;
@@ -213,12 +212,12 @@ mod tests {
             fs::write(file(cpu), "0\n").unwrap();
         }
         let said = |cpu: &str| fs::read_to_string(file(cpu)).unwrap();
-        let mut appeared = Appeared::These(BTreeSet::new());
+        let mut appeared = Appeared::Numbers(BTreeSet::new());
         appeared.note(Some(b"add@/devices/system/cpu/cpu12\0ACTION=add\0"));
         // Another device, and a CPU that has gone.
         appeared.note(Some(b"add@/devices/system/memory/memory1\0ACTION=add\0"));
         appeared.note(Some(b"remove@/devices/system/cpu/cpu1\0ACTION=remove\0"));
-        assert_eq!(appeared, Appeared::These(BTreeSet::from([12])));
+        assert_eq!(appeared, Appeared::Numbers(BTreeSet::from([12])));
         bring_online_those(directory.path(), &appeared).unwrap();
         assert_eq!(["cpu0", "cpu1", "cpu12"].map(said), ["0\n", "0\n", "1"]);
         // Announcements were lost: it may be any.

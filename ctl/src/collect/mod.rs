@@ -74,7 +74,7 @@ pub(crate) async fn report(options: &CollectOptions) -> Result<Report, CollectEr
         .map_err(failed)?;
     let text = collect(&host).await;
     file.write_all(text.as_bytes()).map_err(failed)?;
-    crate::report::complain(&format!("the report is in {}", path.display()));
+    crate::report::print_message(&format!("the report is in {}", path.display()));
     Ok(Report {
         text: String::new(),
         good: true,
@@ -163,7 +163,7 @@ async fn fill((_, fill): Section, page: Page, host: Arc<Host>) -> bool {
         let _ = tell.send(filled);
     };
     if let Err(error) = std::thread::Builder::new().spawn(work) {
-        crate::report::complain(&format!("no thread: {error}"));
+        crate::report::print_message(&format!("no thread: {error}"));
         return false;
     }
     matches!(tokio::time::timeout(limit + GRACE, told).await, Ok(Ok(true)))

@@ -28,7 +28,7 @@ pub(super) fn alone(root: &Path) -> Result<File, NodeError> {
     let directory = File::open(root).map_err(failed)?;
     match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
         Err(Errno::WOULDBLOCK) => {
-            crate::report::complain("waiting for another `kata-ctl node` to end …");
+            crate::report::print_message("waiting for another `kata-ctl node` to end …");
             flock(&directory, FlockOperation::LockExclusive)
         }
         other => other,
@@ -37,7 +37,7 @@ pub(super) fn alone(root: &Path) -> Result<File, NodeError> {
         Errno::INTR => Err(failed(error.into())),
         // A root on NFS has no such lock for a directory.
         _ => {
-            crate::report::complain(&format!(
+            crate::report::print_message(&format!(
                 "the node cannot be locked ({error}): run one `kata-ctl node` at a time"
             ));
             Ok(())

@@ -60,7 +60,7 @@ pub(crate) async fn report(wanted: &str, time: Duration, json: bool) -> Result<R
         return Err(WhereError::NoVcpu(found.id().to_owned()));
     }
     if let Some(why) = &names.missing {
-        crate::report::complain(why);
+        crate::report::print_message(why);
     }
     let text = if json {
         as_json(found.id(), &seen)

@@ -6,7 +6,7 @@ use lifecycle::id::{ContainerId, ProcessName};
 use lifecycle::{Answer, Event, Reply, Request, SIGKILL, Timeouts, Timer, View};
 use protocol::phase::Phase;
 
-/// What has been told of one process since it was recorded.
+/// What has been published of one process since it was recorded.
 #[derive(Debug, Default)]
 pub(crate) struct Notifications {
     pub(crate) created: bool,
@@ -27,7 +27,7 @@ pub(crate) struct Asked {
 #[derive(Debug, Default)]
 pub(crate) struct Observed {
     pub(crate) asked: BTreeMap<Reply, Asked>,
-    pub(crate) told: BTreeMap<ProcessName, Notifications>,
+    pub(crate) published: BTreeMap<ProcessName, Notifications>,
     pub(crate) attached: BTreeSet<ContainerId>,
     pub(crate) disks: BTreeSet<ContainerId>,
     pub(crate) counted: BTreeSet<ContainerId>,
@@ -124,14 +124,16 @@ impl Observed {
     }
 
     pub(crate) fn record(&mut self, name: &ProcessName) -> Checked {
-        match self.told.insert(name.clone(), Notifications::default()) {
+        match self.published.insert(name.clone(), Notifications::default()) {
             None => Ok(()),
             Some(_) => Err(format!("{name} is recorded twice")),
         }
     }
 
     fn of(&mut self, name: &ProcessName) -> Result<&mut Notifications, String> {
-        self.told.get_mut(name).ok_or_else(|| format!("{name} has no record"))
+        self.published
+            .get_mut(name)
+            .ok_or_else(|| format!("{name} has no record"))
     }
 
     pub(crate) fn enter(&mut self, name: &ProcessName, view: View, event: Option<Event>) -> Checked {
@@ -150,7 +152,7 @@ impl Observed {
         let told = self.of(name)?;
         let exec = name.exec.is_some();
         match event {
-            Event::Created if told.created => return Err(format!("{name} is told twice")),
+            Event::Created if told.created => return Err(format!("{name} is published twice")),
             Event::Created => told.created = true,
             Event::Started if told.exits > 0 || told.started => return Err(format!("{name} starts late or twice")),
             Event::Started => told.started = true,
@@ -158,12 +160,12 @@ impl Observed {
                 told.exits += 1;
                 if told.exits > 1 || exec && !told.started || !exec && !told.created {
                     return Err(format!(
-                        "{name}: the exit is told twice, or of what was never there: {told:?}"
+                        "{name}: the exit is published twice, or of what was never there: {told:?}"
                     ));
                 }
             }
             Event::Deleted(_) if told.exits != 1 => {
-                return Err(format!("{name} is deleted and {} exits were told", told.exits));
+                return Err(format!("{name} is deleted and {} exits were published", told.exits));
             }
             Event::Added | Event::Paused | Event::Resumed | Event::OutOfMemory | Event::Deleted(_) => {}
         }
@@ -176,7 +178,7 @@ impl Observed {
         }
         let told = self.of(name)?;
         if told.created && told.exits != 1 {
-            return Err(format!("{name} is forgotten and {} exits were told", told.exits));
+            return Err(format!("{name} is forgotten and {} exits were published", told.exits));
         }
         if name.exec.is_some() && told.started && told.exits != 1 {
             return Err(format!(
@@ -188,14 +190,14 @@ impl Observed {
         }
         let id = &name.container;
         if name.exec.is_some() {
-            self.told.remove(name);
+            self.published.remove(name);
             return Ok(());
         }
         if self.attached.contains(id) || self.disks.contains(id) || self.counted.contains(id) {
             return Err(format!("{name} is forgotten with mounts, disks or a share of the size"));
         }
         self.killed.remove(id);
-        self.told.retain(|other, _| other.container != *id);
+        self.published.retain(|other, _| other.container != *id);
         Ok(())
     }
 
@@ -206,7 +208,7 @@ impl Observed {
         own: &ContainerId,
         lives: impl Fn(&ProcessName) -> bool,
     ) -> Checked {
-        for (name, told) in self.told.iter().filter(|(name, _)| name.exec.is_none()) {
+        for (name, told) in self.published.iter().filter(|(name, _)| name.exec.is_none()) {
             let needs = told.created && !self.killed.contains(&name.container) && lives(name);
             if name != dying && name.container != *own && needs {
                 return Err(format!("the VM is ended for {dying}, and {name} lives: {told:?}"));
@@ -223,7 +225,7 @@ impl Observed {
         if !self.attached.is_empty() || !self.disks.is_empty() || !self.counted.is_empty() {
             return Err(format!("left: {:?} {:?} {:?}", self.attached, self.disks, self.counted));
         }
-        match self.told.keys().next() {
+        match self.published.keys().next() {
             Some(name) => Err(format!("{name} cannot be deleted")),
             None => Ok(()),
         }
@@ -231,18 +233,18 @@ impl Observed {
 
     /// Whether a container has a record.
     pub(crate) fn is_known(&self, id: &ContainerId) -> bool {
-        self.told.contains_key(&ProcessName::init(id.clone()))
+        self.published.contains_key(&ProcessName::init(id.clone()))
     }
 
     /// Whether a process's end has been told, or it is not known any longer.
     pub(crate) fn is_stopped(&self, name: &ProcessName) -> bool {
-        let told = self.told.get(name);
+        let told = self.published.get(name);
         told.is_none_or(|told| matches!(told.view, Some(View::Stopped(_))))
     }
 
     /// Whether what is seen of a container is that it runs.
     pub(crate) fn is_seen_running(&self, id: &ContainerId) -> bool {
-        let told = self.told.get(&ProcessName::init(id.clone()));
+        let told = self.published.get(&ProcessName::init(id.clone()));
         told.is_some_and(|told| told.view == Some(View::In(Phase::Running)))
     }
 }

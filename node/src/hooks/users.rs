@@ -10,7 +10,7 @@ use crate::host::owners;
 
 /// The mappings of a container's user namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Users {
+pub(super) struct Users {
     uids: Vec<LinuxIdMapping>,
     gids: Vec<LinuxIdMapping>,
     root: Owner,

@@ -31,31 +31,31 @@ const MAX_LINKS: u32 = 40;
 
 /// What a createContainer hook is shown of its container.
 #[derive(Debug)]
-pub struct ContainerFiles {
+pub(super) struct ContainerFiles {
     /// Where the root is: `root.path`, made absolute.
-    pub root: PathBuf,
+    pub(super) root: PathBuf,
     /// The root: a tree of mounts that is attached nowhere.
-    pub rootfs: OwnedFd,
+    pub(super) rootfs: OwnedFd,
     /// The container's mounts, in their order.
-    pub mounts: Vec<ShownMount>,
+    pub(super) mounts: Vec<ShownMount>,
     /// A process in the container's network namespace on the host; none if it has the host's.
-    pub network_of: Option<u32>,
+    pub(super) network_of: Option<u32>,
     /// The container's user namespace, if it has one of its own.
-    pub users: Option<Users>,
+    pub(super) users: Option<Users>,
 }
 
 /// A mount of the container, as its hooks see it.
 #[derive(Debug)]
-pub struct ShownMount {
+pub(super) struct ShownMount {
     /// Its place in the container.
-    pub destination: PathBuf,
+    pub(super) destination: PathBuf,
     /// What is mounted there for the hooks.
-    pub shown: Shown,
+    pub(super) shown: Shown,
 }
 
 /// What is shown of a mount.
 #[derive(Debug)]
-pub enum Shown {
+pub(super) enum Shown {
     /// What the host has: a tree of mounts that is attached nowhere.
     Tree(OwnedFd),
     /// A directory that the host does not have.

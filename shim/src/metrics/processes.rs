@@ -4,7 +4,7 @@
 use std::fs;
 
 use base::net_dev::{self, Traffic};
-use base::process::{TICKS, proportional, resident, stat};
+use base::process::{TICKS, io, proportional, resident, stat};
 
 /// Processes that are looked at: children of children included.
 const MOST: usize = 64;
@@ -86,7 +86,6 @@ impl Usage {
     }
 
     fn add(&mut self, pid: u32) {
-        let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
         if let Some(stat) = stat(pid.cast_signed()) {
             self.user += stat.utime as f64;
             self.system += stat.stime as f64;
@@ -94,18 +93,13 @@ impl Usage {
         }
         self.resident += resident(pid.cast_signed()).unwrap_or(0);
         self.proportional += proportional(pid.cast_signed()).unwrap_or(0);
-        let io = read("io");
-        self.read += figure(&io, "rchar:");
-        self.written += figure(&io, "wchar:");
+        if let Some(io) = io(pid.cast_signed()) {
+            self.read += io.rchar;
+            self.written += io.wchar;
+        }
         let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
         self.descriptors += u64::try_from(descriptors).unwrap_or(u64::MAX);
     }
-}
-
-fn figure(text: &str, name: &str) -> u64 {
-    let line = text.lines().find_map(|line| line.strip_prefix(name));
-    let number = line.and_then(|line| line.split_ascii_whitespace().next());
-    number.and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -119,10 +113,5 @@ mod tests {
         let (component, usage) = usage[0];
         assert_eq!(component, "shim");
         assert!(usage.resident > 0 && usage.threads > 0 && usage.descriptors > 0);
-    }
-
-    #[test]
-    fn figures_are_found_by_their_names() {
-        assert_eq!(figure("Threads:\t12\n", "Threads:"), 12);
     }
 }

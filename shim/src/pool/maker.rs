@@ -54,7 +54,7 @@ fn make_in(root: &Path, slot: &Slot, config_path: Option<&Path>) -> Result<(), P
     let maker = template::maker(&config);
     Sizing::new(&config, &spec).apply(&mut config);
     let unfinished = Unfinished::create(&config.factory.template_path, &key)?;
-    let cgroup = settle(slot, file.clone())?;
+    let cgroup = set_up(slot, file.clone())?;
     let vm = unfinished
         .file()
         .map_err(|source| PoolError::Start("template", source))?;
@@ -70,7 +70,7 @@ fn make_in(root: &Path, slot: &Slot, config_path: Option<&Path>) -> Result<(), P
 }
 
 /// Gives the slot a directory and a cgroup, and writes down for whoever cleans up what there is.
-fn settle(slot: &Slot, config: PathBuf) -> Result<HostCgroup, PoolError> {
+fn set_up(slot: &Slot, config: PathBuf) -> Result<HostCgroup, PoolError> {
     slot.directory().create()?;
     let cgroup = member::join_own_cgroup(slot)?;
     Notes::own(config).write(slot);

@@ -133,6 +133,10 @@ impl Sandbox {
         self.running.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    fn direct_volumes(&self) -> MutexGuard<'_, HashMap<PathBuf, DirectVolume>> {
+        self.direct_volumes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn records(&self) -> MutexGuard<'_, HashMap<ContainerId, Arc<Container>>> {
         self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }

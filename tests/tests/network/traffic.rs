@@ -8,7 +8,7 @@ use super::*;
 const TEN_MEGABYTES: usize = 10 << 20;
 
 /// The same bytes from everyone who is asked for them.
-fn noise() -> Vec<u8> {
+fn random_bytes() -> Vec<u8> {
     let mut state = 1_u32;
     let mut next = || {
         // Numerical Recipes' generator: good enough to show a byte that is lost or out of place.
@@ -22,7 +22,7 @@ fn noise() -> Vec<u8> {
 fn ten_megabytes_go_both_ways_by_ipv4_and_ipv6() -> Result<()> {
     let node = Node::start()?;
     let Pod { pod, outside } = Pod::new(&node)?;
-    let sent = noise();
+    let sent = random_bytes();
     let sum = sha256(&sent);
     let for_container = sent.clone();
     let sender = serve(&outside, "10.77.0.1:5001", move |mut stream| {

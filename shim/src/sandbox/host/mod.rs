@@ -3,7 +3,6 @@
 //! This is a trait, so that the sandbox can be tested without mounts.
 
 pub(super) mod changes;
-mod create_container_hooks;
 pub(crate) mod disks;
 mod error;
 mod network;
@@ -19,6 +18,7 @@ use containerd_shim_protos::types::mount::Mount;
 use guest::host_sockets::{Chosen as ChosenSockets, HostSockets};
 use guest::names;
 use node::guest_spec::{self, HostOptions, Inherited, Input, PlacedBind, guest_spec};
+use node::hooks::container::CreateContainerHooks;
 use node::hooks::{self, HookPoint, HookState, PoststopHooks};
 use node::host_ns::HostNamespace;
 use node::memlock::{ContainerPolicy, SandboxPolicy};
@@ -30,7 +30,6 @@ use node::watch::Watches;
 use oci_spec::runtime::Hooks;
 use protocol::agent::{Cover, HostSocket};
 
-use self::create_container_hooks::CreateContainerHooks;
 use self::error::{blocking, other};
 use crate::id::{ContainerId, SandboxId};
 
@@ -321,7 +320,8 @@ impl HostSide for RealHost {
         };
         let mut state = hooks.state.clone();
         state.pid = i32::try_from(pid).unwrap_or(0);
-        create_container.run(&self.host, &self.tree, &state, pid).await
+        let run = create_container.run(&self.host, &self.tree, &state, pid);
+        run.await.map_err(other)
     }
 
     async fn run_poststop_hooks(&self, container: &ContainerId) -> Result<(), HostError> {

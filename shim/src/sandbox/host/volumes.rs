@@ -1,36 +1,15 @@
 //! Direct-assigned volumes while containers use them: usage statistics, and resize.
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-use std::sync::{MutexGuard, PoisonError};
+use std::path::Path;
 
 use guest::agent_client::AgentError;
-use node::volumes::{DirectVolume, record};
+use node::volumes::DirectVolume;
 use protocol::agent::{GrowStorageRequest, StorageName, StorageStatsResponse};
 
 use crate::sandbox::Sandbox;
 use crate::sandbox::error::Error;
 
 impl Sandbox {
-    fn direct_volumes(&self) -> MutexGuard<'_, HashMap<PathBuf, DirectVolume>> {
-        self.direct_volumes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Remembers what a container is about to use, and leaves word of it on the host for those who ask by the path.
-    pub(in crate::sandbox) fn use_volumes(&self, volumes: Vec<DirectVolume>) {
-        for volume in volumes {
-            if let Err(error) = record::write(Path::new(record::ROOT), &volume.path, self.namespace.as_str(), &self.id)
-            {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    volume = %volume.path.display(),
-                    "its figures and its resizing cannot be asked for by its path"
-                );
-            }
-            self.direct_volumes().insert(volume.path.clone(), volume);
-        }
-    }
-
     /// The volume of this path, or on this device: Kata's clients ask by the device.
     fn direct_volume(&self, path: &Path) -> Result<DirectVolume, Error> {
         let volumes = self.direct_volumes();

@@ -1,4 +1,4 @@
-//! The steps of Create: mounts while the guest boots, hooks, disks and memory, the guest, the streams. The state machine
+//! The steps of Create: mounts while the guest boots, hooks, disks and memory, the guest, the streams (of execs, too). The state machine
 //! decides the next step, and what is undone if one fails.
 
 use std::io;
@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use base::chain;
+use guest::agent_client::AgentClient;
+use guest::streams::{Prepared, StreamError, Streams};
 use node::bundle;
 use node::hooks::HookPoint;
-use node::volumes::Volumes;
+use node::volumes::{DirectVolume, Volumes, record};
 use oci_spec::runtime::{LinuxDevice, Spec};
-use protocol::agent::{BlockDevice, CreateContainerRequest, Storage};
+use protocol::agent::{BlockDevice, CloseStdinRequest, CreateContainerRequest, Stdio, Storage};
 use rustix::process::Signal;
 
 use crate::id::ContainerId;
@@ -21,6 +23,7 @@ use crate::sandbox::error::Error;
 use crate::sandbox::host::disks::DiskError;
 use crate::sandbox::host::{GuestContainer, HostError};
 use crate::sandbox::records::container::Container;
+use crate::sandbox::records::process::Process;
 use crate::sandbox::records::stand_in::StandIn;
 
 impl Sandbox {
@@ -170,6 +173,61 @@ impl Sandbox {
         Ok(())
     }
 
+    /// Opens the host's end of a process's streams, for the guest to dial. The answer tells the guest how.
+    pub(in crate::sandbox) async fn prepare_streams(&self, process: &Process) -> Result<Stdio, Error> {
+        let container = process.name.container.as_str();
+        let opened = Prepared::open(&process.stdio, &self.streams, container, self.namespace.as_str());
+        let prepared = opened.await.map_err(|source| Error::Stream {
+            subject: process.name.to_string(),
+            source,
+        })?;
+        let stdio = prepared.stdio();
+        process.set_prepared(prepared);
+        Ok(stdio)
+    }
+
+    /// Connects what was prepared with what the guest has dialled.
+    pub(in crate::sandbox) async fn connect_streams(
+        &self,
+        process: &Arc<Process>,
+        agent: &AgentClient,
+    ) -> Result<(), Error> {
+        let failed = |source| Error::Stream {
+            subject: process.name.to_string(),
+            source,
+        };
+        let prepared = process.take_prepared().ok_or_else(|| failed(StreamError::NotDialled))?;
+        let connected = prepared.connect(self.timeouts.streams()).await.map_err(failed)?;
+        let streams = Arc::new(connected);
+        self.watch_stdin(process, &streams, agent);
+        process.set_streams(streams);
+        Ok(())
+    }
+
+    /// Tells the agent how long stdin was, once it has ended. A terminal's end is the program's own affair.
+    fn watch_stdin(&self, process: &Process, streams: &Arc<Streams>, agent: &AgentClient) {
+        let Some(length) = streams.stdin_length() else {
+            return;
+        };
+        if process.stdio.terminal {
+            return;
+        }
+        let (name, agent) = (process.name.clone(), agent.clone());
+        tokio::spawn(async move {
+            // No length: the process ended first.
+            if let Ok(length) = length.await {
+                let request = CloseStdinRequest {
+                    process: Some(name.to_agent()).into(),
+                    length,
+                    ..Default::default()
+                };
+                if let Err(error) = agent.close_stdin(&request).await {
+                    tracing::debug!(process = %name, %error, "stdin's end did not arrive");
+                }
+            }
+        });
+    }
+
     /// Makes the pid that stands for a container. Whoever kills it kills the container.
     fn stand_for(self: &Arc<Self>, container: &Container) -> io::Result<()> {
         let vm = self.running_vm();
@@ -255,6 +313,21 @@ impl Sandbox {
         });
         let (devices, gone) = devices.partition(|device| !device.serial.is_empty());
         Ok((storages.collect(), devices, gone))
+    }
+
+    /// Remembers what a container is about to use, and writes a file on the host for those who ask by its path.
+    fn use_volumes(&self, volumes: Vec<DirectVolume>) {
+        for volume in volumes {
+            if let Err(error) = record::write(Path::new(record::ROOT), &volume.path, self.namespace.as_str(), &self.id)
+            {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    volume = %volume.path.display(),
+                    "its figures and its resizing cannot be asked for by its path"
+                );
+            }
+            self.direct_volumes().insert(volume.path.clone(), volume);
+        }
     }
 
     /// Unplugs what a container leaves. A guest that holds on to a disk does not hold up the deletion: the disk is freed by

@@ -1,13 +1,12 @@
-//! The steps of a start: of a container's first process and of execs, with their streams and terminal sizes.
+//! The steps of a start: of a container's first process and of execs, and their terminal sizes.
 
 use std::sync::Arc;
 
-use guest::agent_client::AgentClient;
-use guest::streams::{Prepared, StdioPaths, StreamError, Streams};
+use guest::streams::StdioPaths;
 use lifecycle::{Answer, Request};
 use node::guest_spec::{self, Inherited};
 use node::hooks::HookPoint;
-use protocol::agent::{CloseStdinRequest, ExecRequest, Stdio};
+use protocol::agent::ExecRequest;
 
 use crate::sandbox::Sandbox;
 use crate::sandbox::driver::message::Payload;
@@ -71,19 +70,6 @@ impl Sandbox {
         })
     }
 
-    /// Opens the host's end of a process's streams, for the guest to dial. The answer tells the guest how.
-    pub(in crate::sandbox) async fn prepare_streams(&self, process: &Process) -> Result<Stdio, Error> {
-        let container = process.name.container.as_str();
-        let opened = Prepared::open(&process.stdio, &self.streams, container, self.namespace.as_str());
-        let prepared = opened.await.map_err(|source| Error::Stream {
-            subject: process.name.to_string(),
-            source,
-        })?;
-        let stdio = prepared.stdio();
-        process.set_prepared(prepared);
-        Ok(stdio)
-    }
-
     pub(in crate::sandbox) async fn open_streams(&self, process: &Process) -> Result<(), Error> {
         let stdio = self.prepare_streams(process).await?;
         process.set_stdio(stdio);
@@ -111,53 +97,11 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Connects what was prepared with what the guest has dialled.
-    pub(in crate::sandbox) async fn connect_streams(
-        &self,
-        process: &Arc<Process>,
-        agent: &AgentClient,
-    ) -> Result<(), Error> {
-        let failed = |source| Error::Stream {
-            subject: process.name.to_string(),
-            source,
-        };
-        let prepared = process.take_prepared().ok_or_else(|| failed(StreamError::NotDialled))?;
-        let connected = prepared.connect(self.timeouts.streams()).await.map_err(failed)?;
-        let streams = Arc::new(connected);
-        self.watch_stdin(process, &streams, agent);
-        process.set_streams(streams);
-        Ok(())
-    }
-
     /// For a start, which a terminal of the wrong size is no reason to fail.
     pub(in crate::sandbox) async fn start_with_size(&self, process: &Process) {
         if let Err(error) = self.apply_size(process).await {
             tracing::debug!(process = %process.name, %error, "the terminal keeps its size");
         }
-    }
-
-    /// Tells the agent how long stdin was, once it has ended. A terminal's end is the program's own affair.
-    fn watch_stdin(&self, process: &Process, streams: &Arc<Streams>, agent: &AgentClient) {
-        let Some(length) = streams.stdin_length() else {
-            return;
-        };
-        if process.stdio.terminal {
-            return;
-        }
-        let (name, agent) = (process.name.clone(), agent.clone());
-        tokio::spawn(async move {
-            // No length: the process ended first.
-            if let Ok(length) = length.await {
-                let request = CloseStdinRequest {
-                    process: Some(name.to_agent()).into(),
-                    length,
-                    ..Default::default()
-                };
-                if let Err(error) = agent.close_stdin(&request).await {
-                    tracing::debug!(process = %name, %error, "stdin's end did not arrive");
-                }
-            }
-        });
     }
 
     /// Adds an exec, whose `process` object is given as JSON; [`Sandbox::start_process`] runs it.
