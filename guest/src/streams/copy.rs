@@ -14,6 +14,9 @@ use super::wait::Wait;
 /// Bytes per read: what a pipe holds.
 const BUFFER: usize = 64 << 10;
 
+/// How much less than the patience a reader may pause when only the end of an output is left: a client may wait for the exit before it reads that.
+const PAUSES: u32 = 10;
+
 /// When an output is complete.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Finish {
@@ -68,7 +71,10 @@ pub(super) async fn output(
         }
         copied += count as u64;
     }
-    target.flush().await;
+    let pause = finish
+        .borrow()
+        .map_or(Duration::ZERO, |finish| finish.patience / PAUSES);
+    target.finish(pause).await;
 }
 
 async fn is_over(wait: &mut Wait, finish: Option<Finish>) {

@@ -2,13 +2,17 @@
 
 use std::fs::OpenOptions;
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::ioctl_fionread;
 use tokio::io::{AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::unix::pipe;
+use tokio::time::Instant;
 
 use super::error::StreamError;
 
@@ -102,7 +106,11 @@ impl Source {
 }
 
 /// What an output is written to: a FIFO, a file, a program, or nothing.
-pub(super) struct Target(Option<Pin<Box<dyn AsyncWrite + Send + Sync>>>);
+pub(super) struct Target {
+    to: Option<Pin<Box<dyn AsyncWrite + Send + Sync>>>,
+    /// A FIFO's end for writing alone.
+    fifo: Option<OwnedFd>,
+}
 
 impl Target {
     /// Opens a FIFO or the file of a `file://` URI; none if the URI is empty.
@@ -116,25 +124,46 @@ impl Target {
         let Some(path) = plain_path(uri)? else {
             return Ok(None);
         };
-        let sender = pipe::OpenOptions::new().read_write(true).open_sender(&path);
-        let sender = sender.map_err(|source| StreamError::Open { name, path, source })?;
-        Ok(Some(Self::pipe(sender)))
+        let open = || -> io::Result<Self> {
+            let sender = pipe::OpenOptions::new().read_write(true).open_sender(&path)?;
+            // The same FIFO, whatever has its name by now.
+            let same = format!("/proc/self/fd/{}", sender.as_raw_fd());
+            let fifo = OpenOptions::new()
+                .write(true)
+                .custom_flags(libc::O_NONBLOCK)
+                .open(same)?;
+            Ok(Self {
+                to: Some(Box::pin(sender)),
+                fifo: Some(fifo.into()),
+            })
+        };
+        let opened = open();
+        opened
+            .map(Some)
+            .map_err(|source| StreamError::Open { name, path, source })
     }
 
     /// Writes to a pipe.
     pub(super) fn pipe(sender: pipe::Sender) -> Self {
-        Self(Some(Box::pin(sender)))
+        Self::to(sender)
     }
 
     /// A target that discards the output.
     pub(super) fn nowhere() -> Self {
-        Self(None)
+        Self { to: None, fifo: None }
+    }
+
+    fn to(writer: impl AsyncWrite + Send + Sync + 'static) -> Self {
+        Self {
+            to: Some(Box::pin(writer)),
+            fifo: None,
+        }
     }
 
     /// Writes some of it and says how much. A reader that is gone for good is no error, the process must not notice: then
     /// everything counts as written.
     pub(super) async fn write(&mut self, bytes: &[u8]) -> usize {
-        let Some(target) = self.0.as_mut() else {
+        let Some(target) = self.to.as_mut() else {
             return bytes.len();
         };
         match target.write(bytes).await {
@@ -143,16 +172,46 @@ impl Target {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
             Err(error) => tracing::warn!(%error, "output cannot be written and is lost from here on"),
         }
-        self.0 = None;
+        self.to = None;
         bytes.len()
     }
 
-    /// Makes sure that a file has everything.
-    pub(super) async fn flush(&mut self) {
-        if let Some(target) = self.0.as_mut() {
+    /// Makes sure that a file has everything, and that the reader of a FIFO has taken everything. It is not waited for if there is none, or if it takes
+    /// nothing for `pause`.
+    ///
+    /// A client may close its end when it hears of the exit, and loses what it has not read: containerd's own does so for a
+    /// terminal (`ctr run -t` of 1.6).
+    pub(super) async fn finish(mut self, pause: Duration) {
+        if let Some(target) = self.to.as_mut() {
             // A failed flush has nobody left to be told.
             let _ = target.flush().await;
         }
+        // From now on poll(2) tells whether there is a reader: this end was one.
+        self.to = None;
+        let Some(fifo) = self.fifo else { return };
+        let (mut left, mut since) = (u64::MAX, Instant::now());
+        loop {
+            match ioctl_fionread(&fifo) {
+                Ok(1..) if !has_reader(&fifo) => return,
+                Ok(now @ 1..) if now < left => (left, since) = (now, Instant::now()),
+                Ok(1..) if since.elapsed() < pause => {}
+                Ok(1..) => return tracing::debug!(left, "a reader does not take the end of an output"),
+                Ok(0) | Err(_) => return,
+            }
+            tokio::time::sleep(BETWEEN_LOOKS).await;
+        }
+    }
+}
+
+/// Between two looks at what a reader has left: a pipe wakes its writers only if it was full.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
+
+/// Whether somebody has the other end of a pipe open (poll(2): POLLERR at the end for writing if nobody has).
+fn has_reader(fifo: &OwnedFd) -> bool {
+    let mut events = [PollFd::new(fifo, PollFlags::empty())];
+    match poll(&mut events, Some(&Timespec::default())) {
+        Ok(_) => !events[0].revents().contains(PollFlags::ERR),
+        Err(_) => false,
     }
 }
 
@@ -168,7 +227,7 @@ async fn open_file(name: &'static str, path: PathBuf) -> Result<Target, StreamEr
         .await
         .unwrap_or_else(|error| Err(io::Error::other(error)));
     match file {
-        Ok(file) => Ok(Target(Some(Box::pin(tokio::fs::File::from_std(file))))),
+        Ok(file) => Ok(Target::to(tokio::fs::File::from_std(file))),
         Err(source) => Err(StreamError::Open { name, path, source }),
     }
 }
@@ -202,6 +261,7 @@ fn absolute(uri: &str, path: &str) -> Result<PathBuf, StreamError> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use tokio::io::AsyncReadExt;
 
     proptest! {
         #[test]
@@ -230,7 +290,7 @@ mod tests {
 
     /// Whether there is nothing to read, and no end.
     async fn is_open(stdin: &Source) -> bool {
-        let read = tokio::time::timeout(std::time::Duration::from_millis(50), async {
+        let read = tokio::time::timeout(Duration::from_millis(50), async {
             stdin.read(&mut [0]).await
         });
         read.await.is_err()
@@ -277,6 +337,53 @@ mod tests {
             drop(hold);
             assert_eq!(stdin.read(&mut [0]).await.unwrap(), 0);
         }
+    }
+
+    async fn output(path: &str, bytes: &[u8]) -> Target {
+        let mut target = Target::open("stdout", path).await.unwrap().unwrap();
+        assert_eq!(target.write(bytes).await, bytes.len());
+        target
+    }
+
+    fn reader(path: &str) -> pipe::Receiver {
+        pipe::OpenOptions::new().open_receiver(path).unwrap()
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn an_output_ends_when_its_reader_has_taken_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = fifo(&directory);
+        let mut reader = reader(&path);
+        let target = output(&path, &[7; 40_000]).await;
+        // A client removes the name before.
+        std::fs::remove_file(&path).unwrap();
+        let end = tokio::spawn(target.finish(LONG));
+        let mut buffer = [0; 1000];
+        for _ in 0..40 {
+            assert!(!end.is_finished());
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            reader.read_exact(&mut buffer).await.unwrap();
+        }
+        end.await.unwrap();
+        assert_eq!(reader.read(&mut buffer).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_output_that_nobody_reads_ends_at_once_and_one_of_a_reader_that_stalls_after_the_pause() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = fifo(&directory);
+        let began = Instant::now();
+        output(&path, b"x").await.finish(LONG).await;
+        let gone = reader(&path);
+        let target = output(&path, b"x").await;
+        drop(gone);
+        target.finish(LONG).await;
+        let _stalls = reader(&path);
+        output(&path, b"x").await.finish(Duration::from_millis(100)).await;
+        let elapsed = began.elapsed();
+        assert!(elapsed >= Duration::from_millis(100) && elapsed < LONG, "{elapsed:?}");
     }
 
     #[test]
