@@ -175,8 +175,13 @@ enum Awaited {
 async fn await_template(key: &str, end: Instant) -> Result<Awaited, FactoryError> {
     loop {
         let mut status = status().await?;
-        let found = status.templates.iter().find(|template| template.key == key);
-        match found.map(|template| template.state.as_str()) {
+        // One that is whole may be listed as being made, too: its maker still fills the pool.
+        let of_key = || status.templates.iter().filter(|template| template.key == key);
+        let whole = of_key().find(|template| template.state == "whole");
+        match whole
+            .or_else(|| of_key().next())
+            .map(|template| template.state.as_str())
+        {
             Some("whole") => return Ok(Awaited::Whole),
             Some(_) if Instant::now() < end => tokio::time::sleep(BETWEEN_LOOKS).await,
             Some(_) => return Err(FactoryError::NoTemplate(format!(" after {} s", BOOTS.as_secs()))),

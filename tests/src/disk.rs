@@ -4,13 +4,13 @@ use std::{
     fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    process::Command,
+    process::{self, Command},
 };
 
 use rustix::fs::{major, minor};
 use serde_json::json;
 
-use crate::{Error, Result, Spec, locate};
+use crate::{Error, Result, Spec, locate, sys};
 
 /// A raw image on the host.
 #[derive(Debug)]
@@ -82,7 +82,21 @@ impl RawImage {
         let said = run("losetup", &["--find", "--show", &self.path.display().to_string()])?;
         Ok(LoopDevice {
             path: PathBuf::from(said.trim()),
+            own: None,
         })
+    }
+
+    /// A loop device of a number that nobody else gets when this one is detached: others take the lowest that is free.
+    pub fn loop_device_alone(&self) -> Result<LoopDevice> {
+        let number = 100_000 + process::id() % 100_000;
+        let path = PathBuf::from(format!("/dev/loop{number}"));
+        let own = Some(number);
+        let device = LoopDevice { path, own };
+        run(
+            "losetup",
+            &[&device.path.display().to_string(), &self.path.display().to_string()],
+        )?;
+        Ok(device)
     }
 
     /// The loop devices that there are on it.
@@ -95,6 +109,8 @@ impl RawImage {
 #[derive(Debug)]
 pub struct LoopDevice {
     path: PathBuf,
+    /// Its number, if the device itself was made for it.
+    own: Option<u32>,
 }
 
 impl LoopDevice {
@@ -126,6 +142,9 @@ impl Drop for LoopDevice {
     fn drop(&mut self) {
         // It may have been detached already.
         let _ = run("losetup", &["--detach", &self.path.display().to_string()]);
+        if let Some(number) = self.own {
+            let _ = sys::remove_loop_device(number);
+        }
     }
 }
 

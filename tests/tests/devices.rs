@@ -56,7 +56,7 @@ mod kata_only {
     fn a_device_of_the_host_that_goes_while_a_privileged_container_is_created_is_left_out() -> Result<()> {
         let node = Node::start()?;
         let image = RawImage::with(&node.dir().join("disk"), "x", 8 << 20)?;
-        let (goes, stays) = (image.loop_device()?, image.loop_device()?);
+        let (goes, stays) = (image.loop_device_alone()?, image.loop_device()?);
         let detach = format!("losetup --detach {}", goes.path().display());
         let hook =
             json!({ "path": "/bin/sh", "args": ["sh", "-c", detach], "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"] });

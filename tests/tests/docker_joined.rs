@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use framework::{Docker, Result, docker::IMAGE};
+use framework::{Docker, Error, Result, docker::IMAGE};
 use serde_json::json;
 
 /// Serves a page with its name.
@@ -69,7 +69,7 @@ fn a_service_of_compose_has_the_network_of_another_one() -> Result<()> {
     beside["network_mode"] = json!("service:web");
     let services = json!({ "web": service("web", 8000), "beside": beside });
     fs::write(&file, json!({ "version": "3.8", "services": services }).to_string())?;
-    let compose = |args: &[&str]| Ok::<_, framework::Error>(docker.compose("joined", &file)?.args(args));
+    let compose = |args: &[&str]| Ok::<_, Error>(docker.compose("joined", &file)?.args(args));
     compose(&["up", "-d"])?.ok()?;
     let ids = compose(&["ps", "-q"])?.ok()?;
     let get = "until wget -q -O - http://127.0.0.1:8000/; do sleep 0.2; done";
@@ -155,8 +155,9 @@ mod kata_only {
         let pid = docker
             .docker(&["inspect", "--format", "{{.State.Pid}}", "first"])
             .ok()?;
-        let pid = pid.trim().parse().map_or(Pid::from_raw(0), Pid::from_raw);
-        kill(pid, Signal::SIGKILL).map_err(std::io::Error::from)?;
+        let pid = pid.trim().parse().ok().filter(|pid| *pid > 1);
+        let pid = pid.ok_or_else(|| Error::unexpected("the first container has no pid"))?;
+        kill(Pid::from_raw(pid), Signal::SIGKILL).map_err(std::io::Error::from)?;
         let inspect = ["inspect", "--format", "{{.State.Status}} {{.State.ExitCode}}", "first"];
         eventually("the container has ended", || {
             Ok((docker.docker(&inspect).ok()? == "exited 137\n").then_some(()))

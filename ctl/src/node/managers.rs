@@ -193,8 +193,13 @@ pub(crate) fn with_template(
     handler: &Handler,
 ) -> Result<String, NodeError> {
     let text = text.unwrap_or(BASE);
-    block::with(text, &handler.containerd(version, Finds::RuntimePath))
-        .map_err(|error| refused(file, error.to_string()))
+    // Version 2 is that of containerd 1.6, too, which k3s and RKE2 had up to Kubernetes 1.26; 1.7 takes a path as well.
+    let by = if version < 3 {
+        Finds::RuntimeType
+    } else {
+        Finds::RuntimePath
+    };
+    block::with(text, &handler.containerd(version, by)).map_err(|error| refused(file, error.to_string()))
 }
 
 /// The template that is used where there is none (docs.k3s.io, Advanced, Configuring containerd).

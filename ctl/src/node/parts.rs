@@ -1,7 +1,7 @@
 //! What is to change on a node, manager by manager: reads the node's files, and leaves what they are to say to
 //! [`managers`](super::managers).
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::block;
 use super::change::{self, Change, State};
@@ -216,12 +216,28 @@ fn service(root: &Path, services: [&'static str; 2]) -> &'static str {
 
 /// Whether a link to this may be replaced or removed: it leads to an installation of this runtime, or to nothing. Kata's own installer has a link of
 /// the same name.
-fn is_replaceable(root: &Path, shim: &Path) -> bool {
+fn is_replaceable(root: &Path, link: &Path, shim: &Path) -> bool {
+    let shim = &absolute(link, shim);
     let prefix = shim.ancestors().nth(2).unwrap_or(Path::new("/"));
     // `make install` makes the first, an archive and a build have the second.
     let ours = ["share/tatami", "etc/configuration.toml"];
     shim.file_name() == Some(SHIM.as_ref())
-        && (ours.iter().any(|part| below(root, &prefix.join(part)).exists()) || !below(root, shim).exists())
+        && (ours.iter().any(|part| below(root, &prefix.join(part)).exists())
+            || below(root, shim).symlink_metadata().is_err())
+}
+
+/// Where a link leads to, without its `..`.
+fn absolute(link: &Path, target: &Path) -> PathBuf {
+    let mut path = PathBuf::new();
+    for part in link.parent().unwrap_or(Path::new("/")).join(target).components() {
+        match part {
+            Component::ParentDir => {
+                path.pop();
+            }
+            part => path.push(part),
+        }
+    }
+    path
 }
 
 fn is_in_path(shim: &Path) -> bool {
@@ -251,7 +267,7 @@ fn runtime(root: &Path, installed: &Path, shim: &Path) -> Result<Part, NodeError
         let state = State::of_link(&there)?;
         let is_free = match &state {
             State::Absent => true,
-            State::Link(target) => target == shim || is_replaceable(root, target),
+            State::Link(target) => target == shim || is_replaceable(root, &place, target),
             State::Text(_) => false,
         };
         if is_free && place == link && !is_in_path(shim) {
@@ -409,7 +425,7 @@ fn runtime_removed(root: &Path, installed: Option<&Path>) -> Result<Part, NodeEr
     let mut installations: Vec<PathBuf> = installed.map(Path::to_owned).into_iter().collect();
     let link = below(root, Path::new(LINK));
     if let State::Link(shim) = State::of_link(&link)?
-        && is_replaceable(root, &shim)
+        && is_replaceable(root, Path::new(LINK), &shim)
     {
         installations.extend(shim.ancestors().nth(2).map(Path::to_owned));
         changes.push(Change {

@@ -290,9 +290,7 @@ mod tests {
 
     /// Whether there is nothing to read, and no end.
     async fn is_open(stdin: &Source) -> bool {
-        let read = tokio::time::timeout(Duration::from_millis(50), async {
-            stdin.read(&mut [0]).await
-        });
+        let read = tokio::time::timeout(Duration::from_millis(50), async { stdin.read(&mut [0]).await });
         read.await.is_err()
     }
 

@@ -113,6 +113,10 @@ impl Disks {
         };
         let work = tokio::spawn(async move {
             let attached = attachment.attach().await;
+            if matches!(attached, Err(DiskError::Open(_))) {
+                // Nothing is to be released: the container may do without it.
+                attachment.leave();
+            }
             attachment.forget_unused().await;
             attached
         });
@@ -275,6 +279,14 @@ impl Attachment {
             read_only,
             leaving: false,
         })
+    }
+
+    fn leave(&self) {
+        let mut table = self.disks.table();
+        let entry = table.get_mut(&self.disk.key);
+        if let Some(entry) = entry.filter(|entry| Arc::ptr_eq(&entry.slot, &self.slot)) {
+            entry.users.remove(&self.container);
+        }
     }
 
     /// Its release left the place to whoever opened the disk.

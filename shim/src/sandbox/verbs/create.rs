@@ -29,7 +29,11 @@ use crate::sandbox::records::stand_in::StandIn;
 impl Sandbox {
     /// Reads the bundle, and mounts the rootfs and the binds.
     pub(in crate::sandbox) async fn attach(self: &Arc<Self>, container: &Container) -> Result<(), Error> {
-        self.renew_stand_in(container);
+        self.renew_stand_in(container).map_err(|error| Error::Host {
+            operation: "create",
+            subject: container.subject(),
+            source: HostError::Other(Box::new(error)),
+        })?;
         self.mounts_are_served().await?;
         let attached = self
             .host
@@ -50,13 +54,15 @@ impl Sandbox {
     }
 
     /// Makes another process for the sandbox's first container, if the one that stood for it was killed and the VM lives on for others.
-    fn renew_stand_in(self: &Arc<Self>, container: &Container) {
+    fn renew_stand_in(self: &Arc<Self>, container: &Container) -> io::Result<()> {
         if container.id.as_str() == self.id.as_str()
-            && self.stand_in_killed.swap(false, Ordering::SeqCst)
+            && self.stand_in_killed.load(Ordering::SeqCst)
             && let Some(vm) = self.running_vm()
         {
-            self.stand_for_the_sandbox(&vm);
+            self.stand_for_the_sandbox(&vm)?;
+            self.stand_in_killed.store(false, Ordering::SeqCst);
         }
+        Ok(())
     }
 
     /// Checks whose network the container is to have, and runs the hooks of the creation. They may put a network into the VM's namespace, as Docker's do.

@@ -1,5 +1,6 @@
 //! The VM's life as one task: its boot, its reports and its end. Other tasks can request its end or wait for it.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -102,7 +103,9 @@ impl Sandbox {
         let mut hopeless = self.given_up.subscribe();
         let booting = boot::boot(&plan, self.streams.clone(), self.relays.clone(), |vm| {
             *self.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(vm));
-            self.stand_for_the_sandbox(vm);
+            if let Err(error) = self.stand_for_the_sandbox(vm) {
+                self.give_up(format!("no pid can be made for the sandbox: {error}"));
+            }
             self.serves_mounts.send_replace(true);
         });
         let booting = Box::pin(async {
@@ -203,13 +206,9 @@ impl Sandbox {
 
     /// Makes the pid that stands for the sandbox. Whoever kills it ends the VM, as it would end a container of runc; if others that are no pod's have joined its
     /// first container, that container alone.
-    pub(in crate::sandbox) fn stand_for_the_sandbox(self: &Arc<Self>, vm: &Arc<dyn RunningVm>) {
-        let made = StandIn::new(self.id.as_str(), vm.pid(), vm.network_namespace(), &vm.cgroup_members());
-        let made = made.and_then(|stand_in| Ok((stand_in.killed()?, stand_in)));
-        let (killed, stand_in) = match made {
-            Ok(made) => made,
-            Err(error) => return self.give_up(format!("no pid can be made for the sandbox: {error}")),
-        };
+    pub(in crate::sandbox) fn stand_for_the_sandbox(self: &Arc<Self>, vm: &Arc<dyn RunningVm>) -> io::Result<()> {
+        let stand_in = StandIn::new(self.id.as_str(), vm.pid(), vm.network_namespace(), &vm.cgroup_members())?;
+        let killed = stand_in.killed()?;
         let pid = stand_in.pid();
         *self.stand_in.lock().unwrap_or_else(PoisonError::into_inner) = Some(stand_in);
         let sandbox = Arc::downgrade(self);
@@ -232,6 +231,7 @@ impl Sandbox {
                 "process {pid}, which stands for the sandbox on the host, was killed"
             ));
         });
+        Ok(())
     }
 
     /// Ends the VM, and with it every container. Returns when it is gone; may be called again.
