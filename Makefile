@@ -173,7 +173,7 @@ fuzz: ## every parser of foreign bytes, a million executions each (EXECUTIONS=â€
 	@FUZZ_EXECUTIONS=$(or $(EXECUTIONS),1000000) FUZZ_SEED=$(or $(SEED),1) scripts/fuzz
 
 .PHONY: packages
-packages: build ## build/packages: a .deb, an archive that works wherever it is unpacked, an SPDX list
+packages: build ## build/packages: a .deb, an .rpm, an archive that works anywhere, an SPDX list
 	@BUILD=$(BUILD) scripts/packages $(BUILD)/packages
 
 .PHONY: test-packages

@@ -48,7 +48,7 @@ const OTHERWISE: [(&str, &str); 32] = [
     ("hypervisor.qemu.seccomp_sandbox", "as seccompsandbox"),
     (
         "hypervisor.qemu.rootless",
-        "true by default: a user that no database has, and an empty root; an annotation can only switch it on",
+        "true by default: a user that no database has, and an empty root; an annotation can only set it to true",
     ),
     (
         "hypervisor.qemu.block_device_aio",
@@ -80,7 +80,7 @@ const OTHERWISE: [(&str, &str); 32] = [
     ),
     (
         "hypervisor.qemu.disable_vhost_net",
-        "an annotation can only switch it on",
+        "an annotation can only set it to true",
     ),
     ("hypervisor.qemu.reclaim_guest_freed_memory", "true by default"),
     (
@@ -110,7 +110,7 @@ const OTHERWISE: [(&str, &str); 32] = [
     ),
     (
         "runtime.disable_guest_seccomp",
-        "false by default; an annotation can only switch the profiles on",
+        "false by default; an annotation can only set it to false",
     ),
     (
         "factory.vm_cache_number",

@@ -17,7 +17,7 @@ const NAMES: [(&str, &str); 2] = [("kata-collect-data.sh", "collect-data"), ("ka
 #[command(
     name = "kata-ctl",
     version,
-    about = "Diagnostics for sandboxes of io.containerd.kata.v2"
+    about = "Diagnose and set up the runtime io.containerd.kata.v2"
 )]
 #[command(arg_required_else_help = true)]
 struct Arguments {
@@ -27,25 +27,25 @@ struct Arguments {
     /// Read this configuration instead of the one that the runtime would read
     #[arg(long, alias = "kata-config", value_name = "FILE", hide = true)]
     config: Option<PathBuf>,
-    /// Taken, and without effect: messages go to standard error
+    /// Ignored: messages go to standard error
     #[arg(long, short, hide = true)]
     log_level: Option<String>,
-    /// Taken, and without effect
+    /// Ignored
     #[arg(long, short, hide = true)]
     json_logging: bool,
-    /// Taken, and without effect: messages go to standard error
+    /// Ignored: messages go to standard error
     #[arg(long, hide = true)]
     log: Option<PathBuf>,
-    /// Taken, and without effect
+    /// Ignored
     #[arg(long, hide = true)]
     log_format: Option<String>,
-    /// Taken, and without effect: there is one place for sandboxes
+    /// Ignored: there is one place for sandboxes
     #[arg(long, hide = true)]
     root: Option<PathBuf>,
-    /// Taken, and without effect
+    /// Ignored
     #[arg(long, hide = true)]
     rootless: Option<String>,
-    /// Taken, and without effect
+    /// Ignored
     #[arg(long, hide = true)]
     systemd_cgroup: bool,
     #[command(subcommand)]
@@ -82,7 +82,7 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Print the configuration that holds, and the files that it comes from
+    /// Print the configuration in effect and the files it comes from
     Config {
         /// Read this file instead of the one that the runtime would read
         #[arg(long, value_name = "FILE")]
@@ -106,10 +106,10 @@ pub(crate) enum Command {
         /// Fail on a warning, too
         #[arg(long, short)]
         strict: bool,
-        /// Taken, and without effect: nothing is asked of the network
+        /// Ignored: nothing is asked of the network
         #[arg(long, short = 'n', hide = true)]
         no_network_checks: bool,
-        /// Taken, and without effect: every line is printed anyhow
+        /// Ignored: every line is printed anyhow
         #[arg(long, short, hide = true)]
         verbose: bool,
         /// As `check-version-only`, as a flag
@@ -124,7 +124,7 @@ pub(crate) enum Command {
         /// Read this file instead of the one that the runtime would read
         #[arg(long, value_name = "FILE")]
         path: Option<PathBuf>,
-        /// Only say which of the fixes that the runtime depends on a guest kernel has that calls itself so (`uname -r`)
+        /// Only say which required fixes a guest kernel of this release has (`uname -r`)
         #[arg(long, value_name = "RELEASE", conflicts_with = "path")]
         kernel_version: Option<String>,
     },
@@ -145,29 +145,29 @@ pub(crate) enum Command {
     CollectData(CollectOptions),
     /// Run a program, or a shell, in a guest: needs debug_console_enabled in [agent.kata]
     Exec {
-        /// Its id, or a beginning of it
+        /// Sandbox id, or a unique prefix of it
         sandbox: String,
-        /// No terminal, also where this one is one
+        /// No terminal, even when run on one
         #[arg(long, short = 'T')]
         no_terminal: bool,
-        /// Taken, and without effect: the runtime knows its own port
+        /// Ignored: the runtime uses its own port
         #[arg(long = "kata-debug-port", short = 'p', value_name = "PORT")]
         port: Option<u32>,
         /// The program and its arguments; /bin/sh if there is none
         #[arg(last = true)]
         command: Vec<String>,
     },
-    /// Print the figures of a sandbox, or of all, as Prometheus text
+    /// Print the metrics of a sandbox, or of all, as Prometheus text
     Metrics {
-        /// Its id, or a beginning of it
+        /// Sandbox id, or a unique prefix of it
         sandbox: Option<String>,
     },
-    /// Serve the figures of all sandboxes over HTTP
+    /// Serve the metrics of all sandboxes over HTTP
     Monitor {
-        /// Where; 127.0.0.1:8090 if there is none. :PORT is all addresses
+        /// Address to listen on (127.0.0.1:8090); :PORT means all
         #[arg(value_name = "ADDRESS:PORT", value_parser = address)]
         address: Option<SocketAddr>,
-        /// The same
+        /// The same, as an option
         #[arg(
             long,
             value_name = "ADDRESS:PORT",
@@ -176,13 +176,13 @@ pub(crate) enum Command {
             conflicts_with = "address"
         )]
         listen: Option<SocketAddr>,
-        /// Serve also on an address that is not a loopback address: whoever reaches it reads the figures
+        /// Serve also on an address that is not a loopback address: whoever reaches it reads the metrics
         #[arg(long)]
         allow_remote: bool,
-        /// Taken, and without effect: sandboxes are found without containerd
+        /// Ignored: sandboxes are found without containerd
         #[arg(long, hide = true)]
         runtime_endpoint: Option<String>,
-        /// Taken, and without effect
+        /// Ignored
         #[arg(long, hide = true)]
         log_level: Option<String>,
     },
@@ -197,7 +197,7 @@ pub(crate) enum Command {
     Memlock(memlock::Question),
     /// Say what a guest is doing: a histogram of the kernel functions that its vCPUs are in
     Where {
-        /// Its id, or a beginning of it
+        /// Sandbox id, or a unique prefix of it
         sandbox: String,
         /// How long to look, in seconds
         #[arg(long, value_name = "N", default_value_t = 2.0, value_parser = seconds)]
@@ -208,13 +208,13 @@ pub(crate) enum Command {
     },
     /// Put the lines of several logs into one, sorted by time
     LogParser(LogOptions),
-    /// Tell the runtime of block devices for volumes of pods
+    /// Manage direct-assigned volumes
     DirectVolume {
         /// What to do
         #[command(subcommand)]
         command: VolumeCommand,
     },
-    /// Make the container managers of this node know the runtime, or forget it
+    /// Add the runtime to this node's container managers, or remove it
     Node {
         /// What to do
         #[command(subcommand)]
@@ -254,19 +254,19 @@ pub(crate) enum Command {
 /// What is done about warm VMs.
 #[derive(Subcommand)]
 pub(crate) enum FactoryCommand {
-    /// Boot those that are missing, and wait until they are ready
+    /// Boot the missing VMs and wait until ready; make the template
     Init {
         /// The configuration file, instead of the one that the runtime would read
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
-    /// Show them, what they take, and how many starts they have served
+    /// Show the VMs, their memory and the starts served
     Status {
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// End those that wait; the next start with `vm_cache_number` makes new ones
+    /// End the VMs that no sandbox uses; remove the templates
     Destroy {
         /// Only those of this configuration file
         #[arg(long, value_name = "FILE")]
@@ -277,16 +277,16 @@ pub(crate) enum FactoryCommand {
 /// What is done with a guest's rules.
 #[derive(Subcommand)]
 pub(crate) enum IptablesCommand {
-    /// Print them
+    /// Print the rules
     Get {
         #[command(flatten)]
         guest: GuestRules,
     },
-    /// Replace those of each table that a file has
+    /// Replace the rules of each table in FILE
     Set {
         #[command(flatten)]
         guest: GuestRules,
-        /// As iptables-save(8) writes them
+        /// In iptables-save(8) format
         file: PathBuf,
     },
 }
@@ -294,10 +294,10 @@ pub(crate) enum IptablesCommand {
 /// Whose rules, and which.
 #[derive(Args)]
 pub(crate) struct GuestRules {
-    /// The sandbox's id, or a beginning of it
+    /// Sandbox id, or a unique prefix of it
     #[arg(long, value_name = "ID")]
     pub(crate) sandbox_id: String,
-    /// Those of IPv6
+    /// IPv6 rules
     #[arg(long)]
     pub(crate) v6: bool,
 }
@@ -307,9 +307,9 @@ pub(crate) struct GuestRules {
 pub(crate) enum CheckScope {
     /// Everything
     All,
-    /// The same
+    /// Same as all
     NoNetworkChecks,
-    /// Nothing: print what is checked
+    /// Only print what is checked
     List,
     /// Refused: releases are not asked for
     #[value(hide = true)]
@@ -332,7 +332,7 @@ pub(crate) enum VolumeCommand {
         /// JSON: {"volume-type", "device", "fstype", "metadata", "options"}
         #[arg(value_name = "MOUNT_INFO", required_unless_present = "mount_info")]
         information: Option<String>,
-        /// The same, as a flag
+        /// The same, as an option
         #[arg(long, value_name = "MOUNT_INFO", conflicts_with = "information")]
         mount_info: Option<String>,
     },
@@ -353,7 +353,7 @@ pub(crate) enum VolumeCommand {
         /// In bytes
         #[arg(value_name = "SIZE", required_unless_present = "resize_size", value_parser = bytes)]
         bytes: Option<u64>,
-        /// The same, as a flag
+        /// The same, as an option
         #[arg(long, value_name = "SIZE", alias = "size", conflicts_with = "bytes", value_parser = bytes)]
         resize_size: Option<u64>,
     },
@@ -365,7 +365,7 @@ pub(crate) struct VolumePath {
     /// Where the pod's volume is on the host
     #[arg(value_name = "VOLUME_PATH", required_unless_present = "volume_path")]
     volume: Option<String>,
-    /// The same, as a flag
+    /// The same, as an option
     #[arg(long, value_name = "VOLUME_PATH", conflicts_with = "volume")]
     volume_path: Option<String>,
 }
@@ -399,7 +399,7 @@ pub(crate) struct CollectOptions {
 pub(crate) struct LogOptions {
     /// The logs; standard input if there is none
     files: Vec<PathBuf>,
-    /// How the lines are written
+    /// Output format
     #[arg(long, alias = "output-format", value_enum, default_value = "text")]
     format: logs::Format,
     /// Write to this file instead of standard output
@@ -414,10 +414,10 @@ pub(crate) struct LogOptions {
     /// Fail if no log has a line
     #[arg(long)]
     error_if_no_records: bool,
-    /// Taken, and without effect: a field may always be missing
+    /// Ignored: a field may always be missing
     #[arg(long, hide = true)]
     ignore_missing_fields: bool,
-    /// Taken, and without effect: there are no warnings
+    /// Ignored: there are no warnings
     #[arg(long, short, hide = true)]
     quiet: bool,
     /// Only lines of this sandbox

@@ -7,7 +7,7 @@ pub(crate) struct Question {
     /// containerd's namespace, where containers of several have this id
     #[arg(long, value_name = "NAMESPACE")]
     pub(super) namespace: Option<String>,
-    /// Another process than the first one, as the guest numbers it (`ctr task ps`)
+    /// Another process than the first: its pid inside the container
     #[arg(long, value_name = "PID")]
     pub(super) pid: Option<u32>,
     /// Data pages of the buffer that is tried on each CPU: a power of two; 0 tries none
