@@ -15,6 +15,8 @@ use nix::{
 
 use crate::{Error, Result, image::sha256, wait};
 
+const SHIM: &str = "containerd-shim-kata-v2";
+
 #[derive(Debug, Clone)]
 pub struct Process {
     pub pid: u32,
@@ -30,7 +32,7 @@ impl Process {
 }
 
 /// The processes whose command line or cgroup names `tag`. The test's own children, containerd and `ctr`, are not
-/// among them.
+/// among them, nor is what a shim has just forked and what still looks like the shim.
 pub fn processes(tag: &str) -> Vec<Process> {
     let own = std::process::id();
     let Ok(entries) = fs::read_dir("/proc") else {
@@ -43,12 +45,27 @@ pub fn processes(tag: &str) -> Vec<Process> {
             *pid != own && status(*pid, "PPid:") != own.to_string() && !status(*pid, "State:").starts_with('Z')
         })
         .filter_map(|pid| {
-            let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-            let command = String::from_utf8_lossy(&command).replace('\0', " ");
+            let command = command(pid)?;
+            if is_forked(pid, &command) {
+                return None;
+            }
             let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
             (command.contains(tag) || cgroup.contains(tag)).then_some(Process { pid, command })
         })
         .collect()
+}
+
+/// Its command line, words apart by blanks.
+fn command(pid: u32) -> Option<String> {
+    let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    Some(String::from_utf8_lossy(&command).replace('\0', " "))
+}
+
+/// Whether it is a shim's child that has yet to run its own program: until then it has the shim's command line, in whatever cgroup it is by then.
+fn is_forked(pid: u32, own: &str) -> bool {
+    let is_shim = own.split(' ').next().is_some_and(|program| program.ends_with(SHIM));
+    let parent = || status(pid, "PPid:").parse().ok().and_then(command);
+    is_shim && parent().is_some_and(|parent| parent == own)
 }
 
 /// Waits until none of these processes is there, those included that they start until then.
