@@ -41,9 +41,7 @@ pub fn processes(tag: &str) -> Vec<Process> {
     entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
         // One that has ended and that init has yet to reap holds nothing any more.
-        .filter(|pid| {
-            *pid != own && status(*pid, "PPid:") != own.to_string() && !status(*pid, "State:").starts_with('Z')
-        })
+        .filter(|pid| *pid != own && parent(*pid) != Some(own) && !status(*pid, "State:").starts_with('Z'))
         .filter_map(|pid| {
             let command = command(pid)?;
             if is_forked(pid, &command) {
@@ -64,8 +62,12 @@ fn command(pid: u32) -> Option<String> {
 /// Whether it is a shim's child that has yet to run its own program: until then it has the shim's command line, in whatever cgroup it is by then.
 fn is_forked(pid: u32, own: &str) -> bool {
     let is_shim = own.split(' ').next().is_some_and(|program| program.ends_with(SHIM));
-    let parent = || status(pid, "PPid:").parse().ok().and_then(command);
-    is_shim && parent().is_some_and(|parent| parent == own)
+    is_shim && parent(pid).and_then(command).is_some_and(|parent| parent == own)
+}
+
+/// The pid of a process's parent; none if the process is gone.
+pub fn parent(pid: u32) -> Option<u32> {
+    status(pid, "PPid:").parse().ok()
 }
 
 /// Waits until none of these processes is there, those included that they start until then.

@@ -63,8 +63,8 @@ fn now() -> f64 {
 }
 
 /// The pids of the processes that make a template for a configuration file.
-fn makers(configuration: &Path) -> Vec<i32> {
-    let is_its_maker = |pid: i32| {
+fn makers(configuration: &Path) -> Vec<u32> {
+    let is_its_maker = |pid: u32| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         let named = [&line, &environment]
@@ -75,16 +75,8 @@ fn makers(configuration: &Path) -> Vec<i32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     // What a maker starts has its command line until it runs its own program.
-    let of_a_maker = |pid| parent(pid).is_some_and(is_its_maker);
+    let of_a_maker = |pid| leftovers::parent(pid).is_some_and(is_its_maker);
     pids.filter(|pid| is_its_maker(*pid) && !of_a_maker(*pid)).collect()
-}
-
-/// The pid of a process's parent.
-fn parent(pid: i32) -> Option<i32> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok())
 }
 
 fn holds(text: &[u8], part: &[u8]) -> bool {
@@ -92,7 +84,7 @@ fn holds(text: &[u8], part: &[u8]) -> bool {
 }
 
 /// Does the work, and says which processes made a template meanwhile.
-fn makers_during(configuration: &Path, work: impl FnOnce() -> Result<()>) -> Result<BTreeSet<i32>> {
+fn makers_during(configuration: &Path, work: impl FnOnce() -> Result<()>) -> Result<BTreeSet<u32>> {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let watching = scope.spawn(|| {

@@ -2,7 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -89,9 +89,8 @@ impl Source {
     /// Holds off the end from now on; none if all writers have gone by now. What they have written is read all the same.
     pub(super) fn hold(&self) -> Option<Hold> {
         // poll(2): POLLHUP on a FIFO's reading end is the end of its last writer, and not the want of a first one.
-        let mut events = [PollFd::new(&self.receiver, PollFlags::IN)];
-        match poll(&mut events, Some(&Timespec::default())) {
-            Ok(_) if events[0].revents().contains(PollFlags::HUP) => return None,
+        match polled(&self.receiver, PollFlags::IN) {
+            Ok(events) if events.contains(PollFlags::HUP) => return None,
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "stdin may end with its client"),
         }
@@ -208,11 +207,14 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
 
 /// Whether somebody has the other end of a pipe open (poll(2): POLLERR at the end for writing if nobody has).
 fn has_reader(fifo: &OwnedFd) -> bool {
-    let mut events = [PollFd::new(fifo, PollFlags::empty())];
-    match poll(&mut events, Some(&Timespec::default())) {
-        Ok(_) => !events[0].revents().contains(PollFlags::ERR),
-        Err(_) => false,
-    }
+    polled(fifo, PollFlags::empty()).is_ok_and(|events| !events.contains(PollFlags::ERR))
+}
+
+/// What poll(2) says of a descriptor now.
+fn polled(descriptor: &impl AsFd, wanted: PollFlags) -> rustix::io::Result<PollFlags> {
+    let mut events = [PollFd::new(descriptor, wanted)];
+    poll(&mut events, Some(&Timespec::default()))?;
+    Ok(events[0].revents())
 }
 
 async fn open_file(name: &'static str, path: PathBuf) -> Result<Target, StreamError> {

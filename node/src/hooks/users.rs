@@ -52,7 +52,7 @@ impl Users {
 
     /// Makes a namespace that has them. Blocks.
     pub(super) fn namespace(&self) -> io::Result<OwnedFd> {
-        mount_attributes::user_namespace(&lines(&self.uids), &lines(&self.gids))
+        mount_attributes::user_namespace(&owners::lines(&self.uids), &owners::lines(&self.gids))
     }
 }
 
@@ -60,11 +60,6 @@ impl Users {
 fn root(mappings: &[LinuxIdMapping]) -> Option<u32> {
     let zero = mappings.iter().find(|map| map.container_id() == 0 && map.size() > 0);
     zero.map(LinuxIdMapping::host_id)
-}
-
-fn lines(mappings: &[LinuxIdMapping]) -> String {
-    let line = |map: &LinuxIdMapping| owners::line(map.container_id(), map.host_id(), map.size());
-    mappings.iter().map(line).collect()
 }
 
 #[cfg(test)]

@@ -59,8 +59,8 @@ pub(super) fn take(mount: &mut Mount, linux: Option<&Linux>) -> Result<Option<Id
     let kept = kept.cloned().collect();
     mount.set_options(Some(kept));
     Ok(Some(IdMap {
-        users: lines(&mapping.users),
-        groups: lines(&mapping.groups),
+        users: owners::lines(&mapping.users),
+        groups: owners::lines(&mapping.groups),
         recursive: mapping.recursive,
     }))
 }
@@ -90,11 +90,6 @@ pub(super) fn refuse(mount: &Mount, reason: &str) -> Result<(), GuestSpecError> 
         ));
     }
     Ok(())
-}
-
-fn lines(mappings: &[LinuxIdMapping]) -> String {
-    let line = |map: &LinuxIdMapping| owners::line(map.container_id(), map.host_id(), map.size());
-    mappings.iter().map(line).collect()
 }
 
 #[cfg(test)]
